@@ -8,7 +8,7 @@ import random
 from collections.abc import Sequence
 
 from vllm_cold.method.settings import ColdSettings
-from vllm_cold.tools.explain.account import make_step
+from vllm_cold.tools.explain.account import make_step, valid_tokens
 from vllm_cold.tools.explain.record import (
     BASE,
     Amateur,
@@ -87,11 +87,13 @@ def _step(
 
     settings = ColdSettings(alpha, **(RULE if None in fixed else {}))  # type: ignore[arg-type]
 
+    ends = (1,) if None in fixed and number == ENDS and not greedy else ()
+    valid = valid_tokens(rows[0], KNOWN, None, settings)
+
     def made(token: int) -> Step:
         return make_step(
-            token, WORDS[token], rows, weights, known=KNOWN, vocab_size=None,
-            settings=settings, listed=order[:6], greedy_answer=greedy,
-            ends=(1,) if None in fixed and number == ENDS and not greedy else (),
+            token, WORDS[token], rows, weights, valid,
+            ruled=None in fixed, greedy_answer=greedy, ends=ends,
         )  # fmt: skip
 
     step = made(order[0])
@@ -117,7 +119,6 @@ def make_report(several: bool = False, alpha: float = 0.1, length: int = 40) -> 
         return Answer(
             title="Greedy" if greedy else "CoLD",
             greedy=greedy,
-            text="".join(step.text for step in steps),
             finish_reason="length",
             steps=steps,
         )

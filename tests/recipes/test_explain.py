@@ -14,8 +14,11 @@ import httpx
 import pytest
 
 from tests.docs.blocks import ROOT, block
+from tests.made_up_server import ADAPTER, serving
 from tests.recipes.page import offline, run, words
 from tests.server.conftest import serve
+from vllm_cold.tools.explain.command import ask_all
+from vllm_cold.tools.main import build_parser
 
 PAGE = "docs/explain.md"
 FLOAT32 = " --dtype float32"
@@ -32,39 +35,37 @@ def read(page: Path) -> list[dict[str, Any]]:
     found = re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.S)
     assert found and "The engine took another token" not in text
     explained = json.loads(found[1])["explanations"]
-    answers = [{**one, **answer} for one in explained for answer in one["answers"]]
-    assert all(answer["steps"] for answer in answers)
-    return answers
+    return [{**one, **answer} for one in explained for answer in one["answers"]]
 
 
 @pytest.mark.engine
 def test_one_prompt(folder: Path, variables: dict[str, str]) -> None:
     printed = run(block(PAGE, "prompt").rstrip() + FLOAT32, folder, variables)
-    assert [answer["title"] for answer in read(folder / "sorting.html")] == ["CoLD", "Greedy"]
+    answers = read(folder / "sorting.html")
+    assert [answer["title"] for answer in answers] == ["CoLD", "Greedy"]
+    assert all(answer["steps"] for answer in answers)
     assert "against base model, weight -0.5" in printed and "page: sorting.html" in printed
 
 
-@pytest.mark.engine
-def test_other_prompts(folder: Path, variables: dict[str, str]) -> None:
-    """What the page says of its chat and its text: each without a part, by the base model."""
-    printed = run(block(PAGE, "guided").rstrip() + FLOAT32, folder, variables)
-    flowing = " ".join(printed.split())
-    assert "against base model without system, weight" in flowing
-    assert "tokens) user: What is the capital of Japan?" in flowing
-    assert "against base model without 0:39" in flowing
-    assert "tokens) Question: What is the capital of Russia?" in flowing
-    assert len(read(folder / "guided.html")) == 4
-
-
-@pytest.mark.engine
-def test_several_amateurs(folder: Path, variables: dict[str, str]) -> None:
-    run(block(PAGE, "several").rstrip() + FLOAT32, folder, variables)
-    for answer in read(folder / "several.html"):
-        labels = [one["label"] for one in answer["amateurs"]]
-        assert labels == ["orders, weight -0.5", "base model, weight -0.25"]
+@pytest.mark.unit
+@pytest.mark.parametrize("name", ["prompts", "guided", "several", "url"])
+def test_what_is_asked(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other commands of the page are taken, with their files."""
+    monkeypatch.chdir(tmp_path)
+    adapters = {"MODEL": "org/model", "URL": "http://localhost:8000"}
+    adapters["ADAPTERS"] = str(ROOT / "examples" / "adapters")
+    for file, here in re.findall(
+        r"cat > (\S+) <<'END'\n(.*?)END\n", block(PAGE, "prompts") + block(PAGE, "guided"), re.S
+    ):
+        Path(file).write_text(here)
+    command = block(PAGE, name).rpartition("vllm-cold explain")[2]
+    options = build_parser().parse_args(["explain", *words(command, adapters)])
+    labels = [str(one.source) for x in ask_all(options) for one in x.contrast.amateurs]
+    assert labels == {"guided": ["without system", "without 0:39"]}.get(name, ["None"] * 2)
 
 
 @pytest.mark.server
+@pytest.mark.full
 def test_a_file_of_prompts_offline_and_served(
     folder: Path, variables: dict[str, str], served: str
 ) -> None:
@@ -87,33 +88,30 @@ def test_a_file_of_prompts_offline_and_served(
     assert len(own) == 4 and own[0]["steps"] != own[1]["steps"]
 
 
-@pytest.mark.server
-def test_the_live_page(variables: dict[str, str], served: str) -> None:
-    """The page's command, asked as its page does."""
-    script = "exec " + block(PAGE, "live").rstrip() + " --port 0"
-    command = ["bash", "-c", script]
-    environment = offline({**variables, "URL": served})
-    # A shell that starts tests in the background ignores interrupts, and so would the command.
-    interruptible: Any = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
-    with subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, text=True, **interruptible
-    ) as process:
-        try:
-            assert process.stdout
-            address = process.stdout.readline().split()[0]
-            form = {"prompt": "w12 w7", "chat": True, "adapter": "sorting", "max_tokens": 8}
-            form["beta"] = "2"
-            reply = httpx.post(f"{address}answer", json=form, timeout=60)
-            events = [json.loads(line) for line in reply.text.splitlines()]
-            assert {event["place"] for event in events if event["event"] == "text"} == {0, 1}
-            assert events[-1]["event"] == "report", events[-1]
-            [one] = events[-1]["report"]["explanations"]
-            cold, greedy = one["answers"]
-            assert one["amateurs"][0]["label"] == "base model, weight -2"
-            assert len(greedy["steps"]) == len(cold["steps"]) == 8
-        finally:
-            process.send_signal(signal.SIGINT)
-            assert process.wait(20) == 130
+@pytest.mark.unit
+@pytest.mark.slow
+def test_the_live_page() -> None:
+    """The page's command, asked as its page does, before a made-up server; Ctrl-C ends it."""
+    with serving() as (url, _):
+        script = "exec " + block(PAGE, "live").replace("sorting", ADAPTER).rstrip() + " --port 0"
+        # A shell that starts tests in the background ignores interrupts, and so would the command.
+        interruptible: Any = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+        with subprocess.Popen(
+            ["bash", "-c", script],
+            env=offline({"URL": url}),
+            stdout=subprocess.PIPE,
+            text=True,
+            **interruptible,
+        ) as process:
+            try:
+                assert process.stdout
+                address = process.stdout.readline().split()[0]
+                form = {"prompt": "ab", "adapter": ADAPTER, "max_tokens": 4, "beta": "2"}
+                reply = httpx.post(f"{address}answer", json=form, timeout=60)
+                assert json.loads(reply.text.splitlines()[-1])["event"] == "report"
+            finally:
+                process.send_signal(signal.SIGINT)
+                assert process.wait(20) == 130
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +125,7 @@ def served(variables: dict[str, str], folder: Path) -> Iterator[str]:
 
 
 @pytest.mark.engine
+@pytest.mark.full
 @pytest.mark.slow
 def test_the_real_model(tmp_path: Path) -> None:
     """The first blocks of the page, unchanged: the answer is a list of numbers."""

@@ -19,16 +19,17 @@ from scipy.spatial.distance import jensenshannon
 
 from tests import naive_rules
 from tests.asked import asked
+from tests.unit.test_pictures import file, pixels
 from vllm_cold.method.amateurs import Text
 from vllm_cold.method.settings import ColdSettings
 from vllm_cold.ops.scoring_reference import group_scores
-from vllm_cold.tools.contrast import Content, Stream, read_streams
+from vllm_cold.tools.contrast import Content, Pictured, Prompt, Stream, read_streams
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.explain import account, collect, visible
 from vllm_cold.tools.explain.prompts import Asked
-from vllm_cold.tools.explain.record import Piece, Report, Step
+from vllm_cold.tools.explain.record import Report, Step
 from vllm_cold.tools.explain.source import MAX_NAMED, Decoded, Logprob, Row, after, make_row
-from vllm_cold.tools.pictures import as_sent
+from vllm_cold.tools.pictures import as_sent, make_picture
 
 pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
@@ -55,26 +56,13 @@ def step(
     streams: Sequence[Row],
     weights: Sequence[float | None] | None,
     settings: ColdSettings,
+    known: int = SIZE,
+    token: int = 0,
     **options: Any,
 ) -> Step:
-    given = {"token": 0, "text": "", "known": SIZE, "vocab_size": SIZE, "listed": [], **options}
-    return account.make_step(rows=streams, weights=weights, settings=settings, **given)
-
-
-def weights_of(
-    settings: ColdSettings,
-    weights: Sequence[float | None],
-    expert: torch.Tensor,
-    amateurs: Sequence[torch.Tensor],
-) -> list[float]:
-    """With what the rule chooses, by ``naive_rules``."""
-    if settings.rule is None:
-        return [float(one or 0.0) for one in weights]
-    alone = group_scores(expert, [], ln(settings.alpha), [], settings.expert_top_k or 0)
-    parameters = settings.rule_parameters or {}
-    rows = [expert, *amateurs]
-    found = naive_rules.weights(settings.rule, parameters, rows, alone > -math.inf, 0, {})
-    return [new if one is None else one for one, new in zip(weights, found, strict=True)]
+    valid = account.valid_tokens(streams[0], known, SIZE, settings)
+    ruled = settings.rule is not None
+    return account.make_step(token, "", streams, weights, valid, ruled=ruled, **options)
 
 
 @given(
@@ -116,36 +104,20 @@ def test_a_step_is_that_of_the_op(
 
 
 def test_the_divergence_is_jensen_shannon() -> None:
-    expert, amateur = logits(2)
-    e, a = expert.log_softmax(0), amateur.log_softmax(0)
-    whole = jensenshannon(e.exp().numpy(), a.exp().numpy(), base=2) ** 2
-    assert whole > 0.01
-    assert account.divergence_bits(e.tolist(), a.tolist()) == pytest.approx(whole)
+    """Of the listed tokens and one that stands for all others, which can only lower it."""
+    e, a = (values.log_softmax(0) for values in logits(2))
     some = e.topk(7).indices
+    whole = account.divergence_bits(e, a)
+    assert whole == pytest.approx(jensenshannon(e.exp().numpy(), a.exp().numpy(), base=2) ** 2)
     merged = [
         torch.cat([x, 1 - x.sum().reshape(1)]).numpy() for x in (e[some].exp(), a[some].exp())
     ]
-    part = account.divergence_bits(e[some].tolist(), a[some].tolist())
+    part = account.divergence_bits(e[some], a[some])
     assert part == pytest.approx(jensenshannon(*merged, base=2) ** 2)
-    assert part < whole  # merging tokens hides some of it
-    assert account.divergence_bits([0.0, -math.inf], [-math.inf, 0.0]) == 1.0
-    assert account.divergence_bits([-0.5, -2.0], [-0.5, -2.0]) == 0.0
-
-
-def test_the_valid_set_is_complete_only_if_a_token_outside_of_it_is_known() -> None:
-    expert = {i: Logprob(-0.1 * i) for i in range(10)}
-    settings = ColdSettings(alpha=math.exp(-0.55))
-    six = {0, 1, 2, 3, 4, 5}
-    assert account.valid_tokens(expert, 10, None, settings) == (six, True)
-    # Only the five best are certain: there may be others at -0.45 that are not listed.
-    assert account.valid_tokens(expert, 5, None, settings) == (six, False)
-    five = {i: expert[i] for i in range(5)}
-    assert account.valid_tokens(five, 5, None, settings)[1] is False
-    assert account.valid_tokens(five, 5, 5, settings)[1] is True  # the whole vocabulary
-    capped = ColdSettings(alpha=settings.alpha, expert_top_k=3)
-    assert account.valid_tokens(five, 5, None, capped) == ({0, 1, 2}, True)
-    tied = {**five, 3: Logprob(-0.2)}
-    assert account.valid_tokens(tied, 5, None, capped) == ({0, 1, 2, 3}, True)
+    assert 0.01 < part < whole
+    one, other = torch.eye(2, dtype=torch.float64).log()
+    assert account.divergence_bits(one, other) == 1.0
+    assert account.divergence_bits(one, one) == 0.0
 
 
 def test_what_is_not_listed_may_win() -> None:
@@ -172,8 +144,8 @@ def test_what_is_not_listed_may_win() -> None:
 
 
 def test_no_weight_is_made_up() -> None:
-    """Where the engine told none, they are not known, nor is a score; where none is needed any
-    more, that is said.
+    """Where the engine told none, they are not known, nor is a score; an amateur that has ended
+    needs none.
     """
     expert, amateur = logits(3)
     rows = [row(expert), row(amateur), row(amateur)]
@@ -182,11 +154,9 @@ def test_no_weight_is_made_up() -> None:
         got = step(rows, None, settings, token=7, greedy_answer=greedy_answer)
         assert (got.weights, got.winner, got.complete) == (None, winner, True)
         assert all(c.score is None for c in got.candidates)
-    ended = step(rows, [-0.5, None], settings, ends=(1,))
-    alone = step(rows[:2], [-0.5], settings)
-    assert (ended.weights, ended.ends) == ((-0.5, None), (1,))
+    ended, alone = step(rows, [-0.5, None], settings), step(rows[:2], [-0.5], settings)
+    assert ended.weights == (-0.5, None)
     assert [c.score for c in ended.candidates] == [c.score for c in alone.candidates]
-    assert step(rows, [-0.5, 0.0], ColdSettings(0.1)).weights == ()
 
 
 def test_a_token_that_the_numbers_do_not_explain() -> None:
@@ -269,13 +239,11 @@ class Model:
     model, base, about = "model", "base", "made up"
     loaded = ["adapter", "other"]  # noqa: RUF012
 
-    def __init__(self, spread: float = 3.0, largest: int = 20) -> None:
+    def __init__(self, spread: float = 3.0) -> None:
         self.expert: str | None = EXPERT
         self.max_model_len: int | None = 64
         self.vocab_size: int | None = VOCAB
-        self.spread, self.largest = spread, largest
-        self.scored: list[tuple[str | None, int]] = []
-        self.looked_up = 0
+        self.spread, self.looked_up = spread, 0
 
     def logprobs(self, stream: Stream) -> list[float]:
         rng = random.Random(str(list(stream.ids)))
@@ -306,32 +274,32 @@ class Model:
             text = behind(prompt, tokens)
             if ruled:
                 weights.append(tuple(self.weights(text)))
-            if greedy:
-                values = self.logprobs(text.streams[0])
-                tokens.append(values.index(max(values)))
-            else:
-                tokens.append(int(self.scores(text).argmax()))
+            found = self._rows_of(text)[0] if greedy else self.scores(text)
+            tokens.append(int(found.argmax()))
         return Decoded(tuple(tokens), "", "length", tuple(weights))
 
     def weights(self, text: Asked) -> list[float]:
         """By ``naive_rules``, where they are not fixed."""
-        rows = (torch.tensor(self.logprobs(s), dtype=torch.float64) for s in text.streams)
-        expert, *amateurs = rows
-        return weights_of(text.contrast.settings, text.contrast.weights, expert, amateurs)
+        settings, rows = text.contrast.settings, self._rows_of(text)
+        if settings.rule is None:
+            return [float(one or 0.0) for one in text.contrast.weights]
+        alone = group_scores(rows[0], [], ln(settings.alpha), [], settings.expert_top_k or 0)
+        given = settings.rule_parameters or {}
+        found = naive_rules.weights(settings.rule, given, rows, alone > -math.inf, 0, {})
+        pairs = zip(text.contrast.weights, found, strict=True)
+        return [new if one is None else one for one, new in pairs]
 
     def scores(self, text: Asked) -> torch.Tensor:
         """By the op's reference."""
-        settings = text.contrast.settings
-        expert, *amateurs = (
-            torch.tensor(self.logprobs(s), dtype=torch.float64) for s in text.streams
-        )
-        return group_scores(
-            expert, amateurs, ln(settings.alpha), self.weights(text), settings.expert_top_k or 0
-        )
+        settings, (expert, *amateurs) = text.contrast.settings, self._rows_of(text)
+        cap = settings.expert_top_k or 0
+        return group_scores(expert, amateurs, ln(settings.alpha), self.weights(text), cap)
+
+    def _rows_of(self, text: Asked) -> list[torch.Tensor]:
+        return [torch.tensor(self.logprobs(s), dtype=torch.float64) for s in text.streams]
 
     async def score(self, texts: Sequence[Stream], top: int) -> list[list[Row]]:
-        assert top <= max(self.largest, 20)
-        self.scored += [(text.adapter, top) for text in texts]
+        assert top <= 20
         return [self.rows(text, top) for text in texts]
 
     def rows(self, text: Stream, top: int) -> list[Row]:
@@ -343,7 +311,7 @@ class Model:
         return found
 
     async def largest_top(self) -> int:
-        return self.largest
+        return 20
 
     async def look_up(
         self, asked: Sequence[tuple[Stream, Sequence[int]]]
@@ -393,18 +361,19 @@ def exact(model: Model, report: Report, prompts: Sequence[Asked]) -> list[Step]:
 
 CHAT = (("system", "ab"), ("user", "c"))
 TWO: dict[str, Any] = {"amateur": ["base", ""], "amateur_prompt": ["", "xy"]}
-CASES: dict[str, tuple[Any, dict[str, Any]]] = {
-    "adapter": ("ab", {"alpha": 0.1, "beta": 1.0}),
-    "adaptive": ("ab", {"alpha": 0.02, "beta": "adaptive", "beta_max": 400.0}),
+ONE = make_picture("one.png", file(pixels((5, 4))))
+OTHER = make_picture("two.png", file(pixels((7, 9)), "JPEG"))
+PICTURED = Pictured((("system", "ab"), ("user", "c")), (ONE,))
+BOTH = Pictured((("user", "cd"),), (ONE, OTHER))
+CASES: dict[str, tuple[Prompt, dict[str, Any]]] = {
     "cap": ("ab", {"alpha": 0.0, "expert_top_k": 7}),
-    "without": (CHAT, {"without": "system", "alpha": 0.05, "beta": 1.0}),
-    "part": ("ab", {"part": "0:1", "alpha": 0.05, "beta": 1.0}),
-    "text": ("ab", {"amateur_prompt": "xyz", "amateur": "other", "alpha": 0.05}),
-    "two": ("ab", {**TWO, "weights": [-1.0, 0.5], "alpha": 0.05}),
-    "two, adaptive": (
+    "two": (
         "ab",
         {**TWO, "weights": ["adaptive", -0.5], "beta_max": 300.0, "alpha": 0.05},
     ),
+    "vcd": (PICTURED, {"preset": "vcd"}),
+    "no images": (BOTH, {"without": "images", "alpha": 0.05, "beta": 1.0}),
+    "views": (PICTURED, {"images": ["noise:500", "none"], "weights": [-1.0, 0.5], "alpha": 0.05}),
 }
 
 
@@ -414,8 +383,7 @@ def test_every_number_is_exact(case: str) -> None:
     model, prompts = Model(spread=6.0), asked([prompt], **contrast)
     report = explain(model, prompts, max_tokens=6)
     assert model.looked_up > 0  # the case is one where something was missing
-    steps = exact(model, report, prompts)
-    assert all(step.complete for step in steps)
+    assert all(step.complete for step in exact(model, report, prompts))
     cold, greedy = report.explanations[0].answers
     assert all(step.winner is not None for step in cold.steps)
     assert any(step.differs for step in cold.steps)
@@ -431,16 +399,7 @@ def test_every_number_is_exact(case: str) -> None:
     assert lengths == [len(stream.ids) for stream in model.read_one(prompts[0]).streams[1:]]
 
 
-def test_more_is_asked_for_where_the_valid_set_is_not_complete() -> None:
-    model, prompts = Model(spread=1.0, largest=400), asked(["ab", "c"], alpha=0.02, beta=0.3)
-    steps = exact(model, explain(model, prompts, max_tokens=4), prompts)
-    assert max(step.valid_size for step in steps) > 128 and all(step.complete for step in steps)
-    assert {top for stream, top in model.scored if stream == EXPERT} == {20, VOCAB}
-    assert {top for stream, top in model.scored if stream == AMATEUR} == {20}
-
-
-@pytest.mark.parametrize("beta", [0.5, "adaptive", "acd"])
-@pytest.mark.parametrize("alpha", [0.0, 0.02])
+@pytest.mark.parametrize(("alpha", "beta"), [(0.0, "acd"), (0.02, 0.5)])
 def test_a_limit_is_told(alpha: float, beta: Any) -> None:
     """Where more tokens are valid than may be listed: the engine's word."""
     model, prompts = Model(spread=1.0), asked(["ab"], alpha=alpha, beta=beta)
@@ -453,30 +412,39 @@ def test_a_limit_is_told(alpha: float, beta: Any) -> None:
 
 
 def test_what_the_report_says_of_amateurs() -> None:
-    def of(prompt: Any, **contrast: Any) -> list[tuple[str, tuple[Piece, ...]]]:
+    def of(prompt: Prompt, **contrast: Any) -> list[tuple[str, list[str]]]:
         report = explain(Model(), asked([prompt], **contrast), max_tokens=1)
-        return [(one.label, one.pieces) for one in report.explanations[0].amateurs]
+        amateurs = report.explanations[0].amateurs
+        return [(one.label, [piece.text for piece in one.pieces]) for one in amateurs]
 
-    assert of("ab", beta=1.0) == [("base model, weight -1", ())]
-    assert of("ab", beta="adaptive") == [("base model, weight adaptive", ())]
-    two = of("ab", **TWO, weights=["mti", 0.25])
-    assert [label for label, _ in two] == [
-        "base model, weight mti", "adapter, text of its own, weight +0.25",
-    ]  # fmt: skip
-    assert of(CHAT, without="system", preset="cfg") == [
-        ("adapter without system, weight -0.5", (Piece(text="c", role="user"),))
-    ]
-    assert of("abcd", part="1:2,3:4") == [
-        ("adapter without 1:2,3:4, weight -0.5", (Piece(text="ac"),))
-    ]
     parts = '[{"role": "user", "content": "x"}]'
-    [(label, pieces)] = of(CHAT, amateur_messages=parts)
-    assert label == "adapter, messages of its own, weight -0.5"
-    assert pieces == (Piece(text="x", role="user"),)
-    assert of("ab", **TWO, weights=[-1.0, 0.25])[1] == (
-        "adapter, text of its own, weight +0.25",
-        (Piece(text="xy"),),
-    )
+    for found, said in (
+        (of("ab", beta="adaptive"), [("base model, weight adaptive", [])]),
+        (
+            of("ab", **TWO, weights=["mti", 0.25]),
+            [("base model, weight mti", []), ("adapter, text of its own, weight +0.25", ["xy"])],
+        ),
+        (
+            of(CHAT, without="system", preset="cfg"),
+            [("adapter without system, weight -0.5", ["c"])],
+        ),
+        (of("abcd", part="1:2,3:4"), [("adapter without 1:2,3:4, weight -0.5", ["ac"])]),
+        (
+            of(CHAT, amateur_messages=parts),
+            [("adapter, messages of its own, weight -0.5", ["x"])],
+        ),
+        (
+            of(BOTH, images="blur:2"),
+            [
+                (
+                    "adapter blur:2, weight -0.5",
+                    ["[image one.png, 5 × 4, blur:2]\n[image two.png, 7 × 9, blur:2]\ncd"],
+                )
+            ],
+        ),
+        (of(PICTURED, images="none"), [("adapter without images, weight -0.5", ["ab", "c"])]),
+    ):
+        assert found == said
 
 
 def test_what_does_not_fit_is_refused_before_anything_is_decoded() -> None:
@@ -489,5 +457,3 @@ def test_what_does_not_fit_is_refused_before_anything_is_decoded() -> None:
     ):
         with pytest.raises(ToolError, match=said):
             explain(Model(), asked(["ab"], **contrast), max_tokens=most)
-    with pytest.raises(ToolError, match="give a prompt with text"):
-        explain(Model(), asked([""]), max_tokens=2)

@@ -16,15 +16,17 @@ from typing import Any
 
 import httpx
 import pytest
+from msgspec.structs import replace
 from starlette.testclient import TestClient
 
 from tests.asked import asked
 from tests.made_up_server import ADAPTER, MadeUp, serving
 from tests.unit.test_explain_command import parse
-from vllm_cold.tools.contrast import Stream, read_contrast
+from vllm_cold.method.amateurs import describe, says_what
+from vllm_cold.method.arguments import parse_request_args
+from vllm_cold.tools.contrast import Stream
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.explain import collect, page, serve
-from vllm_cold.tools.explain import source as sources
 from vllm_cold.tools.explain.command import open_server, run
 from vllm_cold.tools.explain.server import ServerSource
 from vllm_cold.tools.server import Server
@@ -64,47 +66,45 @@ def source(url: str, expert: str | None = ADAPTER) -> ServerSource:
     return ServerSource(Server(url, expert), expert)
 
 
-def sent(url: str, one: Any, expert: str | None = ADAPTER) -> dict[str, Any]:
-    """The keys of the request for a prompt's CoLD answer."""
-    return source(url, expert).xargs(one)
-
-
-def test_a_server_is_asked_in_the_users_way(upstream: tuple[str, MadeUp]) -> None:
-    """And its own defaults have no say: not its cap, its preset, nor what it leaves out."""
-    url, most = upstream[0], 2**31 - 1
-    [plain] = asked(["x"], beta=1.0)
-    assert sent(url, plain) == {
-        "cold": 1,
-        "cold_alpha": 0.1,
-        "cold_beta": 1.0,
-        "cold_expert_top_k": most,
-        "cold_amateur": "base",
-    }
-    [cad] = asked(["xy"], part="0:1", preset="adacad")
-    assert sent(url, cad, None) == {
-        "cold": 1,
-        "cold_alpha": 0.0,
-        "cold_beta": "adaptive",
-        "cold_rule_parameters": '{"beta_max": 1.0}',
-        "cold_expert_top_k": most,
-        "cold_part": "0:1",
-        "cold_preset": "adacad",
-        "cold_explain": 1,
-    }
-    [two] = asked(["xy"], amateur=["", "two"], part=["0:1", ""], weights=[-0.5, "adaptive"])
-    found = sent(url, two)
-    assert "cold_beta" not in found and found["cold_rule_parameters"] == '{"beta_max": 1.0}'
-    assert found["cold_weights"] == [-0.5, "adaptive"]
-    three = {"amateur": ["", "two", ""], "part": ["0:1", "", "1:2"]}
-    [mixed] = asked(["xy"], **three, weights=["mti", "", 0.5], rule_parameters='{"tau": 2}', beta=2)
-    [unsaid] = asked(["xy"], **three, weights=["acd", "", 0.5])
-    [ruled] = asked(["xy"], **three, beta="acd", weights=["acd", "", 0.5])
-    for given in (plain, cad, two, mixed, unsaid, ruled):  # and it is the same
-        xargs = sent(url, given)
-        assert all(isinstance(v, (str, int, float, list)) for v in xargs.values())  # as vLLM wants
-        again = read_contrast({k: v for k, v in xargs.items() if k != "cold"})
-        assert again.weights == given.contrast.weights
-        assert again.settings.rule_parameters == given.contrast.settings.rule_parameters
+@pytest.mark.parametrize(
+    "contrast",
+    [
+        {"beta": 1.0},
+        {"part": "0:1", "preset": "adacad"},
+        {"part": "0:1", "beta": "adaptive", "beta_max": 3.0},
+        {"part": "0:1", "preset": "mti"},
+        {"amateur": ["", "two"], "part": ["0:1", ""], "weights": [-0.5, "adaptive"]},
+        {"amateur": ["", "two"], "weights": [-0.5, 0.25], "preset": "dexperts"},
+        {
+            "amateur": ["", "two", ""],
+            "part": ["0:1", "", "1:2"],
+            "weights": ["mti", "", 0.5],
+            "rule_parameters": {"tau": 2},
+            "beta": 2,
+        },
+    ],
+)  # fmt: skip
+def test_a_servers_defaults_have_no_say(
+    contrast: dict[str, Any], upstream: tuple[str, MadeUp]
+) -> None:
+    """What it makes of a request is what the numbers are made with."""
+    [given] = asked(["xy"], **contrast)
+    xargs = source(upstream[0]).xargs(given)
+    assert all(isinstance(v, (str, int, float, list)) for v in xargs.values())  # as vLLM wants
+    request = parse_request_args(xargs)
+    weights = [one.weight for one in describe(request.contrast)]
+    for defaults in (
+        {},
+        {"cold_alpha": 0.7, "cold_beta": 3.0, "cold_expert_top_k": 1},
+        {"cold_beta": "mti", "cold_rule_parameters": {"tau": 9}, "cold_preset": "cfg"},
+        {"cold_beta": "adaptive", "cold_beta_max": 9.0},
+    ):
+        settings, found = request.settings(parse_request_args(defaults), weights)
+        assert settings.expert_top_k == 2**31 - 1
+        assert replace(settings, expert_top_k=None) == given.contrast.settings
+        assert found == given.contrast.weights
+    assert says_what(request.contrast)  # so that nothing else is left out
+    assert request.explain == (given.contrast.settings.rule is not None)
 
 
 def test_weights_that_are_not_told(upstream: tuple[str, MadeUp]) -> None:
@@ -120,33 +120,8 @@ def test_weights_that_are_not_told(upstream: tuple[str, MadeUp]) -> None:
     assert "does not return kv_transfer_params.cold.weights as vLLM does" in error["text"]
 
 
-def test_a_chat_is_asked_as_a_chat(upstream: tuple[str, MadeUp]) -> None:
-    """What an amateur reads is made by the server too: as a chat without CoLD."""
-    url, made = upstream
-    chat = (("system", "s"), ("user", "u"))
-    [one] = asked([chat], amateur="base", without="system")
-
-    async def both() -> None:
-        asking = source(url)
-        made.bodies.clear()
-        read = await sources.read(asking, one)
-        assert [stream.adapter for stream in read.streams] == [ADAPTER, None]
-        await asking.decode([read], False, 2)
-
-    asyncio.run(both())
-    paths, bodies = zip(*made.bodies, strict=True)
-    assert set(paths) == {"/v1/chat/completions"}
-    system, user = ({"role": role, "content": content} for role, content in chat)
-    assert [body["messages"] for body in bodies] == [[system, user], [user], [system, user]]
-    assert [body["vllm_xargs"] for body in bodies[:2]] == [{"cold": 0}] * 2
-    assert bodies[2]["vllm_xargs"].items() >= one.args.items() | {("cold", 1)}
-    for body in bodies:
-        assert body["return_token_ids"] and body["model"] == ADAPTER
-        assert (body["temperature"], body["repetition_penalty"], body["top_k"]) == (0.0, 1.0, 0)
-
-
 ASKS: dict[str, Callable[[ServerSource], Any]] = {
-    "read": lambda one: sources.read(one, asked(["x"])[0]),
+    "read": lambda one: collect.read_all(one, asked(["x"]), 2),
     "score": lambda one: one.score([Stream(ADAPTER, (1, 2))], 3),
     "look up": lambda one: one.look_up([(Stream(ADAPTER, (1,)), [2])]),
 }
@@ -155,25 +130,23 @@ ASKS: dict[str, Callable[[ServerSource], Any]] = {
 @pytest.mark.parametrize(
     ("ask", "fields", "what"),
     [
-        ("read", {"prompt_token_ids": None}, "choices.0.prompt_token_ids"),
-        ("score", {"prompt_logprobs": None}, "choices.0.prompt_logprobs"),
-        (
-            "score",
-            {"prompt_logprobs": [None, {"5": {"logprob": "high", "decoded_token": "a"}}]},
-            "choices.0.prompt_logprobs.1.5.logprob",
-        ),
-        ("look up", {"logprobs": None}, "choices.0.logprobs"),
-        ("look up", {"logprobs": {"top_logprobs": [{"a": -1}]}}, "choices.0.logprobs.top_logp.*"),
+        ("read", {"prompt_token_ids": None}, "prompt_token_ids"),
+        ("score", {"prompt_logprobs": None}, "prompt_logprobs"),
+        ("look up", {"logprobs": None}, "logprobs"),
         # An older server answers with its own choice of tokens.
         ("look up", {"logprobs": {"top_logprobs": [{"token_id:5": -1}]}}, "logprobs of logprob_.*"),
-        ("look up", {"logprobs": {"top_logprobs": [None]}}, "choices.0.logprobs.top_logprobs"),
+        ("look up", {"logprobs": {"top_logprobs": [None]}}, "logprobs of logprob_token_ids"),
+        ("score", "<html></html>", "JSON"),
     ],
 )
 def test_what_a_server_does_not_return_is_named(
-    ask: str, fields: dict[str, Any], what: str, upstream: tuple[str, MadeUp]
+    ask: str, fields: Any, what: str, upstream: tuple[str, MadeUp]
 ) -> None:
     url, made = upstream
-    made.changed = fields
+    if isinstance(fields, str):
+        made.text = fields
+    else:
+        made.changed = fields
     said = f"--url={url}: the server does not return {what} as vLLM does; vLLM 0.23 or newer is"
     with pytest.raises(ToolError, match=f"^{said}"):
         asyncio.run(ASKS[ask](source(url)))
@@ -185,14 +158,11 @@ def test_odd_replies(upstream: tuple[str, MadeUp]) -> None:
     made.changed = {"logprobs": named}
     found = asyncio.run(source(url).look_up([(Stream(None, (1,)), [5, 6])]))
     assert found == [{5: -0.5, 6: -math.inf}]  # which JSON does not have
-    made.text = "<html></html>"
-    with pytest.raises(ToolError, match="the server does not return JSON as vLLM does"):
-        asyncio.run(ASKS["score"](source(url)))
-    made.text, made.changed = None, {}
+    made.changed = {}
 
     async def another() -> None:
         asking = source(url)
-        read = await sources.read(asking, asked(["xy"])[0])
+        [read] = await collect.read_all(asking, asked(["xy"]), 2)
         made.changed = {"prompt_token_ids": [1, 3]}
         await asking.decode([read], True, 2)
 
@@ -203,17 +173,27 @@ def test_odd_replies(upstream: tuple[str, MadeUp]) -> None:
 def test_the_command(
     upstream: tuple[str, MadeUp], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """From options to a page and the terminal."""
-    html = tmp_path / "page.html"
-    given = ("--url", upstream[0], "--adapter", ADAPTER, "--prompt", "ab", "--max-tokens", "4")
-    assert run(parse(*given, "--beta", "2", "--html", str(html))) == 0
+    """From options to a page and the terminal; a chat is asked as a chat, also what an amateur
+    reads, and always greedily, whatever the model's generation_config says.
+    """
+    (url, made), html, rows = upstream, tmp_path / "page.html", tmp_path / "rows.jsonl"
+    chat = [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}]
+    rows.write_text(json.dumps({"messages": chat}))
+    given = ("--url", url, "--adapter", ADAPTER, "--prompts", str(rows), "--max-tokens", "4")
+    assert run(parse(*given, "--without", "system", "--beta", "2", "--html", str(html))) == 0
     shown = capsys.readouterr()
     printed = " ".join(shown.out.split())
-    assert "CoLD (alpha 0.1): against base model, weight -2 (2 tokens)" in printed
+    assert "CoLD (alpha 0.1): against adapter without system, weight -2 (2 tokens)" in printed
     assert "decoding with CoLD ..." in shown.err
-    assert f"server at {upstream[0]}" in printed and f"page: {html}" in printed
+    assert f"server at {url}" in printed and f"page: {html}" in printed
     text = html.read_text(encoding="utf-8")
     assert text.count('role="option"') == 8 and text.count("Checked: each token is") == 2
+    asked_ = [body for _, body in made.bodies if "messages" in body]
+    assert [one["messages"] for one in asked_] == [chat, chat[1:], chat, chat]
+    assert [one["vllm_xargs"]["cold"] for one in asked_] == [0, 0, 1, 0]
+    for body in (body for _, body in made.bodies[1:]):
+        assert body["return_token_ids"] and body["model"] == ADAPTER
+        assert (body["temperature"], body["repetition_penalty"], body["top_k"]) == (0.0, 1.0, 0)
 
 
 def test_the_answers_come_while_they_are_decoded(upstream: tuple[str, MadeUp]) -> None:
@@ -252,23 +232,16 @@ def test_a_chat_with_context(upstream: tuple[str, MadeUp]) -> None:
     [
         ({"prompt": ""}, "prompt: String should have at least 1 character"),
         ({"alpha": "2"}, "--alpha=2.0: must be a number in [0, 1]"),
-        ({"beta": "much"}, "--beta='much': must be a number, or the name of a rule: acd, "),
-        ({"rule_parameters": "{}"}, "--rule-parameters={}: is for a rule, and beta is 3"),
-        (
-            {"beta": "mti", "rule_parameters": '{"taw": 2}'},
-            "--rule-parameters['taw']=2: rule 'mti' has no such parameter, allowed are: beta, tau",
-        ),
         ({"beta": "mti", "rule_parameters": "tau=2"}, "must be an object of numbers by name"),
         ({"beta": "mti", "beta_max": "2"}, "--beta-max=2.0: rule 'mti' has no such parameter"),
         ({"adapter": "nobody"}, "--adapter=nobody: no such adapter on the server (loaded: "),
         ({"adapter": "", "preset": ""}, "--prompt: nothing to contrast with: give --adapter"),
         ({"max_tokens": 0}, "--max-tokens=0: must be >= 1"),
         ({"max_tokens": 400}, "--max-tokens=400: the prompt 'ab' has 2 tokens; with the answer"),
-        ({"preset": "cad"}, "--preset='cad': contrasts with another prompt; say wh"),
         ({"preset": "cad", "chat": True}, "--preset=cad: leaves tool out of a chat"),
         ({"more": 1}, "more: Extra inputs are not permitted"),
     ],
-)  # fmt: skip
+)
 def test_a_mistake_is_one_sentence(
     form: dict[str, Any], said: str, upstream: tuple[str, MadeUp]
 ) -> None:
@@ -336,16 +309,12 @@ def test_who_may_ask(upstream: tuple[str, MadeUp], monkeypatch: pytest.MonkeyPat
     ("host", "taken", "refused"),
     [
         ("127.0.0.1", ["127.0.0.1:8090", "localhost:8090", "[::1]:8090"], ["evil.example", ""]),
-        ("::1", ["[::1]:8090", "localhost:8090"], ["evil.example", "[::1", "::1@evil.example"]),
-        ("0.0.0.0", ["192.0.2.7:8090", "localhost"], ["evil.example", "here.lan"]),
+        ("::1", ["[::1]:8090"], ["evil.example", "[::1", "::1@evil.example"]),
         ("here.lan", ["here.lan:8090", "192.0.2.7"], ["evil.example", "here.lan.evil.example"]),
     ],
-)  # fmt: skip
+)
 def test_by_which_names_it_is_asked_for(
-    host: str,
-    taken: list[str],
-    refused: list[str],
-    upstream: tuple[str, MadeUp],
+    host: str, taken: list[str], refused: list[str], upstream: tuple[str, MadeUp]
 ) -> None:
     """What is printed, addresses and localhost: no name that leads here."""
     client = TestClient(made_app(upstream[0], "--host", host), base_url="http://localhost")
@@ -355,16 +324,11 @@ def test_by_which_names_it_is_asked_for(
 
 
 def test_what_the_form_starts_with(upstream: tuple[str, MadeUp]) -> None:
-    server = Server(upstream[0])
-
-    def started(*given: str) -> dict[str, Any]:
-        return serve._start(parse("--serve", "--url", upstream[0], *given), server)
-
+    app = made_app(upstream[0], "--preset", "cfg", "--alpha", "0.2", "--max-tokens", "8000")
+    shown = TestClient(app, base_url="http://localhost").get("/").text
     # A browser refuses what is above a limit of the field.
-    shown = page.render_live(**started("--max-tokens", "8000"))
     assert 'name="max_tokens" type="number" min="1" value="8000"' in shown
-    assert started()["adapters"] == [ADAPTER, "other"]
-    shown = page.render_live(**started("--preset", "cfg", "--alpha", "0.2"))
+    assert f"<option>{ADAPTER}</option>" in shown and "<option>other</option>" in shown
     assert re.search(r"<option [^>]*selected>cfg</option>", shown)
     assert 'name="alpha" value="0.2"' in shown and 'name="beta" value=""' in shown
 

@@ -54,9 +54,10 @@ class Picture:
     @property
     def url(self) -> str:
         """As a request carries it."""
-        if self.view is None:
-            return _url(self.kind, self.data)
-        return _seen(self.data, self.view)
+        kind, data = self.kind, self.data
+        if self.view is not None:
+            kind, data = "image/png", _seen(data, self.view)
+        return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
     def part(self) -> dict[str, Any]:
         """A part of a message's content, for ``as_sent``."""
@@ -74,8 +75,7 @@ def read_picture(path: Path, called: str) -> Picture:
         ToolError: it cannot be read, or is no picture.
     """
     try:
-        stat = path.stat()
-        return _read(path.resolve(), path.name, (stat.st_size, stat.st_mtime_ns))
+        return _read(path.absolute())
     except OSError as error:
         raise ToolError(f"{called}: cannot be read ({error.strerror})") from error
     except ValueError as error:
@@ -83,19 +83,19 @@ def read_picture(path: Path, called: str) -> Picture:
 
 
 @lru_cache(maxsize=4096)  # many rows ask about one picture
-def _read(path: Path, name: str, _: tuple[int, int]) -> Picture:
-    return make_picture(name, path.read_bytes())
+def _read(path: Path) -> Picture:
+    return make_picture(path.name, path.read_bytes())
 
 
 def make_picture(name: str, data: bytes) -> Picture:
     """A picture of a file's bytes; ValueError where these are none."""
-    from PIL import Image, UnidentifiedImageError  # comes with vLLM
+    from PIL import Image, ImageOps, UnidentifiedImageError  # comes with vLLM
 
     try:
         with Image.open(io.BytesIO(data)) as image:
             kind = Image.MIME.get(image.format or "")
             image.load()
-            size = _upright(image).size
+            size = ImageOps.exif_transpose(image).size
     except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError("is no picture that can be read: use PNG, JPEG or WebP") from error
     if kind not in ("image/png", "image/jpeg", "image/webp", "image/gif", "image/bmp"):
@@ -111,23 +111,13 @@ def picture_of_url(name: str, url: str) -> Picture:
     return make_picture(name, base64.b64decode(body, validate=True))
 
 
-def _upright(image: Any) -> Any:
-    from PIL import ImageOps
-
-    return ImageOps.exif_transpose(image)
-
-
-def _url(kind: str, data: bytes) -> str:
-    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
-
-
 @lru_cache(maxsize=64)
-def _seen(data: bytes, view: View) -> str:
-    """As PNG, which loses nothing, of what vLLM makes of the file: upright, in RGB, on white."""
-    from PIL import Image
+def _seen(data: bytes, view: View) -> bytes:
+    """A PNG, which loses nothing, of what vLLM makes of the file: upright, in RGB, on white."""
+    from PIL import Image, ImageOps
 
     with Image.open(io.BytesIO(data)) as opened:
-        image = _upright(opened)
+        image: Any = ImageOps.exif_transpose(opened)
         if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
             clear = image.convert("RGBA")
             image = Image.new("RGB", clear.size, "white")
@@ -135,7 +125,7 @@ def _seen(data: bytes, view: View) -> str:
         image = image.convert("RGB")
     kept = io.BytesIO()
     view(image).save(kept, "PNG", compress_level=1)
-    return _url("image/png", kept.getvalue())
+    return kept.getvalue()
 
 
 def _parts(message: Mapping[str, Any]) -> list[Any]:
@@ -150,25 +140,20 @@ def has_media(messages: Sequence[Mapping[str, Any]]) -> bool:
 
 def seen(messages: Sequence[Mapping[str, Any]], view: View) -> list[dict[str, Any]]:
     """Messages, with what an amateur sees of their pictures."""
-
-    def part(one: Any) -> Any:
-        picture = one.get("image_url")
-        if not isinstance(picture, Picture):
-            return one
-        return replace(picture, view=view).part()
-
-    return [
-        {**one, "content": [part(each) for each in parts]} if (parts := _parts(one)) else {**one}
-        for one in messages
-    ]
+    return _changed(messages, lambda picture: replace(picture, view=view))
 
 
 def as_sent(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Messages as a request carries them, with the pictures in them."""
+    return _changed(messages, lambda picture: {"url": picture.url})
 
+
+def _changed(
+    messages: Sequence[Mapping[str, Any]], change: Callable[[Picture], Any]
+) -> list[dict[str, Any]]:
     def part(one: Any) -> Any:
         picture = one.get("image_url")
-        return {**one, "image_url": {"url": picture.url}} if isinstance(picture, Picture) else one
+        return {**one, "image_url": change(picture)} if isinstance(picture, Picture) else one
 
     return [
         {**one, "content": [part(each) for each in parts]} if (parts := _parts(one)) else {**one}

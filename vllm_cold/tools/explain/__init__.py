@@ -42,10 +42,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.set_defaults(run=_run)
 
     group = parser.add_argument_group("prompts")
-    prompts, one = (
-        group.add_argument,
-        group.add_mutually_exclusive_group(required=True).add_argument,
-    )
+    prompts = group.add_argument
+    one = group.add_mutually_exclusive_group(required=True).add_argument
     one("--prompt", metavar="TEXT", help="one prompt")
     one(
         "--prompts",
@@ -125,8 +123,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     page("--host", default="127.0.0.1", help="its address (127.0.0.1, this machine)")
     page("--port", type=int, default=8090, help="its port, 0 for any (8090)")
 
-    output = parser.add_argument_group("output").add_argument
-    output(
+    parser.add_argument_group("output").add_argument(
         "--html",
         metavar="FILE",
         type=Path,

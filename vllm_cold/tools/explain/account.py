@@ -21,6 +21,7 @@ from vllm_cold.tools.explain import visible
 from vllm_cold.tools.explain.record import Candidate, Step
 from vllm_cold.tools.explain.source import Logprob, Row
 
+LISTED = 8  # of the most probable tokens of each stream, at least
 MOST = 64  # candidates of a step that are kept, and the winner, greedy's and the engine's
 
 
@@ -39,24 +40,20 @@ def valid_tokens(
         Token ids, and False if the last known token is valid itself, so that others may follow.
     """
     values = sorted((entry.value for entry in expert.values()), reverse=True)
-    bar = values[0] + _log_alpha(settings)
+    bar = values[0] + (math.log(settings.alpha) if settings.alpha else -math.inf)
     cap = settings.expert_top_k
-    if cap is not None and cap <= min(known, len(values)):
+    if cap is not None and cap <= known:
         bar = max(bar, values[cap - 1])
     valid = {t for t, entry in expert.items() if entry.value >= bar and entry.value > -math.inf}
-    everything = len(values) < known or (vocab_size is not None and known >= vocab_size)
+    everything = vocab_size is not None and known >= vocab_size
     return valid, everything or values[known - 1] < bar
 
 
-def _log_alpha(settings: ColdSettings) -> float:
-    return math.log(settings.alpha) if settings.alpha else -math.inf
-
-
-def divergence_bits(expert: Sequence[float], amateur: Sequence[float]) -> float:
+def divergence_bits(expert: torch.Tensor, amateur: torch.Tensor) -> float:
     """The Jensen-Shannon divergence of two distributions, with all other tokens as one.
 
     Args:
-        expert: ln-probabilities of some tokens.
+        expert: ln-probabilities of some tokens, float64.
         amateur: The amateur's ln-probabilities of the same tokens.
 
     Returns:
@@ -64,14 +61,22 @@ def divergence_bits(expert: Sequence[float], amateur: Sequence[float]) -> float:
         that holds the rest of each distribution. Merging tokens can only lower the divergence: the
         one over the whole vocabulary is at least this.
     """
-    p, q = (_with_rest([math.exp(value) for value in values]) for values in (expert, amateur))
-    middle = ((p + q) / 2).clamp(min=1e-300)  # x log x is 0 at 0
-    nats = sum(float(torch.special.xlogy(x, x / middle).sum()) for x in (p, q))
-    return min(1.0, max(0.0, nats / (2 * math.log(2))))
+    shares = torch.stack([expert, amateur]).exp()
+    rest = (1 - shares.sum(1, keepdim=True)).clamp(min=0)
+    p = torch.cat([shares, rest], dim=1)
+    middle = p.mean(0).clamp(min=1e-300)  # x log x is 0 at 0
+    bits = float(torch.special.xlogy(p, p / middle).sum()) / (2 * math.log(2))
+    return min(1.0, max(0.0, bits))
 
 
-def _with_rest(shares: list[float]) -> torch.Tensor:
-    return torch.tensor([*shares, max(0.0, 1.0 - math.fsum(shares))], dtype=torch.float64)
+def listed(token: int, rows: Sequence[Row], valid: Iterable[int]) -> list[int]:
+    """What is told of a position: the token there, the valid ones, the most probable ones under
+    each stream.
+    """
+    ids = {token, *valid}
+    for row in rows:
+        ids.update(sorted(row, key=lambda t: (-row[t].value, t))[:LISTED])  # noqa: B023
+    return sorted(ids)
 
 
 def make_step(
@@ -79,11 +84,9 @@ def make_step(
     text: str,
     rows: Sequence[Row],
     weights: Sequence[float | None] | None,
+    valid: tuple[set[int], bool],
     *,
-    known: int,
-    vocab_size: int | None,
-    settings: ColdSettings,
-    listed: Iterable[int],
+    ruled: bool = False,
     method: str = "CoLD",
     greedy_answer: bool = False,
     ends: Sequence[int] = (),
@@ -93,42 +96,33 @@ def make_step(
     Args:
         token: The id that the engine put there.
         text: Its piece of the answer.
-        rows: The streams' distributions there, the expert's first; each holds the valid tokens,
-            the ``listed`` ones, ``token``, and the most probable one of each stream.
+        rows: The streams' distributions there, the expert's first; each holds what is ``listed``.
         weights: The amateurs'; None for one that has ended, or if they are not known.
-        known: See ``valid_tokens``.
-        vocab_size: See ``valid_tokens``.
-        settings: CoLD's.
-        listed: Ids to list beside the valid ones.
+        valid: See ``valid_tokens``.
+        ruled: Whether a rule chooses weights.
         method: What the method is called.
         greedy_answer: Whether ``token`` is of the expert's own answer.
         ends: The amateurs that end here.
     """
-    expert = rows[0]
-    valid, complete = valid_tokens(expert, known, vocab_size, settings)
-    best = [max(row, key=lambda t: row[t].value) for row in rows]  # noqa: B023
-    ids = sorted(valid.union(listed, best, [token]))  # argmax takes the lowest id among equals
+    expert, (valid_ids, complete) = rows[0], valid
+    ids = listed(token, rows, valid_ids)  # in order: argmax takes the lowest id among equals
     tensors = [torch.tensor([r[t].value for t in ids], dtype=torch.float64) for r in rows]
     # The valid tokens are known already, with a cap among tokens that are not listed here.
-    scored = torch.where(torch.tensor([t in valid for t in ids]), tensors[0], -math.inf)
+    scored = torch.where(torch.tensor([t in valid_ids for t in ids]), tensors[0], -math.inf)
     greedy = ids[int(tensors[0].argmax())]
     scores: dict[int, float] = {}
+    winner = None if greedy_answer else token  # the engine's word, where no number says more
     if weights is not None:
         found = group_scores(scored, tensors[1:], -math.inf, [one or 0.0 for one in weights])
         scores = dict(zip(ids, found.tolist(), strict=True))
-    winner = None if greedy_answer else token  # the engine's word, where no number says more
-    if scores:
         first = max(ids, key=scores.__getitem__)
         if complete or (winner is not None and scores[first] > scores[token]):
             winner = first
     expected = greedy if greedy_answer else winner
-    wrong, margin = expected not in (None, token), None
-    if wrong and expected is not None:
-        margin = (
-            expert[expected].value - expert[token].value
-            if greedy_answer
-            else scores[expected] - scores[token]
-        )
+    margin = None
+    if wrong := expected not in (None, token):
+        better = {t: expert[t].value for t in ids} if greedy_answer else scores
+        margin = better[expected] - better[token]
     takers = {method: winner, "greedy": greedy, "engine": token if wrong else None}
 
     def candidate(t: int) -> Candidate:
@@ -139,24 +133,23 @@ def make_step(
             expert=_share(expert[t]),
             amateurs=tuple(_share(row[t]) for row in rows[1:]),
             score=score if math.isfinite(score) else None,
-            valid=t in valid,
+            valid=t in valid_ids,
             taken_by=tuple(name for name, taken in takers.items() if taken == t),
         )
 
-    ids.sort(key=lambda t: (t not in valid, -scores.get(t, 0.0), -expert[t].value, t))
-    values = [[row[t].value for t in ids] for row in rows]
+    ids.sort(key=lambda t: (t not in valid_ids, -scores.get(t, 0.0), -expert[t].value, t))
     return Step(
         token=token,
         text=text,
         candidates=tuple(
             candidate(t) for i, t in enumerate(ids) if i < MOST or t in (winner, greedy, token)
         ),
-        valid_size=len(valid),
+        valid_size=len(valid_ids),
         complete=complete,
-        divergences=tuple(divergence_bits(values[0], one) for one in values[1:]),
+        divergences=tuple(divergence_bits(tensors[0], one) for one in tensors[1:]),
         greedy=greedy,
         winner=winner,
-        weights=(None if weights is None else tuple(weights)) if settings.rule else (),
+        weights=(None if weights is None else tuple(weights)) if ruled else (),
         ends=tuple(ends),
         wrong=wrong,
         margin=margin if margin is not None and math.isfinite(margin) else None,

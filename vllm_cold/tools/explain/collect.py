@@ -4,12 +4,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from itertools import takewhile
+from dataclasses import replace
+from itertools import pairwise, takewhile
 
+from vllm_cold.errors import ColdError
 from vllm_cold.method.amateurs import AmateurSpec, Messages, Text
-from vllm_cold.method.settings import ColdSettings
-from vllm_cold.tools.contrast import Content, Stream, amateur_reads, expert_reads
+from vllm_cold.tools.contrast import Content, Stream, amateur_reads, expert_reads, make_streams
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.explain import account
 from vllm_cold.tools.explain.prompts import Asked
@@ -21,58 +21,11 @@ from vllm_cold.tools.explain.source import (
     Row,
     Source,
     after,
-    read,
     side_by_side,
 )
 from vllm_cold.tools.pictures import text_of
 
 FIRST_TOP = 20  # vLLM's default for --max-logprobs, which every server allows
-LISTED = 8  # of the most probable tokens of each stream, at least
-
-
-@dataclass(slots=True)
-class _Text:
-    """A prompt with one of its answers, and what its streams say about each step."""
-
-    asked: Asked
-    decoded: Decoded
-    greedy: bool
-    cold: Decoded  # the method's answer
-    known: int = 0  # how many of the expert's most probable tokens
-    rows: list[list[Row]] = field(init=False)  # by stream and step
-
-    def __post_init__(self) -> None:
-        self.rows = [[] for _ in self.asked.streams]
-
-    @property
-    def settings(self) -> ColdSettings:
-        return self.asked.contrast.settings
-
-    def weights(self) -> list[Sequence[float | None] | None]:
-        """The amateurs', by step: a rule's of the method's answer are the other's, too, up to where
-        the two part, and not known behind it.
-        """
-        tokens = self.decoded.tokens
-        if self.settings.rule is None:
-            return [self.asked.contrast.weights] * len(tokens)
-        both = zip(tokens, self.cold.tokens, strict=False)
-        same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], both))
-        known = self.cold.weights[: same + 1][: len(tokens)]
-        return [*known, *[None] * (len(tokens) - len(known))]
-
-    def complete(self, source: Source) -> bool:
-        """Whether all valid tokens of all steps are known."""
-        known = (self.known, source.vocab_size, self.settings)
-        return all(account.valid_tokens(row, *known)[1] for row in self.rows[0])
-
-    def listed(self, step: int) -> list[int]:
-        """Valid tokens, the most probable ones under each stream, the one taken."""
-        rows = [rows[step] for rows in self.rows]
-        valid, _ = account.valid_tokens(rows[0], self.known, None, self.settings)
-        ids = {self.decoded.tokens[step], *valid}
-        for row in rows:
-            ids.update(sorted(row, key=lambda t: (-row[t].value, t))[:LISTED])  # noqa: B023
-        return sorted(ids)
 
 
 async def explain(
@@ -109,20 +62,34 @@ async def read_all(source: Source, prompts: Sequence[Asked], max_tokens: int) ->
     """The prompts with their streams.
 
     Raises:
-        ToolError: one does not fit the model with an answer of ``max_tokens``.
+        ToolError: a stream cannot be made, an amateur reads what its expert does, or one does not
+            fit the model with an answer of ``max_tokens``.
     """
-    found = await side_by_side(read(source, one) for one in prompts)
+    found = await side_by_side(_read(source, one) for one in prompts)
     for one in found:
         _check_length(one, max_tokens, source.max_model_len)
     return found
+
+
+async def _read(source: Source, asked: Asked) -> Asked:
+    row, amateurs, tokens = asked.row, asked.contrast.amateurs, source.tokens
+    try:
+        whole = expert_reads(row.prompt, asked.chat)
+        own = whole, await tokens("prompt", whole)
+        others: list[tuple[Content, Sequence[int]] | None] = []
+        for one in amateurs:
+            reads = amateur_reads(row.prompt, one, asked.chat)
+            others.append(None if reads is None else (reads, await tokens(one.prompt_field, reads)))
+        streams = make_streams(amateurs, own, others, source.expert, source.base, source.loaded)
+    except ColdError as error:
+        raise row.refusal(error) from error
+    return replace(asked, streams=streams)
 
 
 def _check_length(asked: Asked, max_tokens: int, limit: int | None) -> None:
     for number, stream in enumerate(asked.streams):
         whose = "the prompt" if number == 0 else f"what amateur {number} reads of the prompt"
         whose += f" {asked.row.start!r}"
-        if not stream.ids:
-            raise ToolError(f"--prompt: {whose} has no tokens; give a prompt with text")
         # vLLM wants room for one token more when it scores the answer.
         needed = len(stream.ids) + max_tokens + 1
         if limit is not None and needed > limit:
@@ -147,18 +114,105 @@ async def account_for(
         method: What the method is called.
         decoded: Its answers, one for each prompt, and the greedy ones.
     """
-    texts = [
-        _Text(asked, answer, greedy, cold)
-        for greedy, answers in zip((False, True), decoded, strict=True)
-        for asked, answer, cold in zip(prompts, answers, decoded[0], strict=True)
+    answers = [
+        (
+            await _account(source, asked, method, cold, cold, greedy=False),
+            await _account(source, asked, method, greedy, cold, greedy=True),
+        )
+        for asked, cold, greedy in zip(prompts, *decoded, strict=True)
     ]
-    places = [(text, i) for text in texts for i in range(len(text.rows))]
-    await _score(source, places, min(FIRST_TOP, source.vocab_size or FIRST_TOP))
-    await _widen(source, [text for text in texts if not text.complete(source)])
-    await _fill(source, texts)
-    answers = [_answer(source, text, method) for text in texts]
-    both = zip(answers[: len(prompts)], answers[len(prompts) :], strict=True)
-    return make_report(source, prompts, method, list(both))
+    return make_report(source, prompts, method, answers)
+
+
+Weights = Sequence[float | None] | None
+"""The amateurs' of a step; None where they are not known."""
+
+
+def _weights(asked: Asked, answer: Decoded, cold: Decoded) -> list[Weights]:
+    """Of an answer's steps. A rule chose those of the method's answer, which are the greedy one's,
+    too, up to where the two part, and not known behind it.
+    """
+    length, fixed = len(answer.tokens), asked.contrast.weights
+    if asked.contrast.settings.rule is None:
+        return [fixed] * length
+    both = zip(answer.tokens, cold.tokens, strict=False)
+    same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], both))
+    known = cold.weights[: min(same + 1, length)]
+    return [*known, *[None] * (length - len(known))]
+
+
+async def _account(
+    source: Source, asked: Asked, method: str, decoded: Decoded, cold: Decoded, *, greedy: bool
+) -> Answer:
+    """The method's answer (``cold``) or the greedy one, with what the streams say of each step."""
+    tokens, settings = decoded.tokens, asked.contrast.settings
+    weights = _weights(asked, decoded, cold)
+    known = min(FIRST_TOP, source.vocab_size or FIRST_TOP)
+    rows = await _score(source, asked.streams, tokens, known)
+
+    def valid(step: int) -> tuple[set[int], bool]:
+        return account.valid_tokens(rows[0][step], known, source.vocab_size, settings)
+
+    if not all(valid(step)[1] for step in range(len(tokens))):
+        most = await source.largest_top()
+        # Without a mask it is all tokens, or of no use.
+        every = source.vocab_size is not None and source.vocab_size <= most
+        if most > known and (every or settings.alpha or settings.expert_top_k):
+            rows[:1] = await _score(source, asked.streams[:1], tokens, most)
+            known = most
+
+    # Each token that a row lacks is named to vLLM, so the value is exact.
+    lacking: list[tuple[Row, Stream, list[int]]] = []
+    for step, (token, at) in enumerate(zip(tokens, zip(*rows, strict=True), strict=True)):
+        listed = account.listed(token, at, valid(step)[0])
+        for stream, row in zip(asked.streams, at, strict=True):
+            before = after(stream, tokens[:step])
+            missing = [each for each in listed if each not in row]
+            for start in range(0, len(missing), MAX_NAMED):
+                lacking.append((row, before, missing[start : start + MAX_NAMED]))
+    found = await source.look_up([(before, named) for _, before, named in lacking])
+    for (row, _, named), values in zip(lacking, found, strict=True):
+        row.update({token: Logprob(values[token]) for token in named})
+
+    alone = [row[token].text for row, token in zip(rows[0], tokens, strict=True)]
+    pieces = account.spread(decoded.text, alone)
+    steps = [
+        account.make_step(
+            token,
+            piece,
+            at,
+            now,
+            valid(step),
+            ruled=settings.rule is not None,
+            method=method,
+            greedy_answer=greedy,
+            ends=() if greedy else _ending(now, then),
+        )
+        for step, (token, piece, at, (now, then)) in enumerate(
+            zip(tokens, pieces, zip(*rows, strict=True), pairwise([*weights, None]), strict=True)
+        )
+    ]
+    return Answer(
+        title="Greedy" if greedy else method,
+        greedy=greedy,
+        finish_reason=decoded.finish_reason,
+        steps=tuple(steps),
+    )
+
+
+async def _score(
+    source: Source, streams: Sequence[Stream], tokens: Sequence[int], top: int
+) -> list[list[Row]]:
+    """What each stream says of each token of an answer."""
+    found = await source.score([after(stream, tokens) for stream in streams], top)
+    # Row i is about token i + 1 of the text.
+    return [rows[len(stream.ids) - 1 :] for stream, rows in zip(streams, found, strict=True)]
+
+
+def _ending(now: Weights, then: Weights) -> list[int]:
+    """Which amateurs end with a step, by its weights and those of the next one."""
+    both = enumerate(zip(now or (), then or (), strict=False), 1)
+    return [number for number, (one, later) in both if one is not None and later is None]
 
 
 def make_report(
@@ -214,83 +268,3 @@ def _pieces(reads: Content | None) -> tuple[Piece, ...]:
             return (Piece(text=text),)
         case Messages(messages):
             return tuple(Piece(text=text_of(one), role=one["role"]) for one in messages)
-
-
-async def _score(source: Source, places: Sequence[tuple[_Text, int]], top: int) -> None:
-    """Ask what a stream of each text says."""
-    streams = [after(text.asked.streams[i], text.decoded.tokens) for text, i in places]
-    for (text, i), rows in zip(places, await source.score(streams, top), strict=True):
-        # Row i is about token i + 1 of the text.
-        text.rows[i] = rows[len(text.asked.streams[i].ids) - 1 :]
-        if i == 0:
-            text.known = top
-
-
-async def _widen(source: Source, texts: Sequence[_Text]) -> None:
-    """Ask the expert for more tokens where the last one that it gave is still valid. Without a mask
-    that is all tokens, or it is of no use.
-    """
-    if not texts:
-        return
-    most = await source.largest_top()
-    every = source.vocab_size is not None and source.vocab_size <= most
-    more = [(t, 0) for t in texts if every or t.settings.alpha or t.settings.expert_top_k]
-    if most > FIRST_TOP:
-        await _score(source, more, most)
-
-
-async def _fill(source: Source, texts: Sequence[_Text]) -> None:
-    """Look up the listed tokens that a row lacks; each is named to vLLM, so the value is exact."""
-    lacking: list[tuple[Row, list[int]]] = []
-    asked: list[tuple[Stream, list[int]]] = []
-    for text in texts:
-        for step in range(len(text.decoded.tokens)):
-            listed = text.listed(step)
-            for stream, rows in zip(text.asked.streams, text.rows, strict=True):
-                missing = [token for token in listed if token not in rows[step]]
-                before = after(stream, text.decoded.tokens[:step])
-                for start in range(0, len(missing), MAX_NAMED):
-                    part = missing[start : start + MAX_NAMED]
-                    lacking.append((rows[step], part))
-                    asked.append((before, part))
-    for (row, missing), values in zip(lacking, await source.look_up(asked), strict=True):
-        row.update({token: Logprob(values[token]) for token in missing})
-
-
-def _ending(weights: Sequence[Sequence[float | None] | None]) -> list[int]:
-    """Which amateurs end with a step, by its weights and those of the next one."""
-    if len(weights) < 2 or weights[0] is None or weights[1] is None:
-        return []
-    both = enumerate(zip(*weights, strict=True), 1)
-    return [number for number, (now, then) in both if now is not None and then is None]
-
-
-def _answer(source: Source, text: _Text, method: str) -> Answer:
-    decoded = text.decoded
-    alone = [text.rows[0][i][token].text for i, token in enumerate(decoded.tokens)]
-    weights = text.weights()
-    steps = [
-        account.make_step(
-            token,
-            piece,
-            [rows[index] for rows in text.rows],
-            weights[index],
-            known=text.known,
-            vocab_size=source.vocab_size,
-            settings=text.settings,
-            listed=text.listed(index),
-            method=method,
-            greedy_answer=text.greedy,
-            ends=() if text.greedy else _ending(weights[index : index + 2]),
-        )
-        for index, (token, piece) in enumerate(
-            zip(decoded.tokens, account.spread(decoded.text, alone), strict=True)
-        )
-    ]
-    return Answer(
-        title="Greedy" if text.greedy else method,
-        greedy=text.greedy,
-        text=decoded.text,
-        finish_reason=decoded.finish_reason,
-        steps=tuple(steps),
-    )

@@ -33,8 +33,9 @@ from vllm_cold.tools.server import Server, check_options
 ENGINE_OPTIONS = ("dtype", "max_model_len", "gpu_memory_utilization", "enforce_eager")
 
 
-def check_length(options: argparse.Namespace) -> None:
-    """Refuse answers without tokens."""
+def check(options: argparse.Namespace) -> None:
+    """Refuse options that would be ignored, and answers without tokens."""
+    check_options(options, ENGINE_OPTIONS)
     if options.max_tokens < 1:
         raise ToolError(f"--max-tokens={options.max_tokens}: must be >= 1")
 
@@ -49,16 +50,7 @@ def ask_all(options: argparse.Namespace, rows: Sequence[Row] | None = None) -> l
     Raises:
         ToolError: names the option, or the file and the line.
     """
-    if rows is None:
-        pictures = [read_picture(path, f"--image={path}") for path in options.image or ()]
-    if rows is None and options.prompts is not None:
-        rows = read_prompts(options.prompts, pictures)
-    elif rows is None:
-        try:
-            read_prompt("--prompt", options.prompt)
-        except ColdError as error:
-            raise ToolError(str(error)) from None
-        rows = [Row(with_pictures(options.prompt, pictures), {})]
+    rows = _read_rows(options) if rows is None else rows
     named: dict[str, str] = {}
     if options.url is None and (paths := amateur_paths(options)):
         adapters = read_adapters(options.adapter, paths)[-len(paths) :]
@@ -74,6 +66,17 @@ def ask_all(options: argparse.Namespace, rows: Sequence[Row] | None = None) -> l
             if options.adapter is None and one.source is None and same:
                 refuse_equal(asked.row.where or "--prompt")
     return found
+
+
+def _read_rows(options: argparse.Namespace) -> list[Row]:
+    pictures = [read_picture(path, f"--image={path}") for path in options.image or ()]
+    if options.prompts is not None:
+        return read_prompts(options.prompts, pictures)
+    try:
+        read_prompt("--prompt", options.prompt)
+    except ColdError as error:
+        raise ToolError(str(error)) from None
+    return [Row(with_pictures(options.prompt, pictures), {})]
 
 
 def amateur_paths(options: argparse.Namespace) -> list[str]:
@@ -99,47 +102,27 @@ def open_server(options: argparse.Namespace) -> Server:
     )
 
 
-def explain(options: argparse.Namespace) -> Report:
-    """Ask the engine or the server that the options name."""
+def run(options: argparse.Namespace) -> int:
+    """Explain; returns the exit status."""
+    check(options)
     asked = ask_all(options)
     check_page(options.html)
-
-    async def ask(source: Source, client: AbstractAsyncContextManager[Any]) -> Report:
-        async with client:
-            return await collect.explain(
-                source,
-                asked,
-                options.preset or "CoLD",
-                max_tokens=options.max_tokens,
-                progress=_tell,
-            )
-
     # With kept_interrupts, as asyncio's own would wait for an engine.
     if options.url is not None:
         with closing(open_server(options)) as server, kept_interrupts():
-            return asyncio.run(ask(ServerSource(server, server.expert), server.client))
-    if options.model is None:
+            asking = ServerSource(server, server.expert)
+            report = asyncio.run(_explain(asking, asked, options, server.client))
+    elif options.model is None:
         raise ToolError("--model is missing: name the base model, or a server with --url")
-    from vllm_cold.tools.explain.offline import OfflineSource
+    else:
+        from vllm_cold.tools.explain.offline import OfflineSource
 
-    _tell("starting the engine")
-    engine = {name: getattr(options, name) for name in ENGINE_OPTIONS}
-    source = OfflineSource(
-        options.model, options.adapter, amateur_paths(options), options.rule, **engine
-    )
-    with closing(source), kept_interrupts():
-        return asyncio.run(ask(source, nullcontext()))
-
-
-def _tell(text: str) -> None:
-    print(f"{text} ...", file=sys.stderr, flush=True)
-
-
-def run(options: argparse.Namespace) -> int:
-    """Explain; returns the exit status."""
-    check_options(options, ENGINE_OPTIONS)
-    check_length(options)
-    report = explain(options)
+        _tell("starting the engine")
+        engine = {name: getattr(options, name) for name in ENGINE_OPTIONS}
+        amateurs = amateur_paths(options)
+        source = OfflineSource(options.model, options.adapter, amateurs, options.rule, **engine)
+        with closing(source), kept_interrupts():
+            report = asyncio.run(_explain(source, asked, options, nullcontext()))
     try:
         options.html.write_text(page.render(report), encoding="utf-8")
     except OSError as error:
@@ -148,3 +131,20 @@ def run(options: argparse.Namespace) -> int:
     terminal.show(console, report)
     console.print(f"page: {options.html}", markup=False, soft_wrap=True)
     return 0
+
+
+async def _explain(
+    source: Source,
+    asked: Sequence[Asked],
+    options: argparse.Namespace,
+    client: AbstractAsyncContextManager[Any],
+) -> Report:
+    async with client:
+        method = options.preset or "CoLD"
+        return await collect.explain(
+            source, asked, method, max_tokens=options.max_tokens, progress=_tell
+        )
+
+
+def _tell(text: str) -> None:
+    print(f"{text} ...", file=sys.stderr, flush=True)

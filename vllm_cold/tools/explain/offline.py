@@ -125,15 +125,14 @@ class OfflineSource:
             for one in prompts
         ]
         found = self._generate([one.streams[0] for one in prompts], params)
-        outputs = [one.outputs[0] for one in found]
-        for output in outputs:
-            if output.finish_reason not in ("stop", "length"):
-                raise ToolError(f"vLLM ended an answer early: {output.stop_reason}")
-        weights = [weights_in(one.kv_transfer_params) or () for one in found]
-        return [
-            Decoded(tuple(o.token_ids), o.text, o.finish_reason, tuple(map(tuple, w)))
-            for o, w in zip(outputs, weights, strict=True)
-        ]
+        decoded = []
+        for one in found:
+            answer, weights = one.outputs[0], weights_in(one.kv_transfer_params) or ()
+            if answer.finish_reason not in ("stop", "length"):
+                raise ToolError(f"vLLM ended an answer early: {answer.stop_reason}")
+            ids, rows = tuple(answer.token_ids), tuple(map(tuple, weights))
+            decoded.append(Decoded(ids, answer.text, answer.finish_reason, rows))
+        return decoded
 
     async def score(self, texts: Sequence[Stream], top: int) -> list[list[Row]]:
         """See ``Source``."""

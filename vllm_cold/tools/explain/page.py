@@ -6,31 +6,35 @@ The text of the answers is HTML; for a token's panel the page's script reads the
 
 from __future__ import annotations
 
+import argparse
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING
 
 import jinja2
 from jinja2.utils import htmlsafe_json_dumps
 
 from vllm_cold import __version__
+from vllm_cold.method.presets import PRESETS
+from vllm_cold.method.settings import KNOBS
 from vllm_cold.tools.explain import record, visible, words
 from vllm_cold.tools.explain.record import Report
+
+if TYPE_CHECKING:
+    from vllm_cold.tools.server import Server
 
 
 def render(report: Report) -> str:
     """The page."""
     # Nothing in the data can end the script's element.
     data = htmlsafe_json_dumps(report, dumps=lambda one: one.model_dump_json())
-    return _template("page").render(report=report, form=None, data=data)
+    return _template("page").render(report=report, options=None, data=data)
 
 
-def render_live(**form: Any) -> str:
-    """The page without answers yet, which asks for them.
-
-    Args:
-        form: What the template of the form shows.
+def render_live(options: argparse.Namespace, server: Server) -> str:
+    """The page without answers yet, which asks ``server`` for them; its form starts with the
+    command's options.
     """
-    return _template("page").render(report=None, form=form)
+    return _template("page").render(report=None, options=options, server=server)
 
 
 def fragment(report: Report) -> str:
@@ -48,6 +52,11 @@ def _template(name: str) -> jinja2.Template:
         lstrip_blocks=True,
     )
     environment.globals.update(
-        words=words, visible=visible, limits=record.DIVERGENCE_CLASSES, version=__version__
+        words=words,
+        visible=visible,
+        limits=record.DIVERGENCE_CLASSES,
+        presets=PRESETS,
+        knobs=KNOBS,
+        version=__version__,
     )
     return environment.get_template(f"{name}.html.j2")

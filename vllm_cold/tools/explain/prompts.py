@@ -87,17 +87,16 @@ def ask(row: Row, options: Mapping[str, Any], chat: bool = False) -> Asked:
     Raises:
         ToolError: what is said of its amateurs does not fit together, or not to the prompt.
     """
-    is_chat = chat or not isinstance(row.prompt, str)
-    given: Mapping[str, Any] = {}
-    args = given
+    preset_s: dict[str, Any] = {}
     try:
-        given = merge(options, row.args)
-        args = _with_own_prompt(given, is_chat)
+        args = merge(options, row.args)
+        preset_s = _left_out(args, chat or not isinstance(row.prompt, str))
+        args |= preset_s
         contrast = read_contrast(args)
         for one in contrast.amateurs:
             amateur_reads(row.prompt, one, chat)
     except ColdError as error:
-        if isinstance(error, CannotLeaveOut) and args != given:
+        if isinstance(error, CannotLeaveOut) and preset_s:
             raise row.refusal(
                 f"--preset={args[PREFIX + 'preset']}: leaves {error.value} out of a chat, and "
                 f"{error.problem}; add one, or say with --without what the amateur does not read"
@@ -106,17 +105,16 @@ def ask(row: Row, options: Mapping[str, Any], chat: bool = False) -> Asked:
     return Asked(row, chat, args, contrast)
 
 
-def _with_own_prompt(args: Mapping[str, Any], chat: bool) -> Mapping[str, Any]:
+def _left_out(args: Mapping[str, Any], chat: bool) -> dict[str, Any]:
     """What a preset leaves out of a chat where nobody says it, as on a server."""
     given = parse_request_args(args).contrast
     preset = preset_of(given)
     if preset is None or not chat or says_what(given):
-        return args
+        return {}
     if preset.images is not None:
-        return {**args, PREFIX + "images": preset.images}
-    if (own := preset.without) is None:
-        return args
-    return {**args, PREFIX + "without": own if isinstance(own, str) else list(own)}
+        return {PREFIX + "images": preset.images}
+    own = preset.without
+    return {} if own is None else {PREFIX + "without": own if isinstance(own, str) else list(own)}
 
 
 def read_prompts(path: Path, pictures: Sequence[Picture] = ()) -> list[Row]:

@@ -85,14 +85,14 @@ class Step(_Record):
         return max(self.divergences)
 
     @property
-    def differs(self) -> bool:
-        """Whether the method takes another token here than greedy decoding."""
-        return self.winner is not None and self.winner != self.greedy
-
-    @property
     def level(self) -> int:
         """The class of the divergence, 0 to 5."""
         return sum(self.divergence >= limit for limit in DIVERGENCE_CLASSES)
+
+    @property
+    def differs(self) -> bool:
+        """Whether the method takes another token here than greedy decoding."""
+        return self.winner not in (None, self.greedy)
 
     @property
     def size(self) -> str:
@@ -106,14 +106,12 @@ class Answer(_Record):
     Attributes:
         title: The method's name, or "Greedy".
         greedy: Whether it is the expert's own answer.
-        text: As vLLM returned it, without special tokens.
         finish_reason: vLLM's: "stop", "length".
         steps: One for each token.
     """
 
     title: str
     greedy: bool
-    text: str = ""
     finish_reason: str = ""
     steps: tuple[Step, ...] = ()
 

@@ -19,32 +19,22 @@ from urllib.parse import urlsplit
 import uvicorn
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.applications import Starlette
-from starlette.datastructures import Headers
-from starlette.middleware import Middleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response, StreamingResponse
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
 
-from vllm_cold.method.presets import PRESETS
 from vllm_cold.method.settings import KNOBS, read
 from vllm_cold.tools.address import is_loopback
-from vllm_cold.tools.contrast import with_pictures
+from vllm_cold.tools.contrast import Prompt, with_pictures
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.explain import collect, page, visible
-from vllm_cold.tools.explain.command import (
-    ENGINE_OPTIONS,
-    ask_all,
-    check_length,
-    open_server,
-)
+from vllm_cold.tools.explain.command import ask_all, check, open_server
 from vllm_cold.tools.explain.prompts import Row
 from vllm_cold.tools.explain.record import Answer, Report
 from vllm_cold.tools.explain.server import ServerSource
 from vllm_cold.tools.explain.source import Decoded, side_by_side
 from vllm_cold.tools.pictures import picture_of_url
-from vllm_cold.tools.server import Server, check_options
+from vllm_cold.tools.server import Server
 
 Events = asyncio.Queue[dict[str, Any] | None]
 _HEADERS = {
@@ -76,35 +66,29 @@ class _Form(BaseModel):
     rule_parameters: str = ""
     expert_top_k: str = ""
 
-    @property
-    def row(self) -> Row:
+    def on(self, options: argparse.Namespace) -> argparse.Namespace:
+        """The command's options with what the form says; empty fields say nothing."""
+        found = copy.copy(options)
+        found.chat, found.max_tokens = self.chat, self.max_tokens
+        for name in ("adapter", "preset", "without", "images", *KNOBS):
+            text = getattr(self, name)
+            value = [text] if name in ("without", "images") else text
+            setattr(found, name, (read(name, text) if name in KNOBS else value) if text else None)
+        return found
+
+    def prompt_with(self) -> Prompt:
         """The prompt; a chat where there is more than one text, or an image.
 
         Raises:
             ToolError: the image is none.
         """
+        texts = {"system": self.system, "tool": self.context, "user": self.prompt}
+        turns = tuple((role, text) for role, text in texts.items() if text)
         try:
             pictures = [picture_of_url(self.image_name, self.image)] if self.image else []
         except ValueError as error:
             raise ToolError(f"image: {error}") from None
-        if not self.system and not self.context:
-            return Row(with_pictures(self.prompt, pictures), {})
-        texts = {"system": self.system, "tool": self.context, "user": self.prompt}
-        turns = tuple((role, text) for role, text in texts.items() if text)
-        return Row(with_pictures(turns, pictures), {})
-
-    def on(self, options: argparse.Namespace) -> argparse.Namespace:
-        """The command's options with what the form says."""
-        found = copy.copy(options)
-        found.adapter, found.chat = self.adapter or None, self.chat
-        found.without = [self.without] if self.without else None
-        found.images = [self.images] if self.images else None
-        found.max_tokens = self.max_tokens
-        found.preset = self.preset or None
-        for name in KNOBS:
-            text = getattr(self, name)
-            setattr(found, name, read(name, text) if text else None)
-        return found
+        return with_pictures(turns if turns[1:] else self.prompt, pictures)
 
 
 async def _work(server: Server, options: argparse.Namespace, body: bytes, events: Events) -> None:
@@ -119,10 +103,11 @@ async def _work(server: Server, options: argparse.Namespace, body: bytes, events
             where = ".".join(map(str, error.errors()[0]["loc"]))
             raise ToolError(f"{where or 'form'}: {error.errors()[0]['msg']}") from error
         given = form.on(options)
-        check_length(given)
+        check(given)
         method = given.preset or "CoLD"
         source = ServerSource(server, given.adapter)
-        prompts = await collect.read_all(source, ask_all(given, [form.row]), given.max_tokens)
+        asked = ask_all(given, [Row(form.prompt_with(), {})])
+        prompts = await collect.read_all(source, asked, given.max_tokens)
         empty = (Answer(title=method, greedy=False), Answer(title="Greedy", greedy=True))
         tell(_shown("start", collect.make_report(source, prompts, method, [empty])))
 
@@ -164,19 +149,15 @@ async def _lines(server: Server, options: argparse.Namespace, body: bytes) -> As
         work.cancel()
 
 
-class _Hosts(TrustedHostMiddleware):
-    """Takes requests to addresses, to localhost and to the name of ``--host``: another page can
-    give this machine a name of its own, but no address.
+def _is_ours(request: Request, name: str) -> bool:
+    """Whether a request is to an address, to localhost or to the name of ``--host``: another page
+    can give this machine a name of its own, but no address.
     """
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            host = urlsplit(f"//{Headers(scope=scope).get('host', '')}").hostname
-            ipaddress.ip_address(host or "")
-        except ValueError:
-            await super().__call__(scope, receive, send)
-        else:
-            await self.app(scope, receive, send)
+    try:
+        host = urlsplit(f"//{request.headers.get('host', '')}").hostname or ""
+        return host in ("localhost", name.lower() or None) or bool(ipaddress.ip_address(host))
+    except ValueError:
+        return False
 
 
 def make_app(options: argparse.Namespace, server: Server) -> Starlette:
@@ -187,46 +168,28 @@ def make_app(options: argparse.Namespace, server: Server) -> Starlette:
         server: Who is asked.
     """
 
-    async def home(_: Request) -> Response:
-        return HTMLResponse(page.render_live(**_start(options, server)), headers=_HEADERS)
+    async def home(request: Request) -> Response:
+        if not _is_ours(request, options.host):
+            return Response(status_code=400)
+        return HTMLResponse(page.render_live(options, server), headers=_HEADERS)
 
     async def answer(request: Request) -> Response:
+        if not _is_ours(request, options.host):
+            return Response(status_code=400)
         # Another page's script may send a form here, but not this type unasked.
         if request.headers.get("content-type") != "application/json":
             return Response(status_code=415)
         lines = _lines(server, options, await request.body())
         return StreamingResponse(lines, media_type="application/x-ndjson", headers=_HEADERS)
 
-    named = [options.host] if options.host and ":" not in options.host else []
-    return Starlette(
-        routes=[Route("/", home), Route("/answer", answer, methods=["POST"])],
-        middleware=[Middleware(_Hosts, allowed_hosts=["localhost", *named])],
-    )
-
-
-def _start(options: argparse.Namespace, server: Server) -> dict[str, Any]:
-    """What the form shows before anything is typed in."""
-    return {
-        "model": server.base,
-        "adapters": server.loaded,
-        "server": server.root,
-        "presets": {name: preset.about for name, preset in PRESETS.items()},
-        "preset": options.preset,
-        "knobs": {name: (knob.about, getattr(options, name)) for name, knob in KNOBS.items()},
-        "adapter": options.adapter,
-        "chat": options.chat,
-        "without": (options.without or [""])[0],
-        "images": (options.images or [""])[0],
-        "max_tokens": options.max_tokens,
-    }
+    return Starlette(routes=[Route("/", home), Route("/answer", answer, methods=["POST"])])
 
 
 def run(options: argparse.Namespace) -> int:
     """Serve the page until Ctrl-C; returns the exit status."""
     if options.url is None:
         raise ToolError("--serve: asks a running server; name it with --url")
-    check_options(options, ENGINE_OPTIONS)
-    check_length(options)
+    check(options)
     for name in ("without", "images"):
         if len(getattr(options, name) or ()) > 1:
             raise ToolError(f"--{name}: the page has a field for one; give it once")

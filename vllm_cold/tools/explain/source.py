@@ -13,8 +13,7 @@ from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol, TypeVar
 
-from vllm_cold.errors import ColdError
-from vllm_cold.tools.contrast import Content, Stream, amateur_reads, expert_reads, make_streams
+from vllm_cold.tools.contrast import Content, Stream
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.explain.prompts import Asked
 
@@ -98,28 +97,6 @@ class Source(Protocol):
         """ln-probabilities by id, of the up to ``MAX_NAMED`` ids that are named beside each text,
         as what might follow it.
         """
-
-
-async def read(source: Source, asked: Asked) -> Asked:
-    """A prompt with its streams.
-
-    Raises:
-        ToolError: one cannot be made, or an amateur reads what its expert does.
-    """
-    row, amateurs = asked.row, asked.contrast.amateurs
-    try:
-        whole = expert_reads(row.prompt, asked.chat)
-        own = whole, await source.tokens("prompt", whole)
-        others: list[tuple[Content, Sequence[int]] | None] = []
-        for one in amateurs:
-            reads = amateur_reads(row.prompt, one, asked.chat)
-            if reads is not None:
-                ids = await source.tokens(one.prompt_field, reads)
-            others.append(None if reads is None else (reads, ids))
-        streams = make_streams(amateurs, own, others, source.expert, source.base, source.loaded)
-    except ColdError as error:
-        raise row.refusal(error) from error
-    return replace(asked, streams=streams)
 
 
 def after(stream: Stream, tokens: Sequence[int]) -> Stream:

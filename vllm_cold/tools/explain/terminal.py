@@ -36,8 +36,9 @@ def show(console: Console, report: Report) -> None:
         console: Where to print.
         report: What to print.
     """
+    colours = not (console.no_color or console.color_system is None)
     console.print(Text(f"expert: {report.adapter}, {report.model}; {report.source}"))
-    console.print(_legend(console))
+    console.print(_legend(colours))
     for number, explanation in enumerate(report.explanations, 1):
         console.print()
         console.print(Rule(f"prompt {number} of {len(report.explanations)}", align="left"))
@@ -48,32 +49,26 @@ def show(console: Console, report: Report) -> None:
             if one.pieces:
                 console.print(Padding(_pieces(one.pieces), (0, 0, 0, 2)))
         for answer in explanation.answers:
-            _answer(console, report, explanation, answer)
+            summary = words.summary(report, explanation, answer)
+            console.print()
+            console.print(Text.assemble((answer.title, "bold"), f"  {summary}"))
+            console.print(Padding(_tokens(answer, colours), (0, 0, 0, 2)))
+            if not answer.greedy and any(step.weights for step in answer.steps):
+                console.print(Padding(_weights(answer), (0, 0, 0, 2)))
+            for note in words.notes(report, answer):
+                style = "yellow" if note.warns else "dim"
+                console.print(Padding(Text(note.text, style=style), (0, 2)))
+            if not answer.greedy and any(step.differs for step in answer.steps):
+                console.print(_table(report, explanation, answer))
 
 
-def _answer(console: Console, report: Report, explanation: Explanation, answer: Answer) -> None:
-    summary = words.summary(report, explanation, answer)
-    console.print()
-    console.print(Text.assemble((answer.title, "bold"), f"  {summary}"))
-    console.print(Padding(_tokens(console, answer), (0, 0, 0, 2)))
-    if not answer.greedy and any(step.weights for step in answer.steps):
-        console.print(Padding(_weights(answer), (0, 0, 0, 2)))
-    for note in words.notes(report, answer):
-        console.print(Padding(Text(note.text, style="yellow" if note.warns else "dim"), (0, 2)))
-    if not answer.greedy and any(step.differs for step in answer.steps):
-        console.print(_table(report, explanation, answer))
-
-
-def _plain(console: Console) -> bool:
-    return console.no_color or console.color_system is None
-
-
-def _legend(console: Console) -> Text:
-    if _plain(console):
+def _legend(colours: bool) -> Text:
+    if not colours:
         return Text("[brackets]: CoLD takes another token here than greedy")
     text = Text("disagreement in bits: ")
-    limits = ("0", *(f"{limit}+" for limit in record.DIVERGENCE_CLASSES))
-    for style, limit in zip(_HEAT, limits, strict=True):
+    for style, limit in zip(
+        _HEAT, ("0", *(f"{x}+" for x in record.DIVERGENCE_CLASSES)), strict=True
+    ):
         text.append(f" {limit} ", style=style)
     text.append("  ").append("underlined", style="bold underline")
     return text.append(": CoLD takes another token here than greedy")
@@ -88,13 +83,13 @@ def _pieces(found: Sequence[Piece]) -> Text:
     return Text("\n").join(lines)
 
 
-def _tokens(console: Console, answer: Answer) -> Text:
+def _tokens(answer: Answer, colours: bool) -> Text:
     text = Text()
     for step in answer.steps:
         shown, style = visible.in_text(step.text, step.token), _HEAT[step.level]
         if step.differs:
             style = f"bold underline {style}".strip()
-            if _plain(console):
+            if not colours:
                 end = "\n" if shown.endswith("\n") else ""  # the line ends after the bracket
                 shown = f"[{shown.removesuffix(end)}]{end}"
         text.append(shown, style=style)
@@ -125,9 +120,8 @@ def _table(report: Report, explanation: Explanation, answer: Answer) -> Table:
     table.add_column("at", justify="right", no_wrap=True)
     table.add_column("token", overflow="fold", min_width=6)
     table.add_column("")
-    amateurs = len(explanation.amateurs)
-    names = ["amateur"] if amateurs == 1 else [f"amateur {i + 1}" for i in range(amateurs)]
-    for column in ("expert", *names, "score", "bits", "valid"):
+    names = [f"amateur {i}" for i, _ in enumerate(explanation.amateurs, 1)]
+    for column in ("expert", *(names if names[1:] else ["amateur"]), "score", "bits", "valid"):
         table.add_column(column, justify="right")
     for number, step in enumerate(answer.steps, 1):
         if not step.differs:

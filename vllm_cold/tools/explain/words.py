@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import NamedTuple
 
-from vllm_cold.tools.explain.record import Answer, Explanation, Report, Step
+from vllm_cold.tools.explain.record import Answer, Explanation, Report
 
 
 class Note(NamedTuple):
@@ -39,61 +40,53 @@ def summary(report: Report, explanation: Explanation, answer: Answer) -> str:
     return " · ".join(said)
 
 
-def notes(report: Report, answer: Answer) -> list[Note]:
+def notes(report: Report, answer: Answer) -> Iterator[Note]:
     """What a reader has to know of an answer's numbers."""
     steps = answer.steps
     if not steps:
-        return []
-    found = []
-    if wrong := [(i, step) for i, step in enumerate(steps, 1) if step.wrong]:
-        listed = ", ".join(f"token {i} ({behind(step)})" for i, step in wrong[:5])
-        found.append(
-            Note(
-                f"⚠ The engine took another token than follows from the numbers here at {listed}"
-                f"{', ...' if wrong[5:] else ''}: it computes token by token, these numbers come "
-                "from one pass over the text, and the two round differently, which decides between "
-                "near equals; a large distance has another cause.",
-                True,
-            )
+        return
+    if any(step.wrong for step in steps):
+        wrong = [
+            f"token {i} ("
+            + ("not valid by these" if step.margin is None else f"behind by {step.margin:.2g}")
+            + ")"
+            for i, step in enumerate(steps, 1)
+            if step.wrong
+        ]
+        yield Note(
+            f"⚠ The engine took another token than follows from the numbers here at {_few(wrong)}: "
+            "it computes token by token, these numbers come from one pass over the text, and the "
+            "two round differently, which decides between near equals; a large distance has "
+            "another cause.",
+            True,
         )
-    elif answer.greedy:
-        found.append(Note("Checked: each token is the expert's most probable one."))
     else:
-        found.append(
-            Note("Checked: each token is the one with the best score of those that have one.")
-        )
-    if open_at := _numbers([not step.complete for step in steps]):
-        said = (
+        best = "the expert's most probable one" if answer.greedy else "the one with the best score"
+        yield Note(f"Checked: each token is {best}.")
+    if open_at := _places([not step.complete for step in steps]):
+        takes = "not known" if answer.greedy else "the engine's own word"
+        yield Note(
             f"At {open_at} more tokens may be valid than vLLM lists: a larger alpha, or a larger "
-            "--max-logprobs of the server, shows all. "
+            f"--max-logprobs of the server, shows all. What {report.method} takes there is {takes}."
         )
-        if answer.greedy:
-            said += f"What {report.method} takes there is not known."
-        else:
-            said += f"What {report.method} takes there is the engine's own word."
-        found.append(Note(said))
     for number, step in enumerate(steps, 1):
         if step.ends:
             which = ", ".join(map(str, step.ends))
-            found.append(Note(f"⊣ At token {number} the rule ended amateur {which}."))
-    if unknown := _numbers([step.weights is None for step in steps]):
-        found.append(
-            Note(
-                f"At {unknown} the weights are not known, and so no scores: the rule chose them "
-                f"for {report.method}'s own answer, which is another one there."
-            )
+            yield Note(f"⊣ At token {number} the rule ended amateur {which}.")
+    if unknown := _places([step.weights is None for step in steps]):
+        yield Note(
+            f"At {unknown} the weights are not known, and so no scores: the rule chose them "
+            f"for {report.method}'s own answer, which is another one there."
         )
-    return found
 
 
-def _numbers(steps: list[bool]) -> str:
-    """Which steps, in words; "" for none."""
-    found = [str(i) for i, one in enumerate(steps, 1) if one]
-    if len(found) == len(steps):
+def _places(which: list[bool]) -> str:
+    """Steps, in words; "" for none."""
+    if all(which):
         return "all tokens"
-    return ("token " if found else "") + ", ".join(found[:5]) + (", ..." if found[5:] else "")
+    found = [str(i) for i, one in enumerate(which, 1) if one]
+    return f"token {_few(found)}" if found else ""
 
 
-def behind(step: Step) -> str:
-    """By how much a token of the engine's does not follow from the numbers."""
-    return "not valid by these" if step.margin is None else f"behind by {step.margin:.2g}"
+def _few(found: list[str]) -> str:
+    return ", ".join([*found[:5], *["..."] * (len(found) > 5)])
