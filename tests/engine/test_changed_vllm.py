@@ -70,7 +70,7 @@ def check_refused(result: Result, lost: str, *asked: str) -> None:
     assert result["log"].count("CoLD is unavailable; vLLM runs as without it") == 1
 
 
-@pytest.mark.parametrize("lost", ["", *LOST, ONLINE])
+@pytest.mark.parametrize("lost", ["", LOST[0], ONLINE])
 def test_front_end(run: Run, lost: str) -> None:
     """What a server does before its engine starts: options, configuration, requests."""
     result = run("server", lost)
@@ -84,7 +84,13 @@ def test_front_end(run: Run, lost: str) -> None:
 
 # What comes to light late must not leave vLLM's own LoRA, which cannot be compiled, in a model that
 # is: the last one.
-@pytest.mark.parametrize("lost", [*LOST, OFFLINE])
+@pytest.mark.parametrize(
+    "lost",
+    [
+        pytest.param(lost, marks=pytest.mark.full if lost in LOST[1::2] else ())
+        for lost in (*LOST, OFFLINE)
+    ],
+)
 def test_engine(run: Run, stock: Result, lost: str) -> None:
     result = run("engine", lost, enforce_eager=lost != OFFLINE)
     for way in ("base", "adapter", "beam search"):

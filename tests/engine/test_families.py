@@ -24,8 +24,8 @@ from vllm_cold.vllm import versions
 
 pytestmark = pytest.mark.engine
 
-# Caps on logits and sliding windows, fused layers, experts, a bias and M-RoPE; 15 s each.
-IN_EVERY_RUN = ("gemma2", "phi3", "qwen3_moe", "qwen2.5-vl")
+# Caps on logits and sliding windows, fused layers, experts; test_images.py has M-RoPE.
+IN_EVERY_RUN = ("gemma2", "phi3", "qwen3_moe")
 ALSO_SEE = [name for name, family in FAMILIES.items() if family.vision]
 
 

@@ -61,6 +61,7 @@ def test_tensor_parallel_with_states(
         assert_same_tokens(decode(llm, folders / family, groups), expected)
 
 
+@pytest.mark.full
 def test_pipeline(
     make_llm: Any, tiny: Path, naive: NaiveCold, monkeypatch: pytest.MonkeyPatch
 ) -> None:

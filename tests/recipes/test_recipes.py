@@ -20,7 +20,7 @@ from tests.recipes.page import offline, words
 from tests.recipes.recorder import Recorder, record
 from tests.server.conftest import Server, serve
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.full, pytest.mark.slow, pytest.mark.timeout(900)]
 
 PAGE = "docs/recipes.md"
 LLAMA_INDEX = "llama-index-llms-openai-like==0.8.1"
@@ -127,7 +127,6 @@ def test_langchain(served: tuple[Recorder, str, Server]) -> None:
 
 
 @pytest.mark.server
-@pytest.mark.full
 def test_llamaindex(served: tuple[Recorder, str, Server]) -> None:
     """In an environment of its own: it takes an older openai than vLLM's packages."""
     recorder, url, _ = served

@@ -18,6 +18,7 @@ import openai
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+ROOT = Path(__file__).parents[2]
 START_TIMEOUT = 480.0
 
 
@@ -151,6 +152,11 @@ def arguments(tiny: Path) -> list[str]:
 # Names of adapters on the shared server, and of the tiny ones that they stand for: "sql" and
 # "chat" are the pages', and one looks like an alias. "nan" and "inf" come on top; they are sick.
 NAMES = {"one": "one", "two": "two", "one:cold": "two", "sql": "one", "chat": "two"}
+# Whose classes the shared server serves.
+RULES = (
+    "cold_conflict:Conflict",
+    *(f"tests.server.own_rules:{n}" for n in ("Fading", "Breaks", "Raises")),
+)
 # Room for about a third of what 32 sequences of 96 tokens take.
 BLOCKS = ("--block-size", "32", "--num-gpu-blocks-override", "33")
 
@@ -168,7 +174,14 @@ def server(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ser
         adapters[name] = make_sick_adapter(tiny / "one", folder / name, float(name))
     options = [*arguments(tiny), *BLOCKS, "--lora-modules"]
     options += [f"{name}={at}" for name, at in adapters.items()]
-    environment = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1", "VLLM_SERVER_DEV_MODE": "1"}
+    for rule in RULES:
+        options += ["--cold-rule", rule]
+    path = (str(ROOT), str(ROOT / "examples" / "rule"), os.environ.get("PYTHONPATH"))
+    environment = {
+        "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
+        "VLLM_SERVER_DEV_MODE": "1",
+        "PYTHONPATH": os.pathsep.join(filter(None, path)),
+    }
     with serve(folder, options, **environment) as running:
         yield running
 
@@ -180,6 +193,7 @@ def default_server(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
     config = folder / "server.yaml"
     config.write_text("sampler: cold\ncold-alpha: 0.05\nseed: 0\n")
     command = [*arguments(tiny), "--config", str(config), "--cold-beta", "2.0"]
-    command += ["--block-size", "32", "--num-gpu-blocks-override", "15"]
+    command += ["--block-size", "32", "--num-gpu-blocks-override", "15", "--lora-modules"]
+    command += [f"{name}={tiny / at}" for name, at in NAMES.items()]
     with serve(folder, command) as running:
         yield running

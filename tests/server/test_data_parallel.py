@@ -15,7 +15,7 @@ from tests.recipes.page import words
 from tests.server.clients import Asked, assert_right, references, storm
 from tests.server.conftest import arguments, serve
 
-pytestmark = pytest.mark.server
+pytestmark = [pytest.mark.server, pytest.mark.full]
 
 
 def make_requests() -> list[Asked]:

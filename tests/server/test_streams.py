@@ -14,7 +14,7 @@ import pytest
 
 from tests.docs.blocks import block
 from tests.engine.streams import Texts
-from tests.naive import NaiveCold, assert_same_tokens
+from tests.naive import NaiveCold, Trace, assert_same_tokens
 from tests.recipes.page import words
 from tests.server.conftest import Server, serve
 
@@ -420,13 +420,47 @@ def test_a_text_that_imitates_the_marking(server: Server, model: Texts) -> None:
     assert_same_tokens(got, expected)
 
 
-def test_the_pages(server: Server, model: Texts) -> None:
-    """What docs/serving.md shows."""
-    text = block("docs/serving.md", "prompts").replace("http://localhost:8000", server.url)
+def run_page(server: Server, text: str) -> dict[str, Any]:
+    """The names that a block leaves, all of whose six requests are answered."""
+    assert "http://localhost:8000" in text
     names: dict[str, Any] = {}
     before = server.metric("vllm:request_success_total")
-    exec(compile(text, "block", "exec"), names)
+    exec(compile(text.replace("http://localhost:8000", server.url), "block", "exec"), names)
     assert server.metric("vllm:request_success_total") - before == 6
+    return names
+
+
+def test_the_pages_first_client(default_server: Server, naive: NaiveCold, model: Texts) -> None:
+    """All calls do what their comments say."""
+    ask = run_page(default_server, block("docs/serving.md", "client"))["ask"]
+    ids = model.ids("List all users.")
+
+    def begins(text: str, trace: Trace) -> bool:
+        assert trace.settled() >= 8
+        right = model.tokenizer.decode(trace.tokens[: trace.settled()], skip_special_tokens=True)
+        return text.startswith(right)
+
+    def cold(**given: Any) -> Trace:
+        settings = {"alpha": 0.05, "beta": 2.0, **given}  # the server's
+        return naive.generate(ids, expert="one", max_tokens=64, **settings)
+
+    def by_rule(name: str, **parameters: float) -> Trace:
+        return cold(rule=name, rule_parameters=parameters)
+
+    assert begins(ask(), cold())
+    strong = ask(cold_alpha=0.2, cold_beta=1.0, cold_expert_top_k=20)
+    assert begins(strong, cold(alpha=0.2, beta=1.0, expert_top_k=20))
+    adaptive = ask(cold_beta="adaptive", cold_beta_max=2.0)
+    assert begins(adaptive, by_rule("adaptive", beta_max=2.0)) and not begins(adaptive, cold())
+    unsure = ask(cold_beta="mti", cold_rule_parameters='{"tau": 2.0}')
+    assert begins(unsure, by_rule("mti", tau=2.0))
+    assert begins(ask(cold_amateur="chat"), cold(amateur="two"))
+    assert begins(ask(cold=0), naive.greedy(ids, "one", 64))
+
+
+def test_the_pages(server: Server, model: Texts) -> None:
+    """What docs/serving.md shows."""
+    names = run_page(server, block("docs/serving.md", "prompts"))
     chat = names["messages"]
     [trace] = model.decode(model.group(chat, "one", (-0.5, "one", [chat[0], chat[2]])))
     answer = names["chat"](cold_without=1, cold_preset="cad")
