@@ -128,36 +128,33 @@ class Group:
         return [list(ids) for ids in (self.prompt_ids, *own)]
 
 
-@dataclass(frozen=True)
-class Request:
-    """A pair: a group whose only amateur has the expert's prompt and the weight -beta."""
+def pair(
+    prompt_ids: Sequence[int],
+    expert: str,
+    alpha: float,
+    beta: float,
+    max_tokens: int,
+    amateur: str | None = None,
+    expert_top_k: int | None = None,
+    eos_token_id: int | None = None,
+    rule: str | None = None,
+    rule_parameters: Mapping[str, float] | None = None,
+) -> Group:
+    """A group whose only amateur has the expert's prompt and the weight -beta, or the rule's."""
+    return Group(
+        prompt_ids,
+        expert,
+        [Amateur(-beta if rule is None else None, amateur)],
+        alpha,
+        max_tokens,
+        expert_top_k,
+        eos_token_id,
+        rule,
+        rule_parameters or {},
+    )
 
-    prompt_ids: Sequence[int]
-    expert: str
-    alpha: float
-    beta: float
-    max_tokens: int
-    amateur: str | None = None
-    expert_top_k: int | None = None
-    eos_token_id: int | None = None
-    rule: str | None = None
-    rule_parameters: Mapping[str, float] = field(default_factory=dict)
 
-    @property
-    def group(self) -> Group:
-        """The same in general terms."""
-        amateur = Amateur(-self.beta if self.rule is None else None, self.amateur)
-        return Group(
-            self.prompt_ids,
-            self.expert,
-            [amateur],
-            self.alpha,
-            self.max_tokens,
-            self.expert_top_k,
-            self.eos_token_id,
-            self.rule,
-            self.rule_parameters,
-        )
+Request = pair
 
 
 def step(
@@ -235,11 +232,6 @@ def group_score(logits: Sequence[Tensor], group: Group) -> Tensor:
     return step(logits, group).scores
 
 
-def edge(logits: Sequence[Tensor], group: Group) -> float:
-    """How far logits must move for a change of the valid set to change the choice."""
-    return step(logits, group).edge
-
-
 def score(
     expert: Tensor,
     amateur: Tensor,
@@ -248,8 +240,7 @@ def score(
     expert_top_k: int | None = None,
 ) -> Tensor:
     """`group_score` of a pair."""
-    pair = Request((), "", alpha, beta, 0, None, expert_top_k)
-    return group_score([expert, amateur], pair.group)
+    return group_score([expert, amateur], pair((), "", alpha, beta, 0, None, expert_top_k))
 
 
 def margin(scores: Tensor) -> float:
@@ -398,8 +389,8 @@ class NaiveCold:
         return trace
 
     def generate(self, prompt_ids: Sequence[int], **settings: Any) -> Trace:
-        """`decode` of a pair; `settings` are the other arguments of `Request`."""
-        return self.decode(Request(prompt_ids, **settings).group)
+        """`decode` of a pair; `settings` are the other arguments of `pair`."""
+        return self.decode(pair(prompt_ids, **settings))
 
     def distribution(self, group: Group, temperature: float) -> Tensor:
         """softmax(s / temperature) [V], float64, for the first token after the prompts."""
@@ -410,16 +401,13 @@ class NaiveCold:
     def step_distribution(
         self, prompt_ids: Sequence[int], *, temperature: float, **settings: Any
     ) -> Tensor:
-        """`distribution` of a pair; `settings` are the other arguments of `Request`."""
-        return self.distribution(Request(prompt_ids, **settings, max_tokens=1).group, temperature)
+        """`distribution` of a pair; `settings` are the other arguments of `pair`."""
+        return self.distribution(pair(prompt_ids, **settings, max_tokens=1), temperature)
 
-    def generate_many(
-        self, requests: Sequence[Request | Group], batch_size: int = 64
-    ) -> list[Trace]:
-        """`decode` for many requests: those whose streams have equal adapters and prompt lengths
+    def generate_many(self, groups: Sequence[Group], batch_size: int = 64) -> list[Trace]:
+        """`decode` for many groups: those whose streams have equal adapters and prompt lengths
         run together.
         """
-        groups = [r.group if isinstance(r, Request) else r for r in requests]
         alike: dict[tuple[Any, ...], list[int]] = {}
         for index, group in enumerate(groups):
             key = (group.adapters, *map(len, group.prompts))

@@ -186,11 +186,14 @@ def make_llm(pool: Pool) -> Iterator[Make]:
         end(made.pop())
 
 
-def lora(tiny: Path, name: str) -> Any:
-    """The LoRARequest of one of the tiny adapters."""
+ADAPTERS = ("one", "two", "zero", "nan", "inf", "early", "large")
+
+
+def lora(folder: Path, name: str | None) -> Any:
+    """The LoRARequest of one of the adapters in a folder; None for the base model."""
     from vllm.lora.request import LoRARequest
 
-    return LoRARequest(name, ("one", "two", "zero").index(name) + 1, str(tiny / name))
+    return name and LoRARequest(name, ADAPTERS.index(name) + 1, str(folder / name))
 
 
 def scheduler(llm: Any) -> Any:

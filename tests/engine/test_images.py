@@ -34,9 +34,9 @@ from tests.engine.media import (
     make_chats,
     of_vllm,
 )
-from tests.engine.pressure import Engines, Job, assert_idle, drive, preempted_pairs, some
+from tests.engine.pressure import Engines, assert_idle, drive, preempted_pairs, some
+from tests.engine.streams import Job, generate, tokens_of
 from tests.naive import Trace, assert_same_tokens
-from vllm_cold.group.results import weights_in
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
 
@@ -93,45 +93,22 @@ class MediaJob(Job):
     def asked(self) -> dict[str, Any]:
         return of_vllm(MEDIA[self.family], self.case.expert_prompt)
 
-    def params(self, tiny: Path) -> Any:
-        """With temperature 0 unless ``options`` say else."""
-        from vllm import SamplingParams
+    def own_prompt(self, index: int) -> dict[str, Any]:
+        from vllm_cold import Noise
 
-        import vllm_cold
-
-        group = self.case.group
-        given: dict[str, Any] = {
-            "temperature": 0.0,
-            "max_tokens": group.max_tokens,
-            "ignore_eos": True,
-            **self.options,
-            **self.make_options(),
-        }
-        if not group.amateurs:
-            return SamplingParams(**given)
-        amateurs = []
-        for amateur, own in zip(group.amateurs, self.case.prompts[1:], strict=True):
-            fields: dict[str, Any] = {}
-            if isinstance(own, Noised):
-                fields["images"] = vllm_cold.Noise(own.steps)
-            elif own is not None:
-                made = of_vllm(MEDIA[self.family], own)
-                fields["prompt"] = made if "multi_modal_data" in made else made["prompt"]
-            # What is the default is left out.
-            if amateur.adapter != (None if own is None else group.expert):
-                fields["lora_request"] = lora(tiny, amateur.adapter) if amateur.adapter else None
-            fields["weight"] = group.rule if amateur.weight is None else amateur.weight
-            amateurs.append(vllm_cold.Amateur(**fields))
-        if group.rule is not None:
-            given["rule_parameters"] = dict(group.rule_parameters)
-            given["explain"] = given.get("n", 1) == 1
-        return vllm_cold.ColdParams(alpha=group.alpha, amateurs=amateurs, **given)
+        own = self.case.prompts[index + 1]
+        if own is None:
+            return {}
+        if isinstance(own, Noised):
+            return {"images": Noise(own.steps)}
+        made = of_vllm(MEDIA[self.family], own)
+        return {"prompt": made if "multi_modal_data" in made else made["prompt"]}
 
 
 def jobs_of(folder: Path, **more: Any) -> list[MediaJob]:
     """A family's requests."""
     return [
-        MediaJob((), case.group.expert, options=more, family=folder.name, case=case)
+        MediaJob(case.group, more, family=folder.name, case=case)
         for case in make_cases(MEDIA[folder.name])
     ]
 
@@ -172,29 +149,14 @@ def expected_of(folder: Path) -> Expected:
     return found
 
 
-def generate(llm: Any, folder: Path, jobs: Sequence[MediaJob]) -> list[Any]:
-    """The engine's outputs."""
-    return list(
-        llm.generate(
-            [job.asked() for job in jobs],
-            [job.params(folder) for job in jobs],
-            lora_request=[lora(folder, job.adapter) if job.adapter else None for job in jobs],
-            use_tqdm=False,
-        )
-    )
-
-
 def check(llm: Any, folder: Path, expected: Expected, chosen: Sequence[int] | None = None) -> int:
     """The engine's prompts and tokens are the reference's; how many prompt tokens were cached."""
     jobs = jobs_of(folder)
     chosen = range(len(jobs)) if chosen is None else chosen
     outputs = generate(llm, folder, [jobs[i] for i in chosen])
     assert [list(o.prompt_token_ids) for o in outputs] == [expected.prompts[i] for i in chosen]
-    tokens = [list(output.outputs[0].token_ids) for output in outputs]
+    tokens = tokens_of([jobs[i] for i in chosen], outputs)
     assert_same_tokens(tokens, [expected.traces[i] for i in chosen])
-    for i, output in zip(chosen, outputs, strict=True):
-        told = weights_in(output.kv_transfer_params)
-        assert (told is not None) == (jobs[i].case.group.rule is not None)
     return sum(output.num_cached_tokens or 0 for output in outputs)
 
 
@@ -265,8 +227,7 @@ def check_chats(llm: Any, folder: Path) -> None:
     ]
     outputs = []
     for name in (None, "one"):
-        request = lora(folder, name) if name else None
-        conversations = [messages(SEEN)] * len(asked)
+        conversations, request = [messages(SEEN)] * len(asked), lora(folder, name)
         outputs += llm.chat(conversations, asked, lora_request=request, use_tqdm=False)
     read = json.loads((folder / "traces.json").read_text())["chats"]
     assert len(read) == len(make_chats()) == len(outputs)

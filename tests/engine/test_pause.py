@@ -15,11 +15,9 @@ from typing import Any
 
 import pytest
 
-from tests.engine import streams
 from tests.engine.conftest import free_blocks, lora, scheduler
 from tests.engine.pressure import (
     Engines,
-    Job,
     Receiver,
     Result,
     add,
@@ -28,13 +26,12 @@ from tests.engine.pressure import (
     engines,
     preempted_pairs,
 )
-from tests.naive import Amateur, Group
+from tests.engine.streams import Job
+from tests.naive import Amateur, Group, pair
 
 __all__ = ["engines"]
 
 pytestmark = pytest.mark.engine
-
-COLD = {"alpha": 0.05, "beta": 0.5}
 
 
 def make_jobs() -> list[Job]:
@@ -46,14 +43,14 @@ def make_jobs() -> list[Job]:
     for i in range(18):
         prompt = tuple(rng.randrange(4, 512) for _ in range(rng.choice((3, 24, 31, 50))))
         expert = ("one", "two")[i % 2]
-        options = {"max_tokens": rng.choice((9, 20, 40))}
         if i % 6 == 5:
-            jobs.append(Job(prompt, (None, expert)[i // 6 % 2], options=options))
+            group = Group(prompt, (None, expert)[i // 6 % 2], (), 0.0, 0)
         elif i % 5 == 3:
             amateurs = [Amateur(-0.5, expert, prompt[:2]), Amateur(-0.5, None, (*prompt[9:], 7))]
-            jobs.append(streams.job(Group(prompt, expert, amateurs, COLD["alpha"], 0), **options))
+            group = Group(prompt, expert, amateurs, 0.05, 0)
         else:
-            jobs.append(Job(prompt, expert, COLD, "zero" if i % 5 == 2 else None, options))
+            group = pair(prompt, expert, 0.05, 0.5, 0, "zero" if i % 5 == 2 else None)
+        jobs.append(Job(group, {"max_tokens": rng.choice((9, 20, 40))}))
     return jobs
 
 
@@ -248,10 +245,10 @@ def test_pause_generation(engines: Engines, tiny: Path) -> None:
                     asyncio.create_task(
                         collect(
                             llm.generate(
-                                {"prompt_token_ids": list(job.prompt)},
+                                job.asked(),
                                 job.params(tiny),
                                 f"{round_}-{i}",
-                                lora_request=lora(tiny, job.adapter) if job.adapter else None,
+                                lora_request=lora(tiny, job.group.expert),
                             ),
                             results[i],
                         )
@@ -266,7 +263,7 @@ def test_pause_generation(engines: Engines, tiny: Path) -> None:
                 late = asyncio.create_task(
                     collect(
                         llm.generate(
-                            {"prompt_token_ids": list(JOBS[0].prompt)},
+                            JOBS[0].asked(),
                             JOBS[0].params(tiny),
                             f"{round_}-late",
                             lora_request=lora(tiny, "one"),

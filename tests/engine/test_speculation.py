@@ -15,9 +15,10 @@ import torch
 from tests.engine import drafters
 from tests.engine.conftest import free_blocks, lora, scheduler
 from tests.engine.pressure import Engines, drive, engines, preempted_pairs, scheduled
+from tests.engine.streams import decode, generate
 from tests.engine.test_features_under_pressure import BARE, FEATURES, UNCHANGED
 from tests.engine.test_reference import CASES as ALL_CASES
-from tests.engine.test_reference import CONFIGURATIONS, decode, traces
+from tests.engine.test_reference import CONFIGURATIONS
 from tests.engine.test_requests import PROMPT, check_distribution
 from tests.naive import NaiveCold, Trace, assert_same_tokens
 from vllm_cold.group.drafting import DraftController
@@ -31,7 +32,7 @@ CASES = ALL_CASES[:48]  # with drafts they take longer
 
 @pytest.fixture(scope="module")
 def expected(naive: NaiveCold) -> list[Trace]:
-    return traces(naive, CASES)
+    return naive.generate_many(CASES)
 
 
 class Drafters:
@@ -112,7 +113,7 @@ def test_tokens_equal_the_reference(
     """Groups and plain requests, with an adapter and without, all at once; one alone takes fewer
     steps where its drafts are mostly right.
     """
-    texts = [[*case.prompt, *trace.tokens] for case, trace in zip(CASES, expected, strict=True)]
+    texts = [[*case.prompt_ids, *trace.tokens] for case, trace in zip(CASES, expected, strict=True)]
     speculative = drafter(name, texts)
     llm = make_llm(**CONFIGURATIONS[configuration], speculative_config=speculative)
     before = free_blocks(llm)
@@ -128,7 +129,7 @@ def test_tokens_equal_the_reference(
     least = {"oracle": 0.3, "wrong": 0.0}.get(name, 0.01)
     assert least * drafted <= accepted < drafted
     if name == "oracle":
-        at = next(i for i, case in enumerate(CASES) if case.alpha is not None)
+        at = next(i for i, case in enumerate(CASES) if case.amateurs)
         with scheduled(llm) as steps:
             (one,) = decode(llm, tiny, [CASES[at]])
         assert one == expected[at].tokens
@@ -324,19 +325,13 @@ def test_a_group_is_never_verified_apart(
     assert speculative["num_speculative_tokens"] == DRAFTS
     llm = make_llm(async_scheduling=True, speculative_config=speculative)
     cases, traces = CASES[:12], expected[:12]
-    outputs = llm.generate(
-        [{"prompt_token_ids": list(c.prompt)} for c in cases],
-        [c.params(tiny) for c in cases],
-        lora_request=[lora(tiny, c.adapter) if c.adapter else None for c in cases],
-        use_tqdm=False,
-    )
     failed = 0
-    for case, trace, output in zip(cases, traces, outputs, strict=True):
+    for case, trace, output in zip(cases, traces, generate(llm, tiny, cases), strict=True):
         (got,) = output.outputs
         count = min(trace.settled(1e-4), len(got.token_ids))
         assert list(got.token_ids[:count]) == trace.tokens[:count]
         if got.finish_reason == "error":
-            assert case.alpha is not None and SPOILT[what] in str(got.stop_reason)
+            assert case.amateurs and SPOILT[what] in str(got.stop_reason)
             failed += 1
         else:
             assert len(got.token_ids) == len(trace.tokens)

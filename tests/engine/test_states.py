@@ -31,7 +31,7 @@ from tests.engine.families import (
     long_groups_of,
 )
 from tests.engine.pressure import assert_idle, drive, preempted_pairs
-from tests.engine.streams import LONGEST, MAX_TOKENS, decode, generate, job, length, params
+from tests.engine.streams import LONGEST, MAX_TOKENS, Job, decode, generate, length
 from tests.engine.test_pause import Pauses
 from tests.naive import Amateur, Group, Trace, assert_same_tokens, step
 from vllm_cold.ops.interface import NOT_FINITE
@@ -128,7 +128,7 @@ def test_arrivals_priorities_aborts_and_pauses(
     folder = folders / family
     groups, expected = cases(folder, name)
     llm = engine_of(make_llm, folder, name, scheduling_policy="priority")
-    jobs = [job(group, ignore_eos=True, max_tokens=MAX_TOKENS) for group in groups] * 2
+    jobs = list(map(Job, groups)) * 2
     pauses = Pauses(llm, level)
     results = drive(llm, folder, jobs, seed=level, abort=0.2, disturb=pauses)
     assert pauses.count
@@ -181,12 +181,8 @@ def test_states_that_are_no_numbers(
     for _ in range(2):
         outputs = llm.generate(
             [{"prompt_token_ids": list(g.prompt_ids)} for g in groups for _ in range(2)],
-            [each for g in groups for each in (sick_params, params(folder, g))],
-            lora_request=[
-                each
-                for g in groups
-                for each in (sick_lora, lora(folder, g.expert) if g.expert else None)
-            ],
+            [each for g in groups for each in (sick_params, Job(g).params(folder))],
+            lora_request=[each for g in groups for each in (sick_lora, lora(folder, g.expert))],
             use_tqdm=False,
         )
         ends = {(o.outputs[0].finish_reason, o.outputs[0].stop_reason) for o in outputs[::2]}
@@ -216,7 +212,7 @@ def logits_alone(
     outputs = llm.generate(
         [{"prompt_token_ids": [*ids, *tokens[:i]]} for i in steps for _, ids in streams],
         params,
-        lora_request=[lora(folder, name) if name else None for _ in steps for name, _ in streams],
+        lora_request=[lora(folder, name) for _ in steps for name, _ in streams],
         use_tqdm=False,
     )
     found = []

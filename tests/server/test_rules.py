@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A server with rules of others, by ``--cold-rule``; ``tests/examples/test_rule.py`` installs one."""
+"""A server with rules of others by ``--cold-rule``; ``tests/examples/test_rule`` installs one."""
 
 from __future__ import annotations
 
