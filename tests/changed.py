@@ -80,11 +80,6 @@ PARTS = (
         ("examples/*", "vllm_cold/tools/*", "vllm_cold/method/*"),
     ),
     Part(
-        "recipes",
-        ("tests/recipes/*",),
-        ("docs/*recipes*", "docs/benchmarking.md", "examples/*", "vllm_cold/vllm/frontend/*"),
-    ),
-    Part(
         "the pages' examples",
         ("tests/docs/test_server.py", "tests/docs/test_offline.py"),
         (

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The naive reference for prompts with images, videos and sounds; imports no vLLM.
+"""The naive reference for prompts with images and videos; imports no vLLM.
 
 Each stream is read alone, its whole prompt with its media at once, and then token by token.
 """
@@ -30,7 +30,7 @@ class _Stream:
 
 
 class NaiveMedia(NaiveCold):
-    """``NaiveCold`` for models that also see or hear.
+    """``NaiveCold`` for models that also see.
 
     With `causal`, a medium's tokens attend to what comes before them only, as vLLM's attention on
     CPU does it, also in models that let them attend to all of the medium.

@@ -39,8 +39,7 @@ class Family:
         settings: What that says beside ``_COMMON``.
         lora: Which of its layers get an adapter; none: vLLM has no LoRA for it.
         tied: Whether the output layer is the embedding.
-        vision: The config of what looks at images or hears, of a model that also does.
-        tower: What a model's config calls that one.
+        vision: The config of what looks at images, of a model that also does.
         whole: What else a model's config says beside that of its text and this one.
         decoder: What the text's layers are called in it.
         special: Its tokens that stand for images, and what its config calls their ids.
@@ -65,7 +64,6 @@ class Family:
     recompute: bool = False
     dtype: str = "float32"
     vision: dict[str, Any] = field(default_factory=dict)
-    tower: str = "vision_config"
     whole: dict[str, Any] = field(default_factory=dict)
     decoder: str = "language_model"
     special: dict[str, tuple[str, str]] = field(default_factory=dict)
@@ -357,15 +355,20 @@ def long_groups_of(name: str) -> list[Group]:
     return [group for group in make_groups(100) if ALL[name].lora or not num_adapters(group)][:40]
 
 
+def make_config(family: Family, folder: Path) -> Any:
+    """A model's config; of one that sees, what makes prompts of images is written."""
+    settings = {**_COMMON, "tie_word_embeddings": family.tied, **family.settings}
+    if family.vision:
+        settings = _with_vision(family, settings, folder)
+    return getattr(transformers, family.config)(**settings)
+
+
 def make_model(family: Family, folder: Path) -> Path:
     """Write a model with random weights, norms and biases; return the folder."""
-    settings = {**_COMMON, "tie_word_embeddings": family.tied, **family.settings}
     kind = transformers.AutoModelForCausalLM
     if family.vision:
         kind = transformers.AutoModelForMultimodalLM
-        settings = _with_vision(family, settings, folder)
-    config = getattr(transformers, family.config)(**settings)
-    model = kind.from_config(config).to(torch.float32)
+    model = kind.from_config(make_config(family, folder)).to(torch.float32)
     generator = torch.Generator().manual_seed(0)
 
     def noise(weight: torch.Tensor, std: float) -> torch.Tensor:
@@ -404,7 +407,7 @@ def make_model(family: Family, folder: Path) -> Path:
 
 
 def _with_vision(family: Family, text: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """The settings of a model that also sees or hears; writes what makes prompts of images."""
+    """The settings of a model that also sees; writes what makes prompts of images."""
     special = {**dict(family.special.values()), **family.more_special}
     tokenizer = make_tokenizer(extra_special_tokens=special)
     assert family.processor is not None
@@ -417,7 +420,7 @@ def _with_vision(family: Family, text: dict[str, Any], folder: Path) -> dict[str
     assert VOCAB_SIZE <= min(all_ids) <= max(all_ids) < VOCAB_SIZE + 8
     return {
         "text_config": {**text, "vocab_size": VOCAB_SIZE + 8},
-        family.tower: family.vision,
+        "vision_config": family.vision,
         "tie_word_embeddings": family.tied,
         "dtype": "float32",
         "mm_tokens_per_image": 4,

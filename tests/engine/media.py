@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tiny random models that see or hear, requests with images, videos and sounds in them, and what
+"""Tiny random models that see, requests with images and videos in them, and what
 the naive reference makes of these. A process of its own, ``python -m tests.engine.media FOLDER
 NAME...``, for the reason of ``families``.
 """
@@ -57,30 +57,17 @@ class Video:
 
 
 @dataclass(frozen=True)
-class Sound:
-    """Noise that swells, sampled at 16 kHz."""
-
-    seed: int
-    milliseconds: int = 200
-
-    def make(self) -> Any:
-        rng, num = np.random.default_rng(self.seed), 16 * self.milliseconds
-        hum = np.sin(np.arange(num) * rng.uniform(0.05, 0.5))
-        return (rng.uniform(0.1, 1) * hum + rng.normal(0, 0.3, num)).astype(np.float32)
-
-
-@dataclass(frozen=True)
 class Noised:
     """The expert's prompt with noise in its images; the steps of the diffusion."""
 
     steps: int
 
 
-Medium = Picture | Video | Sound
+Medium = Picture | Video
 Prompt = tuple[str | Medium, ...]
 """Texts and media in their order."""
 # Of each kind of medium, what vLLM calls it and what transformers' processors do.
-NAMES = {Picture: ("image", "images"), Video: ("video", "videos"), Sound: ("audio", "audio")}
+NAMES = {Picture: ("image", "images"), Video: ("video", "videos")}
 
 
 @dataclass(frozen=True)
@@ -156,12 +143,6 @@ def _paligemma(tokenizer: Any) -> Any:
     return transformers.PaliGemmaProcessor(images, tokenizer)
 
 
-def _qwen2_audio(tokenizer: Any) -> Any:
-    # vLLM takes spectra of 3000 only, which are these 30 seconds.
-    sounds = transformers.WhisperFeatureExtractor(feature_size=16)
-    return transformers.Qwen2AudioProcessor(sounds, tokenizer)
-
-
 _PIXELS = {"shortest_edge": 28 * 28, "longest_edge": 112 * 112}
 
 
@@ -197,7 +178,6 @@ MEDIA = {
     ),
     # Those below only in full.
     "qwen2.5-vl": MediaFamily(families.FAMILIES["qwen2.5-vl"], _IN_QWEN, _sized, _IMAGES),
-    "qwen3-vl": MediaFamily(families.FAMILIES["qwen3-vl"], _IN_QWEN, _sized, _IMAGES),
     # Whose images have tokens among them that are none of theirs.
     "idefics3": MediaFamily(
         Family(
@@ -255,31 +235,6 @@ MEDIA = {
         _VIDEO_IN_QWEN,
         lambda seed: Video(seed, 2 + 2 * (seed % 3)),
         {"image": 0, "video": 2},
-        rounds=1,
-    ),
-    "qwen2-audio": MediaFamily(
-        Family(
-            "Qwen2AudioConfig",
-            {"model_type": "qwen2"},
-            [],  # vLLM has no LoRA for it
-            tower="audio_config",
-            vision={
-                "num_mel_bins": 16,
-                "encoder_layers": 2,
-                "encoder_attention_heads": 2,
-                "encoder_ffn_dim": 96,
-                "d_model": 64,
-            },
-            special={"audio_token_index": ("audio_token", "<|AUDIO|>")},
-            more_special={
-                "audio_bos_token": "<|audio_bos|>",
-                "audio_eos_token": "<|audio_eos|>",
-            },
-            processor=_qwen2_audio,
-        ),
-        "<|audio_bos|><|AUDIO|><|audio_eos|>",
-        lambda seed: Sound(seed, 150 + 130 * (seed % 5)),
-        {"audio": 2},
         rounds=1,
     ),
 }
@@ -467,8 +422,6 @@ def media_of(prompt: Prompt, of_vllm: bool) -> dict[str, list[Any]]:
 def of_vllm(family: MediaFamily, prompt: Prompt) -> dict[str, Any]:
     """The prompt as vLLM takes it."""
     data = media_of(prompt, of_vllm=True)
-    if "audio" in data:
-        data["audio"] = [(samples, 16000) for samples in data["audio"]]
     return {"prompt": text_of(family, prompt), **({"multi_modal_data": data} if data else {})}
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Prompts with images, videos and sounds, of experts and of amateurs: the engine's tokens equal
+"""Prompts with images and videos, of experts and of amateurs: the engine's tokens equal
 those of transformers and peft, which read each stream alone.
 
 What could go wrong with them: whose media a stream sees, where they stand (M-RoPE), what caches of
@@ -46,24 +46,16 @@ IN_EVERY_RUN = ("qwen2-vl", "llava-1.5")  # with M-RoPE and without
 CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "small steps": {"max_num_batched_tokens": 24, "max_num_seqs": 8, "async_scheduling": True},
     # Those below only in full.
-    "defaults": {},
-    "no prefix cache": {"enable_prefix_caching": False, "max_num_batched_tokens": 40},
-    "pressure": {"num_gpu_blocks_override": 16, "max_num_batched_tokens": 40, "max_num_seqs": 16},
-    "pressure, async": {
+    "pressure": {
         "num_gpu_blocks_override": 16,
         "max_num_batched_tokens": 40,
         "max_num_seqs": 16,
         "async_scheduling": True,
     },
-    "whole images": {
+    "whole images, no prefix cache": {
+        "enable_prefix_caching": False,
         "max_num_batched_tokens": 48,
         "disable_chunked_mm_input": True,
-        "async_scheduling": True,
-    },
-    "long prefill": {
-        "long_prefill_token_threshold": 7,
-        "max_num_batched_tokens": 48,
-        "async_scheduling": True,
     },
     "no cache of processed images": {"mm_processor_cache_gb": 0, "max_num_batched_tokens": 40},
     "compiled": {"enforce_eager": False, "max_num_batched_tokens": 64},
@@ -168,20 +160,9 @@ def assert_no_media(llm: Any) -> None:
     assert manager.num_freeable_slots == manager.cache_size
 
 
-# Plain requests of stock vLLM are not those of transformers either, or the model is not loaded.
-NOT_RIGHT_YET = {
-    "qwen3-vl": "one plain request differs from transformers in one token, and why is not known",
-    "qwen2-audio": "vLLM does not know the names in the checkpoint that transformers writes",
-}
-
-
-def marks(family: str) -> list[pytest.MarkDecorator]:
-    if family in NOT_RIGHT_YET:
-        return [pytest.mark.full, pytest.mark.xfail(reason=NOT_RIGHT_YET[family], strict=True)]
-    return [] if family in IN_EVERY_RUN else [pytest.mark.full]
-
-
-@pytest.mark.parametrize("family", [pytest.param(f, marks=marks(f)) for f in MEDIA])
+@pytest.mark.parametrize(
+    "family", [pytest.param(f, marks=() if f in IN_EVERY_RUN else pytest.mark.full) for f in MEDIA]
+)
 def test_tokens_equal_the_reference(family: str, folders: Path, make_llm: Any, runner: str) -> None:
     """In small steps, in which prompts and images are cut; the second time prompts are cached."""
     folder = folders / family
@@ -248,7 +229,7 @@ def test_configurations(family: str, name: str, folders: Path, make_llm: Any) ->
     with preempted_pairs(llm) as preempted:
         cached = sum(check(llm, folder, expected) for _ in range(2))
     assert bool(preempted) == name.startswith("pressure")
-    assert bool(cached) == (name != "no prefix cache")
+    assert bool(cached) == ("no prefix cache" not in name)
     assert free_blocks(llm) == before
     assert_no_media(llm)
 
@@ -328,18 +309,11 @@ def jobs_under_pressure(folder: Path) -> list[MediaJob]:
 
 
 PRESSURE: dict[str, dict[str, Any]] = {
-    "async": {"async_scheduling": True, "num_gpu_blocks_override": 20},
     "priority, no prefix cache": {
         "num_gpu_blocks_override": 20,
         "scheduling_policy": "priority",
         "enable_prefix_caching": False,
         "max_num_batched_tokens": 37,
-    },
-    "small steps": {
-        "async_scheduling": True,
-        "num_gpu_blocks_override": 20,
-        "max_num_batched_tokens": 24,
-        "max_num_seqs": 9,
     },
     "long prefill": {
         "async_scheduling": True,

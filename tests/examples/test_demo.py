@@ -21,7 +21,6 @@ from benchmarks.accuracy.problem import split_of
 from examples.demo import __main__ as demo
 from examples.demo import adapted, documents, speed
 from tests.vllm_parser import serve_parser
-from vllm_cold.tools.main import build_parser
 
 ROOT = Path(__file__).parents[2]
 
@@ -174,17 +173,6 @@ def words(command: str, program: str) -> list[str]:
     return found[1:]
 
 
-def check_explain(command: str, model: str) -> None:
-    from vllm_cold.tools.explain.command import ask_all
-
-    options = build_parser().parse_args(words(command, "vllm-cold"))
-    assert options.model == model
-    for one in ask_all(options):
-        (amateur,) = one.contrast.amateurs
-        assert one.contrast.settings.alpha == 0.0
-        assert str(amateur.source) == "without 0"
-
-
 def check_serve(command: str, model: str) -> None:
     from vllm_cold.vllm import patching
     from vllm_cold.vllm.frontend import cli
@@ -243,6 +231,7 @@ def shown() -> Iterator[str]:
 
 
 @pytest.mark.engine
+@pytest.mark.full
 @pytest.mark.timeout(600)
 class TestAsAProgram:
     def test_fits_the_screen_and_is_the_demos_alone(self, shown: str) -> None:

@@ -241,20 +241,6 @@ def test_mistakes(server: Server) -> None:
 
 
 @full
-def test_several_answers_and_grammars(server: Server) -> None:
-    for more in (
-        {"n": 2, "temperature": 1.0, "seed": 5},
-        {"structured_outputs": {"regex": "[a-f]{3}-[0-9]{2}"}, "ignore_eos": False},
-    ):
-        one = body("one", messages(url(SEEN)), vllm_xargs={"cold_preset": "vcd"}, **more)
-        status, text = server.post("/v1/chat/completions", one)
-        assert status == 200, text
-        choices = json.loads(text)["choices"]
-        assert len(choices) == more.get("n", 1)
-    server.wait_until_idle()
-
-
-@full
 def test_an_engine_whose_default_is_vcd(seeing: Path, tmp_path: Path) -> None:
     """From a YAML file; with shared memory for what was made of pictures."""
     config = tmp_path / "server.yaml"

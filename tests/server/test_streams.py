@@ -241,9 +241,7 @@ def test_a_preset_behind_the_models_name(server: Server, guide: Server, model: T
 # One of each kind; tests/unit has them all.
 BAD: dict[str, tuple[dict[str, Any], str]] = {
     "no JSON": ({"cold_amateur_messages": "[{"}, "must be a JSON list of messages"),
-    "too long": ({"cold_amateur_prompt": " w1" * 300}, "maximum context length is 256 tokens"),
     "no room": ({"cold_amateur_prompt": " w1" * 245}, "prompt has 245 tokens, which with max_toke"),
-    "equal": ({"cold_amateur_messages": json.dumps([SYSTEM, USER])}, "the amateur is the expert"),
 }  # fmt: skip
 
 
