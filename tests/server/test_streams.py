@@ -255,25 +255,6 @@ def test_bad_amateurs(wrong: str, server: Server) -> None:
         assert message in str(caught.value)
 
 
-def test_a_length_that_nobody_asked_for(server: Server) -> None:
-    """It is what the longest stream's prompt leaves, where there is anything left."""
-    for stream in (False, True):
-        for length, left in ((240, 16), (255, 1), (256, 0)):
-            options: dict[str, Any] = {
-                "model": "one", "messages": [SYSTEM, USER], "stream": stream,
-                "extra_body": {"vllm_xargs": {"cold_amateur_prompt": " w1" * length},
-                               "return_token_ids": True, "ignore_eos": True},
-            }  # fmt: skip
-            if not left:
-                with pytest.raises(openai.BadRequestError, match="the amateur's prompt has 256"):
-                    server.client.chat.completions.create(**options)
-                continue
-            answer = server.client.chat.completions.create(**options)
-            events = answer if stream else [answer]
-            found = [getattr(c, "token_ids", None) or [] for e in events for c in e.choices]
-            assert sum(map(len, found)) == left
-
-
 # ---- other endpoints -----------------------------------------------------------------------------
 
 GUIDED = no_mask(cold_without="system")
@@ -345,35 +326,6 @@ def test_responses_and_messages(path: str, stream: bool, server: Server, model: 
         assert answer.status_code == 400 and message in answer.json()["error"]["message"]
 
 
-def test_several_prompts_of_a_completion(server: Server, model: Texts) -> None:
-    texts = [TEXT, " w7 w8", TEXT[6:]]
-    expected = model.decode(*(model.group(t, "one", (-1, "one", " w9")) for t in texts))
-    body = {"prompt": texts, "max_tokens": MAX_TOKENS, "return_token_ids": True, "n": 2}
-    body |= {"temperature": 1.0, "top_k": 1, "ignore_eos": True}
-    answer = send(server, "completions", vllm_xargs=no_mask(cold_amateur_prompt=" w9"), **body)
-    got = [choice["token_ids"] for choice in answer.json()["choices"]]
-    assert_same_tokens(got, [trace for trace in expected for _ in range(2)])
-    for stream in (False, True):
-        answer = send(
-            server, "completions", vllm_xargs={"cold_part": [0, 1]}, stream=stream, **body
-        )
-        assert answer.status_code == 400 and "cold_part=3: is for one prompt" in answer.text
-
-
-def test_what_a_completion_may_have_beside(server: Server, model: Texts) -> None:
-    xargs = no_mask(cold_part=[0, 9])
-    [trace] = model.decode(model.group(TEXT, "one", (-1, "one", TEXT[9:])))
-    body = {"prompt": TEXT, "max_tokens": MAX_TOKENS, "ignore_eos": True, "vllm_xargs": xargs}
-    answer = send(server, "completions", echo=True, **body).json()["choices"][0]
-    assert answer["text"].startswith(TEXT)
-    answer = send(server, "completions", echo=True, return_token_ids=True, **body).json()
-    assert_same_tokens([answer["choices"][0]["token_ids"]], [trace])
-    for stream in (False, True):
-        for more in ({"suffix": " w1"}, {"prompt_embeds": "AAAA"}):
-            answer = send(server, "completions", stream=stream, **body, **more)
-            assert answer.status_code == 400, answer.text
-
-
 def test_a_batch_of_chats(server: Server, guide: Server, model: Texts) -> None:
     chats = [[SYSTEM, USER], [SYSTEM, TOOL], CHAT]
     expected = model.decode(*(model.group(c, "one", (-1, "one", c[1:])) for c in chats))
@@ -393,14 +345,6 @@ def test_a_batch_of_chats(server: Server, guide: Server, model: Texts) -> None:
     assert_same_tokens([c["token_ids"] for c in answer.json()["choices"]], expected)
     header = json.loads(answer.headers["x-cold"])
     assert header["cold"] == 1 and header["choices"] == [1]
-
-
-def test_beam_search_where_every_chat_is_guided(guide: Server) -> None:
-    """It is refused where it would be guided."""
-    body = {"model": "base", "use_beam_search": True, "n": 2, "max_tokens": 4, "vllm_xargs": {}}
-    for messages, status in (([USER], 200), ([SYSTEM, USER], 400)):
-        assert send(guide, "chat/completions", messages=messages, **body).status_code == status
-    assert send(guide, "completions", prompt=TEXT, **body).status_code == 200
 
 
 def test_a_text_that_imitates_the_marking(server: Server, model: Texts) -> None:
