@@ -184,27 +184,6 @@ def make_mtp_model(tiny: Path, folder: Path) -> Path:
     return folder
 
 
-def make_mtp_adapter(model: Path, folder: Path, seed: int, rank: int = 8) -> Path:
-    """Write a random adapter for `make_mtp_model`'s; return the folder. For its attention alone:
-    peft takes a dense layer of such a model for experts, and would leave that part out.
-    """
-    import transformers
-    from peft import LoraConfig, get_peft_model
-
-    base = transformers.AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
-    names = ["q_proj", "k_proj", "v_proj", "o_proj"]
-    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=names, task_type="CAUSAL_LM")
-    adapted: Any = get_peft_model(base, config)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, weight in adapted.named_parameters():
-            if "lora_" in name:
-                std = 1.0 if "lora_A" in name else 0.05 / (2.0 * rank**0.5)
-                weight.normal_(0.0, std, generator=generator)
-    adapted.save_pretrained(str(folder))
-    return folder
-
-
 def ngram(tokens: int = 3, device: bool = False) -> dict[str, Any]:
     """What followed the last two tokens before, or the last three. A random model repeats nothing;
     requests with three ``allowed_token_ids`` do, and then half of the drafts are right.

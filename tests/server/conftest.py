@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import openai
 import pytest
@@ -49,6 +50,40 @@ class Server:
         return openai.OpenAI(
             base_url=f"http://127.0.0.1:{self.port}/v1", api_key="none", max_retries=0, timeout=120
         )
+
+    def ask(
+        self,
+        prompt: Any,
+        model: str = "one",
+        stream: bool = False,
+        n: int = 1,
+        max_tokens: int = 12,
+        **xargs: Any,
+    ) -> list[int]:
+        """The greedy tokens of a completion, or of a chat with these messages, from a stock client;
+        of several answers, which are equal.
+        """
+        options: dict[str, Any] = {
+            "model": model,
+            "max_tokens": max_tokens,
+            "stream": stream,
+            "n": n,
+            # vLLM takes several greedy answers in these words only.
+            "temperature": 0.0 if n == 1 else 1.0,
+            "extra_body": {"return_token_ids": True, "ignore_eos": True, "top_k": 1},
+        }
+        if xargs:
+            options["extra_body"]["vllm_xargs"] = xargs
+        if isinstance(prompt, list) and isinstance(prompt[0], dict):
+            answer: Any = self.client.chat.completions.create(messages=prompt, **options)
+        else:
+            answer = self.client.completions.create(prompt=prompt, **options)
+        tokens: list[list[int]] = [[] for _ in range(n)]
+        for event in answer if stream else [answer]:
+            for choice in event.choices:
+                tokens[choice.index] += getattr(choice, "token_ids", None) or []
+        assert all(one == tokens[0] for one in tokens)
+        return tokens[0]
 
     def metrics(self, name: str) -> dict[str, float]:
         """A metric of vLLM's /metrics page, by its labels as they stand there."""

@@ -36,15 +36,6 @@ def counts(server: Server) -> dict[str, float]:
     return {name: page.get(f"vllm_cold_{name}", 0.0) for name in names}
 
 
-def complete(server: Server, prompt: list[int], model: str = "one", **xargs: Any) -> list[int]:
-    # A client each: a new connection may reach the other API server.
-    response = server.client.completions.create(
-        model=model, prompt=prompt, temperature=0.0, max_tokens=MAX_TOKENS,
-        extra_body={"return_token_ids": True, "ignore_eos": True, "vllm_xargs": xargs},
-    )  # fmt: skip
-    return response.choices[0].token_ids  # type: ignore[attr-defined, no-any-return]
-
-
 def expected(naive: NaiveCold, prompt: list[int], tokens: list[int]) -> tuple[int, int]:
     """Candidates and changed tokens along an answer, by the reference's logits."""
     candidates = changed = 0
@@ -64,13 +55,11 @@ def test_every_figure(server: Server, naive: NaiveCold) -> None:
     server.wait_until_idle()
     assert server.post("/reset_prefix_cache", {})[0] == 200
     before = counts(server)
-    complete(server, [*PROMPTS[0][::-1]], cold=0)
+    server.ask([*PROMPTS[0][::-1]], cold=0)
     assert counts(server) == before, "a plain request was counted"
 
     with ThreadPoolExecutor(3) as pool:
-        answers = list(
-            pool.map(lambda p: complete(server, p, cold_alpha=ALPHA, cold_beta=BETA), PROMPTS)
-        )
+        answers = list(pool.map(lambda p: server.ask(p, cold_alpha=ALPHA, cold_beta=BETA), PROMPTS))
     after = {name: value - before[name] for name, value in counts(server).items()}
     assert after["requests_total"] == len(PROMPTS)
     assert after["generation_tokens_total"] == sum(map(len, answers))
@@ -98,7 +87,7 @@ def by_kind(server: Server, name: str) -> Counter[tuple[str, str]]:
 
 
 def test_each_kind_apart(server: Server) -> None:
-    complete(server, PROMPTS[0], cold=1)
+    server.ask(PROMPTS[0], cold=1)
     before = [by_kind(server, name) for name in ("requests_total", "candidates_count")]
     asked: list[tuple[str, str, dict[str, Any]]] = [
         ("cold", "one", {"cold_beta": 1}),
@@ -108,7 +97,7 @@ def test_each_kind_apart(server: Server) -> None:
         ("dexperts", "base", {"cold_amateur": ["one", "two"], "cold_preset": "dexperts"}),
     ]
     for _, model, xargs in asked:
-        complete(server, PROMPTS[1], model, **xargs)
+        server.ask(PROMPTS[1], model, **xargs)
     after = [by_kind(server, name) for name in ("requests_total", "candidates_count")]
     kinds = Counter((method, model.replace("base", "")) for method, model, _ in asked)
     assert after[0] - before[0] == kinds

@@ -19,14 +19,10 @@ PROMPT = list(range(20, 60))
 OPTIONS: dict[str, Any] = {"temperature": 0.0, "max_tokens": 16}
 
 
-def complete(server: Server, model: str = "one", **options: Any) -> list[int]:
-    """Tokens of a completion; keyword ``xargs`` becomes vllm_xargs."""
-    xargs = options.pop("xargs", None)
-    body = {"return_token_ids": True, **({"vllm_xargs": xargs} if xargs is not None else {})}
-    response = server.client.completions.create(
-        model=model, prompt=PROMPT, extra_body=body, **{**OPTIONS, **options}
-    )
-    return response.choices[0].token_ids  # type: ignore[attr-defined, no-any-return]
+def complete(
+    server: Server, model: str = "one", xargs: dict[str, Any] | None = None, **options: Any
+) -> list[int]:
+    return server.ask(PROMPT, model, **{"max_tokens": 16, **options, **(xargs or {})})
 
 
 def cold(naive: NaiveCold, alpha: float, beta: float, amateur: str | None = None) -> list[int]:

@@ -47,30 +47,6 @@ def model(tiny: Path, naive: NaiveCold) -> Texts:
     return Texts(tiny, naive)
 
 
-def ask(
-    server: Server, prompt: Any, model: str = "one", stream: bool = False, n: int = 1, **xargs: Any
-) -> list[int]:
-    """The tokens of an answer; with several, they are equal."""
-    client = server.client
-    extra = {"return_token_ids": True, "vllm_xargs": xargs, "ignore_eos": True}
-    options: dict[str, Any] = {
-        "model": model, "max_tokens": MAX_TOKENS, "stream": stream, "n": n,
-        # vLLM takes several greedy answers in these words only.
-        "temperature": 0.0 if n == 1 else 1.0, "extra_body": {**extra, "top_k": 1},
-    }  # fmt: skip
-    answer: Any = (
-        client.completions.create(prompt=prompt, **options)
-        if isinstance(prompt, str)
-        else client.chat.completions.create(messages=prompt, **options)
-    )
-    tokens: list[list[int]] = [[] for _ in range(n)]
-    for event in answer if stream else [answer]:
-        for choice in event.choices:
-            tokens[choice.index] += getattr(choice, "token_ids", None) or []
-    assert all(one == tokens[0] for one in tokens)
-    return tokens[0]
-
-
 def no_mask(beta: float = 1.0, **more: Any) -> dict[str, Any]:
     return {"cold_alpha": 0, "cold_beta": beta, **more}
 
@@ -143,7 +119,7 @@ def test_every_way_of_saying_it(server: Server, model: Texts) -> None:
     assert len({tuple(trace.tokens) for trace in expected}) == len(expected)
     for stream, n in ((False, 1), (True, 3)):
         got = [
-            ask(server, prompt, name, stream, n, **xargs)
+            server.ask(prompt, name, stream, n, **xargs)
             for prompt, name, xargs, _ in CASES.values()
         ]
         assert_same_tokens(got, expected)
@@ -166,11 +142,11 @@ def test_a_server_that_guides_every_chat(guide: Server, model: Texts) -> None:
         model.group(CHAT, None, (-0.5, None, [SYSTEM, USER])),
     ]
     got = [
-        ask(guide, CHAT, "base"),
-        ask(guide, [USER, TOOL], "base"),
-        ask(guide, TEXT, "base"),
-        ask(guide, CHAT, "base", cold=0),
-        ask(guide, CHAT, "base", cold_without="tool"),
+        guide.ask(CHAT, "base"),
+        guide.ask([USER, TOOL], "base"),
+        guide.ask(TEXT, "base"),
+        guide.ask(CHAT, "base", cold=0),
+        guide.ask(CHAT, "base", cold_without="tool"),
     ]
     expected = model.decode(*groups)
     assert_same_tokens(got, expected)
@@ -181,9 +157,9 @@ def test_a_server_that_guides_every_chat(guide: Server, model: Texts) -> None:
     }  # fmt: skip
     assert header(guide, [USER]) == header(guide, CHAT, cold=0) == {"cold": 0}
     with pytest.raises(openai.BadRequestError, match="the engine's default.*no such message"):
-        ask(guide, [USER], "base", cold=1)
+        guide.ask([USER], "base", cold=1)
     with pytest.raises(openai.BadRequestError, match="LoRA is off|no such adapter"):
-        ask(guide, CHAT, "base", cold_amateur="one")
+        guide.ask(CHAT, "base", cold_amateur="one")
 
 
 def test_a_preset_behind_the_models_name(server: Server, guide: Server, model: Texts) -> None:
@@ -199,19 +175,19 @@ def test_a_preset_behind_the_models_name(server: Server, guide: Server, model: T
         "completion": model.group(TEXT, "two", (-0.5, None, None), alpha=0.1),
     }
     got = [
-        ask(server, CHAT, "base:cfg"),
-        ask(server, CHAT, "base:cad", stream=True),
-        ask(server, CHAT, "one:cad"),
-        ask(server, CHAT, "two:cold"),
-        ask(server, CHAT, "two:cold", cold_alpha=0),
-        ask(server, CHAT, "one:cold"),
-        ask(server, [USER], "one:cad"),
-        ask(server, TEXT, "two:cold", stream=True),
+        server.ask(CHAT, "base:cfg"),
+        server.ask(CHAT, "base:cad", stream=True),
+        server.ask(CHAT, "one:cad"),
+        server.ask(CHAT, "two:cold"),
+        server.ask(CHAT, "two:cold", cold_alpha=0),
+        server.ask(CHAT, "one:cold"),
+        server.ask([USER], "one:cad"),
+        server.ask(TEXT, "two:cold", stream=True),
     ]
     assert_same_tokens(got, model.decode(*chat.values()))
-    assert ask(server, CHAT, "one:cad", cold=0) == ask(server, CHAT, "one")
+    assert server.ask(CHAT, "one:cad", cold=0) == server.ask(CHAT, "one")
     # The server's own default says what is left out; here it is the system prompt.
-    assert ask(guide, CHAT, "base:cad") == ask(guide, CHAT, "base") == got[0]
+    assert guide.ask(CHAT, "base:cad") == guide.ask(CHAT, "base") == got[0]
 
     # The answer names what vLLM served, the header how.
     for name, served in (("two:cold", "two"), ("base:cad", "base"), ("one:cold", "one:cold")):
@@ -251,7 +227,7 @@ def test_bad_amateurs(wrong: str, server: Server) -> None:
     xargs, message = BAD[wrong]
     for stream in (False, True):
         with pytest.raises(openai.BadRequestError) as caught:
-            ask(server, [SYSTEM, USER], stream=stream, **xargs)
+            server.ask([SYSTEM, USER], stream=stream, **xargs)
         assert message in str(caught.value)
 
 
@@ -356,8 +332,8 @@ def test_a_text_that_imitates_the_marking(server: Server, model: Texts) -> None:
         model.group(said, "one", (-1, "one", said[7:])),
     )
     got = [
-        ask(server, chat, **no_mask(cold_without="system")),
-        ask(server, said, **no_mask(cold_part="0:7")),
+        server.ask(chat, **no_mask(cold_without="system")),
+        server.ask(said, **no_mask(cold_part="0:7")),
     ]
     assert_same_tokens(got, expected)
 
