@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from tests.engine import test_pressure
 from tests.engine.conftest import free_blocks, lora, scheduler
 from tests.engine.pressure import (
     Engines,
@@ -26,40 +27,18 @@ from tests.engine.pressure import (
     engines,
     preempted_pairs,
 )
-from tests.engine.streams import Job
-from tests.naive import Amateur, Group, pair
 
 __all__ = ["engines"]
 
 pytestmark = pytest.mark.engine
 
 
-def make_jobs() -> list[Job]:
-    """18 requests: CoLD with the base model and with an adapter as amateur, groups of three with
-    prompts of their own, and plain ones.
-    """
-    rng = random.Random(21)
-    jobs = []
-    for i in range(18):
-        prompt = tuple(rng.randrange(4, 512) for _ in range(rng.choice((3, 24, 31, 50))))
-        expert = ("one", "two")[i % 2]
-        if i % 6 == 5:
-            group = Group(prompt, (None, expert)[i // 6 % 2], (), 0.0, 0)
-        elif i % 5 == 3:
-            amateurs = [Amateur(-0.5, expert, prompt[:2]), Amateur(-0.5, None, (*prompt[9:], 7))]
-            group = Group(prompt, expert, amateurs, 0.05, 0)
-        else:
-            group = pair(prompt, expert, 0.05, 0.5, 0, "zero" if i % 5 == 2 else None)
-        jobs.append(Job(group, {"max_tokens": rng.choice((9, 20, 40))}))
-    return jobs
-
-
-JOBS = make_jobs()
+JOBS = [job for job in test_pressure.JOBS if job.is_greedy][:18]
 SEEDED = [replace(j, options={**j.options, "temperature": 1.2, "seed": 4}) for j in JOBS]
 
 PRESSURE: dict[str, Any] = {
     "async_scheduling": True,
-    "num_gpu_blocks_override": 14,
+    "num_gpu_blocks_override": 21,
     "disable_log_stats": False,
 }
 
@@ -266,7 +245,7 @@ def test_pause_generation(engines: Engines, tiny: Path) -> None:
                             JOBS[0].asked(),
                             JOBS[0].params(tiny),
                             f"{round_}-late",
-                            lora_request=lora(tiny, "one"),
+                            lora_request=lora(tiny, JOBS[0].group.expert),
                         ),
                         Result(),
                     )
