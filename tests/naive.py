@@ -363,16 +363,17 @@ class NaiveCold:
         rows: Tensor = self._model.get_input_embeddings()(torch.tensor(ids)).detach()
         return rows
 
-    def decode(self, group: Group, prompts: Sequence[Sequence[int] | Tensor] = ()) -> Trace:
+    def decode(self, group: Group, prompts: Sequence[Any] = ()) -> Trace:
         """Greedy decoding of a group. The end-of-sequence token, if given, is kept in the trace.
 
         Args:
             group: The request.
-            prompts: Of each stream, in place of the group's: ids, or embeddings [n, H].
+            prompts: Of each stream, in place of the group's: ids, embeddings [n, H], or what else
+                ``_forward`` takes.
         """
         trace = Trace()
         read: list[Any] = [
-            p if isinstance(p, Tensor) else [list(p)] for p in prompts or group.prompts
+            p if isinstance(p, Tensor | dict) else [list(p)] for p in prompts or group.prompts
         ]
         caches: list[Any] = [None] * len(read)
         memory: dict[str, Any] = {}

@@ -67,7 +67,7 @@ def make_groups() -> list[Job]:
 JOBS = [job for both in zip(make_pairs(), make_groups(), strict=True) for job in both]
 
 CONFIGURATIONS: dict[str, dict[str, Any]] = {
-    "async": {"async_scheduling": True, "num_gpu_blocks_override": 24},
+    "async": {"async_scheduling": True, "num_gpu_blocks_override": 21},
     "priority, sync, no prefix cache": {
         "num_gpu_blocks_override": 20,
         "scheduling_policy": "priority",
