@@ -123,7 +123,6 @@ PARTS = (
             "tests/engine/test_pause.py",
             "tests/engine/test_sick_requests.py",
             "tests/engine/test_speculation.py",
-            "tests/engine/test_stock.py",
             "tests/engine/test_streams_offline.py",
             "tests/engine/test_workarounds.py",
         ),
@@ -156,7 +155,7 @@ PARTS = (
     Part(
         "a changed vLLM",
         ("tests/engine/test_changed_vllm.py", "tests/engine/change*.py"),
-        ("vllm_cold/vllm/*", "vllm_cold/cpu/*"),
+        _COMPUTING,
     ),
     Part(
         "releases",

@@ -61,38 +61,36 @@ def test_tokens_equal_the_reference(family: str, folders: Path, make_llm: Any) -
     check(llm, folders / family, GROUPS)
 
 
+NO_MEDIA = {"limit_mm_per_prompt": {"image": 0, "video": 0}}  # the text's model alone is loaded
+TWO = {"tensor_parallel_size": 2, "kv_cache_memory_bytes": 2**26}  # each has half of every expert
+
+
 @pytest.mark.full
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("family", ALSO_SEE)
-def test_an_engine_that_loads_the_text_model_alone(
-    family: str, folders: Path, make_llm: Any
+@pytest.mark.parametrize(
+    ("family", "options"),
+    [
+        ("qwen2.5-vl", NO_MEDIA),
+        ("gemma3-vision", {"limit_mm_per_prompt": {"image": 0}}),
+        # Which rows have an adapter on experts is looked at in each step.
+        ("qwen3_moe", {"enforce_eager": False}),
+        ("qwen3_moe", TWO),
+        ("gpt_oss", TWO),
+    ],
+)
+def test_engines_of_other_kinds(
+    family: str,
+    options: dict[str, Any],
+    folders: Path,
+    make_llm: Any,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    limits = {"image": 0} if family == "gemma3-vision" else {"image": 0, "video": 0}
-    llm = start(make_llm, folders, family, limit_mm_per_prompt=limits)
-    assert not llm.llm_engine.model_config.supports_multimodal_inputs
-    check(llm, folders / family, GROUPS)
-
-
-@pytest.mark.full
-@pytest.mark.timeout(600)
-@pytest.mark.parametrize("family", ["qwen3_moe"])
-def test_experts_of_a_compiled_model(family: str, folders: Path, make_llm: Any) -> None:
-    """Which rows have an adapter on them is looked at in each step."""
-    llm = start(make_llm, folders, family, enforce_eager=False)
-    check(llm, folders / family, GROUPS)
-
-
-@pytest.mark.full
-@pytest.mark.timeout(600)
-@pytest.mark.parametrize("family", ["qwen3_moe", "gpt_oss"])
-def test_experts_shared_by_two_processes(
-    family: str, folders: Path, make_llm: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Each has a half of every expert."""
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # vLLM wants a NUMA node each
-    shared = {"tensor_parallel_size": 2, "kv_cache_memory_bytes": 2**26}
-    llm = start(make_llm, folders, family, **shared)
+    llm = start(make_llm, folders, family, **options)
     check(llm, folders / family, GROUPS)
+    assert not (
+        "limit_mm_per_prompt" in options and llm.llm_engine.model_config.supports_multimodal_inputs
+    )
 
 
 @pytest.mark.timeout(900)

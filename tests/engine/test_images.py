@@ -59,6 +59,8 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
     },
     "no cache of processed images": {"mm_processor_cache_gb": 0, "max_num_batched_tokens": 40},
     "compiled": {"enforce_eager": False, "max_num_batched_tokens": 64},
+    "two processes": {"tensor_parallel_size": 2, "kv_cache_memory_bytes": 2**26},
+    "drafts": {"max_num_batched_tokens": 64},  # looked up in the text; numba compiles long
 }
 
 
@@ -221,10 +223,14 @@ def check_chats(llm: Any, folder: Path) -> None:
 @pytest.mark.full
 @pytest.mark.parametrize("name", list(CONFIGURATIONS)[1:])
 @pytest.mark.parametrize("family", IN_EVERY_RUN)
-def test_configurations(family: str, name: str, folders: Path, make_llm: Any) -> None:
+def test_configurations(
+    family: str, name: str, folders: Path, make_llm: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = folders / family
     expected = expected_of(folder)
-    llm = make_llm(**options(folder), **CONFIGURATIONS[name])
+    drafts = drafters.ngram() if name == "drafts" else None
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # vLLM wants a NUMA node each
+    llm = make_llm(**options(folder), **CONFIGURATIONS[name], speculative_config=drafts)
     before = free_blocks(llm)
     with preempted_pairs(llm) as preempted:
         cached = sum(check(llm, folder, expected) for _ in range(2))
@@ -249,34 +255,6 @@ def test_caches_of_processed_images(
     expected = expected_of(folder)
     for _ in range(2):
         check(llm, folder, expected)
-
-
-@pytest.mark.full
-@pytest.mark.parametrize("family", IN_EVERY_RUN)
-def test_tensor_parallel(
-    family: str, folders: Path, make_llm: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Two processes share each layer."""
-    folder = folders / family
-    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # vLLM wants a NUMA node each
-    shared = {"tensor_parallel_size": 2, "kv_cache_memory_bytes": 2**26}
-    llm = make_llm(**options(folder), **shared, max_num_batched_tokens=40)
-    check(llm, folder, expected_of(folder))
-
-
-@pytest.mark.full  # numba compiles for half a minute
-@pytest.mark.parametrize("family", IN_EVERY_RUN)
-def test_speculation(family: str, folders: Path, make_llm: Any) -> None:
-    """With drafts that are looked up in the text."""
-    folder = folders / family
-    llm = make_llm(
-        **options(folder),
-        **{"max_num_batched_tokens": 64, "speculative_config": drafters.ngram()},
-    )
-    expected = expected_of(folder)
-    for _ in range(2):
-        check(llm, folder, expected)
-    assert_no_media(llm)
 
 
 def structured() -> dict[str, Any]:
