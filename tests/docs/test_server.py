@@ -10,7 +10,7 @@ import yaml
 
 from tests.docs.blocks import block
 from tests.naive import NaiveCold
-from tests.recipes.page import words
+from tests.recipes.page import served
 from tests.server.conftest import serve
 from tests.vllm_parser import serve_parser
 
@@ -22,9 +22,7 @@ ALPHA, BETA = 0.1, 0.5  # of the pages' command
 def with_tiny(text: str, tiny: Path) -> list[str]:
     """The words of a command, with the tiny model's paths."""
     own = {"MODEL": str(tiny / "model"), "sql=/path/to/sql-adapter": f"sql={tiny / 'one'}"}
-    program, command, *options = [own.get(word, word) for word in words(text, {})]
-    assert (program, command) == ("vllm", "serve")
-    return options
+    return served(text, own)
 
 
 def test_yaml_file_is_the_same_as_the_options(tiny: Path, tmp_path: Path) -> None:

@@ -212,17 +212,20 @@ def folders(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     ``families``, or the module that the file calls its ``REFERENCE``. Of long prompts, too, if the
     file says ``LONG_PROMPTS``.
     """
-    folder = tmp_path_factory.mktemp("families")
     specs = [
         getattr(item, "callspec", None)
         for item in request.session.items
         if item.path == request.path
     ]
     wanted = {spec.params["family"] for spec in specs if spec and "family" in spec.params}
-    # In a process without vLLM.
     module = getattr(request.module, "REFERENCE", "tests.engine.families")
-    command = [sys.executable, "-m", module, str(folder), *sorted(wanted)]
-    command += ["--long"] * getattr(request.module, "LONG_PROMPTS", False)
+    options = ["--long"] * getattr(request.module, "LONG_PROMPTS", False)
+    return make_families(tmp_path_factory.mktemp("families"), module, *sorted(wanted), *options)
+
+
+def make_families(folder: Path, module: str, *arguments: str) -> Path:
+    """Let a module make families' models and references, in a process without vLLM."""
+    command = [sys.executable, "-m", module, str(folder), *arguments]
     done = subprocess.run(
         command, cwd=Path(__file__).parents[2], env=os.environ, capture_output=True, text=True
     )

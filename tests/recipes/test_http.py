@@ -15,7 +15,7 @@ import pytest
 
 from tests.docs.blocks import block
 from tests.recipes.conftest import PROBLEMS
-from tests.recipes.page import PAGE, run, words
+from tests.recipes.page import PAGE, run, served
 from tests.recipes.recorder import Recorder, record
 from tests.recipes.results import accuracy, answers, samples
 from tests.server.conftest import serve
@@ -47,7 +47,7 @@ def recipes(
     adapters = variables["ADAPTERS"]
     names = {"sorting": "sorting", "orders": "orders", "gsm8k": "sorting"}
     arguments = [
-        *words(block(PAGE, "server"), variables)[2:],
+        *served(block(PAGE, "server"), variables),
         *("--dtype", "float32", "--enforce-eager", "--max-num-seqs", "32"),
         *("--hf-overrides", json.dumps({"max_position_embeddings": 1024})),
         *("--lora-modules", *(f"{name}={adapters}/{at}" for name, at in names.items())),

@@ -5,8 +5,6 @@ engines, a real server.
 
 import asyncio
 import base64
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,9 +12,11 @@ from typing import Any
 import pytest
 
 from tests.asked import asked
-from tests.docs.blocks import ROOT, block
+from tests.docs.blocks import block
+from tests.engine.conftest import make_families
 from tests.engine.media import Picture as Stripes
-from tests.recipes.page import run, words
+from tests.recipes import page
+from tests.recipes.page import run
 from tests.recipes.recorder import Recorder, record
 from tests.recipes.test_recipes import run_python
 from tests.server.conftest import Server, serve
@@ -30,13 +30,6 @@ from vllm_cold.tools.server import Server as Asking
 
 pytestmark = [pytest.mark.full, pytest.mark.slow, pytest.mark.timeout(900)]
 
-MAKE = """
-import sys
-from pathlib import Path
-from tests.engine.families import make_model
-from tests.engine.media import MEDIA
-make_model(MEDIA["qwen2-vl"].model, Path(sys.argv[1]) / "model")
-"""
 SMALL: dict[str, Any] = {"dtype": "float32", "enforce_eager": True, "max_model_len": 256}
 QUESTION = "Is there a dog in the image?"
 CONTRASTS: dict[str, dict[str, Any]] = {
@@ -49,12 +42,8 @@ CONTRASTS: dict[str, dict[str, Any]] = {
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """With a model, two photos and problems about them."""
-    found = tmp_path_factory.mktemp("images")
-    # In a process without vLLM, which changes what some models are in transformers.
-    done = subprocess.run(
-        [sys.executable, "-c", MAKE, str(found)], cwd=ROOT, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
+    made = make_families(tmp_path_factory.mktemp("images"), "tests.engine.media", "qwen2-vl")
+    found = made / "qwen2-vl"
     for seed, name in enumerate(("photo.jpg", "other.png")):
         Stripes(seed, 56, 56).make().save(found / name)
     return found
@@ -82,9 +71,9 @@ def served(
     folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[Recorder, str, Server]]:
     """The recipe's server, and the recorder in front of it."""
-    text = block("docs/recipes.md", "image-server").replace("MODEL", str(folder / "model"))
-    program, command, *options = words(text, {})
-    assert (program, command) == ("vllm", "serve")
+    options = page.served(
+        block("docs/recipes.md", "image-server"), {"MODEL": str(folder / "model")}
+    )
     options += ["--dtype", "float32", "--enforce-eager", "--max-model-len", "256"]
     options += ["--gpu-memory-utilization", "0.2", "--max-logprobs", "600"]
     with (

@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 
 from tests.docs.blocks import ROOT, block
+from tests.recipes import page
 from tests.recipes.environment import python_with
-from tests.recipes.page import offline, words
+from tests.recipes.page import offline
 from tests.recipes.recorder import Recorder, record
 from tests.server.conftest import Server, serve
 
@@ -43,12 +44,9 @@ def options(name: str, model: str) -> list[str]:
         "MODEL": model,
         "sql=/path/to/sql-adapter": f"sql={ROOT / 'examples' / 'adapters' / 'sorting'}",
     }
-    text = {
-        "rag": block(PAGE, "rag-server"),
-        "ab": block(PAGE, "ab-server"),
-    }[name]
-    program, command, *found = [own.get(word, word) for word in words(text, {})]
-    assert (program, command) == ("vllm", "serve")
+    found = page.served(
+        {"rag": block(PAGE, "rag-server"), "ab": block(PAGE, "ab-server")}[name], own
+    )
     small = ("--dtype", "float32", "--enforce-eager", "--max-model-len", "512")
     return [*found, *small, "--gpu-memory-utilization", "0.2"]
 

@@ -11,7 +11,7 @@ import pytest
 
 from tests.docs.blocks import block
 from tests.naive import NaiveCold
-from tests.recipes.page import words
+from tests.recipes.page import served
 from tests.server.clients import Asked, assert_right, references, storm
 from tests.server.conftest import arguments, serve
 
@@ -40,7 +40,7 @@ def make_requests() -> list[Asked]:
 def test_data_parallel(tiny: Path, tmp_path: Path, naive: NaiveCold) -> None:
     """The page's command, with vLLM's coordinator and an API server process for each engine."""
     variables = {"MODEL": str(tiny / "model"), "ADAPTERS": str(tiny)}
-    model, *options = words(block("docs/scale-out.md", "data-parallel"), variables)[2:]
+    model, *options = served(block("docs/scale-out.md", "data-parallel"), variables)
     command = [model, *arguments(tiny)[1:], *options]
     command += ["--block-size", "32", "--num-gpu-blocks-override", "13"]
     asked = make_requests()

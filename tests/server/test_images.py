@@ -6,10 +6,7 @@ picture is fetched once, and requests that are not contrasted are served as ever
 import base64
 import io
 import json
-import os
 import random
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +17,7 @@ from typing import Any
 import pytest
 
 from tests import loopback
+from tests.engine.conftest import make_families
 from tests.engine.media import MAX_TOKENS, OTHER, QUESTION, SEEN, SYSTEM, Picture
 from tests.naive import Trace, assert_same_tokens
 from tests.server.conftest import Server, serve
@@ -34,12 +32,7 @@ FAMILIES = ("llava-1.5", pytest.param("qwen2-vl", marks=full))
 def seeing(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model, its adapters and the reference's answers."""
     folder = tmp_path_factory.mktemp("seeing")
-    command = [sys.executable, "-m", "tests.engine.media", str(folder), request.param]
-    done = subprocess.run(
-        command, cwd=Path(__file__).parents[2], env=os.environ, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    return folder / request.param
+    return make_families(folder, "tests.engine.media", request.param) / request.param
 
 
 def arguments(seeing: Path) -> list[str]:

@@ -15,7 +15,7 @@ import pytest
 from tests.docs.blocks import block
 from tests.engine.streams import Texts
 from tests.naive import NaiveCold, Trace, assert_same_tokens
-from tests.recipes.page import words
+from tests.recipes.page import served
 from tests.server.conftest import Server, serve
 
 pytestmark = pytest.mark.server
@@ -31,11 +31,7 @@ MAX_TOKENS = Texts.MAX_TOKENS
 @pytest.fixture(scope="module")
 def guide(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """The page's server that guides every chat; without LoRA."""
-    own = {"MODEL": str(tiny / "model")}
-    program, command, *options = [
-        own.get(w, w) for w in words(block("docs/serving.md", "guide"), {})
-    ]
-    assert (program, command) == ("vllm", "serve")
+    options = served(block("docs/serving.md", "guide"), {"MODEL": str(tiny / "model")})
     options += ["--served-model-name", "base", "--dtype", "float32", "--enforce-eager"]
     options += ["--max-model-len", "256", "--gpu-memory-utilization", "0.2"]
     with serve(tmp_path_factory.mktemp("guide"), options) as running:
@@ -190,9 +186,9 @@ def test_a_preset_behind_the_models_name(server: Server, guide: Server, model: T
     assert guide.ask(CHAT, "base:cad") == guide.ask(CHAT, "base") == got[0]
 
     # The answer names what vLLM served, the header how.
-    for name, served in (("two:cold", "two"), ("base:cad", "base"), ("one:cold", "one:cold")):
+    for name, model_of in (("two:cold", "two"), ("base:cad", "base"), ("one:cold", "one:cold")):
         answer = send(server, "chat/completions", model=name, messages=CHAT, vllm_xargs=None)
-        assert answer.json()["model"] == served
+        assert answer.json()["model"] == model_of
         assert json.loads(answer.headers["x-cold"]).get("preset") == {
             "two:cold": "cold", "base:cad": "cad", "one:cold": None,
         }[name]  # fmt: skip
