@@ -21,6 +21,8 @@ BLOCK = 32  # vLLM's CPU attention takes multiples of 32 only
 def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """The engine core runs in the test's process, so that its scheduler can be looked at."""
     monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    # Or it wants a NUMA node for each of several processes, and binds all engines to one.
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
     allow_async_scheduling(monkeypatch)
 
 

@@ -223,13 +223,10 @@ def check_chats(llm: Any, folder: Path) -> None:
 @pytest.mark.full
 @pytest.mark.parametrize("name", list(CONFIGURATIONS)[1:])
 @pytest.mark.parametrize("family", IN_EVERY_RUN)
-def test_configurations(
-    family: str, name: str, folders: Path, make_llm: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_configurations(family: str, name: str, folders: Path, make_llm: Any) -> None:
     folder = folders / family
     expected = expected_of(folder)
     drafts = drafters.ngram() if name == "drafts" else None
-    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # vLLM wants a NUMA node each
     llm = make_llm(**options(folder), **CONFIGURATIONS[name], speculative_config=drafts)
     before = free_blocks(llm)
     with preempted_pairs(llm) as preempted:

@@ -8,7 +8,6 @@ What is special: a state is of one position. It is kept at the ends of blocks on
 are split, and found again only there; and it takes room however short a stream is.
 """
 
-import json
 import math
 import random
 import shutil
@@ -32,6 +31,7 @@ from tests.engine.families import (
 )
 from tests.engine.pressure import assert_idle, drive, preempted_pairs
 from tests.engine.streams import LONGEST, MAX_TOKENS, Job, decode, generate, length
+from tests.engine.test_families import traces_of
 from tests.engine.test_pause import Pauses
 from tests.naive import Amateur, Group, Trace, assert_same_tokens, step
 from vllm_cold.ops.interface import NOT_FINITE
@@ -80,21 +80,12 @@ def engine_of(make_llm: Any, folder: Path, name: str, **options: Any) -> Any:
 
 
 def cases(folder: Path, name: str) -> tuple[list[Group], list[Trace]]:
-    """What is asked of a family in a configuration, and the reference's answers. The amateurs
-    count.
-    """
-    read = json.loads((folder / "traces.json").read_text())
+    """What is asked of a family in a configuration, and the reference's answers."""
     longest = CONFIGURATIONS[name].get("max_model_len", LONGEST + MAX_TOKENS) - MAX_TOKENS
-    groups, traces, unlike = [], [], []
-    both = zip(long_groups_of(folder.name), read["groups"], read["experts"], strict=True)
-    for group, trace, plain in both:
-        if length(group) <= longest:
-            groups.append(group)
-            traces.append(Trace(**trace))
-            if group.amateurs:
-                unlike.append(trace["tokens"] != plain["tokens"])
-    assert sum(unlike) > len(unlike) / 2, "the amateurs make no difference"
-    return groups, traces
+    groups = long_groups_of(folder.name)
+    pairs = zip(groups, traces_of(folder, groups), strict=True)
+    chosen = [pair for pair in pairs if length(pair[0]) <= longest]
+    return [group for group, _ in chosen], [trace for _, trace in chosen]
 
 
 @pytest.mark.parametrize("name", CONFIGURATIONS)
