@@ -154,7 +154,7 @@ def pair(
     )
 
 
-Request = pair
+Request = pair  # as test_tune.py and test_naive.py call it
 
 
 def step(

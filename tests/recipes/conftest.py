@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.docs.blocks import ROOT
-from tests.naive import NaiveCold, Request
+from tests.naive import NaiveCold, pair
 
 ALPHA, BETA = 0.1, 0.5  # of the page
 MAX_TOKENS = 128  # of examples/lm_eval/sorting.yaml
@@ -69,7 +69,7 @@ def _problems(tiny: Path, naive: NaiveCold) -> list[dict[str, str]]:
     prompts = [f"w{n} w{n + 100} w{3 * n + 10}" for n in range(10, 34)]
     ids = [chat_ids(tokenizer, prompt) for prompt in prompts]
     cold, plain = (
-        naive.generate_many([Request(x, "one", ALPHA, beta, MAX_TOKENS) for x in ids])
+        naive.generate_many([pair(x, "one", ALPHA, beta, MAX_TOKENS) for x in ids])
         for beta in (BETA, 0.0)
     )
     found = []

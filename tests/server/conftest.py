@@ -85,27 +85,17 @@ class Server:
         assert all(one == tokens[0] for one in tokens)
         return tokens[0]
 
-    def metrics(self, name: str) -> dict[str, float]:
-        """A metric of vLLM's /metrics page, by its labels as they stand there."""
+    def samples(self, prefix: str) -> list[Any]:
+        """All whose names begin so on vLLM's /metrics page, of one moment."""
         with urllib.request.urlopen(f"{self.url}/metrics", timeout=30) as page:
-            lines = page.read().decode().splitlines()
-        found = (x for x in lines if x.startswith((name + "{", name + " ")))
-        values = {x[len(name) : x.rindex(" ")]: float(x.rsplit(" ", 1)[1]) for x in found}
-        assert values, f"no metric {name}"
-        return values
+            families = text_string_to_metric_families(page.read().decode())
+        return [s for family in families for s in family.samples if s.name.startswith(prefix)]
 
     def metric(self, name: str) -> float:
         """The sum of a metric over its labels."""
-        return sum(self.metrics(name).values())
-
-    def all_metrics(self, prefix: str) -> dict[str, float]:
-        """All metrics that begin with ``prefix``, of one moment, summed over their labels."""
-        with urllib.request.urlopen(f"{self.url}/metrics", timeout=30) as page:
-            families = text_string_to_metric_families(page.read().decode())
-        sums: dict[str, float] = {}
-        for sample in (s for f in families for s in f.samples if s.name.startswith(prefix)):
-            sums[sample.name] = sums.get(sample.name, 0.0) + sample.value
-        return sums
+        values = [sample.value for sample in self.samples(name) if sample.name == name]
+        assert values, f"no metric {name}"
+        return sum(values)
 
     def post(self, path: str, body: object, **headers: str) -> tuple[int, str]:
         """Status and text of the answer to a JSON body; bytes are sent as they are."""
@@ -126,7 +116,7 @@ class Server:
             assert time.monotonic() < deadline, f"still in use: {left}"
             time.sleep(0.2)
             # The gauges are set by steps, so give each engine one.
-            for _ in self.metrics("vllm:num_requests_running"):
+            for _ in self.samples("vllm:num_requests_running"):
                 self.client.completions.create(model="base", prompt=[5], max_tokens=1)
 
 

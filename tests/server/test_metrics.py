@@ -5,7 +5,6 @@ two API servers: ``test_data_parallel.py``.)
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -30,10 +29,12 @@ def counts(server: Server) -> dict[str, float]:
         "candidates_sum", "preemptions_total", "amateur_prompt_tokens_total",
         "amateur_cached_prompt_tokens_total", "requests_running", "requests_waiting",
     )  # fmt: skip
-    page = server.all_metrics("vllm_cold_")
+    page: Counter[str] = Counter()
+    for sample in server.samples("vllm_cold_"):
+        page[sample.name] += sample.value
     assert {"vllm_cold_requests_running", "vllm_cold_requests_waiting"} <= page.keys()
     # What is counted by method and adapter is not there before the first request.
-    return {name: page.get(f"vllm_cold_{name}", 0.0) for name in names}
+    return {name: page[f"vllm_cold_{name}"] for name in names}
 
 
 def expected(naive: NaiveCold, prompt: list[int], tokens: list[int]) -> tuple[int, int]:
@@ -80,9 +81,8 @@ def test_every_figure(server: Server, naive: NaiveCold) -> None:
 def by_kind(server: Server, name: str) -> Counter[tuple[str, str]]:
     """A counter by method and adapter."""
     found: Counter[tuple[str, str]] = Counter()
-    for labels, value in server.metrics(f"vllm_cold_{name}").items():
-        of = dict(re.findall(r'(\w+)="([^"]*)"', labels))
-        found[of["method"], of["adapter"]] += int(value)
+    for sample in server.samples(f"vllm_cold_{name}"):
+        found[sample.labels["method"], sample.labels["adapter"]] += int(sample.value)
     return found
 
 

@@ -77,8 +77,8 @@ def test_tokens_are_those_of_the_reference(
     assert_same_tokens([tokens(ask(server, rule, **each)) for each in said], right)
     alone = naive.greedy(PROMPT, "one", MAX_TOKENS)
     assert len({tuple(trace.tokens) for trace in (*right, alone)}) == 3
-    counted = server.metrics("vllm_cold_requests_total")
-    assert [value for labels, value in counted.items() if f'method="{rule}"' in labels] == [2]
+    counted = server.samples("vllm_cold_requests_total")
+    assert [sample.value for sample in counted if sample.labels["method"] == rule] == [2]
 
 
 def test_a_name_that_nobody_has(server: Server) -> None:
