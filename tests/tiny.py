@@ -106,7 +106,7 @@ def make_sick_adapter(healthy: Path, folder: Path, value: float, layer: int = 1)
         if f"layers.{layer}.mlp.down_proj.lora_B" in name:
             weight[0, 0] = value
 
-    return _copy_adapter(healthy, folder, spoil)
+    return copy_adapter(healthy, folder, spoil)
 
 
 def make_large_adapter(healthy: Path, folder: Path, factor: float) -> Path:
@@ -118,10 +118,11 @@ def make_large_adapter(healthy: Path, folder: Path, factor: float) -> Path:
         if "lora_B" in name:
             weight.mul_(factor)
 
-    return _copy_adapter(healthy, folder, scale)
+    return copy_adapter(healthy, folder, scale)
 
 
-def _copy_adapter(healthy: Path, folder: Path, change: Callable[[str, torch.Tensor], None]) -> Path:
+def copy_adapter(healthy: Path, folder: Path, change: Callable[[str, torch.Tensor], None]) -> Path:
+    """Write a copy of an adapter whose weights are changed in place; return the folder."""
     shutil.copytree(healthy, folder)
     path = folder / "adapter_model.safetensors"
     weights = load_file(path)

@@ -189,7 +189,12 @@ def test_feature(name: str, feature: str, drafter: Drafters, engines: Engines, t
 
 
 @pytest.mark.parametrize(
-    "name", ["oracle", pytest.param("draft_model", marks=pytest.mark.full), "probabilistic"]
+    "name",
+    [
+        "probabilistic",
+        pytest.param("oracle", marks=pytest.mark.full),
+        pytest.param("draft_model", marks=pytest.mark.full),
+    ],
 )
 def test_sampling_follows_the_scores(
     name: str,

@@ -10,7 +10,6 @@ are split, and found again only there; and it takes room however short a stream 
 
 import math
 import random
-import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +17,6 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
 from tests.engine.conftest import BLOCK, free_blocks, lora
 from tests.engine.families import (
@@ -30,10 +28,11 @@ from tests.engine.families import (
     long_groups_of,
 )
 from tests.engine.pressure import assert_idle, drive, preempted_pairs
-from tests.engine.streams import LONGEST, MAX_TOKENS, Job, decode, generate, length
+from tests.engine.streams import LONGEST, MAX_TOKENS, Job, decode, generate, length, tokens_of
 from tests.engine.test_families import traces_of
 from tests.engine.test_pause import Pauses
-from tests.naive import Amateur, Group, Trace, assert_same_tokens, step
+from tests.naive import Amateur, Group, Trace, assert_same_tokens, pair, step
+from tests.tiny import copy_adapter
 from vllm_cold.ops.interface import NOT_FINITE
 from vllm_cold.vllm import versions
 
@@ -148,37 +147,26 @@ def test_what_is_admitted_fits(
 
 @pytest.mark.parametrize("name", ["align-tight", "none-tight"])
 @pytest.mark.parametrize("family", ["granite-4-hybrid"])
-def test_states_that_are_no_numbers(
-    family: str, name: str, folders: Path, make_llm: Any, tmp_path: Path
-) -> None:
+def test_states_that_are_no_numbers(family: str, name: str, folders: Path, make_llm: Any) -> None:
     """Requests that have such end with an error, and whoever gets their blocks does not notice."""
-    from vllm.lora.request import LoRARequest
-
-    from vllm_cold import ColdParams
-
     folder = folders / family
-    sick = shutil.copytree(folder / "one", tmp_path / "sick")
-    weights = load_file(sick / "adapter_model.safetensors")
-    spoilt = [weight for name, weight in weights.items() if "0.mamba.in_proj.lora_B" in name]
-    for weight in spoilt:
-        weight.fill_(math.nan)
-    save_file(weights, sick / "adapter_model.safetensors", {"format": "pt"})
-    assert spoilt
+
+    def spoil(name: str, weight: torch.Tensor) -> None:
+        if "0.mamba.in_proj.lora_B" in name:
+            weight.fill_(math.nan)
+
+    if not (folder / "nan").exists():
+        copy_adapter(folder / "one", folder / "nan", spoil)
     groups, expected = cases(folder, name)
     llm = engine_of(make_llm, folder, name, max_loras=3)
-    sick_lora = LoRARequest("sick", 9, str(sick))
-    sick_params = ColdParams(temperature=0.0, max_tokens=MAX_TOKENS)
     before = free_blocks(llm)
+    sick = [pair(group.prompt_ids, "nan", 0.1, 0.5, MAX_TOKENS) for group in groups]
+    asked = [one for both in zip(sick, groups, strict=True) for one in both]
     for _ in range(2):
-        outputs = llm.generate(
-            [{"prompt_token_ids": list(g.prompt_ids)} for g in groups for _ in range(2)],
-            [each for g in groups for each in (sick_params, Job(g).params(folder))],
-            lora_request=[each for g in groups for each in (sick_lora, lora(folder, g.expert))],
-            use_tqdm=False,
-        )
+        outputs = generate(llm, folder, asked)
         ends = {(o.outputs[0].finish_reason, o.outputs[0].stop_reason) for o in outputs[::2]}
         assert ends == {("error", NOT_FINITE)}
-        assert_same_tokens([list(o.outputs[0].token_ids) for o in outputs[1::2]], expected)
+        assert_same_tokens(tokens_of(groups, outputs[1::2]), expected)
     assert_idle(llm)
     assert free_blocks(llm) == before
 
