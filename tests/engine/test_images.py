@@ -107,6 +107,13 @@ def jobs_of(folder: Path, **more: Any) -> list[MediaJob]:
     ]
 
 
+def is_taken(job: MediaJob, options: dict[str, Any]) -> bool:
+    """Whether an engine has slots for its adapters, and none for images at a prompt's end."""
+    if len(set(job.case.group.adapters) - {None}) > options.get("max_loras", 2):
+        return False
+    return not (options.get("disable_chunked_mm_input") and job.case.kind == "end")
+
+
 @dataclass(frozen=True)
 class Expected:
     """The reference's answers to a family's requests.
@@ -230,7 +237,8 @@ def test_configurations(family: str, name: str, folders: Path, make_llm: Any) ->
     llm = make_llm(**options(folder), **CONFIGURATIONS[name], speculative_config=drafts)
     before = free_blocks(llm)
     with preempted_pairs(llm) as preempted:
-        cached = sum(check(llm, folder, expected) for _ in range(2))
+        chosen = [i for i, job in enumerate(jobs_of(folder)) if is_taken(job, CONFIGURATIONS[name])]
+        cached = sum(check(llm, folder, expected, chosen) for _ in range(2))
     assert bool(preempted) == name.startswith("pressure")
     assert bool(cached) == ("no prefix cache" not in name)
     assert free_blocks(llm) == before
@@ -324,11 +332,7 @@ def test_survivors_get_what_they_get_alone(
     folder = folders / family
     engines = Engines(folder, pool, **options(folder))
     chosen = PRESSURE[name]
-    jobs = [
-        job
-        for job in jobs_under_pressure(folder)
-        if len(set(job.case.group.adapters) - {None}) <= chosen.get("max_loras", 2)
-    ]
+    jobs = [job for job in jobs_under_pressure(folder) if is_taken(job, chosen)]
     llm = engines.get(**chosen)
     with preempted_pairs(llm) as preempted:
         results = drive(llm, folder, jobs, seed, abort=1 / 3)
