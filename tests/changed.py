@@ -75,11 +75,6 @@ PARTS = (
         ),
     ),
     Part(
-        "the demo",
-        ("tests/examples/test_demo.py",),
-        ("examples/*", "vllm_cold/tools/*", "vllm_cold/method/*"),
-    ),
-    Part(
         "the pages' examples",
         ("tests/docs/test_server.py", "tests/docs/test_offline.py"),
         (
