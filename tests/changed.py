@@ -75,16 +75,6 @@ PARTS = (
         ),
     ),
     Part(
-        "the demo",
-        ("tests/examples/test_demo.py",),
-        ("examples/*", "vllm_cold/tools/*", "vllm_cold/method/*"),
-    ),
-    Part(
-        "recipes",
-        ("tests/recipes/*",),
-        ("docs/*recipes*", "docs/benchmarking.md", "examples/*", "vllm_cold/vllm/frontend/*"),
-    ),
-    Part(
         "the pages' examples",
         ("tests/docs/test_server.py", "tests/docs/test_offline.py"),
         (
@@ -128,7 +118,6 @@ PARTS = (
             "tests/engine/test_pause.py",
             "tests/engine/test_sick_requests.py",
             "tests/engine/test_speculation.py",
-            "tests/engine/test_stock.py",
             "tests/engine/test_streams_offline.py",
             "tests/engine/test_workarounds.py",
         ),
@@ -161,7 +150,7 @@ PARTS = (
     Part(
         "a changed vLLM",
         ("tests/engine/test_changed_vllm.py", "tests/engine/change*.py"),
-        ("vllm_cold/vllm/*", "vllm_cold/cpu/*"),
+        _COMPUTING,
     ),
     Part(
         "releases",

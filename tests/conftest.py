@@ -37,9 +37,7 @@ LONG = (
     "tests/engine/test_device_report.py",
     "tests/engine/test_speculation.py",
     "tests/engine/test_streams.py",
-    "tests/examples/test_demo.py",
     "tests/docs/test_quick_start.py",
-    "tests/recipes/test_http.py",
 )
 SHARED = ("server", "default_server")  # of tests/server/conftest.py, for the whole session
 SERVERS = "servers"  # the group of files whose tests want one of them

@@ -136,34 +136,10 @@ class Front:
 
 def make_seeing(folder: Path) -> Path:
     """A LLaVA without weights: what a front end reads of it. An image has 9 tokens, ``<image>``."""
-    import transformers
+    from tests.engine.families import make_config
+    from tests.engine.media import MEDIA
 
-    from tests.tiny import make_tokenizer
-
-    tokenizer = make_tokenizer(extra_special_tokens={"image_token": "<image>"})
-    size = {"height": 21, "width": 21}
-    images = transformers.CLIPImageProcessor(size={"shortest_edge": 21}, crop_size=size)
-    transformers.LlavaProcessor(
-        images,
-        tokenizer,
-        patch_size=7,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-        chat_template=tokenizer.chat_template,
-    ).save_pretrained(folder)
-    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 2}
-    transformers.LlavaConfig(
-        text_config={
-            **{**sizes, "model_type": "llama", "vocab_size": 520, "num_hidden_layers": 2},
-            **{"max_position_embeddings": 512, "head_dim": 32},
-        },
-        vision_config={
-            **{**sizes, "model_type": "clip_vision_model", "num_hidden_layers": 2},
-            **{"image_size": 21, "patch_size": 7},
-        },
-        image_seq_length=9,
-        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
-        architectures=["LlavaForConditionalGeneration"],
-        dtype="float32",
-    ).save_pretrained(folder)
+    config = make_config(MEDIA["llava-1.5"].model, folder)
+    config.architectures = ["LlavaForConditionalGeneration"]
+    config.save_pretrained(folder)
     return folder

@@ -135,13 +135,23 @@ def pair(
     beta: float,
     max_tokens: int,
     amateur: str | None = None,
-    **more: Any,
+    expert_top_k: int | None = None,
+    eos_token_id: int | None = None,
+    rule: str | None = None,
+    rule_parameters: Mapping[str, float] | None = None,
 ) -> Group:
-    """A group whose only amateur has the expert's prompt and the weight -beta, or that of the rule
-    in `more`, which are other fields of `Group`.
-    """
-    weight = -beta if more.get("rule") is None else None
-    return Group(prompt_ids, expert, [Amateur(weight, amateur)], alpha, max_tokens, **more)
+    """A group whose only amateur has the expert's prompt and the weight -beta, or the rule's."""
+    return Group(
+        prompt_ids,
+        expert,
+        [Amateur(-beta if rule is None else None, amateur)],
+        alpha,
+        max_tokens,
+        expert_top_k,
+        eos_token_id,
+        rule,
+        rule_parameters or {},
+    )
 
 
 def step(
@@ -219,11 +229,6 @@ def group_score(logits: Sequence[Tensor], group: Group) -> Tensor:
     return step(logits, group).scores
 
 
-def edge(logits: Sequence[Tensor], group: Group) -> float:
-    """How far logits must move for a change of the valid set to change the choice."""
-    return step(logits, group).edge
-
-
 def score(
     expert: Tensor,
     amateur: Tensor,
@@ -232,8 +237,7 @@ def score(
     expert_top_k: int | None = None,
 ) -> Tensor:
     """`group_score` of a pair."""
-    group = pair((), "", alpha, beta, 0, expert_top_k=expert_top_k)
-    return group_score([expert, amateur], group)
+    return group_score([expert, amateur], pair((), "", alpha, beta, 0, None, expert_top_k))
 
 
 def margin(scores: Tensor) -> float:
@@ -261,10 +265,9 @@ def assert_same_tokens(
 
 
 def load(model: Path, dtype: torch.dtype = torch.float32) -> Any:
-    """A model, which may also read images or hear."""
-    config = AutoConfig.from_pretrained(model)
-    reads_media = hasattr(config, "vision_config") or hasattr(config, "audio_config")
-    kind = AutoModelForMultimodalLM if reads_media else AutoModelForCausalLM
+    """A model, which may also read images."""
+    sees = hasattr(AutoConfig.from_pretrained(model), "vision_config")
+    kind = AutoModelForMultimodalLM if sees else AutoModelForCausalLM
     # Eager attention is the plain formula, the same for a prompt and for a single token.
     return kind.from_pretrained(model, dtype=dtype, attn_implementation="eager")
 
@@ -357,16 +360,17 @@ class NaiveCold:
         rows: Tensor = self._model.get_input_embeddings()(torch.tensor(ids)).detach()
         return rows
 
-    def decode(self, group: Group, prompts: Sequence[Sequence[int] | Tensor] = ()) -> Trace:
+    def decode(self, group: Group, prompts: Sequence[Any] = ()) -> Trace:
         """Greedy decoding of a group. The end-of-sequence token, if given, is kept in the trace.
 
         Args:
             group: The request.
-            prompts: Of each stream, in place of the group's: ids, or embeddings [n, H].
+            prompts: Of each stream, in place of the group's: ids, embeddings [n, H], or what else
+                ``_forward`` takes.
         """
         trace = Trace()
         read: list[Any] = [
-            p if isinstance(p, Tensor) else [list(p)] for p in prompts or group.prompts
+            p if isinstance(p, Tensor | dict) else [list(p)] for p in prompts or group.prompts
         ]
         caches: list[Any] = [None] * len(read)
         memory: dict[str, Any] = {}
@@ -382,7 +386,7 @@ class NaiveCold:
         return trace
 
     def generate(self, prompt_ids: Sequence[int], **settings: Any) -> Trace:
-        """`decode` of a `pair`, whose other arguments are `settings`."""
+        """`decode` of a pair; `settings` are the other arguments of `pair`."""
         return self.decode(pair(prompt_ids, **settings))
 
     def distribution(self, group: Group, temperature: float) -> Tensor:
@@ -394,11 +398,11 @@ class NaiveCold:
     def step_distribution(
         self, prompt_ids: Sequence[int], *, temperature: float, **settings: Any
     ) -> Tensor:
-        """`distribution` of a `pair`, whose other arguments are `settings`."""
+        """`distribution` of a pair; `settings` are the other arguments of `pair`."""
         return self.distribution(pair(prompt_ids, **settings, max_tokens=1), temperature)
 
     def generate_many(self, groups: Sequence[Group], batch_size: int = 64) -> list[Trace]:
-        """`decode` for many requests: those whose streams have equal adapters and prompt lengths
+        """`decode` for many groups: those whose streams have equal adapters and prompt lengths
         run together.
         """
         alike: dict[tuple[Any, ...], list[int]] = {}

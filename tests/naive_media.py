@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The naive reference for prompts with images, videos and sounds; imports no vLLM.
+"""The naive reference for prompts with images and videos; imports no vLLM.
 
 Each stream is read alone, its whole prompt with its media at once, and then token by token.
 """
@@ -7,7 +7,6 @@ Each stream is read alone, its whole prompt with its media at once, and then tok
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +14,11 @@ import torch
 from torch import Tensor
 from transformers import AutoProcessor
 
-from tests.naive import Group, NaiveCold, Trace, step
-
-
-@dataclass
-class _Stream:
-    """A prompt's tensors, and what transformers remembers of it: the KV cache, and what M-RoPE adds
-    to the positions of tokens, which it keeps in the model.
-    """
-
-    prompt: Mapping[str, Tensor]
-    cache: Any = None
-    rope_deltas: Tensor | None = None
+from tests.naive import NaiveCold
 
 
 class NaiveMedia(NaiveCold):
-    """``NaiveCold`` for models that also see or hear.
+    """``NaiveCold`` for models that also see.
 
     With `causal`, a medium's tokens attend to what comes before them only, as vLLM's attention on
     CPU does it, also in models that let them attend to all of the medium.
@@ -57,25 +45,13 @@ class NaiveMedia(NaiveCold):
         return {name: value for name, value in found.items() if name not in left_out}
 
     @torch.inference_mode()
-    def _next(self, adapter: str | None, stream: _Stream, token: int | None) -> Tensor:
-        """Logits [V] float32 after a stream's prompt, or after one more token."""
-        inputs: dict[str, Any] = dict(stream.prompt)
-        if token is not None:
-            inputs = {"input_ids": torch.tensor([[token]]), "past_key_values": stream.cache}
-        self._keeper.rope_deltas = stream.rope_deltas
+    def _forward(self, adapter: str | None, ids: Any, cache: Any) -> tuple[Tensor, Any]:
+        """Logits [1, V] float32 after a prompt's tensors, or after more tokens; and what
+        transformers remembers of the stream: the KV cache, and what M-RoPE adds to the positions of
+        tokens, which it keeps in the model.
+        """
+        past, self._keeper.rope_deltas = cache or (None, None)
+        inputs = ids if isinstance(ids, dict) else {"input_ids": torch.tensor(ids)}
         with self._using(adapter) as model:
-            out = model(**inputs, use_cache=True)
-        stream.cache, stream.rope_deltas = out.past_key_values, self._keeper.rope_deltas
-        logits: Tensor = out.logits[0, -1].float()
-        return logits
-
-    def decode_media(self, group: Group, prompts: Sequence[Mapping[str, Tensor]]) -> Trace:
-        """Greedy decoding of a group with the prompt of each stream."""
-        trace, memory = Trace(), dict[str, Any]()
-        streams = [_Stream(prompt) for prompt in prompts]
-        token: int | None = None
-        while len(trace.tokens) < group.max_tokens:
-            pairs = zip(group.adapters, streams, strict=True)
-            logits = [self._next(adapter, stream, token) for adapter, stream in pairs]
-            token = trace.choose(step(logits, group, len(trace.tokens), memory))
-        return trace
+            out = model(**inputs, past_key_values=past, use_cache=True)
+        return out.logits[:, -1].float(), (out.past_key_values, self._keeper.rope_deltas)

@@ -13,6 +13,7 @@ there so that structured output (JSON, regular expressions) can be tested. Every
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -90,22 +91,33 @@ def make_sick_adapter(healthy: Path, folder: Path, value: float, layer: int = 1)
     """Write a copy of an adapter with `value`, NaN or infinite, as one weight of the last lora_B of
     `layer`; return the folder. In layer 1 it spoils the logits, in layer 0 the KV cache too.
     """
-    weights = load_file(healthy / _WEIGHTS)
-    (name,) = (n for n in weights if f"layers.{layer}.mlp.down_proj.lora_B" in n)
-    weights[name][0, 0] = value
-    return _copy_adapter(healthy, folder, weights)
+
+    def spoil(name: str, weight: torch.Tensor) -> None:
+        if f"layers.{layer}.mlp.down_proj.lora_B" in name:
+            weight[0, 0] = value
+
+    return copy_adapter(healthy, folder, spoil)
 
 
 def make_large_adapter(healthy: Path, folder: Path, factor: float) -> Path:
     """Write a copy of an adapter whose weight delta is `factor` times as large; return the
     folder.
     """
-    weights = load_file(healthy / _WEIGHTS)
-    scaled = {name: w * factor if "lora_B" in name else w for name, w in weights.items()}
-    return _copy_adapter(healthy, folder, scaled)
+
+    def scale(name: str, weight: torch.Tensor) -> None:
+        if "lora_B" in name:
+            weight.mul_(factor)
+
+    return copy_adapter(healthy, folder, scale)
 
 
-def _copy_adapter(healthy: Path, folder: Path, weights: dict[str, torch.Tensor]) -> Path:
+def copy_adapter(healthy: Path, folder: Path, change: Callable[[str, torch.Tensor], None]) -> Path:
+    """Write a copy of an adapter whose weights are changed in place; return the folder."""
     shutil.copytree(healthy, folder)
+    weights = load_file(folder / _WEIGHTS)
+    before = {name: weight.clone() for name, weight in weights.items()}
+    for name, weight in weights.items():
+        change(name, weight)
+    assert any(not weights[name].equal(before[name]) for name in weights)
     save_file(weights, folder / _WEIGHTS, {"format": "pt"})
     return folder

@@ -3,7 +3,7 @@
 
 Needs no accelerator and no network: the model is SmolLM2-135M-Instruct from PyPI, converted once,
 and the two adapters lie in this checkout. ``__main__`` is the order of things; ``documents``,
-``adapted``, ``speed`` and ``page`` show one thing each.
+``adapted`` and ``page`` show one thing each.
 """
 
 from __future__ import annotations

@@ -4,12 +4,9 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import sys
-import tempfile
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -17,16 +14,16 @@ from rich.console import Console
 from rich.live import Live
 from rich.spinner import Spinner
 
-from examples.demo import ADAPTERS, adapted, documents, page, quiet, speed
+from examples.demo import ADAPTERS, adapted, documents, page, quiet
 from vllm_cold.tools.errors import ToolError
 
 FOLDER = Path("results")
-NEEDED_GIB = 5.0  # two engines: 4.3 at their highest
+NEEDED_GIB = 3.0  # an engine and its KV cache
 ENGINE = {"dtype": "bfloat16", "max_model_len": 1024, "max_num_seqs": 64}
 
 
 def check_memory(free: int) -> None:
-    """Refuse before engines are started for nothing.
+    """Refuse before an engine is started for nothing.
 
     Args:
         free: Bytes.
@@ -37,22 +34,9 @@ def check_memory(free: int) -> None:
     gib = free / 2**30
     if gib < NEEDED_GIB:
         raise ToolError(
-            f"{gib:.1f} GiB of memory are free, and the two engines of the demo need {NEEDED_GIB}: "
-            "close other programs, or take a machine with more"
+            f"{gib:.1f} GiB of memory are free, and the demo's engine needs {NEEDED_GIB}: close "
+            "other programs, or take a machine with more"
         )
-
-
-@contextlib.contextmanager
-def stock_vllm(model: str) -> Iterator[Future[speed.Worker]]:
-    """Stock vLLM, which starts while other things are done."""
-    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(1) as pool:
-        log = Path(folder) / "stock.log"
-        started = pool.submit(speed.start_stock, model, ADAPTERS / "sorting", ENGINE, log)
-        try:
-            yield started
-        finally:
-            with contextlib.suppress(RuntimeError):  # which is raised where it is wanted
-                started.result().close()
 
 
 def show(console: Console, progress: Callable[[str], None]) -> None:
@@ -60,52 +44,46 @@ def show(console: Console, progress: Callable[[str], None]) -> None:
 
     Raises:
         ToolError: an engine does not start.
-        RuntimeError: stock vLLM does not.
         ModuleNotFoundError: the model's package is not installed.
     """
     from examples.smollm2 import model_path
 
     progress("looking for the model; the first time it is converted, half a minute")
     model = str(model_path())
-    progress("starting vLLM with the plugin, and without")
-    with stock_vllm(model) as stock:
-        from vllm_cold.tools.explain.offline import OfflineSource
+    progress("starting vLLM")
+    from vllm_cold.tools.explain.offline import OfflineSource
 
-        adapters = [str(ADAPTERS / name) for name in adapted.PROMPTS]
-        source = OfflineSource(model, None, adapters, **ENGINE)
+    adapters = [str(ADAPTERS / name) for name in adapted.PROMPTS]
+    source = OfflineSource(model, None, adapters, **ENGINE)
 
-        progress("answering documents")
-        shown, counted = documents.picked(), documents.held_out()
-        documents.answer(source.llm, [*shown, *counted])
-        heading(console, "1. A gain: documents that contradict what the model remembers")
-        console.print(documents.table(shown, counted), documents.note(shown, counted))
+    progress("answering documents")
+    shown, counted = documents.picked(), documents.held_out()
+    documents.answer(source.llm, [*shown, *counted])
+    heading(console, "1. A gain: documents that contradict what the model remembers")
+    console.print(documents.table(shown, counted), documents.note(shown, counted))
 
-        progress("answering documents that are about something else")
-        beside, others = documents.picked_beside(), documents.held_out_beside()
-        documents.answer(source.llm, [*beside, *others])
-        heading(console, "2. A harm, by the same contrast: documents that do not answer")
-        console.print(documents.table(beside, others), documents.note_beside(others))
+    progress("answering documents that are about something else")
+    beside, others = documents.picked_beside(), documents.held_out_beside()
+    documents.answer(source.llm, [*beside, *others])
+    heading(console, "2. A harm, by the same contrast: documents that do not answer")
+    console.print(documents.table(beside, others), documents.note_beside(others))
 
-        progress("answering with adapters")
-        items = adapted.items()
-        adapted.answer(source.llm, items)
-        heading(console, "3. LoRA adapters, against the model without them")
-        console.print(adapted.table(items, source.llm.get_tokenizer()), adapted.NOTE)
-
-        progress("timing the plugin and stock vLLM in turns")
-        heading(console, "4. Speed of the sorting adapter, greedy")
-        console.print(speed.compare(source.llm, stock.result(), ADAPTERS / "sorting"))
+    progress("answering with adapters")
+    items = adapted.items()
+    adapted.answer(source.llm, items)
+    heading(console, "3. LoRA adapters, against the model without them")
+    console.print(adapted.table(items, source.llm.get_tokenizer()), adapted.NOTE)
 
     progress("writing the page")
     FOLDER.mkdir(exist_ok=True)
     page.write_page(source, shown[0], FOLDER / "demo.html")
     source.close()
-    heading(console, "5. The first two answers, token by token")
+    heading(console, "4. The first two answers, token by token")
     console.print(f"{FOLDER / 'demo.html'}: open it in a browser")
 
     page.write_prompts(shown, FOLDER / "demo.jsonl")
     page.write_request(shown[0], FOLDER / "demo.json")
-    heading(console, "6. What to type next")
+    heading(console, "5. What to type next")
     for what, command in page.commands(model, FOLDER / "demo.jsonl", FOLDER / "demo.json"):
         console.print(f"# {what}", style="dim", soft_wrap=True)
         console.print(command, markup=False, soft_wrap=True)
@@ -136,7 +114,7 @@ def main() -> int:
                 redirect_stderr=False,
             ):
                 show(console, lambda text: spinner.update(text=text))
-    except (ToolError, RuntimeError, ModuleNotFoundError) as error:
+    except (ToolError, ModuleNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.docs.blocks import ROOT, block
-from tests.recipes.page import words
+from tests.recipes.page import served
 from tests.vllm_parser import serve_parser
 from vllm_cold.method.presets import PRESETS
 from vllm_cold.ops.interface import Groups
@@ -59,9 +59,7 @@ def test_the_server_takes_it(tiny: Path) -> None:
     from vllm.plugins import load_general_plugins
 
     load_general_plugins()
-    text = block("docs/methods.md", "serve").replace("MODEL", str(tiny / "model"))
-    program, command, *options = words(text, {})
-    assert (program, command) == ("vllm", "serve")
+    options = served(block("docs/methods.md", "serve"), {"MODEL": str(tiny / "model")})
     parsed = serve_parser().parse_args(options)
     parsed.model = parsed.model_tag  # as ``vllm serve`` does
     cold = AsyncEngineArgs.from_cli_args(parsed).additional_config["cold"]

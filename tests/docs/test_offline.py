@@ -12,9 +12,7 @@ from typing import Any
 import pytest
 
 from tests.docs.blocks import block, story
-from tests.naive import NaiveCold, Trace
-from vllm_cold import ColdParams
-from vllm_cold.method.settings import DEFAULT_ALPHA, DEFAULT_BETA
+from tests.naive import NaiveCold
 from vllm_cold.vllm.frontend.prometheus import (
     CANDIDATE_BUCKETS,
     COUNTERS,
@@ -24,9 +22,6 @@ from vllm_cold.vllm.frontend.prometheus import (
 )
 
 ADAPTERS = {"sql": "one", "chat": "two"}  # of the pages, and of the tiny model
-
-# What of each token the reference must be sure, or the comparison would say nothing.
-SETTLED = 8
 
 
 def fill_in(text: str, tiny: Path) -> str:
@@ -38,119 +33,86 @@ def fill_in(text: str, tiny: Path) -> str:
     return text
 
 
-class Recorder:
-    """Stands for ``vllm.LLM``: small engines, one at a time, and all that they generated."""
+def end(llm: Any) -> None:
+    from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
 
-    def __init__(self) -> None:
-        self.generated: list[tuple[Any, Any, Any]] = []
-        """Output, parameters and adapter of each prompt."""
-        self.defaults: list[dict[str, float] | None] = []
-        """For each of them, what CoLD is in its engine by default."""
-        self.llm: Any = None
-
-    def end(self) -> None:
-        """End the engine that runs."""
-        from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
-
-        if self.llm is not None:
-            self.llm.llm_engine.engine_core.shutdown()
-            self.llm = None
-            gc.collect()
-            cleanup_dist_env_and_memory()
-
-    def make(self) -> type[Any]:
-        """The class that a block imports."""
-        from vllm import LLM
-
-        recorder = self
-
-        class Tiny(LLM):  # type: ignore[misc]
-            def __init__(self, model: str, **options: Any) -> None:
-                recorder.end()
-                self.default = options.get("additional_config", {}).get("cold")
-                small = {"dtype": "float32", "enforce_eager": True, "max_model_len": 256}
-                super().__init__(model, **small, **options)
-                recorder.llm = self
-
-            def generate(self, prompts: Any, params: Any, lora_request: Any = None) -> Any:
-                outputs = super().generate(prompts, params, lora_request=lora_request)
-                for index, output in enumerate(outputs):
-                    given = (params, lora_request)
-                    own = (x[index] if isinstance(x, list) else x for x in given)
-                    recorder.generated.append((output, *own))
-                    recorder.defaults.append(self.default)
-                return outputs
-
-        return Tiny
+    llm.llm_engine.engine_core.shutdown()
+    gc.collect()
+    cleanup_dist_env_and_memory()
 
 
 @pytest.fixture
-def recorder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Recorder]:
-    """``vllm.LLM`` is the recorder's, and the engine runs in this process."""
+def engines(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
+    """What blocks make of ``vllm.LLM``: small ones in this process, of which the last one runs;
+    their ``outputs`` are all that they generated.
+    """
     import vllm
 
+    made: list[Any] = []
+
+    class Small(vllm.LLM):  # type: ignore[misc]
+        def __init__(self, model: str, **options: Any) -> None:
+            if made:
+                end(made[-1])
+            super().__init__(
+                model, dtype="float32", enforce_eager=True, max_model_len=256, **options
+            )
+            self.outputs: list[Any] = []
+            made.append(self)
+
+        def generate(self, *args: Any, **kwargs: Any) -> Any:
+            outputs = super().generate(*args, **kwargs)
+            self.outputs += outputs
+            return outputs
+
     monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-    recorder = Recorder()
-    monkeypatch.setattr(vllm, "LLM", recorder.make())
-    yield recorder
-    recorder.end()
-
-
-def reference(naive: NaiveCold, output: Any, params: Any, lora: Any, default: Any) -> Trace:
-    """What the documentation promises for a request."""
-    ids, length = output.prompt_token_ids, params.max_tokens
-    if lora is None:
-        return naive.greedy(ids, None, length)
-    expert = ADAPTERS[lora.lora_name]
-    cold: dict[str, Any] | None = None
-    if isinstance(params, ColdParams):
-        settings = params.settings()
-        cold = {
-            "alpha": settings.alpha,
-            "beta": 0.0 if settings.rule else settings.beta,
-            "rule": settings.rule,
-            "rule_parameters": settings.rule_parameters or {},
-        }
-        if params.amateur is not None:
-            cold["amateur"] = ADAPTERS[params.amateur.lora_name]
-    elif default and not (params.extra_args and params.extra_args["cold"] == 0):
-        cold = {"alpha": DEFAULT_ALPHA, "beta": DEFAULT_BETA, **default}
-    if cold is None:
-        return naive.greedy(ids, expert, length)
-    return naive.generate(ids, expert=expert, max_tokens=length, **cold)
+    monkeypatch.setattr(vllm, "LLM", Small)
+    yield made
+    end(made[-1])
 
 
 @pytest.mark.engine
 def test_generated_texts(
-    recorder: Recorder, tiny: Path, naive: NaiveCold, capsys: pytest.CaptureFixture[str]
+    engines: list[Any], tiny: Path, naive: NaiveCold, capsys: pytest.CaptureFixture[str]
 ) -> None:
     namespace: dict[str, Any] = {}
     for text in story("docs/parameters.md", "offline"):
         exec(compile(fill_in(text, tiny), "block", "exec"), namespace)
-    assert len(recorder.generated) == 7
-    seen = []
-    for (output, params, lora), default in zip(recorder.generated, recorder.defaults, strict=True):
-        right = reference(naive, output, params, lora, default)
-        sure = right.settled()
-        assert sure >= min(SETTLED, params.max_tokens)
-        assert list(output.outputs[0].token_ids[:sure]) == right.tokens[:sure]
-        seen.append((tuple(output.prompt_token_ids), tuple(right.tokens)))
+    outputs = [output for llm in engines for output in llm.outputs]
+    cold: dict[str, Any] = {"expert": "one", "alpha": 0.1, "beta": 0.5}
+    wanted: list[dict[str, Any]] = [
+        cold,
+        {**cold, "amateur": "two"},
+        {**cold, "rule": "adaptive", "rule_parameters": {"beta_max": 2.0}},
+        {"adapter": "one"},
+        cold,
+        {"adapter": None},
+        {"adapter": "one"},
+    ]
+    seen = set()
+    for output, asked in zip(outputs, wanted, strict=True):
+        decode = naive.greedy if "adapter" in asked else naive.generate
+        ids, tokens = output.prompt_token_ids, list(output.outputs[0].token_ids)
+        right = decode(ids, max_tokens=len(tokens), **asked)
+        assert right.settled() >= 8
+        assert tokens[: right.settled()] == right.tokens[: right.settled()]
+        seen.add((tuple(ids), tuple(right.tokens)))
     # Requests with the same prompt differ, so that none can pass for another.
-    assert len(set(seen)) == len(seen)
+    assert len(seen) == len(wanted)
     printed = capsys.readouterr().out
-    for output, *_ in recorder.generated[:2]:
-        assert output.outputs[0].text in printed
+    assert all(output.outputs[0].text in printed for output in outputs[:4])
 
 
 @pytest.mark.engine
 def test_metrics_offline(
-    recorder: Recorder, tiny: Path, capsys: pytest.CaptureFixture[str]
+    engines: list[Any], tiny: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from vllm.v1.metrics import reader
 
     exec(compile(fill_in(block("docs/metrics.md", "offline"), tiny), "block", "exec"), {})
     printed = capsys.readouterr().out
-    own = {m.name: m for m in recorder.llm.get_metrics() if m.name.startswith(PREFIX)}
+    [llm] = engines
+    own = {m.name: m for m in llm.get_metrics() if m.name.startswith(PREFIX)}
     assert own.keys() == {PREFIX + name for name in (*COUNTERS, *HISTOGRAMS, *GAUGES)}
     assert all(repr(metric) in printed for metric in own.values())
     for name in (*COUNTERS, *HISTOGRAMS):

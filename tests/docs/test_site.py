@@ -9,10 +9,8 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
 
@@ -43,28 +41,9 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-class Links(HTMLParser):
-    """What a page loads by itself, and what it links to."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.loads: list[str] = []
-        self.links: list[str] = []
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        values = {name: value or "" for name, value in attrs}
-        if tag == "a":
-            self.links += [values["href"]] if "href" in values else []
-        elif tag == "link" and values.get("rel") in ("next", "prev", "canonical"):
-            pass  # read by nobody who has not asked
-        else:
-            self.loads += [values[name] for name in ("src", "href", "srcset") if name in values]
-
-
 @pytest.mark.unit
 def test_every_page_is_there_and_in_the_navigation(site: Path) -> None:
-    navigation = set(Links((site / "index.html").read_text()).links)
+    navigation = set(re.findall(r'<a [^>]*href="([^"]+)"', (site / "index.html").read_text()))
     for page in pages():
         if page.startswith("docs/"):
             name = Path(page).relative_to("docs").with_suffix(".html").as_posix()
@@ -82,23 +61,6 @@ def test_what_is_exported_is_in_the_reference(site: Path) -> None:
             assert f'id="{module.__name__}.{name}"' in page
             found = re.findall(r"^ {8}(\w+): ", getattr(module, name).__doc__ or "", flags=re.M)
             assert found and all(f">{field}<" in page for field in found), name
-
-
-@pytest.mark.unit
-def test_pages_load_their_own_files_only(site: Path) -> None:
-    pages_with_styles = 0
-    for file in site.rglob("*.html"):
-        loads = Links(file.read_text()).loads
-        pages_with_styles += any(".css" in address for address in loads)
-        for address in loads:
-            parts = urlsplit(address)
-            assert parts.scheme in ("", "data"), f"{file.name} loads {address}"
-            if parts.path and parts.scheme == "" and file.name != "404.html":
-                assert (file.parent / parts.path).exists(), f"{file.name}: {address}"
-    assert pages_with_styles > 15  # loads are found
-    for sheet in site.rglob("*.css"):
-        for address in re.findall(r"url\(([^)]*)\)", sheet.read_text()):
-            assert not address.strip("'\"").startswith(("http", "//")), f"{sheet.name}: {address}"
 
 
 @pytest.mark.unit

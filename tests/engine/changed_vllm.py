@@ -20,8 +20,11 @@ from vllm.lora.request import LoRARequest
 from vllm.sampling_params import BeamSearchParams
 from vllm.usage.usage_lib import UsageContext
 
-PROMPTS = [[(13 * i + 7 * j) % 500 + 4 for j in range(5 + 11 * i)] for i in range(3)]
-TOKENS = 12
+PROMPTS = [[(13 * i + 7 * j) % 500 + 4 for j in range(5 + 9 * i)] for i in range(12)]
+KINDS: tuple[dict[str, Any], ...] = (
+    {"temperature": 0.0, "max_tokens": 20, "ignore_eos": True},
+    {"temperature": 1.0, "max_tokens": 20, "ignore_eos": True, "seed": 3, "top_p": 0.9},
+)
 
 
 def run(
@@ -137,7 +140,7 @@ def engine(tiny: Path, **options: Any) -> dict[str, Any]:
         "max_lora_rank": 8, "max_model_len": 128, "max_num_seqs": 8, "enforce_eager": True,
     } | options  # fmt: skip
     llm = LLM(**arguments)
-    common: dict[str, Any] = {"temperature": 0.0, "max_tokens": TOKENS, "ignore_eos": True}
+    greedy = KINDS[0]
 
     def tokens(params: Any, adapter: Any) -> Any:
         prompts: Any = [{"prompt_token_ids": p} for p in PROMPTS]
@@ -153,10 +156,11 @@ def engine(tiny: Path, **options: Any) -> dict[str, Any]:
     )
     # Base and adapter in batches of their own: mixed, stock gives base rows the adapter on CPU.
     result = {
-        "base": tokens(SamplingParams(**common), None),
-        "adapter": tokens(SamplingParams(**common), _lora(tiny)),
-        "ColdParams": tokens(ColdParams(alpha=0.05, beta=2.0, **common), _lora(tiny)),
-        "extra_args": tokens(SamplingParams(extra_args=asked, **common), _lora(tiny)),
+        "base": [tokens(SamplingParams(**kind), None) for kind in KINDS],
+        "adapter": [tokens(SamplingParams(**kind), _lora(tiny)) for kind in KINDS],
+        "ColdParams": tokens(ColdParams(alpha=0.05, beta=2.0, **greedy), _lora(tiny)),
+        "extra_args": tokens(SamplingParams(extra_args=asked, **greedy), _lora(tiny)),
+        "scheduler": type(llm.llm_engine.engine_core.engine_core.scheduler).__module__,
         "beam search": [list(s.tokens) for output in beams for s in output.sequences],
         "reason": _reason(),
         "compiled": int(llm.llm_engine.vllm_config.compilation_config.mode) != 0,

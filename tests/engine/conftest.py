@@ -21,6 +21,8 @@ BLOCK = 32  # vLLM's CPU attention takes multiples of 32 only
 def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """The engine core runs in the test's process, so that its scheduler can be looked at."""
     monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    # Or it wants a NUMA node for each of several processes, and binds all engines to one.
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
     allow_async_scheduling(monkeypatch)
 
 
@@ -186,11 +188,14 @@ def make_llm(pool: Pool) -> Iterator[Make]:
         end(made.pop())
 
 
-def lora(tiny: Path, name: str) -> Any:
-    """The LoRARequest of one of the tiny adapters."""
+ADAPTERS = ("one", "two", "zero", "nan", "inf", "early", "large")
+
+
+def lora(folder: Path, name: str | None) -> Any:
+    """The LoRARequest of one of the adapters in a folder; None for the base model."""
     from vllm.lora.request import LoRARequest
 
-    return LoRARequest(name, ("one", "two", "zero").index(name) + 1, str(tiny / name))
+    return name and LoRARequest(name, ADAPTERS.index(name) + 1, str(folder / name))
 
 
 def scheduler(llm: Any) -> Any:
@@ -209,17 +214,20 @@ def folders(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     ``families``, or the module that the file calls its ``REFERENCE``. Of long prompts, too, if the
     file says ``LONG_PROMPTS``.
     """
-    folder = tmp_path_factory.mktemp("families")
     specs = [
         getattr(item, "callspec", None)
         for item in request.session.items
         if item.path == request.path
     ]
     wanted = {spec.params["family"] for spec in specs if spec and "family" in spec.params}
-    # In a process without vLLM.
     module = getattr(request.module, "REFERENCE", "tests.engine.families")
-    command = [sys.executable, "-m", module, str(folder), *sorted(wanted)]
-    command += ["--long"] * getattr(request.module, "LONG_PROMPTS", False)
+    options = ["--long"] * getattr(request.module, "LONG_PROMPTS", False)
+    return make_families(tmp_path_factory.mktemp("families"), module, *sorted(wanted), *options)
+
+
+def make_families(folder: Path, module: str, *arguments: str) -> Path:
+    """Let a module make families' models and references, in a process without vLLM."""
+    command = [sys.executable, "-m", module, str(folder), *arguments]
     done = subprocess.run(
         command, cwd=Path(__file__).parents[2], env=os.environ, capture_output=True, text=True
     )

@@ -2,9 +2,8 @@
 """Drafters for speculative decoding: tiny checkpoints, and an oracle that knows the text.
 
 Each function returns the ``speculative_config`` of ``LLM``; those of drafters with weights write a
-checkpoint first. Without a seed a drafter is built of the target's own weights and drafts what the
-base model says next, so that an adapter's text or a contrast agrees with it in part. With a seed
-its weights are random, and none of its drafts is right but by luck.
+checkpoint first. A drafter is built of the target's own weights and drafts what the base model says
+next, so that an adapter's text or a contrast agrees with it in part.
 
 EAGLE and MTP never see the prompt's first token, whoever made their weights: after short prompts
 that costs some acceptance, which is welcome.
@@ -37,13 +36,8 @@ def _read(model: Path) -> tuple[dict[str, Any], Weights]:
     return json.loads((model / "config.json").read_text()), load_file(model / "model.safetensors")
 
 
-def _write(folder: Path, config: dict[str, Any], weights: Weights, seed: int | None) -> str:
-    """Write a checkpoint, of random matrices if there is a seed; return its folder's name."""
-    if seed is not None:
-        generator = torch.Generator().manual_seed(seed)
-        for name, weight in weights.items():
-            if weight.dim() > 1:
-                weights[name] = torch.randn(weight.shape, generator=generator) * _RMS
+def _write(folder: Path, config: dict[str, Any], weights: Weights) -> str:
+    """Write a checkpoint; return its folder's name."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config))
     tensors = {name: weight.clone().contiguous() for name, weight in weights.items()}
@@ -64,7 +58,7 @@ def draft_model(
     return {"method": "draft_model", "model": str(model), "num_speculative_tokens": tokens}
 
 
-def eagle(target: Path, folder: Path, tokens: int = 3, seed: int | None = None) -> dict[str, Any]:
+def eagle(target: Path, folder: Path, tokens: int = 3) -> dict[str, Any]:
     """EAGLE for a Llama: a layer that adds nothing, as vLLM leaves out the first one's norm, and
     the target's layers behind it. The target's hidden states are not used. EAGLE has no last norm,
     which does not change the best token while the target's is one everywhere.
@@ -79,55 +73,8 @@ def eagle(target: Path, folder: Path, tokens: int = 3, seed: int | None = None) 
             if layer == 0 and name != "input_layernorm.weight":
                 adds = name in ("self_attn.o_proj.weight", "mlp.down_proj.weight")
                 own[f"layers.0.{name}"] = weight * (0.0 if adds else 1.0)
-    model = _write(folder, config | {"num_hidden_layers": layers + 1}, own, seed)
+    model = _write(folder, config | {"num_hidden_layers": layers + 1}, own)
     return {"method": "eagle", "model": model, "num_speculative_tokens": tokens}
-
-
-def eagle3(target: Path, folder: Path, tokens: int = 3, seed: int | None = None) -> dict[str, Any]:
-    """EAGLE-3 for a Llama: a layer whose attention copies the token's embedding, all scaled to one
-    size, and the target's layers behind it. The target's hidden states are not used.
-    """
-    config, weights = _read(target)
-    hidden, layers = config["hidden_size"], config["num_hidden_layers"]
-    heads, kv_heads, size = (
-        config[name] for name in ("num_attention_heads", "num_key_value_heads", "head_dim")
-    )
-    if kv_heads * size != hidden:
-        raise ValueError("the values of a token must have room for its embedding")
-    eye = torch.eye(hidden)
-    # Each query is best matched by the same token's key, by far.
-    query = 3.0 * eye[:size].repeat(heads, 1)
-    back = torch.zeros(hidden, heads * size)
-    for head in range(kv_heads):
-        rows = slice(head * size, (head + 1) * size)
-        first = head * (heads // kv_heads) * size  # the first of this head's queries
-        back[rows, first : first + size] = _RMS * torch.eye(size)
-    no = torch.zeros_like
-    own: Weights = {
-        "fc.weight": torch.zeros(hidden, 3 * hidden),
-        "norm.weight": weights["model.norm.weight"],
-        "lm_head.weight": weights["lm_head.weight"],
-        "layers.0.hidden_norm.weight": torch.zeros(hidden),
-        "layers.0.input_layernorm.weight": torch.ones(hidden),
-        "layers.0.post_attention_layernorm.weight": torch.ones(hidden),
-        "layers.0.self_attn.q_proj.weight": _beside(query, no(query)),
-        "layers.0.self_attn.k_proj.weight": _beside(query[: kv_heads * size], no(eye)),
-        "layers.0.self_attn.v_proj.weight": _beside(eye, no(eye)),
-        "layers.0.self_attn.o_proj.weight": back,
-    }
-    for layer in range(layers):
-        for name, weight in _layer(weights, layer).items():
-            own[f"layers.{layer + 1}.{name}"] = weight
-            if layer == 0 and name.startswith("mlp."):
-                own[f"layers.0.{name}"] = no(weight)
-    config |= {
-        "num_hidden_layers": layers + 1,
-        "draft_vocab_size": config["vocab_size"],
-        "norm_before_residual": True,  # or the hidden states would be added to the embedding
-        "eagle_aux_hidden_state_layer_ids": [0, 1, 2],
-    }
-    model = _write(folder, config, own, seed)
-    return {"method": "eagle3", "model": model, "num_speculative_tokens": tokens}
 
 
 def _layer(weights: Weights, layer: int) -> Weights:
@@ -136,11 +83,11 @@ def _layer(weights: Weights, layer: int) -> Weights:
     return {name.removeprefix(start): w for name, w in weights.items() if name.startswith(start)}
 
 
-def make_mtp_model(tiny: Path, folder: Path, modules: int = 1) -> Path:
-    """Write a random model that carries its own drafters; return the folder.
+def make_mtp_model(tiny: Path, folder: Path) -> Path:
+    """Write a random model that carries its own drafter; return the folder.
 
-    It is EXAONE-MoE without experts, which transformers and vLLM know. Each of its `modules` for
-    multi-token prediction is the first of its layers; the others do little. The window is as long
+    It is EXAONE-MoE without experts, which transformers and vLLM know. Its module for multi-token
+    prediction is the first of its layers; the other one does little. The window is as long
     as the longest text: in transformers a layer without one has no positions. The tokenizer is the
     tiny model's.
     """
@@ -151,12 +98,11 @@ def make_mtp_model(tiny: Path, folder: Path, modules: int = 1) -> Path:
         "vocab_size hidden_size intermediate_size num_attention_heads num_key_value_heads head_dim "
         "max_position_embeddings bos_token_id eos_token_id pad_token_id"
     )
-    layers = max(2, modules)  # vLLM looks a module's kind up in the list of the layers' kinds
     config = transformers.ExaoneMoeConfig(
         **{name: llama[name] for name in same.split()},
-        num_hidden_layers=layers,
-        mlp_layer_types=["dense"] * layers,
-        layer_types=["sliding_attention"] * layers,
+        num_hidden_layers=2,
+        mlp_layer_types=["dense"] * 2,
+        layer_types=["sliding_attention"] * 2,
         sliding_window=llama["max_position_embeddings"],
         tie_word_embeddings=False,
         dtype="float32",
@@ -183,42 +129,12 @@ def make_mtp_model(tiny: Path, folder: Path, modules: int = 1) -> Path:
         "mtp.pre_fc_norm_embedding.weight": torch.ones(config.hidden_size),
         "mtp.pre_fc_norm_hidden.weight": torch.ones(config.hidden_size),
     }
-    for module in range(modules):
-        for name, weight in _layer(weights, 0).items():
-            weights[f"mtp.layers.{module}.{name}"] = weight.clone()
-    _write(folder, settings | {"num_nextn_predict_layers": modules}, weights, None)
+    weights |= {f"mtp.layers.0.{name}": w.clone() for name, w in _layer(weights, 0).items()}
+    _write(folder, settings | {"num_nextn_predict_layers": 1}, weights)
     for name in _TOKENIZER:
         if (tiny / name).exists():
             shutil.copy(tiny / name, folder)
     return folder
-
-
-def make_mtp_adapter(model: Path, folder: Path, seed: int, rank: int = 8) -> Path:
-    """Write a random adapter for `make_mtp_model`'s; return the folder. For its attention alone:
-    peft takes a dense layer of such a model for experts, and would leave that part out.
-    """
-    import transformers
-    from peft import LoraConfig, get_peft_model
-
-    base = transformers.AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
-    names = ["q_proj", "k_proj", "v_proj", "o_proj"]
-    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=names, task_type="CAUSAL_LM")
-    adapted: Any = get_peft_model(base, config)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, weight in adapted.named_parameters():
-            if "lora_" in name:
-                std = 1.0 if "lora_A" in name else 0.05 / (2.0 * rank**0.5)
-                weight.normal_(0.0, std, generator=generator)
-    adapted.save_pretrained(str(folder))
-    return folder
-
-
-def mtp(tokens: int = 3) -> dict[str, Any]:
-    """The drafters that the target carries. With more than one module and more than one token, V2
-    runs a module for each token; V1 runs the first one again and again.
-    """
-    return {"method": "mtp", "num_speculative_tokens": tokens}
 
 
 def ngram(tokens: int = 3, device: bool = False) -> dict[str, Any]:
@@ -262,13 +178,6 @@ def bear_log1p(patch: pytest.MonkeyPatch) -> None:
         return tl.log(1.0 + x)
 
     patch.setattr(rejection_sampler_utils, "tldevice", SimpleNamespace(log1p=log1p))
-
-
-def suffix(tokens: int = 8) -> dict[str, Any]:
-    """What followed such an end in this request and in earlier ones; most of the drafts are right
-    when the same requests come again. Needs arctic-inference.
-    """
-    return {"method": "suffix", "num_speculative_tokens": tokens}
 
 
 ORACLE = "TEST_ORACLE"

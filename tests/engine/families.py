@@ -358,15 +358,20 @@ def long_groups_of(name: str) -> list[Group]:
     return [group for group in make_groups(100) if ALL[name].lora or not num_adapters(group)][:40]
 
 
+def make_config(family: Family, folder: Path) -> Any:
+    """A model's config; of one that sees or hears, what makes prompts of images is written."""
+    settings = {**_COMMON, "tie_word_embeddings": family.tied, **family.settings}
+    if family.vision:
+        settings = _with_vision(family, settings, folder)
+    return getattr(transformers, family.config)(**settings)
+
+
 def make_model(family: Family, folder: Path) -> Path:
     """Write a model with random weights, norms and biases; return the folder."""
-    settings = {**_COMMON, "tie_word_embeddings": family.tied, **family.settings}
     kind = transformers.AutoModelForCausalLM
     if family.vision:
         kind = transformers.AutoModelForMultimodalLM
-        settings = _with_vision(family, settings, folder)
-    config = getattr(transformers, family.config)(**settings)
-    model = kind.from_config(config).to(torch.float32)
+    model = kind.from_config(make_config(family, folder)).to(torch.float32)
     generator = torch.Generator().manual_seed(0)
 
     def noise(weight: torch.Tensor, std: float) -> torch.Tensor:

@@ -511,11 +511,11 @@ class Reference:
             for own in case.all_prompts
         ]
         alone = replace(case.group, amateurs=(), rule=None)
-        trace = self.naive.decode_media(case.group, prompts)
+        trace = self.naive.decode(case.group, prompts)
         assert max(trace.tokens) < families.VOCAB_SIZE  # or it would want an image
         return {
             "trace": asdict(trace),
-            "alone": self.naive.decode_media(alone, prompts[:1]).tokens,
+            "alone": self.naive.decode(alone, prompts[:1]).tokens,
             "prompt": prompts[0]["input_ids"][0].tolist(),
         }
 

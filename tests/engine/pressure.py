@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Many requests on an engine that is too small for them, and each of them alone on one that is not.
 
-A ``Job`` is one request. ``Engines.alone`` gives its result on an idle engine with plenty of KV
+``Engines.alone`` gives a job's result on an idle engine with plenty of KV
 cache; ``drive`` sends many jobs at random moments, aborts some, and gives the survivors' results.
 """
 
@@ -17,39 +17,9 @@ import pytest
 import torch
 
 from tests.engine.conftest import Pool, free_blocks, lora, scheduler
+from tests.engine.streams import Job
 
 MAX_STEPS = 20_000
-
-
-@dataclass(frozen=True, eq=False)
-class Job:
-    """One request: CoLD if ``cold`` is not None, else plain."""
-
-    prompt: tuple[int, ...]
-    adapter: str | None = "one"
-    cold: dict[str, Any] | None = None
-    amateur: str | None = None
-    options: dict[str, Any] = field(default_factory=dict)
-    make_options: Callable[[], dict[str, Any]] = dict  # for what needs vLLM's own classes
-
-    def params(self, tiny: Path) -> Any:
-        from vllm import SamplingParams
-
-        from vllm_cold import ColdParams
-
-        options = {"temperature": 0.0, "max_tokens": 16, **self.options, **self.make_options()}
-        if self.cold is None:
-            return SamplingParams(**options)
-        amateur = lora(tiny, self.amateur) if self.amateur else None
-        return ColdParams(amateur=amateur, **self.cold, **options)
-
-    def asked(self) -> dict[str, Any]:
-        """The prompt as vLLM takes it."""
-        return {"prompt_token_ids": list(self.prompt)}
-
-    @property
-    def is_greedy(self) -> bool:
-        return not self.options.get("temperature", 0.0)
 
 
 AnyJob = TypeVar("AnyJob", bound=Job)
@@ -132,7 +102,7 @@ def add(llm: Any, tiny: Path, job: Job, name: str, priority: int = 0) -> str:
         name,
         job.asked(),
         job.params(tiny),
-        lora_request=lora(tiny, job.adapter) if job.adapter else None,
+        lora_request=lora(tiny, job.group.expert),
         priority=priority,
     )
     return str(added)

@@ -6,13 +6,12 @@ A ``Group`` without amateurs stands for a plain request. Imports no vLLM: the re
 """
 
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from tests.engine.conftest import lora
-from tests.engine.pressure import Job
 from tests.naive import Amateur, Group, NaiveCold, Trace
 from vllm_cold.group.results import weights_in
 
@@ -121,57 +120,96 @@ def num_adapters(group: Group) -> int:
     return len(set(group.adapters) - {None})
 
 
-def params(tiny: Path, group: Group, **options: Any) -> Any:
-    """The group's ``ColdParams``, or plain ``SamplingParams``; greedy unless ``options`` say else.
+@dataclass(frozen=True, eq=False)
+class Job:
+    """A request for an engine, greedy unless ``options`` say else."""
 
-    What is the default is left out: an amateur's adapter, and a list where there is one amateur.
-    """
-    from vllm import SamplingParams
+    group: Group
+    options: dict[str, Any] = field(default_factory=dict)
+    make_options: Callable[[], dict[str, Any]] = dict
+    """For what needs vLLM's own classes."""
 
-    import vllm_cold
+    @property
+    def is_greedy(self) -> bool:
+        return not self.options.get("temperature", 0.0)
 
-    options = {
-        "temperature": 0.0,
-        "max_tokens": group.max_tokens,
-        "ignore_eos": True,
-        **options,
-    }
-    if not group.amateurs:
-        return SamplingParams(**options)
-    amateurs = []
-    for amateur in group.amateurs:
-        fields: dict[str, Any] = {}
-        if amateur.adapter != (None if amateur.prompt_ids is None else group.expert):
-            fields["lora_request"] = lora(tiny, amateur.adapter) if amateur.adapter else None
-        if amateur.prompt_ids is not None:
-            fields["prompt"] = list(amateur.prompt_ids)
-        fields["weight"] = group.rule if amateur.weight is None else amateur.weight
-        amateurs.append(vllm_cold.Amateur(**fields))
-    options |= {"amateur": amateurs[0]} if len(amateurs) == 1 else {"amateurs": amateurs}
-    if group.rule is not None:
-        options["rule_parameters"] = dict(group.rule_parameters)
-        options["explain"] = options.get("n", 1) == 1
-    return vllm_cold.ColdParams(alpha=group.alpha, expert_top_k=group.expert_top_k, **options)
+    def asked(self) -> dict[str, Any]:
+        """The prompt as vLLM takes it."""
+        return {"prompt_token_ids": list(self.group.prompt_ids)}
+
+    def own_prompt(self, index: int) -> dict[str, Any]:
+        """What an amateur that does not read the expert's prompt says of its own."""
+        ids = self.group.amateurs[index].prompt_ids
+        return {} if ids is None else {"prompt": list(ids)}
+
+    def params(self, folder: Path) -> Any:
+        """``ColdParams``, or plain ``SamplingParams``.
+
+        What is the default is left out: an amateur's adapter, a list where there is one amateur,
+        and of a pair all but ``beta``.
+        """
+        from vllm import SamplingParams
+
+        import vllm_cold
+
+        group = self.group
+        options: dict[str, Any] = {
+            "temperature": 0.0,
+            "max_tokens": group.max_tokens,
+            "ignore_eos": True,
+            **self.options,
+            **self.make_options(),
+        }
+        if not group.amateurs:
+            return SamplingParams(**options)
+        if group.rule is not None:
+            options["rule_parameters"] = dict(group.rule_parameters)
+            options["explain"] = options.get("n", 1) == 1
+        options |= {"alpha": group.alpha, "expert_top_k": group.expert_top_k}
+        weights = [group.rule if a.weight is None else a.weight for a in group.amateurs]
+        prompts = [self.own_prompt(index) for index in range(len(weights))]
+        first = weights[0]
+        if prompts == [{}] and (isinstance(first, str) or first is not None and first <= 0):
+            amateur = lora(folder, group.amateurs[0].adapter)
+            beta = first if isinstance(first, str) else -first
+            return vllm_cold.ColdParams(beta=beta, amateur=amateur, **options)
+        amateurs = []
+        for one, weight, own in zip(group.amateurs, weights, prompts, strict=True):
+            fields = {**own, "weight": weight}
+            if one.adapter != (group.expert if own else None):
+                fields["lora_request"] = lora(folder, one.adapter)
+            amateurs.append(vllm_cold.Amateur(**fields))
+        if len(amateurs) == 1:
+            return vllm_cold.ColdParams(amateur=amateurs[0], **options)
+        return vllm_cold.ColdParams(amateurs=amateurs, **options)
 
 
-def generate(llm: Any, tiny: Path, groups: Sequence[Group], **options: Any) -> list[Any]:
+def generate(llm: Any, folder: Path, asked: Sequence[Group | Job], **options: Any) -> list[Any]:
     """The engine's outputs, one for each group: those of its expert."""
+    jobs = [one if isinstance(one, Job) else Job(one) for one in asked]
+    jobs = [replace(one, options={**one.options, **options}) for one in jobs]
     outputs = llm.generate(
-        [{"prompt_token_ids": list(group.prompt_ids)} for group in groups],
-        [params(tiny, group, **options) for group in groups],
-        lora_request=[lora(tiny, group.expert) if group.expert else None for group in groups],
+        [one.asked() for one in jobs],
+        [one.params(folder) for one in jobs],
+        lora_request=[lora(folder, one.group.expert) for one in jobs],
         use_tqdm=False,
     )
-    prompts = [list(output.prompt_token_ids) for output in outputs]
-    assert prompts == [list(group.prompt_ids) for group in groups]
+    for one, output in zip(jobs, outputs, strict=True):
+        if one.group.prompt_ids:  # not something else in their place
+            assert list(output.prompt_token_ids) == list(one.group.prompt_ids)
     return list(outputs)
 
 
-def decode(llm: Any, tiny: Path, groups: Sequence[Group]) -> list[list[int]]:
+def decode(llm: Any, folder: Path, asked: Sequence[Group | Job]) -> list[list[int]]:
     """The engine's tokens, greedy; where a rule chooses, each has its weights."""
-    outputs = generate(llm, tiny, groups)
+    return tokens_of(asked, generate(llm, folder, asked))
+
+
+def tokens_of(asked: Sequence[Group | Job], outputs: Sequence[Any]) -> list[list[int]]:
+    """Of each first answer; with the weights of its rule, if it has one."""
     tokens = [list(output.outputs[0].token_ids) for output in outputs]
-    for group, output, given in zip(groups, outputs, tokens, strict=True):
+    for one, output, given in zip(asked, outputs, tokens, strict=True):
+        group = one.group if isinstance(one, Job) else one
         told = weights_in(output.kv_transfer_params)
         if group.rule is None:
             assert told is None
@@ -181,22 +219,6 @@ def decode(llm: Any, tiny: Path, groups: Sequence[Group]) -> list[list[int]]:
             for weight, of in zip(row, group.amateurs, strict=True):
                 assert of.weight is None or abs(weight - of.weight) < 1e-6
     return tokens
-
-
-@dataclass(frozen=True, eq=False)
-class GroupJob(Job):
-    """A group for the tests under pressure; its length is in ``options``."""
-
-    group: Group = Group((), None, (), 0.0, 0)
-
-    def params(self, tiny: Path) -> Any:
-        """With temperature 0 unless ``options`` say else."""
-        return params(tiny, self.group, **self.options, **self.make_options())
-
-
-def job(group: Group, **options: Any) -> GroupJob:
-    """The group as a job of the tests under pressure."""
-    return GroupJob(tuple(group.prompt_ids), group.expert, options=options, group=group)
 
 
 class Texts:

@@ -22,7 +22,7 @@ from benchmarks.accuracy.tasks import CELLS
 from tests.tiny import make_tiny_adapter, make_tiny_model
 from vllm_cold.vllm.frontend.config import engine_defaults
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.full]
 
 TASK, PROBLEMS = "words", 4
 

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where vLLM has changed, it runs as without the package, and who asks for CoLD is told why.
+"""Plain requests get what vLLM gives them without the package: beside CoLD requests, where it is
+switched off, and where vLLM has changed; there who asks for CoLD is told why.
 
 That the package sees a change, of each kind, is what tests/unit/test_patching.py and
 test_contracts.py say. Here it is told of one, in a fresh process each.
@@ -12,6 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.engine.conftest import lora
+from vllm_cold.cpu import linear_ops
 
 pytestmark = pytest.mark.engine
 
@@ -70,7 +74,12 @@ def check_refused(result: Result, lost: str, *asked: str) -> None:
     assert result["log"].count("CoLD is unavailable; vLLM runs as without it") == 1
 
 
-@pytest.mark.parametrize("lost", ["", *LOST, ONLINE])
+def check_plain(result: Result, stock: Result) -> None:
+    for way in ("base", "adapter", "beam search"):
+        assert result[way] == stock[way], way
+
+
+@pytest.mark.parametrize("lost", ["", LOST[0], ONLINE])
 def test_front_end(run: Run, lost: str) -> None:
     """What a server does before its engine starts: options, configuration, requests."""
     result = run("server", lost)
@@ -84,11 +93,16 @@ def test_front_end(run: Run, lost: str) -> None:
 
 # What comes to light late must not leave vLLM's own LoRA, which cannot be compiled, in a model that
 # is: the last one.
-@pytest.mark.parametrize("lost", [*LOST, OFFLINE])
+@pytest.mark.parametrize(
+    "lost",
+    [
+        pytest.param(lost, marks=pytest.mark.full if lost in LOST[1::2] else ())
+        for lost in (*LOST, OFFLINE)
+    ],
+)
 def test_engine(run: Run, stock: Result, lost: str) -> None:
     result = run("engine", lost, enforce_eager=lost != OFFLINE)
-    for way in ("base", "adapter", "beam search"):
-        assert result[way] == stock[way], way
+    check_plain(result, stock)
     check_refused(result, lost, "ColdParams", "extra_args", "additional_config")
     assert not result["compiled"]
 
@@ -97,9 +111,79 @@ def test_an_engine_that_lacks_nothing(run: Run, stock: Result) -> None:
     """It would be seen if one of those above were not the plugin's."""
     result = run("engine")
     assert result["reason"] is None
-    assert result["ColdParams"] == result["extra_args"] != stock["adapter"]
-    for way in ("base", "adapter", "beam search"):
-        assert result[way] == stock[way], way
+    assert result["ColdParams"] == result["extra_args"] != stock["adapter"][0]
+    check_plain(result, stock)
+
+
+def test_it_can_be_switched_off(stock: Result) -> None:
+    assert stock["scheduler"].startswith("vllm.")
+    assert "VLLM_PLUGINS='' leaves it out" in stock["ColdParams"]
+
+
+@pytest.mark.full
+def test_it_can_be_switched_off_by_itself(run: Run, stock: Result) -> None:
+    result = run("engine", environment={"COLD_ENABLED": "0"})
+    assert "COLD_ENABLED=0 is set" in result["ColdParams"]
+    check_plain(result, stock)
+
+
+@pytest.mark.parametrize(
+    "enforce_eager",
+    [pytest.param(True, id="eager", marks=pytest.mark.full), pytest.param(False, id="compiled")],
+)
+def test_plain_requests_beside_others(
+    make_llm: Any, tiny: Path, stock: Result, enforce_eager: bool
+) -> None:
+    """In one batch, and alone: base and adapter requests, greedy and seeded, beside CoLD's."""
+    from vllm import SamplingParams
+
+    from tests.engine.changed_vllm import KINDS, PROMPTS
+    from vllm_cold import ColdParams
+
+    llm = make_llm(enforce_eager=enforce_eager)
+    asked = [
+        (way, kind, i)
+        for i in range(len(PROMPTS))
+        for way in ("base", "adapter")
+        for kind in range(len(KINDS))
+    ]
+
+    def generate(chosen: list[tuple[str, int, int]], others: int) -> list[list[int]]:
+        params: list[Any] = [SamplingParams(**KINDS[kind]) for _, kind, _ in chosen]
+        names = [None if way == "base" else "one" for way, _, _ in chosen]
+        prompts = [PROMPTS[i] for _, _, i in chosen] + PROMPTS[:others]
+        outputs = llm.generate(
+            [{"prompt_token_ids": ids} for ids in prompts],
+            params + [ColdParams(beta=2.0, **KINDS[0])] * others,
+            lora_request=[lora(tiny, name) for name in [*names, *["one"] * others]],
+            use_tqdm=False,
+        )
+        return [list(output.outputs[0].token_ids) for output in outputs[: len(chosen)]]
+
+    expected = [stock[way][kind][i] for way, kind, i in asked]
+    assert generate(asked, others=len(PROMPTS)) == expected
+    assert [generate([one], others=0)[0] for one in asked[:6]] == expected[:6]
+    core = llm.llm_engine.engine_core.engine_core
+    modules = list(core.model_executor.driver_worker.worker.model_runner.model.modules())
+    if linear_ops.missing() is None:  # products of few rows are ours, LoRA in them
+        wrappers = [getattr(module, "punica_wrapper", None) for module in modules]
+        assert any(hasattr(module, "_vllm_cold_linears") for module in modules)
+        assert any(getattr(wrapper, "is_in_product", False) for wrapper in wrappers)
+
+
+def test_lora_left_to_stock_refuses_cold(make_llm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
+
+    from vllm_cold import ColdParams
+
+    monkeypatch.setenv("COLD_LORA", "stock")
+    llm = make_llm(enforce_eager=False)
+    assert llm.llm_engine.vllm_config.compilation_config.mode.name == "NONE"
+    worker = llm.llm_engine.model_executor.driver_worker.worker
+    (wrapper,) = worker.model_runner.lora_manager._adapter_manager.punica_wrapper_mapping.values()
+    assert type(wrapper) is PunicaWrapperCPU
+    with pytest.raises(ValueError, match="COLD_LORA=stock leaves LoRA on CPU to vLLM"):
+        llm.generate("w1", ColdParams(max_tokens=1), use_tqdm=False)
 
 
 def test_an_option_of_the_same_name_is_vllms(run: Run) -> None:

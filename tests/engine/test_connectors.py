@@ -15,7 +15,7 @@ import torch
 from tests.engine.conftest import scheduler
 from tests.engine.memory_connector import COUNTS, STORES
 from tests.engine.pressure import drive, preempted_pairs
-from tests.engine.streams import GroupJob, job, short_groups
+from tests.engine.streams import Job, short_groups
 from tests.naive import Group, NaiveCold, assert_same_tokens
 
 pytestmark = pytest.mark.engine
@@ -56,14 +56,14 @@ def right(groups: list[Group], naive: NaiveCold) -> list[Any]:
     return list(naive.generate_many(groups))
 
 
-def tokens_of(jobs: list[GroupJob], results: dict[int, Any]) -> list[list[int]]:
+def tokens_of(jobs: list[Job], results: dict[int, Any]) -> list[list[int]]:
     assert len(results) == len(jobs)
     return [results[i].tokens[0] for i in range(len(jobs))]
 
 
 def check(llm: Any, tiny: Path, groups: list[Group], right: list[Any], rounds: int = 2) -> None:
     """Several times, with an empty prefix cache: from the second on KV is loaded."""
-    jobs = [job(group, max_tokens=group.max_tokens, ignore_eos=True) for group in groups]
+    jobs = list(map(Job, groups))
     for seed in range(rounds):
         assert_same_tokens(tokens_of(jobs, drive(llm, tiny, jobs, seed)), right)
         # Some are aborted at any time, so also amid their loads.

@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.engine.conftest import BLOCK, free_blocks, lora
+from tests.engine.conftest import BLOCK, free_blocks
 from tests.engine.pressure import assert_idle, preempted_pairs, scheduled
-from tests.engine.streams import MAX_TOKENS, params
+from tests.engine.streams import MAX_TOKENS, Job, decode, generate
 from tests.naive import Amateur, Group, NaiveCold, Trace, assert_same_tokens
 
 pytestmark = pytest.mark.engine
@@ -46,23 +46,31 @@ def words(num: int, seed: int) -> tuple[int, ...]:
     return tuple((7 * i * i + 13 * seed + i) % 500 + 4 for i in range(num))
 
 
-@dataclass(frozen=True)
-class Case:
-    """A request: its group, with the prompt of each stream; None for the expert's."""
+@dataclass(frozen=True, eq=False)
+class Case(Job):
+    """A request, with the prompt of each stream; None for the expert's."""
 
-    group: Group
-    prompts: tuple[Prompt | None, ...]
+    prompts: tuple[Prompt | None, ...] = ()
 
     @property
     def all_prompts(self) -> list[Prompt]:
         return [self.prompts[0] if p is None else p for p in self.prompts]  # type: ignore[misc]
+
+    def asked(self) -> dict[str, Any]:
+        return of_vllm(self.all_prompts[0])
+
+    def own_prompt(self, index: int) -> dict[str, Any]:
+        own = self.prompts[index + 1]
+        if own is None:
+            return {}
+        return {"prompt": list(own) if isinstance(own, tuple) else of_vllm(own)}
 
 
 def case(expert: str | None, prompt: Prompt, *amateurs: Any, alpha: float = 0.0) -> Case:
     """An amateur is its weight, its adapter and its prompt."""
     found = [Amateur(weight, adapter) for weight, adapter, _ in amateurs]
     group = Group((), expert, found, alpha, MAX_TOKENS)
-    return Case(group, (prompt, *(own for *_, own in amateurs)))
+    return Case(group, prompts=(prompt, *(own for *_, own in amateurs)))
 
 
 def mix(ids: Sequence[int], embeds: Tensor, every: int) -> Mixed:
@@ -119,39 +127,6 @@ def of_vllm(prompt: Prompt) -> dict[str, Any]:
     return {"prompt_token_ids": list(prompt)}
 
 
-def cold_params(tiny: Path, one: Case, **options: Any) -> Any:
-    found = params(tiny, one.group, **options)
-    if not one.group.amateurs:
-        return found
-    amateurs = found.contrast()
-    pairs = zip(amateurs, one.prompts[1:], strict=True)
-    found.amateur, found.amateurs = None, [
-        a if p is None
-        # Where it has a prompt, an amateur that says nothing has its expert's adapter.
-        else replace(a, prompt=list(p) if isinstance(p, tuple) else of_vllm(p),
-                     lora_request=a.adapter(None))
-        for a, p in pairs
-    ]  # fmt: skip
-    return found
-
-
-def generate(llm: Any, tiny: Path, cases: Sequence[Case], **options: Any) -> list[Any]:
-    return list(
-        llm.generate(
-            [of_vllm(one.all_prompts[0]) for one in cases],
-            [cold_params(tiny, one, **options) for one in cases],
-            lora_request=[
-                lora(tiny, one.group.expert) if one.group.expert else None for one in cases
-            ],
-            use_tqdm=False,
-        )
-    )
-
-
-def decode(llm: Any, tiny: Path, cases: Sequence[Case]) -> list[list[int]]:
-    return [list(o.outputs[0].token_ids) for o in generate(llm, tiny, cases)]
-
-
 @pytest.fixture(scope="module")
 def expected(naive: NaiveCold) -> list[Trace]:
     return [
@@ -177,15 +152,12 @@ def test_every_prompt_counts(naive: NaiveCold, expected: list[Trace]) -> None:
 CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "chunks": {"async_scheduling": True, "max_num_batched_tokens": 48, "max_num_seqs": 7},
     # Those below only in full.
-    "defaults": {},
     "pressure": {"num_gpu_blocks_override": 24, "max_num_batched_tokens": 64},
-    "pressure-async": {
-        "num_gpu_blocks_override": 24,
+    "compiled, no prefix cache": {
+        "enforce_eager": False,
+        "enable_prefix_caching": False,
         "max_num_batched_tokens": 64,
-        "async_scheduling": True,
     },
-    "no prefix cache": {"enable_prefix_caching": False, "max_num_batched_tokens": 40},
-    "compiled": {"enforce_eager": False, "max_num_batched_tokens": 64},
 }
 
 

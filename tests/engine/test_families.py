@@ -24,8 +24,8 @@ from vllm_cold.vllm import versions
 
 pytestmark = pytest.mark.engine
 
-# Caps on logits and sliding windows, fused layers, experts, a bias and M-RoPE; 15 s each.
-IN_EVERY_RUN = ("gemma2", "phi3", "qwen3_moe", "qwen2.5-vl")
+# Caps on logits and sliding windows, fused layers, experts; test_images.py has M-RoPE.
+IN_EVERY_RUN = ("gemma2", "phi3", "qwen3_moe")
 ALSO_SEE = [name for name, family in FAMILIES.items() if family.vision]
 
 
@@ -41,14 +41,18 @@ def start(make_llm: Any, folders: Path, family: str, **options: Any) -> Any:
     return make_llm(model=model, max_lora_rank=RANK, max_loras=2, **defaults | options)
 
 
-def check(llm: Any, folder: Path, groups: Sequence[Group]) -> None:
-    """The engine's tokens equal the reference's, in which the amateurs count."""
+def traces_of(folder: Path, groups: Sequence[Group]) -> list[Trace]:
+    """The reference's, in which the amateurs count."""
     read = json.loads((folder / "traces.json").read_text())
-    traces = {name: [Trace(**trace) for trace in many] for name, many in read.items()}
-    pairs = zip(traces["groups"], traces["experts"], groups, strict=True)
-    unlike = [cold.tokens != plain.tokens for cold, plain, group in pairs if group.amateurs]
+    pairs = zip(read["groups"], read["experts"], groups, strict=True)
+    unlike = [cold["tokens"] != plain["tokens"] for cold, plain, group in pairs if group.amateurs]
     assert sum(unlike) > len(unlike) / 2, "the amateurs make no difference"
-    assert_same_tokens(decode(llm, folder, groups), traces["groups"])
+    return [Trace(**trace) for trace in read["groups"]]
+
+
+def check(llm: Any, folder: Path, groups: Sequence[Group]) -> None:
+    """The engine's tokens equal the reference's."""
+    assert_same_tokens(decode(llm, folder, groups), traces_of(folder, groups))
 
 
 @pytest.mark.timeout(600)  # the first one waits for the reference of all
@@ -61,38 +65,34 @@ def test_tokens_equal_the_reference(family: str, folders: Path, make_llm: Any) -
     check(llm, folders / family, GROUPS)
 
 
+NO_MEDIA = {"limit_mm_per_prompt": {"image": 0, "video": 0}}  # the text's model alone is loaded
+TWO = {"tensor_parallel_size": 2, "kv_cache_memory_bytes": 2**26}  # each has half of every expert
+
+
 @pytest.mark.full
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("family", ALSO_SEE)
-def test_an_engine_that_loads_the_text_model_alone(
-    family: str, folders: Path, make_llm: Any
+@pytest.mark.parametrize(
+    ("family", "options"),
+    [
+        ("qwen2.5-vl", NO_MEDIA),
+        ("gemma3-vision", {"limit_mm_per_prompt": {"image": 0}}),
+        # Which rows have an adapter on experts is looked at in each step.
+        ("qwen3_moe", {"enforce_eager": False}),
+        ("qwen3_moe", TWO),
+        ("gpt_oss", TWO),
+    ],
+)
+def test_engines_of_other_kinds(
+    family: str,
+    options: dict[str, Any],
+    folders: Path,
+    make_llm: Any,
 ) -> None:
-    limits = {"image": 0} if family == "gemma3-vision" else {"image": 0, "video": 0}
-    llm = start(make_llm, folders, family, limit_mm_per_prompt=limits)
-    assert not llm.llm_engine.model_config.supports_multimodal_inputs
+    llm = start(make_llm, folders, family, **options)
     check(llm, folders / family, GROUPS)
-
-
-@pytest.mark.full
-@pytest.mark.timeout(600)
-@pytest.mark.parametrize("family", ["qwen3_moe"])
-def test_experts_of_a_compiled_model(family: str, folders: Path, make_llm: Any) -> None:
-    """Which rows have an adapter on them is looked at in each step."""
-    llm = start(make_llm, folders, family, enforce_eager=False)
-    check(llm, folders / family, GROUPS)
-
-
-@pytest.mark.full
-@pytest.mark.timeout(600)
-@pytest.mark.parametrize("family", ["qwen3_moe", "gpt_oss"])
-def test_experts_shared_by_two_processes(
-    family: str, folders: Path, make_llm: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Each has a half of every expert."""
-    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # vLLM wants a NUMA node each
-    shared = {"tensor_parallel_size": 2, "kv_cache_memory_bytes": 2**26}
-    llm = start(make_llm, folders, family, **shared)
-    check(llm, folders / family, GROUPS)
+    assert not (
+        "limit_mm_per_prompt" in options and llm.llm_engine.model_config.supports_multimodal_inputs
+    )
 
 
 @pytest.mark.timeout(900)

@@ -12,24 +12,17 @@ from typing import Any
 
 import pytest
 
-from tests.engine import streams
 from tests.engine.conftest import scheduler
-from tests.engine.pressure import (
-    Engines,
-    Job,
-    drive,
-    engines,
-    preempted_pairs,
-)
-from tests.naive import Amateur, Group
+from tests.engine.pressure import Engines, drive, engines, preempted_pairs
+from tests.engine.streams import Job
+from tests.naive import Amateur, Group, pair
 from tests.tiny import EOS_ID
 
 __all__ = ["engines"]
 
 pytestmark = pytest.mark.engine
 
-COLD = {"alpha": 0.05, "beta": 0.5}
-LONGEST = 44
+ALPHA, LONGEST = 0.05, 44
 
 
 def make_bare() -> list[Job]:
@@ -40,16 +33,16 @@ def make_bare() -> list[Job]:
     jobs = []
     for i in range(9):
         prompt = tuple(rng.randrange(4, 512) for _ in range(rng.choice((24, 29, 31))))
-        options: dict[str, Any] = {"max_tokens": LONGEST}
+        options: dict[str, Any] = {"ignore_eos": False}
         if i % 3 == 1:
             options |= {"temperature": 1.2, "seed": i}
         expert = ("one", "two")[i % 2]
         if i % 4 == 3:
             amateurs = [Amateur(-0.4, "one"), Amateur(-0.4, expert, prompt[: 3 * i])]
-            group = Group(prompt, expert, amateurs, COLD["alpha"], LONGEST)
-            jobs.append(streams.job(group, ignore_eos=False, **options))
+            group = Group(prompt, expert, amateurs, ALPHA, LONGEST)
         else:
-            jobs.append(Job(prompt, expert, COLD, "zero" if i % 4 == 2 else None, options))
+            group = pair(prompt, expert, ALPHA, 0.5, LONGEST, "zero" if i % 4 == 2 else None)
+        jobs.append(Job(group, options))
     return jobs
 
 

@@ -8,7 +8,7 @@ computed.
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -35,9 +35,9 @@ from tests.engine.media import (
     make_chats,
     of_vllm,
 )
-from tests.engine.pressure import Engines, Job, assert_idle, drive, preempted_pairs, some
+from tests.engine.pressure import Engines, assert_idle, drive, preempted_pairs, some
+from tests.engine.streams import Job, generate, tokens_of
 from tests.naive import Trace, assert_same_tokens
-from vllm_cold.group.results import weights_in
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
 
@@ -49,27 +49,21 @@ FAMILIES = [name for name in MEDIA if name != "smolvlm" or find_spec("num2words"
 CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "small steps": {"max_num_batched_tokens": 24, "max_num_seqs": 8, "async_scheduling": True},
     # Those below only in full.
-    "defaults": {},
-    "no prefix cache": {"enable_prefix_caching": False, "max_num_batched_tokens": 40},
-    "pressure": {"num_gpu_blocks_override": 16, "max_num_batched_tokens": 96, "max_num_seqs": 16},
-    "pressure, async": {
+    "pressure": {
         "num_gpu_blocks_override": 16,
         "max_num_batched_tokens": 40,
         "max_num_seqs": 16,
         "async_scheduling": True,
     },
-    "whole images": {
+    "whole images, no prefix cache": {
+        "enable_prefix_caching": False,
         "max_num_batched_tokens": 48,
         "disable_chunked_mm_input": True,
-        "async_scheduling": True,
-    },
-    "long prefill": {
-        "long_prefill_token_threshold": 7,
-        "max_num_batched_tokens": 48,
-        "async_scheduling": True,
     },
     "no cache of processed images": {"mm_processor_cache_gb": 0, "max_num_batched_tokens": 40},
     "compiled": {"enforce_eager": False, "max_num_batched_tokens": 64},
+    "two processes": {"tensor_parallel_size": 2, "kv_cache_memory_bytes": 2**26},
+    "drafts": {"max_num_batched_tokens": 64},  # looked up in the text; numba compiles long
 }
 
 
@@ -96,47 +90,31 @@ class MediaJob(Job):
     def asked(self) -> dict[str, Any]:
         return of_vllm(MEDIA[self.family], self.case.expert_prompt)
 
-    def params(self, tiny: Path) -> Any:
-        """With temperature 0 unless ``options`` say else."""
-        from vllm import SamplingParams
+    def own_prompt(self, index: int) -> dict[str, Any]:
+        from vllm_cold import Noise
 
-        import vllm_cold
-
-        group = self.case.group
-        given: dict[str, Any] = {
-            "temperature": 0.0,
-            "max_tokens": group.max_tokens,
-            "ignore_eos": True,
-            **self.options,
-            **self.make_options(),
-        }
-        if not group.amateurs:
-            return SamplingParams(**given)
-        amateurs = []
-        for amateur, own in zip(group.amateurs, self.case.prompts[1:], strict=True):
-            fields: dict[str, Any] = {}
-            if isinstance(own, Noised):
-                fields["images"] = vllm_cold.Noise(own.steps)
-            elif own is not None:
-                made = of_vllm(MEDIA[self.family], own)
-                fields["prompt"] = made if "multi_modal_data" in made else made["prompt"]
-            # What is the default is left out.
-            if amateur.adapter != (None if own is None else group.expert):
-                fields["lora_request"] = lora(tiny, amateur.adapter) if amateur.adapter else None
-            fields["weight"] = group.rule if amateur.weight is None else amateur.weight
-            amateurs.append(vllm_cold.Amateur(**fields))
-        if group.rule is not None:
-            given["rule_parameters"] = dict(group.rule_parameters)
-            given["explain"] = given.get("n", 1) == 1
-        return vllm_cold.ColdParams(alpha=group.alpha, amateurs=amateurs, **given)
+        own = self.case.prompts[index + 1]
+        if own is None:
+            return {}
+        if isinstance(own, Noised):
+            return {"images": Noise(own.steps)}
+        made = of_vllm(MEDIA[self.family], own)
+        return {"prompt": made if "multi_modal_data" in made else made["prompt"]}
 
 
 def jobs_of(folder: Path, **more: Any) -> list[MediaJob]:
     """A family's requests."""
     return [
-        MediaJob((), case.group.expert, options=more, family=folder.name, case=case)
+        MediaJob(case.group, more, family=folder.name, case=case)
         for case in make_cases(MEDIA[folder.name])
     ]
+
+
+def is_taken(job: MediaJob, options: dict[str, Any]) -> bool:
+    """Whether an engine has slots for its adapters, and none for images at a prompt's end."""
+    if len(set(job.case.group.adapters) - {None}) > options.get("max_loras", 2):
+        return False
+    return not (options.get("disable_chunked_mm_input") and job.case.kind == "end")
 
 
 @dataclass(frozen=True)
@@ -175,29 +153,14 @@ def expected_of(folder: Path) -> Expected:
     return found
 
 
-def generate(llm: Any, folder: Path, jobs: Sequence[MediaJob]) -> list[Any]:
-    """The engine's outputs."""
-    return list(
-        llm.generate(
-            [job.asked() for job in jobs],
-            [job.params(folder) for job in jobs],
-            lora_request=[lora(folder, job.adapter) if job.adapter else None for job in jobs],
-            use_tqdm=False,
-        )
-    )
-
-
 def check(llm: Any, folder: Path, expected: Expected, chosen: Sequence[int] | None = None) -> int:
     """The engine's prompts and tokens are the reference's; how many prompt tokens were cached."""
     jobs = jobs_of(folder)
     chosen = range(len(jobs)) if chosen is None else chosen
     outputs = generate(llm, folder, [jobs[i] for i in chosen])
     assert [list(o.prompt_token_ids) for o in outputs] == [expected.prompts[i] for i in chosen]
-    tokens = [list(output.outputs[0].token_ids) for output in outputs]
+    tokens = tokens_of([jobs[i] for i in chosen], outputs)
     assert_same_tokens(tokens, [expected.traces[i] for i in chosen])
-    for i, output in zip(chosen, outputs, strict=True):
-        told = weights_in(output.kv_transfer_params)
-        assert (told is not None) == (jobs[i].case.group.rule is not None)
     return sum(output.num_cached_tokens or 0 for output in outputs)
 
 
@@ -259,8 +222,7 @@ def check_chats(llm: Any, folder: Path) -> None:
     ]
     outputs = []
     for name in (None, "one"):
-        request = lora(folder, name) if name else None
-        conversations = [messages(SEEN)] * len(asked)
+        conversations, request = [messages(SEEN)] * len(asked), lora(folder, name)
         outputs += llm.chat(conversations, asked, lora_request=request, use_tqdm=False)
     read = json.loads((folder / "traces.json").read_text())["chats"]
     assert len(read) == len(make_chats()) == len(outputs)
@@ -270,24 +232,20 @@ def check_chats(llm: Any, folder: Path) -> None:
     assert len({tuple(trace.tokens) for trace in traces}) > 5
 
 
-def may_end(job: MediaJob, configuration: Mapping[str, Any]) -> bool:
-    """Not with media, where these are computed in one step."""
-    return job.case.kind != "end" or "disable_chunked_mm_input" not in configuration
-
-
 @pytest.mark.full
 @pytest.mark.parametrize("name", list(CONFIGURATIONS)[1:])
 @pytest.mark.parametrize("family", IN_EVERY_RUN)
 def test_configurations(family: str, name: str, folders: Path, make_llm: Any) -> None:
     folder = folders / family
     expected = expected_of(folder)
-    llm = make_llm(**options(folder), **CONFIGURATIONS[name])
+    drafts = drafters.ngram() if name == "drafts" else None
+    llm = make_llm(**options(folder), **CONFIGURATIONS[name], speculative_config=drafts)
     before = free_blocks(llm)
-    chosen = [i for i, job in enumerate(jobs_of(folder)) if may_end(job, CONFIGURATIONS[name])]
     with preempted_pairs(llm) as preempted:
+        chosen = [i for i, job in enumerate(jobs_of(folder)) if is_taken(job, CONFIGURATIONS[name])]
         cached = sum(check(llm, folder, expected, chosen) for _ in range(2))
     assert bool(preempted) == name.startswith("pressure")
-    assert bool(cached) == (name != "no prefix cache")
+    assert bool(cached) == ("no prefix cache" not in name)
     assert free_blocks(llm) == before
     assert_no_media(llm)
 
@@ -307,34 +265,6 @@ def test_caches_of_processed_images(
     expected = expected_of(folder)
     for _ in range(2):
         check(llm, folder, expected)
-
-
-@pytest.mark.full
-@pytest.mark.parametrize("family", IN_EVERY_RUN)
-def test_tensor_parallel(
-    family: str, folders: Path, make_llm: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Two processes share each layer."""
-    folder = folders / family
-    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # vLLM wants a NUMA node each
-    shared = {"tensor_parallel_size": 2, "kv_cache_memory_bytes": 2**26}
-    llm = make_llm(**options(folder), **shared, max_num_batched_tokens=40)
-    check(llm, folder, expected_of(folder))
-
-
-@pytest.mark.full  # numba compiles for half a minute
-@pytest.mark.parametrize("family", IN_EVERY_RUN)
-def test_speculation(family: str, folders: Path, make_llm: Any) -> None:
-    """With drafts that are looked up in the text."""
-    folder = folders / family
-    llm = make_llm(
-        **options(folder),
-        **{"max_num_batched_tokens": 64, "speculative_config": drafters.ngram()},
-    )
-    expected = expected_of(folder)
-    for _ in range(2):
-        check(llm, folder, expected)
-    assert_no_media(llm)
 
 
 def structured() -> dict[str, Any]:
@@ -367,18 +297,11 @@ def jobs_under_pressure(folder: Path) -> list[MediaJob]:
 
 
 PRESSURE: dict[str, dict[str, Any]] = {
-    "async": {"async_scheduling": True, "num_gpu_blocks_override": 20},
     "priority, no prefix cache": {
         "num_gpu_blocks_override": 20,
         "scheduling_policy": "priority",
         "enable_prefix_caching": False,
         "max_num_batched_tokens": 37,
-    },
-    "small steps": {
-        "async_scheduling": True,
-        "num_gpu_blocks_override": 20,
-        "max_num_batched_tokens": 24,
-        "max_num_seqs": 9,
     },
     "long prefill": {
         "async_scheduling": True,
@@ -414,12 +337,7 @@ def test_survivors_get_what_they_get_alone(
     folder = folders / family
     engines = Engines(folder, pool, **options(folder))
     chosen = PRESSURE[name]
-    jobs = [
-        job
-        for job in jobs_under_pressure(folder)
-        if len(set(job.case.group.adapters) - {None}) <= chosen.get("max_loras", 2)
-        and may_end(job, chosen)
-    ]
+    jobs = [job for job in jobs_under_pressure(folder) if is_taken(job, chosen)]
     llm = engines.get(**chosen)
     with preempted_pairs(llm) as preempted:
         results = drive(llm, folder, jobs, seed, abort=1 / 3)

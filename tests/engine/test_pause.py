@@ -15,11 +15,10 @@ from typing import Any
 
 import pytest
 
-from tests.engine import streams
+from tests.engine import test_pressure
 from tests.engine.conftest import free_blocks, lora, scheduler
 from tests.engine.pressure import (
     Engines,
-    Job,
     Receiver,
     Result,
     add,
@@ -28,41 +27,18 @@ from tests.engine.pressure import (
     engines,
     preempted_pairs,
 )
-from tests.naive import Amateur, Group
 
 __all__ = ["engines"]
 
 pytestmark = pytest.mark.engine
 
-COLD = {"alpha": 0.05, "beta": 0.5}
 
-
-def make_jobs() -> list[Job]:
-    """18 requests: CoLD with the base model and with an adapter as amateur, groups of three with
-    prompts of their own, and plain ones.
-    """
-    rng = random.Random(21)
-    jobs = []
-    for i in range(18):
-        prompt = tuple(rng.randrange(4, 512) for _ in range(rng.choice((3, 24, 31, 50))))
-        expert = ("one", "two")[i % 2]
-        options = {"max_tokens": rng.choice((9, 20, 40))}
-        if i % 6 == 5:
-            jobs.append(Job(prompt, (None, expert)[i // 6 % 2], options=options))
-        elif i % 5 == 3:
-            amateurs = [Amateur(-0.5, expert, prompt[:2]), Amateur(-0.5, None, (*prompt[9:], 7))]
-            jobs.append(streams.job(Group(prompt, expert, amateurs, COLD["alpha"], 0), **options))
-        else:
-            jobs.append(Job(prompt, expert, COLD, "zero" if i % 5 == 2 else None, options))
-    return jobs
-
-
-JOBS = make_jobs()
+JOBS = [job for job in test_pressure.JOBS if job.is_greedy][:18]
 SEEDED = [replace(j, options={**j.options, "temperature": 1.2, "seed": 4}) for j in JOBS]
 
 PRESSURE: dict[str, Any] = {
     "async_scheduling": True,
-    "num_gpu_blocks_override": 14,
+    "num_gpu_blocks_override": 21,
     "disable_log_stats": False,
 }
 
@@ -248,10 +224,10 @@ def test_pause_generation(engines: Engines, tiny: Path) -> None:
                     asyncio.create_task(
                         collect(
                             llm.generate(
-                                {"prompt_token_ids": list(job.prompt)},
+                                job.asked(),
                                 job.params(tiny),
                                 f"{round_}-{i}",
-                                lora_request=lora(tiny, job.adapter) if job.adapter else None,
+                                lora_request=lora(tiny, job.group.expert),
                             ),
                             results[i],
                         )
@@ -266,10 +242,10 @@ def test_pause_generation(engines: Engines, tiny: Path) -> None:
                 late = asyncio.create_task(
                     collect(
                         llm.generate(
-                            {"prompt_token_ids": list(JOBS[0].prompt)},
+                            JOBS[0].asked(),
                             JOBS[0].params(tiny),
                             f"{round_}-late",
-                            lora_request=lora(tiny, "one"),
+                            lora_request=lora(tiny, JOBS[0].group.expert),
                         ),
                         Result(),
                     )

@@ -23,13 +23,10 @@ LONG_PROMPTS = True
 
 
 @pytest.mark.parametrize("sharded", [False, pytest.param(True, marks=pytest.mark.full)])
-def test_tensor_parallel(
-    sharded: bool, make_llm: Any, tiny: Path, naive: NaiveCold, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_tensor_parallel(sharded: bool, make_llm: Any, tiny: Path, naive: NaiveCold) -> None:
     """Two processes share each layer. Fully sharded adapters are computed in halves, with
     communication between them; eager, as the others are compiled.
     """
-    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # vLLM wants a NUMA node each
     groups = short_groups(36)
     llm = make_llm(
         tensor_parallel_size=2,
@@ -46,11 +43,8 @@ def test_tensor_parallel(
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("name", ["align-chunks", "none-chunks"])
 @pytest.mark.parametrize("family", ["granite-4-hybrid"])
-def test_tensor_parallel_with_states(
-    family: str, name: str, folders: Path, make_llm: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_tensor_parallel_with_states(family: str, name: str, folders: Path, make_llm: Any) -> None:
     """Each process has half of a state. With adapters such engines are refused."""
-    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # vLLM wants a NUMA node each
     pairs = zip(*test_states.cases(folders / family, name), strict=True)
     chosen = [(group, trace) for group, trace in pairs if not num_adapters(group)]
     groups, expected = (list(each) for each in zip(*chosen, strict=True))
@@ -61,13 +55,11 @@ def test_tensor_parallel_with_states(
         assert_same_tokens(decode(llm, folders / family, groups), expected)
 
 
-def test_pipeline(
-    make_llm: Any, tiny: Path, naive: NaiveCold, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.full
+def test_pipeline(make_llm: Any, tiny: Path, naive: NaiveCold) -> None:
     """Two stages of a layer each. Compiled, because vLLM on CPU makes the second stage's buffers
     when it warms up, and it warms up nothing else.
     """
-    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # vLLM wants a NUMA node each
     groups = short_groups(36)
     llm = make_llm(
         pipeline_parallel_size=2,
@@ -88,7 +80,6 @@ def ray(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     from vllm.platforms.cpu import CpuPlatform
 
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
     monkeypatch.setattr(CpuPlatform, "ray_device_key", CpuPlatform.ray_device_key)
     ray_on_cpu.declare_devices()
     ray.init(

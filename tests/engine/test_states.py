@@ -8,10 +8,8 @@ What is special: a state is of one position. It is kept at the ends of blocks on
 are split, and found again only there; and it takes room however short a stream is.
 """
 
-import json
 import math
 import random
-import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +17,6 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
 from tests.engine.conftest import BLOCK, free_blocks, lora
 from tests.engine.families import (
@@ -31,9 +28,11 @@ from tests.engine.families import (
     long_groups_of,
 )
 from tests.engine.pressure import assert_idle, drive, preempted_pairs
-from tests.engine.streams import LONGEST, MAX_TOKENS, decode, generate, job, length, params
+from tests.engine.streams import LONGEST, MAX_TOKENS, Job, decode, generate, length, tokens_of
+from tests.engine.test_families import traces_of
 from tests.engine.test_pause import Pauses
-from tests.naive import Amateur, Group, Trace, assert_same_tokens, step
+from tests.naive import Amateur, Group, Trace, assert_same_tokens, pair, step
+from tests.tiny import copy_adapter
 from vllm_cold.ops.interface import NOT_FINITE
 from vllm_cold.vllm import versions
 
@@ -80,21 +79,12 @@ def engine_of(make_llm: Any, folder: Path, name: str, **options: Any) -> Any:
 
 
 def cases(folder: Path, name: str) -> tuple[list[Group], list[Trace]]:
-    """What is asked of a family in a configuration, and the reference's answers. The amateurs
-    count.
-    """
-    read = json.loads((folder / "traces.json").read_text())
+    """What is asked of a family in a configuration, and the reference's answers."""
     longest = CONFIGURATIONS[name].get("max_model_len", LONGEST + MAX_TOKENS) - MAX_TOKENS
-    groups, traces, unlike = [], [], []
-    both = zip(long_groups_of(folder.name), read["groups"], read["experts"], strict=True)
-    for group, trace, plain in both:
-        if length(group) <= longest:
-            groups.append(group)
-            traces.append(Trace(**trace))
-            if group.amateurs:
-                unlike.append(trace["tokens"] != plain["tokens"])
-    assert sum(unlike) > len(unlike) / 2, "the amateurs make no difference"
-    return groups, traces
+    groups = long_groups_of(folder.name)
+    pairs = zip(groups, traces_of(folder, groups), strict=True)
+    chosen = [pair for pair in pairs if length(pair[0]) <= longest]
+    return [group for group, _ in chosen], [trace for _, trace in chosen]
 
 
 @pytest.mark.parametrize("name", CONFIGURATIONS)
@@ -128,7 +118,7 @@ def test_arrivals_priorities_aborts_and_pauses(
     folder = folders / family
     groups, expected = cases(folder, name)
     llm = engine_of(make_llm, folder, name, scheduling_policy="priority")
-    jobs = [job(group, ignore_eos=True, max_tokens=MAX_TOKENS) for group in groups] * 2
+    jobs = list(map(Job, groups)) * 2
     pauses = Pauses(llm, level)
     results = drive(llm, folder, jobs, seed=level, abort=0.2, disturb=pauses)
     assert pauses.count
@@ -157,41 +147,26 @@ def test_what_is_admitted_fits(
 
 @pytest.mark.parametrize("name", ["align-tight", "none-tight"])
 @pytest.mark.parametrize("family", ["granite-4-hybrid"])
-def test_states_that_are_no_numbers(
-    family: str, name: str, folders: Path, make_llm: Any, tmp_path: Path
-) -> None:
+def test_states_that_are_no_numbers(family: str, name: str, folders: Path, make_llm: Any) -> None:
     """Requests that have such end with an error, and whoever gets their blocks does not notice."""
-    from vllm.lora.request import LoRARequest
-
-    from vllm_cold import ColdParams
-
     folder = folders / family
-    sick = shutil.copytree(folder / "one", tmp_path / "sick")
-    weights = load_file(sick / "adapter_model.safetensors")
-    spoilt = [weight for name, weight in weights.items() if "0.mamba.in_proj.lora_B" in name]
-    for weight in spoilt:
-        weight.fill_(math.nan)
-    save_file(weights, sick / "adapter_model.safetensors", {"format": "pt"})
-    assert spoilt
+
+    def spoil(name: str, weight: torch.Tensor) -> None:
+        if "0.mamba.in_proj.lora_B" in name:
+            weight.fill_(math.nan)
+
+    if not (folder / "nan").exists():
+        copy_adapter(folder / "one", folder / "nan", spoil)
     groups, expected = cases(folder, name)
     llm = engine_of(make_llm, folder, name, max_loras=3)
-    sick_lora = LoRARequest("sick", 9, str(sick))
-    sick_params = ColdParams(temperature=0.0, max_tokens=MAX_TOKENS)
     before = free_blocks(llm)
+    sick = [pair(group.prompt_ids, "nan", 0.1, 0.5, MAX_TOKENS) for group in groups]
+    asked = [one for both in zip(sick, groups, strict=True) for one in both]
     for _ in range(2):
-        outputs = llm.generate(
-            [{"prompt_token_ids": list(g.prompt_ids)} for g in groups for _ in range(2)],
-            [each for g in groups for each in (sick_params, params(folder, g))],
-            lora_request=[
-                each
-                for g in groups
-                for each in (sick_lora, lora(folder, g.expert) if g.expert else None)
-            ],
-            use_tqdm=False,
-        )
+        outputs = generate(llm, folder, asked)
         ends = {(o.outputs[0].finish_reason, o.outputs[0].stop_reason) for o in outputs[::2]}
         assert ends == {("error", NOT_FINITE)}
-        assert_same_tokens([list(o.outputs[0].token_ids) for o in outputs[1::2]], expected)
+        assert_same_tokens(tokens_of(groups, outputs[1::2]), expected)
     assert_idle(llm)
     assert free_blocks(llm) == before
 
@@ -216,7 +191,7 @@ def logits_alone(
     outputs = llm.generate(
         [{"prompt_token_ids": [*ids, *tokens[:i]]} for i in steps for _, ids in streams],
         params,
-        lora_request=[lora(folder, name) if name else None for _ in steps for name, _ in streams],
+        lora_request=[lora(folder, name) for _ in steps for name, _ in streams],
         use_tqdm=False,
     )
     found = []

@@ -17,20 +17,17 @@ from tests.engine.pressure import (
     Receiver,
     add,
     assert_idle,
-    drive,
     preempted_pairs,
     scheduled,
-    some,
 )
 from tests.engine.streams import (
     KINDS,
     LONGEST,
     MAX_TOKENS,
     SHORT,
-    GroupJob,
+    Job,
     decode,
     generate,
-    job,
     length,
     make_groups,
     num_adapters,
@@ -106,12 +103,9 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
         "max_num_batched_tokens": 64,
         "scheduling_policy": "priority",
     },
-    # Those below only in full: each differs in one thing from a configuration above or from one
-    # of test_reference.py.
-    "defaults": {},
+    # Those below only in full.
     "tiny-budget": {"async_scheduling": True, "max_num_batched_tokens": 5, "max_num_seqs": 5},
-    "blocks-of-128": {"block_size": 128, "max_num_batched_tokens": 200},
-    "one-lora": {"max_loras": 1, "async_scheduling": True},
+    "one-lora": {"max_loras": 1, "async_scheduling": True, "block_size": 128},
     "compiled-pressure": {
         "enforce_eager": False,
         "num_gpu_blocks_override": 100,
@@ -298,81 +292,13 @@ def test_structured_output(engines: Engines, naive: NaiveCold, tiny: Path) -> No
         assert list(output.outputs[0].token_ids) == [int(scores.argmax())]
 
 
-def make_jobs(most_adapters: int) -> list[GroupJob]:
-    """64 requests of all kinds that grow while they run, a third of them sampled."""
-    lengths = (1, 2, 17, 33, 40, 40)
-    groups = [g for g in short_groups(400) if num_adapters(g) <= most_adapters][:64]
-    jobs = []
-    for i, group in enumerate(groups):
-        sampled = {"temperature": 1.3, "seed": i, "top_p": (0.9, 1.0)[i % 2]} if i % 3 == 2 else {}
-        jobs.append(job(group, max_tokens=lengths[i % len(lengths)], **sampled))
-    return jobs
-
-
-JOBS = {adapters: make_jobs(adapters) for adapters in (1, 2)}
-
-STORMS: dict[str, dict[str, Any]] = {
-    "async": {"async_scheduling": True, "num_gpu_blocks_override": 24},
-    "priority, sync, no prefix cache": {
-        "num_gpu_blocks_override": 20,
-        "scheduling_policy": "priority",
-        "enable_prefix_caching": False,
-        "max_num_batched_tokens": 37,
-    },
-    "small budget": {
-        "async_scheduling": True,
-        "num_gpu_blocks_override": 20,
-        "max_num_batched_tokens": 15,
-        "max_num_seqs": 15,
-    },
-    "long prefill": {
-        "async_scheduling": True,
-        "num_gpu_blocks_override": 22,
-        "long_prefill_token_threshold": 7,
-        "max_num_batched_tokens": 48,
-    },
-    "one lora slot": {
-        "async_scheduling": True,
-        "num_gpu_blocks_override": 24,
-        "max_loras": 1,
-        "scheduling_policy": "priority",
-    },
-}
-RUNS = [
-    pytest.param(name, seed, marks=[pytest.mark.full] if seed or i > 1 else [])
-    for i, name in enumerate(STORMS)
-    for seed in range(2)
-]
-
-
-@pytest.mark.parametrize(("name", "seed"), RUNS)
-def test_survivors_get_what_they_get_alone(
-    name: str, seed: int, engines: Engines, tiny: Path, runner: str
-) -> None:
-    """Requests come and go at any moment, and the KV cache is far too small for them."""
-    jobs = some(JOBS[STORMS[name].get("max_loras", 2)], runner)
-    llm = engines.get(**STORMS[name], max_model_len=256)
-    with preempted_pairs(llm) as preempted:
-        results = drive(llm, tiny, jobs, seed, abort=1 / 3)
-    assert len(preempted) >= 3
-    engines.check(jobs, results)
-
-
-def test_alone_is_the_reference(engines: Engines, naive: NaiveCold, runner: str) -> None:
-    """What the storms compare with."""
-    jobs = [job for job in some(JOBS[2], runner) if job.is_greedy]
-    groups = [replace(job.group, max_tokens=job.options["max_tokens"]) for job in jobs]
-    got = [engines.alone(job).tokens[0] for job in jobs]
-    assert_same_tokens(got, naive.generate_many(groups))
-
-
 def test_abort_frees_all_streams(engines: Engines, tiny: Path) -> None:
     """At every stage: queued, in the middle of chunked prompts, decoding."""
     llm = engines.get(max_num_batched_tokens=64)
     before, amateurs = free_blocks(llm), [Amateur(-0.5, "one", OTHER), Amateur(0.2, "two")]
     for steps in range(7):
         prompt = tuple((7 * i + steps) % 500 + 4 for i in range(120))
-        asked = job(Group(prompt, "one", amateurs, 0.0, 0), max_tokens=50)
+        asked = Job(Group(prompt, "one", amateurs, 0.0, 50))
         receiver = Receiver()
         receiver.expect("r", asked)
         request_id = add(llm, tiny, asked, "r")

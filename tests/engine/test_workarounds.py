@@ -12,7 +12,7 @@ import pytest
 
 from tests.engine.conftest import lora
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.full]
 
 ALLOWED = list(range(20, 29))  # few tokens: text repeats itself, so that drafts come up
 PROMPTS = [[(7 * i + j) % 9 + 20 for j in range(24 + 10 * i)] for i in range(4)]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The demo: its parts with stand-ins, and as a person runs it, with two real engines."""
+"""The demo: its parts with stand-ins, and as a person runs it, with a real engine."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,9 +19,8 @@ from rich.console import Console
 
 from benchmarks.accuracy.problem import split_of
 from examples.demo import __main__ as demo
-from examples.demo import adapted, documents, speed
+from examples.demo import adapted, documents
 from tests.vllm_parser import serve_parser
-from vllm_cold.tools.main import build_parser
 
 ROOT = Path(__file__).parents[2]
 
@@ -135,34 +134,6 @@ def test_the_adapters_table_counts_right_answers() -> None:
     assert "✓ the same" in text and "✗ <9>" in text
 
 
-# Speed
-
-
-@pytest.mark.unit
-def test_speeds_take_turns_and_a_first_run_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    order = []
-
-    def run(name: str, seconds: float) -> Callable[..., dict[str, Any]]:
-        def measure(*_: Any, mode: str, prompts: Any, tokens: int) -> dict[str, Any]:
-            assert mode == "adapter" and len(prompts) == speed.REQUESTS and all(prompts)
-            order.append(name)
-            return {"seconds": 99.0 if len(order) <= 2 else seconds}
-
-        return measure
-
-    stock = SimpleNamespace(ask=run("stock", 2.0))
-    monkeypatch.setattr(speed, "Here", lambda *_: SimpleNamespace(run=run("plugin", 0.5)))
-    tokenizer = SimpleNamespace(
-        apply_chat_template=lambda *_, **__: "text", encode=lambda *_, **__: [1, 2]
-    )
-    llm = SimpleNamespace(get_tokenizer=lambda: tokenizer)
-    said = speed.compare(llm, stock, ROOT)  # type: ignore[arg-type]
-    assert order == ["plugin", "stock"] * (1 + speed.ROUNDS)
-    tokens = speed.REQUESTS * speed.TOKENS
-    assert f"{tokens / 0.5:.0f} tokens/s with the plugin, {tokens / 2:.0f} in stock" in said
-    assert "4.0 times" in said
-
-
 # What is left behind
 
 
@@ -172,17 +143,6 @@ def words(command: str, program: str) -> list[str]:
     found = [word for word in joined if not re.match(r"VLLM_\w+=", word)]
     assert Path(found[0]).name == program
     return found[1:]
-
-
-def check_explain(command: str, model: str) -> None:
-    from vllm_cold.tools.explain.command import ask_all
-
-    options = build_parser().parse_args(words(command, "vllm-cold"))
-    assert options.model == model
-    for one in ask_all(options):
-        (amateur,) = one.contrast.amateurs
-        assert one.contrast.settings.alpha == 0.0
-        assert str(amateur.source) == "without 0"
 
 
 def check_serve(command: str, model: str) -> None:
@@ -243,6 +203,7 @@ def shown() -> Iterator[str]:
 
 
 @pytest.mark.engine
+@pytest.mark.full
 @pytest.mark.timeout(600)
 class TestAsAProgram:
     def test_fits_the_screen_and_is_the_demos_alone(self, shown: str) -> None:
@@ -261,14 +222,8 @@ class TestAsAProgram:
         assert 10 < harm[0] < 50
         assert harm[2] + 5 < harm[1] <= 50
 
-    def test_adapters_and_speed(self, shown: str) -> None:
+    def test_adapters(self, shown: str) -> None:
         assert re.search(r"right +│ [0-4] of 4 +│ [0-4] of 4 ", shown)
-        speeds = re.search(
-            r"(\d+) tokens/s with the plugin, (\d+) in stock vLLM: ([\d.]+) times", shown
-        )
-        assert speeds, shown
-        plugin, stock, times = map(float, speeds.groups())
-        assert min(plugin, stock) > 0 and times == pytest.approx(plugin / stock, rel=0.1)
 
     def test_the_page_is_there(self, shown: str) -> None:
         assert "results/demo.html" in shown
@@ -279,7 +234,7 @@ class TestAsAProgram:
     def test_the_three_commands_work(self, shown: str, monkeypatch: pytest.MonkeyPatch) -> None:
         from examples.smollm2 import model_path
 
-        _, *blocks = re.split(r"^# .*\n", shown.partition("6. What")[2], flags=re.M)
+        _, *blocks = re.split(r"^# .*\n", shown.partition("5. What")[2], flags=re.M)
         explain, serve, curl = blocks
         check_serve(serve, str(model_path()))
         monkeypatch.chdir(ROOT)

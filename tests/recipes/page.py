@@ -18,6 +18,13 @@ def words(command: str, variables: Mapping[str, str]) -> list[str]:
     return shlex.split(string.Template(joined).substitute(variables))
 
 
+def served(command: str, own: Mapping[str, str]) -> list[str]:
+    """What a block gives ``vllm serve``, with its variables and words of ``own`` replaced."""
+    program, verb, *options = [own.get(word, word) for word in words(command, own)]
+    assert (program, verb) == ("vllm", "serve")
+    return options
+
+
 def offline(variables: Mapping[str, str]) -> dict[str, str]:
     """The environment of a recipe: commands from this interpreter's folder, and no hub."""
     return {

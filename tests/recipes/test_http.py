@@ -15,12 +15,12 @@ import pytest
 
 from tests.docs.blocks import block
 from tests.recipes.conftest import PROBLEMS
-from tests.recipes.page import PAGE, run, words
+from tests.recipes.page import PAGE, run, served
 from tests.recipes.recorder import Recorder, record
 from tests.recipes.results import accuracy, answers, samples
 from tests.server.conftest import serve
 
-pytestmark = pytest.mark.server
+pytestmark = [pytest.mark.server, pytest.mark.full]
 
 
 @dataclass
@@ -47,7 +47,7 @@ def recipes(
     adapters = variables["ADAPTERS"]
     names = {"sorting": "sorting", "orders": "orders", "gsm8k": "sorting"}
     arguments = [
-        *words(block(PAGE, "server"), variables)[2:],
+        *served(block(PAGE, "server"), variables),
         *("--dtype", "float32", "--enforce-eager", "--max-num-seqs", "32"),
         *("--hf-overrides", json.dumps({"max_position_embeddings": 1024})),
         *("--lora-modules", *(f"{name}={adapters}/{at}" for name, at in names.items())),
@@ -128,24 +128,17 @@ def test_lm_eval(recipes: Recipes) -> None:
         assert sorted(direct) == sorted(answers(folder, "sorting"))
 
 
-def test_lm_eval_mixes_tasks_with_equal_keys(recipes: Recipes) -> None:
-    """Settings in the tasks' files are sent, but those of one of the two with all requests."""
-    folder = recipes.folder / "examples" / "lm_eval"
+def test_lm_eval_by_a_tasks_file(recipes: Recipes) -> None:
+    task = recipes.folder / "examples" / "lm_eval" / "own.yaml"
     settings = block(PAGE, "lm-eval-task") + "  max_gen_toks: 8\n"
-    assert "cold_beta: 0.5" in settings
-    for name, own in (("a", settings), ("b", settings.replace("cold_beta: 0.5", "cold_beta: 2"))):
-        (folder / f"{name}.yaml").write_text(f"include: sorting.yaml\ntask: {name}\n{own}")
+    task.write_text(f"include: sorting.yaml\ntask: own\n{settings}")
     recipes.run(
         "lm_eval --model local-completions --model_args model=sorting,num_concurrent=8"
         ' base_url="$URL/v1/completions",tokenizer="$MODEL",tokenizer_backend=huggingface'
-        " --tasks a,b --include_path examples/lm_eval --apply_chat_template"
+        " --tasks own --include_path examples/lm_eval --apply_chat_template"
     )
     bodies = recipes.recorder.take()
-    assert len(bodies) == 2 * PROBLEMS
-    sent = [b["vllm_xargs"] for b in bodies]
-    assert sent[0] in [{"cold_alpha": 0.1, "cold_beta": beta} for beta in (0.5, 2)]
-    assert all(xargs == sent[0] for xargs in sent)
-    assert all("Question:" in b["stop"] for b in bodies)
+    assert [b["vllm_xargs"] for b in bodies] == [{"cold_alpha": 0.1, "cold_beta": 0.5}] * PROBLEMS
 
 
 def test_lm_eval_chat(recipes: Recipes) -> None:

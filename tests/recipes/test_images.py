@@ -5,21 +5,18 @@ engines, a real server.
 
 import asyncio
 import base64
-import json
-import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarks.bench_pope import MOVED, SYSTEMS
 from tests.asked import asked
-from tests.docs.blocks import ROOT, block
+from tests.docs.blocks import block
+from tests.engine.conftest import make_families
 from tests.engine.media import Picture as Stripes
-from tests.recipes.page import offline, run, words
+from tests.recipes import page
+from tests.recipes.page import run
 from tests.recipes.recorder import Recorder, record
 from tests.recipes.test_recipes import run_python
 from tests.server.conftest import Server, serve
@@ -28,25 +25,16 @@ from vllm_cold.tools.explain import collect
 from vllm_cold.tools.explain.offline import OfflineSource
 from vllm_cold.tools.explain.record import Report
 from vllm_cold.tools.explain.server import ServerSource
-from vllm_cold.tools.pictures import Picture, read_picture
+from vllm_cold.tools.pictures import read_picture
 from vllm_cold.tools.server import Server as Asking
 
 pytestmark = [pytest.mark.full, pytest.mark.slow, pytest.mark.timeout(900)]
 
-MAKE = """
-import sys
-from pathlib import Path
-from tests.engine.families import make_model
-from tests.engine.media import MEDIA
-make_model(MEDIA["qwen2-vl"].model, Path(sys.argv[1]) / "model")
-"""
 SMALL: dict[str, Any] = {"dtype": "float32", "enforce_eager": True, "max_model_len": 256}
 QUESTION = "Is there a dog in the image?"
-KNOBS = {"alpha": 0.02, "beta": 2.0}
 CONTRASTS: dict[str, dict[str, Any]] = {
     "vcd": {"preset": "vcd"},
-    "blur": {"images": "blur:9", **KNOBS},
-    "none": {"without": "images", **KNOBS},
+    "none": {"without": "images", "alpha": 0.02, "beta": 2.0},
     "two": {"images": ["noise:999", "none"], "weights": [-1.5, 0.5], "alpha": 0.02},
 }
 
@@ -54,12 +42,8 @@ CONTRASTS: dict[str, dict[str, Any]] = {
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """With a model, two photos and problems about them."""
-    found = tmp_path_factory.mktemp("images")
-    # In a process without vLLM, which changes what some models are in transformers.
-    done = subprocess.run(
-        [sys.executable, "-c", MAKE, str(found)], cwd=ROOT, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
+    made = make_families(tmp_path_factory.mktemp("images"), "tests.engine.media", "qwen2-vl")
+    found = made / "qwen2-vl"
     for seed, name in enumerate(("photo.jpg", "other.png")):
         Stripes(seed, 56, 56).make().save(found / name)
     return found
@@ -87,9 +71,9 @@ def served(
     folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[Recorder, str, Server]]:
     """The recipe's server, and the recorder in front of it."""
-    text = block("docs/recipes.md", "image-server").replace("MODEL", str(folder / "model"))
-    program, command, *options = words(text, {})
-    assert (program, command) == ("vllm", "serve")
+    options = page.served(
+        block("docs/recipes.md", "image-server"), {"MODEL": str(folder / "model")}
+    )
     options += ["--dtype", "float32", "--enforce-eager", "--max-model-len", "256"]
     options += ["--gpu-memory-utilization", "0.2", "--max-logprobs", "600"]
     with (
@@ -104,45 +88,18 @@ def explained(source: Any, prompt: Pictured, **contrast: Any) -> Report:
     return asyncio.run(work)
 
 
-def messages(picture: Picture | None) -> list[Any]:
-    image = [] if picture is None else [{"type": "image_url", "image_url": {"url": picture.url}}]
-    content = [*image, {"type": "text", "text": QUESTION}]
-    return [{"role": "system", "content": "w3"}, {"role": "user", "content": content}]
-
-
-@pytest.mark.engine
-@pytest.mark.parametrize("name", CONTRASTS)
-def test_the_numbers_explain_the_engines_tokens(
-    name: str, folder: Path, source: OfflineSource
-) -> None:
-    """What the amateur's prompt alone says of the answer is what the engine decoded with; the
-    image makes the difference.
-    """
-    report = explained(source, pictured(folder, "photo.jpg"), **CONTRASTS[name])
-    [one] = report.explanations
-    cold, greedy = one.answers
-    for answer in (cold, greedy):
-        assert len(answer.steps) == 8
-        assert all(step.complete and not step.wrong for step in answer.steps)
-    assert any(step.differs for step in cold.steps)
-    assert max(step.divergence for step in cold.steps) > 1e-4
-    other = explained(source, pictured(folder, "other.png"), **CONTRASTS[name])
-    numbers = [step.candidates[0].expert for step in cold.steps[:1]]
-    assert numbers != [s.candidates[0].expert for s in other.explanations[0].answers[0].steps[:1]]
-    assert "base64" not in report.model_dump_json()
-    assert (one.tokens == one.amateurs[-1].tokens) == (name in ("vcd", "blur"))
-
-
 @pytest.mark.server
 @pytest.mark.parametrize("name", CONTRASTS)
 def test_a_server_says_the_same(
     name: str, folder: Path, source: OfflineSource, served: tuple[Recorder, str, Server]
 ) -> None:
+    """What each stream's prompt alone says of the answer is what the engine decoded with."""
     prompt = pictured(folder, "photo.jpg", "other.png")
     mine = explained(source, prompt, **CONTRASTS[name])
     theirs = explained(ServerSource(Asking(served[2].url), None), prompt, **CONTRASTS[name])
+    assert any(step.differs for step in mine.explanations[0].answers[0].steps)
     for a, b in zip(mine.explanations[0].answers, theirs.explanations[0].answers, strict=True):
-        assert not any(step.wrong for step in b.steps)
+        assert all(step.complete and not step.wrong for step in (*a.steps, *b.steps))
         assert [step.token for step in a.steps] == [step.token for step in b.steps]
         for own, other in zip(a.steps, b.steps, strict=True):
             assert own.divergences == pytest.approx(other.divergences, rel=1e-3, abs=1e-4)
@@ -158,90 +115,6 @@ def test_the_command(folder: Path) -> None:
     assert "[image photo.jpg, 56 × 56, noise:500]⏎ Is there a dog" in flowing
     assert "base64" not in printed + (folder / "cold-explain.html").read_text()
     assert "The engine took another token" not in printed
-
-
-def rows(folder: Path) -> Path:
-    """Problems, half of which have an answer that greedy decoding gives."""
-    file = folder / "rows" / "problems.jsonl"
-    file.parent.mkdir(exist_ok=True)
-    shutil.copy(folder / "other.png", file.parent / "beside.png")
-    found = [
-        {"prompt": f"w{n}", "images": ["../photo.jpg", "beside.png"][: 1 + n % 2], "answer": "w1"}
-        for n in range(14)
-    ]
-    file.write_text("".join(json.dumps(row) + "\n" for row in found))
-    return file
-
-
-def answers(folder: Path) -> dict[tuple[str, str], str]:
-    lines = (folder / "answers.jsonl").read_text().splitlines()[1:]
-    assert not any("base64" in line for line in lines)
-    found = map(json.loads, lines)
-    return {(json.dumps(one["setting"]), one["id"]): one["text"] for one in found}
-
-
-@pytest.mark.server
-def test_tune_here_and_through_a_server(folder: Path, served: tuple[Recorder, str, Server]) -> None:
-    recorder, url, _ = served
-    recorder.take()
-    command = ["vllm-cold", "tune", str(rows(folder)), "--images", "noise:500", "--preset", "vcd"]
-    command += ["--max-tokens", "6"]
-    here = ["--model", str(folder / "model"), "--dtype", "float32", "--enforce-eager"]
-    here += ["--max-model-len", "256"]
-    for name, more in (("here", here), ("there", ["--url", url])):
-        done = subprocess.run(
-            [*command, *more, "--output", name],
-            cwd=folder,
-            env=offline({"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}),
-            capture_output=True,
-            text=True,
-            timeout=400,
-        )
-        assert done.returncode == 1, done.stderr[-3000:]  # nothing is right
-        assert "base64" not in done.stdout + (folder / name / "report.json").read_text()
-    mine, theirs = (answers(folder / name) for name in ("here", "there"))
-    assert mine == theirs and len(mine) == 28
-    cold = [text for (setting, _), text in mine.items() if setting != '"greedy"']
-    greedy = [mine['"greedy"', name] for setting, name in mine if setting != '"greedy"']
-    assert cold != greedy
-    sent = [body for body in recorder.take() if body["vllm_xargs"].get("cold_alpha") != -1]
-    images = [part for body in sent for part in body["messages"][0]["content"][:-1]]
-    assert {"photo.jpg", "beside.png"} == {
-        name
-        for part in images
-        for name, file in (("photo.jpg", "photo.jpg"), ("beside.png", "other.png"))
-        if base64.b64decode(part["image_url"]["url"].partition(",")[2])
-        == (folder / file).read_bytes()
-    }
-
-
-@pytest.mark.engine
-def test_the_benchmark(folder: Path) -> None:
-    """A dry run: all systems answer, and it goes on where it was stopped."""
-    questions = [
-        {"question_id": n, "image": image, "text": f"Is there a w{n}?", "label": label}
-        for n, (image, label) in enumerate([("photo.jpg", "yes"), ("other.png", "no")] * 5)
-    ]
-    lines = "".join(json.dumps(one) + "\n" for one in questions)
-    (folder / "pope.json").write_text(lines)
-    command = [sys.executable, "-m", "benchmarks.bench_pope", "--model", str(folder / "model")]
-    command += ["--questions", str(folder / "pope.json"), "--images", str(folder)]
-    command += ["--output", str(folder / "pope.jsonl"), "--engine-args", json.dumps(SMALL)]
-    for more in (["--systems", "greedy", "--limit", "4"], []):
-        done = subprocess.run(
-            [*command, *more], cwd=ROOT, env=offline({}), capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
-    assert "10 questions about 2 images" in done.stdout
-    assert {line.split("|")[1].strip() for line in done.stdout.splitlines() if "|" in line} >= {
-        *SYSTEMS,
-        MOVED,
-    }
-    rows = [json.loads(line) for line in (folder / "pope.jsonl").read_text().splitlines()[1:]]
-    assert len(rows) == 10 * len(SYSTEMS)
-    texts = {key: [row["text"] for row in rows if row["system"] == key] for key in SYSTEMS}
-    kinds = {tuple(texts[key]) for key in SYSTEMS}
-    assert len(kinds) == len(SYSTEMS)  # each decodes in its own way
 
 
 @pytest.mark.server

@@ -10,7 +10,7 @@ from tests.docs.blocks import block
 from tests.recipes.page import PAGE, run
 from tests.recipes.results import accuracy
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.full]
 
 
 def test_lm_eval_offline(checkout: Path, variables: dict[str, str]) -> None:

@@ -15,12 +15,13 @@ from typing import Any
 import pytest
 
 from tests.docs.blocks import ROOT, block
+from tests.recipes import page
 from tests.recipes.environment import python_with
-from tests.recipes.page import offline, words
+from tests.recipes.page import offline
 from tests.recipes.recorder import Recorder, record
 from tests.server.conftest import Server, serve
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.full, pytest.mark.slow, pytest.mark.timeout(900)]
 
 PAGE = "docs/recipes.md"
 LLAMA_INDEX = "llama-index-llms-openai-like==0.8.1"
@@ -43,12 +44,9 @@ def options(name: str, model: str) -> list[str]:
         "MODEL": model,
         "sql=/path/to/sql-adapter": f"sql={ROOT / 'examples' / 'adapters' / 'sorting'}",
     }
-    text = {
-        "rag": block(PAGE, "rag-server"),
-        "ab": block(PAGE, "ab-server"),
-    }[name]
-    program, command, *found = [own.get(word, word) for word in words(text, {})]
-    assert (program, command) == ("vllm", "serve")
+    found = page.served(
+        {"rag": block(PAGE, "rag-server"), "ab": block(PAGE, "ab-server")}[name], own
+    )
     small = ("--dtype", "float32", "--enforce-eager", "--max-model-len", "512")
     return [*found, *small, "--gpu-memory-utilization", "0.2"]
 
@@ -127,7 +125,6 @@ def test_langchain(served: tuple[Recorder, str, Server]) -> None:
 
 
 @pytest.mark.server
-@pytest.mark.full
 def test_llamaindex(served: tuple[Recorder, str, Server]) -> None:
     """In an environment of its own: it takes an older openai than vLLM's packages."""
     recorder, url, _ = served

@@ -13,11 +13,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import openai
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+ROOT = Path(__file__).parents[2]
 START_TIMEOUT = 480.0
 
 
@@ -49,27 +51,51 @@ class Server:
             base_url=f"http://127.0.0.1:{self.port}/v1", api_key="none", max_retries=0, timeout=120
         )
 
-    def metrics(self, name: str) -> dict[str, float]:
-        """A metric of vLLM's /metrics page, by its labels as they stand there."""
+    def ask(
+        self,
+        prompt: Any,
+        model: str = "one",
+        stream: bool = False,
+        n: int = 1,
+        max_tokens: int = 12,
+        **xargs: Any,
+    ) -> list[int]:
+        """The greedy tokens of a completion, or of a chat with these messages, from a stock client;
+        of several answers, which are equal.
+        """
+        options: dict[str, Any] = {
+            "model": model,
+            "max_tokens": max_tokens,
+            "stream": stream,
+            "n": n,
+            # vLLM takes several greedy answers in these words only.
+            "temperature": 0.0 if n == 1 else 1.0,
+            "extra_body": {"return_token_ids": True, "ignore_eos": True, "top_k": 1},
+        }
+        if xargs:
+            options["extra_body"]["vllm_xargs"] = xargs
+        if isinstance(prompt, list) and isinstance(prompt[0], dict):
+            answer: Any = self.client.chat.completions.create(messages=prompt, **options)
+        else:
+            answer = self.client.completions.create(prompt=prompt, **options)
+        tokens: list[list[int]] = [[] for _ in range(n)]
+        for event in answer if stream else [answer]:
+            for choice in event.choices:
+                tokens[choice.index] += getattr(choice, "token_ids", None) or []
+        assert all(one == tokens[0] for one in tokens)
+        return tokens[0]
+
+    def samples(self, prefix: str) -> list[Any]:
+        """All whose names begin so on vLLM's /metrics page, of one moment."""
         with urllib.request.urlopen(f"{self.url}/metrics", timeout=30) as page:
-            lines = page.read().decode().splitlines()
-        found = (x for x in lines if x.startswith((name + "{", name + " ")))
-        values = {x[len(name) : x.rindex(" ")]: float(x.rsplit(" ", 1)[1]) for x in found}
-        assert values, f"no metric {name}"
-        return values
+            families = text_string_to_metric_families(page.read().decode())
+        return [s for family in families for s in family.samples if s.name.startswith(prefix)]
 
     def metric(self, name: str) -> float:
         """The sum of a metric over its labels."""
-        return sum(self.metrics(name).values())
-
-    def all_metrics(self, prefix: str) -> dict[str, float]:
-        """All metrics that begin with ``prefix``, of one moment, summed over their labels."""
-        with urllib.request.urlopen(f"{self.url}/metrics", timeout=30) as page:
-            families = text_string_to_metric_families(page.read().decode())
-        sums: dict[str, float] = {}
-        for sample in (s for f in families for s in f.samples if s.name.startswith(prefix)):
-            sums[sample.name] = sums.get(sample.name, 0.0) + sample.value
-        return sums
+        values = [sample.value for sample in self.samples(name) if sample.name == name]
+        assert values, f"no metric {name}"
+        return sum(values)
 
     def post(self, path: str, body: object, **headers: str) -> tuple[int, str]:
         """Status and text of the answer to a JSON body; bytes are sent as they are."""
@@ -90,7 +116,7 @@ class Server:
             assert time.monotonic() < deadline, f"still in use: {left}"
             time.sleep(0.2)
             # The gauges are set by steps, so give each engine one.
-            for _ in self.metrics("vllm:num_requests_running"):
+            for _ in self.samples("vllm:num_requests_running"):
                 self.client.completions.create(model="base", prompt=[5], max_tokens=1)
 
 
@@ -151,6 +177,11 @@ def arguments(tiny: Path) -> list[str]:
 # Names of adapters on the shared server, and of the tiny ones that they stand for: "sql" and
 # "chat" are the pages', and one looks like an alias. "nan" and "inf" come on top; they are sick.
 NAMES = {"one": "one", "two": "two", "one:cold": "two", "sql": "one", "chat": "two"}
+# Whose classes the shared server serves.
+RULES = (
+    "cold_conflict:Conflict",
+    *(f"tests.server.own_rules:{n}" for n in ("Fading", "Breaks", "Raises")),
+)
 # Room for about a third of what 32 sequences of 96 tokens take.
 BLOCKS = ("--block-size", "32", "--num-gpu-blocks-override", "33")
 
@@ -168,7 +199,14 @@ def server(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ser
         adapters[name] = make_sick_adapter(tiny / "one", folder / name, float(name))
     options = [*arguments(tiny), *BLOCKS, "--lora-modules"]
     options += [f"{name}={at}" for name, at in adapters.items()]
-    environment = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1", "VLLM_SERVER_DEV_MODE": "1"}
+    for rule in RULES:
+        options += ["--cold-rule", rule]
+    path = (str(ROOT), str(ROOT / "examples" / "rule"), os.environ.get("PYTHONPATH"))
+    environment = {
+        "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
+        "VLLM_SERVER_DEV_MODE": "1",
+        "PYTHONPATH": os.pathsep.join(filter(None, path)),
+    }
     with serve(folder, options, **environment) as running:
         yield running
 
@@ -180,6 +218,7 @@ def default_server(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
     config = folder / "server.yaml"
     config.write_text("sampler: cold\ncold-alpha: 0.05\nseed: 0\n")
     command = [*arguments(tiny), "--config", str(config), "--cold-beta", "2.0"]
-    command += ["--block-size", "32", "--num-gpu-blocks-override", "15"]
+    command += ["--block-size", "32", "--num-gpu-blocks-override", "15", "--lora-modules"]
+    command += [f"{name}={tiny / at}" for name, at in NAMES.items()]
     with serve(folder, command) as running:
         yield running

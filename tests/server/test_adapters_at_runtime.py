@@ -46,8 +46,8 @@ def without_late(server: Server) -> None:
     server.post("/v1/unload_lora_adapter", {"lora_name": "late"})
 
 
-def load(server: Server, path: Path, **options: bool) -> None:
-    body = {"lora_name": "late", "lora_path": str(path), **options}
+def load(server: Server, path: Path) -> None:
+    body = {"lora_name": "late", "lora_path": str(path)}
     status, text = server.post("/v1/load_lora_adapter", body)
     assert status == 200, text
 
@@ -123,18 +123,6 @@ def test_loaded_again_in_flight(
     server.wait_until_idle()
 
 
-@pytest.mark.full
-def test_replaced_in_place(server: Server, reference: NaiveCold, adapters: dict[str, Path]) -> None:
-    """Requests in flight go on with the new weights, as in stock vLLM; later ones are right."""
-    load(server, adapters["three"])
-    asked = uses(7, max_tokens=100)
-    got = during(server, asked, lambda: load(server, adapters["four"], load_inplace=True))
-    for one, request in zip(got, asked, strict=True):
-        assert (one.error, len(one.tokens)) == (None, request.max_tokens)
-    check(server, reference, uses(7), "four")
-    server.wait_until_idle()
-
-
 def test_same_path(
     server: Server, reference: NaiveCold, adapters: dict[str, Path], tiny: Path, tmp_path: Path
 ) -> None:
@@ -155,43 +143,3 @@ def test_same_path(
     server.wait_until_idle()
     assert server.post("/reset_prefix_cache", {})[0] == 200
     check(server, reference, uses(8), "four")
-
-
-@pytest.mark.full
-def test_churn(server: Server, reference: NaiveCold, adapters: dict[str, Path]) -> None:
-    """``late`` comes and goes as two adapters all the time: a request gets the tokens of one of
-    them, or hears that it is gone.
-    """
-    asked = [uses(9 + number % 5)[number % 3] for number in range(60)]
-    expected = {name: references(reference, asked, {"late": name}) for name in adapters}
-
-    async def run() -> list[Got]:
-        async with httpx.AsyncClient(limits=LIMITS, timeout=120.0) as client, asyncio.timeout(120):
-            waiting: list[asyncio.Task[Got]] = []
-            for number, one in enumerate(asked):
-                if number % 6 == 0:
-                    # Two adapters of one name and a third in flight may end stock vLLM's engine:
-                    # the worker keeps them in a set, and two that have one name are equal.
-                    await asyncio.gather(*waiting)
-                    name = ("three", "four")[number // 6 % 2]
-                    await asyncio.to_thread(load, server, adapters[name])
-                waiting.append(asyncio.create_task(stream(client, server.url, one, Got())))
-                await asyncio.sleep(0.02)
-                if number % 6 == 4:
-                    await asyncio.to_thread(unload, server)
-            return await asyncio.gather(*waiting)
-
-    got = asyncio.run(run())
-    for index, (one, request) in enumerate(zip(got, asked, strict=True)):
-        if one.error is not None:
-            assert one.error["code"] in (400, 404), one.error
-            assert "late" in one.error["message"]
-            continue
-        assert one.finish_reason == "length"
-        traces = [expected[name][index] for name in adapters]
-        assert any(one.tokens[: t.settled()] == t.tokens[: t.settled()] for t in traces), (
-            f"request {index} ({request.model}): neither adapter's tokens"
-        )
-    assert sum(g.error is None for g in got) >= 30
-    assert any(g.error is not None for g in got)
-    server.wait_until_idle()

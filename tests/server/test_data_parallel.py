@@ -4,18 +4,18 @@
 import asyncio
 import json
 import random
-import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from tests.docs.blocks import block
 from tests.naive import NaiveCold
-from tests.recipes.page import words
+from tests.recipes.page import served
 from tests.server.clients import Asked, assert_right, references, storm
-from tests.server.conftest import arguments, serve
+from tests.server.conftest import Server, arguments, serve
 
-pytestmark = pytest.mark.server
+pytestmark = [pytest.mark.server, pytest.mark.full]
 
 
 def make_requests() -> list[Asked]:
@@ -35,12 +35,20 @@ def make_requests() -> list[Asked]:
     return requests
 
 
+def by_engine(server: Server, name: str) -> Counter[str]:
+    found: Counter[str] = Counter()
+    for sample in server.samples(name):
+        found[sample.labels["engine"]] += int(sample.value)
+    assert found.keys() == {"0", "1"}
+    return found
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)  # eight processes start
 def test_data_parallel(tiny: Path, tmp_path: Path, naive: NaiveCold) -> None:
     """The page's command, with vLLM's coordinator and an API server process for each engine."""
     variables = {"MODEL": str(tiny / "model"), "ADAPTERS": str(tiny)}
-    model, *options = words(block("docs/scale-out.md", "data-parallel"), variables)[2:]
+    model, *options = served(block("docs/scale-out.md", "data-parallel"), variables)
     command = [model, *arguments(tiny)[1:], *options]
     command += ["--block-size", "32", "--num-gpu-blocks-override", "13"]
     asked = make_requests()
@@ -48,15 +56,13 @@ def test_data_parallel(tiny: Path, tmp_path: Path, naive: NaiveCold) -> None:
     with serve(tmp_path, command, VLLM_CPU_OMP_THREADS_BIND="nobind") as server:
         got = asyncio.run(storm(server.url, asked, [None] * len(asked)))
         assert_right(got, asked, references(naive, asked))
-        tokens = server.metrics("vllm:generation_tokens_total")
-        assert len({labels for labels in tokens if 'engine="' in labels}) == 2
+        tokens = by_engine(server, "vllm:generation_tokens_total")
         assert min(tokens.values()) >= 16 * 5, tokens
         assert sum(tokens.values()) == 16 * len(asked)
         server.wait_until_idle()
         # Ours too, added up over both API servers.
         cold = [a for a in asked if a.beta is not None]
-        found = server.metrics("vllm_cold_generation_tokens_total")
-        assert {re.findall('engine="(.)"', labels)[0] for labels in found} == {"0", "1"}
+        found = by_engine(server, "vllm_cold_generation_tokens_total")
         assert min(found.values()) > 0 and sum(found.values()) == 16 * len(cold)
         assert server.metric("vllm_cold_requests_total") == len(cold)
         assert server.metric("vllm_cold_candidates_count") == 16 * len(cold)

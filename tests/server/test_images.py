@@ -6,39 +6,33 @@ picture is fetched once, and requests that are not contrasted are served as ever
 import base64
 import io
 import json
-import os
 import random
-import subprocess
-import sys
-import threading
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests import loopback
+from tests.engine.conftest import make_families
 from tests.engine.media import MAX_TOKENS, OTHER, QUESTION, SEEN, SYSTEM, Picture
 from tests.naive import Trace, assert_same_tokens
 from tests.server.conftest import Server, serve
 
-pytestmark = [pytest.mark.server, pytest.mark.full, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.server, pytest.mark.timeout(900)]
+full = pytest.mark.full
 
-FAMILIES = ("llava-1.5", "qwen2-vl")
+FAMILIES = ("llava-1.5", pytest.param("qwen2-vl", marks=full))
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def seeing(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model, its adapters and the reference's answers."""
     folder = tmp_path_factory.mktemp("seeing")
-    command = [sys.executable, "-m", "tests.engine.media", str(folder), request.param]
-    done = subprocess.run(
-        command, cwd=Path(__file__).parents[2], env=os.environ, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    return folder / request.param
+    return make_families(folder, "tests.engine.media", request.param) / request.param
 
 
 def arguments(seeing: Path) -> list[str]:
@@ -116,7 +110,7 @@ def bodies(seen: str, other: str, names: tuple[str, str] = ("base", "one")) -> l
     ]
 
 
-@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("stream", [False, pytest.param(True, marks=full)])
 def test_tokens_are_the_references(server: Server, seeing: Path, stream: bool) -> None:
     """One after the other, twice, and all at once."""
     wanted = bodies(url(SEEN), url(OTHER))
@@ -128,44 +122,36 @@ def test_tokens_are_the_references(server: Server, seeing: Path, stream: bool) -
     server.wait_until_idle()
 
 
+@dataclass
 class Pictures:
     """A web server with pictures, which counts who asks."""
 
-    def __init__(self) -> None:
-        self.asked: Counter[str] = Counter()
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                outer.asked[self.path] += 1
-                data = png(Picture(int(self.path.rpartition("/")[2])))
-                self.send_response(200)
-                self.send_header("Content-Type", "image/png")
-                self.send_header("Content-Length", str(len(data)))
-                self.end_headers()
-                self.wfile.write(data)
-
-            def log_message(self, *args: Any) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+    address: str
+    asked: Counter[str]
 
     def url(self, name: str) -> str:
-        return f"http://127.0.0.1:{self._server.server_port}/{name}"
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
+        return f"{self.address}/{name}"
 
 
 @pytest.fixture
 def pictures() -> Iterator[Pictures]:
-    found = Pictures()
-    yield found
-    found.close()
+    asked: Counter[str] = Counter()
+
+    class Handler(loopback.Answering):
+        def do_GET(self) -> None:
+            asked[self.path] += 1
+            data = png(Picture(int(self.path.rpartition("/")[2])))
+            self.send_response(200)
+            self.send_header("Content-Type", "image/png")
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+    with loopback.serving(Handler) as address:
+        yield Pictures(address, asked)
 
 
+@full
 def test_each_picture_is_fetched_once(server: Server, pictures: Pictures) -> None:
     """Whatever the amateurs read of it."""
     for number, (count, args) in enumerate(
@@ -191,6 +177,7 @@ def test_each_picture_is_fetched_once(server: Server, pictures: Pictures) -> Non
     assert status == 400 and "no prompt can be made of it" in text
 
 
+@full
 def test_plain_requests_beside_them(server: Server, seeing: Path) -> None:
     """With the same pictures, new ones every time, at the same moment: nobody's picture is believed
     to be there that has not arrived.
@@ -246,19 +233,7 @@ def test_mistakes(server: Server) -> None:
     server.wait_until_idle()
 
 
-def test_several_answers_and_grammars(server: Server) -> None:
-    for more in (
-        {"n": 2, "temperature": 1.0, "seed": 5},
-        {"structured_outputs": {"regex": "[a-f]{3}-[0-9]{2}"}, "ignore_eos": False},
-    ):
-        one = body("one", messages(url(SEEN)), vllm_xargs={"cold_preset": "vcd"}, **more)
-        status, text = server.post("/v1/chat/completions", one)
-        assert status == 200, text
-        choices = json.loads(text)["choices"]
-        assert len(choices) == more.get("n", 1)
-    server.wait_until_idle()
-
-
+@full
 def test_an_engine_whose_default_is_vcd(seeing: Path, tmp_path: Path) -> None:
     """From a YAML file; with shared memory for what was made of pictures."""
     config = tmp_path / "server.yaml"
@@ -277,6 +252,7 @@ def test_an_engine_whose_default_is_vcd(seeing: Path, tmp_path: Path) -> None:
         server.wait_until_idle()
 
 
+@full
 def test_several_front_ends(seeing: Path, tmp_path: Path) -> None:
     """Each of which has a cache of its own."""
     command = [*arguments(seeing), "--api-server-count", "2"]

@@ -5,7 +5,6 @@ two API servers: ``test_data_parallel.py``.)
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -30,19 +29,12 @@ def counts(server: Server) -> dict[str, float]:
         "candidates_sum", "preemptions_total", "amateur_prompt_tokens_total",
         "amateur_cached_prompt_tokens_total", "requests_running", "requests_waiting",
     )  # fmt: skip
-    page = server.all_metrics("vllm_cold_")
+    page: Counter[str] = Counter()
+    for sample in server.samples("vllm_cold_"):
+        page[sample.name] += sample.value
     assert {"vllm_cold_requests_running", "vllm_cold_requests_waiting"} <= page.keys()
     # What is counted by method and adapter is not there before the first request.
-    return {name: page.get(f"vllm_cold_{name}", 0.0) for name in names}
-
-
-def complete(server: Server, prompt: list[int], model: str = "one", **xargs: Any) -> list[int]:
-    # A client each: a new connection may reach the other API server.
-    response = server.client.completions.create(
-        model=model, prompt=prompt, temperature=0.0, max_tokens=MAX_TOKENS,
-        extra_body={"return_token_ids": True, "ignore_eos": True, "vllm_xargs": xargs},
-    )  # fmt: skip
-    return response.choices[0].token_ids  # type: ignore[attr-defined, no-any-return]
+    return {name: page[f"vllm_cold_{name}"] for name in names}
 
 
 def expected(naive: NaiveCold, prompt: list[int], tokens: list[int]) -> tuple[int, int]:
@@ -64,13 +56,11 @@ def test_every_figure(server: Server, naive: NaiveCold) -> None:
     server.wait_until_idle()
     assert server.post("/reset_prefix_cache", {})[0] == 200
     before = counts(server)
-    complete(server, [*PROMPTS[0][::-1]], cold=0)
+    server.ask([*PROMPTS[0][::-1]], cold=0)
     assert counts(server) == before, "a plain request was counted"
 
     with ThreadPoolExecutor(3) as pool:
-        answers = list(
-            pool.map(lambda p: complete(server, p, cold_alpha=ALPHA, cold_beta=BETA), PROMPTS)
-        )
+        answers = list(pool.map(lambda p: server.ask(p, cold_alpha=ALPHA, cold_beta=BETA), PROMPTS))
     after = {name: value - before[name] for name, value in counts(server).items()}
     assert after["requests_total"] == len(PROMPTS)
     assert after["generation_tokens_total"] == sum(map(len, answers))
@@ -91,14 +81,13 @@ def test_every_figure(server: Server, naive: NaiveCold) -> None:
 def by_kind(server: Server, name: str) -> Counter[tuple[str, str]]:
     """A counter by method and adapter."""
     found: Counter[tuple[str, str]] = Counter()
-    for labels, value in server.metrics(f"vllm_cold_{name}").items():
-        of = dict(re.findall(r'(\w+)="([^"]*)"', labels))
-        found[of["method"], of["adapter"]] += int(value)
+    for sample in server.samples(f"vllm_cold_{name}"):
+        found[sample.labels["method"], sample.labels["adapter"]] += int(sample.value)
     return found
 
 
 def test_each_kind_apart(server: Server) -> None:
-    complete(server, PROMPTS[0], cold=1)
+    server.ask(PROMPTS[0], cold=1)
     before = [by_kind(server, name) for name in ("requests_total", "candidates_count")]
     asked: list[tuple[str, str, dict[str, Any]]] = [
         ("cold", "one", {"cold_beta": 1}),
@@ -108,7 +97,7 @@ def test_each_kind_apart(server: Server) -> None:
         ("dexperts", "base", {"cold_amateur": ["one", "two"], "cold_preset": "dexperts"}),
     ]
     for _, model, xargs in asked:
-        complete(server, PROMPTS[1], model, **xargs)
+        server.ask(PROMPTS[1], model, **xargs)
     after = [by_kind(server, name) for name in ("requests_total", "candidates_count")]
     kinds = Counter((method, model.replace("base", "")) for method, model, _ in asked)
     assert after[0] - before[0] == kinds

@@ -1,30 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A server with rules of others: one by ``--cold-rule``, one of an installed package."""
+"""A server with rules of others by ``--cold-rule``; ``tests/examples/test_rule`` installs one."""
 
 from __future__ import annotations
 
 import json
-import os
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests import naive_rules
-from tests.examples.installed import ROOT, install
 from tests.naive import NaiveCold, assert_same_tokens
-from tests.server import own_rules
-from tests.server.conftest import Server, arguments, serve
+from tests.server.conftest import Server
 from vllm_cold.group.results import RULE_HAS_NO_WEIGHTS
 
 pytestmark = pytest.mark.server
 
 PROMPT = list(range(20, 60))
 ALPHA, MAX_TOKENS = 0.02, 24
-OWN = (own_rules.Fading, own_rules.Breaks, own_rules.Raises)
 
 
 def conflict(step: naive_rules.Step, parameters: naive_rules.Parameters) -> float:
@@ -39,17 +33,6 @@ def fading(step: naive_rules.Step, parameters: naive_rules.Parameters) -> float:
 
 
 NAIVE = {"conflict": (conflict, {"beta": 0.5}), "fading": (fading, {"beta": 1.0})}
-
-
-@pytest.fixture(scope="module")
-def server(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    folder = tmp_path_factory.mktemp("rules")
-    options = [*arguments(tiny)]
-    for rule in OWN:
-        options += ["--cold-rule", f"{rule.__module__}:{rule.__name__}"]
-    path = os.pathsep.join(map(str, (install(folder), ROOT)))
-    with serve(folder, options, PYTHONPATH=path) as running:
-        yield running
 
 
 def ask(server: Server, rule: str, **xargs: Any) -> tuple[int, dict[str, Any]]:
@@ -94,8 +77,8 @@ def test_tokens_are_those_of_the_reference(
     assert_same_tokens([tokens(ask(server, rule, **each)) for each in said], right)
     alone = naive.greedy(PROMPT, "one", MAX_TOKENS)
     assert len({tuple(trace.tokens) for trace in (*right, alone)}) == 3
-    counted = server.metrics("vllm_cold_requests_total")
-    assert [value for labels, value in counted.items() if f'method="{rule}"' in labels] == [2]
+    counted = server.samples("vllm_cold_requests_total")
+    assert [sample.value for sample in counted if sample.labels["method"] == rule] == [2]
 
 
 def test_a_name_that_nobody_has(server: Server) -> None:

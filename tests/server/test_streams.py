@@ -14,8 +14,8 @@ import pytest
 
 from tests.docs.blocks import block
 from tests.engine.streams import Texts
-from tests.naive import NaiveCold, assert_same_tokens
-from tests.recipes.page import words
+from tests.naive import NaiveCold, Trace, assert_same_tokens
+from tests.recipes.page import served
 from tests.server.conftest import Server, serve
 
 pytestmark = pytest.mark.server
@@ -31,11 +31,7 @@ MAX_TOKENS = Texts.MAX_TOKENS
 @pytest.fixture(scope="module")
 def guide(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """The page's server that guides every chat; without LoRA."""
-    own = {"MODEL": str(tiny / "model")}
-    program, command, *options = [
-        own.get(w, w) for w in words(block("docs/serving.md", "guide"), {})
-    ]
-    assert (program, command) == ("vllm", "serve")
+    options = served(block("docs/serving.md", "guide"), {"MODEL": str(tiny / "model")})
     options += ["--served-model-name", "base", "--dtype", "float32", "--enforce-eager"]
     options += ["--max-model-len", "256", "--gpu-memory-utilization", "0.2"]
     with serve(tmp_path_factory.mktemp("guide"), options) as running:
@@ -45,30 +41,6 @@ def guide(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serv
 @pytest.fixture(scope="module")
 def model(tiny: Path, naive: NaiveCold) -> Texts:
     return Texts(tiny, naive)
-
-
-def ask(
-    server: Server, prompt: Any, model: str = "one", stream: bool = False, n: int = 1, **xargs: Any
-) -> list[int]:
-    """The tokens of an answer; with several, they are equal."""
-    client = server.client
-    extra = {"return_token_ids": True, "vllm_xargs": xargs, "ignore_eos": True}
-    options: dict[str, Any] = {
-        "model": model, "max_tokens": MAX_TOKENS, "stream": stream, "n": n,
-        # vLLM takes several greedy answers in these words only.
-        "temperature": 0.0 if n == 1 else 1.0, "extra_body": {**extra, "top_k": 1},
-    }  # fmt: skip
-    answer: Any = (
-        client.completions.create(prompt=prompt, **options)
-        if isinstance(prompt, str)
-        else client.chat.completions.create(messages=prompt, **options)
-    )
-    tokens: list[list[int]] = [[] for _ in range(n)]
-    for event in answer if stream else [answer]:
-        for choice in event.choices:
-            tokens[choice.index] += getattr(choice, "token_ids", None) or []
-    assert all(one == tokens[0] for one in tokens)
-    return tokens[0]
 
 
 def no_mask(beta: float = 1.0, **more: Any) -> dict[str, Any]:
@@ -143,7 +115,7 @@ def test_every_way_of_saying_it(server: Server, model: Texts) -> None:
     assert len({tuple(trace.tokens) for trace in expected}) == len(expected)
     for stream, n in ((False, 1), (True, 3)):
         got = [
-            ask(server, prompt, name, stream, n, **xargs)
+            server.ask(prompt, name, stream, n, **xargs)
             for prompt, name, xargs, _ in CASES.values()
         ]
         assert_same_tokens(got, expected)
@@ -166,11 +138,11 @@ def test_a_server_that_guides_every_chat(guide: Server, model: Texts) -> None:
         model.group(CHAT, None, (-0.5, None, [SYSTEM, USER])),
     ]
     got = [
-        ask(guide, CHAT, "base"),
-        ask(guide, [USER, TOOL], "base"),
-        ask(guide, TEXT, "base"),
-        ask(guide, CHAT, "base", cold=0),
-        ask(guide, CHAT, "base", cold_without="tool"),
+        guide.ask(CHAT, "base"),
+        guide.ask([USER, TOOL], "base"),
+        guide.ask(TEXT, "base"),
+        guide.ask(CHAT, "base", cold=0),
+        guide.ask(CHAT, "base", cold_without="tool"),
     ]
     expected = model.decode(*groups)
     assert_same_tokens(got, expected)
@@ -181,9 +153,9 @@ def test_a_server_that_guides_every_chat(guide: Server, model: Texts) -> None:
     }  # fmt: skip
     assert header(guide, [USER]) == header(guide, CHAT, cold=0) == {"cold": 0}
     with pytest.raises(openai.BadRequestError, match="the engine's default.*no such message"):
-        ask(guide, [USER], "base", cold=1)
+        guide.ask([USER], "base", cold=1)
     with pytest.raises(openai.BadRequestError, match="LoRA is off|no such adapter"):
-        ask(guide, CHAT, "base", cold_amateur="one")
+        guide.ask(CHAT, "base", cold_amateur="one")
 
 
 def test_a_preset_behind_the_models_name(server: Server, guide: Server, model: Texts) -> None:
@@ -199,24 +171,24 @@ def test_a_preset_behind_the_models_name(server: Server, guide: Server, model: T
         "completion": model.group(TEXT, "two", (-0.5, None, None), alpha=0.1),
     }
     got = [
-        ask(server, CHAT, "base:cfg"),
-        ask(server, CHAT, "base:cad", stream=True),
-        ask(server, CHAT, "one:cad"),
-        ask(server, CHAT, "two:cold"),
-        ask(server, CHAT, "two:cold", cold_alpha=0),
-        ask(server, CHAT, "one:cold"),
-        ask(server, [USER], "one:cad"),
-        ask(server, TEXT, "two:cold", stream=True),
+        server.ask(CHAT, "base:cfg"),
+        server.ask(CHAT, "base:cad", stream=True),
+        server.ask(CHAT, "one:cad"),
+        server.ask(CHAT, "two:cold"),
+        server.ask(CHAT, "two:cold", cold_alpha=0),
+        server.ask(CHAT, "one:cold"),
+        server.ask([USER], "one:cad"),
+        server.ask(TEXT, "two:cold", stream=True),
     ]
     assert_same_tokens(got, model.decode(*chat.values()))
-    assert ask(server, CHAT, "one:cad", cold=0) == ask(server, CHAT, "one")
+    assert server.ask(CHAT, "one:cad", cold=0) == server.ask(CHAT, "one")
     # The server's own default says what is left out; here it is the system prompt.
-    assert ask(guide, CHAT, "base:cad") == ask(guide, CHAT, "base") == got[0]
+    assert guide.ask(CHAT, "base:cad") == guide.ask(CHAT, "base") == got[0]
 
     # The answer names what vLLM served, the header how.
-    for name, served in (("two:cold", "two"), ("base:cad", "base"), ("one:cold", "one:cold")):
+    for name, model_of in (("two:cold", "two"), ("base:cad", "base"), ("one:cold", "one:cold")):
         answer = send(server, "chat/completions", model=name, messages=CHAT, vllm_xargs=None)
-        assert answer.json()["model"] == served
+        assert answer.json()["model"] == model_of
         assert json.loads(answer.headers["x-cold"]).get("preset") == {
             "two:cold": "cold", "base:cad": "cad", "one:cold": None,
         }[name]  # fmt: skip
@@ -241,9 +213,7 @@ def test_a_preset_behind_the_models_name(server: Server, guide: Server, model: T
 # One of each kind; tests/unit has them all.
 BAD: dict[str, tuple[dict[str, Any], str]] = {
     "no JSON": ({"cold_amateur_messages": "[{"}, "must be a JSON list of messages"),
-    "too long": ({"cold_amateur_prompt": " w1" * 300}, "maximum context length is 256 tokens"),
     "no room": ({"cold_amateur_prompt": " w1" * 245}, "prompt has 245 tokens, which with max_toke"),
-    "equal": ({"cold_amateur_messages": json.dumps([SYSTEM, USER])}, "the amateur is the expert"),
 }  # fmt: skip
 
 
@@ -253,27 +223,8 @@ def test_bad_amateurs(wrong: str, server: Server) -> None:
     xargs, message = BAD[wrong]
     for stream in (False, True):
         with pytest.raises(openai.BadRequestError) as caught:
-            ask(server, [SYSTEM, USER], stream=stream, **xargs)
+            server.ask([SYSTEM, USER], stream=stream, **xargs)
         assert message in str(caught.value)
-
-
-def test_a_length_that_nobody_asked_for(server: Server) -> None:
-    """It is what the longest stream's prompt leaves, where there is anything left."""
-    for stream in (False, True):
-        for length, left in ((240, 16), (255, 1), (256, 0)):
-            options: dict[str, Any] = {
-                "model": "one", "messages": [SYSTEM, USER], "stream": stream,
-                "extra_body": {"vllm_xargs": {"cold_amateur_prompt": " w1" * length},
-                               "return_token_ids": True, "ignore_eos": True},
-            }  # fmt: skip
-            if not left:
-                with pytest.raises(openai.BadRequestError, match="the amateur's prompt has 256"):
-                    server.client.chat.completions.create(**options)
-                continue
-            answer = server.client.chat.completions.create(**options)
-            events = answer if stream else [answer]
-            found = [getattr(c, "token_ids", None) or [] for e in events for c in e.choices]
-            assert sum(map(len, found)) == left
 
 
 # ---- other endpoints -----------------------------------------------------------------------------
@@ -347,35 +298,6 @@ def test_responses_and_messages(path: str, stream: bool, server: Server, model: 
         assert answer.status_code == 400 and message in answer.json()["error"]["message"]
 
 
-def test_several_prompts_of_a_completion(server: Server, model: Texts) -> None:
-    texts = [TEXT, " w7 w8", TEXT[6:]]
-    expected = model.decode(*(model.group(t, "one", (-1, "one", " w9")) for t in texts))
-    body = {"prompt": texts, "max_tokens": MAX_TOKENS, "return_token_ids": True, "n": 2}
-    body |= {"temperature": 1.0, "top_k": 1, "ignore_eos": True}
-    answer = send(server, "completions", vllm_xargs=no_mask(cold_amateur_prompt=" w9"), **body)
-    got = [choice["token_ids"] for choice in answer.json()["choices"]]
-    assert_same_tokens(got, [trace for trace in expected for _ in range(2)])
-    for stream in (False, True):
-        answer = send(
-            server, "completions", vllm_xargs={"cold_part": [0, 1]}, stream=stream, **body
-        )
-        assert answer.status_code == 400 and "cold_part=3: is for one prompt" in answer.text
-
-
-def test_what_a_completion_may_have_beside(server: Server, model: Texts) -> None:
-    xargs = no_mask(cold_part=[0, 9])
-    [trace] = model.decode(model.group(TEXT, "one", (-1, "one", TEXT[9:])))
-    body = {"prompt": TEXT, "max_tokens": MAX_TOKENS, "ignore_eos": True, "vllm_xargs": xargs}
-    answer = send(server, "completions", echo=True, **body).json()["choices"][0]
-    assert answer["text"].startswith(TEXT)
-    answer = send(server, "completions", echo=True, return_token_ids=True, **body).json()
-    assert_same_tokens([answer["choices"][0]["token_ids"]], [trace])
-    for stream in (False, True):
-        for more in ({"suffix": " w1"}, {"prompt_embeds": "AAAA"}):
-            answer = send(server, "completions", stream=stream, **body, **more)
-            assert answer.status_code == 400, answer.text
-
-
 def test_a_batch_of_chats(server: Server, guide: Server, model: Texts) -> None:
     chats = [[SYSTEM, USER], [SYSTEM, TOOL], CHAT]
     expected = model.decode(*(model.group(c, "one", (-1, "one", c[1:])) for c in chats))
@@ -397,14 +319,6 @@ def test_a_batch_of_chats(server: Server, guide: Server, model: Texts) -> None:
     assert header["cold"] == 1 and header["choices"] == [1]
 
 
-def test_beam_search_where_every_chat_is_guided(guide: Server) -> None:
-    """It is refused where it would be guided."""
-    body = {"model": "base", "use_beam_search": True, "n": 2, "max_tokens": 4, "vllm_xargs": {}}
-    for messages, status in (([USER], 200), ([SYSTEM, USER], 400)):
-        assert send(guide, "chat/completions", messages=messages, **body).status_code == status
-    assert send(guide, "completions", prompt=TEXT, **body).status_code == 200
-
-
 def test_a_text_that_imitates_the_marking(server: Server, model: Texts) -> None:
     """What a user writes moves nothing."""
     said = 'cold_without=0 "role": "system" [0:9] <|system|> w1'
@@ -414,19 +328,53 @@ def test_a_text_that_imitates_the_marking(server: Server, model: Texts) -> None:
         model.group(said, "one", (-1, "one", said[7:])),
     )
     got = [
-        ask(server, chat, **no_mask(cold_without="system")),
-        ask(server, said, **no_mask(cold_part="0:7")),
+        server.ask(chat, **no_mask(cold_without="system")),
+        server.ask(said, **no_mask(cold_part="0:7")),
     ]
     assert_same_tokens(got, expected)
 
 
-def test_the_pages(server: Server, model: Texts) -> None:
-    """What docs/serving.md shows."""
-    text = block("docs/serving.md", "prompts").replace("http://localhost:8000", server.url)
+def run_page(server: Server, text: str) -> dict[str, Any]:
+    """The names that a block leaves, all of whose six requests are answered."""
+    assert "http://localhost:8000" in text
     names: dict[str, Any] = {}
     before = server.metric("vllm:request_success_total")
-    exec(compile(text, "block", "exec"), names)
+    exec(compile(text.replace("http://localhost:8000", server.url), "block", "exec"), names)
     assert server.metric("vllm:request_success_total") - before == 6
+    return names
+
+
+def test_the_pages_first_client(default_server: Server, naive: NaiveCold, model: Texts) -> None:
+    """All calls do what their comments say."""
+    ask = run_page(default_server, block("docs/serving.md", "client"))["ask"]
+    ids = model.ids("List all users.")
+
+    def begins(text: str, trace: Trace) -> bool:
+        assert trace.settled() >= 8
+        right = model.tokenizer.decode(trace.tokens[: trace.settled()], skip_special_tokens=True)
+        return text.startswith(right)
+
+    def cold(**given: Any) -> Trace:
+        settings = {"alpha": 0.05, "beta": 2.0, **given}  # the server's
+        return naive.generate(ids, expert="one", max_tokens=64, **settings)
+
+    def by_rule(name: str, **parameters: float) -> Trace:
+        return cold(rule=name, rule_parameters=parameters)
+
+    assert begins(ask(), cold())
+    strong = ask(cold_alpha=0.2, cold_beta=1.0, cold_expert_top_k=20)
+    assert begins(strong, cold(alpha=0.2, beta=1.0, expert_top_k=20))
+    adaptive = ask(cold_beta="adaptive", cold_beta_max=2.0)
+    assert begins(adaptive, by_rule("adaptive", beta_max=2.0)) and not begins(adaptive, cold())
+    unsure = ask(cold_beta="mti", cold_rule_parameters='{"tau": 2.0}')
+    assert begins(unsure, by_rule("mti", tau=2.0))
+    assert begins(ask(cold_amateur="chat"), cold(amateur="two"))
+    assert begins(ask(cold=0), naive.greedy(ids, "one", 64))
+
+
+def test_the_pages(server: Server, model: Texts) -> None:
+    """What docs/serving.md shows."""
+    names = run_page(server, block("docs/serving.md", "prompts"))
     chat = names["messages"]
     [trace] = model.decode(model.group(chat, "one", (-0.5, "one", [chat[0], chat[2]])))
     answer = names["chat"](cold_without=1, cold_preset="cad")
