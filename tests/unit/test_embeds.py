@@ -31,7 +31,6 @@ from vllm_cold import Amateur, ColdParams
 from vllm_cold.group.stream import from_extra_args
 from vllm_cold.method.amateurs import Embeds, read_prompt
 from vllm_cold.method.embeddings import Embeddings
-from vllm_cold.vllm import versions
 from vllm_cold.vllm.frontend import admission
 from vllm_cold.vllm.frontend.intake import FRONT_END
 from vllm_cold.vllm.frontend.prompts import media_kept
@@ -360,34 +359,15 @@ def test_equal_prompts(front: Front) -> None:
         prompt = made(front, rows(2), **more)
         same = ColdParams(amateur=Amateur(prompt={"prompt_embeds": rows(2) + 0, **more}))
         assert "the amateur is the expert" in refusal(front, prompt, same)
+        if more:  # vLLM's prefix cache before 0.31 takes it for the same
+            moved = {**same.amateur.prompt, "prompt_is_token_ids": [False, True]}
+            asked = ColdParams(amateur=Amateur(prompt=moved))
+            assert "the amateur is the expert" in refusal(front, prompt, asked)
         for other in ({"prompt_embeds": rows(2, 1), **more}, [5, 6]):
             assert front.streams(prompt, ColdParams(amateur=Amateur(prompt=other))).amateurs
         # With another adapter it is another one.
         base = Amateur(prompt={"prompt_embeds": rows(2), **more}, lora_request=None)
         assert front.streams(prompt, ColdParams(amateur=base)).amateurs
-
-
-@pytest.mark.parametrize("sees_masks", [True, False])
-def test_what_differs_in_the_mask_alone(
-    sees_masks: bool, front: Front, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """To the prefix cache of vLLM 0.23 it is the same."""
-    monkeypatch.setattr(versions, "is_before", lambda *release: not sees_masks)
-    ids = {"prompt_token_ids": [5, 6], "prompt_is_token_ids": [True, False]}
-    expert = made(front, rows(2), **ids)
-    moved = {"prompt_embeds": rows(2) + 0, **ids, "prompt_is_token_ids": [False, True]}
-    asked = ColdParams(amateur=Amateur(prompt=moved))
-    if sees_masks:
-        assert front.streams(expert, asked).amateurs
-    else:
-        said = refusal(front, expert, asked)
-        assert "differs from the expert's prompt in prompt_is_token_ids alone" in said
-    for other in (
-        Amateur(prompt=moved, lora_request=None),  # the cache tells adapters apart
-        Amateur(prompt={**moved, "prompt_embeds": rows(2, 1)}),
-        Amateur(prompt={**moved, "prompt_token_ids": [5, 7]}),
-    ):
-        assert front.streams(expert, ColdParams(amateur=other)).amateurs
 
 
 def test_room_for_them(front: Front) -> None:

@@ -346,7 +346,8 @@ def test_prompts_that_are_embeddings(online: Online, front: Front) -> None:
         request = protocol({})(model="one", prompt=" w1", **xargs(**args))
         one = {"type": "embeds", "prompt_embeds": torch.zeros(5, 64)}
         assert FRONT_END.server is not None
-        prepare = serving._prepare(FRONT_END.server, online.renderer, request, [one])
+        contrast = serving._decide(FRONT_END.server, request)
+        prepare = serving._prepare(FRONT_END.server, online.renderer, request, contrast, [one])
         [found] = front.run(prepare)
         return found["cold_recipe"].decided
 

@@ -36,7 +36,7 @@ from vllm_cold.method.amateurs import (
     media_parts,
 )
 from vllm_cold.vllm import contracts, versions
-from vllm_cold.vllm.patching import PatchPoint
+from vllm_cold.vllm.patching import PatchPoint, in_form_of, result_of
 from vllm_cold.vllm.scheduler.encoder import room_of
 
 if TYPE_CHECKING:
@@ -68,40 +68,26 @@ def remembered() -> dict[Any, Any]:
     return {} if found is None else found
 
 
-def _key(connector: Any, url: str, media_io: Any) -> Any:
-    # What it is decoded with comes from these keywords.
-    return url, type(media_io), repr(connector.media_io_kwargs)
-
-
 def _make_load(original: Callable[..., Any]) -> Callable[..., Any]:
-    def load_from_url(self: Any, url: str, media_io: Any, **kwargs: Any) -> Any:
+    """Of ``load_from_url`` and its async form."""
+
+    async def load(self: Any, url: str, media_io: Any, **kwargs: Any) -> Any:
         if (fetched := _fetched.get()) is None:
-            return original(self, url, media_io, **kwargs)
-        key = _key(self, url, media_io)
+            return await result_of(original(self, url, media_io, **kwargs))
+        # What it is decoded with comes from the connector's keywords.
+        key = url, type(media_io), repr(self.media_io_kwargs)
         if key not in fetched:
-            fetched[key] = original(self, url, media_io, **kwargs)
+            fetched[key] = await result_of(original(self, url, media_io, **kwargs))
         return fetched[key]
 
-    return load_from_url
-
-
-def _make_load_async(original: Callable[..., Any]) -> Callable[..., Any]:
-    async def load_from_url_async(self: Any, url: str, media_io: Any, **kwargs: Any) -> Any:
-        if (fetched := _fetched.get()) is None:
-            return await original(self, url, media_io, **kwargs)
-        key = _key(self, url, media_io)
-        if key not in fetched:
-            fetched[key] = await original(self, url, media_io, **kwargs)
-        return fetched[key]
-
-    return load_from_url_async
+    return in_form_of(original, load)
 
 
 _CONNECTOR = "vllm.multimodal.media.connector:MediaConnector."
 _TAKES = ("url", "media_io")
 PATCH_POINTS = (
     PatchPoint(_CONNECTOR + "load_from_url", _make_load, _TAKES),
-    PatchPoint(_CONNECTOR + "load_from_url_async", _make_load_async, _TAKES),
+    PatchPoint(_CONNECTOR + "load_from_url_async", _make_load, _TAKES),
 )
 LOST = "media of prompts that amateurs share with their expert are fetched again"
 

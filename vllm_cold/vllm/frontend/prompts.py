@@ -12,13 +12,12 @@ Since: 0.23 to 0.33. Can go: when vLLM shows extensions a request before it is r
 """
 
 import asyncio
-import inspect
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from msgspec import structs
 
@@ -40,12 +39,13 @@ from vllm_cold.method.amateurs import (
 from vllm_cold.vllm import versions
 from vllm_cold.vllm.frontend import media
 from vllm_cold.vllm.frontend.config import is_configured
-from vllm_cold.vllm.patching import PatchPoint
+from vllm_cold.vllm.patching import PatchPoint, at_once, in_form_of, result_of
 
 logger = logging.getLogger("vllm." + __name__)
 
-# One picture at a time, and vLLM's own threads stay free.
-_PICTURES = ThreadPoolExecutor(1, "vllm-cold-pictures")
+_T = TypeVar("_T")
+# One picture or file at a time, and vLLM's own threads stay free.
+_ASIDE = ThreadPoolExecutor(1, "vllm-cold")
 
 _KEY = "cold_recipe"  # in what vLLM makes of a prompt
 _SAID = 400  # characters of an error: it may show what a client sent
@@ -108,41 +108,23 @@ class Prompt:
     features: tuple[Any, ...] = ()
 
     @classmethod
-    def made(cls, prompt: Mapping[str, Any]) -> "Prompt":
-        """Of what a renderer made."""
+    def of(cls, made: Any) -> "Prompt":
+        """Of what a renderer made, or of an EngineCoreRequest."""
+        if isinstance(made, Mapping):
+            names = ("prompt_token_ids", "prompt_embeds", "is_token_ids")
+            return cls(*map(made.get, names), features=media.of_prompt(made))
         return cls(
-            prompt.get("prompt_token_ids"),
-            prompt.get("prompt_embeds"),
-            prompt.get("is_token_ids"),
-            media.of_prompt(prompt),
-        )
-
-    @classmethod
-    def of(cls, request: Any) -> "Prompt":
-        """Of an EngineCoreRequest."""
-        return cls(
-            request.prompt_token_ids,
-            request.prompt_embeds,
-            request.prompt_is_token_ids,
-            tuple(request.mm_features or ()),
+            made.prompt_token_ids,
+            made.prompt_embeds,
+            made.prompt_is_token_ids,
+            tuple(made.mm_features or ()),
         )
 
     def is_of(self, one: AmateurSpec) -> bool:
-        """Whether it is this amateur's, too."""
-        if media.marks(self.features) != media.marks(one.features):
-            return False
-        return self.is_token_ids == one.is_token_ids and self._has_numbers_of(one)
-
-    def is_cached_as(self, one: AmateurSpec) -> bool:
-        """Whether vLLM's prefix cache takes it for this amateur's, which it is not: before 0.31 it
-        does not look at what counts, ids or embeddings.
+        """Whether it is this amateur's, too. Where ids and embeddings are equal, which of them
+        count is not asked: vLLM's prefix cache before 0.31 does not ask it either.
         """
-        if self.is_token_ids == one.is_token_ids or not versions.is_before(0, 31):
-            return False
-        return self._has_numbers_of(one)
-
-    def _has_numbers_of(self, one: AmateurSpec) -> bool:
-        if self.ids != one.prompt:
+        if media.marks(self.features) != media.marks(one.features) or self.ids != one.prompt:
             return False
         if self.embeds is None or one.embeds is None:
             return self.embeds is one.embeds
@@ -178,48 +160,45 @@ def _unknown_token(ids: Sequence[int], size: int) -> str | None:
     return None
 
 
+def _in(carrier: Any) -> PromptSource | None:
+    found = carrier.get(_KEY) if isinstance(carrier, dict) else None
+    return found if isinstance(found, PromptSource) else None
+
+
 def prompt_source_of(prompt: Any) -> PromptSource:
     """How a prompt was made, or would be."""
     if isinstance(prompt, dict):
-        found = prompt.get(_KEY)
-        if isinstance(found, PromptSource):
-            return found
-        return PromptSource(_text_or_ids(prompt), whole=_with_media(prompt))
+        return _in(prompt) or PromptSource(_text_or_ids(prompt), whole=_with_media(prompt))
     return PromptSource(prompt if isinstance(prompt, (str, list)) else None)
 
 
 def carrying(prompt: Any) -> Any:
     """The prompt, or in its place what says how it was made."""
-    has_it = isinstance(prompt, dict) and _KEY in prompt
-    return prompt if has_it else {_KEY: prompt_source_of(prompt)}
+    return prompt if _in(prompt) is not None else {_KEY: prompt_source_of(prompt)}
 
 
 def decision_in(carrier: Any) -> Any:
     """What was decided about a request, of what ``with_decision`` gave; else ``UNDECIDED``."""
-    found = carrier.get(_KEY) if isinstance(carrier, dict) else None
-    return found.decided if isinstance(found, PromptSource) else UNDECIDED
+    return UNDECIDED if (found := _in(carrier)) is None else found.decided
 
 
 def with_decision(carrier: dict[str, Any], decided: Any) -> dict[str, Any]:
     """What vLLM made of a prompt, or a request's flat arguments, with what was decided about it."""
-    known = carrier.get(_KEY)
-    if not isinstance(known, PromptSource):
-        return {**carrier, _KEY: PromptSource(decided=decided)}
+    known = _in(carrier) or PromptSource()
     found = PromptSource(decided=decided, always_sent=known.always_sent, processed=known.processed)
     return {**carrier, _KEY: found}
 
 
-def forget_media(prompt: Any) -> None:
+def forget_media(carrier: Any) -> None:
     """No further prompt is made of what this one was made of: lets go of decoded media."""
-    found = prompt.get(_KEY) if isinstance(prompt, dict) else None
-    if isinstance(found, PromptSource):
+    if (found := _in(carrier)) is not None:
         found.fetched.clear()
 
 
 def sent_data(prompt: Any) -> list[str]:
     """The hashes of media that a contrasted request has sent without the sender's cache."""
-    found = prompt.get(_KEY) if isinstance(prompt, dict) else None
-    if not isinstance(found, PromptSource) or not found.always_sent:
+    found = _in(prompt)
+    if found is None or not found.always_sent:
         return []
     return [*media.with_data(prompt), *found.processed]
 
@@ -255,8 +234,7 @@ def media_kept(renderer: Any, made: Sequence[Any], offline: bool = False) -> Ite
 
 def _processed(made: Any) -> list[str]:
     """The hashes of what is in the sender's cache because of this prompt."""
-    found = made.get(_KEY) if isinstance(made, dict) else None
-    if not isinstance(found, PromptSource):
+    if (found := _in(made)) is None:
         return media.with_data(made)
     return [] if found.always_sent else [*media.with_data(made), *found.processed]
 
@@ -304,36 +282,23 @@ def _known(prompt_extras: Any = None, skip_mm_cache: bool = False, **_: Any) -> 
     return {"extras": prompt_extras, "always_sent": skip_mm_cache}
 
 
-def _noting(recipes_of: Callable[..., list[PromptSource]]) -> Callable[..., Any]:
-    """Makes a renderer's method put a prompt's recipe into what it makes of the prompt."""
-
-    def note(prompt_sources: list[PromptSource], made: Any) -> Any:
-        prompts = made[1] if isinstance(made, tuple) else made  # of a chat
-        for prompt, prompt_source in zip(prompts, prompt_sources, strict=True):
-            prompt[_KEY] = prompt_source
-        return made
+def _noting(sources_of: Callable[..., list[PromptSource]]) -> Callable[..., Any]:
+    """Makes a renderer's method note in what it makes of a prompt how that was made."""
 
     def make(original: Callable[..., Any]) -> Callable[..., Any]:
-        def begin(args: Any, kwargs: Any) -> tuple[list[PromptSource], dict[Any, Any]]:
+        async def render(self: Any, *args: Any, **kwargs: Any) -> Any:
+            if not is_configured(self.config):
+                return await result_of(original(self, *args, **kwargs))
             fetched = media.remembered()
-            found = [replace(each, fetched=fetched) for each in recipes_of(*args, **kwargs)]
-            return found, fetched
-
-        def render(self: Any, *args: Any, **kwargs: Any) -> Any:
-            if not is_configured(self.config):
-                return original(self, *args, **kwargs)
-            prompt_sources, fetched = begin(args, kwargs)
+            sources = sources_of(*args, **kwargs)
             with media.remembering(fetched):
-                return note(prompt_sources, original(self, *args, **kwargs))
+                made = await result_of(original(self, *args, **kwargs))
+            prompts = made[1] if isinstance(made, tuple) else made  # of a chat
+            for prompt, source in zip(prompts, sources, strict=True):
+                prompt[_KEY] = replace(source, fetched=fetched)
+            return made
 
-        async def render_async(self: Any, *args: Any, **kwargs: Any) -> Any:
-            if not is_configured(self.config):
-                return await original(self, *args, **kwargs)
-            prompt_sources, fetched = begin(args, kwargs)
-            with media.remembering(fetched):
-                return note(prompt_sources, await original(self, *args, **kwargs))
-
-        return render_async if inspect.iscoroutinefunction(original) else render
+        return in_form_of(original, render)
 
     return make
 
@@ -357,7 +322,19 @@ class RendererChanged(RuntimeError):
 
 
 def render(
-    renderer: Any, prompt_source: PromptSource, amateurs: Sequence[AmateurSpec], online: Any = None
+    renderer: Any, prompt_source: PromptSource, amateurs: Sequence[AmateurSpec]
+) -> tuple[AmateurSpec, ...]:
+    """As ``render_async`` offline, for those who have no event loop."""
+    return at_once(render_async(renderer, prompt_source, amateurs, offline=True))
+
+
+async def render_async(
+    renderer: Any,
+    prompt_source: PromptSource,
+    amateurs: Sequence[AmateurSpec],
+    online: Any = None,
+    *,
+    offline: bool = False,
 ) -> tuple[AmateurSpec, ...]:
     """Amateurs with the token ids of their prompts, for one request.
 
@@ -365,53 +342,44 @@ def render(
         renderer: vLLM's.
         prompt_source: How the expert's prompt was made.
         amateurs: As they were described.
-        online: vLLM's OnlineRenderer, which has the template's arguments of chats; None offline.
+        online: vLLM's OnlineRenderer, which has the template's arguments of chats; None without a
+            server.
+        offline: Whether nothing of it waits. Else nothing of it blocks the event loop.
 
     Raises:
         ColdError: a prompt cannot be made.
         RendererChanged: vLLM cannot make it as it is asked to; the log has the traceback.
     """
-    made = []
+
+    async def call(method: str, *args: Any, **kwargs: Any) -> Any:
+        method += "" if offline else "_async"
+        return await result_of(getattr(renderer, method)(*args, **kwargs))
+
+    made: list[tuple[AmateurSpec, Prompt]] = []
     for one in _different(amateurs):
         with _errors(one), media.remembering(prompt_source.fetched):
             if isinstance(one.source, Distorted):
                 check_there(prompt_source, one)
-                if (whole := prompt_source.whole) is None:
+                if (prompt := prompt_source.whole) is None:
                     source = prompt_source
-                    _, whole = renderer.render_messages(source.messages, source.chat_params)
-                call = _call_seen(renderer, prompt_source, media.with_images(whole, one))
+                    _, prompt = await call("render_messages", source.messages, source.chat_params)
+                seen = await aside(offline, media.with_images, prompt, one)
+                args, kwargs = _seen_args(renderer, prompt_source, seen)
+                found = await call("render_cmpl", *args, **kwargs)
             else:
-                call = _call(renderer, prompt_source, one, online)
-            method, args, kwargs = call
-            found = getattr(renderer, method)(*args, **kwargs)
+                method, args, kwargs = _call(renderer, prompt_source, one, online)
+                found = await call(method, *args, **kwargs)
             made.append((one, _read(renderer, prompt_source, one, found)))
     return _complete(amateurs, made)
 
 
-async def render_async(
-    renderer: Any, prompt_source: PromptSource, amateurs: Sequence[AmateurSpec], online: Any = None
-) -> tuple[AmateurSpec, ...]:
-    """As ``render``, without blocking the event loop."""
-    made = []
-    for one in _different(amateurs):
-        with _errors(one), media.remembering(prompt_source.fetched):
-            if isinstance(one.source, Distorted):
-                check_there(prompt_source, one)
-                if (whole := prompt_source.whole) is None:
-                    source = prompt_source
-                    _, whole = await renderer.render_messages_async(
-                        source.messages, source.chat_params
-                    )
-                seen = await asyncio.get_running_loop().run_in_executor(
-                    _PICTURES, media.with_images, whole, one
-                )
-                call = _call_seen(renderer, prompt_source, seen)
-            else:
-                call = _call(renderer, prompt_source, one, online)
-            method, args, kwargs = call
-            found = await getattr(renderer, method + "_async")(*args, **kwargs)
-            made.append((one, _read(renderer, prompt_source, one, found)))
-    return _complete(amateurs, made)
+async def aside(offline: bool, function: Callable[..., _T], *args: Any) -> _T:
+    """What a function that takes its time returns, without blocking the event loop if there is
+    one.
+    """
+    if offline:
+        return function(*args)
+    return await asyncio.get_running_loop().run_in_executor(_ASIDE, function, *args)
 
 
 def _different(amateurs: Sequence[AmateurSpec]) -> Iterator[AmateurSpec]:
@@ -428,13 +396,8 @@ def _complete(
         read = next((prompt for other, prompt in made if other.source == one.source), None)
         if read is None:
             return one
-        return structs.replace(
-            one,
-            prompt=read.ids,
-            embeds=read.embeds,
-            is_token_ids=read.is_token_ids,
-            features=read.features,
-        )
+        own = {"embeds": read.embeds, "is_token_ids": read.is_token_ids, "features": read.features}
+        return structs.replace(one, prompt=read.ids, **own)
 
     return tuple(map(complete, amateurs))
 
@@ -480,10 +443,9 @@ def _unreadable(one: AmateurSpec, error: Exception) -> ColdError:
     return one.refused(f"no prompt can be made of it: {said[:_SAID]}")
 
 
-_Call = tuple[str, tuple[Any, ...], dict[str, Any]]
-
-
-def _call(renderer: Any, prompt_source: PromptSource, one: AmateurSpec, online: Any) -> _Call:
+def _call(
+    renderer: Any, prompt_source: PromptSource, one: AmateurSpec, online: Any
+) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
     """The renderer's method that makes an amateur's prompt, and its arguments."""
     tok_params, chat_params = prompt_source.tok_params, prompt_source.chat_params
     keywords = _keywords(prompt_source)
@@ -524,9 +486,11 @@ def _call(renderer: Any, prompt_source: PromptSource, one: AmateurSpec, online: 
     return "render_cmpl", ([prompt], tok_params), keywords
 
 
-def _call_seen(renderer: Any, prompt_source: PromptSource, prompt: dict[str, Any]) -> _Call:
-    """As for a prompt that ``render_messages`` made, or that is whole: what is left of
-    ``render_chat`` behind it is ``render_cmpl``.
+def _seen_args(
+    renderer: Any, prompt_source: PromptSource, prompt: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """What ``render_cmpl`` takes of a prompt that ``render_messages`` made, or that is whole: it is
+    what is left of ``render_chat`` behind that.
     """
     tok_params, chat_params = prompt_source.tok_params, prompt_source.chat_params
     keywords = _keywords(prompt_source)
@@ -536,7 +500,7 @@ def _call_seen(renderer: Any, prompt_source: PromptSource, prompt: dict[str, Any
         extras = keywords.get("prompt_extras", {})
         media_io = chat_params.media_io_kwargs or {}
         keywords["prompt_extras"] = {**extras, "media_io_kwargs": media_io}
-    return "render_cmpl", ([prompt], tok_params), keywords
+    return ([prompt], tok_params), keywords
 
 
 def _keywords(prompt_source: PromptSource) -> dict[str, Any]:
@@ -592,20 +556,14 @@ def _read(renderer: Any, prompt_source: PromptSource, one: AmateurSpec, made: An
     assert len(prompts) == 1
     prompt = prompts[0]
     prompt_source.processed.extend(media.with_data(prompt))
-    size = renderer.model_config.get_vocab_size()
+    read = Prompt.of(prompt)
     if prompt["type"] == "embeds":
-        read = Prompt.made(prompt)
         problem = read.problem(renderer.model_config)
-    elif prompt["type"] == "token":
-        read = Prompt(ids := prompt["prompt_token_ids"])
-        problem = _unknown_token(ids, size)
-        if not ids:
-            problem = "is no token at all; it must not be empty"
-    elif prompt["type"] == "multimodal":
-        read = Prompt(ids := prompt["prompt_token_ids"], features=media.of_prompt(prompt))
-        # Tokens that stand for media need not be the model's.
-        tokenizer = renderer.tokenizer
-        problem = _unknown_token(ids, max(size, tokenizer.max_token_id + 1 if tokenizer else 0))
+    elif prompt["type"] in ("token", "multimodal"):
+        ids, size = prompt["prompt_token_ids"], renderer.model_config.get_vocab_size()
+        if prompt["type"] == "multimodal" and renderer.tokenizer:  # images' tokens may be beyond
+            size = max(size, renderer.tokenizer.max_token_id + 1)
+        problem = _unknown_token(ids, size) if ids else "is no token at all; it must not be empty"
     else:
         raise one.refused("must be text, token ids, embeddings, or these with media")
     if problem is not None:
