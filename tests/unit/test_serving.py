@@ -26,7 +26,6 @@ from vllm.renderers.params import TokenizeParams
 from tests.front_end import JUNK, ONE, TWO, Front
 from vllm_cold.group import results
 from vllm_cold.group.stream import from_extra_args
-from vllm_cold.ops.interface import NOT_FINITE
 from vllm_cold.vllm import patching, versions
 from vllm_cold.vllm.frontend import admission, intake, serving
 from vllm_cold.vllm.frontend.capacity import most_tokens
@@ -187,10 +186,8 @@ def test_a_request_is_parsed_once(
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        ({"cold_beta": 3}, "cold_beta=3: belongs into vllm_xargs"),
         ({"Cold_beta": 3}, "Cold_beta=3: belongs into vllm_xargs"),
         ({"vllm_xargs": {"Cold_beta": 3}}, "Cold_beta=3: unknown key"),
-        (xargs(gamma=3), "cold_gamma=3: unknown key"),
         (xargs(amateur="one"), "cold_amateur='one': must differ from the expert"),
         (xargs(amateur="c"), "cold_amateur='c': no such adapter"),
         (xargs(amateur="base", without=0, amateur_prompt="a"), "the amateur has a prompt already"),
@@ -256,38 +253,6 @@ def test_a_beam_search(online: Online, front: Front) -> None:
     assert said["cold"] == 1 and stream is not None
 
 
-@pytest.mark.parametrize("cold", [True, False])
-def test_a_failed_request_tells_why(cold: bool, online: Online, front: Front) -> None:
-    """The whole request of several sequences ends, and what is left of it is aborted."""
-    ended: list[str] = []
-
-    async def generate(self: Any, *args: Any, **kwargs: Any) -> AsyncGenerator[Any, None]:
-        try:
-            for reason in (None, "error", None):
-                one = SimpleNamespace(finish_reason=reason, stop_reason=reason and NOT_FINITE)
-                fine = SimpleNamespace(finish_reason=None, stop_reason=None)
-                yield SimpleNamespace(outputs=[fine, one], kv_transfer_params=None)
-        finally:
-            ended.append("closed")
-
-    async def run() -> list[Any]:
-        got: list[Any] = []
-        [made] = await online.prepare(
-            protocol({})(model="one", prompt=" w1", vllm_xargs={"cold": int(cold)})
-        )
-        wrapped = serving._make_generate(generate)
-        try:
-            async for output in wrapped(front.serve(), made, SamplingParams(), "r"):
-                got.append(output)
-        except Exception as error:
-            got.append(str(error))
-        return got
-
-    got = front.run(run())
-    assert ended == ["closed"]
-    assert (len(got), got[1] == NOT_FINITE) == ((2, True) if cold else (3, False))
-
-
 # ---- what amateurs read --------------------------------------------------------------------------
 
 
@@ -337,24 +302,6 @@ def test_amateurs_of_completions(online: Online) -> None:
     assert online.prompts(body, amateur_messages=said) == ["user:  w3\nassistant:"]
     _, streams = online.answer({"prompt": [" w1", " w2"], **xargs(amateur_prompt=" w9")})
     assert len(streams) == 2 and streams[0].amateurs == streams[1].amateurs
-
-
-def test_prompts_that_are_embeddings(online: Online, front: Front) -> None:
-    import torch
-
-    def made(**args: Any) -> Any:
-        request = protocol({})(model="one", prompt=" w1", **xargs(**args))
-        one = {"type": "embeds", "prompt_embeds": torch.zeros(5, 64)}
-        assert FRONT_END.server is not None
-        contrast = serving._decide(FRONT_END.server, request)
-        prepare = serving._prepare(FRONT_END.server, online.renderer, request, contrast, [one])
-        [found] = front.run(prepare)
-        return found["cold_recipe"].decided
-
-    assert len(made(amateur_prompt=" w9 w8").amateurs[0].prompt) == 2
-    for wrong in ({"part": "0:1"}, {"without": "system"}):
-        with pytest.raises(ValueError, match="is for c"):
-            made(**wrong)
 
 
 def test_chats_without_a_chat_template(
@@ -615,15 +562,6 @@ def test_what_does_not_fit_the_context(online: Online) -> None:
     # vLLM's number, less than its own rest of the context: nobody asked for it.
     assert tokens(online, 200, 100) == 156
     assert tokens(online, 200, 40) == 200
-
-
-@pytest.mark.skipif(HOLDS_BACK, reason="this vLLM refuses it whatever the amateur reads")
-def test_more_than_the_context_has(online: Online, cache: Any) -> None:
-    """It is vLLM's to shorten, for all streams."""
-    assert tokens(online, 238, 100, max_tokens=250) == 156
-    cache(10)
-    with pytest.raises(ValueError, match="max_tokens=250: .* need 32 KV cache blocks"):
-        online.prepared(chat(USER, **own(LONG), max_tokens=250))
 
 
 def test_what_does_not_fit_the_cache(online: Online, cache: Any) -> None:

@@ -594,7 +594,7 @@ def describe(args: ContrastArgs) -> tuple[AmateurSpec, ...]:
                 "cold_preset",
                 args.preset,
                 "contrasts with another prompt; say which with cold_without, cold_part, "
-                "cold_amateur_prompt or cold_amateur_messages",
+                "cold_images, cold_amateur_prompt or cold_amateur_messages",
             )
         _, weight = _entry(args, "weights", i, several) or ("", None)
         if weight is None and preset is not None and i < len(preset.weights):
