@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where vLLM has changed, it runs as without the package, and who asks for CoLD is told why.
 
-That the package sees a change, of each kind, is what tests/unit/test_patching.py and
-test_contracts.py say. Here it is told of one, in a fresh process each.
+That the package sees a change, of each kind, is what tests/unit/test_patching.py says. Here it
+is told of one, in a fresh process each.
 """
 
 import multiprocessing

@@ -79,14 +79,8 @@ def test_what_a_change_is_counted_from(clone: Path, monkeypatch: pytest.MonkeyPa
     (clone / "new").touch()
     assert changed.base() == second  # where the branch began
     assert changed.changed_files(second) == ["three", "new"]
-    assert not changed.is_clean()
-    changed.mark_green()
-    fourth = commit(clone, "four")
-    assert changed.base() == git(clone, "rev-parse", "HEAD~1")  # which has passed
-    git(clone, "checkout", "--quiet", "main")
-    assert changed.base() == first  # what passed is no part of main
-    monkeypatch.setenv("COLD_TEST_BASE", fourth)
-    assert changed.base() == fourth
+    monkeypatch.setenv("COLD_TEST_BASE", first)
+    assert changed.base() == first
     monkeypatch.setenv("COLD_TEST_BASE", "0" * 40)
     assert changed.base() is None
     assert changed.now() == []
@@ -97,7 +91,6 @@ def test_without_git_everything_runs(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.delenv("COLD_TEST_BASE", raising=False)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     assert changed.base() is None and changed.now() == []
-    assert not changed.is_clean()
 
 
 def test_steps_are_all_run_and_the_failed_ones_named(
@@ -106,39 +99,10 @@ def test_steps_are_all_run_and_the_failed_ones_named(
     fails = ("-c", "raise SystemExit(3)")
     monkeypatch.setattr(suite, "steps", lambda everything: {"one": fails, "two": ("-c", "")})
     monkeypatch.setattr("sys.argv", ["tests"])
-    monkeypatch.setattr(changed, "mark_green", lambda: pytest.fail("it has not passed"))
     with pytest.raises(SystemExit, match=r"Failed: one\."):
         suite.main()
     printed = capsys.readouterr().out
     assert "one FAILED\n" in printed and "two\n" in printed and "Left out" in printed
-
-
-@pytest.mark.parametrize("named", [False, True])
-def test_what_has_passed_is_remembered(named: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Unless somebody chose the base: then other changes may not have been tested."""
-    marked: list[bool] = []
-    monkeypatch.setattr(suite, "steps", lambda everything: {"one": ("-c", "")})
-    monkeypatch.setattr("sys.argv", ["tests"])
-    monkeypatch.setattr(changed, "is_clean", lambda: True)
-    monkeypatch.setattr(changed, "mark_green", lambda: marked.append(True))
-    monkeypatch.delenv(changed.BASE, raising=False)
-    if named:
-        monkeypatch.setenv(changed.BASE, "HEAD")
-    suite.main()
-    assert bool(marked) is not named
-
-
-def test_one_step_alone(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """``make v2``; that it has passed says nothing of the others."""
-    fails = ("-c", "raise SystemExit(3)")
-    monkeypatch.setattr(suite, "steps", lambda everything: {"one": fails, suite.V2: ("-c", "")})
-    monkeypatch.setattr("sys.argv", ["tests", "--v2"])
-    monkeypatch.setattr(changed, "is_clean", lambda: True)
-    monkeypatch.setattr(changed, "mark_green", lambda: pytest.fail("not all has passed"))
-    suite.main()
-    assert "Not run on the V2 model runner" in capsys.readouterr().out
 
 
 def test_a_step_has_each_folder() -> None:
