@@ -8,12 +8,13 @@ A wrong request is refused with HTTP 400 (online) or ValueError (offline) before
 import os
 from collections.abc import Mapping
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NoReturn, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from msgspec import structs
 
 from vllm_cold import adapter_config
 from vllm_cold.errors import ColdError
+from vllm_cold.group.media import why_never
 from vllm_cold.group.stream import without_cold
 from vllm_cold.method.amateurs import (
     AmateurSpec,
@@ -47,6 +48,7 @@ from vllm_cold.vllm.frontend.config import (
 from vllm_cold.vllm.frontend.contrast import Contrast, of_params, same
 from vllm_cold.vllm.frontend.prompts import UNDECIDED
 from vllm_cold.vllm.patching import at_once
+from vllm_cold.vllm.scheduler.encoder import room_of
 
 if TYPE_CHECKING:
     from vllm.lora.request import LoRARequest
@@ -196,7 +198,17 @@ class Admission:
         used = {} if expert is None else {expert.lora_int_id: expert}
         for one in contrast.amateurs:
             if one.source is None and same(one.lora, expert):
-                _refuse_equal(one, expert)
+                if expert is None:
+                    raise ValueError(
+                        "CoLD needs an adapter as expert, and this request has none: pass "
+                        "lora_request (over HTTP: name the adapter as the model), or give the "
+                        "amateur a prompt of its own."
+                    )
+                raise ColdError(
+                    one.field,
+                    expert.lora_name,
+                    "must differ from the expert; leave it out to contrast with the base model",
+                )
             if one.lora is None:
                 continue
             name = one.lora.lora_name
@@ -211,11 +223,8 @@ class Admission:
                 raise ColdError(
                     one.field,
                     name,
-                    f"expert and amateur are two adapters in one batch, but max_loras={most}; "
-                    "start the engine with max_loras (--max-loras) >= 2"
-                    if len(used) == 2
-                    else f"expert and amateurs are {len(used)} adapters in one batch, but "
-                    f"max_loras={most}; start the engine with max_loras (--max-loras) of that many",
+                    f"expert and amateurs are {len(used)} adapters in one batch, but max_loras="
+                    f"{most}; start the engine with max_loras (--max-loras) >= {len(used)}",
                 )
 
     async def prepare(
@@ -312,16 +321,28 @@ class Admission:
         prompt = prompts.Prompt.of(made)
         settled = contrast.settle(amateurs, expert, prompt)
         if settled is not None:
-            media.check(
-                self.config,
-                self.encoder_cache_size,
-                settled.amateurs,
-                len(prompt.ids or ()),
-                prompt.features,
-                prompt.embeds is not None,
-            )
+            self._check_media(settled.amateurs, prompt)
             _check_drafter(self.config, settled.amateurs, prompt)
         return settled
+
+    def _check_media(self, amateurs: tuple[AmateurSpec, ...], prompt: prompts.Prompt) -> None:
+        """Refuse what CoLD cannot do with media, and what an engine could never encode in step."""
+        own = [one for one in amateurs if one.num_tokens is not None]
+        if not any((prompt.features, *(one.features for one in own))):
+            return
+        if (problem := media.unsupported(self.config)) is not None:
+            raise ValueError(f"{media.REFUSED}{problem}")
+        if prompt.embeds is not None or any(one.embeds is not None for one in own):
+            raise ValueError(
+                "CoLD does not support media in one request with prompt_embeds; send text or token "
+                "ids."
+            )
+        experts = (len(prompt.ids or ()), prompt.features)
+        amateurs_own = [(one.num_tokens, one.features) for one in own if one.num_tokens]
+        streams = [experts] * (1 + len(amateurs) - len(own)) + amateurs_own
+        room = room_of(self.config, self.encoder_cache_size)
+        if (problem := why_never(streams, room)) is not None:
+            raise ValueError(f"CoLD: this request {problem}.")
 
     def decided(self, params: Any, expert: "LoRARequest | None") -> Contrast | None:
         """What was or now is decided about a request whose prompt does not carry it."""
@@ -336,19 +357,6 @@ class Admission:
                 return known is not None
         says = any(is_ours(key) or is_known(key) for key in params.extra_args or ())
         return says or self.defaults.enabled or isinstance(params, ColdParams)
-
-
-def _refuse_equal(one: AmateurSpec, expert: "LoRARequest | None") -> NoReturn:
-    if expert is None:
-        raise ValueError(
-            "CoLD needs an adapter as expert, and this request has none: pass lora_request (over "
-            "HTTP: name the adapter as the model), or give the amateur a prompt of its own."
-        )
-    raise ColdError(
-        one.field,
-        expert.lora_name,
-        "must differ from the expert; leave it out to contrast with the base model",
-    )
 
 
 def _check_drafter(config: Any, amateurs: tuple[AmateurSpec, ...], prompt: prompts.Prompt) -> None:

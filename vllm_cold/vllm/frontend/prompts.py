@@ -111,8 +111,8 @@ class Prompt:
     def of(cls, made: Any) -> "Prompt":
         """Of what a renderer made, or of an EngineCoreRequest."""
         if isinstance(made, Mapping):
-            names = ("prompt_token_ids", "prompt_embeds", "is_token_ids")
-            return cls(*map(made.get, names), features=media.of_prompt(made))
+            ids, embeds = made.get("prompt_token_ids"), made.get("prompt_embeds")
+            return cls(ids, embeds, made.get("is_token_ids"), media.of_prompt(made))
         return cls(
             made.prompt_token_ids,
             made.prompt_embeds,
@@ -167,9 +167,18 @@ def _in(carrier: Any) -> PromptSource | None:
 
 def prompt_source_of(prompt: Any) -> PromptSource:
     """How a prompt was made, or would be."""
-    if isinstance(prompt, dict):
-        return _in(prompt) or PromptSource(_text_or_ids(prompt), whole=_with_media(prompt))
-    return PromptSource(prompt if isinstance(prompt, (str, list)) else None)
+    return _in(prompt) or _completion(prompt)
+
+
+def _completion(prompt: Any, **more: Any) -> PromptSource:
+    if not isinstance(prompt, dict):
+        return PromptSource(prompt if isinstance(prompt, (str, list)) else None, **more)
+    ids = prompt.get("prompt_token_ids")  # vLLM reads these where there is a text, too
+    text_or_ids = prompt.get("prompt") if ids is None else list(ids)
+    if "prompt_embeds" in prompt:
+        text_or_ids = None  # ids beside them stand for some of the prompt only
+    whole = dict(prompt) if prompt.get("multi_modal_data") else None
+    return PromptSource(text_or_ids, whole=whole, **more)
 
 
 def carrying(prompt: Any) -> Any:
@@ -239,30 +248,10 @@ def _processed(made: Any) -> list[str]:
     return [] if found.always_sent else [*media.with_data(made), *found.processed]
 
 
-def _with_media(prompt: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    return dict(prompt) if prompt.get("multi_modal_data") else None
-
-
-def _text_or_ids(prompt: Mapping[str, Any]) -> str | list[int] | None:
-    if "prompt_embeds" in prompt:
-        return None  # ids beside them stand for some of the prompt only
-    # Of a prompt with both, vLLM reads the ids.
-    ids = prompt.get("prompt_token_ids")
-    return prompt.get("prompt") if ids is None else list(ids)
-
-
 def _completions(
     prompts: Sequence[Any], tok_params: Any = None, **kwargs: Any
 ) -> list[PromptSource]:
-    return [
-        PromptSource(
-            _text_or_ids(p) if isinstance(p, dict) else None,
-            tok_params=tok_params,
-            whole=_with_media(p) if isinstance(p, dict) else None,
-            **_known(**kwargs),
-        )
-        for p in prompts
-    ]
+    return [_completion(p, tok_params=tok_params, **_known(**kwargs)) for p in prompts]
 
 
 def _chats(
@@ -355,22 +344,29 @@ async def render_async(
         method += "" if offline else "_async"
         return await result_of(getattr(renderer, method)(*args, **kwargs))
 
-    made: list[tuple[AmateurSpec, Prompt]] = []
-    for one in _different(amateurs):
-        with _errors(one), media.remembering(prompt_source.fetched):
-            if isinstance(one.source, Distorted):
-                check_there(prompt_source, one)
-                if (prompt := prompt_source.whole) is None:
-                    source = prompt_source
-                    _, prompt = await call("render_messages", source.messages, source.chat_params)
-                seen = await aside(offline, media.with_images, prompt, one)
-                args, kwargs = _seen_args(renderer, prompt_source, seen)
-                found = await call("render_cmpl", *args, **kwargs)
-            else:
-                method, args, kwargs = _call(renderer, prompt_source, one, online)
-                found = await call(method, *args, **kwargs)
-            made.append((one, _read(renderer, prompt_source, one, found)))
-    return _complete(amateurs, made)
+    reads: list[tuple[Any, Prompt]] = []  # what several read is made once
+    found = []
+    for one in amateurs:
+        read = next((read for source, read in reads if source == one.source), None)
+        if read is None and one.source is not None:
+            with _errors(one), media.remembering(prompt_source.fetched):
+                if isinstance(one.source, Distorted):
+                    check_there(prompt_source, one)
+                    if (prompt := prompt_source.whole) is None:
+                        chat = prompt_source.messages, prompt_source.chat_params
+                        _, prompt = await call("render_messages", *chat)
+                    seen = await aside(offline, media.with_images, prompt, one)
+                    method, args, kwargs = _call_seen(renderer, prompt_source, seen)
+                else:
+                    method, args, kwargs = _call(renderer, prompt_source, one, online)
+                made = await call(method, *args, **kwargs)
+                read = _read(renderer, prompt_source, one, made)
+            reads.append((one.source, read))
+        if read is not None:
+            own = {"is_token_ids": read.is_token_ids, "features": read.features}
+            one = structs.replace(one, prompt=read.ids, embeds=read.embeds, **own)
+        found.append(one)
+    return tuple(found)
 
 
 async def aside(offline: bool, function: Callable[..., _T], *args: Any) -> _T:
@@ -380,26 +376,6 @@ async def aside(offline: bool, function: Callable[..., _T], *args: Any) -> _T:
     if offline:
         return function(*args)
     return await asyncio.get_running_loop().run_in_executor(_ASIDE, function, *args)
-
-
-def _different(amateurs: Sequence[AmateurSpec]) -> Iterator[AmateurSpec]:
-    """The first of those that read the same; without those that read the expert's prompt."""
-    for i, one in enumerate(amateurs):
-        if one.source is not None and all(one.source != a.source for a in amateurs[:i]):
-            yield one
-
-
-def _complete(
-    amateurs: Sequence[AmateurSpec], made: Sequence[tuple[AmateurSpec, Prompt]]
-) -> tuple[AmateurSpec, ...]:
-    def complete(one: AmateurSpec) -> AmateurSpec:
-        read = next((prompt for other, prompt in made if other.source == one.source), None)
-        if read is None:
-            return one
-        own = {"embeds": read.embeds, "is_token_ids": read.is_token_ids, "features": read.features}
-        return structs.replace(one, prompt=read.ids, **own)
-
-    return tuple(map(complete, amateurs))
 
 
 @contextmanager
@@ -443,9 +419,10 @@ def _unreadable(one: AmateurSpec, error: Exception) -> ColdError:
     return one.refused(f"no prompt can be made of it: {said[:_SAID]}")
 
 
-def _call(
-    renderer: Any, prompt_source: PromptSource, one: AmateurSpec, online: Any
-) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
+_Call = tuple[str, tuple[Any, ...], dict[str, Any]]
+
+
+def _call(renderer: Any, prompt_source: PromptSource, one: AmateurSpec, online: Any) -> _Call:
     """The renderer's method that makes an amateur's prompt, and its arguments."""
     tok_params, chat_params = prompt_source.tok_params, prompt_source.chat_params
     keywords = _keywords(prompt_source)
@@ -486,11 +463,9 @@ def _call(
     return "render_cmpl", ([prompt], tok_params), keywords
 
 
-def _seen_args(
-    renderer: Any, prompt_source: PromptSource, prompt: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """What ``render_cmpl`` takes of a prompt that ``render_messages`` made, or that is whole: it is
-    what is left of ``render_chat`` behind that.
+def _call_seen(renderer: Any, prompt_source: PromptSource, prompt: dict[str, Any]) -> _Call:
+    """As for a prompt that ``render_messages`` made, or that is whole: what is left of
+    ``render_chat`` behind it is ``render_cmpl``.
     """
     tok_params, chat_params = prompt_source.tok_params, prompt_source.chat_params
     keywords = _keywords(prompt_source)
@@ -500,7 +475,7 @@ def _seen_args(
         extras = keywords.get("prompt_extras", {})
         media_io = chat_params.media_io_kwargs or {}
         keywords["prompt_extras"] = {**extras, "media_io_kwargs": media_io}
-    return ([prompt], tok_params), keywords
+    return "render_cmpl", ([prompt], tok_params), keywords
 
 
 def _keywords(prompt_source: PromptSource) -> dict[str, Any]:
