@@ -247,4 +247,6 @@ def test_media_are_fetched_by_one_method() -> None:
     for kind in ("image", "video", "audio"):
         contains(f"{connector}.fetch_{kind}", "self.load_from_url(")
         contains(f"{connector}.fetch_{kind}_async", "self.load_from_url_async(")
+    for name, awaited in (("load_from_url", False), ("load_from_url_async", True)):
+        assert inspect.iscoroutinefunction(find(f"{connector}.{name}")) == awaited
     assert "media_io_kwargs" in set_in_init(find(connector))

@@ -211,13 +211,13 @@ CLOSED = {"build_logitsprocs", "LLMEngine.get_metrics", "expand_batch_to_tokens"
 def test_vllm_may_give_more_than_it_does_today() -> None:
     """A release adds parameters; who wraps passes them on."""
     from vllm_cold.vllm import patch_points
-    from vllm_cold.vllm.worker import workarounds
+    from vllm_cold.vllm.worker import amateur_tokens, drafts_v1, penalties_v2, workarounds
 
-    own = (patch_points.at_start, patch_points.of_speculation_v1, patch_points.later)
-    others = (patch_points.of_v2_runner, patch_points.of_front_ends, patch_points.dispensable)
-    places = [p for asked in (*own, *others, workarounds.patch_points) for p in asked()]
+    own = (patch_points.at_start, patch_points.later, patch_points.of_front_ends)
+    others = (patch_points.dispensable, drafts_v1.builders, workarounds.patch_points)
+    places = [p for asked in (*own, *others) for p in asked()]
     closed = set()
-    for place in (*places, *refusal.PATCH_POINTS):
+    for place in (*places, *amateur_tokens.V2, *penalties_v2.V2, *refusal.PATCH_POINTS):
         made = inspect.signature(place.make(lambda *args, **kwargs: None))
         if not any(p.kind is p.VAR_KEYWORD for p in made.parameters.values()):
             closed.add(place.where.partition(":")[2])

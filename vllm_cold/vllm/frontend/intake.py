@@ -126,9 +126,10 @@ def _make_add_request(original: Callable[..., Any]) -> Callable[..., Any]:
         if isinstance(prompt, dict) and "type" in prompt and isinstance(params, SamplingParams):
             with refusals(), prompts.media_kept(processor.renderer, [prompt]):
                 prompt = await _decided(FRONT_END.of(processor), prompt, params, lora_request)
-        is_new = prompts.decision_in(prompt) is UNDECIDED
-        with nullcontext() if is_new else prompts.media_kept(processor.renderer, [prompt]):
-            rest = (arrival_time, lora_request, *args)
+        rest = (arrival_time, lora_request, *args)
+        if prompts.decision_in(prompt) is UNDECIDED:
+            return await original(self, request_id, prompt, params, *rest, **kwargs)
+        with prompts.media_kept(processor.renderer, [prompt]):
             queue = await original(self, request_id, prompt, params, *rest, **kwargs)
         if sent := prompts.sent_data(prompt):
             media.tell_sent(processor.renderer, sent)
