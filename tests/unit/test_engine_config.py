@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which engines are refused, by their configuration alone."""
 
+import argparse
 import logging
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +12,7 @@ from vllm_cold.errors import ColdError
 from vllm_cold.method.amateurs import AmateurSpec
 from vllm_cold.method.arguments import parse_engine_defaults
 from vllm_cold.vllm import versions
-from vllm_cold.vllm.frontend import engine_config
+from vllm_cold.vllm.frontend import cli, engine_config
 from vllm_cold.vllm.frontend.capacity import fit
 from vllm_cold.vllm.frontend.config import lacks_seats, unsupported
 from vllm_cold.vllm.frontend.engine_config import configure
@@ -289,6 +290,39 @@ def test_states_take_blocks_too(mode: str, usable: int, max_tokens: int) -> None
     assert fit(engine, pair, 8, max_tokens + 1, unlimited=True) == max_tokens
     engine.cache_config.kv_cache_max_concurrency = None  # as in processes that are not told
     assert fit(engine, pair, 8, 900) == 900
+
+
+# ---- options of vllm serve -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "said", "cold"),
+    [
+        ({}, None, None),
+        ({"enable_lora": True}, None, None),
+        ({}, True, True),
+        ({"sampler": "cold"}, None, {"enabled": True}),
+        ({"cold_beta": 2.0}, None, {"enabled": False, "beta": 2.0}),
+        ({"cold_beta": 2.0}, True, {"enabled": True, "beta": 2.0}),
+        ({"cold_beta": 2.0, "sampler": "cold"}, {"alpha": 0.3, "beta": 1.0},
+         {"alpha": 0.3, "beta": 2.0, "enabled": True}),
+        ({"cold_beta": 2.0}, "x", "x"),  # refused when the engine is configured
+    ],
+)  # fmt: skip
+def test_options_of_a_server(options: dict[str, Any], said: Any, cold: Any) -> None:
+    more = {"other": 1} | ({} if said is None else {"cold": said})
+    args = argparse.Namespace(additional_config=more, middleware=["mine"], **options)
+    made = cli._make_from(lambda cls, args: SimpleNamespace(**vars(args)))(None, args)
+    assert made.additional_config == {"other": 1} | ({} if cold is None else {"cold": cold})
+    header = ["vllm_cold.vllm.frontend.serving.Header"] if options or cold else []
+    assert made.middleware == ["mine", *header]
+    assert more == {"other": 1} | ({} if said is None else {"cold": said})
+
+
+def test_options_that_do_not_fit_together() -> None:
+    args = argparse.Namespace(cold_beta=1.0, cold_beta_max=2.0, additional_config=None)
+    with pytest.raises(SystemExit, match="vllm: error: --cold-beta-max=2.0: "):
+        cli._make_from(lambda cls, args: SimpleNamespace(**vars(args)))(None, args)
 
 
 # ---- what computes LoRA on CPU -------------------------------------------------------------------
