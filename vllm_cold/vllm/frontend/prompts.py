@@ -66,9 +66,8 @@ class PromptSource:
         chat_params: vLLM's ChatParams; None for a completion.
         decided: The request's ``Contrast``, or None for no contrast, once that is decided.
         whole: A completion with media, as vLLM was given it.
-        extras: What goes into all prompts that are made for the request, such as arguments of the
-            processor of media.
-        always_sent: Whether its media bring their data along (``media.always_sent``).
+        keywords: vLLM's ``prompt_extras`` and ``skip_mm_cache``, where it was given them: all
+            prompts of the request are made so.
         fetched: The media that were fetched for it.
         processed: Hashes of the media that were processed for its amateurs and bring their data.
     """
@@ -79,10 +78,14 @@ class PromptSource:
     chat_params: Any = None
     decided: Any = UNDECIDED
     whole: Mapping[str, Any] | None = None
-    extras: Mapping[str, Any] | None = None
-    always_sent: bool = False
+    keywords: Mapping[str, Any] = field(default_factory=dict)
     fetched: dict[Any, Any] = field(default_factory=dict)
     processed: list[str] = field(default_factory=list)
+
+    @property
+    def always_sent(self) -> bool:
+        """Whether its media bring their data along (``media.always_sent``)."""
+        return "skip_mm_cache" in self.keywords
 
     @property
     def has_images(self) -> bool:
@@ -194,7 +197,7 @@ def decision_in(carrier: Any) -> Any:
 def with_decision(carrier: dict[str, Any], decided: Any) -> dict[str, Any]:
     """What vLLM made of a prompt, or a request's flat arguments, with what was decided about it."""
     known = _in(carrier) or PromptSource()
-    found = PromptSource(decided=decided, always_sent=known.always_sent, processed=known.processed)
+    found = PromptSource(decided=decided, keywords=known.keywords, processed=known.processed)
     return {**carrier, _KEY: found}
 
 
@@ -251,7 +254,8 @@ def _processed(made: Any) -> list[str]:
 def _completions(
     prompts: Sequence[Any], tok_params: Any = None, **kwargs: Any
 ) -> list[PromptSource]:
-    return [_completion(p, tok_params=tok_params, **_known(**kwargs)) for p in prompts]
+    known = _keywords(kwargs)
+    return [_completion(p, tok_params=tok_params, keywords=known) for p in prompts]
 
 
 def _chats(
@@ -259,16 +263,13 @@ def _chats(
 ) -> list[PromptSource]:
     for conversation in conversations:
         media.make_readable(conversation)
-    return [
-        PromptSource(
-            messages=list(c), tok_params=tok_params, chat_params=chat_params, **_known(**kwargs)
-        )
-        for c in conversations
-    ]
+    known = {"tok_params": tok_params, "chat_params": chat_params, "keywords": _keywords(kwargs)}
+    return [PromptSource(messages=list(c), **known) for c in conversations]
 
 
-def _known(prompt_extras: Any = None, skip_mm_cache: bool = False, **_: Any) -> dict[str, Any]:
-    return {"extras": prompt_extras, "always_sent": skip_mm_cache}
+def _keywords(given: Mapping[str, Any]) -> dict[str, Any]:
+    names = ("prompt_extras", "skip_mm_cache")
+    return {name: given[name] for name in names if given.get(name)}
 
 
 def _noting(sources_of: Callable[..., list[PromptSource]]) -> Callable[..., Any]:
@@ -425,7 +426,7 @@ _Call = tuple[str, tuple[Any, ...], dict[str, Any]]
 def _call(renderer: Any, prompt_source: PromptSource, one: AmateurSpec, online: Any) -> _Call:
     """The renderer's method that makes an amateur's prompt, and its arguments."""
     tok_params, chat_params = prompt_source.tok_params, prompt_source.chat_params
-    keywords = _keywords(prompt_source)
+    keywords = dict(prompt_source.keywords)
     match source := one.source:
         case Messages() | Without():
             messages = messages_of(prompt_source, one)
@@ -468,7 +469,7 @@ def _call_seen(renderer: Any, prompt_source: PromptSource, prompt: dict[str, Any
     ``render_chat`` behind it is ``render_cmpl``.
     """
     tok_params, chat_params = prompt_source.tok_params, prompt_source.chat_params
-    keywords = _keywords(prompt_source)
+    keywords = dict(prompt_source.keywords)
     if chat_params is not None:
         if tok_params is None:
             tok_params = renderer.default_chat_tok_params
@@ -476,16 +477,6 @@ def _call_seen(renderer: Any, prompt_source: PromptSource, prompt: dict[str, Any
         media_io = chat_params.media_io_kwargs or {}
         keywords["prompt_extras"] = {**extras, "media_io_kwargs": media_io}
     return "render_cmpl", ([prompt], tok_params), keywords
-
-
-def _keywords(prompt_source: PromptSource) -> dict[str, Any]:
-    """What the expert's prompt was made with, of what concerns media."""
-    found: dict[str, Any] = {}
-    if prompt_source.extras:
-        found["prompt_extras"] = dict(prompt_source.extras)
-    if prompt_source.always_sent:
-        found["skip_mm_cache"] = True
-    return found
 
 
 def check_there(prompt_source: PromptSource, one: AmateurSpec) -> None:
