@@ -217,6 +217,9 @@ def test_wrong_prompts(front: Front) -> None:
         (chat, {"amateur": "four"}, "no such adapter is loaded (loaded: one, three, two)"),
     ):
         assert message in refused(front, prompt, **args)
+    for key in ("Cold_beta", "cold_foo"):  # in other letters, or none of ours
+        params = SamplingParams(extra_args={key: 3})
+        assert f"{key}=3: unknown key" in refused(front, text, params=params)
     strict = "{% for m in messages %}{{ raise_exception('no ' + m['role']) }}{% endfor %}"
     ids = Amateur(prompt=[100, 512])
     assert "token 512 is none of the model's 512" in refused(

@@ -90,7 +90,7 @@ def _make_from(original: Callable[..., Any]) -> Callable[..., Any]:
         cls: type[Any], args: argparse.Namespace, *further: Any, **kwargs: Any
     ) -> Any:
         said = {key: getattr(args, f"cold_{key}", None) for key in ENGINE}
-        said["rules"] = getattr(args, "cold_rule", None) or None
+        said["rules"] = getattr(args, "cold_rule", None)
         said["enabled"] = True if getattr(args, "sampler", None) == "cold" else None
         given = {key: value for key, value in said.items() if value is not None}
         additional = getattr(args, "additional_config", None)
