@@ -22,24 +22,9 @@ ONE, TWO, THREE = (
 )
 
 _HELLO = json.dumps([{"role": "user", "content": " w3"}])
-_TEXT = st.text(max_size=8) | st.sampled_from(
-    [
-        "system",
-        "0:3",
-        "0,1",
-        " w9",
-        _HELLO,
-        "one",
-        "base",
-        "cad",
-        "dexperts",
-        "vcd",
-        "images",
-        "noise:500",
-        "none",
-        "",
-    ]
-)
+_WORDS = ["system", "0:3", "0,1", " w9", _HELLO, "one", "base", "cad", "dexperts", "vcd", "images",
+          "noise:500", "none", ""]  # fmt: skip
+_TEXT = st.text(max_size=8) | st.sampled_from(_WORDS)
 _SCALAR = (
     _TEXT
     | st.integers(-(2**63), 2**63)

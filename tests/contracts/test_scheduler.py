@@ -7,13 +7,11 @@
 import ast
 import copy
 import inspect
-import pickle
 import re
 import textwrap
 from types import SimpleNamespace
 from typing import Any
 
-import msgspec
 import pytest
 
 from tests.contracts.source import contains, fields, find, in_order, set_in_init, since, source_of
@@ -93,29 +91,6 @@ def test_the_queues_are_known() -> None:
     assert {"waiting"} <= queues <= {"waiting", "skipped_waiting", "kv_holding_waiting"}
 
 
-def test_queues_order_and_forget_requests() -> None:
-    from vllm.v1.core.sched import request_queue
-
-    policies = request_queue.SchedulingPolicy
-    assert set(policies.__members__) == {"FCFS", "PRIORITY"}
-    leader, other, follower = request("b"), request("c"), request("a")
-    other.arrival_time = leader.arrival_time = follower.arrival_time = 1.0
-    queue = request_queue.create_request_queue(policies.PRIORITY)
-    for waiting in (other, leader):
-        queue.add_request(waiting)
-    assert queue.peek_request() is leader
-    leader.priority, follower.priority = -2, -1
-    queue.add_request(follower)
-    assert [queue.pop_request() for _ in range(3)] == [leader, follower, other]
-    for policy in policies:
-        queue = request_queue.create_request_queue(policy)
-        queue.add_request(leader)
-        queue.remove_requests((follower,))  # one that is not there
-        assert queue.peek_request() is leader
-        queue.remove_request(leader)
-        assert not queue
-
-
 def test_the_kv_cache() -> None:
     from vllm.v1.core.kv_cache_manager import KVCacheManager
 
@@ -181,19 +156,6 @@ def test_looking_a_prefix_up_counts_nothing() -> None:
     assert ".record(" not in source_of(KVCacheManager.get_computed_blocks)
 
 
-def test_a_group_travels_in_extra_args() -> None:
-    from vllm.sampling_params import SamplingParams
-
-    stream = {"settings": {"alpha": 0.1}, "amateurs": [{"weight": -0.5, "prompt": [1, 2]}]}
-    params = SamplingParams(extra_args={"cold_stream": stream})
-    assert hasattr(params, "__dict__")  # dict=True
-    back = msgspec.msgpack.decode(msgspec.msgpack.encode(params), type=SamplingParams)
-    assert back.extra_args == params.extra_args
-    other = copy.copy(params)
-    other.extra_args = {}
-    assert params.extra_args
-
-
 def test_what_a_request_asks_for_is_known() -> None:
     """A new one: decide in scheduler.amateurs whether the amateur keeps it."""
     from vllm.sampling_params import SamplingParams
@@ -218,29 +180,6 @@ def test_columns_of_a_step() -> None:
     kinds = {name: type(getattr(empty, name)) for name in fields(CachedRequestData)}
     others = {"resumed_req_ids": set, "all_token_ids": dict}
     assert kinds == dict.fromkeys(kinds, list) | others
-
-
-def test_a_group_that_must_end_is_reported_with_an_error() -> None:
-    from vllm.v1.engine import EngineCoreOutputs, FinishReason
-
-    assert hasattr(FinishReason, "ERROR")
-    first, second = EngineCoreOutputs(), EngineCoreOutputs()
-    assert isinstance(first.outputs, list) and first.outputs is not second.outputs
-
-
-def test_figures_travel_from_workers_to_the_front_end() -> None:
-    from vllm.v1.engine import EngineCoreOutputs
-    from vllm.v1.metrics.stats import SchedulerStats
-    from vllm.v1.outputs import ModelRunnerOutput
-    from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
-
-    output: Any = ModelRunnerOutput(req_ids=[], req_id_to_index={})
-    output.cold = 7
-    assert pickle.loads(pickle.dumps(output)).cold == 7
-    sent = EngineCoreOutputs(scheduler_stats=SchedulerStats(kv_connector_stats={"cold": [1, 2]}))
-    got = MsgpackDecoder(EngineCoreOutputs).decode(MsgpackEncoder().encode(sent))
-    assert got.scheduler_stats.kv_connector_stats == {"cold": [1, 2]}
-    assert ".scheduler_stats = stats" in source_of(scheduler().update_from_output)
 
 
 def test_the_encoder_is_asked_next_to_the_cap() -> None:

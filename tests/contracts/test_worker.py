@@ -5,7 +5,7 @@ import typing
 
 import pytest
 
-from tests.contracts.source import contains, find, in_order, parameters, since
+from tests.contracts.source import contains, find, in_order, since
 
 pytestmark = pytest.mark.unit
 
@@ -162,26 +162,6 @@ def test_statements_in_order(where: str, parts: tuple[str, ...]) -> None:
     in_order(where, *parts)
 
 
-@pytest.mark.parametrize(
-    ("where", "takes"),
-    [
-        row("vllm.v1.sample.logits_processor.interface:LogitsProcessor.__init__",
-            "vllm_config", "device", "is_pin_memory"),
-        row("vllm.v1.sample.logits_processor.interface:LogitsProcessor.apply", "logits"),
-        row("vllm.v1.sample.logits_processor.interface:LogitsProcessor.update_state",
-            "batch_update"),
-        later("vllm.v1.worker.gpu.sample.logits_processor.interface:LogitsProcessor.__init__",
-              "vllm_config", "req_states"),
-        later("vllm.v1.worker.gpu.sample.logits_processor.interface:LogitsProcessor.add_request",
-              "req_idx", "sampling_params"),
-        later("vllm.v1.worker.gpu.sample.logits_processor.interface:LogitsProcessor.apply",
-              "logits", "ctx"),
-    ],
-)  # fmt: skip
-def test_a_processors_methods(where: str, takes: tuple[str, ...]) -> None:
-    assert parameters(where) == list(takes)
-
-
 def test_changes_of_a_batch() -> None:
     interface = find("vllm.v1.sample.logits_processor.interface")
     assert len(typing.get_args(interface.AddedRequest)) == 4
@@ -205,7 +185,3 @@ def test_v2_clears_blocks_of_some_caches() -> None:
         "assert self.kv_block_zeroer is not None",
         "self.kv_block_zeroer.zero_block_ids(scheduler_output.new_block_ids_to_zero)",
     )
-
-
-def test_a_stream_with_a_seed_has_a_generator() -> None:
-    contains(_V1, "sampling_params.sampling_type == SamplingType.RANDOM_SEED")

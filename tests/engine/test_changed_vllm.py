@@ -2,8 +2,8 @@
 """Plain requests get what vLLM gives them without the package: beside CoLD requests, where it is
 switched off, and where vLLM has changed; there who asks for CoLD is told why.
 
-That the package sees a change, of each kind, is what tests/unit/test_patching.py and
-test_contracts.py say. Here it is told of one, in a fresh process each.
+That the package sees a change, of each kind, is what tests/unit/test_patching.py says. Here it
+is told of one, in a fresh process each.
 """
 
 import multiprocessing

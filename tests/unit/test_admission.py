@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -74,9 +75,6 @@ def test_one_amateur_as_ever(front: Front) -> None:
     assert (one.weight, one.adapter, one.prompt) == (-2.0, None, None)
     [one] = front.streams(plain, ColdParams(amateur=TWO)).amateurs
     assert one.adapter is not None and LoRARequest(**one.adapter) == TWO and one.prompt is None
-    stream = front.streams(plain, beta="adaptive", beta_max=2)
-    assert stream.settings == ColdSettings(beta="adaptive", rule_parameters={"beta_max": 2.0})
-    assert stream.amateurs[0].weight is None
     for extra in ({}, {"cold": 0, "cold_beta": 1}, {"cold": 0, "cold_amateur_prompt": "x"}):
         request = front.request(plain, SamplingParams(extra_args=extra))
         assert not request.sampling_params.extra_args
@@ -129,7 +127,6 @@ def test_a_part_of_the_prompt(front: Front) -> None:
     text = "Text: w1 w2 Question: w3"
     expert = front.text(text)
     assert front.prompts(expert, part=[0, 12]) == ["Question: w3"]
-    assert front.prompts(text, part="5:11") == ["Text: Question: w3"]
     ids = front.text([100, 101, 102, 103])
     assert front.streams(ids, part=[1, 3]).amateurs[0].prompt == [100, 103]
     # A user's text that speaks of the marking changes nothing: positions cannot be written into it.
@@ -162,16 +159,13 @@ def test_what_the_engine_core_gets(front: Front) -> None:
     """The streams say all; the prompts as they were given do not travel, and the caller keeps its
     parameters.
     """
-    import msgspec
-
     params = ColdParams(amateurs=[Amateur(prompt=[{**USER, "name": object()}])])
     request = front.request(front.text(" w1"), params)
     assert params.amateurs and not request.sampling_params.amateurs
     wire = msgspec.msgpack.encode(request.sampling_params)
     arrived = msgspec.msgpack.decode(wire, type=SamplingParams)
-    assert from_extra_args(arrived.extra_args) == from_extra_args(
-        request.sampling_params.extra_args
-    )
+    stream = from_extra_args(arrived.extra_args)
+    assert stream == from_extra_args(request.sampling_params.extra_args) is not None
 
 
 def test_workers_can_unpickle_it(front: Front) -> None:
@@ -197,39 +191,35 @@ def refused(front: Front, prompt: Any, lora: Any = ONE, params: Any = None, **ar
 def test_an_amateur_that_is_its_expert(front: Front) -> None:
     text, same = front.text(" w1 w2"), Amateur(prompt=" w1 w2")
     equal = "the amateur is the expert, prompt and adapter"
-    assert equal in refused(front, text, params=ColdParams(amateur=same))
-    assert equal in refused(front, text, None, params=ColdParams(amateur=same))
+    for lora in (ONE, None):
+        assert equal in refused(front, text, lora, params=ColdParams(amateur=same))
     assert equal in refused(front, text, amateur_prompt=" w1 w2", amateur="one")
     assert "amateurs[1]=' w1 w2': " + equal in refused(
         front, text, params=ColdParams(amateurs=[Amateur(), same])
     )
     front.streams(text, amateur_prompt=" w1 w2", amateur="base")
     front.streams(text, ColdParams(amateur=Amateur(prompt=" w1 w2", lora_request=TWO)))
-    assert "must differ from the expert" in refused(front, text, amateur="one")
-    assert "must differ from the expert" in refused(
-        front, text, params=ColdParams(amateur=Amateur(lora_request=ONE))
-    )
+    for one in (ONE, LoRARequest("alias", 1, "/one"), LoRARequest("one", 9, "/one")):
+        said = refused(front, text, params=ColdParams(amateur=one))
+        assert "must differ from the expert" in said  # by its number or its name
     assert "CoLD needs an adapter as expert" in refused(front, text, None, amateur="base")
-    assert "CoLD needs an adapter as expert" in refused(front, text, None, params=ColdParams())
     assert front.streams(text, ColdParams(amateur=ONE), lora=None).amateurs[0].adapter
 
 
 def test_wrong_prompts(front: Front) -> None:
     text, chat = front.text(" w1 w2"), front.chat(CHAT)
     for prompt, args, message in (
-        (text, {"without": "system"}, "cold_without='system': is for chats, whose prompt is"),
-        (chat, {"part": [0, 1]}, "cold_part='0:1': is for completions, whose prompt is one text"),
         (chat, {"without": "assistant"}, "'assistant': the conversation has no such message"),
-        (chat, {"without": "system,contxt"}, "cold_without='contxt': the conversation has no such"),
-        (front.chat([USER]), {"without": "system"}, "cold_without='system': the conversation has"),
         (chat, {"without": 3}, "cold_without=3: the conversation has the messages 0 to 2"),
-        (chat, {"without": "0,1,2"}, "cold_without='0,1,2': leaves no message"),
         (text, {"part": [0, 7]}, "cold_part='0:7': the prompt has 6 characters"),
         (text, {"part": [0, 6]}, "cold_part='0:6': leaves nothing of the prompt"),
         (text, {"amateur_prompt": " w1" * 65}, "no prompt can be made of it: This model's maximum"),
         (chat, {"amateur": "four"}, "no such adapter is loaded (loaded: one, three, two)"),
     ):
         assert message in refused(front, prompt, **args)
+    for key in ("Cold_beta", "cold_foo"):  # in other letters, or none of ours
+        params = SamplingParams(extra_args={key: 3})
+        assert f"{key}=3: unknown key" in refused(front, text, params=params)
     strict = "{% for m in messages %}{{ raise_exception('no ' + m['role']) }}{% endfor %}"
     ids = Amateur(prompt=[100, 512])
     assert "token 512 is none of the model's 512" in refused(
@@ -252,19 +242,7 @@ def test_rules(front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
     mti = ColdSettings(beta="mti", rule_parameters={"tau": 2.0})
     for tau in ('{"tau": 2}', {"tau": 2}):
         assert front.streams(text, beta="mti", rule_parameters=tau).settings == mti
-    assert "rule_parameters['tau']=-2: must be a number from 0 to 100" in refused(
-        front, text, beta="mti", rule_parameters='{"tau": -2}'
-    )
-    assert "cold_rule_parameters['taw']=2: rule 'mti' has no such parameter, allowed are: " in (
-        refused(front, text, beta="mti", rule_parameters='{"taw": 2}')
-    )
-    assert "cold_beta='os:system': must be a number, or the name of a rule: acd, adapt" in refused(
-        front, text, beta="os:system"
-    )
     two: dict[str, Any] = {"amateur_prompt": [" w8", " w9"]}
-    assert "cold_weights=['acd', 'mti']: names acd and mti; a request has one rule" in refused(
-        front, text, weights=["acd", "mti"], **two
-    )
     front.serve(default={"beta": "adaptive", "beta_max": 3})
     own = ColdSettings(beta="adaptive", rule_parameters={"beta_max": 3.0})
     assert front.streams(text).settings == own
@@ -273,8 +251,6 @@ def test_rules(front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
     stream = front.streams(text, weights=["mti", 0.5], **two)
     assert stream.settings == ColdSettings(beta="mti")
     assert [a.weight for a in stream.amateurs] == [None, 0.5]
-    stream = front.streams(text, weights=["", 0.5], **two)
-    assert (stream.settings, [a.weight for a in stream.amateurs]) == (own, [None, 0.5])
     drafts = SimpleNamespace(num_speculative_tokens=1)
     monkeypatch.setattr(front.config, "speculative_config", drafts)
     front.streams(text, beta="mti")
@@ -309,8 +285,6 @@ def same_but(change: Any) -> Any:
 
 CHANGED: dict[str, Any] = {
     "other arguments": lambda self, prompts: None,
-    "nothing": lambda self, *args, **kwargs: None,
-    "no prompt": same_but(lambda made: []),
     "other keys": same_but(lambda made: [{"type": "token", "ids": one} for one in made]),
     "no ids": same_but(lambda made: [{**one, "prompt_token_ids": ["a"]} for one in made]),
     "gone": None,
@@ -360,37 +334,9 @@ def test_adapters_in_one_batch(front: Front) -> None:
         front.streams(text, ColdParams(amateur=own))
         front.streams(text, ColdParams(amateur=ONE), lora=None)
         message = refused(front, text, params=ColdParams(amateur=TWO))
-        assert "expert and amateur are two adapters in one batch, but max_loras=1" in message
+        assert "expert and amateurs are 2 adapters in one batch, but max_loras=1" in message
     finally:
         front.config.lora_config.max_loras = 2
-
-
-@pytest.mark.parametrize("option", ["max_num_seqs", "max_num_batched_tokens"])
-def test_seats_for_all_streams(option: str, front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
-    text = front.text(" w1 w2")
-    monkeypatch.setattr(front.config.scheduler_config, option, 4)
-    own = [Amateur(prompt=" w9")]
-    front.streams(text, ColdParams(amateurs=own * 3))
-    message = refused(front, text, params=ColdParams(amateurs=own * 4))
-    flag = "--" + option.replace("_", "-")
-    assert message.startswith(f"{option}=4: a CoLD request with 4 amateurs takes 5 ")
-    assert message.endswith(f"set it ({flag}) to 5 or more.")
-
-
-def test_room_for_all_streams(front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each stream counts with its own length; the last token is not computed."""
-    cache = front.config.cache_config
-    monkeypatch.setattr(cache, "block_size", 4)
-    monkeypatch.setattr(cache, "num_gpu_blocks", 12)  # one of which is the null block
-    text = front.text([100] * 4)
-    own = [Amateur(prompt=[101] * 12), Amateur(prompt=[102] * 20), Amateur(lora_request=None)]
-    front.streams(text, ColdParams(amateurs=own, max_tokens=1))  # 1 + 3 + 5 + 1 = 10
-    monkeypatch.setattr(cache, "num_gpu_blocks", 10)
-    message = refused(front, text, params=ColdParams(amateurs=own, max_tokens=1))
-    assert "with prompts of 4, 12, 20, 4 tokens, the 4 streams of a CoLD request need 10" in message
-    message = refused(front, text, params=ColdParams(max_tokens=17))
-    assert "with the prompt's 4 tokens, the two streams of a CoLD request need 10" in message
-    front.streams(text, ColdParams(max_tokens=13))  # 2 * 4
 
 
 def test_no_amateur_is_at_the_end_before_its_expert(front: Front) -> None:
@@ -420,16 +366,6 @@ def test_no_amateur_is_at_the_end_before_its_expert(front: Front) -> None:
     )
 
 
-def test_keys_of_others(front: Front) -> None:
-    """Their values are nobody's here, and ours in other letters are a mistake."""
-    args = {"prompt_token_ids": 5, "coldstart": 1}
-    for more in ({}, {"cold": 0}):
-        sampling = front.request(front.text(" w1"), SamplingParams(extra_args=args | more))
-        assert sampling.sampling_params.extra_args == args
-    params = SamplingParams(extra_args={"Cold_beta": 3})
-    assert "Cold_beta=3: unknown key" in refused(front, front.text(" w1"), params=params)
-
-
 def test_sessions(front: Front) -> None:
     params = ColdParams(amateur=Amateur(prompt=" w9"))
     request = front.request(front.text(" w1"), SamplingParams())
@@ -440,36 +376,6 @@ def test_sessions(front: Front) -> None:
 
 
 # ---- the engine's defaults -----------------------------------------------------------------------
-
-
-def test_an_engine_that_guides_every_chat(front: Front) -> None:
-    front.serve(default={"without": "system", "alpha": 0, "beta": 1})
-    chat, text = front.chat(CHAT), front.text(" w1")
-    for lora in (ONE, None):
-        stream = front.streams(chat, lora=lora)
-        assert stream.settings == ColdSettings(0.0, 1.0)
-        [one] = stream.amateurs
-        assert front.tokenizer.decode(one.prompt) == "user:  w3\ntool:  w4 w5\nassistant:"
-        assert (one.adapter is None) == (lora is None)
-    # Nothing to leave out, and nobody asked: as if there were no default.
-    for lora in (ONE, None):
-        for prompt in (text, " w1", front.chat([USER]), front.chat([SYSTEM])):
-            request = front.request(prompt, SamplingParams(), lora)
-            assert from_extra_args(request.sampling_params.extra_args) is None
-    # Who asks is told.
-    server = r"cold_without (the engine's default)='system': "
-    asked = SamplingParams(extra_args={"cold": 1})
-    assert server + "is for chats" in refused(front, text, params=asked)
-    assert server + "the conversation has no such" in refused(
-        front, front.chat([USER]), params=asked
-    )
-    # What a request says of its amateurs replaces the engine's.
-    assert front.prompts(chat, without="tool") == ["system:  w1 w2\nuser:  w3\nassistant:"]
-    assert front.prompts(chat, amateur="base") == [None]
-    assert front.prompts(chat, beta=2) == ["user:  w3\ntool:  w4 w5\nassistant:"]
-    assert front.prompts(chat, ColdParams()) == [None]
-    off = front.request(chat, SamplingParams(extra_args={"cold": 0}))
-    assert from_extra_args(off.sampling_params.extra_args) is None
 
 
 def test_an_engine_without_lora(tiny: Path) -> None:
@@ -507,7 +413,7 @@ def test_an_amateur_that_cannot_be_loaded(
     def asked(path: str) -> ColdParams:
         return ColdParams(amateur=LoRARequest("two", 2, path))
 
-    for path in (str(tmp_path), str(tmp_path / "nowhere"), "~/nowhere", "no/such-folder"):
+    for path in (str(tmp_path / "nowhere"), "~/nowhere", "no/such-folder"):
         message = refused(front, text, params=asked(path))
         assert message.startswith("amateur='two': no adapter_config.json")
     for content, message in (

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from vllm_cold.method.presets import PRESET_NAMES
 from vllm_cold.vllm.frontend import aliases
 
 pytestmark = pytest.mark.unit
@@ -56,8 +55,9 @@ def check(models: Models, request: Any) -> Any:
     return asyncio.run(aliases._make(original)(serving, request))
 
 
-@pytest.mark.parametrize("preset", PRESET_NAMES)
-@pytest.mark.parametrize("name", ["base", "org/m:7b", "sql", "a:b"])
+@pytest.mark.parametrize(
+    ("name", "preset"), [("base", "cold"), ("org/m:7b", "cad"), ("sql", "vcd"), ("a:b", "cfg")]
+)
 def test_an_alias(name: str, preset: str) -> None:
     request = completion(f"{name}:{preset}")
     assert check(Models("sql", "a:b"), request) is None
@@ -68,12 +68,9 @@ def test_what_a_request_says_itself_wins() -> None:
     request = completion("sql:cad", {"cold_preset": "cfg", "cold_beta": 2, "mine": "x"})
     assert check(Models("sql"), request) is None
     assert request.vllm_xargs == {"cold_preset": "cfg", "cold_beta": 2, "mine": "x"}
-    request = completion("sql:cad", {"cold": 0})
-    assert check(Models("sql"), request) is None
-    assert request.vllm_xargs == {"cold_preset": "cad", "cold": 0}
 
 
-@pytest.mark.parametrize("name", ["base", "sql", "org/m:7b", "sql:cad", None, ""])
+@pytest.mark.parametrize("name", ["base", "org/m:7b", "sql:cad", None])
 def test_what_vllm_serves_is_no_alias(name: str | None) -> None:
     """An adapter's own name may end as an alias does."""
     request = completion(name, {"mine": 1})
@@ -86,11 +83,9 @@ def test_what_vllm_serves_is_no_alias(name: str | None) -> None:
     [
         ("sql:cda", "behind 'sql:' must stand a preset, one of cold, cad, adacad, acd, arr,"),
         ("base:", "behind 'base:' must stand a preset"),
-        ("sql:CAD", "must stand a preset"),
         ("sql:cad:cad", ""),
         ("other:cad", ""),
         (":cad", ""),
-        ("cad", ""),
     ],
 )
 def test_unknown_models(name: str, said: str) -> None:

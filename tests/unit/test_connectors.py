@@ -36,65 +36,45 @@ def config(asked: dict[str, Any] | None, lora: bool = True, **model: Any) -> Any
 OWN = {"kv_connector_module_path": "tests.scheduler.connector"}
 
 
-@pytest.mark.parametrize("lora", [True, False], ids=["LoRA", "no LoRA"])
 @pytest.mark.parametrize(
     "asked",
     [
         None,
         {},
         transfer("SimpleCPUOffloadConnector"),
-        transfer("OffloadingConnector"),
         transfer("StandIn", **OWN),
         several(transfer("StandIn", **OWN), transfer("OffloadingConnector")),
-        transfer("NixlConnector"),
+        transfer("NixlConnector", "kv_producer"),
+        several(transfer("StandIn", "kv_consumer", **OWN)),
         transfer("RequestConnector", kv_connector_module_path="tests.engine.folder_connector"),
     ],
     ids=str,
 )
-def test_connectors_that_find_what_is_a_streams_own(asked: Any, lora: bool) -> None:
-    assert unsupported(config(asked, lora)) is None
-
-
-def test_a_name_of_vllms_on_a_class_of_somebody_else() -> None:
-    asked = transfer("OffloadingConnector", kv_connector_module_path=__name__)
-    assert "not known to look KV up" in str(unsupported(config(asked)))
+def test_connectors_that_find_what_is_a_streams_own(asked: Any) -> None:
+    for lora in (True, False):
+        assert unsupported(config(asked, lora)) is None
 
 
 class OffloadingConnector:
-    """Declares nothing."""
+    """A class of somebody else with a name of vLLM's, which declares nothing."""
 
-    def __init__(self, vllm_config: Any, role: Any, kv_cache_config: Any) -> None:
-        raise NotImplementedError
-
-
-@pytest.mark.parametrize("role", ["kv_producer", "kv_consumer"])
-def test_half_an_engine_that_shares_blocks_with_the_other(role: str) -> None:
-    for asked in (transfer("NixlConnector", role), several(transfer("StandIn", role, **OWN))):
-        assert unsupported(config(asked)) is None
+    def __init__(self, vllm_config: Any, role: Any, kv_cache_config: Any) -> None: ...
 
 
-@pytest.mark.parametrize("role", ["kv_producer", "kv_both"])
-@pytest.mark.parametrize("name", ["NixlPushConnector", "MooncakeConnector"])
-def test_those_that_hand_on_a_single_request(name: str, role: str) -> None:
-    for asked in (transfer(name, role), several(transfer("StandIn", **OWN), transfer(name))):
-        said = str(unsupported(config(asked, lora=False)))
-        assert f"it has the KV connector {name}, which hands on the KV of the client's req" in said
-        assert "not that of its amateurs; CoLD supports OffloadingConnector, Sim" in said
-
-
-@pytest.mark.parametrize("lora", [True, False], ids=["LoRA", "no LoRA"])
-def test_the_example_connector(lora: bool) -> None:
-    for asked in (transfer("ExampleConnector"), several(transfer("ExampleConnector"))):
-        said = str(unsupported(config(asked, lora)))
-        why = "gives one adapter's to another" if lora else "when its first chunk is computed"
-        assert why in said and "keyed_by_block_hash or keyed_by_request = True" in said
-
-
-@pytest.mark.parametrize("name", ["LMCacheConnectorV1", "FlexKVConnectorV1"])
-def test_others_are_not_known(name: str) -> None:
-    for asked in (transfer(name), several(transfer("StandIn", **OWN), transfer(name))):
-        said = str(unsupported(config(asked, lora=False)))
-        assert f"the KV connector {name}, which is not known to look KV up" in said
+@pytest.mark.parametrize(
+    "asked",
+    [
+        *map(transfer, ("NixlPushConnector", "MooncakeConnector", "LMCacheConnectorV1")),
+        transfer("ExampleConnector"),
+        transfer("OffloadingConnector", kv_connector_module_path=__name__),
+    ],
+    ids=str,
+)
+def test_others_are_not_known(asked: Any) -> None:
+    for whole in (asked, several(transfer("StandIn", **OWN), asked)):
+        said = str(unsupported(config(whole, lora=False)))
+        assert f"it has the KV connector {asked['kv_connector']}, which is not known to fin" in said
+        assert "CoLD supports OffloadingConnector, Sim" in said
         assert "keyed_by_block_hash or keyed_by_request = True" in said
 
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which engines are refused, by their configuration alone."""
 
+import argparse
 import logging
 from types import SimpleNamespace
 from typing import Any
@@ -11,9 +12,9 @@ from vllm_cold.errors import ColdError
 from vllm_cold.method.amateurs import AmateurSpec
 from vllm_cold.method.arguments import parse_engine_defaults
 from vllm_cold.vllm import versions
-from vllm_cold.vllm.frontend import engine_config
+from vllm_cold.vllm.frontend import cli, engine_config
 from vllm_cold.vllm.frontend.capacity import fit
-from vllm_cold.vllm.frontend.config import unsupported
+from vllm_cold.vllm.frontend.config import lacks_seats, unsupported
 from vllm_cold.vllm.frontend.engine_config import configure
 
 pytestmark = pytest.mark.unit
@@ -61,13 +62,10 @@ def test_an_ordinary_engine_is_prepared() -> None:
     ("said", "warns"),
     [
         ({"preset": "cad", "without": "tool"}, True),
-        ({"preset": "grd", "without": "system,1"}, True),
         ({"beta": 1.0, "without": 0}, True),
         ({"preset": "cfg", "without": "system"}, False),
         ({"preset": "cad", "without": "tool", "enabled": False}, False),
-        ({"alpha": 0.1}, False),
         (True, False),
-        (None, False),
     ],
 )
 def test_a_default_that_takes_texts_away_says_what_it_does(
@@ -85,86 +83,94 @@ def test_a_default_that_takes_texts_away_says_what_it_does(
 
 
 @pytest.mark.parametrize(
-    ("model", "reason"),
+    ("option", "value", "said"),
     [
-        ({"runner_type": "pooling"}, "pooling model"),
-        ({"is_encoder_decoder": True}, "encoder-decoder"),
+        ("model_config.runner_type", "pooling", "pooling model"),
+        ("model_config.is_encoder_decoder", True, "it has an encoder-decoder model, which CoLD"),
+        ("model_config.enable_trace_replay", True, "it has enable_trace_replay, which CoLD does"),
         (
-            {"enable_trace_replay": True},
-            "it has enable_trace_replay, which CoLD does not support; start it without",
+            "parallel_config.enable_batch_sharded_sampling",
+            True,
+            "it has batch-sharded sampling, whi",
         ),
+        ("scheduler_config.enable_chunked_prefill", False, "(--enable-chunked-prefill)"),
+        ("scheduler_config.scheduler_cls", "their.own", "leave scheduler_cls (--scheduler-cls)"),
+        ("lora_config", None, "LoRA is off, and the engine was not asked for CoLD"),
+        ("scheduler_config.max_num_seqs", 1, "(--max-num-seqs) to 2 or more"),
+        ("scheduler_config.max_num_active_seqs", 1, "(--max-num-active-seqs) to 2 or more"),
+        ("scheduler_config.max_num_batched_tokens", 1, "(--max-num-batched-tokens) to 2 or more"),
+        ("scheduler_config.max_num_scheduled_tokens", 1, "takes 2 tokens a step; set it"),
+        ("scheduler_config.max_num_scheduled_tokens", 2, None),
+        ("scheduler_config.max_num_seqs", None, None),
     ],
 )
-def test_models_that_cannot(model: dict[str, Any], reason: str) -> None:
-    engine = config(**model)
+def test_engines_that_cannot(option: str, value: Any, said: str | None) -> None:
+    """Whoever did not ask for CoLD keeps the engine."""
+    engine = config()
+    put(engine, option, value)
+    before = engine.scheduler_config.scheduler_cls
     configure(engine)
-    assert engine.scheduler_config.scheduler_cls is None
+    if said is None:
+        assert "ColdAsyncScheduler" in engine.scheduler_config.scheduler_cls
+        return
+    assert said in str(unsupported(engine))
+    assert engine.scheduler_config.scheduler_cls == before
     assert engine.model_config.logits_processors is None
     engine.additional_config = {"cold": True}
-    with pytest.raises(ValueError, match=reason):
-        configure(engine)
+    if option != "lora_config":  # then it is for prompts
+        with pytest.raises(ValueError, match="CoLD is this engine's default sampler, but "):
+            configure(engine)
 
 
-@pytest.mark.parametrize("kind", ["is_hybrid", "is_attention_free"])
-def test_models_with_states(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def put(engine: Any, option: str, value: Any) -> None:
+    *owner, name = option.split(".")
+    setattr(getattr(engine, owner[0]) if owner else engine, name, value)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("cache_config.mamba_cache_mode", "none", None),
+        ("cache_config.mamba_cache_mode", "all", "supports none and align; set one of them (--ma"),
+        ("cache_config.use_replayssm", True, "(--no-use-replayssm)"),
+        ("cache_config.prefix_match_unit", 8, "vLLM may keep a wrong state then"),
+        ("parallel_config.decode_context_parallel_size", 2, "(--decode-context-parallel-size)"),
+        ("parallel_config.tensor_parallel_size", 2, "tensor_parallel_size=2 and LoRA are on with"),
+        ("speculative_config", SimpleNamespace(method="mtp", num_speculative_tokens=1),
+         "speculative decoding is on (mtp) with state-space layers"),
+    ],
+)  # fmt: skip
+def test_models_with_states(
+    option: str, value: Any, said: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """By vLLM's release and options, not by family; each says what to do."""
-
-    def engine(**cache: Any) -> Any:
-        made = config(**{kind: True})
-        made.cache_config = SimpleNamespace(mamba_cache_mode="align", **cache)
-        return made
-
-    def said(engine: Any) -> str:
-        return str(unsupported(engine))
-
-    for version in ("0.23.0", "0.31.2"):
-        monkeypatch.setattr(versions, "vllm_version", lambda version=version: version)
-        assert said(engine()).endswith(
-            "CoLD supports with vLLM 0.32 and newer; update vLLM, or serve another model."
-        )
+    engine = config(is_hybrid=True)
+    engine.cache_config = SimpleNamespace(mamba_cache_mode="align")
     monkeypatch.setattr(versions, "vllm_version", lambda: "0.32.0")
-    for mode, works in (("none", True), ("align", True), ("all", False)):
-        made = engine()
-        made.cache_config.mamba_cache_mode = mode
-        assert (unsupported(made) is None) == works
-    assert said(made).startswith("mamba_cache_mode='all'") and "--mamba-cache-mode" in said(made)
-    assert "(--no-use-replayssm)" in said(engine(use_replayssm=True))
-    assert "leave it out" in said(engine(prefix_match_unit=8))
-    made = engine()
-    made.parallel_config.decode_context_parallel_size = 2
-    assert "(--decode-context-parallel-size)" in said(made)
-    made = engine()
-    made.parallel_config.tensor_parallel_size = 2
-    assert said(made).startswith("tensor_parallel_size=2 and LoRA are on with state-space layers")
-    made.lora_config, made.additional_config = None, {"cold": True}
-    assert unsupported(made) is None
-    made = engine()
-    made.speculative_config = SimpleNamespace(method="mtp", num_speculative_tokens=1)
-    assert said(made).startswith("speculative decoding is on (mtp) with state-space layers")
-    made = engine()
-    made.scheduler_config.enable_chunked_prefill = False
-    assert "--enable-chunked-prefill" in said(made)
+    assert unsupported(engine) is None
+    put(engine, option, value)
+    found = unsupported(engine)
+    assert found is None if said is None else said in str(found)
+    if option == "parallel_config.tensor_parallel_size":
+        engine.lora_config, engine.additional_config = None, {"cold": True}
+        assert unsupported(engine) is None
+    monkeypatch.setattr(versions, "vllm_version", lambda: "0.31.2")
+    engine.model_config = config(is_attention_free=True).model_config
+    assert "CoLD supports with vLLM 0.32 and newer; update vLLM" in str(unsupported(engine))
 
 
-@pytest.mark.parametrize("stages", [1, 2, 3])
-@pytest.mark.parametrize("version", ["0.23.0", "0.26.2+cpu", "0.27.0", "0.32.0", "dev"])
+@pytest.mark.parametrize(
+    ("stages", "version", "wrong"),
+    [(2, "0.23.0", False), (3, "0.23.0", True), (3, "0.27.0", False), (3, "dev", False)],
+)
 def test_pipelines_in_which_vllm_is_wrong(
-    stages: int, version: str, monkeypatch: pytest.MonkeyPatch
+    stages: int, version: str, wrong: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(versions, "vllm_version", lambda: version)
     engine = config()
     engine.parallel_config.pipeline_parallel_size = stages
-    if stages > 2 and version < "0.27":
-        assert str(unsupported(engine)).startswith("pipeline_parallel_size=3: before 0.27, vLLM")
-    else:
-        assert unsupported(engine) is None
-
-
-def test_options_that_cannot() -> None:
-    engine = config()
-    engine.parallel_config.enable_batch_sharded_sampling = True
-    assert "batch-sharded" in str(unsupported(engine))
-    engine = config()
+    said = unsupported(engine)
+    assert str(said).startswith("pipeline_parallel_size=3: before 0.27") if wrong else said is None
 
 
 def speculating(method: str = "ngram", **fields: Any) -> Any:
@@ -175,20 +181,13 @@ def speculating(method: str = "ngram", **fields: Any) -> Any:
     return engine
 
 
-@pytest.fixture
-def newest(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if this were vLLM 0.32, and its places those that are installed."""
-    monkeypatch.setattr(versions, "vllm_version", lambda: "0.32.0")
-
-
 since_speculation = pytest.mark.skipif(
     versions.is_before(0, 32), reason="CoLD speculates since vLLM 0.32"
 )
 
 
 @since_speculation
-@pytest.mark.parametrize("v2", [False, True], ids=["v1", "v2"])
-@pytest.mark.parametrize("method", ["ngram", "draft_model", "eagle", "suffix"])
+@pytest.mark.parametrize(("method", "v2"), [("ngram", False), ("eagle", True), ("ngram_gpu", True)])
 def test_an_engine_that_speculates_is_prepared(method: str, v2: bool) -> None:
     engine = speculating(method)
     engine.use_v2_model_runner = v2
@@ -199,92 +198,50 @@ def test_an_engine_that_speculates_is_prepared(method: str, v2: bool) -> None:
 
 
 @since_speculation
-def test_speculation_that_cannot(newest: None, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("speculative_config.method", "ngram_gpu", 'supports with V2 only; use "ngram".'),
+        ("speculative_config.enable_adaptive_verification", True, "different drafts in the stream"),
+        ("num_prefill_lookahead_tokens", 2, "several MTP modules, which want prompts split"),
+        ("parallel_config.pipeline_parallel_size", 2, "pipeline parallelism, which CoLD does not"),
+        ("version", "0.31.2", "supports with vLLM 0.32 and newer; switch it off."),
+        ("platform", None, "supports with vLLM's own CPU and GPU workers only; switch it off."),
+    ],
+)
+def test_speculation_that_cannot(
+    option: str, value: Any, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Each says what is on, and what to do."""
     from vllm.platforms import current_platform
 
-    def said(engine: Any) -> str:
-        reason = str(unsupported(engine))
-        assert reason.startswith(f"speculative decoding is on ({engine.speculative_config.method})")
-        return reason.partition(")")[2]
-
-    engine = speculating("ngram_gpu")
-    assert said(engine) == (
-        ' with the V1 model runner, which CoLD supports with V2 only; use "ngram".'
-    )
-    engine.use_v2_model_runner = True
+    engine = speculating()
     assert unsupported(engine) is None
-    engine.num_prefill_lookahead_tokens = 2
-    assert said(engine).startswith(" with several MTP modules, which want prompts split")
-    assert said(engine).endswith("use another drafter.")
-    engine = speculating(enable_adaptive_verification=True)
-    assert said(engine) == (
-        " with enable_adaptive_verification, which may verify different drafts in the streams of "
-        "a request; leave it off."
-    )
-    engine = speculating()
-    engine.parallel_config.pipeline_parallel_size = 2
-    assert said(engine) == (
-        " together with pipeline parallelism, which CoLD does not support; switch one of them off."
-    )
-    engine = speculating()
-    monkeypatch.setattr(type(current_platform), "is_out_of_tree", lambda self: True)
-    assert said(engine) == (
-        ", which CoLD supports with vLLM's own CPU and GPU workers only; switch it off."
-    )
-    monkeypatch.undo()
-    for version, works in (("0.31.2", False), ("0.23.0", False), ("0.32.0", True)):
-        monkeypatch.setattr(versions, "vllm_version", lambda version=version: version)
-        engine = speculating()
-        if works:
-            assert unsupported(engine) is None
-        else:
-            assert said(engine) == (
-                ", which CoLD supports with vLLM 0.32 and newer; switch it off."
-            )
-    # Whoever did not ask for CoLD keeps the engine.
-    engine = speculating(enable_adaptive_verification=True)
-    configure(engine)
-    assert engine.scheduler_config.scheduler_cls is None
-    engine.additional_config = {"cold": True}
-    with pytest.raises(ValueError, match="enable_adaptive_verification"):
-        configure(engine)
-
-
-def test_seats_where_drafts_are_verified() -> None:
-    """vLLM admits a request with room for them, and some drafters add tokens to each request."""
-    from vllm_cold.vllm.frontend.config import lacks_seats
-
-    engine = speculating(max_num_new_slots_for_drafting=2)
-    for option, least in (
-        ("max_num_seqs", 3), ("max_num_batched_tokens", 12), ("max_num_scheduled_tokens", 12)
-    ):  # fmt: skip
-        before = getattr(engine.scheduler_config, option, None)
-        setattr(engine.scheduler_config, option, least)
-        assert lacks_seats(engine, 3) is None
-        setattr(engine.scheduler_config, option, least - 1)
-        said = str(lacks_seats(engine, 3))
-        flag = "--" + option.replace("_", "-")
-        assert said.startswith(
-            f"{option}={least - 1}: a CoLD request with 2 amateurs takes {least}"
-        )
-        assert said.endswith(f"set it ({flag}) to {least} or more.")
-        assert ("speculative decoding" in said) == (option != "max_num_seqs")
-        setattr(engine.scheduler_config, option, before)
+    if option == "version":
+        monkeypatch.setattr(versions, "vllm_version", lambda: value)
+    elif option == "platform":
+        monkeypatch.setattr(type(current_platform), "is_out_of_tree", lambda self: True)
+    else:
+        put(engine, option, value)
+    reason = str(unsupported(engine))
+    assert reason.startswith(f"speculative decoding is on ({engine.speculative_config.method})")
+    assert said in reason
 
 
 @pytest.mark.parametrize(
-    "option",
-    ["max_num_seqs", "max_num_active_seqs", "max_num_batched_tokens", "max_num_scheduled_tokens"],
+    ("option", "least"),
+    [("max_num_seqs", 3), ("max_num_batched_tokens", 12), ("max_num_scheduled_tokens", 12)],
 )
-def test_an_engine_without_room_for_two_streams(option: str) -> None:
-    engine = config()
-    for value, works in ((1, False), (2, True), (None, True)):
-        setattr(engine.scheduler_config, option, value)
-        assert (unsupported(engine) is None) == works
-    setattr(engine.scheduler_config, option, 1)
-    assert f"{option}=1: a CoLD request takes two" in str(unsupported(engine))
-    assert "--" + option.replace("_", "-") in str(unsupported(engine))
+def test_seats_where_drafts_are_verified(option: str, least: int) -> None:
+    """vLLM admits a request with room for them, and some drafters add tokens to each request."""
+    engine = speculating(max_num_new_slots_for_drafting=2)
+    setattr(engine.scheduler_config, option, least)
+    assert lacks_seats(engine, 3) is None
+    setattr(engine.scheduler_config, option, least - 1)
+    said = str(lacks_seats(engine, 3))
+    assert said.startswith(f"{option}={least - 1}: a CoLD request with 2 amateurs takes {least}")
+    assert said.endswith(f"set it (--{option.replace('_', '-')}) to {least} or more.")
+    assert ("speculative decoding" in said) == (option != "max_num_seqs")
 
 
 @pytest.mark.parametrize(
@@ -333,6 +290,39 @@ def test_states_take_blocks_too(mode: str, usable: int, max_tokens: int) -> None
     assert fit(engine, pair, 8, max_tokens + 1, unlimited=True) == max_tokens
     engine.cache_config.kv_cache_max_concurrency = None  # as in processes that are not told
     assert fit(engine, pair, 8, 900) == 900
+
+
+# ---- options of vllm serve -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "said", "cold"),
+    [
+        ({}, None, None),
+        ({"enable_lora": True}, None, None),
+        ({}, True, True),
+        ({"sampler": "cold"}, None, {"enabled": True}),
+        ({"cold_beta": 2.0}, None, {"enabled": False, "beta": 2.0}),
+        ({"cold_beta": 2.0}, True, {"enabled": True, "beta": 2.0}),
+        ({"cold_beta": 2.0, "sampler": "cold"}, {"alpha": 0.3, "beta": 1.0},
+         {"alpha": 0.3, "beta": 2.0, "enabled": True}),
+        ({"cold_beta": 2.0}, "x", "x"),  # refused when the engine is configured
+    ],
+)  # fmt: skip
+def test_options_of_a_server(options: dict[str, Any], said: Any, cold: Any) -> None:
+    more = {"other": 1} | ({} if said is None else {"cold": said})
+    args = argparse.Namespace(additional_config=more, middleware=["mine"], **options)
+    made = cli._make_from(lambda cls, args: SimpleNamespace(**vars(args)))(None, args)
+    assert made.additional_config == {"other": 1} | ({} if cold is None else {"cold": cold})
+    header = ["vllm_cold.vllm.frontend.serving.Header"] if options or cold else []
+    assert made.middleware == ["mine", *header]
+    assert more == {"other": 1} | ({} if said is None else {"cold": said})
+
+
+def test_options_that_do_not_fit_together() -> None:
+    args = argparse.Namespace(cold_beta=1.0, cold_beta_max=2.0, additional_config=None)
+    with pytest.raises(SystemExit, match="vllm: error: --cold-beta-max=2.0: "):
+        cli._make_from(lambda cls, args: SimpleNamespace(**vars(args)))(None, args)
 
 
 # ---- what computes LoRA on CPU -------------------------------------------------------------------

@@ -1,19 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Methods are looked at before one is wrapped; what cannot be wrapped is named, and nothing is."""
+"""What of vLLM is wrapped or relied on is looked at first; what is not there is named, and vLLM
+stays as it is.
+"""
 
 from __future__ import annotations
 
 import abc
+import dataclasses
+import enum
 import inspect
 import logging
 import sys
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import pytest
 
-from vllm_cold.vllm import availability, patching
+from vllm_cold.vllm import availability, contracts, patching, plugin, versions
+from vllm_cold.vllm.contracts import OF_CONNECTORS, OF_MEDIA, OF_SPECULATION, OF_V2, Contract
 from vllm_cold.vllm.frontend import refusal
 from vllm_cold.vllm.patching import PatchPoint, PatchPointMissing
 
@@ -23,12 +29,18 @@ NAME = "a_module_of_vllm"
 
 
 class Base:
+    def __init__(self) -> None:
+        self.running: list[int] = []
+        self.waiting = 1
+
     def inherited(self, x: int, y: int = 0) -> str:
         return f"base {x} {y}"
 
 
 class Owner(Base):
-    def plain(self, x: int, y: int = 0) -> str:
+    attribute = 3
+
+    def plain(self, x: int, y: int = 0, *, z: int = 0) -> str:
         return f"plain {x} {y}"
 
     @staticmethod
@@ -43,10 +55,9 @@ class Owner(Base):
     def prop(self) -> str:
         return "prop"
 
-    attribute = 3
-
-    def named_only(self, *, x: int) -> str:
-        return f"named {x}"
+    def score(self, logits: Any) -> Any:
+        renamed = self.mask(logits)  # type: ignore[attr-defined]
+        return self.penalties(renamed)  # type: ignore[attr-defined]
 
 
 class Interface(abc.ABC):
@@ -54,8 +65,18 @@ class Interface(abc.ABC):
     def declared(self, x: int) -> str: ...
 
 
-class Child(Owner):
-    pass
+class Colour(enum.Enum):
+    RED = 1
+
+
+@dataclasses.dataclass
+class Row:
+    ids: list[int]
+    spare: int = 0
+
+
+class Struct(msgspec.Struct):
+    ids: int
 
 
 def function(x: int) -> str:
@@ -64,12 +85,12 @@ def function(x: int) -> str:
 
 @pytest.fixture
 def module(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Copies of the classes above, in a module of their own."""
+    """What is above in a module of its own, those that are wrapped as copies."""
     made: Any = types.ModuleType(NAME)
-    for cls in (Base, Owner, Interface, Child):
-        bases = tuple(getattr(made, b.__name__, b) for b in cls.__bases__)
-        body = {k: v for k, v in vars(cls).items() if k not in ("__dict__", "__weakref__")}
-        setattr(made, cls.__name__, type(cls)(cls.__name__, bases, body))
+    for cls in (Base, Interface, Colour, Row, Struct):
+        setattr(made, cls.__name__, cls)
+    made.Owner = type("Owner", (Base,), {k: v for k, v in vars(Owner).items() if k[:2] != "__"})
+    made.Child = type("Child", (made.Owner,), {})
     made.instance = made.Owner()
     made.function = types.FunctionType(function.__code__, {}, "function")
     monkeypatch.setitem(sys.modules, NAME, made)
@@ -83,75 +104,95 @@ def loud(original: Callable[..., Any]) -> Callable[..., Any]:
     return replacement
 
 
-def place(path: str, takes: tuple[str, ...] = (), kind: type | None = None) -> PatchPoint:
-    return PatchPoint(f"{NAME}:{path}", loud, takes, kind)
+def place(path: str, takes: str = "", kind: type | None = None) -> PatchPoint:
+    return PatchPoint(f"{NAME}:{path}", loud, tuple(takes.split()), kind)
+
+
+def relied_on(path: str, **what: Any) -> Contract:
+    return Contract(f"{NAME}:{path}" if path else NAME, **what)
 
 
 @pytest.mark.parametrize(
     ("wanted", "problem"),
     [
-        (place("Owner.plain", ("x",)), None),
-        (place("Owner.plain", ("x", "y")), None),
-        (place("Owner.inherited", ("x",)), None),
-        (place("Owner.static", ("x",), staticmethod), None),
-        (place("Owner.of_class", ("x",), classmethod), None),
-        (place("instance.of_class", ("x",), classmethod), None),
-        (place("function", ("x",)), None),
-        (place("Owner.missing"), "Owner.missing is gone"),
-        (place("Missing.plain"), "Missing.plain is gone"),
-        (PatchPoint("no_such_module:Owner.plain", loud), "no_such_module.Owner.plain is gone"),
-        (place("Interface.declared"), "Interface.declared is gone"),
-        (place("Owner.plain", ("y",)), "Owner.plain takes (x), not (y)"),
-        (place("Owner.plain", ("y", "x")), "Owner.plain takes (x, y), not (y, x)"),
-        (place("Owner.plain", ("x", "y", "z")), "Owner.plain takes (x, y), not (x, y, z)"),
-        (place("Owner.named_only", ("x",)), "Owner.named_only takes (), not (x)"),
-        (place("Owner.static", ("x",)), "Owner.static is no plain method any more"),
-        (place("Owner.of_class", ("x",)), "Owner.of_class is no plain method any more"),
-        (place("Owner.prop"), "Owner.prop is no plain method any more"),
-        (place("Owner.attribute"), "Owner.attribute is no plain method any more"),
-        (place("Owner.plain", (), staticmethod), "Owner.plain is no staticmethod any more"),
-        (place("Owner.static", (), classmethod), "Owner.static is no classmethod any more"),
+        (place("Owner.plain", "x y"), None),
+        (place("Owner.inherited", "x"), None),
+        (place("Owner.static", "x", staticmethod), None),
+        (place("instance.of_class", "x", classmethod), None),
+        (place("function", "x"), None),
+        (place("Owner.missing"), ".Owner.missing is gone"),
+        (place("Missing.plain"), ".Missing.plain is gone"),
+        (place("Interface.declared"), ".Interface.declared is gone"),
+        (place("Owner.plain", "y x"), ".Owner.plain takes (x, y), not (y, x)"),
+        (place("Owner.plain", "x y z"), ".Owner.plain takes (x, y), not (x, y, z)"),
+        (place("Owner.static", "x"), ".Owner.static is no plain method any more"),
+        (place("Owner.prop"), ".Owner.prop is no plain method any more"),
+        (place("Owner.attribute"), ".Owner.attribute is no plain method any more"),
+        (place("Owner.plain", "", staticmethod), ".Owner.plain is no staticmethod any more"),
+        (place("Owner.static", "", classmethod), ".Owner.static is no classmethod any more"),
+        (relied_on("", has="Owner Row"), None),
+        (relied_on("", has="Owner Gone"), " has no Gone any more"),
+        (relied_on("Gone", has="x"), ".Gone is gone"),
+        (relied_on("Colour", has="RED"), None),
+        (relied_on("Colour", has="RED BLUE"), ".Colour has no BLUE any more"),
+        (relied_on("Owner", takes={"plain": "x y", "of_class": "x"}), None),
+        (relied_on("Owner", takes={"plain": "x z"}), ".Owner has a plain that takes (x, y)"),
+        (relied_on("Owner", takes={"gone": ""}), ".Owner has no gone any more"),
+        (relied_on("Interface", takes={"declared": "x"}), ".Interface only declares declared"),
+        (relied_on("Row", fields="ids", others="spare gone"), None),
+        (relied_on("Row", fields="ids gone"), ".Row has no field gone any more"),
+        (relied_on("Row", fields="ids", others=""), ".Row has the new field spare"),
+        (relied_on("Struct", fields="ids", others=""), None),
+        (relied_on("Struct", fields="gone"), ".Struct has no field gone any more"),
+        (relied_on("Owner", sets="running waiting"), None),
+        (relied_on("Owner", sets="running gone"), ".Owner sets no gone any more"),
+        (relied_on("Owner.score", uses="mask penalties"), None),
+        (relied_on("Owner.score", uses="penalties mask"),
+         ".Owner.score uses (mask, penalties), not (penalties, mask) in this order"),
+        (relied_on("Owner.score", uses="mask gone"),
+         ".Owner.score uses (mask), not (mask, gone) in this order"),
     ],
-    ids=lambda value: value.where.partition(":")[2] if isinstance(value, PatchPoint) else "",
-)
-def test_problem(module: Any, wanted: PatchPoint, problem: str | None) -> None:
-    found = wanted.problem()
-    assert found == problem or (problem is not None and found == f"{NAME}.{problem}")
+    ids=lambda value: value.where.partition(":")[2] if hasattr(value, "where") else "",
+)  # fmt: skip
+def test_problem(module: Any, wanted: Any, problem: str | None) -> None:
+    assert wanted.problem() == (problem and NAME + problem)
 
 
-def test_each_kind_is_wrapped(module: Any) -> None:
-    patching.install(
-        (
-            place("Owner.plain", ("x",)),
-            place("Owner.static", ("x",), staticmethod),
-            place("Owner.of_class", ("x",), classmethod),
-            place("function", ("x",)),
+@pytest.mark.parametrize("wanted", [place("Owner.plain"), relied_on("Owner", has="plain")])
+def test_a_place_that_cannot_be_looked_at_has_a_problem(
+    wanted: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever an import raises: vLLM calls plugins unguarded."""
+
+    def fails(name: str) -> Any:
+        raise RuntimeError("no such device")
+
+    assert str(wanted.problem()).endswith("is gone")  # there is no such module
+    monkeypatch.setattr("importlib.import_module", fails)
+    assert str(wanted.problem()).endswith("cannot be looked at (RuntimeError: no such device)")
+
+
+def test_each_kind_is_wrapped_once(module: Any) -> None:
+    for _ in range(2):
+        patching.install(
+            (
+                place("Owner.plain", "x"),
+                place("Owner.static", "x", staticmethod),
+                place("Owner.of_class", "x", classmethod),
+                place("Owner.inherited", "x"),
+                place("function", "x"),
+                place("Child.plain"),  # what is wrapped already is inherited like that
+            )
         )
-    )
     owner = module.Owner()
-    assert owner.plain(1, y=2) == "<plain 1 2>"
+    assert owner.plain(1, y=2) == module.Child().plain(1, y=2) == "<plain 1 2>"
     assert module.Owner.static(1) == owner.static(1) == "<static 1>"
     assert module.Owner.of_class(1) == owner.of_class(1) == "<Owner 1>"
     assert module.Child.of_class(1) == "<Child 1>"
     assert module.function(1) == "<function 1>"
     assert module.Owner.plain.__name__ == "plain"
-
-
-def test_a_base_class_is_left_alone(module: Any) -> None:
-    patching.install((place("Owner.inherited", ("x",)),))
-    assert module.Owner().inherited(1) == module.Child().inherited(1) == "<base 1 0>"
-    assert module.Base().inherited(1) == "base 1 0"
-
-
-def test_a_method_is_wrapped_once(module: Any) -> None:
-    for _ in range(2):
-        patching.install((place("Owner.plain"), place("Owner.static", (), staticmethod)))
-    assert module.Owner().plain(1) == "<plain 1 0>"
-    assert module.Owner.static(1) == "<static 1>"
-    # What is wrapped already is inherited like that.
-    patching.install((place("Child.plain"),))
-    assert module.Child().plain(1) == "<plain 1 0>"
-    assert place("Owner.plain", ("x",)).problem() is None
+    # A base class is left alone.
+    assert owner.inherited(1) == "<base 1 0>" and module.Base().inherited(1) == "base 1 0"
 
 
 def test_all_are_looked_at_before_one_is_wrapped(module: Any) -> None:
@@ -163,19 +204,56 @@ def test_all_are_looked_at_before_one_is_wrapped(module: Any) -> None:
     assert module.Owner().plain(1) == "plain 1 0"
 
 
+# They replace what vLLM does, and take what it takes today.
+CLOSED = {"build_logitsprocs", "LLMEngine.get_metrics", "expand_batch_to_tokens"}
+
+
+def test_vllm_may_give_more_than_it_does_today() -> None:
+    """A release adds parameters; who wraps passes them on."""
+    from vllm_cold.vllm import patch_points
+    from vllm_cold.vllm.worker import amateur_tokens, drafts_v1, penalties_v2, workarounds
+
+    own = (patch_points.at_start, patch_points.later, patch_points.of_front_ends)
+    others = (patch_points.dispensable, drafts_v1.builders, workarounds.patch_points)
+    places = [p for asked in (*own, *others) for p in asked()]
+    closed = set()
+    for place in (*places, *amateur_tokens.V2, *penalties_v2.V2, *refusal.PATCH_POINTS):
+        made = inspect.signature(place.make(lambda *args, **kwargs: None))
+        if not any(p.kind is p.VAR_KEYWORD for p in made.parameters.values()):
+            closed.add(place.where.partition(":")[2])
+    assert len(places) > 30
+    assert closed == CLOSED
+
+
+@pytest.mark.parametrize(
+    "contract",
+    (*contracts.needed(), *OF_SPECULATION, *OF_V2, *OF_CONNECTORS, *OF_MEDIA),
+    ids=lambda contract: contract.where,
+)
+def test_the_installed_vllm_has_all_of_it(contract: Contract) -> None:
+    later = contract in (*OF_V2, *OF_CONNECTORS, *OF_MEDIA) and versions.is_before(0, 31)
+    if later or (contract in OF_SPECULATION and versions.is_before(0, 32)):
+        pytest.skip("came with a later vLLM")
+    assert contract.problem() is None
+
+
+# ---- whether CoLD can be had ---------------------------------------------------------------------
+
+
 @pytest.fixture
-def undecided(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Nothing is known about this vLLM yet, and nothing of it is changed."""
+def undecided(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The plugin is loaded, nothing is known about this vLLM yet, and nothing of it is changed."""
+    monkeypatch.setattr(availability, "_look", plugin._look)
     monkeypatch.setattr(availability, "_reason", None)
     monkeypatch.setattr(availability, "_verified", False)
+    monkeypatch.setattr(availability, "without_speculation", None)
     monkeypatch.setattr(refusal, "PATCH_POINTS", ())
-    yield
 
 
 def test_the_first_reason_stays(
     module: Any, undecided: None, logged: list[logging.LogRecord]
 ) -> None:
-    assert availability.install((place("Owner.static", (), staticmethod),))
+    assert availability.install((place("Owner.static", "", staticmethod),))
     assert availability.unavailable() is None
     assert not availability.install((place("Owner.gone"),))
     reason = availability.unavailable()
@@ -187,17 +265,6 @@ def test_the_first_reason_stays(
     assert [r.getMessage() for r in logged] == [
         f"vllm-cold: CoLD is unavailable; vLLM runs as without it. Reason: {reason}"
     ]
-
-
-def test_a_place_that_cannot_be_looked_at_has_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever an import raises: vLLM calls plugins unguarded."""
-
-    def fails(name: str) -> Any:
-        raise RuntimeError("no such device")
-
-    monkeypatch.setattr(patching.importlib, "import_module", fails)
-    problem = place("Owner.plain").problem()
-    assert problem == f"{NAME}.Owner.plain cannot be looked at (RuntimeError: no such device)"
 
 
 @pytest.mark.usefixtures("undecided")
@@ -217,22 +284,49 @@ def test_a_configuration_without_what_is_looked_at_is_left_alone() -> None:
         configure(config)
 
 
-# They replace what vLLM does, and take what it takes today.
-CLOSED = {"build_logitsprocs", "LLMEngine.get_metrics", "expand_batch_to_tokens"}
+@pytest.mark.usefixtures("undecided")
+def test_an_engine_is_not_made_with_a_vllm_that_has_changed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whatever its version is, also one that was validated."""
+    from vllm.v1.core.kv_cache_manager import KVCacheManager
+
+    monkeypatch.setattr(versions, "vllm_version", lambda: "0.32.0")
+    monkeypatch.delattr(KVCacheManager, "evict_blocks")
+    said = "vllm.v1.core.kv_cache_manager.KVCacheManager has no evict_blocks any more. Install vLLM"
+    assert said in str(availability.verify())
 
 
-def test_vllm_may_give_more_than_it_does_today() -> None:
-    """A release adds parameters; who wraps passes them on."""
-    from vllm_cold.vllm import patch_points
-    from vllm_cold.vllm.worker import workarounds
+@pytest.mark.usefixtures("undecided")
+def test_what_speculation_alone_relies_on_takes_cold_from_nobody_else(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from vllm.v1.sample import metadata
 
-    own = (patch_points.at_start, patch_points.of_speculation_v1, patch_points.later)
-    others = (patch_points.of_v2_runner, patch_points.of_front_ends, patch_points.dispensable)
-    places = [p for asked in (*own, *others, workarounds.patch_points) for p in asked()]
-    closed = set()
-    for place in (*places, *refusal.PATCH_POINTS):
-        made = inspect.signature(place.make(lambda *args, **kwargs: None))
-        if not any(p.kind is p.VAR_KEYWORD for p in made.parameters.values()):
-            closed.add(place.where.partition(":")[2])
-    assert len(places) > 30
-    assert closed == CLOSED
+    @dataclasses.dataclass
+    class SamplingMetadata(metadata.SamplingMetadata):
+        mood: Any = None
+
+    monkeypatch.setattr(metadata, "SamplingMetadata", SamplingMetadata)
+    assert availability.verify() is None
+    assert "has the new field mood" in str(availability.without_speculation)
+
+
+@pytest.mark.usefixtures("undecided")
+def test_a_processor_that_lacks_what_vllm_wants_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    from vllm_cold.vllm.worker.processor_v1 import ColdLogitsProcessorV1
+
+    monkeypatch.setattr(ColdLogitsProcessorV1, "__abstractmethods__", frozenset({"reset"}))
+    assert "vLLM wants reset of ColdLogitsProcessorV1, too" in str(availability.verify())
+
+
+@pytest.mark.usefixtures("undecided")
+@pytest.mark.parametrize("version", ["0.32.7", "0.34.0"])
+def test_a_vllm_that_is_not_validated_is_warned_of(
+    version: str, monkeypatch: pytest.MonkeyPatch, logged: list[logging.LogRecord]
+) -> None:
+    monkeypatch.setattr(versions, "vllm_version", lambda: version)
+    assert availability.verify() is None
+    messages = [record.getMessage() for record in logged if record.levelno >= logging.WARNING]
+    assert len(messages) == (version == "0.34.0")
+    assert all(f"vLLM {version} is not among" in m and "vllm-cold doctor" in m for m in messages)

@@ -26,11 +26,9 @@ from vllm.renderers.params import TokenizeParams
 from tests.front_end import JUNK, ONE, TWO, Front
 from vllm_cold.group import results
 from vllm_cold.group.stream import from_extra_args
-from vllm_cold.ops.interface import NOT_FINITE
 from vllm_cold.vllm import patching, versions
 from vllm_cold.vllm.frontend import admission, intake, serving
 from vllm_cold.vllm.frontend.capacity import most_tokens
-from vllm_cold.vllm.frontend.errors import request_error
 from vllm_cold.vllm.frontend.intake import FRONT_END
 
 pytestmark = pytest.mark.unit
@@ -135,11 +133,6 @@ def online(front: Front) -> Online:
     return Online(front)
 
 
-def refused(raised: Any) -> None:
-    """As what vLLM answers with HTTP 400."""
-    assert type(raised.value) is type(request_error(ValueError()))
-
-
 # ---- a request is decided once -------------------------------------------------------------------
 
 
@@ -187,47 +180,30 @@ def test_a_request_is_parsed_once(
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        ({"cold_beta": 3}, "cold_beta=3: belongs into vllm_xargs"),
-        ({"Cold_beta": 3}, "Cold_beta=3: belongs into vllm_xargs"),
-        ({"vllm_xargs": {"Cold_beta": 3}}, "Cold_beta=3: unknown key"),
-        (xargs(gamma=3), "cold_gamma=3: unknown key"),
-        (xargs(amateur="one"), "cold_amateur='one': must differ from the expert"),
-        (xargs(amateur="c"), "cold_amateur='c': no such adapter"),
-        (xargs(amateur="base", without=0, amateur_prompt="a"), "the amateur has a prompt already"),
+        (chat(USER, Cold_beta=3), "Cold_beta=3: belongs into vllm_xargs"),
+        (chat(USER, vllm_xargs={"Cold_beta": 3}), "Cold_beta=3: unknown key"),
+        (chat(USER, **xargs(other="\ud800")), "cold_other='\\ud800': unknown key"),
+        ({"prompt": " w1", **xargs(amateur="one")}, "'one': must differ from the expert"),
+        ({"prompt": " w1", **xargs(amateur="c")}, "cold_amateur='c': no such adapter"),
+        (chat(USER, **xargs(amateur="base", without=0, part="0:1")), "the amateur has a prompt al"),
+        (chat(USER, **xargs(part=[0, 1])), "cold_part='0:1': is for completions"),
+        (chat(USER, **xargs(amateur_messages=json.dumps([USER]))), "the amateur is the expert"),
+        ({"prompt": " w1", **xargs(without="system")}, "cold_without='system': is for chats"),
+        ({"prompt": [" w1", " w2"], **xargs(part="0:1")}, "cold_part=2: is for one prompt"),
+        ({"prompt": [" w1", " w2"], **xargs(explain=1)}, "prompt=2: must be 1 where the weights"),
+        ({"prompt": " w1", "n": 3, **xargs(explain=1)}, "n=3: must be 1 where the weights are ask"),
+        ({"prompt": "Text: w1", "suffix": " w2", **xargs(part="0:3")}, "for a prompt without a su"),
     ],
-)
-def test_keys(body: dict[str, Any], message: str, online: Online) -> None:
-    for whole in (chat(USER, **body), {"prompt": " w1", **body}):
-        with pytest.raises(ValueError, match=message) as caught:
-            online.answer(whole)
-        refused(caught)
-        beams = protocol(whole)(model="one", use_beam_search=True, **whole)
-        with pytest.raises(ValueError) as caught:
-            beams.to_beam_search_params(4, {})
-        refused(caught)
-
-
-@pytest.mark.parametrize(
-    ("body", "args", "message"),
-    [
-        (chat(USER), {"part": [0, 1]}, "cold_part='0:1': is for completions"),
-        (chat(USER), {"amateur_messages": json.dumps([USER])}, "the amateur is the expert"),
-        (chat(USER), {"other": "\ud800"}, "cold_other='\\ud800': unknown key"),
-        ({"prompt": " w1"}, {"without": "system"}, "cold_without='system': is for chats"),
-        ({"prompt": [" w1", " w2"]}, {"part": "0:1"}, "cold_part=2: is for one prompt"),
-        ({"prompt": [" w1", " w2"]}, {"explain": 1}, "prompt=2: must be 1 where the weights are"),
-        ({"prompt": " w1", "n": 3}, {"explain": 1}, "n=3: must be 1 where the weights are asked"),
-        (
-            {"prompt": "Text: w1", "suffix": " w2"},
-            {"part": "0:3"},
-            "cold_part='0:3': is for a prompt without a suffix",
-        ),
-    ],
-)
-def test_wrong_amateurs(body: Any, args: Any, message: str, online: Online) -> None:
+)  # fmt: skip
+def test_what_is_refused(body: dict[str, Any], message: str, online: Online) -> None:
+    """As what vLLM answers with HTTP 400, by a search by beams too."""
     with pytest.raises(ValueError, match=re.escape(message)) as caught:
-        online.prompts(body, **args)
-    refused(caught)
+        online.answer(body)
+    assert type(caught.value).__name__ == "ColdRequestError"
+    beams = protocol(body)(model="one", use_beam_search=True, **body)
+    with pytest.raises(ValueError) as caught:
+        beams.to_beam_search_params(4, {})
+    assert type(caught.value).__name__ == "ColdRequestError"
 
 
 def test_what_cannot_be_sent_to_the_engine(online: Online) -> None:
@@ -254,38 +230,6 @@ def test_a_beam_search(online: Online, front: Front) -> None:
     assert not step.sampling_params.extra_args
     said, [stream] = online.answer(chat(USER))
     assert said["cold"] == 1 and stream is not None
-
-
-@pytest.mark.parametrize("cold", [True, False])
-def test_a_failed_request_tells_why(cold: bool, online: Online, front: Front) -> None:
-    """The whole request of several sequences ends, and what is left of it is aborted."""
-    ended: list[str] = []
-
-    async def generate(self: Any, *args: Any, **kwargs: Any) -> AsyncGenerator[Any, None]:
-        try:
-            for reason in (None, "error", None):
-                one = SimpleNamespace(finish_reason=reason, stop_reason=reason and NOT_FINITE)
-                fine = SimpleNamespace(finish_reason=None, stop_reason=None)
-                yield SimpleNamespace(outputs=[fine, one], kv_transfer_params=None)
-        finally:
-            ended.append("closed")
-
-    async def run() -> list[Any]:
-        got: list[Any] = []
-        [made] = await online.prepare(
-            protocol({})(model="one", prompt=" w1", vllm_xargs={"cold": int(cold)})
-        )
-        wrapped = serving._make_generate(generate)
-        try:
-            async for output in wrapped(front.serve(), made, SamplingParams(), "r"):
-                got.append(output)
-        except Exception as error:
-            got.append(str(error))
-        return got
-
-    got = front.run(run())
-    assert ended == ["closed"]
-    assert (len(got), got[1] == NOT_FINITE) == ((2, True) if cold else (3, False))
 
 
 # ---- what amateurs read --------------------------------------------------------------------------
@@ -329,31 +273,11 @@ def test_the_template_and_its_arguments_are_the_requests(online: Online) -> None
 
 def test_amateurs_of_completions(online: Online) -> None:
     body = {"prompt": "Text: w1 Question: w3"}
-    for more in ({}, {"n": 3}, {"echo": True}):
-        assert online.prompts({**body, **more}, part="0:9") == ["Question: w3"]
+    assert online.prompts({**body, "n": 3, "echo": True}, part="0:9") == ["Question: w3"]
     assert online.prompts({"prompt": [100, 101, 102]}, part="0:2") == [" w1"]
     assert online.prompts({**body, "suffix": " w2"}, amateur_prompt=" w9") == [" w9"]
-    said = json.dumps([USER])
-    assert online.prompts(body, amateur_messages=said) == ["user:  w3\nassistant:"]
     _, streams = online.answer({"prompt": [" w1", " w2"], **xargs(amateur_prompt=" w9")})
     assert len(streams) == 2 and streams[0].amateurs == streams[1].amateurs
-
-
-def test_prompts_that_are_embeddings(online: Online, front: Front) -> None:
-    import torch
-
-    def made(**args: Any) -> Any:
-        request = protocol({})(model="one", prompt=" w1", **xargs(**args))
-        one = {"type": "embeds", "prompt_embeds": torch.zeros(5, 64)}
-        assert FRONT_END.server is not None
-        prepare = serving._prepare(FRONT_END.server, online.renderer, request, [one])
-        [found] = front.run(prepare)
-        return found["cold_recipe"].decided
-
-    assert len(made(amateur_prompt=" w9 w8").amateurs[0].prompt) == 2
-    for wrong in ({"part": "0:1"}, {"without": "system"}):
-        with pytest.raises(ValueError, match="is for c"):
-            made(**wrong)
 
 
 def test_chats_without_a_chat_template(
@@ -372,9 +296,8 @@ def test_chats_without_a_chat_template(
         ("cold_part", "0:1"),
         ("cold_amateur_prompt", " w9"),
     ):
-        with pytest.raises(ValueError, match=f"{key}=.*without a chat template") as caught:
+        with pytest.raises(ValueError, match=f"{key}=.*without a chat template"):
             params(**{key: value})
-        refused(caught)
     for asked in ({"cold": 1}, {"cold_amateur": "two"}):
         sampling = front.request(front.text(" w1"), params(**asked)).sampling_params
         assert from_extra_args(sampling.extra_args) is not None
@@ -502,6 +425,11 @@ def test_a_server_that_guides_every_chat(online: Online, front: Front) -> None:
         for body in (chat(USER), {"prompt": " w1"}, cut):
             assert online.answer(body, model) == ({"cold": 0}, [None])
     assert online.answer(chat(SYSTEM, USER, vllm_xargs={"cold": 0})) == ({"cold": 0}, [None])
+    # What a request says of its amateurs replaces the server's.
+    body = chat(SYSTEM, USER, TOOL)
+    assert online.prompts(body, without="tool") == ["system:  w1 w2\nuser:  w3\nassistant:"]
+    assert online.prompts(body, amateur="base") == [None]
+    assert online.prompts(body, beta=2) == ["user:  w3\ntool:  w4\nassistant:"]
     for body, why in (
         (chat(USER, vllm_xargs={"cold": 1}), "the engine's default.*no such message"),
         ({**cut, **xargs(without="system")}, "the amateur is the expert"),
@@ -521,7 +449,7 @@ def test_a_preset_alone(online: Online, front: Front) -> None:
     sends, or a client that says it once for all its requests.
     """
     body, plain = chat(SYSTEM, USER, TOOL), chat(USER)
-    context = {"cad": "tool", "adacad": "tool", "cfg": "system"}
+    context = {"adacad": "tool", "cfg": "system"}
     left = {
         "tool": "system:  w1 w2\nuser:  w3\nassistant:",
         "system": "user:  w3\ntool:  w4\nassistant:",
@@ -540,12 +468,8 @@ def test_a_preset_alone(online: Online, front: Front) -> None:
                 assert online.answer(plain | asked) == ({"cold": 0}, [None])
             field = f"cold_without ({preset}'s default)='{without}': "
             cut = chat(SYSTEM, USER, TOOL, truncate_prompt_tokens=2)
-            for wrong, why in (
-                ({"prompt": " w1"}, "is for chats"),
-                (cut, "the amateur is the exp"),
-            ):
-                with pytest.raises(ValueError, match=re.escape(field) + why):
-                    online.answer({**wrong, **xargs(preset=preset)})
+            with pytest.raises(ValueError, match=re.escape(field) + "the amateur is the exp"):
+                online.answer(cut | xargs(preset=preset))
         assert online.prompts(body, "base", preset="grounded") == both
         said, _ = online.answer(body | xargs(preset="grounded"))
         assert (said["alpha"], said["preset"]) == (0.3, "grounded")
@@ -616,34 +540,6 @@ def test_what_does_not_fit_the_context(online: Online) -> None:
     assert tokens(online, 200, 40) == 200
 
 
-@pytest.mark.skipif(HOLDS_BACK, reason="this vLLM refuses it whatever the amateur reads")
-def test_more_than_the_context_has(online: Online, cache: Any) -> None:
-    """It is vLLM's to shorten, for all streams."""
-    assert tokens(online, 238, 100, max_tokens=250) == 156
-    cache(10)
-    with pytest.raises(ValueError, match="max_tokens=250: .* need 32 KV cache blocks"):
-        online.prepared(chat(USER, **own(LONG), max_tokens=250))
-
-
-def test_what_does_not_fit_the_cache(online: Online, cache: Any) -> None:
-    text = {"prompt": [100] * 20}
-    cache(6)
-    for more in ({"max_tokens": 29}, {"max_tokens": 29, "n": 2}):
-        assert online.prepared({**text, **own(LONG[:60]), **more})
-    with pytest.raises(ValueError, match="max_tokens=30: with the prompt's 20 tokens, the two str"):
-        online.prepared({**text, **own(LONG[:60]), "max_tokens": 30})
-    body = {**chat(USER), **own(LONG)}
-    cache(7)
-    with pytest.raises(ValueError, match="max_tokens=1: with prompts of .* need 9"):
-        online.prepared(body)
-    cache(10)
-    request = protocol(body)(model="one", **body)
-    [made] = online.front.run(online.prepare(request))
-    sampling = online.front.request(made, request.to_sampling_params(200, {}), ONE).sampling_params
-    # 18 + 15 - 1 tokens take 2 blocks, 100 + 15 - 1 take 8.
-    assert len(made["prompt_token_ids"]) == 18 and sampling.max_tokens == 15
-
-
 def test_what_the_servers_owner_allows(
     online: Online, front: Front, cache: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -661,7 +557,6 @@ def test_what_the_servers_owner_allows(
     (tmp_path / "generation_config.json").write_text('{"max_new_tokens": 40}')
     for source, override, most in (
         ("auto", {}, None),
-        ("auto", {"max_new_tokens": 30}, 30),
         ("vllm", {"max_new_tokens": 30}, 30),
         (str(tmp_path), {}, 40),
         (str(tmp_path), {"max_new_tokens": 30}, 30),

@@ -22,7 +22,7 @@ from tests.upstream import compare, environments, guard, sdist
 OWN = "vLLM's own"
 _MODEL_FREE = ("-m", "not engine and not server and not slow and not full", "tests/scheduler")
 SUITES: dict[str, tuple[str, ...]] = {
-    "scheduler": (*_MODEL_FREE, "tests/contracts", "tests/unit/test_contracts.py"),
+    "scheduler": (*_MODEL_FREE, "tests/contracts", "tests/unit/test_patching.py"),
     "model-free": (*_MODEL_FREE, "tests/contracts", "tests/unit"),
     OWN: (),  # compare.upstream
     "exact": ("tests/engine/test_reference.py",),

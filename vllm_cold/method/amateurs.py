@@ -591,7 +591,8 @@ def describe(args: ContrastArgs) -> tuple[AmateurSpec, ...]:
             ("cold_preset", args.preset),
             preset,
             [one.source for one in amateurs],
-            "say which with cold_without, cold_part, cold_amateur_prompt or cold_amateur_messages",
+            "say which with cold_without, cold_part, cold_images, cold_amateur_prompt or "
+            "cold_amateur_messages",
             f": list {each if preset.own_prompt else 'their adapters in cold_amateur'}",
         )
     return tuple(amateurs)

@@ -247,9 +247,6 @@ OF_MEDIA = (
         fields="data modality identifier mm_position mm_hash",
         others="",  # they are made anew
     ),
-    Contract(
-        "vllm.multimodal.inputs:PlaceholderRange", fields="offset length", has="get_num_embeds"
-    ),
     Contract("vllm.multimodal.utils", has="argsort_mm_positions"),
     Contract("vllm.multimodal.image", has="convert_image_mode normalize_image"),
     Contract("vllm.multimodal.media", has="MediaWithBytes"),

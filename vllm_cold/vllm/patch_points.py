@@ -18,13 +18,6 @@ def at_start() -> tuple[PatchPoint, ...]:
     return (*engine_config.PATCH_POINTS, *cli.PATCH_POINTS, *intake.PATCH_POINTS, *lora)
 
 
-def of_speculation_v1() -> tuple[PatchPoint, ...]:
-    """In every process, too; where one is missing, engines with speculation do without CoLD."""
-    from vllm_cold.vllm.worker import drafts_v1
-
-    return drafts_v1.builders()
-
-
 def later() -> tuple[PatchPoint, ...]:
     """In the processes of an engine that CoLD uses."""
     from vllm.platforms import current_platform
@@ -39,13 +32,6 @@ def later() -> tuple[PatchPoint, ...]:
     from vllm_cold.cpu import lora_wrapper
 
     return (*places, *lora_wrapper.PATCH_POINTS)
-
-
-def of_v2_runner() -> tuple[PatchPoint, ...]:
-    """In workers with vLLM's V2 model runner; ``frontend.config`` looks at them first."""
-    from vllm_cold.vllm.worker import amateur_tokens, penalties_v2
-
-    return (*amateur_tokens.V2, *penalties_v2.V2)
 
 
 def of_front_ends() -> tuple[PatchPoint, ...]:

@@ -8,11 +8,13 @@ import importlib
 import inspect
 import logging
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar, cast
 
 logger = logging.getLogger("vllm." + __name__)
+
+_T = TypeVar("_T")
 
 
 class PatchPointMissing(Exception):
@@ -99,6 +101,30 @@ class PatchPoint:
         replacement = functools.wraps(original)(self.make(original))
         replacement._vllm_cold_original = original  # type: ignore[attr-defined]
         setattr(owner, name, self.kind(replacement) if self.kind else replacement)
+
+
+def at_once(coroutine: Coroutine[Any, Any, _T]) -> _T:
+    """The result of one that does not wait."""
+    try:
+        coroutine.send(None)
+    except StopIteration as done:
+        return cast(_T, done.value)
+    coroutine.close()
+    raise RuntimeError("this coroutine waits")
+
+
+async def result_of(found: Any) -> Any:
+    """What a method returned, or what it will, if it is one to be awaited."""
+    return await found if inspect.isawaitable(found) else found
+
+
+def in_form_of(
+    original: Callable[..., Any], replacement: Callable[..., Coroutine[Any, Any, Any]]
+) -> Callable[..., Any]:
+    """A replacement that is awaited if the original is, for what vLLM has in both forms."""
+    if inspect.iscoroutinefunction(original):
+        return replacement
+    return lambda *args, **kwargs: at_once(replacement(*args, **kwargs))
 
 
 def install(places: Iterable[PatchPoint]) -> None:

@@ -30,9 +30,9 @@ def register() -> None:
         return
     availability.register(_at_start(), _look)
     if availability.unavailable() is None:
-        from vllm_cold.vllm import patch_points
+        from vllm_cold.vllm.worker import drafts_v1
 
-        for place in patch_points.of_speculation_v1():
+        for place in drafts_v1.builders():  # without them, engines with speculation have no CoLD
             if place.problem() is None:
                 place.wrap()
 

@@ -8,12 +8,13 @@ A wrong request is refused with HTTP 400 (online) or ValueError (offline) before
 import os
 from collections.abc import Mapping
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NoReturn, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from msgspec import structs
 
 from vllm_cold import adapter_config
 from vllm_cold.errors import ColdError
+from vllm_cold.group.media import why_never
 from vllm_cold.group.stream import without_cold
 from vllm_cold.method.amateurs import (
     AmateurSpec,
@@ -46,6 +47,8 @@ from vllm_cold.vllm.frontend.config import (
 )
 from vllm_cold.vllm.frontend.contrast import Contrast, of_params, same
 from vllm_cold.vllm.frontend.prompts import UNDECIDED
+from vllm_cold.vllm.patching import at_once
+from vllm_cold.vllm.scheduler.encoder import room_of
 
 if TYPE_CHECKING:
     from vllm.lora.request import LoRARequest
@@ -195,7 +198,17 @@ class Admission:
         used = {} if expert is None else {expert.lora_int_id: expert}
         for one in contrast.amateurs:
             if one.source is None and same(one.lora, expert):
-                _refuse_equal(one, expert)
+                if expert is None:
+                    raise ValueError(
+                        "CoLD needs an adapter as expert, and this request has none: pass "
+                        "lora_request (over HTTP: name the adapter as the model), or give the "
+                        "amateur a prompt of its own."
+                    )
+                raise ColdError(
+                    one.field,
+                    expert.lora_name,
+                    "must differ from the expert; leave it out to contrast with the base model",
+                )
             if one.lora is None:
                 continue
             name = one.lora.lora_name
@@ -210,11 +223,8 @@ class Admission:
                 raise ColdError(
                     one.field,
                     name,
-                    f"expert and amateur are two adapters in one batch, but max_loras={most}; "
-                    "start the engine with max_loras (--max-loras) >= 2"
-                    if len(used) == 2
-                    else f"expert and amateurs are {len(used)} adapters in one batch, but "
-                    f"max_loras={most}; start the engine with max_loras (--max-loras) of that many",
+                    f"expert and amateurs are {len(used)} adapters in one batch, but max_loras="
+                    f"{most}; start the engine with max_loras (--max-loras) >= {len(used)}",
                 )
 
     async def prepare(
@@ -226,17 +236,8 @@ class Admission:
         Raises:
             ValueError: one cannot be made.
         """
-        prompt_source = prompts.prompt_source_of(prompt)
-        settled = None
-        if contrast is not None and contrast.applies(prompt_source):
-            try:
-                made = await prompts.render_async(
-                    self.renderer, prompt_source, contrast.amateurs, online
-                )
-                settled = self._settle(contrast, made, expert, prompts.Prompt.made(prompt))
-            except CannotLeaveOut:
-                if not contrast.gives_way:
-                    raise
+        source = prompts.prompt_source_of(prompt)
+        settled = await self._settle(source, contrast, expert, prompt, online)
         return prompts.with_decision(prompt, settled)
 
     def admit(self, prompt: Any, params: Any, request: "EngineCoreRequest") -> None:
@@ -256,7 +257,10 @@ class Admission:
             if any(map(is_ours, sampling.extra_args or ())):
                 sampling.extra_args = without_cold(sampling.extra_args)
             return
-        _check_kind(request)
+        if request.resumable:
+            raise ValueError(
+                "CoLD does not support streaming-input sessions; send the whole prompt."
+            )
         _check_embeds(self.config.model_config, request)
         contrast.check_alone("n", params.n)
         length = len(request.prompt_token_ids or request.prompt_embeds)
@@ -277,60 +281,74 @@ class Admission:
     def _contrast(
         self, prompt: Any, sampling: Any, request: "EngineCoreRequest"
     ) -> Contrast | None:
+        """What is decided about a request, now if it was not before."""
         if not self.may_contrast(prompt, sampling):
             return None
         if (known := prompts.decision_in(prompt)) is not UNDECIDED:
             return cast(Contrast, known)
-        prompt_source, expert = prompts.prompt_source_of(prompt), request.lora_request
+        source, expert = prompts.prompt_source_of(prompt), request.lora_request
         contrast = self.decided(sampling, expert)
-        if contrast is None or not contrast.applies(prompt_source):
+        return at_once(self._settle(source, contrast, expert, request, offline=True))
+
+    async def _settle(
+        self,
+        source: prompts.PromptSource,
+        contrast: Contrast | None,
+        expert: "LoRARequest | None",
+        made: Any,
+        online: Any = None,
+        offline: bool = False,
+    ) -> Contrast | None:
+        """The contrast with its amateurs' prompts; None where a default has nothing to leave out.
+        All prompts are known then, and no response has begun. ``made`` is what vLLM made of the
+        expert's prompt, or of the request; the rest is as in ``prompts.render_async``.
+        """
+        if contrast is None or not contrast.applies(source):
             return None
-        _check_kind(request)
-        self.check_files(contrast, expert)
+        for one in contrast.amateurs:
+            if one.adapter is None and one.lora is not None and one.lora is not expert:
+                # A worker that cannot load an adapter takes the engine down with it.
+                rank = self.config.lora_config.max_lora_rank
+                await prompts.aside(offline, _check_file, rank, one)
         try:
-            made = prompts.render(self.renderer, prompt_source, contrast.amateurs)
+            amateurs = await prompts.render_async(
+                self.renderer, source, contrast.amateurs, online, offline=offline
+            )
         except CannotLeaveOut:
             if contrast.gives_way:
                 return None
             raise
-        return self._settle(contrast, made, expert, prompts.Prompt.of(request))
-
-    def _settle(
-        self,
-        contrast: Contrast,
-        amateurs: tuple[AmateurSpec, ...],
-        expert: "LoRARequest | None",
-        prompt: prompts.Prompt,
-    ) -> Contrast | None:
-        """As ``Contrast.settle``; here all prompts are known, and no response has begun."""
+        prompt = prompts.Prompt.of(made)
         settled = contrast.settle(amateurs, expert, prompt)
         if settled is not None:
-            media.check(
-                self.config,
-                self.encoder_cache_size,
-                settled.amateurs,
-                len(prompt.ids or ()),
-                prompt.features,
-                prompt.embeds is not None,
-            )
+            self._check_media(settled.amateurs, prompt)
             _check_drafter(self.config, settled.amateurs, prompt)
         return settled
+
+    def _check_media(self, amateurs: tuple[AmateurSpec, ...], prompt: prompts.Prompt) -> None:
+        """Refuse what CoLD cannot do with media, and what an engine could never encode in step."""
+        own = [one for one in amateurs if one.num_tokens is not None]
+        if not any((prompt.features, *(one.features for one in own))):
+            return
+        if (problem := media.unsupported(self.config)) is not None:
+            raise ValueError(f"{media.REFUSED}{problem}")
+        if prompt.embeds is not None or any(one.embeds is not None for one in own):
+            raise ValueError(
+                "CoLD does not support media in one request with prompt_embeds; send text or token "
+                "ids."
+            )
+        experts = (len(prompt.ids or ()), prompt.features)
+        amateurs_own = [(one.num_tokens, one.features) for one in own if one.num_tokens]
+        streams = [experts] * (1 + len(amateurs) - len(own)) + amateurs_own
+        room = room_of(self.config, self.encoder_cache_size)
+        if (problem := why_never(streams, room)) is not None:
+            raise ValueError(f"CoLD: this request {problem}.")
 
     def decided(self, params: Any, expert: "LoRARequest | None") -> Contrast | None:
         """What was or now is decided about a request whose prompt does not carry it."""
         if (known := prompts.decision_in(params.extra_args)) is not UNDECIDED:
             return cast(Contrast | None, known)
         return self.decide(params.extra_args, expert, params)
-
-    def check_files(self, contrast: Contrast, expert: "LoRARequest | None") -> None:
-        """Look at the adapters that a caller brings along as amateurs. Reads files.
-
-        Raises:
-            ValueError: a worker could not load one; says why.
-        """
-        for one in contrast.amateurs:
-            if one.adapter is None and one.lora is not None and one.lora is not expert:
-                _check_file(self.config.lora_config.max_lora_rank, one)
 
     def may_contrast(self, prompt: Any, params: Any) -> bool:
         """Whether a request may be decoded with CoLD, at little cost for those that are not."""
@@ -339,24 +357,6 @@ class Admission:
                 return known is not None
         says = any(is_ours(key) or is_known(key) for key in params.extra_args or ())
         return says or self.defaults.enabled or isinstance(params, ColdParams)
-
-
-def _refuse_equal(one: AmateurSpec, expert: "LoRARequest | None") -> NoReturn:
-    if expert is None:
-        raise ValueError(
-            "CoLD needs an adapter as expert, and this request has none: pass lora_request (over "
-            "HTTP: name the adapter as the model), or give the amateur a prompt of its own."
-        )
-    raise ColdError(
-        one.field,
-        expert.lora_name,
-        "must differ from the expert; leave it out to contrast with the base model",
-    )
-
-
-def _check_kind(request: "EngineCoreRequest") -> None:
-    if request.resumable:
-        raise ValueError("CoLD does not support streaming-input sessions; send the whole prompt.")
 
 
 def _check_drafter(config: Any, amateurs: tuple[AmateurSpec, ...], prompt: prompts.Prompt) -> None:

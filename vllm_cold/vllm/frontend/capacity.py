@@ -95,18 +95,15 @@ def fit(
 
     most = bisect_right(range(1, max_tokens + 1), blocks.usable, key=needed)
     if most < min(asked, max_tokens):
-        same = len(set(lengths)) == 1
-        told = (
-            f"the prompt's {lengths[0]}" if same else f"prompts of {', '.join(map(str, lengths))}"
-        )
+        told = ", ".join(map(str, lengths))
         streams = "two" if len(lengths) == 2 else len(lengths)
+        states = ", states included" if blocks.states else ""
         raise ColdError(
             "max_tokens",
             asked,
-            f"with {told} tokens, the {streams} streams of a CoLD request need {needed(asked)} "
-            f"KV cache blocks of {blocks.size} tokens{', states included' * bool(blocks.states)}, "
-            f"and the engine has {blocks.usable}; lower max_tokens, shorten the prompt or enlarge "
-            "the KV cache",
+            f"with prompts of {told} tokens, the {streams} streams of a CoLD request need "
+            f"{needed(asked)} KV cache blocks of {blocks.size} tokens{states}, and the engine has "
+            f"{blocks.usable}; lower max_tokens, shorten the prompt or enlarge the KV cache",
         )
     return most
 

@@ -30,7 +30,6 @@ from vllm_cold.vllm.patching import PatchPoint
 
 _SAMPLER = "--sampler"
 _RULE = "--cold-rule"
-_COLD = "cold"
 _MIDDLEWARE = "vllm_cold.vllm.frontend.serving.Header"
 
 
@@ -68,7 +67,7 @@ def _make_add(original: Callable[..., Any]) -> Callable[..., Any]:
         if _SAMPLER not in parser._option_string_actions:  # else it is vLLM's own
             group.add_argument(
                 _SAMPLER,
-                choices=(_COLD,),
+                choices=("cold",),
                 default=None,
                 help="'cold': decode every request that names an adapter with CoLD.",
             )
@@ -90,32 +89,23 @@ def _make_from(original: Callable[..., Any]) -> Callable[..., Any]:
     def from_cli_args(
         cls: type[Any], args: argparse.Namespace, *further: Any, **kwargs: Any
     ) -> Any:
-        middleware = getattr(args, "middleware", None)
-        chosen = getattr(args, "sampler", None) == _COLD
-        given = {
-            key: value
-            for key in ENGINE
-            if (value := getattr(args, f"cold_{key}", None)) is not None
-        }
-        if rules := getattr(args, "cold_rule", None):
-            given["rules"] = rules
+        said = {key: getattr(args, f"cold_{key}", None) for key in ENGINE}
+        said["rules"] = getattr(args, "cold_rule", None)
+        said["enabled"] = True if getattr(args, "sampler", None) == "cold" else None
+        given = {key: value for key, value in said.items() if value is not None}
         additional = getattr(args, "additional_config", None)
-        cold = additional.get(_COLD) if isinstance(additional, dict) else None
-        asked = chosen or given or cold not in (None, False)
-        if isinstance(middleware, list) and (asked or getattr(args, "enable_lora", False)):
+        cold = additional.get("cold") if isinstance(additional, dict) else None
+        may_be_used = given or cold not in (None, False) or getattr(args, "enable_lora", False)
+        if may_be_used and isinstance(middleware := getattr(args, "middleware", None), list):
             args.middleware = [*(m for m in middleware if m != _MIDDLEWARE), _MIDDLEWARE]
         engine_args = original(cls, args, *further, **kwargs)
-        if not chosen and not given:
-            return engine_args
         additional = dict(engine_args.additional_config or {})
         base = additional.get("cold")
         if base is None or isinstance(base, bool):
             base = {"enabled": bool(base)}
-        if not isinstance(base, dict):
-            return engine_args  # refused with its own message when the engine is configured
+        if not given or not isinstance(base, dict):
+            return engine_args  # what is no mapping is refused when the engine is configured
         cold = {**base, **given}
-        if chosen:
-            cold["enabled"] = True
         try:
             load_rules({"cold": cold})
             own = {key: value for key, value in cold.items() if key in KNOBS}

@@ -98,6 +98,7 @@ def unsupported(config: "VllmConfig") -> str | None:
         return reason
     if (reason := connectors.unsupported(config)) is not None:
         return reason
+    parallel = config.parallel_config
     routed = getattr(getattr(config, "aux_output_config", None), "enabled", False)
     without = {
         "an encoder-cache connector": getattr(config, "ec_transfer_config", None) is not None,
@@ -108,15 +109,12 @@ def unsupported(config: "VllmConfig") -> str | None:
         "diffusion": getattr(model, "is_diffusion", False),
         "return_sampling_mask": getattr(model, "return_sampling_mask", False),
         "enable_trace_replay": getattr(model, "enable_trace_replay", False),
+        # It may put the streams on different ranks.
+        "batch-sharded sampling": getattr(parallel, "enable_batch_sharded_sampling", False),
     }
     if (found := next((what for what, there in without.items() if there), None)) is not None:
         return f"it has {found}, which CoLD does not support; start it without."
-    if getattr(config.parallel_config, "enable_batch_sharded_sampling", False):
-        return (
-            "batch-sharded sampling is on, which may put the streams on different ranks; "
-            "leave it off (enable_batch_sharded_sampling)."
-        )
-    stages = getattr(config.parallel_config, "pipeline_parallel_size", 1)
+    stages = getattr(parallel, "pipeline_parallel_size", 1)
     if stages > 2 and versions.is_before(0, 27):
         return (
             f"pipeline_parallel_size={stages}: before 0.27, vLLM gives wrong tokens to requests "
@@ -152,7 +150,7 @@ def lacks_seats(config: "VllmConfig", streams: int) -> str | None:
         needed = streams if what == "sequences" else tokens
         if value is not None and value < needed:
             flag = "--" + option.replace("_", "-")
-            takes = f"takes {'two' if needed == 2 else needed} {what}"
+            takes = f"takes {needed} {what}"
             if streams > 2:
                 takes = f"with {streams - 1} amateurs {takes}"
             if needed > streams:

@@ -20,8 +20,6 @@ BY_BLOCK_HASH = ("OffloadingConnector", "SimpleCPUOffloadConnector")
 # And those that load what a request's kv_transfer_params name, as the engine that prefilled it
 # said: its amateurs' are beside.
 BY_REQUEST = ("NixlConnector", "NixlPullConnector")
-# Here the client itself names what is to be loaded.
-BY_NAME = ("MooncakeConnector", "MoRIIOConnector", "NixlPushConnector")
 DECLARATIONS = ("keyed_by_block_hash", "keyed_by_request")
 """A class attribute: the connector finds KV so, and loads for requests of the step."""
 
@@ -49,37 +47,18 @@ def unsupported(config: "VllmConfig") -> str | None:
             "load; start it without the connector."
         )
     for transfer in _leaves(config.kv_transfer_config):
-        if (why := _refused(transfer, config)) is not None:
+        # Somebody's own class may have the name of one of vLLM's.
+        is_vllms = transfer.kv_connector_module_path is None
+        known = is_vllms and transfer.kv_connector in (*BY_BLOCK_HASH, *BY_REQUEST)
+        if not (known or _declares(transfer)):
             return (
-                f"it has the KV connector {transfer.kv_connector}, {why}; CoLD supports "
+                f"it has the KV connector {transfer.kv_connector}, which is not known to find the "
+                "KV of each stream: by tokens alone another adapter's may be found, and what a "
+                "client's request names is not its amateurs'. CoLD supports "
                 f"{', '.join((*BY_BLOCK_HASH, *BY_REQUEST))}, MultiConnector of these, and classes "
                 f"that declare {' or '.join(DECLARATIONS)} = True."
             )
     return None
-
-
-def _refused(transfer: Any, config: "VllmConfig") -> str | None:
-    """What is wrong with one connector, as part of a sentence."""
-    # Somebody's own class may have the name of one of vLLM's.
-    is_vllms, name = transfer.kv_connector_module_path is None, transfer.kv_connector
-    if (is_vllms and name in (*BY_BLOCK_HASH, *BY_REQUEST)) or _declares(transfer):
-        return None
-    if is_vllms and name in BY_NAME:
-        return (
-            "which hands on the KV of the client's request alone, by its kv_transfer_params, and "
-            "not that of its amateurs"
-        )
-    if is_vllms and name == "ExampleConnector":
-        if config.lora_config is not None:
-            return "which finds KV by tokens alone and gives one adapter's to another"
-        return (
-            "which keeps a prompt's KV when its first chunk is computed, and the rest of it is not "
-            "there yet"
-        )
-    return (
-        "which is not known to look KV up by vLLM's block hashes, so that streams with other "
-        "adapters might get its KV"
-    )
 
 
 def _leaves(transfer: Any) -> Iterator[Any]:

@@ -82,15 +82,7 @@ class Contrast(arguments.Contrast):
             ColdError: there is one.
         """
         for one in amateurs:
-            if one.source is None or not same(one.lora, expert):
-                continue
-            if expert_prompt.is_cached_as(one):
-                raise one.refused(
-                    "differs from the expert's prompt in prompt_is_token_ids alone, which the "
-                    "prefix cache of vLLM before 0.31 does not see; give the amateur other "
-                    "prompt_embeds or prompt_token_ids"
-                )
-            if expert_prompt.is_of(one):
+            if one.source is not None and same(one.lora, expert) and expert_prompt.is_of(one):
                 if self.gives_way:
                     return None
                 raise one.refused(

@@ -29,7 +29,6 @@ from vllm_cold.vllm.frontend.config import (
     uses_v2_runner,
 )
 from vllm_cold.vllm.patching import PatchPoint, wrap_if_there
-from vllm_cold.vllm.worker.states import has_states
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -47,13 +46,8 @@ def _make(original: Callable[..., "VllmConfig"]) -> Callable[..., "VllmConfig"]:
             availability.install((*metrics.PATCH_POINTS, *intake.ASYNC, *prompts.PATCH_POINTS))
             wrap_if_there(media.PATCH_POINTS, media.LOST)
             wrap_if_there(metrics.OFFLINE, "LLM.get_metrics() shows no metrics of CoLD")
-            _say(engine_defaults(config))
-            _warn(engine_defaults(config))
-            if has_states(config.model_config):
-                logger.info(
-                    "CoLD: an amateur takes as much of the KV cache for its states as its expert, "
-                    "however short its prompt is."
-                )
+            _say(defaults := engine_defaults(config))
+            _warn(defaults)
             ascend.warn(config)
         return config
 

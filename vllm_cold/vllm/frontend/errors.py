@@ -13,16 +13,11 @@ from typing import cast
 
 @contextmanager
 def refusals() -> Iterator[None]:
-    """Makes a ValueError a refusal of the request: see ``request_error``."""
+    """Makes a ValueError what vLLM answers with HTTP 400 online, and still a ValueError offline."""
     try:
         yield
     except ValueError as error:
-        raise request_error(error) from error
-
-
-def request_error(error: ValueError) -> Exception:
-    """``error`` as what vLLM answers with HTTP 400 online, and still a ValueError offline."""
-    return _request_error()(str(error))
+        raise _request_error()(str(error)) from error
 
 
 @cache

@@ -12,7 +12,6 @@ the second place. (A server has loaded its adapters already when they can be nam
 Since: 0.23 to 0.33. Can go: when ``validate_params`` gets the request.
 """
 
-import asyncio
 from collections.abc import Callable
 from contextlib import nullcontext
 from contextvars import ContextVar
@@ -122,21 +121,18 @@ def _make_add_request(original: Callable[..., Any]) -> Callable[..., Any]:
         *args: Any,
         **kwargs: Any,
     ) -> Any:
+        processor = self.input_processor
         # What vLLM did not make something of yet goes to a thread of its own, and its amateurs too.
         if isinstance(prompt, dict) and "type" in prompt and isinstance(params, SamplingParams):
-            renderer = self.input_processor.renderer
-            with refusals(), prompts.media_kept(renderer, [prompt]):
-                prompt = await _decided(
-                    FRONT_END.of(self.input_processor), prompt, params, lora_request
-                )
+            with refusals(), prompts.media_kept(processor.renderer, [prompt]):
+                prompt = await _decided(FRONT_END.of(processor), prompt, params, lora_request)
         rest = (arrival_time, lora_request, *args)
         if prompts.decision_in(prompt) is UNDECIDED:
             return await original(self, request_id, prompt, params, *rest, **kwargs)
-        renderer = self.input_processor.renderer
-        with prompts.media_kept(renderer, [prompt]):
+        with prompts.media_kept(processor.renderer, [prompt]):
             queue = await original(self, request_id, prompt, params, *rest, **kwargs)
         if sent := prompts.sent_data(prompt):
-            media.tell_sent(renderer, sent)
+            media.tell_sent(processor.renderer, sent)
         return queue
 
     return add_request
@@ -144,13 +140,10 @@ def _make_add_request(original: Callable[..., Any]) -> Callable[..., Any]:
 
 async def _decided(admission: Admission, prompt: dict[str, Any], params: Any, expert: Any) -> Any:
     """The prompt, with what its request is decoded with if that is not there already."""
-    if FRONT_END.plain or prompts.decision_in(prompt) is not UNDECIDED:
+    is_new = prompts.decision_in(prompt) is UNDECIDED and not FRONT_END.plain
+    if not (is_new and admission.may_contrast(prompt, params)):
         return prompt
-    if not admission.may_contrast(prompt, params):
-        return prompt
-    if (contrast := admission.decided(params, expert)) is not None:
-        await asyncio.to_thread(admission.check_files, contrast, expert)
-    return await admission.prepare(prompt, contrast, expert)
+    return await admission.prepare(prompt, admission.decided(params, expert), expert)
 
 
 PATCH_POINTS = (

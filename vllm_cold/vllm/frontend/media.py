@@ -6,7 +6,7 @@ Why: an amateur that reads the expert's conversation in another way must not hav
 and decoded once more (``remembering``). The media of amateurs' own prompts travel behind their
 expert's in ``EngineCoreRequest.mm_features``, so that all that vLLM does with media on their way is
 done with them; the scheduler splits them off (``scheduler.amateurs``). What vLLM looks at in a
-client's prompt with media, here is looked at in amateurs' (``check``).
+client's prompt with media, ``admission`` looks at in amateurs'.
 
 With its usual cache, vLLM's front end sends an image once and from then on its hash, and relies on
 the engine core getting requests in the order in which their images were processed. A request whose
@@ -26,7 +26,6 @@ from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from vllm_cold.group.media import why_never
 from vllm_cold.method.amateurs import (
     MEDIA,
     AmateurSpec,
@@ -36,14 +35,13 @@ from vllm_cold.method.amateurs import (
     media_parts,
 )
 from vllm_cold.vllm import contracts, versions
-from vllm_cold.vllm.patching import PatchPoint
-from vllm_cold.vllm.scheduler.encoder import room_of
+from vllm_cold.vllm.patching import PatchPoint, in_form_of, result_of
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
     from vllm.v1.engine import EngineCoreRequest
 
-_REFUSED = "CoLD does not support prompts with media here: "
+REFUSED = "CoLD does not support prompts with media here: "
 _OLD = "vLLM is older than 0.31; send text only."
 NO_IMAGE = "the prompt has no image"
 
@@ -68,40 +66,26 @@ def remembered() -> dict[Any, Any]:
     return {} if found is None else found
 
 
-def _key(connector: Any, url: str, media_io: Any) -> Any:
-    # What it is decoded with comes from these keywords.
-    return url, type(media_io), repr(connector.media_io_kwargs)
-
-
 def _make_load(original: Callable[..., Any]) -> Callable[..., Any]:
-    def load_from_url(self: Any, url: str, media_io: Any, **kwargs: Any) -> Any:
+    """Of ``load_from_url`` and its async form."""
+
+    async def load(self: Any, url: str, media_io: Any, **kwargs: Any) -> Any:
         if (fetched := _fetched.get()) is None:
-            return original(self, url, media_io, **kwargs)
-        key = _key(self, url, media_io)
+            return await result_of(original(self, url, media_io, **kwargs))
+        # What it is decoded with comes from the connector's keywords.
+        key = url, type(media_io), repr(self.media_io_kwargs)
         if key not in fetched:
-            fetched[key] = original(self, url, media_io, **kwargs)
+            fetched[key] = await result_of(original(self, url, media_io, **kwargs))
         return fetched[key]
 
-    return load_from_url
-
-
-def _make_load_async(original: Callable[..., Any]) -> Callable[..., Any]:
-    async def load_from_url_async(self: Any, url: str, media_io: Any, **kwargs: Any) -> Any:
-        if (fetched := _fetched.get()) is None:
-            return await original(self, url, media_io, **kwargs)
-        key = _key(self, url, media_io)
-        if key not in fetched:
-            fetched[key] = await original(self, url, media_io, **kwargs)
-        return fetched[key]
-
-    return load_from_url_async
+    return in_form_of(original, load)
 
 
 _CONNECTOR = "vllm.multimodal.media.connector:MediaConnector."
 _TAKES = ("url", "media_io")
 PATCH_POINTS = (
     PatchPoint(_CONNECTOR + "load_from_url", _make_load, _TAKES),
-    PatchPoint(_CONNECTOR + "load_from_url_async", _make_load_async, _TAKES),
+    PatchPoint(_CONNECTOR + "load_from_url_async", _make_load, _TAKES),
 )
 LOST = "media of prompts that amateurs share with their expert are fetched again"
 
@@ -113,7 +97,7 @@ def of_prompt(prompt: Mapping[str, Any]) -> tuple[Any, ...]:
     if prompt.get("type") != "multimodal":
         return ()
     if versions.is_before(0, 31):
-        raise ValueError(f"{_REFUSED}{_OLD}")
+        raise ValueError(f"{REFUSED}{_OLD}")
     from vllm.multimodal.inputs import MultiModalFeatureSpec
     from vllm.multimodal.utils import argsort_mm_positions
 
@@ -122,7 +106,7 @@ def of_prompt(prompt: Mapping[str, Any]) -> tuple[Any, ...]:
         MultiModalFeatureSpec(
             data=data[modality][i],
             modality=modality,
-            # With adapters of encoders it would be another: ``check`` refuses them.
+            # With adapters of encoders it would be another: ``unsupported`` refuses them.
             identifier=hashes[modality][i],
             mm_position=places[modality][i],
             mm_hash=hashes[modality][i],
@@ -174,16 +158,14 @@ def with_images(prompt: Mapping[str, Any], one: AmateurSpec) -> dict[str, Any]:
     time for each image.
 
     Args:
-        prompt: As ``render_messages`` makes it or ``LLM.generate`` is given it: images are decoded.
+        prompt: As ``render_messages`` makes it or ``LLM.generate`` is given it: with images, which
+            are decoded.
         one: With a ``Distorted`` prompt.
 
     Raises:
-        ColdError: there is no image, or one that is no picture; or the amateur's function fails.
+        ColdError: an image is no picture; or the amateur's function fails.
     """
-    assert isinstance(one.source, Distorted)
-    data = prompt.get("multi_modal_data") or {}
-    if not has_images(None, data):
-        raise CannotLeaveOut(one.prompt_field, one.source.value, NO_IMAGE)
+    data = prompt["multi_modal_data"]
     images = data["image"]
     several = images if isinstance(images, (list, tuple)) else [images]
     seen = [_seen(image, one) for image in several]
@@ -247,45 +229,6 @@ def append(request: "EngineCoreRequest", amateurs: Sequence[AmateurSpec]) -> Non
 
 
 # ---- what cannot be ------------------------------------------------------------------------------
-
-
-def check(
-    config: "VllmConfig",
-    encoder_cache_size: int,
-    amateurs: Sequence[AmateurSpec],
-    num_tokens: int,
-    features: Sequence[Any],
-    has_embeds: bool,
-) -> None:
-    """Refuse what CoLD cannot do with media, and what an engine could never encode in step.
-
-    Args:
-        config: The engine's.
-        encoder_cache_size: How many embeddings the engine's cache of encoded media holds.
-        amateurs: With their prompts.
-        num_tokens: Of the expert's prompt.
-        features: Its media.
-        has_embeds: Whether it is embeddings.
-
-    Raises:
-        ValueError: says why.
-    """
-    own = [one.features for one in amateurs if one.num_tokens is not None]
-    if not any((features, *own)):
-        return
-    if (problem := unsupported(config)) is not None:
-        raise ValueError(f"{_REFUSED}{problem}")
-    if has_embeds or any(one.embeds is not None for one in amateurs):
-        raise ValueError(
-            "CoLD does not support media in one request with prompt_embeds; send text or token ids."
-        )
-    room = room_of(config, encoder_cache_size)
-    streams = [(num_tokens, features)]
-    for one in amateurs:
-        own_tokens = one.num_tokens
-        streams.append(streams[0] if own_tokens is None else (own_tokens, one.features))
-    if (problem := why_never(streams, room)) is not None:
-        raise ValueError(f"CoLD: this request {problem}.")
 
 
 @cache

@@ -19,17 +19,8 @@ _SAID = 400  # characters of an error: it may show what was sent
 def media_prompt(
     renderer: Any, field: str, messages: Sequence[Any], chat_params: Any, tok_params: Any
 ) -> dict[str, Any]:
-    """A chat as ``{"prompt_token_ids": ..., "multi_modal_data": ...}``.
-
-    Args:
-        renderer: vLLM's.
-        field: What an error names.
-        messages: With images in them.
-        chat_params: vLLM's ChatParams.
-        tok_params: vLLM's TokenizeParams.
-
-    Raises:
-        ColdError: the chat template or the model does not take it.
+    """A chat as ``{"prompt_token_ids": ..., "multi_modal_data": ...}``; raises ColdError, about
+    this field, if the chat template or the model does not take it.
     """
     from jinja2 import TemplateError
 

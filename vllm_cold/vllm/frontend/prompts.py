@@ -12,13 +12,12 @@ Since: 0.23 to 0.33. Can go: when vLLM shows extensions a request before it is r
 """
 
 import asyncio
-import inspect
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from msgspec import structs
 
@@ -40,12 +39,13 @@ from vllm_cold.method.amateurs import (
 from vllm_cold.vllm import versions
 from vllm_cold.vllm.frontend import media
 from vllm_cold.vllm.frontend.config import is_configured
-from vllm_cold.vllm.patching import PatchPoint
+from vllm_cold.vllm.patching import PatchPoint, at_once, in_form_of, result_of
 
 logger = logging.getLogger("vllm." + __name__)
 
-# One picture at a time, and vLLM's own threads stay free.
-_PICTURES = ThreadPoolExecutor(1, "vllm-cold-pictures")
+_T = TypeVar("_T")
+# One picture or file at a time, and vLLM's own threads stay free.
+_ASIDE = ThreadPoolExecutor(1, "vllm-cold")
 
 _KEY = "cold_recipe"  # in what vLLM makes of a prompt
 _SAID = 400  # characters of an error: it may show what a client sent
@@ -66,9 +66,8 @@ class PromptSource:
         chat_params: vLLM's ChatParams; None for a completion.
         decided: The request's ``Contrast``, or None for no contrast, once that is decided.
         whole: A completion with media, as vLLM was given it.
-        extras: What goes into all prompts that are made for the request, such as arguments of the
-            processor of media.
-        always_sent: Whether its media bring their data along (``media.always_sent``).
+        keywords: vLLM's ``prompt_extras`` and ``skip_mm_cache``, where it was given them: all
+            prompts of the request are made so.
         fetched: The media that were fetched for it.
         processed: Hashes of the media that were processed for its amateurs and bring their data.
     """
@@ -79,10 +78,14 @@ class PromptSource:
     chat_params: Any = None
     decided: Any = UNDECIDED
     whole: Mapping[str, Any] | None = None
-    extras: Mapping[str, Any] | None = None
-    always_sent: bool = False
+    keywords: Mapping[str, Any] = field(default_factory=dict)
     fetched: dict[Any, Any] = field(default_factory=dict)
     processed: list[str] = field(default_factory=list)
+
+    @property
+    def always_sent(self) -> bool:
+        """Whether its media bring their data along (``media.always_sent``)."""
+        return "skip_mm_cache" in self.keywords
 
     @property
     def has_images(self) -> bool:
@@ -108,41 +111,23 @@ class Prompt:
     features: tuple[Any, ...] = ()
 
     @classmethod
-    def made(cls, prompt: Mapping[str, Any]) -> "Prompt":
-        """Of what a renderer made."""
+    def of(cls, made: Any) -> "Prompt":
+        """Of what a renderer made, or of an EngineCoreRequest."""
+        if isinstance(made, Mapping):
+            ids, embeds = made.get("prompt_token_ids"), made.get("prompt_embeds")
+            return cls(ids, embeds, made.get("is_token_ids"), media.of_prompt(made))
         return cls(
-            prompt.get("prompt_token_ids"),
-            prompt.get("prompt_embeds"),
-            prompt.get("is_token_ids"),
-            media.of_prompt(prompt),
-        )
-
-    @classmethod
-    def of(cls, request: Any) -> "Prompt":
-        """Of an EngineCoreRequest."""
-        return cls(
-            request.prompt_token_ids,
-            request.prompt_embeds,
-            request.prompt_is_token_ids,
-            tuple(request.mm_features or ()),
+            made.prompt_token_ids,
+            made.prompt_embeds,
+            made.prompt_is_token_ids,
+            tuple(made.mm_features or ()),
         )
 
     def is_of(self, one: AmateurSpec) -> bool:
-        """Whether it is this amateur's, too."""
-        if media.marks(self.features) != media.marks(one.features):
-            return False
-        return self.is_token_ids == one.is_token_ids and self._has_numbers_of(one)
-
-    def is_cached_as(self, one: AmateurSpec) -> bool:
-        """Whether vLLM's prefix cache takes it for this amateur's, which it is not: before 0.31 it
-        does not look at what counts, ids or embeddings.
+        """Whether it is this amateur's, too. Where ids and embeddings are equal, which of them
+        count is not asked: vLLM's prefix cache before 0.31 does not ask it either.
         """
-        if self.is_token_ids == one.is_token_ids or not versions.is_before(0, 31):
-            return False
-        return self._has_numbers_of(one)
-
-    def _has_numbers_of(self, one: AmateurSpec) -> bool:
-        if self.ids != one.prompt:
+        if media.marks(self.features) != media.marks(one.features) or self.ids != one.prompt:
             return False
         if self.embeds is None or one.embeds is None:
             return self.embeds is one.embeds
@@ -178,48 +163,54 @@ def _unknown_token(ids: Sequence[int], size: int) -> str | None:
     return None
 
 
+def _in(carrier: Any) -> PromptSource | None:
+    found = carrier.get(_KEY) if isinstance(carrier, dict) else None
+    return found if isinstance(found, PromptSource) else None
+
+
 def prompt_source_of(prompt: Any) -> PromptSource:
     """How a prompt was made, or would be."""
-    if isinstance(prompt, dict):
-        found = prompt.get(_KEY)
-        if isinstance(found, PromptSource):
-            return found
-        return PromptSource(_text_or_ids(prompt), whole=_with_media(prompt))
-    return PromptSource(prompt if isinstance(prompt, (str, list)) else None)
+    return _in(prompt) or _completion(prompt)
+
+
+def _completion(prompt: Any, **more: Any) -> PromptSource:
+    if not isinstance(prompt, dict):
+        return PromptSource(prompt if isinstance(prompt, (str, list)) else None, **more)
+    ids = prompt.get("prompt_token_ids")  # vLLM reads these where there is a text, too
+    text_or_ids = prompt.get("prompt") if ids is None else list(ids)
+    if "prompt_embeds" in prompt:
+        text_or_ids = None  # ids beside them stand for some of the prompt only
+    whole = dict(prompt) if prompt.get("multi_modal_data") else None
+    return PromptSource(text_or_ids, whole=whole, **more)
 
 
 def carrying(prompt: Any) -> Any:
     """The prompt, or in its place what says how it was made."""
-    has_it = isinstance(prompt, dict) and _KEY in prompt
-    return prompt if has_it else {_KEY: prompt_source_of(prompt)}
+    return prompt if _in(prompt) is not None else {_KEY: prompt_source_of(prompt)}
 
 
 def decision_in(carrier: Any) -> Any:
     """What was decided about a request, of what ``with_decision`` gave; else ``UNDECIDED``."""
-    found = carrier.get(_KEY) if isinstance(carrier, dict) else None
-    return found.decided if isinstance(found, PromptSource) else UNDECIDED
+    return UNDECIDED if (found := _in(carrier)) is None else found.decided
 
 
 def with_decision(carrier: dict[str, Any], decided: Any) -> dict[str, Any]:
     """What vLLM made of a prompt, or a request's flat arguments, with what was decided about it."""
-    known = carrier.get(_KEY)
-    if not isinstance(known, PromptSource):
-        return {**carrier, _KEY: PromptSource(decided=decided)}
-    found = PromptSource(decided=decided, always_sent=known.always_sent, processed=known.processed)
+    known = _in(carrier) or PromptSource()
+    found = PromptSource(decided=decided, keywords=known.keywords, processed=known.processed)
     return {**carrier, _KEY: found}
 
 
-def forget_media(prompt: Any) -> None:
+def forget_media(carrier: Any) -> None:
     """No further prompt is made of what this one was made of: lets go of decoded media."""
-    found = prompt.get(_KEY) if isinstance(prompt, dict) else None
-    if isinstance(found, PromptSource):
+    if (found := _in(carrier)) is not None:
         found.fetched.clear()
 
 
 def sent_data(prompt: Any) -> list[str]:
     """The hashes of media that a contrasted request has sent without the sender's cache."""
-    found = prompt.get(_KEY) if isinstance(prompt, dict) else None
-    if not isinstance(found, PromptSource) or not found.always_sent:
+    found = _in(prompt)
+    if found is None or not found.always_sent:
         return []
     return [*media.with_data(prompt), *found.processed]
 
@@ -255,36 +246,16 @@ def media_kept(renderer: Any, made: Sequence[Any], offline: bool = False) -> Ite
 
 def _processed(made: Any) -> list[str]:
     """The hashes of what is in the sender's cache because of this prompt."""
-    found = made.get(_KEY) if isinstance(made, dict) else None
-    if not isinstance(found, PromptSource):
+    if (found := _in(made)) is None:
         return media.with_data(made)
     return [] if found.always_sent else [*media.with_data(made), *found.processed]
-
-
-def _with_media(prompt: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    return dict(prompt) if prompt.get("multi_modal_data") else None
-
-
-def _text_or_ids(prompt: Mapping[str, Any]) -> str | list[int] | None:
-    if "prompt_embeds" in prompt:
-        return None  # ids beside them stand for some of the prompt only
-    # Of a prompt with both, vLLM reads the ids.
-    ids = prompt.get("prompt_token_ids")
-    return prompt.get("prompt") if ids is None else list(ids)
 
 
 def _completions(
     prompts: Sequence[Any], tok_params: Any = None, **kwargs: Any
 ) -> list[PromptSource]:
-    return [
-        PromptSource(
-            _text_or_ids(p) if isinstance(p, dict) else None,
-            tok_params=tok_params,
-            whole=_with_media(p) if isinstance(p, dict) else None,
-            **_known(**kwargs),
-        )
-        for p in prompts
-    ]
+    known = _keywords(kwargs)
+    return [_completion(p, tok_params=tok_params, keywords=known) for p in prompts]
 
 
 def _chats(
@@ -292,48 +263,32 @@ def _chats(
 ) -> list[PromptSource]:
     for conversation in conversations:
         media.make_readable(conversation)
-    return [
-        PromptSource(
-            messages=list(c), tok_params=tok_params, chat_params=chat_params, **_known(**kwargs)
-        )
-        for c in conversations
-    ]
+    known = {"tok_params": tok_params, "chat_params": chat_params, "keywords": _keywords(kwargs)}
+    return [PromptSource(messages=list(c), **known) for c in conversations]
 
 
-def _known(prompt_extras: Any = None, skip_mm_cache: bool = False, **_: Any) -> dict[str, Any]:
-    return {"extras": prompt_extras, "always_sent": skip_mm_cache}
+def _keywords(given: Mapping[str, Any]) -> dict[str, Any]:
+    names = ("prompt_extras", "skip_mm_cache")
+    return {name: given[name] for name in names if given.get(name)}
 
 
-def _noting(recipes_of: Callable[..., list[PromptSource]]) -> Callable[..., Any]:
-    """Makes a renderer's method put a prompt's recipe into what it makes of the prompt."""
-
-    def note(prompt_sources: list[PromptSource], made: Any) -> Any:
-        prompts = made[1] if isinstance(made, tuple) else made  # of a chat
-        for prompt, prompt_source in zip(prompts, prompt_sources, strict=True):
-            prompt[_KEY] = prompt_source
-        return made
+def _noting(sources_of: Callable[..., list[PromptSource]]) -> Callable[..., Any]:
+    """Makes a renderer's method note in what it makes of a prompt how that was made."""
 
     def make(original: Callable[..., Any]) -> Callable[..., Any]:
-        def begin(args: Any, kwargs: Any) -> tuple[list[PromptSource], dict[Any, Any]]:
+        async def render(self: Any, *args: Any, **kwargs: Any) -> Any:
+            if not is_configured(self.config):
+                return await result_of(original(self, *args, **kwargs))
             fetched = media.remembered()
-            found = [replace(each, fetched=fetched) for each in recipes_of(*args, **kwargs)]
-            return found, fetched
-
-        def render(self: Any, *args: Any, **kwargs: Any) -> Any:
-            if not is_configured(self.config):
-                return original(self, *args, **kwargs)
-            prompt_sources, fetched = begin(args, kwargs)
+            sources = sources_of(*args, **kwargs)
             with media.remembering(fetched):
-                return note(prompt_sources, original(self, *args, **kwargs))
+                made = await result_of(original(self, *args, **kwargs))
+            prompts = made[1] if isinstance(made, tuple) else made  # of a chat
+            for prompt, source in zip(prompts, sources, strict=True):
+                prompt[_KEY] = replace(source, fetched=fetched)
+            return made
 
-        async def render_async(self: Any, *args: Any, **kwargs: Any) -> Any:
-            if not is_configured(self.config):
-                return await original(self, *args, **kwargs)
-            prompt_sources, fetched = begin(args, kwargs)
-            with media.remembering(fetched):
-                return note(prompt_sources, await original(self, *args, **kwargs))
-
-        return render_async if inspect.iscoroutinefunction(original) else render
+        return in_form_of(original, render)
 
     return make
 
@@ -357,7 +312,19 @@ class RendererChanged(RuntimeError):
 
 
 def render(
-    renderer: Any, prompt_source: PromptSource, amateurs: Sequence[AmateurSpec], online: Any = None
+    renderer: Any, prompt_source: PromptSource, amateurs: Sequence[AmateurSpec]
+) -> tuple[AmateurSpec, ...]:
+    """As ``render_async`` offline, for those who have no event loop."""
+    return at_once(render_async(renderer, prompt_source, amateurs, offline=True))
+
+
+async def render_async(
+    renderer: Any,
+    prompt_source: PromptSource,
+    amateurs: Sequence[AmateurSpec],
+    online: Any = None,
+    *,
+    offline: bool = False,
 ) -> tuple[AmateurSpec, ...]:
     """Amateurs with the token ids of their prompts, for one request.
 
@@ -365,78 +332,51 @@ def render(
         renderer: vLLM's.
         prompt_source: How the expert's prompt was made.
         amateurs: As they were described.
-        online: vLLM's OnlineRenderer, which has the template's arguments of chats; None offline.
+        online: vLLM's OnlineRenderer, which has the template's arguments of chats; None without a
+            server.
+        offline: Whether nothing of it waits. Else nothing of it blocks the event loop.
 
     Raises:
         ColdError: a prompt cannot be made.
         RendererChanged: vLLM cannot make it as it is asked to; the log has the traceback.
     """
-    made = []
-    for one in _different(amateurs):
-        with _errors(one), media.remembering(prompt_source.fetched):
-            if isinstance(one.source, Distorted):
-                check_there(prompt_source, one)
-                if (whole := prompt_source.whole) is None:
-                    source = prompt_source
-                    _, whole = renderer.render_messages(source.messages, source.chat_params)
-                call = _call_seen(renderer, prompt_source, media.with_images(whole, one))
-            else:
-                call = _call(renderer, prompt_source, one, online)
-            method, args, kwargs = call
-            found = getattr(renderer, method)(*args, **kwargs)
-            made.append((one, _read(renderer, prompt_source, one, found)))
-    return _complete(amateurs, made)
+
+    async def call(method: str, *args: Any, **kwargs: Any) -> Any:
+        method += "" if offline else "_async"
+        return await result_of(getattr(renderer, method)(*args, **kwargs))
+
+    reads: list[tuple[Any, Prompt]] = []  # what several read is made once
+    found = []
+    for one in amateurs:
+        read = next((read for source, read in reads if source == one.source), None)
+        if read is None and one.source is not None:
+            with _errors(one), media.remembering(prompt_source.fetched):
+                if isinstance(one.source, Distorted):
+                    check_there(prompt_source, one)
+                    if (prompt := prompt_source.whole) is None:
+                        chat = prompt_source.messages, prompt_source.chat_params
+                        _, prompt = await call("render_messages", *chat)
+                    seen = await aside(offline, media.with_images, prompt, one)
+                    method, args, kwargs = _call_seen(renderer, prompt_source, seen)
+                else:
+                    method, args, kwargs = _call(renderer, prompt_source, one, online)
+                made = await call(method, *args, **kwargs)
+                read = _read(renderer, prompt_source, one, made)
+            reads.append((one.source, read))
+        if read is not None:
+            own = {"is_token_ids": read.is_token_ids, "features": read.features}
+            one = structs.replace(one, prompt=read.ids, embeds=read.embeds, **own)
+        found.append(one)
+    return tuple(found)
 
 
-async def render_async(
-    renderer: Any, prompt_source: PromptSource, amateurs: Sequence[AmateurSpec], online: Any = None
-) -> tuple[AmateurSpec, ...]:
-    """As ``render``, without blocking the event loop."""
-    made = []
-    for one in _different(amateurs):
-        with _errors(one), media.remembering(prompt_source.fetched):
-            if isinstance(one.source, Distorted):
-                check_there(prompt_source, one)
-                if (whole := prompt_source.whole) is None:
-                    source = prompt_source
-                    _, whole = await renderer.render_messages_async(
-                        source.messages, source.chat_params
-                    )
-                seen = await asyncio.get_running_loop().run_in_executor(
-                    _PICTURES, media.with_images, whole, one
-                )
-                call = _call_seen(renderer, prompt_source, seen)
-            else:
-                call = _call(renderer, prompt_source, one, online)
-            method, args, kwargs = call
-            found = await getattr(renderer, method + "_async")(*args, **kwargs)
-            made.append((one, _read(renderer, prompt_source, one, found)))
-    return _complete(amateurs, made)
-
-
-def _different(amateurs: Sequence[AmateurSpec]) -> Iterator[AmateurSpec]:
-    """The first of those that read the same; without those that read the expert's prompt."""
-    for i, one in enumerate(amateurs):
-        if one.source is not None and all(one.source != a.source for a in amateurs[:i]):
-            yield one
-
-
-def _complete(
-    amateurs: Sequence[AmateurSpec], made: Sequence[tuple[AmateurSpec, Prompt]]
-) -> tuple[AmateurSpec, ...]:
-    def complete(one: AmateurSpec) -> AmateurSpec:
-        read = next((prompt for other, prompt in made if other.source == one.source), None)
-        if read is None:
-            return one
-        return structs.replace(
-            one,
-            prompt=read.ids,
-            embeds=read.embeds,
-            is_token_ids=read.is_token_ids,
-            features=read.features,
-        )
-
-    return tuple(map(complete, amateurs))
+async def aside(offline: bool, function: Callable[..., _T], *args: Any) -> _T:
+    """What a function that takes its time returns, without blocking the event loop if there is
+    one.
+    """
+    if offline:
+        return function(*args)
+    return await asyncio.get_running_loop().run_in_executor(_ASIDE, function, *args)
 
 
 @contextmanager
@@ -486,7 +426,7 @@ _Call = tuple[str, tuple[Any, ...], dict[str, Any]]
 def _call(renderer: Any, prompt_source: PromptSource, one: AmateurSpec, online: Any) -> _Call:
     """The renderer's method that makes an amateur's prompt, and its arguments."""
     tok_params, chat_params = prompt_source.tok_params, prompt_source.chat_params
-    keywords = _keywords(prompt_source)
+    keywords = dict(prompt_source.keywords)
     match source := one.source:
         case Messages() | Without():
             messages = messages_of(prompt_source, one)
@@ -529,7 +469,7 @@ def _call_seen(renderer: Any, prompt_source: PromptSource, prompt: dict[str, Any
     ``render_chat`` behind it is ``render_cmpl``.
     """
     tok_params, chat_params = prompt_source.tok_params, prompt_source.chat_params
-    keywords = _keywords(prompt_source)
+    keywords = dict(prompt_source.keywords)
     if chat_params is not None:
         if tok_params is None:
             tok_params = renderer.default_chat_tok_params
@@ -537,16 +477,6 @@ def _call_seen(renderer: Any, prompt_source: PromptSource, prompt: dict[str, Any
         media_io = chat_params.media_io_kwargs or {}
         keywords["prompt_extras"] = {**extras, "media_io_kwargs": media_io}
     return "render_cmpl", ([prompt], tok_params), keywords
-
-
-def _keywords(prompt_source: PromptSource) -> dict[str, Any]:
-    """What the expert's prompt was made with, of what concerns media."""
-    found: dict[str, Any] = {}
-    if prompt_source.extras:
-        found["prompt_extras"] = dict(prompt_source.extras)
-    if prompt_source.always_sent:
-        found["skip_mm_cache"] = True
-    return found
 
 
 def check_there(prompt_source: PromptSource, one: AmateurSpec) -> None:
@@ -592,20 +522,14 @@ def _read(renderer: Any, prompt_source: PromptSource, one: AmateurSpec, made: An
     assert len(prompts) == 1
     prompt = prompts[0]
     prompt_source.processed.extend(media.with_data(prompt))
-    size = renderer.model_config.get_vocab_size()
+    read = Prompt.of(prompt)
     if prompt["type"] == "embeds":
-        read = Prompt.made(prompt)
         problem = read.problem(renderer.model_config)
-    elif prompt["type"] == "token":
-        read = Prompt(ids := prompt["prompt_token_ids"])
-        problem = _unknown_token(ids, size)
-        if not ids:
-            problem = "is no token at all; it must not be empty"
-    elif prompt["type"] == "multimodal":
-        read = Prompt(ids := prompt["prompt_token_ids"], features=media.of_prompt(prompt))
-        # Tokens that stand for media need not be the model's.
-        tokenizer = renderer.tokenizer
-        problem = _unknown_token(ids, max(size, tokenizer.max_token_id + 1 if tokenizer else 0))
+    elif prompt["type"] in ("token", "multimodal"):
+        ids, size = prompt["prompt_token_ids"], renderer.model_config.get_vocab_size()
+        if prompt["type"] == "multimodal" and renderer.tokenizer:  # images' tokens may be beyond
+            size = max(size, renderer.tokenizer.max_token_id + 1)
+        problem = _unknown_token(ids, size) if ids else "is no token at all; it must not be empty"
     else:
         raise one.refused("must be text, token ids, embeddings, or these with media")
     if problem is not None:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from vllm_cold.method.arguments import parse_engine_defaults, parse_request_args
-from vllm_cold.vllm.frontend.errors import request_error
+from vllm_cold.vllm.frontend.errors import refusals
 from vllm_cold.vllm.patching import PatchPoint
 
 _reason = ""
@@ -30,12 +30,9 @@ def install(reason: str) -> None:
 
 def _make_verify(original: Callable[..., None]) -> Callable[..., None]:
     def verify(self: Any, *args: Any, **kwargs: Any) -> None:
-        try:
-            wanted = parse_request_args(self.extra_args).enabled
-        except ValueError as error:
-            raise request_error(error) from error
-        if wanted:
-            raise request_error(ValueError(f"CoLD is unavailable: {_reason}"))
+        with refusals():
+            if parse_request_args(self.extra_args).enabled:
+                raise ValueError(f"CoLD is unavailable: {_reason}")
         original(self, *args, **kwargs)
 
     return verify

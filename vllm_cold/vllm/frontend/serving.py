@@ -39,16 +39,22 @@ import msgspec
 from vllm_cold.errors import ColdError
 from vllm_cold.group import results
 from vllm_cold.method.amateurs import Messages, Part
-from vllm_cold.method.arguments import check_placement, parse_request_args
-from vllm_cold.method.settings import PREFIX, preset_of
+from vllm_cold.method.arguments import check_placement
 from vllm_cold.params import ColdParams
-from vllm_cold.vllm.frontend import media, prompts
+from vllm_cold.vllm.frontend import media
 from vllm_cold.vllm.frontend.admission import Admission, check_penalty
 from vllm_cold.vllm.frontend.capacity import fit, most_tokens
 from vllm_cold.vllm.frontend.config import is_configured
 from vllm_cold.vllm.frontend.contrast import Contrast
 from vllm_cold.vllm.frontend.errors import generation_error, refusals
 from vllm_cold.vllm.frontend.intake import FRONT_END, Exchange
+from vllm_cold.vllm.frontend.prompts import (
+    PromptSource,
+    decision_in,
+    media_kept,
+    prompt_source_of,
+    with_decision,
+)
 from vllm_cold.vllm.patching import PatchPoint
 
 HEADER = b"x-cold"
@@ -70,37 +76,36 @@ def _make_preprocess(original: Callable[..., Any]) -> Callable[..., Any]:
     async def preprocess(self: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
         # A beam search is refused where it wants CoLD too.
         beams = getattr(request, "use_beam_search", False)
-        if FRONT_END.server is None or beams or not hasattr(request, "vllm_xargs"):
+        if (server := FRONT_END.server) is None or beams or not hasattr(request, "vllm_xargs"):
             return await original(self, request, *args, **kwargs)
-        if _sends_data(FRONT_END.server, self.renderer, request, *args, **kwargs):
+        with refusals():
+            contrast = _decide(server, request)
+        if contrast is not None and _sends_data(contrast, self.renderer, *args, **kwargs):
             kwargs["skip_mm_cache"] = True
         found = await original(self, request, *args, **kwargs)
         made = found[1] if isinstance(found, tuple) else found
-        with refusals(), prompts.media_kept(self.renderer, made):
-            made[:] = await _prepare(FRONT_END.server, self, request, made)
+        with refusals(), media_kept(self.renderer, made):
+            made[:] = await _prepare(server, self, request, contrast, made)
         return found
 
     return preprocess
 
 
 def _sends_data(
-    server: Admission, renderer: Any, request: Any, messages: Any = None, *_: Any, **__: Any
+    contrast: Contrast, renderer: Any, messages: Any = None, *_: Any, **__: Any
 ) -> bool:
     """Whether a chat's media are processed as ``media.always_sent`` says: it will be contrasted."""
-    has_own = bool(request.vllm_xargs) and f"{PREFIX}amateur_messages" in request.vllm_xargs
-    if not (has_own or media.always_sent(renderer, messages)):
-        return False
-    with refusals():
-        contrast = _decide(server, request)
-    if contrast is None or not contrast.applies(prompts.PromptSource(messages=messages)):
-        return False
     own = [one.source.value for one in contrast.amateurs if isinstance(one.source, Messages)]
-    return media.always_sent(renderer, [*(messages or ()), *chain.from_iterable(own)])
+    all_of_them = [*(messages or ()), *chain.from_iterable(own)]
+    return media.always_sent(renderer, all_of_them) and contrast.applies(
+        PromptSource(messages=messages)
+    )
 
 
-async def _prepare(server: Admission, online: Any, request: Any, made: list[Any]) -> list[Any]:
+async def _prepare(
+    server: Admission, online: Any, request: Any, contrast: Contrast | None, made: list[Any]
+) -> list[Any]:
     """What vLLM made of a request's prompts, with what they are decoded with."""
-    contrast = _decide(server, request)
     expert = server.adapters.get(request.model)
     if contrast is not None:
         _check_parts(request, len(made), contrast)
@@ -108,14 +113,14 @@ async def _prepare(server: Admission, online: Any, request: Any, made: list[Any]
     found = contrast
     for one in made:
         if contrast is not None:
-            prompt_source = prompts.prompt_source_of(one)
+            prompt_source = prompt_source_of(one)
             # What the client asked for and gets, as vLLM reads it; where it did not, 0, or None of
             # vLLM 0.33's chats.
             tok_params = prompt_source.tok_params
             asked = (tok_params and tok_params.max_output_tokens) or 0
             contrast = replace(contrast, unlimited=not asked)
         one = await server.prepare(one, contrast, expert, online)
-        found = prompts.decision_in(one)
+        found = decision_in(one)
         if found is not None:
             if one["type"] == "embeds":
                 penalty = getattr(request, "repetition_penalty", None)
@@ -136,7 +141,13 @@ def _decide(server: Admission, request: Any) -> Contrast | None:
     check_placement(request.model_extra)
     contrast = server.decide(request.vllm_xargs, server.adapters.get(request.model))
     if is_configured(server.config):
-        _check_sendable(request.vllm_xargs)
+        try:
+            msgspec.msgpack.encode(request.vllm_xargs)
+        except (UnicodeEncodeError, OverflowError) as error:  # vLLM says HTTP 500
+            raise ValueError(
+                f"vllm_xargs cannot be sent to the engine ({error}): use valid Unicode text, and "
+                "integers from -2^63 to 2^64 - 1."
+            ) from error
     return contrast
 
 
@@ -162,17 +173,6 @@ def _check_parts(request: Any, num_prompts: int, contrast: Contrast) -> None:
             )
 
 
-def _check_sendable(xargs: Any) -> None:
-    """Refuse what cannot be encoded for the engine, whosever key it is: vLLM says HTTP 500."""
-    try:
-        msgspec.msgpack.encode(xargs)
-    except (UnicodeEncodeError, OverflowError) as error:
-        raise ValueError(
-            f"vllm_xargs cannot be sent to the engine ({error}): use valid Unicode text, and "
-            "integers from -2^63 to 2^64 - 1."
-        ) from error
-
-
 def _make_sampling_params(original: Callable[..., Any]) -> Callable[..., Any]:
     def to_sampling_params(self: Any, *args: Any, **kwargs: Any) -> Any:
         if (server := FRONT_END.server) is None:
@@ -185,7 +185,7 @@ def _make_sampling_params(original: Callable[..., Any]) -> Callable[..., Any]:
             contrast = exchange.used[id(self)] = _decide_without_prompt(server, self)
         params = original(self, *args, **kwargs)
         if server.may_contrast(None, params):
-            params.extra_args = prompts.with_decision(params.extra_args or {}, contrast)
+            params.extra_args = with_decision(params.extra_args or {}, contrast)
         return params
 
     return to_sampling_params
@@ -208,29 +208,22 @@ def _decide_without_prompt(server: Admission, request: Any) -> Contrast | None:
 
 def _make_beam_params(original: Callable[..., Any]) -> Callable[..., Any]:
     def to_beam_search_params(self: Any, *args: Any, **kwargs: Any) -> Any:
-        with refusals():
-            if _beams_want_cold(self):
-                raise ColdError(
-                    "use_beam_search",
-                    True,
-                    'CoLD does not support beam search; leave it out, or send {"cold": 0} in '
-                    "vllm_xargs to search with the adapter alone",
-                )
+        if (server := FRONT_END.server) is not None:
+            source = PromptSource(messages=getattr(self, "messages", None))
+            with refusals():
+                contrast = _decide(server, self)
+                if contrast is not None and contrast.applies(source):
+                    raise ColdError(
+                        "use_beam_search",
+                        True,
+                        "CoLD does not support beam search; leave it out, or send "
+                        '{"cold": 0} in vllm_xargs to search with the adapter alone',
+                    )
         # The parameters that beam search makes for its steps do not carry vllm_xargs.
         FRONT_END.exchange().plain = True
         return original(self, *args, **kwargs)
 
     return to_beam_search_params
-
-
-def _beams_want_cold(request: Any) -> bool:
-    check_placement(request.model_extra)
-    wants = parse_request_args(request.vllm_xargs).enabled
-    if wants is not None or (server := FRONT_END.server) is None:
-        return bool(wants)
-    contrast = server.decide(None, server.adapters.get(request.model))
-    prompt_source = prompts.PromptSource(messages=getattr(request, "messages", None))
-    return contrast is not None and contrast.applies(prompt_source)
 
 
 def _make_generate(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -317,13 +310,14 @@ def _make_beam_search(original: Callable[..., Any]) -> Callable[..., Any]:
     def beam_search(
         self: Any, prompts: Any, params: Any, lora_request: Any = None, *args: Any, **kwargs: Any
     ) -> Any:
-        defaults = FRONT_END.of(self.llm_engine.input_processor).defaults
-        default = defaults.enabled and defaults.contrast.without is None  # which is for chats
-        wanted = lora_request if isinstance(lora_request, (list, tuple)) else [lora_request]
-        preset = preset_of(defaults.contrast)
-        if preset is not None and preset.images is not None:
-            wanted = [isinstance(p, dict) and p.get("multi_modal_data") for p in prompts]
-        if isinstance(params, ColdParams) or (default and any(wanted)):
+        decide = FRONT_END.of(self.llm_engine.input_processor).decide
+        several = isinstance(lora_request, (list, tuple))
+        adapters = lora_request if several else [lora_request] * len(prompts)
+        wanted = (decide(None, adapter) for adapter in adapters)
+        if isinstance(params, ColdParams) or any(
+            contrast is not None and contrast.applies(prompt_source_of(prompt))
+            for prompt, contrast in zip(prompts, wanted, strict=False)  # vLLM looks at their number
+        ):
             raise ColdError(
                 "beam_search",
                 type(params).__name__,
