@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """A real CoLD scheduler without a model: requests in, tokens out, invariants after every step."""
 
+import inspect
 from collections import deque
 from collections.abc import Collection, Sequence, Sized
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import msgspec
+import pytest
 import torch
 from vllm.config import (
     CacheConfig,
@@ -380,6 +383,26 @@ def make_hasher(block_size: int) -> Any:
     return get_request_block_hasher(block_size, sha256)
 
 
+def cases_in(module: ModuleType) -> list[Any]:
+    """Its functions that need a model, for ``parametrize``: with and without asynchronous
+    scheduling where they know of it.
+    """
+    found = []
+    for name, case in inspect.getmembers(module, inspect.isfunction):
+        parameters = inspect.signature(case).parameters
+        if [p.name for p in parameters.values() if p.default is p.empty] != ["model"]:
+            continue
+        if case.__module__ == module.__name__ and not name.startswith("_"):
+            if "is_async" in parameters:
+                found += [
+                    pytest.param(partial(case, is_async=on), id=f"{name}-{'a' * on}sync")
+                    for on in (False, True)
+                ]
+            else:
+                found.append(pytest.param(case, id=name))
+    return found
+
+
 class Harness:
     """Drives one scheduler and its workers, and checks both after every call."""
 
@@ -684,6 +707,11 @@ class Harness:
         if len(self.in_flight) >= self.depth:
             self.deliver()
         return count
+
+    def until_idle(self) -> None:
+        """Steps until all requests have ended; what is under way stays so."""
+        while self.alive():
+            self.step()
 
     def abort(self, request_ids: Collection[str]) -> None:
         alive = [r for r in request_ids if r not in self.ended]

@@ -20,12 +20,12 @@ from tests.scheduler.harness import (
     Asked,
     Harness,
     Setup,
+    cases_in,
     make_hasher,
     make_request,
     make_scheduler,
     stats_of,
 )
-from tests.scheduler.workers import RELEASE
 from vllm_cold.group.drafting import DraftController, StepTimes
 from vllm_cold.group.results import NOT_SCORED
 from vllm_cold.group.step_stats import (
@@ -42,59 +42,10 @@ pytestmark = pytest.mark.unit
 
 both = pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
 
-CASES = [
-    cases.evicted_amateur,
-    cases.cached_expert_beside_decodes,
-    cases.windows,
-    cases.throttled,
-    cases.reset_at_the_watermark,
-    cases.too_large,
-    cases.many_small_ones,
-    cases.pause_beside_a_cached_amateur,
-    cases.two_cached_amateurs,
-    cases.no_slot_for_the_amateur,
-    cases.no_slots_for_a_group,
-    cases.preempted_beside_a_cached_amateur,
-    cases.longer_amateur,
-    cases.longer_amateur_and_a_grammar,
-    cases.budget_of_four,
-    cases.chunks_of_a_leader,
-    cases.cached_beside_a_long_amateur,
-    cases.follower_in_flight,
-    cases.came_at_the_same_time,
-    cases.mutual_eviction,
-    cases.longer_than_its_expert,
-    cases.amateur_that_has_ended,
-    cases.ended_amateur_of_a_preempted_group,
-    cases.lost_amateur,
-]
 
-
-@pytest.mark.parametrize("case", CASES, ids=lambda c: c.__name__)
+@pytest.mark.parametrize("case", cases_in(cases))
 def test_case(case: Callable[[Path], None], tiny: Path) -> None:
     case(tiny / "model")
-
-
-@pytest.mark.skipif(RELEASE < (0, 33), reason="vLLM's schedulers hold prompts back since 0.33")
-def test_prompts_held_back_by_vllm(tiny: Path) -> None:
-    cases.between_prompts(tiny / "model")
-
-
-WITH_DRAFTS = [
-    cases.drafts_that_do_not_fit,
-    cases.stops_amid_drafts,
-    cases.unscored_draft,
-    cases.nan_in_an_accepted_draft,
-    cases.nan_behind_the_accepted_drafts,
-    cases.counted_once,
-    cases.leader_that_has_ended,
-]
-
-
-@both
-@pytest.mark.parametrize("case", WITH_DRAFTS, ids=lambda c: c.__name__)
-def test_case_with_drafts(case: Callable[[Path, bool], None], is_async: bool, tiny: Path) -> None:
-    case(tiny / "model", is_async)
 
 
 @both
@@ -177,8 +128,7 @@ def test_a_cached_prompt_is_not_computed_again(cached: str, is_async: bool, tiny
     harness = harness_of(tiny, budget=17, is_async=is_async)
     for adapter in {"expert": [1], "amateur": [0], "both": [0, 1]}[cached]:
         harness.add(prompt(33), 1, adapter=adapter)
-    while harness.alive():
-        harness.step()
+    harness.until_idle()
     before = harness.steps
     cold = harness.add(prompt(33), 3, adapter=1, cold=True)
     harness.drain()
@@ -430,8 +380,7 @@ def test_blocks_of_such_a_pair_are_cleared_once_they_are_nobodys(
         harness.deliver()
     harness.step()
     assert shared and not shared & cleared and held - shared <= cleared
-    while harness.alive():
-        harness.step()
+    harness.until_idle()
     harness.add(prompt(12), 2, adapter=1, cold=True)  # finds nothing of it in the prefix cache
     harness.drain()
     assert held <= cleared and harness.ended[sharer] == "length"

@@ -15,9 +15,7 @@ STORMS, STEPS = 60, 200
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda m: m.rule)
 def test_bites(mutation: Mutation, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    mutant = mutation.make()
-    for place in mutation.places():
-        monkeypatch.setattr(place, mutation.function, mutant)
+    mutation.install(monkeypatch)
     for seed in range(1 if mutation.case else STORMS):
         try:
             if mutation.case:

@@ -13,7 +13,7 @@ from vllm.v1.outputs import ModelRunnerOutput
 
 from tests.scheduler import state_cases as cases
 from tests.scheduler.cases import prompt
-from tests.scheduler.harness import Asked, make_hasher, make_request, make_scheduler
+from tests.scheduler.harness import Asked, cases_in, make_hasher, make_request, make_scheduler
 from tests.scheduler.states import StateLayers, supported
 from tests.scheduler.workers import Workers
 
@@ -22,25 +22,10 @@ pytestmark = [
     pytest.mark.skipif(not supported(), reason="CoLD takes models with states since vLLM 0.32"),
 ]
 
-CASES = [
-    cases.block_as_wide_as_a_step,
-    cases.cached_expert_beside_a_split_amateur,
-    cases.amateur_that_finds_anothers_state,
-    cases.amateur_that_needs_anothers_state,
-    cases.amateurs_that_find_the_same_state,
-    cases.junction,
-    cases.room_for_two_states,
-]
 
-
-@pytest.mark.parametrize("case", CASES, ids=lambda c: c.__name__)
+@pytest.mark.parametrize("case", cases_in(cases))
 def test_case(case: Callable[[Path], None], tiny: Path) -> None:
     case(tiny / "model")
-
-
-@pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
-def test_long_and_short(is_async: bool, tiny: Path) -> None:
-    cases.long_and_short(tiny / "model", is_async)
 
 
 @pytest.mark.parametrize("unit", [1, None])
