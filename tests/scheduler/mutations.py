@@ -21,7 +21,7 @@ from tests.scheduler.storm import random_states, storm, with_connector
 from vllm_cold.group import lockstep, results
 from vllm_cold.group.lockstep import Group, Step
 from vllm_cold.group.step_stats import WeightsByStep
-from vllm_cold.vllm.scheduler import encoder, scheduler, states
+from vllm_cold.vllm.scheduler import scheduler, states
 from vllm_cold.vllm.scheduler.connectors import Loads
 from vllm_cold.vllm.scheduler.encoder import EncoderInputs
 from vllm_cold.vllm.scheduler.kv_blocks import KVBlocks
@@ -33,7 +33,7 @@ OWNERS = {
     owner.__name__.rpartition(".")[2]: owner
     for owner in (
         *(Step, Group, GroupScheduler, WaitingQueues, KVBlocks, StateSplit, EncoderInputs, Loads),
-        *(WeightsByStep, lockstep, results, states, encoder, scheduler),
+        *(WeightsByStep, lockstep, results, states, scheduler),
     )
 }
 
@@ -293,8 +293,9 @@ MUTATIONS = [
     Mutation("workers have the media of a group's streams, cached or not", "EncoderInputs.end_pass",
              ("new.mm_features = requests[new.req_id].mm_features", "pass"),
              media_cases.cached_before_it_was_preempted),
-    Mutation("a request that is taken out of the step has nothing encoded", "encoder.strip",
-             _nothing, media_cases.storms_of_images('dense')),
+    Mutation("a request that is taken out of the step has nothing encoded", "scheduler.strip",
+             ("output.scheduled_encoder_inputs.pop(request_id, None)", "pass"),
+             media_cases.storms_of_images('dense')),
     # What a preemption takes along.
     Mutation("a pass that preempted admits nobody", "Step.preempt",
              ("self.preempted = True", "pass"), cases.preempted_beside_a_cached_amateur),
@@ -371,7 +372,7 @@ MUTATIONS = [
     Mutation("amateurs have no output", "GroupScheduler._after_output",
              ("hidden.add(request_id)", "pass")),
     Mutation("a CoLD request is counted once", "GroupScheduler.get_request_counts",
-             ("running -= sum(map(", "sum(map(")),
+             ("len(of_groups)", "len(found) - found.count(None)")),
     # KV connectors.
     Mutation("amateurs are made known", "GroupScheduler.add_request",
              ("self.connector.on_new_request(amateur)", "0"), _storms_of_loads),

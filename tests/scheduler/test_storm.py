@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.scheduler.harness import Harness, Setup
+from tests.scheduler.harness import IS_0_23, Harness, Setup
 from tests.scheduler.states import supported
 from tests.scheduler.storm import IMAGES, random_states, storm, with_connector, with_images
 
@@ -67,6 +67,7 @@ def test_states(first: int, mode: str, tiny: Path) -> None:
     assert group_preemptions > 5
 
 
+@pytest.mark.skipif(IS_0_23, reason="CoLD contrasts prompts with media since vLLM 0.31")
 @pytest.mark.parametrize("kind", IMAGES)
 @pytest.mark.parametrize(
     "first", [0, *(pytest.param(n, marks=pytest.mark.full) for n in range(4, 104, 20))]
