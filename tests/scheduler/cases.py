@@ -428,19 +428,26 @@ def find_of_drafts(harness: Harness, request_id: str, rows: dict[int, RowStats |
     result.cold = [stats_of(found)]
 
 
-def unscored_draft(model: Path, is_async: bool = True, row: int = 1) -> None:
+def unscored_draft(model: Path, is_async: bool = True) -> None:
     """A row in which a draft is verified was not scored: none of the step's tokens leaves."""
-    harness = Harness(model, Setup(num_blocks=65, drafts=4, right=1.0, is_async=is_async))
-    healthy = harness.add(prompt(9), 30, adapter=1, cold=True)
-    cold = harness.add(prompt(5, 200), 30, adapter=1, cold=True)
-    until_it_drafts(harness, cold)
-    before = list(harness.got[cold])
-    find_of_drafts(harness, cold, {row: None})
-    harness.errors[cold] = NOT_SCORED
+    for row in (1, 0, 2):
+        harness = Harness(model, Setup(num_blocks=65, drafts=4, right=1.0, is_async=is_async))
+        healthy = harness.add(prompt(9), 30, adapter=1, cold=True)
+        cold = harness.add(prompt(5, 200), 30, adapter=1, cold=True)
+        until_it_drafts(harness, cold)
+        _ends_without_its_step(harness, cold, {row: None}, NOT_SCORED)
+        assert harness.ended[healthy] == "length"
+
+
+def _ends_without_its_step(
+    harness: Harness, request_id: str, rows: dict[int, RowStats | None], why: str
+) -> None:
+    before = list(harness.got[request_id])
+    find_of_drafts(harness, request_id, rows)
+    harness.errors[request_id] = why
     harness.deliver()
-    assert harness.ended.get(cold) == "error" and harness.got[cold] == before
+    assert harness.ended.get(request_id) == "error" and harness.got[request_id] == before
     harness.drain()
-    assert harness.ended[healthy] == "length"
 
 
 def nan_in_an_accepted_draft(model: Path, is_async: bool = True) -> None:
@@ -450,12 +457,8 @@ def nan_in_an_accepted_draft(model: Path, is_async: bool = True) -> None:
         healthy = harness.add(prompt(9), 30, adapter=1, cold=True)
         cold = harness.add(prompt(5, 200), 30, adapter=1, cold=True)
         num = until_it_drafts(harness, cold)
-        before = list(harness.got[cold])
-        find_of_drafts(harness, cold, {num if last else 1: RowStats(1, 0, 1, present=1)})
-        harness.errors[cold] = NOT_FINITE
-        harness.deliver()
-        assert harness.ended.get(cold) == "error" and harness.got[cold] == before
-        harness.drain()
+        sick: dict[int, RowStats | None] = {num if last else 1: RowStats(1, 0, 1, present=1)}
+        _ends_without_its_step(harness, cold, sick, NOT_FINITE)
         assert harness.ended[healthy] == "length"
 
 

@@ -49,13 +49,6 @@ def test_case(case: Callable[[Path], None], tiny: Path) -> None:
 
 
 @both
-@pytest.mark.parametrize("row", [0, 2])
-def test_no_row_of_drafts_may_be_unscored(row: int, is_async: bool, tiny: Path) -> None:
-    """The first or the last neither."""
-    cases.unscored_draft(tiny / "model", is_async, row)
-
-
-@both
 @pytest.mark.parametrize("drafts", [1, 4])
 def test_right_drafts_are_given_at_once(drafts: int, is_async: bool, tiny: Path) -> None:
     """A group takes as many steps as a plain request does, and fewer than tokens."""
