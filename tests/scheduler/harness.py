@@ -713,19 +713,12 @@ class Harness:
         while self.alive():
             self.step()
 
-    def abort(self, request_ids: Collection[str]) -> None:
-        alive = [r for r in request_ids if r not in self.ended]
-        finished = self.sched.finish_requests(alive, RequestStatus.FINISHED_ABORTED)
+    def abort(self, request_ids: Collection[str] | None) -> None:
+        """None for all, as when an engine is paused with mode "abort"."""
+        asked = None if request_ids is None else [r for r in request_ids if r not in self.ended]
+        alive = self.alive() if asked is None else asked
+        finished = self.sched.finish_requests(asked, RequestStatus.FINISHED_ABORTED)
         # vLLM 0.23 gives (request id, client index).
-        names = sorted(r[0] if isinstance(r, tuple) else r.request_id for r in finished)
-        assert names == sorted(alive)
-        self.ended.update(dict.fromkeys(alive, "abort"))
-        self.check()
-
-    def abort_all(self) -> None:
-        """As when an engine is paused with mode "abort"."""
-        alive = self.alive()
-        finished = self.sched.finish_requests(None, RequestStatus.FINISHED_ABORTED)
         names = sorted(r[0] if isinstance(r, tuple) else r.request_id for r in finished)
         assert names == sorted(alive)
         self.ended.update(dict.fromkeys(alive, "abort"))

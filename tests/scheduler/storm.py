@@ -238,7 +238,7 @@ def storm(model: Path, seed: int, steps: int, setup: Setup | None = None) -> Har
         elif event < busy + 0.06:
             harness.pause(rng.choice(list(PauseState)))
         elif event < busy + 0.062:
-            harness.abort_all()
+            harness.abort(None)
         elif event < busy + 0.067:
             harness.wait()
         if harness.paused != PauseState.UNPAUSED and rng.random() < 0.2:
