@@ -414,16 +414,7 @@ class Harness:
         self.depth = setup.depth or (2 if setup.is_async else 1)
         if IS_0_23:
             self.depth = min(self.depth, 2 if setup.is_async else 1)
-        self.workers = Workers(
-            setup.block_size,
-            setup.max_loras,
-            is_async=setup.is_async,
-            v2=setup.v2,
-            num_drafts=setup.drafts,
-            right=setup.right,
-            layers=setup.layers,
-            media=setup.media,
-        )
+        self.workers = Workers(setup)
         self.loads: ConnectorWorkers | None = None
         if setup.connector is not None:
             self.loads = ConnectorWorkers(self.sched.connector, self.workers.kv)

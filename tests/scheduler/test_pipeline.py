@@ -53,7 +53,7 @@ class Pipeline(Harness):
         if setup.is_async:
             self.sched.pp_size = self.sched.decode_stagger = stages
         else:
-            self.first = FirstStage(setup.block_size, setup.max_loras, is_async=False, v2=False)
+            self.first = FirstStage(Setup(block_size=setup.block_size, max_loras=setup.max_loras))
             last = self.workers.execute
 
             def execute(output: Any) -> Any:
