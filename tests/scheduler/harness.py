@@ -531,11 +531,6 @@ class Harness:
     def free_blocks(self) -> int:
         return int(self.sched.kv_cache_manager.block_pool.get_num_free_blocks())
 
-    @property
-    def capacity(self) -> int:
-        """Tokens, prompt and output, of each stream of the largest pair that is admitted."""
-        return self.capacity_of(2)
-
     def capacity_of(self, streams: int) -> int:
         """Tokens, prompt and output, of each of so many streams of a group that is admitted."""
         per_stream = (self.setup.num_blocks - 1 - self.setup.watermark) // streams

@@ -267,12 +267,7 @@ class EncoderInputs:
 
     def end_pass(self, output: Any, groups: Mapping[str, Group[Request]], step: Step[Any]) -> None:
         """The step is what ``output`` says: what others of it count on is encoded for them, and
-        what nobody of it does is not in the cache.
-
-        Args:
-            output: The step.
-            groups: By the id of each stream.
-            step: What the pass decided.
+        what nobody of it does is not in the cache. ``groups``: by the id of each stream.
         """
         scheduled = output.num_scheduled_tokens
         for each in (each for group in step.groups for each in group.streams if each.mm_features):
