@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Situations of engines whose model reads images, for the tests and for the mutation table."""
 
-import random
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tests.scheduler.harness import Harness, Setup
 from tests.scheduler.media import Media
-from tests.scheduler.storm import storm, with_images
+from tests.scheduler.storm import storms, with_images
 
 
 def image(length: int, kind: int = 1) -> list[int]:
@@ -196,20 +196,8 @@ def cached_before_it_was_preempted(model: Path) -> None:
     harness.drain()
 
 
-def storm_of_images(kind: str, seed: int) -> Callable[[Path], None]:
-    def run(model: Path) -> None:
-        storm(model, seed, 200, with_images(random.Random(seed), kind))
-
-    return run
-
-
-def storms_of_images(*kinds: str, num: int = 40) -> Callable[[Path], None]:
-    def run(model: Path) -> None:
-        for seed in range(num):
-            for kind in kinds:
-                storm_of_images(kind, seed)(model)
-
-    return run
+def storms_of_images(kind: str) -> Callable[[Path], Any]:
+    return lambda model: [*storms(model, range(40), partial(with_images, kind=kind))]
 
 
 def _forget_images(harness: Harness) -> None:

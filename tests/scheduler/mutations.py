@@ -5,10 +5,10 @@ Those of one pass that ``tests/unit/test_lockstep.py`` has figures for are not h
 """
 
 import inspect
-import random
 import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import FunctionType
 from typing import Any
@@ -17,7 +17,7 @@ import pytest
 from vllm.v1.core.sched.scheduler import Scheduler
 
 from tests.scheduler import cases, connector_cases, media_cases, state_cases
-from tests.scheduler.storm import random_states, storm, with_connector
+from tests.scheduler.storm import random_states, storm, storms, with_connector
 from vllm_cold.group import lockstep, results
 from vllm_cold.group.lockstep import Group, Step
 from vllm_cold.group.step_stats import WeightsByStep
@@ -119,20 +119,15 @@ def _not_cut(this: Any, request: Any, start: int, num_tokens: int) -> int:
 
 
 def _storms_of_states(model: Path) -> None:
-    for seed in range(20):
-        _storm_of_states(seed)(model)
+    list(storms(model, range(20), partial(random_states, mode="align")))
 
 
 def _storms_of_loads(model: Path) -> None:
-    for seed in range(60):
-        storm(model, seed, 200, with_connector(random.Random(seed)))
+    list(storms(model, range(60), with_connector))
 
 
 def _storm_of_states(seed: int) -> Callable[[Path], None]:
-    def run(model: Path) -> None:
-        storm(model, seed, 200, random_states(random.Random(seed), "align"))
-
-    return run
+    return lambda model: [*storms(model, [seed], partial(random_states, mode="align"))]
 
 
 # fmt: off

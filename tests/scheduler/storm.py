@@ -3,6 +3,7 @@
 
 import dataclasses
 import random
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -255,3 +256,16 @@ def storm(model: Path, seed: int, steps: int, setup: Setup | None = None) -> Har
         harness.schedule(throttle=throttle, squeeze=squeeze)
     harness.drain()
     return harness
+
+
+def storms(
+    model: Path, seeds: Iterable[int], setup_of: Callable[[random.Random], Setup] | None = None
+) -> Iterator[Harness]:
+    """Storms of 200 steps, over engines as ``setup_of`` draws them; an error says of which."""
+    for seed in seeds:
+        setup = setup_of(random.Random(seed)) if setup_of is not None else None
+        try:
+            yield storm(model, seed, 200, setup)
+        except Exception as error:
+            error.add_note(f"storm(model, {seed}, 200, {setup})")
+            raise

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """KV connectors: what they bring in time, late, in vain or for nobody ends in the right tokens."""
 
-import random
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +20,7 @@ from tests.scheduler.harness import (
     make_hasher,
     make_request,
 )
-from tests.scheduler.storm import storm, with_connector
+from tests.scheduler.storm import storms, with_connector
 from vllm_cold.group import results
 from vllm_cold.group.stream import from_extra_args
 from vllm_cold.vllm.scheduler.amateurs import make_streams
@@ -31,8 +30,6 @@ pytestmark = [
     pytest.mark.skipif(IS_0_23, reason="CoLD has connectors since vLLM 0.31"),
 ]
 
-STEPS = 200
-
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
@@ -40,12 +37,7 @@ STEPS = 200
 )
 def test_storm(first: int, tiny: Path) -> None:
     counts: Counter[str] = Counter()
-    for seed in range(first, first + 20):
-        setup = with_connector(random.Random(seed))
-        try:
-            harness = storm(tiny / "model", seed, STEPS, setup)
-        except AssertionError as error:
-            raise AssertionError(f"seed={seed}: {setup}") from error
+    for harness in storms(tiny / "model", range(first, first + 20), with_connector):
         assert harness.loads is not None
         counts.update(
             loads=harness.loads.loads,
