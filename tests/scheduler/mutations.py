@@ -150,7 +150,7 @@ MUTATIONS = [
              ("prepend_request(group.leader)", "prepend_request(group.expert)"),
              cases.longer_amateur_and_a_grammar),
     Mutation("a leader waits in its expert's place", "GroupScheduler.add_request",
-             ("if request.status == RequestStatus.WAITING:", "if False:"), cases.longer_amateur),
+             ("if group.leader is not request and", "if False and"), cases.longer_amateur),
     Mutation("nobody who came at the same time gets between the streams of a group",
              "WaitingQueues.put_followers",
              ("if self._by_priority and behind_head and", "if False and"),
