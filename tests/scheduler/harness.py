@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """A real CoLD scheduler without a model: requests in, tokens out, invariants after every step."""
 
+import inspect
 from collections import deque
 from collections.abc import Collection, Sequence, Sized
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import msgspec
+import pytest
 import torch
 from vllm.config import (
     CacheConfig,
@@ -380,6 +383,26 @@ def make_hasher(block_size: int) -> Any:
     return get_request_block_hasher(block_size, sha256)
 
 
+def cases_in(module: ModuleType) -> list[Any]:
+    """Its functions that need a model, for ``parametrize``: with and without asynchronous
+    scheduling where they know of it.
+    """
+    found = []
+    for name, case in inspect.getmembers(module, inspect.isfunction):
+        parameters = inspect.signature(case).parameters
+        if [p.name for p in parameters.values() if p.default is p.empty] != ["model"]:
+            continue
+        if case.__module__ == module.__name__ and not name.startswith("_"):
+            if "is_async" in parameters:
+                found += [
+                    pytest.param(partial(case, is_async=on), id=f"{name}-{'a' * on}sync")
+                    for on in (False, True)
+                ]
+            else:
+                found.append(pytest.param(case, id=name))
+    return found
+
+
 class Harness:
     """Drives one scheduler and its workers, and checks both after every call."""
 
@@ -391,16 +414,7 @@ class Harness:
         self.depth = setup.depth or (2 if setup.is_async else 1)
         if IS_0_23:
             self.depth = min(self.depth, 2 if setup.is_async else 1)
-        self.workers = Workers(
-            setup.block_size,
-            setup.max_loras,
-            is_async=setup.is_async,
-            v2=setup.v2,
-            num_drafts=setup.drafts,
-            right=setup.right,
-            layers=setup.layers,
-            media=setup.media,
-        )
+        self.workers = Workers(setup)
         self.loads: ConnectorWorkers | None = None
         if setup.connector is not None:
             self.loads = ConnectorWorkers(self.sched.connector, self.workers.kv)
@@ -516,11 +530,6 @@ class Harness:
 
     def free_blocks(self) -> int:
         return int(self.sched.kv_cache_manager.block_pool.get_num_free_blocks())
-
-    @property
-    def capacity(self) -> int:
-        """Tokens, prompt and output, of each stream of the largest pair that is admitted."""
-        return self.capacity_of(2)
 
     def capacity_of(self, streams: int) -> int:
         """Tokens, prompt and output, of each of so many streams of a group that is admitted."""
@@ -685,19 +694,17 @@ class Harness:
             self.deliver()
         return count
 
-    def abort(self, request_ids: Collection[str]) -> None:
-        alive = [r for r in request_ids if r not in self.ended]
-        finished = self.sched.finish_requests(alive, RequestStatus.FINISHED_ABORTED)
-        # vLLM 0.23 gives (request id, client index).
-        names = sorted(r[0] if isinstance(r, tuple) else r.request_id for r in finished)
-        assert names == sorted(alive)
-        self.ended.update(dict.fromkeys(alive, "abort"))
-        self.check()
+    def until_idle(self) -> None:
+        """Steps until all requests have ended; what is under way stays so."""
+        while self.alive():
+            self.step()
 
-    def abort_all(self) -> None:
-        """As when an engine is paused with mode "abort"."""
-        alive = self.alive()
-        finished = self.sched.finish_requests(None, RequestStatus.FINISHED_ABORTED)
+    def abort(self, request_ids: Collection[str] | None) -> None:
+        """None for all, as when an engine is paused with mode "abort"."""
+        asked = None if request_ids is None else [r for r in request_ids if r not in self.ended]
+        alive = self.alive() if asked is None else asked
+        finished = self.sched.finish_requests(asked, RequestStatus.FINISHED_ABORTED)
+        # vLLM 0.23 gives (request id, client index).
         names = sorted(r[0] if isinstance(r, tuple) else r.request_id for r in finished)
         assert names == sorted(alive)
         self.ended.update(dict.fromkeys(alive, "abort"))

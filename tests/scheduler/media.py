@@ -60,10 +60,6 @@ class Media:
             at += length
         return found
 
-    def seen(self, prompt: Sequence[int], noise: int = 0) -> list[int]:
-        """What the model reads: tokens, and embeddings in their place."""
-        return seen(prompt, self.features(prompt, noise))
-
 
 def _embedded(kind: int, length: int) -> torch.Tensor | None:
     """Some images have tokens of text at both ends."""

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Situations of engines whose model reads images, for the tests and for the mutation table."""
 
-import random
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tests.scheduler.harness import Harness, Setup
 from tests.scheduler.media import Media
-from tests.scheduler.storm import storm, with_images
+from tests.scheduler.storm import storms, with_images
 
 
 def image(length: int, kind: int = 1) -> list[int]:
@@ -43,7 +43,7 @@ def cached_images(model: Path) -> None:
     harness = engine(model, Media(cache=14, budget=12), caching=False)
     for mine in (image(6, 2), image(5, 4)):
         harness.add(mine + text(2), 1)
-        _until_idle(harness)
+        harness.until_idle()
     amateurs = [(0, image(6, 2) + text(4))]
     cold = harness.add(image(7) + text(9), 3, adapter=1, cold=True, amateurs=amateurs)
     before = harness.steps
@@ -58,7 +58,7 @@ def cached_expert_beside_images(model: Path) -> None:
     harness = engine(model, Media(budget=7))
     prompt = image(6) + text(2) + image(5, 2) + text(4)
     harness.add(prompt, 1, adapter=1)
-    _until_idle(harness)
+    harness.until_idle()
     before = harness.steps
     cold = harness.add(prompt, 3, adapter=1, cold=True, noises=[1])
     harness.drain()
@@ -73,9 +73,9 @@ def cached_to_their_ends(model: Path) -> None:
     others = {"adapter": 1, "cold": True, "amateurs": [(0, None)] * 2, "noises": [1, 2]}
     for _ in range(2):
         harness.add(text(3) + image(6), 2, **others)
-        _until_idle(harness)
+        harness.until_idle()
         harness.add(image(7, 2) + image(7, 4) + image(7, 5), 1)  # push those out
-        _until_idle(harness)
+        harness.until_idle()
     harness.drain()
 
 
@@ -125,7 +125,7 @@ def image_that_waits(model: Path) -> None:
     harness = engine(model, Media(cache=8, budget=8), long_prefill=2)
     amateurs = [(0, text(13, 300))]
     harness.add(amateurs[0][1], 1)  # it is cached, so the leader begins alone
-    _until_idle(harness)
+    harness.until_idle()
     harness.add(image(7) + text(1), 1)  # takes four steps
     prompt = text(3) + image(7, 2) + text(9, 200)
     harness.add(prompt, 3, adapter=1, cold=True, amateurs=amateurs)
@@ -170,7 +170,7 @@ def image_of_two_twice(model: Path) -> None:
     harness = engine(model, Media(), num_blocks=19, long_prefill=8, policy="priority")
     cached = image(6) + text(10, 250)
     harness.add(cached, 1)
-    _until_idle(harness)
+    harness.until_idle()
     _forget_images(harness)
     harness.add(text(1, 300), 9)
     cold = harness.add(text(16) + image(6) + text(2), 3, adapter=1, cold=True, priority=2)
@@ -188,7 +188,7 @@ def cached_before_it_was_preempted(model: Path) -> None:
     harness = engine(model, Media())
     prompt = text(2) + image(6) + text(8)
     harness.add(prompt, 1, adapter=1)
-    _until_idle(harness)
+    harness.until_idle()
     harness.add(prompt, 5, adapter=1, cold=True, noises=[1])
     harness.step()
     harness.reset(running=True)
@@ -196,28 +196,11 @@ def cached_before_it_was_preempted(model: Path) -> None:
     harness.drain()
 
 
-def storm_of_images(kind: str, seed: int) -> Callable[[Path], None]:
-    def run(model: Path) -> None:
-        storm(model, seed, 200, with_images(random.Random(seed), kind))
-
-    return run
-
-
-def storms_of_images(*kinds: str, num: int = 40) -> Callable[[Path], None]:
-    def run(model: Path) -> None:
-        for seed in range(num):
-            for kind in kinds:
-                storm_of_images(kind, seed)(model)
-
-    return run
+def storms_of_images(kind: str) -> Callable[[Path], Any]:
+    return lambda model: [*storms(model, range(40), partial(with_images, kind=kind))]
 
 
 def _forget_images(harness: Harness) -> None:
     harness.sched.reset_encoder_cache()
     assert harness.workers.encoder is not None
     harness.workers.encoder.held.clear()
-
-
-def _until_idle(harness: Harness) -> None:
-    while harness.alive():
-        harness.step()

@@ -5,28 +5,37 @@ Those of one pass that ``tests/unit/test_lockstep.py`` has figures for are not h
 """
 
 import inspect
-import random
 import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import FunctionType
 from typing import Any
 
+import pytest
 from vllm.v1.core.sched.scheduler import Scheduler
 
-from tests.scheduler import cases, media_cases, state_cases
-from tests.scheduler.storm import random_states, storm
+from tests.scheduler import cases, connector_cases, media_cases, state_cases
+from tests.scheduler.storm import random_states, storm, storms, with_connector
 from vllm_cold.group import lockstep, results
 from vllm_cold.group.lockstep import Group, Step
 from vllm_cold.group.step_stats import WeightsByStep
-from vllm_cold.vllm.scheduler import encoder, scheduler, states
+from vllm_cold.vllm.scheduler import scheduler, states
 from vllm_cold.vllm.scheduler.connectors import Loads
 from vllm_cold.vllm.scheduler.encoder import EncoderInputs
 from vllm_cold.vllm.scheduler.kv_blocks import KVBlocks
 from vllm_cold.vllm.scheduler.queues import WaitingQueues
 from vllm_cold.vllm.scheduler.scheduler import GroupScheduler
 from vllm_cold.vllm.scheduler.states import StateSplit
+
+OWNERS = {
+    owner.__name__.rpartition(".")[2]: owner
+    for owner in (
+        *(Step, Group, GroupScheduler, WaitingQueues, KVBlocks, StateSplit, EncoderInputs, Loads),
+        *(WeightsByStep, lockstep, results, states, scheduler),
+    )
+}
 
 
 @dataclass(frozen=True)
@@ -35,75 +44,47 @@ class Mutation:
 
     Attributes:
         rule: What the code sees to.
-        owner: The class or module with the function.
-        function: Its name.
+        where: The class or module, and its function.
         instead: What takes the function's place; or what to change in its source: a text that is
             in it exactly once, and what stands there without the rule.
         case: What fails then; None for storms.
     """
 
     rule: str
-    owner: Any
-    function: str
+    where: str
     instead: Callable[..., Any] | tuple[str, str]
     case: Callable[[Path], None] | None = None
 
-    def make(self) -> Callable[..., Any]:
-        """The function without the rule.
+    def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Remove the rule, for one test.
 
         Raises:
             LookupError: the text is not in its source exactly once: the table is out of date.
         """
-        function = getattr(self.owner, self.function)
+        owner, _, name = self.where.partition(".")
+        mutant = self._make(OWNERS[owner], name)
+        monkeypatch.setattr(OWNERS[owner], name, mutant)
+        if OWNERS[owner] is lockstep and hasattr(scheduler, name):
+            monkeypatch.setattr(scheduler, name, mutant)
+
+    def _make(self, owner: Any, name: str) -> Callable[..., Any]:
+        """The function without the rule."""
+        function = getattr(owner, name)
         if not isinstance(self.instead, tuple):
             return self.instead
         old, new = self.instead
         source = textwrap.dedent(inspect.getsource(function))
         if source.count(old) != 1:
-            raise LookupError(f"{self.rule}: {old!r} is not in {self.function} once")
+            raise LookupError(f"{self.rule}: {old!r} is not in {name} once")
         source = source.replace(old, new)
         # A function that is compiled outside of its class has no __class__ cell.
-        source = source.replace("super()", f"super({self.owner.__name__}, self)")
+        source = source.replace("super()", f"super({owner.__name__}, self)")
         names: dict[str, Any] = {}
-        exec(compile(source, f"<{self.function} without: {self.rule}>", "exec"),
+        exec(compile(source, f"<{name} without: {self.rule}>", "exec"),
              function.__globals__, names)  # fmt: skip
-        made = names[self.function]
+        made = names[name]
         assert isinstance(made, FunctionType)
         return made
-
-    def places(self) -> list[Any]:
-        """Where the function has to be replaced."""
-        if self.owner is not lockstep:
-            return [self.owner]
-        return [lockstep, *([scheduler] if hasattr(scheduler, self.function) else [])]
-
-
-Case = Callable[[Path], None] | None
-Instead = Callable[..., Any] | tuple[str, str]
-
-
-def _step(rule: str, function: str, instead: Instead, case: Case = None) -> Mutation:
-    return Mutation(rule, Step, function, instead, case)
-
-
-def _lockstep(rule: str, function: str, instead: Instead, case: Case = None) -> Mutation:
-    return Mutation(rule, lockstep, function, instead, case)
-
-
-def _sched(rule: str, function: str, instead: Instead, case: Case = None) -> Mutation:
-    owners = (GroupScheduler, WaitingQueues, KVBlocks, StateSplit, scheduler)
-    owner = next(c for c in owners if function in vars(c))
-    return Mutation(rule, owner, function, instead, case)
-
-
-def _loads(rule: str, function: str, instead: Instead, case: Case = None) -> Mutation:
-    owners = (GroupScheduler, WaitingQueues, Loads)
-    owner = next(c for c in owners if function in vars(c))
-    return Mutation(rule, owner, function, instead, case or cases.connectors)
-
-
-def _encoder(rule: str, function: str, instead: Instead, case: Case) -> Mutation:
-    return Mutation(rule, EncoderInputs, function, instead, case)
 
 
 def _build_early(self: Any, connector: Any, output: Any) -> Any:
@@ -138,653 +119,318 @@ def _not_cut(this: Any, request: Any, start: int, num_tokens: int) -> int:
 
 
 def _storms_of_states(model: Path) -> None:
-    for seed in range(20):
-        _storm_of_states(seed)(model)
+    list(storms(model, range(20), partial(random_states, mode="align")))
+
+
+def _storms_of_loads(model: Path) -> None:
+    list(storms(model, range(60), with_connector))
 
 
 def _storm_of_states(seed: int) -> Callable[[Path], None]:
-    def run(model: Path) -> None:
-        storm(model, seed, 200, random_states(random.Random(seed), "align"))
-
-    return run
+    return lambda model: [*storms(model, [seed], partial(random_states, mode="align"))]
 
 
+# fmt: off
 MUTATIONS = [
     # Who samples.
-    _step(
-        "a group samples only if the leader gets to its last token",
-        "clip_leader",
-        ("num_new_tokens >= left", "True"),
-        cases.chunks_of_a_leader,
-    ),
-    _step(
-        "a group samples only if its followers run or this pass may admit them",
-        "clip_leader",
-        ("(capacity.admissible and not self.preempted)", "capacity.admissible"),
-        cases.preempted_beside_a_cached_amateur,
-    ),
-    _lockstep(
-        "tokens in flight count",
-        "tokens_left",
-        (
-            "request.num_tokens + request.num_output_placeholders - computed",
-            "request.num_tokens - computed",
-        ),
-    ),
+    Mutation("a group samples only if the leader gets to its last token", "Step.clip_leader",
+             ("num_new_tokens >= left", "True"), cases.chunks_of_a_leader),
+    Mutation("a group samples only if its followers run or this pass may admit them",
+             "Step.clip_leader",
+             ("(capacity.admissible and not self.preempted)", "capacity.admissible"),
+             cases.preempted_beside_a_cached_amateur),
+    Mutation("tokens in flight count", "lockstep.tokens_left",
+             ("request.num_tokens + request.num_output_placeholders - computed",
+              "request.num_tokens - computed")),
     # Who goes first.
-    Mutation(
-        "the stream with the longest prompt leads",
-        Group,
-        "_choose_leader",
-        ("max(self.streams, key=lambda stream: stream.num_tokens)", "self.streams[0]"),
-        cases.longer_amateur,
-    ),
-    _sched(
-        "an expert whose grammar was compiled makes way for its leader",
-        "lead",
-        ("prepend_request(group.leader)", "prepend_request(group.expert)"),
-        cases.longer_amateur_and_a_grammar,
-    ),
-    _sched(
-        "a leader waits in its expert's place",
-        "add_request",
-        ("if request.status == RequestStatus.WAITING:", "if False:"),
-        cases.longer_amateur,
-    ),
-    _sched(
-        "nobody who came at the same time gets between the streams of a group",
-        "put_followers",
-        ("if self._by_priority and behind_head and", "if False and"),
-        cases.came_at_the_same_time,
-    ),
+    Mutation("the stream with the longest prompt leads", "Group._choose_leader",
+             ("max(self.streams, key=lambda stream: stream.num_tokens)", "self.streams[0]"),
+             cases.longer_amateur),
+    Mutation("an expert whose grammar was compiled makes way for its leader", "WaitingQueues.lead",
+             ("prepend_request(group.leader)", "prepend_request(group.expert)"),
+             cases.longer_amateur_and_a_grammar),
+    Mutation("a leader waits in its expert's place", "GroupScheduler.add_request",
+             ("if group.leader is not request and", "if False and"), cases.longer_amateur),
+    Mutation("nobody who came at the same time gets between the streams of a group",
+             "WaitingQueues.put_followers",
+             ("if self._by_priority and behind_head and", "if False and"),
+             cases.came_at_the_same_time),
     # Who is admitted.
-    _step(
-        "a follower is admitted with a token left for each that comes after it",
-        "clip_follower",
-        ("kept = self.reserved * (1 + self.extra) + self.extra", "kept = self.extra"),
-        cases.budget_of_four,
-    ),
-    _step(
-        "one leader at most waits for followers that are cached",
-        "clip_leader",
-        ("if starting < len(others) and capacity.other_incomplete:", "if False:"),
-        cases.two_cached_amateurs,
-    ),
-    _step(
-        "nobody is admitted in front of a leader that waits for its followers",
-        "may_admit",
-        _yes,
-        cases.many_small_ones,
-    ),
-    _sched(
-        "a leader whose followers are amid their prompts keeps nobody waiting",
-        "_is_blocked",
-        _yes,
-        cases.cached_beside_a_long_amateur,
-    ),
-    _step(
-        "followers are queued only with room",
-        "admits",
-        ("verdict is None or not capacity.admissible", "verdict is None"),
-        cases.no_slot_for_the_amateur,
-    ),
-    _sched(
-        "a group without one of its followers runs last",
-        "_order_running",
-        ("self.running = ordered + last", "self.running = last + ordered"),
-    ),
-    _sched(
-        "a group without one of its followers does not run on while admission is paused",
-        "_order_running",
-        ("self.pause_state != PauseState.PAUSED_NEW", "True"),
-        cases.pause_beside_a_cached_amateur,
-    ),
-    _sched(
-        "a leader gives up its cache hit if it cannot be admitted with it",
-        "_give_up_cache_hit",
-        _nothing,
-    ),
-    _sched(
-        "what decoding requests take of a step counts",
-        "_give_up_cache_hit",
-        ("self._budget - 1 - (1 + drafts + slots) * len(self.running)", "self._budget - 1"),
-        cases.cached_expert_beside_decodes,
-    ),
-    _sched(
-        "a group waits while a follower's prompt is held back",
-        "_may_begin",
-        ("and not (self._throttled and tokens_left(request, num_cached) > 1)", ""),
-        cases.throttled,
-    ),
-    _sched(
-        "followers that were not admitted leave the queue",
-        "take_back",
-        ("self.remove(*waiting)", "pass"),
-    ),
-    _sched(
-        "between passes streams have the priority that was asked for",
-        "take_back",
-        ("stream.priority = priority", "pass"),
-    ),
+    Mutation("a follower is admitted with a token left for each that comes after it",
+             "Step.clip_follower",
+             ("kept = self.reserved * (1 + self.extra) + self.extra", "kept = self.extra"),
+             cases.budget_of_four),
+    Mutation("one leader at most waits for followers that are cached", "Step.clip_leader",
+             ("if starting < len(others) and capacity.other_incomplete:", "if False:"),
+             cases.two_cached_amateurs),
+    Mutation("nobody is admitted in front of a leader that waits for its followers",
+             "Step.may_admit",
+             _yes, cases.many_small_ones),
+    Mutation("a leader whose followers are amid their prompts keeps nobody waiting",
+             "GroupScheduler._is_blocked",
+             _yes, cases.cached_beside_a_long_amateur),
+    Mutation("followers are queued only with room", "Step.admits",
+             ("verdict is None or not capacity.admissible", "verdict is None"),
+             cases.no_slot_for_the_amateur),
+    Mutation("a group without one of its followers runs last", "GroupScheduler._order_running",
+             ("self.running = ordered + last", "self.running = last + ordered")),
+    Mutation("a group without one of its followers does not run on while admission is paused",
+             "GroupScheduler._order_running",
+             ("self.pause_state != PauseState.PAUSED_NEW", "True"),
+             cases.pause_beside_a_cached_amateur),
+    Mutation("a leader gives up its cache hit if it cannot be admitted with it",
+             "GroupScheduler._give_up_cache_hit",
+             _nothing),
+    Mutation("what decoding requests take of a step counts", "GroupScheduler._give_up_cache_hit",
+             ("self._budget - 1 - (1 + drafts + slots) * len(self.running)", "self._budget - 1"),
+             cases.cached_expert_beside_decodes),
+    Mutation("a group waits while a follower's prompt is held back", "GroupScheduler._may_begin",
+             ("and not (self._throttled and tokens_left(request, num_cached) > 1)", ""),
+             cases.throttled),
+    Mutation("followers that were not admitted leave the queue", "WaitingQueues.take_back",
+             ("self.remove(*waiting)", "pass")),
+    Mutation("between passes streams have the priority that was asked for",
+             "WaitingQueues.take_back",
+             ("stream.priority = priority", "pass")),
     # What room is.
-    _sched(
-        "followers need seats",
-        "_capacity",
-        ("seats <= max_active", "True"),
-    ),
-    _sched(
-        "each follower needs a seat",
-        "_capacity",
-        ("+ sum(missing) + waiting", "+ any(missing) + waiting"),
-    ),
-    _sched(
-        "a stream waits until its tokens in flight have come back",
-        "_may_begin",
-        ("not late and ", ""),
-        cases.follower_in_flight,
-    ),
-    _sched(
-        "streams need slots for their adapters, and plain requests leave these alone",
-        "_loras_fit",
-        _yes,
-    ),
-    _sched(
-        "a group without slots does not stop the queue",
-        "_handle_blocked_waiting_request",
-        ("if group.passed_over <= _MAX_PASSED_OVER:", "if False:"),
-        cases.no_slots_for_a_group,
-    ),
-    _sched(
-        "a group without slots gets them in the end",
-        "_handle_blocked_waiting_request",
-        ("if group.passed_over <= _MAX_PASSED_OVER:", "if True:"),
-        cases.no_slots_for_a_group,
-    ),
-    _sched(
-        "a group needs blocks for all prompts",
-        "fit",
-        _yes,
-    ),
+    Mutation("followers need seats", "GroupScheduler._capacity",
+             ("seats <= max_active", "True")),
+    Mutation("each follower needs a seat", "GroupScheduler._capacity",
+             ("+ sum(missing) + waiting", "+ any(missing) + waiting")),
+    Mutation("a stream waits until its tokens in flight have come back",
+             "GroupScheduler._may_begin",
+             ("not late and ", ""), cases.follower_in_flight),
+    Mutation("streams need slots for their adapters, and plain requests leave these alone",
+             "GroupScheduler._loras_fit",
+             _yes),
+    Mutation("a group without slots does not stop the queue",
+             "GroupScheduler._handle_blocked_waiting_request",
+             ("if group.passed_over <= _MAX_PASSED_OVER:", "if False:"),
+             cases.no_slots_for_a_group),
+    Mutation("a group without slots gets them in the end",
+             "GroupScheduler._handle_blocked_waiting_request",
+             ("if group.passed_over <= _MAX_PASSED_OVER:", "if True:"), cases.no_slots_for_a_group),
+    Mutation("a group needs blocks for all prompts", "KVBlocks.fit",
+             _yes),
     # Layers with states.
-    _sched("a prompt is split where vLLM splits it", "split", _all_of_them, _storms_of_states),
-    _sched(
-        "a group's stream goes on within a block",
-        "part",
-        ("or num_tokens", ""),
-        state_cases.block_as_wide_as_a_step,
-    ),
-    _step(
-        "a group samples only if no follower's prompt has to be split",
-        "clip_leader",
-        ("and capacity.can_finish", ""),
-        state_cases.cached_expert_beside_a_split_amateur,
-    ),
-    _sched(
-        "a leader gives up its cache hit beside a prompt that has to be split",
-        "_give_up_cache_hit",
-        ("or not capacity.can_finish", ""),
-        state_cases.cached_expert_beside_a_split_amateur,
-    ),
-    _sched(
-        "nobody is admitted who finds a state of the same step",
-        "can_finish",
-        ("if any(self._leaves(*each, follower, one.num_tokens) for each in earlier):", "if False:"),
-        state_cases.amateur_that_finds_anothers_state,
-    ),
-    _sched(
-        "a state that a stream begins with is one of the same step",
-        "_leaves",
-        ("-(-start // unit)", "start // unit + 1"),
-        state_cases.amateurs_that_find_the_same_state,
-    ),
-    Mutation(
-        "it is until the steps are over that are under way",
-        states,
-        "_begins",
-        (
-            'request.num_computed_tokens - getattr(request, "num_in_flight_tokens", 0)',
-            "request.num_computed_tokens",
-        ),
-        state_cases.amateurs_that_find_the_same_state,
-    ),
-    _sched(
-        "a follower gives up its cache hit if it cannot be admitted with it",
-        "give_up_hits",
-        _nothing,
-        state_cases.amateur_that_needs_anothers_state,
-    ),
-    _sched(
-        "vLLM splits a prompt where more of attention is cached than of states",
-        "can_finish",
-        ("follower.shared_prefix_boundary = one.junction", "pass"),
-        state_cases.junction,
-    ),
-    _sched(
-        "a stream needs the state of the step before, too",
-        "_states_to_come",
-        _none,
-        state_cases.room_for_two_states,
-    ),
-    _sched(
-        "a group that has begun goes on with the room that vLLM asks for",
-        "_to_come",
-        ("if starts else counted", ""),
-        _storm_of_states(79),
-    ),
-    _sched(
-        "of two groups whose followers wait, the second goes on where the first cannot",
-        "_capacity",
-        ("waiting or not self._queues.has_followers", "waiting or incomplete[0] is group"),
-        _storm_of_states(126),
-    ),
+    Mutation("a prompt is split where vLLM splits it", "StateSplit.split",
+             _all_of_them, _storms_of_states),
+    Mutation("a group's stream goes on within a block", "StateSplit.part",
+             ("or num_tokens", ""), state_cases.block_as_wide_as_a_step),
+    Mutation("a group samples only if no follower's prompt has to be split", "Step.clip_leader",
+             ("and capacity.can_finish", ""), state_cases.cached_expert_beside_a_split_amateur),
+    Mutation("a leader gives up its cache hit beside a prompt that has to be split",
+             "GroupScheduler._give_up_cache_hit",
+             ("or not capacity.can_finish", ""), state_cases.cached_expert_beside_a_split_amateur),
+    Mutation("nobody is admitted who finds a state of the same step", "StateSplit.can_finish",
+             ("if any(self._leaves(*each, follower, one.num_tokens) for each in earlier):",
+              "if False:"), state_cases.amateur_that_finds_anothers_state),
+    Mutation("a state that a stream begins with is one of the same step", "StateSplit._leaves",
+             ("-(-start // unit)", "start // unit + 1"),
+             state_cases.amateurs_that_find_the_same_state),
+    Mutation("it is until the steps are over that are under way", "states._begins",
+             ('request.num_computed_tokens - getattr(request, "num_in_flight_tokens", 0)',
+              "request.num_computed_tokens"), state_cases.amateurs_that_find_the_same_state),
+    Mutation("a follower gives up its cache hit if it cannot be admitted with it",
+             "StateSplit.give_up_hits",
+             _nothing, state_cases.amateur_that_needs_anothers_state),
+    Mutation("vLLM splits a prompt where more of attention is cached than of states",
+             "StateSplit.can_finish",
+             ("follower.shared_prefix_boundary = one.junction", "pass"), state_cases.junction),
+    Mutation("a stream needs the state of the step before, too", "KVBlocks._states_to_come",
+             _none, state_cases.room_for_two_states),
+    Mutation("a group that has begun goes on with the room that vLLM asks for", "KVBlocks._to_come",
+             ("if starts else counted", ""), _storm_of_states(79)),
+    Mutation("of two groups whose followers wait, the second goes on where the first cannot",
+             "GroupScheduler._capacity",
+             ("waiting or not self._queues.has_followers", "waiting or incomplete[0] is group"),
+             _storm_of_states(126)),
     # Media.
-    _step(
-        "a group samples only if the media of all its streams can be encoded",
-        "clip_leader",
-        ("and capacity.encodable", ""),
-        media_cases.more_than_a_step_encodes,
-    ),
-    _encoder(
-        "what is found in the encoder's cache makes no room",
-        "can_finish",
-        (" - sum(found.values())", ""),
-        media_cases.storms_of_images("dense"),
-    ),
-    _encoder(
-        "what a group counts on stays in the encoder's cache",
-        "promise",
-        ("self._manager.check_and_update_cache(each, index)", "pass"),
-        media_cases.cached_images,
-    ),
-    _encoder(
-        "a stream whose prompt ends with a medium computes all of it",
-        "begin_anew",
-        _nothing,
-        media_cases.cached_to_their_ends,
-    ),
-    _encoder(
-        "one group at a time keeps media while it waits",
-        "may_begin",
-        _yes,
-        media_cases.two_that_end_with_images,
-    ),
-    _encoder(
-        "a group whose media never fit ends with an error",
-        "why_never",
-        _nothing,
-        media_cases.never,
-    ),
-    _sched(
-        "a leader gives up its cache hit beside more media than a step encodes",
-        "_give_up_cache_hit",
-        ("or not self._encoder.could_finish(group, num_cached, capacity)", ""),
-        media_cases.cached_expert_beside_images,
-    ),
-    _sched(
-        "a group whose media were forgotten begins anew",
-        "_has_lost_media",
-        _no,
-        media_cases.forgotten_images,
-    ),
-    _sched(
-        "a leader that waits for room for a medium keeps nobody waiting",
-        "_is_blocked",
-        ("if tokens_left(group.leader) > 1 and", "if False and"),
-        media_cases.image_that_waits,
-    ),
-    _encoder(
-        "a group's streams split no medium that must not be",
-        "_unsplit",
-        _not_cut,
-        media_cases.storms_of_images("whole"),
-    ),
-    _step(
-        "tokens that vLLM takes off for a medium are others'",
-        "take_back",
-        _nothing,
-        media_cases.tokens_taken_off,
-    ),
-    _encoder(
-        "a stream that does not run keeps no media",
-        "end_pass",
-        ("self._manager.free(each)", "pass"),
-        media_cases.storms_of_images("dense"),
-    ),
-    _encoder(
-        "what a request of the step counts on is encoded for it",
-        "end_pass",
-        ("if heirs:", "if False:"),
-        media_cases.image_of_two,
-    ),
-    _encoder(
-        "that is one of its media whose data workers have",
-        "_needed",
-        ("max(i for i in held if", "min(i for i in range(len(request.mm_features)) if"),
-        media_cases.image_of_two_twice,
-    ),
-    _encoder(
-        "what was planned for a group that is taken out of the step is not in the cache",
-        "end_pass",
-        ("self._drop(identifier)", "pass"),
-        media_cases.storms_of_images("dense"),
-    ),
-    _encoder(
-        "workers have the media of a group's streams, cached or not",
-        "end_pass",
-        ("new.mm_features = requests[new.req_id].mm_features", "pass"),
-        media_cases.cached_before_it_was_preempted,
-    ),
-    Mutation(
-        "a request that is taken out of the step has nothing encoded",
-        encoder,
-        "strip",
-        _nothing,
-        media_cases.storms_of_images("dense"),
-    ),
+    Mutation("a group samples only if the media of all its streams can be encoded",
+             "Step.clip_leader",
+             ("and capacity.encodable", ""), media_cases.more_than_a_step_encodes),
+    Mutation("what is found in the encoder's cache makes no room", "EncoderInputs.can_finish",
+             (" - sum(found.values())", ""), media_cases.storms_of_images('dense')),
+    Mutation("what a group counts on stays in the encoder's cache", "EncoderInputs.promise",
+             ("self._manager.check_and_update_cache(each, index)", "pass"),
+             media_cases.cached_images),
+    Mutation("a stream whose prompt ends with a medium computes all of it",
+             "EncoderInputs.begin_anew",
+             _nothing, media_cases.cached_to_their_ends),
+    Mutation("one group at a time keeps media while it waits", "EncoderInputs.may_begin",
+             _yes, media_cases.two_that_end_with_images),
+    Mutation("a group whose media never fit ends with an error", "EncoderInputs.why_never",
+             _nothing, media_cases.never),
+    Mutation("a leader gives up its cache hit beside more media than a step encodes",
+             "GroupScheduler._give_up_cache_hit",
+             ("or not self._encoder.could_finish(group, num_cached, capacity)", ""),
+             media_cases.cached_expert_beside_images),
+    Mutation("a group whose media were forgotten begins anew", "GroupScheduler._has_lost_media",
+             _no, media_cases.forgotten_images),
+    Mutation("a leader that waits for room for a medium keeps nobody waiting",
+             "GroupScheduler._is_blocked",
+             ("if tokens_left(group.leader) > 1 and", "if False and"),
+             media_cases.image_that_waits),
+    Mutation("a group's streams split no medium that must not be", "EncoderInputs._unsplit",
+             _not_cut, media_cases.storms_of_images('whole')),
+    Mutation("tokens that vLLM takes off for a medium are others'", "Step.take_back",
+             _nothing, media_cases.tokens_taken_off),
+    Mutation("a stream that does not run keeps no media", "EncoderInputs.end_pass",
+             ("self._manager.free(each)", "pass"), media_cases.storms_of_images('dense')),
+    Mutation("what a request of the step counts on is encoded for it", "EncoderInputs.end_pass",
+             ("if heirs:", "if False:"), media_cases.image_of_two),
+    Mutation("that is one of its media whose data workers have", "EncoderInputs._needed",
+             ("max(i for i in held if", "min(i for i in range(len(request.mm_features)) if"),
+             media_cases.image_of_two_twice),
+    Mutation("what was planned for a group that is taken out of the step is not in the cache",
+             "EncoderInputs.end_pass",
+             ("self._drop(identifier)", "pass"), media_cases.storms_of_images('dense')),
+    Mutation("workers have the media of a group's streams, cached or not", "EncoderInputs.end_pass",
+             ("new.mm_features = requests[new.req_id].mm_features", "pass"),
+             media_cases.cached_before_it_was_preempted),
+    Mutation("a request that is taken out of the step has nothing encoded", "scheduler.strip",
+             ("output.scheduled_encoder_inputs.pop(request_id, None)", "pass"),
+             media_cases.storms_of_images('dense')),
     # What a preemption takes along.
-    _step(
-        "a pass that preempted admits nobody",
-        "preempt",
-        ("self.preempted = True", "pass"),
-        cases.preempted_beside_a_cached_amateur,
-    ),
-    _step(
-        "a follower that lost its cached blocks is not admitted",
-        "clip_follower",
-        ("left if num_new_tokens >= left else 0", "min(num_new_tokens, left)"),
-        cases.evicted_amateur,
-    ),
-    _sched(
-        "a group that cannot ever run ends with an error",
-        "_after_pass",
-        ("group.failed_alone >= _MAX_FAILED_ALONE", "False"),
-        cases.too_large,
-    ),
-    _sched(
-        "streams that push each other out of the prefix cache begin anew",
-        "_after_pass",
-        ("each.skip_reading_prefix_cache = True", "pass"),
-        cases.mutual_eviction,
-    ),
-    _sched(
-        "blocks that a preempted request did not write are not in the prefix cache",
-        "uncache_unwritten",
-        _nothing,
-    ),
-    _sched(
-        "a preempted follower waits outside of the queue",
-        "_preempt_request",
-        ("self.waiting.remove_request(request)", "pass"),
-    ),
-    _sched(
-        "a stream that the workers have not heard of is sent as new",
-        "_withdraw",
-        ("if never_sent:", "if False:"),
-    ),
-    _sched(
-        "a stream that was taken out of the step was not scheduled",
-        "_withdraw",
-        ("self.prev_step_scheduled_req_ids.discard(request.request_id)", "pass"),
-    ),
-    _sched(
-        "a group that waits for room in vain is preempted",
-        "_stalled",
-        _no,
-        cases.too_large,
-    ),
+    Mutation("a pass that preempted admits nobody", "Step.preempt",
+             ("self.preempted = True", "pass"), cases.preempted_beside_a_cached_amateur),
+    Mutation("a follower that lost its cached blocks is not admitted", "Step.clip_follower",
+             ("left if num_new_tokens >= left else 0", "min(num_new_tokens, left)"),
+             cases.evicted_amateur),
+    Mutation("a group that cannot ever run ends with an error", "GroupScheduler._after_pass",
+             ("group.failed_alone >= _MAX_FAILED_ALONE", "False"), cases.too_large),
+    Mutation("streams that push each other out of the prefix cache begin anew",
+             "GroupScheduler._after_pass",
+             ("each.skip_reading_prefix_cache = True", "pass"), cases.mutual_eviction),
+    Mutation("blocks that a preempted request did not write are not in the prefix cache",
+             "KVBlocks.uncache_unwritten",
+             _nothing),
+    Mutation("a preempted follower waits outside of the queue", "GroupScheduler._preempt_request",
+             ("self.waiting.remove_request(request)", "pass")),
+    Mutation("a stream that the workers have not heard of is sent as new",
+             "GroupScheduler._withdraw",
+             ("if never_sent:", "if False:")),
+    Mutation("a stream that was taken out of the step was not scheduled",
+             "GroupScheduler._withdraw",
+             ("self.prev_step_scheduled_req_ids.discard(request.request_id)", "pass")),
+    Mutation("a group that waits for room in vain is preempted", "GroupScheduler._stalled",
+             _no, cases.too_large),
     # Drafts.
-    _sched(
-        "a group that does not fit the cache with its drafts goes on without",
-        "_after_pass",
-        ("group.drafting.possible = False", "pass"),
-        cases.drafts_that_do_not_fit,
-    ),
-    _sched(
-        "drafts of a stream that was taken out of the step are not verified",
-        "strip",
-        ("output.scheduled_spec_decode_tokens.pop(request_id, None)", "pass"),
-    ),
-    Mutation(
-        "an amateur with more tokens than its expert is out of step",
-        results,
-        "out_of_step",
-        ("not same_length or", ""),
-        cases.longer_than_its_expert,
-    ),
-    Mutation(
-        "an amateur may be told tokens behind its expert's end",
-        results,
-        "out_of_step",
-        ("amateur.num_output_tokens >= known", "amateur.num_output_tokens == known"),
-        cases.stops_amid_drafts,
-    ),
-    Mutation(
-        "each row of drafts must have been scored",
-        results,
-        "problem",
-        ("len(figures) != 1 + num_drafts", "not figures"),
-        cases.unscored_draft,
-    ),
-    Mutation(
-        "no token is given that was drawn from NaN, be it a draft",
-        results,
-        "problem",
-        ("figures[:num_tokens]", "figures[:1]"),
-        cases.nan_in_an_accepted_draft,
-    ),
-    Mutation(
-        "what was found behind the tokens that are given does not matter",
-        results,
-        "problem",
-        ("figures[:num_tokens]", "figures"),
-        cases.nan_behind_the_accepted_drafts,
-    ),
-    _sched(
-        "drafts of a group are counted once",
-        "make_spec_decoding_stats",
-        ("if request_id in self._groups and", "if False and"),
-        cases.counted_once,
-    ),
+    Mutation("a group that does not fit the cache with its drafts goes on without",
+             "GroupScheduler._after_pass",
+             ("group.drafting.possible = False", "pass"), cases.drafts_that_do_not_fit),
+    Mutation("drafts of a stream that was taken out of the step are not verified",
+             "scheduler.strip",
+             ("output.scheduled_spec_decode_tokens.pop(request_id, None)", "pass")),
+    Mutation("an amateur with more tokens than its expert is out of step", "results.out_of_step",
+             ("not same_length or", ""), cases.longer_than_its_expert),
+    Mutation("an amateur may be told tokens behind its expert's end", "results.out_of_step",
+             ("amateur.num_output_tokens >= known", "amateur.num_output_tokens == known"),
+             cases.stops_amid_drafts),
+    Mutation("each row of drafts must have been scored", "results.problem",
+             ("len(figures) != 1 + num_drafts", "not figures"), cases.unscored_draft),
+    Mutation("no token is given that was drawn from NaN, be it a draft", "results.problem",
+             ("figures[:num_tokens]", "figures[:1]"), cases.nan_in_an_accepted_draft),
+    Mutation("what was found behind the tokens that are given does not matter", "results.problem",
+             ("figures[:num_tokens]", "figures"), cases.nan_behind_the_accepted_drafts),
+    Mutation("drafts of a group are counted once", "GroupScheduler.make_spec_decoding_stats",
+             ("if request_id in self._groups and", "if False and"), cases.counted_once),
     # What an end takes along, and what clients see.
-    _sched(
-        "an abort takes all streams",
-        "finish_requests",
-        ("ids |= groups.keys() | amateurs", "pass"),
-    ),
-    _sched(
-        "the end of the expert is the end of its amateurs",
-        "_after_output",
-        ("over.append(group)", "pass"),
-    ),
-    _sched(
-        "aborted amateurs are not reported",
-        "finish_requests",
-        ("not in amateurs", "not in ()"),
-    ),
+    Mutation("an abort takes all streams", "GroupScheduler.finish_requests",
+             ("ids |= groups.keys() | amateurs", "pass")),
+    Mutation("the end of the expert is the end of its amateurs", "GroupScheduler._after_output",
+             ("over.append(group)", "pass")),
+    Mutation("aborted amateurs are not reported", "GroupScheduler.finish_requests",
+             ("not in amateurs", "not in ()")),
     # Amateurs that end before their expert.
-    _sched("they end when their rule says so", "_retire", _nothing, cases.amateur_that_has_ended),
-    Mutation(
-        "of the streams that are left the longest leads",
-        Group,
-        "retire",
-        ("self._choose_leader()", "self.followers = self.streams[1:]"),
-        cases.leader_that_has_ended,
-    ),
-    _sched(
-        "what is left stands behind its new leader",
-        "_retire",
-        ("self._scattered = True", "pass"),
-        cases.leader_that_has_ended,
-    ),
-    _sched(
-        "an expert that is alone is a plain request",
-        "_cap",
-        ("group is not None and not group.followers", "False"),
-        cases.amateur_that_has_ended,
-    ),
-    _sched(
-        "of a group that was preempted meanwhile nobody ends",
-        "_retire",
-        ("not new or any(s.status != RequestStatus.RUNNING for s in group.streams)", "False"),
-        cases.ended_amateur_of_a_preempted_group,
-    ),
-    Mutation(
-        "of an amateur that has ended no weight is told",
-        WeightsByStep,
-        "give",
-        ("self._done |= each.done", "pass"),
-        cases.amateur_that_has_ended,
-    ),
-    _sched(
-        "weights are told of tokens that are given, and of no drafts that were wrong",
-        "_after_output",
-        ("given.weights.give(figures[:new])", "given.weights.give(figures)"),
-    ),
-    _sched(
-        "each group has a slot of its own",
-        "_take_slot",
-        ("return self._num_slots - 1", "return 0"),
-    ),
-    Mutation(
-        "all streams that were scheduled were scored",
-        results,
-        "problem",
-        ("each.present != amateurs", "False"),
-        cases.lost_amateur,
-    ),
-    _sched(
-        "amateurs have no output",
-        "_after_output",
-        ("hidden.add(request_id)", "pass"),
-    ),
-    _sched(
-        "a CoLD request is counted once",
-        "get_request_counts",
-        ("running -= sum(map(", "sum(map("),
-    ),
+    Mutation("they end when their rule says so", "GroupScheduler._retire",
+             _nothing, cases.amateur_that_has_ended),
+    Mutation("of the streams that are left the longest leads", "Group.retire",
+             ("self._choose_leader()", "self.followers = self.streams[1:]"),
+             cases.leader_that_has_ended),
+    Mutation("what is left stands behind its new leader", "GroupScheduler._retire",
+             ("self._scattered = True", "pass"), cases.leader_that_has_ended),
+    Mutation("an expert that is alone is a plain request", "GroupScheduler._cap",
+             ("group is not None and not group.followers", "False"), cases.amateur_that_has_ended),
+    Mutation("of a group that was preempted meanwhile nobody ends", "GroupScheduler._retire",
+             ("not new or any(s.status != RequestStatus.RUNNING for s in group.streams)", "False"),
+             cases.ended_amateur_of_a_preempted_group),
+    Mutation("of an amateur that has ended no weight is told", "WeightsByStep.give",
+             ("self._done |= each.done", "pass"), cases.amateur_that_has_ended),
+    Mutation("weights are told of tokens that are given, and of no drafts that were wrong",
+             "GroupScheduler._after_output",
+             ("given.weights.give(figures[:new])", "given.weights.give(figures)")),
+    Mutation("each group has a slot of its own", "GroupScheduler._take_slot",
+             ("return self._num_slots - 1", "return 0")),
+    Mutation("all streams that were scheduled were scored", "results.problem",
+             ("each.present != amateurs", "False"), cases.lost_amateur),
+    Mutation("amateurs have no output", "GroupScheduler._after_output",
+             ("hidden.add(request_id)", "pass")),
+    Mutation("a CoLD request is counted once", "GroupScheduler.get_request_counts",
+             ("len(of_groups)", "len(found) - found.count(None)")),
     # KV connectors.
-    _loads(
-        "amateurs are made known", "add_request", ("self.connector.on_new_request(amateur)", "0")
-    ),
-    _loads(
-        "a connector hears of a step when groups that were split are out of it",
-        "_build_kv_connector_meta",
-        _build_early,
-    ),
-    _loads(
-        "what a connector has counts as cached",
-        "_cap",
-        ("self._blocks.restored(sum(cached))", "self._blocks.restored(cached[0])"),
-        cases.loaded_in_time,
-    ),
-    _loads(
-        "whether KV comes between steps is known before a group begins",
-        "start",
-        ("not self.possible", "True"),
-    ),
-    _loads(
-        "followers whose KV is under way stay where vLLM looks for them",
-        "take_back",
-        ("RequestStatus.RUNNING, RequestStatus.WAITING_FOR_REMOTE_KVS", "RequestStatus.RUNNING,"),
-    ),
-    _loads(
-        "followers whose KV has come wait for their leader outside of the queues",
-        "begin_pass",
-        ("self._queues.remove(follower)", "pass"),
-    ),
-    _loads(
-        "an expert that was loaded in its leader's place would lead nobody",
-        "is_led",
-        _yes,
-    ),
-    _loads(
-        "streams that wait with blocks are not counted as waiting",
-        "num_queued_followers",
-        lambda self: 0,
-    ),
-    _loads(
-        "KV that was to be loaded in a step that was given up is not there",
-        "num_written",
-        lambda self, request: request.num_computed_tokens,
-    ),
-    _loads(
-        "streams that wait with blocks give them up when nothing goes on",
-        "release_all",
-        _no,
-    ),
-    _loads(
-        "a step that was emptied frees no blocks, and is not waited for",
-        "_update_after_schedule",
-        ("self._emptied and self.defer_block_free", "False"),
-        cases.emptied_step,
-    ),
-    _loads(
-        "tokens in flight are dropped of all streams or of none",
-        "_preempt_request",
-        ('getattr(self, "requires_kv_delivery", False)', "False"),
-        lambda model: storm(model, 362, 200),
-    ),
-    _loads(
-        "blocks are not kept free for a request whose load has failed, from itself",
-        "_forget_promise",
-        _nothing,
-        cases.lost_load,
-    ),
-    _loads(
-        "a load that failed takes the whole group back",
-        "_handle_invalid_blocks",
-        lambda self, *args: Scheduler._handle_invalid_blocks(self, *args),
-    ),
-    _loads(
-        "workers are sent the tokens of a group that begins anew between two steps",
-        "_handle_invalid_blocks",
-        ("self.prev_step_scheduled_req_ids.discard(request.request_id)", "pass"),
-        cases.lost_in_time,
-    ),
-    _loads(
-        "a group waits while a connector does not know yet",
-        "_stalled",
-        ("and not self._loads.asked_in_vain", ""),
-        cases.not_known_yet,
-    ),
-    _loads(
-        "what was computed from KV that did not come is not found",
-        "uncache",
-        _nothing,
-    ),
-    _loads(
-        "loads under way that share KV that did not come do not wait for each other",
-        "cut",
-        _nothing,
-        cases.shared_and_lost,
-    ),
-    _loads(
-        "loads under way do not keep blocks of a group that was taken out of the step",
-        "_preempt_request",
-        ("self._loads.cut(unwritten)", "pass"),
-        cases.late_behind_its_leader,
-    ),
-    _loads(
-        "nobody finds blocks of a group that is taken out of the step",
-        "is_barred",
-        _no,
-        cases.late_behind_its_leader,
-    ),
-    _loads(
-        "KV that an aborted request's step may not load is not found",
-        "abort",
-        _nothing,
-        cases.aborted_amid_a_lost_load,
-    ),
-    _loads(
-        "who waits behind a leader that lacks its followers is not looked at",
-        "_stop_admission",
-        _nothing,
-        cases.blocked_queue,
-    ),
-    _loads(
-        "of KV that did not come no figure counts",
-        "_scored",
-        ("if lost or is_dropped(group.expert):", "if False:"),
-    ),
+    Mutation("amateurs are made known", "GroupScheduler.add_request",
+             ("self.connector.on_new_request(amateur)", "0"), _storms_of_loads),
+    Mutation("a connector hears of a step when groups that were split are out of it",
+             "GroupScheduler._build_kv_connector_meta",
+             _build_early, _storms_of_loads),
+    Mutation("what a connector has counts as cached", "GroupScheduler._cap",
+             ("self._blocks.restored(sum(cached))", "self._blocks.restored(cached[0])"),
+             connector_cases.loaded_in_time),
+    Mutation("whether KV comes between steps is known before a group begins", "Loads.start",
+             ("not self.possible", "True"), _storms_of_loads),
+    Mutation("followers whose KV is under way stay where vLLM looks for them",
+             "WaitingQueues.take_back",
+             ("RequestStatus.RUNNING, RequestStatus.WAITING_FOR_REMOTE_KVS",
+              "RequestStatus.RUNNING,"), _storms_of_loads),
+    Mutation("followers whose KV has come wait for their leader outside of the queues",
+             "Loads.begin_pass",
+             ("self._queues.remove(follower)", "pass"), _storms_of_loads),
+    Mutation("an expert that was loaded in its leader's place would lead nobody", "Loads.is_led",
+             _yes, _storms_of_loads),
+    Mutation("streams that wait with blocks are not counted as waiting",
+             "Loads.num_queued_followers",
+             lambda self: 0, _storms_of_loads),
+    Mutation("KV that was to be loaded in a step that was given up is not there",
+             "Loads.num_written",
+             lambda self, request: request.num_computed_tokens, _storms_of_loads),
+    Mutation("streams that wait with blocks give them up when nothing goes on", "Loads.release_all",
+             _no, _storms_of_loads),
+    Mutation("a step that was emptied frees no blocks, and is not waited for",
+             "GroupScheduler._update_after_schedule",
+             ("self._emptied and self.defer_block_free", "False"), connector_cases.emptied_step),
+    Mutation("tokens in flight are dropped of all streams or of none",
+             "GroupScheduler._preempt_request",
+             ('getattr(self, "requires_kv_delivery", False)', "False"),
+             lambda model: storm(model, 362, 200)),
+    Mutation("blocks are not kept free for a request whose load has failed, from itself",
+             "Loads._forget_promise",
+             _nothing, connector_cases.lost_load),
+    Mutation("a load that failed takes the whole group back",
+             "GroupScheduler._handle_invalid_blocks",
+             lambda self, *args: Scheduler._handle_invalid_blocks(self, *args), _storms_of_loads),
+    Mutation("workers are sent the tokens of a group that begins anew between two steps",
+             "GroupScheduler._handle_invalid_blocks",
+             ("self.prev_step_scheduled_req_ids.discard(request.request_id)", "pass"),
+             connector_cases.lost_in_time),
+    Mutation("a group waits while a connector does not know yet", "GroupScheduler._stalled",
+             ("and not self._loads.asked_in_vain", ""), connector_cases.not_known_yet),
+    Mutation("what was computed from KV that did not come is not found", "Loads.uncache",
+             _nothing, _storms_of_loads),
+    Mutation("loads under way that share KV that did not come do not wait for each other",
+             "Loads.cut",
+             _nothing, connector_cases.shared_and_lost),
+    Mutation("loads under way do not keep blocks of a group that was taken out of the step",
+             "GroupScheduler._preempt_request",
+             ("self._loads.cut(unwritten)", "pass"), connector_cases.late_behind_its_leader),
+    Mutation("nobody finds blocks of a group that is taken out of the step", "Loads.is_barred",
+             _no, connector_cases.late_behind_its_leader),
+    Mutation("KV that an aborted request's step may not load is not found", "Loads.abort",
+             _nothing, connector_cases.aborted_amid_a_lost_load),
+    Mutation("who waits behind a leader that lacks its followers is not looked at",
+             "Loads._stop_admission",
+             _nothing, connector_cases.blocked_queue),
+    Mutation("of KV that did not come no figure counts", "GroupScheduler._scored",
+             ("if lost or is_dropped(group.expert):", "if False:"), _storms_of_loads),
 ]
+# fmt: on

@@ -31,7 +31,7 @@ def cached_expert_beside_a_split_amateur(model: Path) -> None:
     """
     harness = Harness(model, setup())
     harness.add(prompt(9), 1, adapter=1)
-    _until_idle(harness)
+    harness.until_idle()
     cold = harness.add(prompt(9), 3, adapter=1, cold=True)
     before = harness.steps
     harness.drain()
@@ -45,7 +45,7 @@ def amateur_that_finds_anothers_state(model: Path, length: int = 6) -> None:
     harness = Harness(model, setup())
     harness.add(prompt(6), 1, adapter=1)
     harness.add(prompt(length), 1)
-    _until_idle(harness)
+    harness.until_idle()
     amateurs = [(0, prompt(4)), (0, prompt(length))]
     cold = harness.add(prompt(6), 3, adapter=1, cold=True, amateurs=amateurs)
     before = harness.steps
@@ -66,7 +66,7 @@ def amateurs_that_find_the_same_state(model: Path) -> None:
         harness = Harness(model, setup(is_async=is_async))
         for adapter in (0, 1):
             harness.add(prompt(6), 1, adapter=adapter)
-        _until_idle(harness)
+        harness.until_idle()
         amateurs = [(0, prompt(6)), (0, [*prompt(5), 300])]
         cold = harness.add(prompt(6), 3, adapter=1, cold=True, amateurs=amateurs)
         before = harness.steps
@@ -81,7 +81,7 @@ def junction(model: Path) -> None:
     layers = StateLayers("align", checkpoints=True)
     harness = Harness(model, setup(layers))
     harness.add(prompt(14), 1)
-    _until_idle(harness)
+    harness.until_idle()
     amateurs = [(0, prompt(5) + prompt(5, 300))]
     cold = harness.add(prompt(10, 200), 3, adapter=1, cold=True, amateurs=amateurs)
     before = harness.steps
@@ -127,8 +127,3 @@ def long_and_short(model: Path, is_async: bool = False) -> None:
                 prompt(length, 400), 9, adapter=1, cold=True, amateurs=amateurs[: 1 + number % 3]
             )
         harness.drain()
-
-
-def _until_idle(harness: Harness) -> None:
-    while harness.alive():
-        harness.step()

@@ -20,12 +20,12 @@ from tests.scheduler.harness import (
     Asked,
     Harness,
     Setup,
+    cases_in,
     make_hasher,
     make_request,
     make_scheduler,
     stats_of,
 )
-from tests.scheduler.workers import RELEASE
 from vllm_cold.group.drafting import DraftController, StepTimes
 from vllm_cold.group.results import NOT_SCORED
 from vllm_cold.group.step_stats import (
@@ -34,7 +34,6 @@ from vllm_cold.group.step_stats import (
     Kind,
     Report,
     RowStats,
-    StepStats,
 )
 from vllm_cold.ops.interface import NOT_FINITE, OUT_OF_RANGE
 
@@ -42,66 +41,10 @@ pytestmark = pytest.mark.unit
 
 both = pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
 
-CASES = [
-    cases.evicted_amateur,
-    cases.cached_expert_beside_decodes,
-    cases.windows,
-    cases.throttled,
-    cases.reset_at_the_watermark,
-    cases.too_large,
-    cases.many_small_ones,
-    cases.pause_beside_a_cached_amateur,
-    cases.two_cached_amateurs,
-    cases.no_slot_for_the_amateur,
-    cases.no_slots_for_a_group,
-    cases.preempted_beside_a_cached_amateur,
-    cases.longer_amateur,
-    cases.longer_amateur_and_a_grammar,
-    cases.budget_of_four,
-    cases.chunks_of_a_leader,
-    cases.cached_beside_a_long_amateur,
-    cases.follower_in_flight,
-    cases.came_at_the_same_time,
-    cases.mutual_eviction,
-    cases.longer_than_its_expert,
-    cases.amateur_that_has_ended,
-    cases.ended_amateur_of_a_preempted_group,
-    cases.lost_amateur,
-]
 
-
-@pytest.mark.parametrize("case", CASES, ids=lambda c: c.__name__)
+@pytest.mark.parametrize("case", cases_in(cases))
 def test_case(case: Callable[[Path], None], tiny: Path) -> None:
     case(tiny / "model")
-
-
-@pytest.mark.skipif(RELEASE < (0, 33), reason="vLLM's schedulers hold prompts back since 0.33")
-def test_prompts_held_back_by_vllm(tiny: Path) -> None:
-    cases.between_prompts(tiny / "model")
-
-
-WITH_DRAFTS = [
-    cases.drafts_that_do_not_fit,
-    cases.stops_amid_drafts,
-    cases.unscored_draft,
-    cases.nan_in_an_accepted_draft,
-    cases.nan_behind_the_accepted_drafts,
-    cases.counted_once,
-    cases.leader_that_has_ended,
-]
-
-
-@both
-@pytest.mark.parametrize("case", WITH_DRAFTS, ids=lambda c: c.__name__)
-def test_case_with_drafts(case: Callable[[Path, bool], None], is_async: bool, tiny: Path) -> None:
-    case(tiny / "model", is_async)
-
-
-@both
-@pytest.mark.parametrize("row", [0, 2])
-def test_no_row_of_drafts_may_be_unscored(row: int, is_async: bool, tiny: Path) -> None:
-    """The first or the last neither."""
-    cases.unscored_draft(tiny / "model", is_async, row)
 
 
 @both
@@ -177,8 +120,7 @@ def test_a_cached_prompt_is_not_computed_again(cached: str, is_async: bool, tiny
     harness = harness_of(tiny, budget=17, is_async=is_async)
     for adapter in {"expert": [1], "amateur": [0], "both": [0, 1]}[cached]:
         harness.add(prompt(33), 1, adapter=adapter)
-    while harness.alive():
-        harness.step()
+    harness.until_idle()
     before = harness.steps
     cold = harness.add(prompt(33), 3, adapter=1, cold=True)
     harness.drain()
@@ -334,17 +276,6 @@ def test_without_statistics_nothing_piles_up(tiny: Path) -> None:
     assert [sums.candidates for sums in harness.sched._counters.sums.values()] == [[]]
 
 
-def scored_of(rows: Sequence[tuple[str, Sequence[int]]]) -> StepStats:
-    """Of figures with the ids of their groups."""
-    return stats_of([(name, RowStats(*row[:3], present=1)) for name, row in rows])
-
-
-def finds(harness: Harness, pair: str, *row: int) -> None:
-    """What the worker found of a pair in the step that was scheduled last."""
-    scored = scored_of([(harness.sched._group_id(harness.sched.requests[pair]), row)])
-    harness.in_flight[-1][1].cold = [scored]
-
-
 def test_positions_that_give_no_token_are_not_counted(tiny: Path) -> None:
     """vLLM has a row of logits amid a prompt too."""
     harness = harness_of(tiny, budget=16)
@@ -353,7 +284,9 @@ def test_positions_that_give_no_token_are_not_counted(tiny: Path) -> None:
     while cold not in harness.ended:
         step += 1
         harness.schedule()
-        finds(harness, cold, step, 1, 0)  # this step has as many candidates as its number
+        # This step has as many candidates as its number.
+        pair = harness.sched._group_id(harness.sched.requests[cold])
+        harness.in_flight[-1][1].cold = [stats_of([(pair, RowStats(step, 1, 0, present=1))])]
         harness.deliver()
     first = harness.first_step[cold]
     assert first == 3, "the prompt takes several steps"
@@ -367,12 +300,12 @@ def test_positions_that_give_no_token_are_not_counted(tiny: Path) -> None:
 @both
 @pytest.mark.parametrize(
     "found",
-    [(1, 0, 1), (0, 0, OUT_OF_RANGE), None],
+    [RowStats(1, 0, 1, present=1), RowStats(0, 0, OUT_OF_RANGE, present=1), None],
     ids=["not finite", "out of range", "not scored"],
 )
 @pytest.mark.parametrize("tokens", [1, 4], ids=["with its last token", "amid its tokens"])
 def test_a_pair_without_a_token_ends_alone(
-    tokens: int, found: tuple[int, ...] | None, is_async: bool, tiny: Path
+    tokens: int, found: RowStats | None, is_async: bool, tiny: Path
 ) -> None:
     """With an error, and without the token; others go on, and all blocks come back. It was given
     up, so that a step that is already under way for it comes to nothing.
@@ -381,16 +314,13 @@ def test_a_pair_without_a_token_ends_alone(
     healthy = harness.add(prompt(9), 6, adapter=1, cold=True)
     plain = harness.add(prompt(7, 200), 6, adapter=1)
     sick = harness.add(prompt(5, 300), tokens, adapter=2, cold=True)
-    harness.errors[sick] = NOT_FINITE if found and found[2] == 1 else NOT_SCORED
+    harness.errors[sick] = NOT_FINITE if found and found.nonfinite == 1 else NOT_SCORED
     while sick not in harness.ended:
         while len(harness.in_flight) < harness.depth:
             harness.schedule()
-        output, result = harness.in_flight[0]
+        output, _ = harness.in_flight[0]
         if sick in output.num_scheduled_tokens:
-            (scored,) = result.cold
-            pair = harness.sched._group_id(harness.sched.requests[sick])
-            rows = [(i, figures) for i, figures in scored.figures() if i != pair]
-            result.cold = [scored_of(rows + [(pair, found)] * (found is not None))]
+            cases.find_of_drafts(harness, sick, {0: found})
         harness.deliver()
     assert harness.got[sick] == []
     harness.drain()
@@ -413,7 +343,6 @@ def test_blocks_of_such_a_pair_are_cleared_once_they_are_nobodys(
 
     harness.sched.schedule = watched
     sick = harness.add(prompt(12), 9, adapter=1, cold=True)
-    pair = harness.sched._group_id(harness.sched.requests[sick])
     harness.errors[sick] = NOT_FINITE
     harness.step()
     held = set(harness.sched.kv_cache_manager.get_block_ids(sick)[0])
@@ -424,14 +353,11 @@ def test_blocks_of_such_a_pair_are_cleared_once_they_are_nobodys(
     while sick not in harness.ended:  # now it turns out to be sick
         while len(harness.in_flight) < harness.depth:
             harness.schedule()
-        (scored,) = harness.in_flight[0][1].cold
-        rows = [(i, (1, 0, 1) if i == pair else found) for i, found in scored.figures()]
-        harness.in_flight[0][1].cold = [scored_of(rows)]
+        cases.find_of_drafts(harness, sick, {0: RowStats(1, 0, 1, present=1)})
         harness.deliver()
     harness.step()
     assert shared and not shared & cleared and held - shared <= cleared
-    while harness.alive():
-        harness.step()
+    harness.until_idle()
     harness.add(prompt(12), 2, adapter=1, cold=True)  # finds nothing of it in the prefix cache
     harness.drain()
     assert held <= cleared and harness.ended[sharer] == "length"
@@ -555,6 +481,6 @@ def test_two_schedulers_do_not_take_each_others_figures(tiny: Path) -> None:
     one.schedule()
     two.schedule()
     ((foreign, _),) = one.in_flight[0][1].cold[0].figures()
-    two.in_flight[0][1].cold.append(scored_of([(foreign, (1, 0, 1))]))
+    two.in_flight[0][1].cold.append(stats_of([(foreign, RowStats(1, 0, 1, present=1))]))
     two.drain()
     assert list(two.ended.values()) == ["length"]

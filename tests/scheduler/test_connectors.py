@@ -1,24 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
 """KV connectors: what they bring in time, late, in vain or for nobody ends in the right tokens."""
 
-import random
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.scheduler import cases
+from tests.scheduler import connector_cases
+from tests.scheduler.cases import prompt
 from tests.scheduler.connector import Ways
 from tests.scheduler.harness import (
     IS_0_23,
     Asked,
     Harness,
     Setup,
+    cases_in,
     make_hasher,
     make_request,
 )
-from tests.scheduler.storm import storm, with_connector
+from tests.scheduler.storm import storms, with_connector
 from vllm_cold.group import results
 from vllm_cold.group.stream import from_extra_args
 from vllm_cold.vllm.scheduler.amateurs import make_streams
@@ -28,8 +30,6 @@ pytestmark = [
     pytest.mark.skipif(IS_0_23, reason="CoLD has connectors since vLLM 0.31"),
 ]
 
-STEPS = 200
-
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
@@ -37,12 +37,7 @@ STEPS = 200
 )
 def test_storm(first: int, tiny: Path) -> None:
     counts: Counter[str] = Counter()
-    for seed in range(first, first + 20):
-        setup = with_connector(random.Random(seed))
-        try:
-            harness = storm(tiny / "model", seed, STEPS, setup)
-        except AssertionError as error:
-            raise AssertionError(f"seed={seed}: {setup}") from error
+    for harness in storms(tiny / "model", range(first, first + 20), with_connector):
         assert harness.loads is not None
         counts.update(
             loads=harness.loads.loads,
@@ -56,42 +51,9 @@ def test_storm(first: int, tiny: Path) -> None:
     assert counts["preemptions"] > 10
 
 
-@pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
-@pytest.mark.parametrize("late", [0.0, 1.0], ids=["in time", "late"])
-def test_a_group_is_loaded_at_once(late: float, is_async: bool, tiny: Path) -> None:
-    cases.loaded_group(tiny / "model", is_async, late)
-
-
-def test_a_load_that_brought_nothing_is_tried_again(tiny: Path) -> None:
-    cases.lost_load(tiny / "model")
-
-
-def test_workers_are_sent_the_tokens_of_a_group_that_begins_anew(tiny: Path) -> None:
-    cases.lost_in_time(tiny / "model")
-
-
-def test_nobody_runs_on_shared_kv_that_did_not_come(tiny: Path) -> None:
-    cases.shared_and_lost(tiny / "model")
-
-
-def test_nobody_runs_on_kv_of_a_group_that_was_taken_out(tiny: Path) -> None:
-    cases.late_behind_its_leader(tiny / "model")
-
-
-def test_kv_that_did_not_come_for_an_aborted_group_is_not_found(tiny: Path) -> None:
-    cases.aborted_amid_a_lost_load(tiny / "model")
-
-
-def test_a_blocked_queue_is_not_walked(tiny: Path) -> None:
-    cases.blocked_queue(tiny / "model")
-
-
-def test_a_group_waits_for_what_is_not_known_yet(tiny: Path) -> None:
-    cases.not_known_yet(tiny / "model")
-
-
-def test_a_step_that_was_emptied_keeps_no_blocks(tiny: Path) -> None:
-    cases.emptied_step(tiny / "model")
+@pytest.mark.parametrize("case", cases_in(connector_cases))
+def test_case(case: Callable[[Path], None], tiny: Path) -> None:
+    case(tiny / "model")
 
 
 @pytest.mark.parametrize(
@@ -130,9 +92,9 @@ def test_what_another_engine_needs_of_amateurs_goes_with_their_experts(tiny: Pat
 
     connector.request_finished = tell
     harness._check_weights = lambda name, told, ends: seen.append(told)  # type: ignore
-    own = cases.prompt(5, 200)
-    cold = harness.add(cases.prompt(9), 1, adapter=1, cold=True, amateurs=[(0, None), (0, own)])
-    harness.add(cases.prompt(7, 300), 1, adapter=1)
+    own = prompt(5, 200)
+    cold = harness.add(prompt(9), 1, adapter=1, cold=True, amateurs=[(0, None), (0, own)])
+    harness.add(prompt(7, 300), 1, adapter=1)
     harness.drain()
     amateurs = [{"of": f"{cold}-amateur-{index}"} for index in (1, 2)]
     assert seen == [{"of": cold, "cold": {"amateurs": amateurs}}, {"of": "r2"}]

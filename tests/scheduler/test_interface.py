@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
-from vllm.v1.core.sched.request_queue import FCFSRequestQueue, PriorityRequestQueue
 from vllm.v1.core.sched.scheduler import Scheduler
 
 from tests.scheduler.harness import IS_0_23, Asked, Setup, make_hasher, make_request, make_scheduler
@@ -69,9 +68,3 @@ def test_requests(tiny: Path) -> None:
     stated = names(interface.Request) | set(interface.Request.__mro__[1].__annotations__)
     for name in stated | {"num_tokens"}:
         assert hasattr(request, name), name
-
-
-@pytest.mark.parametrize("queue", [FCFSRequestQueue, PriorityRequestQueue])
-def test_queues(queue: type) -> None:
-    for name in names(interface.Queue):
-        assert hasattr(queue, name), name

@@ -53,7 +53,7 @@ class Pipeline(Harness):
         if setup.is_async:
             self.sched.pp_size = self.sched.decode_stagger = stages
         else:
-            self.first = FirstStage(setup.block_size, setup.max_loras, is_async=False, v2=False)
+            self.first = FirstStage(Setup(block_size=setup.block_size, max_loras=setup.max_loras))
             last = self.workers.execute
 
             def execute(output: Any) -> Any:
@@ -99,7 +99,7 @@ def test_storm(stages: int, is_async: bool, tiny: Path) -> None:
     for seed in range(6):
         rng = random.Random(seed)
         harness = Pipeline(tiny / "model", stages, make_setup(rng, is_async))
-        prefix = [rng.randrange(3, 500) for _ in range(harness.capacity)]
+        prefix = [rng.randrange(3, 500) for _ in range(harness.capacity_of(2))]
         while harness.steps < 150:
             if rng.random() < 0.3 and len(harness.sched.requests) < 24:
                 harness.add(**random_request(rng, harness, prefix) | {"grammar": False})

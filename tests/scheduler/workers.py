@@ -12,17 +12,20 @@ token.
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vllm.v1.outputs import DraftTokenIds, KVConnectorOutput
 
 from tests.scheduler.connector import BAD, ConnectorWorkers
-from tests.scheduler.media import Encoder, Media, seen
-from tests.scheduler.states import StateLayers, States
+from tests.scheduler.media import Encoder, seen
+from tests.scheduler.states import States
 from vllm_cold.group.step_stats import RowStats
 from vllm_cold.group.stream import Stream, from_extra_args
 from vllm_cold.rules import Parameter, Rule, registry
 from vllm_cold.vllm.versions import vllm_version
+
+if TYPE_CHECKING:
+    from tests.scheduler.harness import Setup
 
 RELEASE = tuple(int(part) for part in vllm_version().split(".")[:2])
 """Major and minor version of the installed vLLM."""
@@ -150,27 +153,16 @@ def weights_of(lives: Sequence[int], step: int) -> list[float]:
 
 
 class Workers:
-    """All workers of an engine. ``v2`` follows vLLM's V2 model runner, else V1."""
+    """All workers of an engine, which follow vLLM's V2 model runner or V1."""
 
-    def __init__(
-        self,
-        block_size: int,
-        max_loras: int,
-        *,
-        is_async: bool,
-        v2: bool,
-        num_drafts: int = 0,
-        right: float = 0.0,
-        layers: StateLayers | None = None,
-        media: Media | None = None,
-    ) -> None:
-        self.block_size = block_size
-        self.max_loras = max_loras
-        self.is_async = is_async
-        self.v2 = v2
-        self.num_drafts = num_drafts
-        self.right = right  # how many of the drafts are
-        self.rng = random.Random(num_drafts)
+    def __init__(self, setup: "Setup") -> None:
+        self.block_size = setup.block_size
+        self.max_loras = setup.max_loras
+        self.is_async = setup.is_async
+        self.v2 = setup.v2
+        self.num_drafts = setup.drafts
+        self.right = setup.right  # how many of the drafts are
+        self.rng = random.Random(self.num_drafts)
         self.accepted = self.drafted = 0
         self.rows: dict[str, Row] = {}
         self.batch: set[str] = set()  # V1: the rows of the step before
@@ -178,9 +170,9 @@ class Workers:
         self.scored: list[tuple[str, RowStats]] = []  # the groups of the last step
         self.loads: ConnectorWorkers | None = None
         self.rule_states: dict[tuple[int, int], tuple[str, int]] = {}  # by slot and step
-        self.layers = layers
-        self.states = States(layers, block_size, self.kv) if layers else None
-        self.encoder = Encoder(media) if media else None
+        self.layers = setup.layers
+        self.states = States(self.layers, self.block_size, self.kv) if self.layers else None
+        self.encoder = Encoder(setup.media) if setup.media else None
 
     def execute(self, output: Any) -> tuple[dict[str, list[int]], KVConnectorOutput | None]:
         """Run a step.

@@ -238,12 +238,7 @@ def right(
 
 OPTIONS = {
     "nothing": Options(),
-    "penalties": Options(presence=1.7, repetition=1.4),
     "penalties of one": Options(presence=[0, 1.9, 0, 0, 0, 0]),
-    "masks": Options(
-        bad_words={4: [[3]], 1: [[5, 2], [7]]},
-        allowed=torch.arange(6 * VOCAB).view(6, VOCAB) % 5 == 2,
-    ),
     "all": Options(
         presence=1.7,
         repetition=1.4,
@@ -417,22 +412,6 @@ def test_it_is_loaded_beside_min_tokens(build: tuple[Any, list[Any]]) -> None:
     assert set(amateur_tokens.V1) <= set(installed)
 
 
-def test_without_speculation_vllm_loads_it(build: tuple[Any, list[Any]]) -> None:
-    make, installed = build
-    scheduler = SimpleNamespace(max_num_seqs=4)
-    config = SimpleNamespace(
-        speculative_config=None,
-        scheduler_config=scheduler,
-        additional_config={},
-        model_config=MODEL,
-    )
-    found = make(config, CPU, False, False, [drafts_v1.PROCESSOR])
-    kinds = [type(p) for p in found.all]
-    assert kinds.count(ColdLogitsProcessorV1) == 1 and len(kinds) == 4
-    assert not set(drafts_v1.PATCH_POINTS) & set(installed)
-    assert [type(p) for p in make(config, CPU, False, True).all] == []
-
-
 def test_other_processors_end_with_vllms_sentence(build: tuple[Any, list[Any]]) -> None:
     """Under speculation; theirs know nothing of the rows of drafts."""
     make, _ = build
@@ -440,10 +419,6 @@ def test_other_processors_end_with_vllms_sentence(build: tuple[Any, list[Any]]) 
     for custom in (["other:Processor"], ["other:Processor", drafts_v1.PROCESSOR]):
         with pytest.raises(ValueError, match=logits_processor.STR_SPEC_DEC_REJECTS_LOGITSPROCS):
             make(config, CPU, False, False, custom)
-    # A pooling model takes none at all.
-    with pytest.raises(ValueError, match=logits_processor.STR_POOLING_REJECTS_LOGITSPROCS):
-        make(config, CPU, False, True, ["other:Processor", drafts_v1.PROCESSOR])
-    assert [type(p) for p in make(config, CPU, False, False).all] == [MinTokensLogitsProcessor]
 
 
 def test_it_is_wrapped_wherever_a_runner_has_it_from(monkeypatch: pytest.MonkeyPatch) -> None:

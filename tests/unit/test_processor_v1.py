@@ -23,6 +23,7 @@ from vllm_cold.group.step_stats import OTHER_DRAFTS
 from vllm_cold.vllm.frontend.config import PROCESSOR_V1
 from vllm_cold.vllm.worker import outputs
 from vllm_cold.vllm.worker.processor_v1 import ColdLogitsProcessorV1
+from vllm_cold.vllm.worker.processor_v2 import ColdLogitsProcessorV2
 
 pytestmark = pytest.mark.unit
 
@@ -255,14 +256,25 @@ def test_a_rule_is_told_how_many_tokens_there_are() -> None:
     assert_scored(before[ruled], logits[ruled], [(0, 1, 2), (3, 4, 5)], GROWS, known)
 
 
-def test_rules_that_the_engine_was_started_with() -> None:
-    """Workers are processes of their own."""
-    config = SimpleNamespace(additional_config={"cold": {"rules": ["nowhere:Rule"]}})
+def start(v2: bool, **given: Any) -> Any:
+    """The processor of either runner, with an engine's ``additional_config``."""
+    config: Any = SimpleNamespace(
+        speculative_config=None,
+        model_config=SimpleNamespace(is_hybrid=False),
+        additional_config=given,
+    )
+    states: Any = SimpleNamespace(device=torch.device("cpu"), max_num_reqs=4)
+    if v2:
+        return ColdLogitsProcessorV2(config, states)
+    return ColdLogitsProcessorV1(config, torch.device("cpu"), False)
+
+
+@pytest.mark.parametrize("v2", [False, True], ids=["V1", "V2"])
+def test_what_cannot_run_fails_at_the_start(v2: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rules that the engine was started with (workers are processes of their own), back ends."""
+    start(v2)
     with pytest.raises(ColdError, match="rules='nowhere:Rule': cannot be used as a rule"):
-        ColdLogitsProcessorV1(config, torch.device("cpu"), False)
-
-
-def test_a_backend_that_cannot_run_fails_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+        start(v2, cold={"rules": ["nowhere:Rule"]})
     monkeypatch.setenv("COLD_SCORING", "ascend")
     with pytest.raises(RuntimeError, match="'ascend' was asked for"):
-        make()
+        start(v2)

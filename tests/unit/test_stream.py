@@ -78,15 +78,3 @@ def test_foreign_arguments_survive_and_ours_do_not() -> None:
     assert from_extra_args(args) == stream
     assert without_cold(args) == {"x": 1, "scold": 3, "Cold": 4}
     assert set(args) == {"x", "scold", "Cold", KEY}
-
-
-def test_descriptions_are_copies() -> None:
-    """The streams' extra_args must not share what one of them may change."""
-    stream = Stream(ColdSettings(0.2), (AmateurStream(-0.5, adapter={"lora_name": "a"}),))
-    one, other = stream.to_extra_args(None), stream.to_extra_args(None)
-    one[KEY]["amateurs"][0]["adapter"]["lora_name"] = "b"
-    assert (
-        from_extra_args(other)
-        == stream
-        == Stream(ColdSettings(0.2), (AmateurStream(-0.5, adapter={"lora_name": "a"}),))
-    )

@@ -8,29 +8,24 @@ always pay. A group whose drafts are too often wrong goes without them, and trie
 that its tries cost a small, fixed share of the time.
 """
 
-import math
 import time
 from collections import defaultdict, deque
 from collections.abc import Collection, Hashable
 from dataclasses import dataclass, field
 
-# Weight of what is older, with each step or each time that drafts were verified.
-_STEP_DECAY, _DRAFT_DECAY = 0.98, 0.9
+# Weight of what is older, with each step.
+_STEP_DECAY = 0.98
 # Of the rows' variance, as a part of their mean squared: with less no line can be drawn.
 _LEAST_SPREAD = 0.005
 # So often two steps go without drafts, if nothing else tells what they cost.
 _TRY_WITHOUT = 64
-# Groups begin as if so many drafts had been verified, with the luck of others like them.
-_PRIOR = 6.0
 # A kind's share of right drafts is the mean of the first times that some were verified, with two
-# believed to be right before them, and forgets in so many later ones.
-_BELIEVED, _REMEMBERED = 2, 50
+# believed to be right before them, and forgets in so many later ones. A group's is the kind's to
+# begin with, and forgets sooner.
+_BELIEVED, _REMEMBERED, _REMEMBERED_OF_ONE = 2, 50, 8
 # Of the time of all steps, what the tries of groups may cost whose drafts do not pay: by their rows
 # alone, and they were seen to cost up to twice as much.
 _PRICE = 0.015
-_LONGEST_PAUSE = 1024
-# When a pause begins, what was seen before counts as so many drafts, at most.
-_KEPT = 12.0
 _GOLDEN = 0.6180339887  # its multiples are spread evenly over [0, 1), however many there are
 
 
@@ -86,24 +81,24 @@ class AcceptanceStats:
 
     Attributes:
         share: Of the last drafts, those that were right; at first all are believed to be.
-        pays: Whether that was enough when it was last looked at.
+        profitable: Whether that was enough when it was last looked at.
         tried: Drafts that one had verified last.
         seen: Times that some were verified.
-        begun: Parts of a pause that were given to new requests.
+        paused: Pauses that have begun.
     """
 
     share: float = 1.0
     profitable: bool = True
     tried: int = 1
     seen: int = 0
-    begun: int = 0
+    paused: int = 0
 
     def part_of_a_pause(self) -> float:
-        """With which a new request begins, in [0, 1), or many short ones would try more often than
-        few long ones.
+        """With which a group begins to pause, in (0, 1]: or all would try at the same time, and
+        many short ones more often than few long ones.
         """
-        self.begun += 1
-        return self.begun * _GOLDEN % 1.0
+        self.paused += 1
+        return 1.0 - self.paused * _GOLDEN % 1.0
 
     def observe(self, drafted: int, accepted: int, break_even: float | None) -> None:
         """Some request of the kind had drafts verified."""
@@ -167,26 +162,24 @@ class Drafting:
     """How well a group's drafts do.
 
     Attributes:
-        experience: Of requests like it.
+        acceptance: Of requests like it.
         possible: Whether there is room for drafts at all.
         seeded: Whether its tokens are drawn with a seed. They depend on which drafts are verified,
             and must not depend on time: so all are.
-        pause: Steps for which none are verified.
-        begun: Whether it has got a token; with a seed it does not matter.
+        pause: How much is left of the pause between two tries, as a part of it; with 0 drafts are
+            verified.
     """
 
     acceptance: AcceptanceStats = field(default_factory=AcceptanceStats)
     possible: bool = True
     seeded: bool = False
-    pause: int = field(init=False)
-    begun: bool = field(init=False, default=False)
-    _tries: int = field(init=False, default=1)
-    _drafted: float = field(init=False, default=_PRIOR)
-    _accepted: float = field(init=False, default=_PRIOR)
+    pause: float = field(init=False)
+    _pays: bool = field(init=False, default=True)
+    _share: float | None = field(init=False, default=None)  # None until it has tried
 
     def __post_init__(self) -> None:
         # Its first token tells under which load it is; a step may be planned before that is known.
-        self.pause = 0 if self.seeded or self.acceptance.profitable else 1
+        self.pause = 0.0 if self.seeded or self.acceptance.profitable else 1.0
 
     def observe(self, drafted: int, accepted: int, break_even: float | None) -> None:
         """A step that gave the group a token, or several, is over.
@@ -199,34 +192,22 @@ class Drafting:
         """
         if self.seeded:
             return
-        if not self.begun:
-            self.begun = True
-            self._accepted *= self.acceptance.share
-            pause = 0 if break_even is None else self._costs(break_even)
-            self.pause = int(pause * self.acceptance.part_of_a_pause())
-            return
-        if not drafted:
-            self.pause = max(self.pause - 1, 0)
-            if self.pause and break_even is not None:  # it may have fallen since
-                self.pause = min(self.pause, self._tries * self._costs(break_even))
-            return
-        self.acceptance.observe(drafted, accepted, break_even)
-        self._drafted = self._drafted * _DRAFT_DECAY + drafted
-        self._accepted = self._accepted * _DRAFT_DECAY + accepted
+        kind = self.acceptance
+        share = kind.share if self._share is None else self._share
+        if drafted:
+            kind.observe(drafted, accepted, break_even)
+            share += (accepted / drafted - share) / _REMEMBERED_OF_ONE
+            self._share = share
         if break_even is None:
             return
-        pause = self._costs(break_even)
-        if not pause:
-            self.pause = 0
-            return
-        # Another step with drafts may have been on its way already.
-        self._tries = self._tries + 1 if self.pause else 1
-        self.pause = self._tries * pause
-        # What comes next counts for more than what was before.
-        fading = min(_KEPT / self._drafted, 1.0)
-        self._drafted, self._accepted = self._drafted * fading, self._accepted * fading
-
-    def _costs(self, break_even: float) -> int:
-        """After how many steps another try costs the price, by what is expected of it; 0: none."""
-        wrong = break_even - self._accepted / self._drafted
-        return min(math.ceil(self.acceptance.tried * max(wrong, 0.0) / _PRICE), _LONGEST_PAUSE)
+        paid, self._pays = self._pays, share >= break_even
+        if self._pays:
+            self.pause = 0.0
+        elif paid:
+            self.pause = kind.part_of_a_pause()
+        else:
+            # A pause is as long as makes a try cost the price, by what is expected of it now; one
+            # that paid needs none. (A second one may be planned already where steps overlap.)
+            lost = accepted < drafted * break_even
+            passed = _PRICE / (kind.tried * (break_even - share))
+            self.pause = max(self.pause + lost - passed, 0.0)

@@ -288,7 +288,8 @@ class Step(Generic[R]):
         ):
             turn.verdict = Verdict.FINISH
             drafts = min(num_new_tokens - left, spare // len(group.streams))
-            drafts = min(drafts, num_drafts(group) if self._may_draft(group) else 0)
+            may_draft = self.drafting or group.drafting.seeded
+            drafts = min(drafts, num_drafts(group) if may_draft else 0)
             if capacity.chunk:
                 drafts = min(drafts, capacity.chunk - max(others))
             turn.drafts = max(drafts, 0)
@@ -381,9 +382,6 @@ class Step(Generic[R]):
         followers, or those that need little could keep it waiting for ever.
         """
         return self.blocked_priority is None or priority < self.blocked_priority
-
-    def _may_draft(self, group: Group[R]) -> bool:
-        return self.drafting or group.drafting.seeded
 
     def _grant(self, num_tokens: int, offered: int = 0, part: Part = whole) -> int:
         granted = max(num_tokens, 0)

@@ -65,10 +65,8 @@ class Loads:
     # ---- a pass ------------------------------------------------------------------------------
 
     def begin_pass(self, promote: Callable[[Request], bool]) -> None:
-        """Followers whose KV has come, or has not, leave the queue.
-
-        Args:
-            promote: Makes a request whose load is over one that waits.
+        """Followers whose KV has come, or has not, leave the queue. ``promote`` makes a request
+        whose load is over one that waits.
         """
         self.starting.clear()
         self.expected.clear()
@@ -280,11 +278,7 @@ class Loads:
 
     def hand_on(self, outputs: Iterable[Any], groups: Mapping[str, Group[Request]]) -> None:
         """What the engine that decodes needs to find the amateurs' KV goes to the client with what
-        it needs for their expert's.
-
-        Args:
-            outputs: Those of a step, amateurs' too.
-            groups: Those of the step, by the expert's id.
+        it needs for their expert's. Of a step: all ``outputs``, and ``groups`` by the expert's id.
         """
         told = {o.request_id: o.kv_transfer_params for o in outputs if o.kv_transfer_params}
         for output in outputs:

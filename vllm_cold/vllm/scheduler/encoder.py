@@ -5,9 +5,9 @@ Touches vLLM: ``Scheduler._try_schedule_encoder_inputs`` and ``EncoderCacheManag
 ``scheduled_encoder_inputs``, ``encoder_input_updates`` and the media of requests that are new.
 
 Why: a step encodes so many embeddings, and the encoder's cache holds so many. vLLM takes tokens off
-a request whose next medium does not fit, *after* the cap that keeps a group in step (0.23: before
-it), and counts a medium as encoded when it has planned that, whether or not the request stays in
-the step. What it relies on:
+a request whose next medium does not fit, *after* the cap that keeps a group in step, and counts a
+medium as encoded when it has planned that, whether or not the request stays in the step. What it
+relies on:
 
 - ``_try_schedule_encoder_inputs(request, num_computed_tokens, num_new_tokens, budget, shift)`` says
   which media are to be encoded, and how many of the tokens are left. What it finds in the cache is
@@ -267,12 +267,7 @@ class EncoderInputs:
 
     def end_pass(self, output: Any, groups: Mapping[str, Group[Request]], step: Step[Any]) -> None:
         """The step is what ``output`` says: what others of it count on is encoded for them, and
-        what nobody of it does is not in the cache.
-
-        Args:
-            output: The step.
-            groups: By the id of each stream.
-            step: What the pass decided.
+        what nobody of it does is not in the cache. ``groups``: by the id of each stream.
         """
         scheduled = output.num_scheduled_tokens
         for each in (each for group in step.groups for each in group.streams if each.mm_features):
@@ -326,9 +321,3 @@ class EncoderInputs:
         getattr(manager, "num_embeds_by_hash", {}).pop(identifier, None)  # not in 0.23
         manager.num_free_slots += size
         manager.freed.append(identifier)
-
-
-def strip(output: Any, request_id: str) -> None:
-    """A request is taken out of the step, and encodes nothing in it."""
-    output.scheduled_encoder_inputs.pop(request_id, None)
-    getattr(output, "encoder_input_updates", {}).pop(request_id, None)  # since 0.33

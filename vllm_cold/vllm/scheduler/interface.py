@@ -33,17 +33,6 @@ class Request(Tokens, Protocol):
         """Events for whoever measures, which are forgotten."""
 
 
-class Queue(Protocol):
-    """``vllm.v1.core.sched.request_queue.RequestQueue``."""
-
-    def add_request(self, request: Request) -> None: ...  # noqa: D102
-    def peek_request(self) -> Request: ...  # noqa: D102
-    def prepend_request(self, request: Request) -> None: ...  # noqa: D102
-    def remove_request(self, request: Request) -> None: ...  # noqa: D102
-    def remove_requests(self, requests: Iterable[Request]) -> None: ...  # noqa: D102
-    def __len__(self) -> int: ...
-
-
 class Scheduler:
     """``vllm.v1.core.sched.scheduler.Scheduler``."""
 
@@ -58,7 +47,7 @@ class Scheduler:
     max_num_encoder_input_tokens: int
     requests: dict[str, Request]
     running: list[Request]
-    waiting: Any  # a Queue; with the FCFS policy also a deque
+    waiting: Any  # a RequestQueue; with the FCFS policy also a deque
     prev_step_scheduled_req_ids: set[str]
     block_size: int
     max_model_len: int

@@ -60,12 +60,8 @@ class KVBlocks:
         return max(num_cached - getattr(self._scheduler, "prefix_replay_tokens", 0), 0)
 
     def fit(self, group: Group[Request], found: Mapping[Request, Found], promised: int = 0) -> bool:
-        """Whether all streams' known tokens fit the free blocks.
-
-        Args:
-            group: The group.
-            found: What is found of its streams that hold no blocks, as far as it is known.
-            promised: Free blocks that are for others.
+        """Whether all streams' known tokens fit the free blocks, of which so many are ``promised``
+        to others. ``found``: of its streams that hold no blocks, as far as it is known.
         """
         scheduler = self._scheduler
         if not scheduler.running and not self._others_hold_blocks(group):

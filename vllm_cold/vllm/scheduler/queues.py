@@ -15,7 +15,7 @@ from vllm.v1.core.sched.request_queue import SchedulingPolicy
 from vllm.v1.request import RequestStatus
 
 from vllm_cold.group.lockstep import Group
-from vllm_cold.vllm.scheduler.interface import Queue, Request, Scheduler
+from vllm_cold.vllm.scheduler.interface import Request, Scheduler
 
 # In the order in which vLLM drains them; 0.23 has the second, later releases the first.
 _NAMES = ("kv_holding_waiting", "skipped_waiting", "waiting")
@@ -122,8 +122,8 @@ class WaitingQueues:
         self.remove(group.expert)
         self._scheduler.waiting.prepend_request(group.leader)
 
-    def remove(self, *requests: Request) -> Queue | None:
-        """Take requests out of whatever queues they are in; the last queue that had one."""
+    def remove(self, *requests: Request) -> Any:
+        """Take requests out of whatever queues they are in; the last one that had any, or None."""
         found = None
         for queue in self._queues():
             before = len(queue)

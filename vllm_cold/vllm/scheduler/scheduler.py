@@ -16,8 +16,8 @@ Why: a CoLD request is several requests that must be scheduled in step. The rule
   is done for it; False passes it over and goes on with the next. Not in 0.23, where a group that
   lacks an adapter's slot ends the step's admission.
 - ``_try_schedule_encoder_inputs(request, ...)``: called behind the cap for requests with media, and
-  takes tokens off those that cannot be encoded; 0.23 calls it in front of the cap. ``encoder`` has
-  what follows.
+  takes tokens off those that cannot be encoded; 0.23, where no group has any, calls it in front of
+  the cap. ``encoder`` has what follows.
 - ``_update_after_schedule(output)``: the end of ``schedule()``, before counts advance.
 - ``_preempt_request``, ``add_request``, ``finish_requests``, ``update_from_output``,
   ``get_request_counts``: overridden, each calls super.
@@ -62,7 +62,6 @@ from vllm_cold.group.lockstep import (
 )
 from vllm_cold.group.step_stats import CountersByKind, RowStats, WeightsByStep
 from vllm_cold.group.stream import from_extra_args
-from vllm_cold.vllm.scheduler import encoder
 from vllm_cold.vllm.scheduler.amateurs import make_streams
 from vllm_cold.vllm.scheduler.connectors import Loads
 from vllm_cold.vllm.scheduler.encoder import EncoderInputs
@@ -108,8 +107,6 @@ class GroupScheduler(Scheduler):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._groups = {}  # by the id of each stream
-        self._followers: set[Request] = set()  # of all groups
-        self._led_by_amateurs: set[RequestGroup] = set()
         self._failed: list[RequestGroup] = []  # groups that must end
         self._counters = CountersByKind()
         self._to_report = 0  # steps for which the front ends must hear from us, groups or not
@@ -131,7 +128,6 @@ class GroupScheduler(Scheduler):
         self._budget = 0
         self._in_pass = False
         self._capped: Request | None = None  # the last one that was
-        self._is_early = False  # whether that was before vLLM asks for it
         self._throttled = False  # whether vLLM holds prompts back
         self._adapters: set[int] = set()  # of the first requests that run
         self._num_seen = 0  # how many these are
@@ -158,12 +154,9 @@ class GroupScheduler(Scheduler):
         if self._draft_controller is not None:
             seeded = params.seed is not None and params.temperature > 0
             group.drafting = Drafting(self._draft_controller.kinds[kind], seeded=seeded)
-        if group.leader is not request:
-            self._led_by_amateurs.add(group)
-            if request.status == RequestStatus.WAITING:
-                # For no grammar: vLLM looks after those whose is compiled.
-                self._queues.replace(request, group.leader)
-        self._followers.update(group.followers)
+        if group.leader is not request and request.status == RequestStatus.WAITING:
+            # For no grammar: vLLM looks after those whose is compiled.
+            self._queues.replace(request, group.leader)
         for each in group.streams:
             self._groups[each.request_id] = group
             self.requests[each.request_id] = each
@@ -211,9 +204,7 @@ class GroupScheduler(Scheduler):
     def _forget(self, group: RequestGroup) -> None:
         if group.slot is not None:
             self._slots.append(group.slot)
-        self._followers.difference_update(group.followers)
         self._loads.drop(group.followers)
-        self._led_by_amateurs.discard(group)
         for each in group.streams:
             self._groups.pop(each.request_id, None)
 
@@ -230,12 +221,7 @@ class GroupScheduler(Scheduler):
         super().finish_requests([a.request_id for a in amateurs], RequestStatus.FINISHED_ABORTED)
         for each in amateurs:
             del self._groups[each.request_id]
-        self._followers.difference_update(group.followers)
-        self._led_by_amateurs.discard(group)
         group.retire(amateurs)
-        self._followers.update(group.followers)
-        if group.leader is not group.expert:
-            self._led_by_amateurs.add(group)
         self._counters.sums[group.kind].retired_streams += len(amateurs)
         self._scattered = True  # the leader may be another one
         self._look_anew()
@@ -251,12 +237,10 @@ class GroupScheduler(Scheduler):
         running, waiting = super().get_request_counts()
         if self._groups and not self._in_pass:
             waiting -= self._loads.num_queued_followers()
-            running -= sum(map(self._followers.__contains__, self.running))
+            found = [self._groups.get(request.request_id) for request in self.running]
             # vLLM also asks when an expert has ended and its amateurs have not yet.
-            running -= sum(
-                group.expert.is_finished() and group.leader.status == RequestStatus.RUNNING
-                for group in self._led_by_amateurs
-            )
+            of_groups = {g for g in found if g is not None and not g.expert.is_finished()}
+            running = found.count(None) + len(of_groups)
         return running, waiting
 
     def make_stats(self, *args: Any, **kwargs: Any) -> Any:
@@ -314,7 +298,7 @@ class GroupScheduler(Scheduler):
         if self.pause_state == PauseState.PAUSED_NEW:
             self._loads.release_unled(self._groups.values())
         self._encoder.begin_pass()
-        self._capped, self._is_early = None, False
+        self._capped = None
         self._in_pass = True
         before, self.need_mamba_block_aligned_split = self.need_mamba_block_aligned_split, True
         self._states.is_on = before
@@ -396,7 +380,7 @@ class GroupScheduler(Scheduler):
         return self._loads.may_start(request, self._step) and self._loads.start(group, self._step)
 
     def _promote(self, request: Request) -> bool:
-        """What vLLM does when a request's KV has come."""
+        """What vLLM does when a request's KV has come; not in 0.23."""
         return super()._handle_blocked_waiting_request(request)
 
     def _cap(
@@ -409,9 +393,6 @@ class GroupScheduler(Scheduler):
         """The cap on a request's tokens in this step; see the module docstring."""
         if num_new_tokens <= 0:
             return 0
-        if self._is_early and request is self._capped:
-            self._is_early = False
-            return num_new_tokens
         self._capped = request
         assert self._blocks is not None
         cached = num_new_local_computed_tokens, num_external_computed_tokens
@@ -619,16 +600,10 @@ class GroupScheduler(Scheduler):
         asked = request, num_computed_tokens, num_new_tokens, encoder_compute_budget
         if not self._in_pass:
             return super()._try_schedule_encoder_inputs(*asked, shift_computed_tokens)
-        if request is not self._capped:  # vLLM 0.23 caps behind this, and gets the same then
-            self._is_early = False
-            num_cached = num_computed_tokens - request.num_computed_tokens
-            num_new_tokens = self._cap(request, num_new_tokens, num_cached)
-            asked = request, num_computed_tokens, num_new_tokens, encoder_compute_budget
-            self._is_early = True
         found = self._encoder.schedule(*asked, shift_computed_tokens)
-        self._is_early = self._is_early and found[1] > 0
-        self._capped = request if self._is_early else None
-        self._step.take_back(num_new_tokens, found[1])
+        if request is self._capped:  # vLLM 0.23 caps behind this, and has no groups with media
+            self._step.take_back(num_new_tokens, found[1])
+            self._capped = None
         return found
 
     def _build_kv_connector_meta(self, connector: Any, scheduler_output: SchedulerOutput) -> Any:
@@ -898,21 +873,23 @@ class GroupScheduler(Scheduler):
     def _end_failed(self) -> list[tuple[Request, EngineCoreOutput]]:
         """End the groups that must, with an error: their experts, and what the clients are told."""
         failed, self._failed = self._failed, []
-        # One may have been aborted meanwhile.
-        return [self._end(g) for g in failed if self._groups.get(g.request_id) is g]
-
-    def _end(self, group: RequestGroup) -> tuple[Request, EngineCoreOutput]:
-        expert = group.expert
-        logger.error("%s (request %s)", group.error, expert.request_id)
-        self.finish_requests(expert.request_id, RequestStatus.FINISHED_ERROR)
-        return expert, EngineCoreOutput(
-            request_id=expert.request_id,
-            new_token_ids=[],
-            finish_reason=FinishReason.ERROR,
-            stop_reason=group.error,
-            events=expert.take_events(),
-            trace_headers=expert.trace_headers,
-        )
+        ended = []
+        for group in failed:
+            expert = group.expert
+            if self._groups.get(expert.request_id) is not group:
+                continue  # it was aborted meanwhile
+            logger.error("%s (request %s)", group.error, expert.request_id)
+            self.finish_requests(expert.request_id, RequestStatus.FINISHED_ERROR)
+            output = EngineCoreOutput(
+                request_id=expert.request_id,
+                new_token_ids=[],
+                finish_reason=FinishReason.ERROR,
+                stop_reason=group.error,
+                events=expert.take_events(),
+                trace_headers=expert.trace_headers,
+            )
+            ended.append((expert, output))
+        return ended
 
     # ---- figures -----------------------------------------------------------------------------
 
@@ -957,7 +934,8 @@ def strip(output: SchedulerOutput, request_id: str) -> bool:
         return False
     output.total_num_scheduled_tokens -= num_tokens
     output.scheduled_spec_decode_tokens.pop(request_id, None)
-    encoder.strip(output, request_id)
+    output.scheduled_encoder_inputs.pop(request_id, None)
+    getattr(output, "encoder_input_updates", {}).pop(request_id, None)  # since 0.33
     if (of_connector := getattr(output, "kv_connector_block_state", None)) is not None:
         of_connector.req_ids.discard(request_id)
     new = [r for r in output.scheduled_new_reqs if r.req_id != request_id]

@@ -32,12 +32,8 @@ class StateSplit:
         self.is_on = False
 
     def split(self, request: Request, num_tokens: int, cached: tuple[int, ...]) -> int:
-        """What vLLM lets a request compute of so many tokens, where ``is_on``.
-
-        Args:
-            request: Any.
-            num_tokens: Tokens that there is room for.
-            cached: Tokens found in the prefix cache, and those that a connector has.
+        """What vLLM lets any request compute of the tokens that there is room for, where ``is_on``.
+        ``cached``: those found in the prefix cache, and those that a connector has.
         """
         rule: Any = type(self._scheduler)._mamba_block_aligned_split
         return int(rule(self._scheduler, request, num_tokens, *cached))
@@ -52,11 +48,7 @@ class StateSplit:
     def give_up_hits(self, group: Group[Request], found: MutableMapping[Request, Found]) -> None:
         """A follower that lacks its last token alone can only be admitted when all others get to
         theirs. If one of these leaves a state then that it would find, it never is: so it computes
-        its prompt anew.
-
-        Args:
-            group: The group.
-            found: What the cache has of its followers that do not run; changed accordingly.
+        its prompt anew, and ``found``, of the followers that do not run, is changed accordingly.
         """
         if not self.is_on:
             return
@@ -73,12 +65,7 @@ class StateSplit:
         self, group: Group[Request], num_cached: int, found: Mapping[Request, Found]
     ) -> bool:
         """Whether each follower may get to its sampling position in the step in which the leader
-        does.
-
-        Args:
-            group: The group.
-            num_cached: Tokens of the leader that were found in the prefix cache.
-            found: What it has of the followers that do not run.
+        does. ``num_cached`` tokens of the leader are cached; ``found`` is of those that do not run.
         """
         if not self.is_on:
             return True

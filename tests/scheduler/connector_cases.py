@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Situations of engines with a KV connector, for the tests and for the mutation table."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from tests.scheduler.cases import prompt
+from tests.scheduler.connector import Ways
+from tests.scheduler.harness import Harness, Setup
+
+
+def loaded_group(model: Path, is_async: bool = False, late: float = 1.0) -> None:
+    """The KV of all streams is elsewhere: it is brought at the same time, and nobody is preempted
+    for it.
+    """
+    ways = Ways(late=late, delay=0)
+    harness = Harness(model, Setup(num_blocks=65, budget=64, is_async=is_async, connector=ways))
+    asked: dict[str, Any] = {
+        "prompt": prompt(17),
+        "adapter": 1,
+        "cold": True,
+        "amateurs": [(0, None), (0, prompt(13, 300)), (2, prompt(22))],
+    }
+    harness.add(max_tokens=1, **asked)
+    harness.drain()
+    harness.reset(running=True)
+    before, loads = harness.steps, harness.loads
+    assert loads is not None and not loads.loads
+    request_id = harness.add(max_tokens=3, **asked)
+    harness.drain()
+    assert loads.loads == 4
+    assert not harness.preemptions and not harness.group_preemptions
+    assert harness.first_step[request_id] - before <= (4 if late else 1)
+
+
+def loaded_in_time(model: Path, is_async: bool = False) -> None:
+    """The same at the start of a step."""
+    loaded_group(model, is_async, late=0.0)
+
+
+def lost_load(model: Path, cold: bool = True) -> None:
+    """A load between steps that brings nothing, of a request that needs more than half of the KV
+    cache: it is loaded again, and not kept waiting for blocks by itself.
+    """
+    ways = Ways(late=1.0, delay=0, by_request=True)
+    harness = Harness(model, Setup(num_blocks=24, budget=64, connector=ways))
+    asked: dict[str, Any] = {"prompt": prompt(37 if cold else 61), "adapter": 1, "cold": cold}
+    harness.add(max_tokens=1, **asked)
+    harness.drain()
+    harness.reset(running=True)
+    assert harness.loads is not None
+    harness.loads.ways = replace(ways, fails=1.0)
+    harness.add(max_tokens=3, **asked)
+    while not harness.loads.failed:
+        harness.step()
+    harness.loads.ways = ways
+    harness.drain()
+
+
+def lost_in_time(model: Path) -> None:
+    """A load at the start of a step that brings nothing, of a group that has tokens: workers that
+    are a step ahead are sent these again.
+    """
+    ways = Ways()
+    harness = Harness(model, Setup(num_blocks=65, budget=64, is_async=True, connector=ways))
+    request_id = harness.add(prompt(17), 16, adapter=1, cold=True)
+    while len(harness.got[request_id]) < 8:
+        harness.step()
+    while harness.in_flight:
+        harness.deliver()
+    harness.reset(running=True)
+    assert harness.loads is not None
+    harness.loads.ways = replace(ways, fails=1.0)
+    while not harness.loads.failed:
+        harness.step()
+    harness.loads.ways = ways
+    harness.drain()
+
+
+def shared_and_lost(model: Path) -> None:
+    """A load at the start of a step brings nothing. Two others found its blocks in the prefix cache
+    and are loaded between steps; the first of these is aborted, and does not compute them.
+    """
+    harness = Harness(model, Setup(num_blocks=65, budget=64, connector=Ways()))
+    harness.add(prompt(25), 1)
+    harness.drain()
+    harness.reset(running=True)
+    loads, connector = harness.loads, harness.sched.connector
+    assert loads is not None
+    ask, fill = connector.get_num_new_matched_tokens, loads._fill
+
+    def late_if_long(request: Any, num_computed_tokens: int) -> Any:
+        connector.ways = replace(connector.ways, late=float(request.num_prompt_tokens > 9))
+        return ask(request, num_computed_tokens)
+
+    def fails_once(load: Any) -> Any:
+        loads.ways = replace(loads.ways, fails=float(not load.late and not loads.failed))
+        return fill(load)
+
+    connector.get_num_new_matched_tokens, loads._fill = late_if_long, fails_once
+    harness.add(prompt(9), 3, adapter=1, cold=True)
+    first = harness.add(prompt(25), 3)
+    harness.add(prompt(25), 3, adapter=2, cold=True)
+    harness.step()
+    assert loads.failed == 1 and len(loads.late) + loads.loads > 2
+    harness.abort([first])
+    harness.drain()
+
+
+def late_behind_its_leader(model: Path) -> None:
+    """Of an amateur's prompt the second block is elsewhere, of which it learns when its leader has
+    the first: its KV is to come later, so that its group is taken out of the step, and the first
+    block is not written. Another request has the same beginning.
+    """
+    harness = Harness(model, Setup(num_blocks=65, budget=64, connector=Ways(late=1.0, delay=2)))
+    own = [*prompt(4), *prompt(5, 300)]
+    harness.add(own, 1, adapter=1)
+    harness.drain()
+    harness.reset(running=True)
+    store = harness.sched.connector.store
+    del store[next(iter(store))]
+    cold = harness.add(prompt(13), 3, adapter=1, cold=True, amateurs=[(1, own)])
+    harness.add([*prompt(4), *prompt(5, 200)], 3, adapter=1)
+    harness.step()
+    assert ("withdraw", cold) in harness.events and harness.sched._loads._loading
+    harness.drain()
+    assert harness.first_step[cold] < 20
+
+
+def aborted_amid_a_lost_load(model: Path) -> None:
+    """A group is aborted while the step runs that was to load its KV, in vain."""
+    harness = Harness(model, Setup(num_blocks=65, budget=64, connector=Ways()))
+    harness.add(prompt(17), 1)
+    harness.drain()
+    harness.reset(running=True)
+    loads = harness.loads
+    assert loads is not None
+    loads.ways = Ways(fails=1.0)
+    cold = harness.add(prompt(17), 3, adapter=1, cold=True)
+    harness.schedule()
+    harness.abort([cold])
+    harness.deliver()
+    assert loads.failed
+    loads.ways = Ways()
+    harness.add(prompt(17), 3)
+    harness.drain()
+
+
+def blocked_queue(model: Path) -> None:
+    """An expert has its last token left and waits for room for its amateur: who waits behind it is
+    not looked at, one after the other, in each step; and all keep their order.
+    """
+    setup = Setup(num_blocks=65, long_prefill=3, max_num_seqs=8, connector=Ways())
+    harness = Harness(model, setup)
+    harness.add(prompt(33), 1)  # the amateur's prompt is cached, so the expert starts alone
+    harness.until_idle()
+    harness.add(prompt(3, 400), 40)
+    cold = harness.add(prompt(33), 4, adapter=1, cold=True)
+    while harness.sched.requests[cold].num_computed_tokens < 30:
+        harness.step()
+    harness.occupy(leave=2)
+    harness.step()
+    small = [harness.add(prompt(3, 200 + number), 3) for number in range(30)]
+    looked_at: list[str] = []
+    look = harness.sched._handle_blocked_waiting_request
+
+    def watch(request: Any) -> Any:
+        looked_at.append(request.request_id)
+        return look(request)
+
+    harness.sched._handle_blocked_waiting_request = watch
+    for _ in range(3):
+        looked_at.clear()
+        harness.step()
+        assert looked_at == small[:1]
+    del harness.sched._handle_blocked_waiting_request
+    harness.drain()
+    steps = [harness.first_step[each] for each in (cold, *small)]
+    assert steps == sorted(steps)
+
+
+def not_known_yet(model: Path) -> None:
+    """A connector that does not know yet is asked again; meanwhile a group keeps what it has."""
+    harness = Harness(model, Setup(num_blocks=65, budget=16, connector=Ways()))
+    amateur = prompt(13, 300)
+    harness.add(amateur, 1, adapter=0)
+    harness.drain()
+    harness.add(prompt(30), 3, adapter=1, cold=True, amateurs=[(0, amateur)])
+    harness.step()
+    connector = harness.sched.connector
+    connector.ways = replace(connector.ways, unknown=1.0)
+    for _ in range(4):
+        harness.step()
+    connector.ways = Ways()
+    harness.drain()
+    assert not harness.preemptions and not harness.group_preemptions
+
+
+def emptied_step(model: Path) -> None:
+    """A group is alone, and all of it is taken out of a step: vLLM, which keeps count of steps that
+    do something, must not wait for that one before it frees blocks.
+    """
+    setup = Setup(num_blocks=17, budget=32, is_async=True, connector=Ways())
+    harness = Harness(model, setup)
+    harness.add(prompt(6), 24, adapter=1, cold=True, amateurs=[(0, prompt(4))])
+    harness.step()
+    for _ in range(3):
+        harness.step(squeeze=17)
+    assert harness.group_preemptions
+    for number in range(8):
+        harness.add(prompt(8, 200 + 10 * number), 4)
+    harness.drain()
