@@ -96,6 +96,6 @@ def _decode(models: Mapping[str | None, Any], case: Case) -> list[int]:
 
 
 def _acd(expert: Any, amateur: Any) -> float:
-    """``H_p / (H_p + H_q)``: see ``vllm_cold.rules.acd``."""
+    """``H_p / (H_p + H_q)``: see ``vllm_cold.rules.built_in``."""
     p, q = (-(z.softmax(-1) * z.log_softmax(-1)).sum() for z in (expert, amateur))
     return float(p / (p + q))
