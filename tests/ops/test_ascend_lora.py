@@ -169,9 +169,6 @@ def test_unified_buffer_is_as_documented(host):
         assert re.search(row, documented), (kernel, size)
 
 
-# --- How a call is cut up -------------------------------------------------------------------------
-
-
 # --- Through torch --------------------------------------------------------------------------------
 
 
