@@ -112,6 +112,17 @@ def make_case(
     )
 
 
+def random_case(seed: int) -> Case:
+    rng = random.Random(seed)
+    dtype, weights = rng.choice(DTYPES), rng.choice(DTYPES)
+    slots = [rng.randrange(-1, NUM_SLOTS) for _ in range(rng.choice((0, 1, 3, 64, 65, 300)))]
+    sizes = [rng.randrange(1, 150) for _ in range(rng.randrange(1, 6))]
+    rank, inputs = rng.randrange(1, 80), rng.randrange(1, 200)
+    case = make_case(seed, slots, rank, inputs, sizes, dtype, weights)
+    case.y = case.y.to(rng.choice(DTYPES))
+    return case
+
+
 class Matrix(ctypes.Structure):
     _fields_ = [
         ("data", ctypes.c_void_p),
@@ -162,13 +173,7 @@ def test_linear(dtype: torch.dtype, isa: str) -> None:
 
 def test_random_shapes_and_mixed_dtypes() -> None:
     for seed in range(80):
-        rng = random.Random(seed)
-        dtype, weights = rng.choice(DTYPES), rng.choice(DTYPES)
-        slots = [rng.randrange(-1, NUM_SLOTS) for _ in range(rng.choice((0, 1, 3, 64, 65, 300)))]
-        sizes = [rng.randrange(1, 150) for _ in range(rng.randrange(1, 6))]
-        rank, inputs = rng.randrange(1, 80), rng.randrange(1, 200)
-        case = make_case(seed, slots, rank, inputs, sizes, dtype, weights)
-        case.y = case.y.to(rng.choice(DTYPES))
+        case, rng = random_case(seed), random.Random(seed)
         case.check(linear(case, case.y.clone(), rng.choice(ISAS), rng.choice((1, 2, 3, 8))))
 
 
