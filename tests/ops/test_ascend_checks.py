@@ -10,8 +10,8 @@ import shutil
 import pytest
 import torch
 
-from tests.ops import conformance, lora_host
-from tests.ops.ascend_host import ASCEND, LORA, QUICK, SCORING, Host, compile_host
+from tests.ops import conformance, lora_cases
+from tests.ops.ascend_host import ASCEND, LORA, QUICK, SCORING, Host, LoraHost, compile_host
 from tests.ops.test_ascend import OUTSIDE, check_out_of_range
 
 pytestmark = [
@@ -92,8 +92,8 @@ def run_lora(program) -> None:
         ((0, -1) * 140, 5, F16),  # more rows than a window
         ((0, 5000), 100, BF16),
     ):
-        host = lora_host.LoraHost(program, 7)
-        case = lora_host.make_case(1, list(indices), rank, 9000, (130, 33), dtype, adapters=2)
+        host = LoraHost(program, 7)
+        case = lora_cases.make_case(1, list(indices), rank, 9000, (130, 33), dtype, adapters=2)
         try:
             case.check(host.run(case))
             case.x[0, 0] = math.nan
