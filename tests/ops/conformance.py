@@ -274,19 +274,6 @@ def make_case(
     )
 
 
-def pairs(
-    expert_rows: Tensor,
-    amateur_rows: Tensor,
-    log_alpha: Tensor,
-    beta: Tensor,
-    expert_top_k: Tensor | None = None,
-    max_expert_top_k: int = 0,
-) -> Groups:
-    """Groups of one amateur each, of weight ``-beta``. All tensors are [G]."""
-    rows = torch.stack((expert_rows, amateur_rows), 1)
-    return Groups(rows, -beta.unsqueeze(1), log_alpha, expert_top_k, max_expert_top_k)
-
-
 def of_two(groups: Groups) -> tuple[Tensor, Groups]:
     """[G] bool, which groups have two streams, and these alone."""
     few = (groups.rows >= 0).sum(1) == 2

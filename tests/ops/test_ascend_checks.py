@@ -17,6 +17,7 @@ from tests.ops.test_ascend import OUTSIDE, check_out_of_range
 pytestmark = [
     pytest.mark.unit,
     pytest.mark.slow,
+    pytest.mark.full,
     pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++"),
 ]
 
@@ -140,7 +141,6 @@ def test_without_a_change_nothing_is_found(kernel):
     run(compile_host(*units, flags=QUICK))
 
 
-@pytest.mark.full
 @pytest.mark.parametrize("kernel, name", CASES)
 def test_a_change_is_found(kernel, name):
     units, table, run = RUNS[kernel]

@@ -31,7 +31,6 @@ from tests.ops.conformance import (
     check_streams,
     check_topk,
     make_case,
-    pairs,
     statistics_of,
 )
 from vllm_cold.ops import (
@@ -283,10 +282,9 @@ def test_a_tile_that_just_reaches_the_threshold(cap: int, backend: str) -> None:
     """
     logits = torch.full((2, 5000), -9.0)
     logits[0, 10], logits[0, 4500] = 2.0, 1.0
-    knobs = torch.tensor([-1.0]), torch.tensor([0.5])
     caps = (torch.tensor([cap]), cap) if cap else (None, 0)
-    rows = torch.tensor([0]), torch.tensor([1])
-    got = contrastive_scores(logits, pairs(*rows, *knobs, *caps), backend=backend)
+    pair = torch.tensor([[0, 1]]), torch.tensor([[-0.5]]), torch.tensor([-1.0])
+    got = contrastive_scores(logits, Groups(*pair, *caps), backend=backend)
     assert (got[0] > -INF).nonzero().flatten().tolist() == ([10] if cap == 1 else [10, 4500])
 
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import ast
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -88,27 +87,11 @@ def test_a_backend_asked_for_is_used_or_an_error(monkeypatch: pytest.MonkeyPatch
 
 
 def test_each_device_has_its_own() -> None:
-    assert {name for names in registry.AUTOMATIC.values() for name in names} | {"reference"} == set(
-        registry.BACKENDS
-    )
-    assert all(names[-1] == "torch" for names in registry.AUTOMATIC.values())
+    automatic = {name for names in registry.AUTOMATIC.values() for name in names}
+    assert automatic | {"reference"} == set(registry.BACKENDS)
     assert registry.choose(torch.device("meta")) == "torch"
     for name in ("cpu", "triton", "ascend"):
         assert registry.load(name).missing(torch.device("meta"))
-
-
-def test_the_rows_of_the_groups_and_nothing_else_call_the_op() -> None:
-    """But for the doctor, which tries it, and the best k, which are of its scores."""
-    package = Path(registry.__file__).parents[1]
-    callers = {
-        path.relative_to(package).as_posix()
-        for path in package.rglob("*.py")
-        if package / "tools" not in path.parents
-        for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.Call)
-        and getattr(node.func, "id", getattr(node.func, "attr", "")).startswith("contrastive_")
-    }
-    assert callers == {"group/rows.py", "ops/scoring.py"}
 
 
 def arguments(logits: Tensor | None = None, **changes: Any) -> dict[str, Any]:

@@ -5,6 +5,7 @@ is left to vLLM's kernel. ``tests/engine/test_families.py`` has the same with en
 
 from __future__ import annotations
 
+from copy import copy
 from types import SimpleNamespace
 from typing import Any
 
@@ -71,7 +72,29 @@ class Case:
         weights, ids = logits.softmax(-1).topk(top)
         self.weights, self.ids = weights.contiguous(), ids.to(torch.int32).contiguous()
 
-    def config(self, **changes: Any) -> Any:
+    def part(self, rank: int) -> Case:
+        """Of two processes: its part of every expert, and the first one's bias of the output."""
+        part, size = copy(self), self.size // 2
+        own = slice(rank * size, (rank + 1) * size)
+
+        def of_both(tensor: Tensor, dim: int) -> Tensor:
+            halves = (half.movedim(dim, 0)[own] for half in self.halves(tensor, dim))
+            return torch.cat(list(halves)).movedim(0, dim)
+
+        part.size, part.b2 = size, self.b2 * (rank == 0)
+        part.w13, part.w2, part.b13 = of_both(self.w13, 1), self.w2[..., own], of_both(self.b13, 1)
+        part.a2 = self.a2[..., own]
+        part.bb13 = [of_both(b, 2) if self.fused else b[:, :, own] for b in self.bb13]
+        return part
+
+    def halves(self, tensor: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+        """Gate and up."""
+        index = torch.arange(2 * self.size)
+        chosen = (index[::2], index[1::2]) if self.interleaved else index.chunk(2)
+        gate, up = (tensor.index_select(dim, each) for each in chosen)
+        return gate, up
+
+    def config(self) -> Any:
         from vllm.model_executor.layers.fused_moe.activation import MoEActivation
         from vllm.model_executor.layers.fused_moe.config import (
             FusedMoEConfig,
@@ -83,7 +106,7 @@ class Case:
             num_experts=EXPERTS,
             experts_per_token=self.top,
             hidden_dim=HIDDEN,
-            intermediate_size=changes.pop("size", self.size),
+            intermediate_size=self.size,
             num_local_experts=EXPERTS,
             num_logical_experts=EXPERTS,
             activation=MoEActivation(self.activation),
@@ -93,74 +116,54 @@ class Case:
             in_dtype=self.dtype,
             has_bias=self.biased,
             is_lora_enabled=True,
-            **changes,
         )
 
-    def build(self, kernel: Any, rank: int = 0, ranks: int = 1) -> tuple[Any, Any]:
+    def build(self, kernel: Any) -> tuple[Any, Any]:
         """The experts, as vLLM makes them from a class, and the layer with their weights."""
         from vllm.model_executor.layers.fused_moe.config import (
             FusedMoEQuantConfig,
             biased_moe_quant_config,
         )
 
-        layer, own = torch.nn.Module(), slice(*self.borders(rank, ranks))
-        w13 = torch.cat([part[:, own] for part in self.halves(self.w13, 1)], 1)
-        b13 = torch.cat([part[:, own] for part in self.halves(self.b13, 1)], 1)
-        if self.interleaved:
-            assert ranks == 1
-            w13, b13 = self.w13, self.b13
-        values = {"w13_weight": w13, "w2_weight": self.w2[..., own]}
-        quant = FusedMoEQuantConfig.make()
-        if self.biased:  # of the last product, the first process has it
-            values |= {"w13_bias": b13, "w2_bias": self.b2 * (rank == 0)}
+        layer, quant = torch.nn.Module(), FusedMoEQuantConfig.make()
+        values = {"w13_weight": self.w13, "w2_weight": self.w2}
+        if self.biased:
+            values |= {"w13_bias": self.b13, "w2_bias": self.b2}
         for name, value in values.items():
             weight = torch.nn.Parameter(value.clone().contiguous(), requires_grad=False)
             layer.register_parameter(name, weight)
         if self.biased:
             quant = biased_moe_quant_config(layer.w13_bias, layer.w2_bias)
-        experts = kernel(self.config(size=self.size // ranks), quant)
+        experts = kernel(self.config(), quant)
         experts.process_weights_after_loading(layer)
         return experts, layer
 
-    def borders(self, rank: int, ranks: int) -> tuple[int, int]:
-        part = self.size // ranks
-        return rank * part, (rank + 1) * part
-
-    def halves(self, tensor: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-        """Gate and up."""
-        index = torch.arange(2 * self.size)
-        chosen = (index[::2], index[1::2]) if self.interleaved else index.chunk(2)
-        gate, up = (tensor.index_select(dim, each) for each in chosen)
-        return gate, up
-
-    def context(self, rank: int = 0, ranks: int = 1, **changes: Any) -> Any:
+    def context(self, **changes: Any) -> Any:
         from vllm.model_executor.layers.fused_moe.experts.lora_context import MoELoRAContext
 
-        own = slice(*self.borders(rank, ranks))
-        bb13 = self.bb13 if ranks == 1 else [b[:, :, own] for b in self.bb13]
         fields: dict[str, Any] = {
             "w13_lora_a_stacked": tuple(self.a13),
-            "w13_lora_b_stacked": tuple(bb13),
-            "w2_lora_a_stacked": (self.a2[..., own],),
+            "w13_lora_b_stacked": tuple(self.bb13),
+            "w2_lora_a_stacked": (self.a2,),
             "w2_lora_b_stacked": (self.bb2,),
             "adapter_enabled": torch.tensor([1, 1, 0, 0], dtype=torch.int32),
             "max_loras": SLOTS,
             "top_k": self.top,
             "w13_num_slices": len(self.a13),
             "fully_sharded": False,
-            "tp_rank": rank,
-            "tp_size": ranks,
+            "tp_rank": 0,
+            "tp_size": 1,
             "local_num_experts": EXPERTS,
             "punica_wrapper": SimpleNamespace(token_lora_indices=torch.tensor(ROWS)),
             "use_tuned_config": False,
         }
         return MoELoRAContext(**fields | changes)
 
-    def ours(self, rank: int = 0, ranks: int = 1, **changes: Any) -> tuple[Any, Any]:
+    def ours(self, **changes: Any) -> tuple[Any, Any]:
         from vllm_cold.cpu import moe_lora
 
-        experts, layer = self.build(moe_lora.with_lora(stock_kernel()), rank, ranks)
-        experts.set_lora_context(self.context(rank, ranks, **changes))
+        experts, layer = self.build(moe_lora.with_lora(stock_kernel()))
+        experts.set_lora_context(self.context(**changes))
         return experts, layer
 
     def run(self, experts: Any, layer: Any, weighted: bool = False) -> Tensor:
@@ -280,22 +283,10 @@ def test_rows_get_what_a_loop_gives(options: dict[str, Any]) -> None:
 @pytest.mark.parametrize("fused", [False, True])
 def test_processes_add_up(fused: bool) -> None:
     """Each has a part of every expert; vLLM adds what they give."""
-    case = Case(biased=True, size=128)
-    if fused:  # vLLM gives each process its part of gate and of up
-        case.a13[1] = case.a13[0]
-    want = case.want()
-    parts = []
-    for rank in range(2):
-        context = case.context(rank, 2)
-        changes = {}
-        if fused:
-            changes = {
-                "w13_lora_a_stacked": context.w13_lora_a_stacked[:1],
-                "w13_lora_b_stacked": (torch.cat(context.w13_lora_b_stacked, 2),),
-                "w13_num_slices": 1,
-            }
-        parts.append(case.run(*case.ours(rank, 2, **changes)))
-    case.close((parts[0] + parts[1])[ADAPTED], want[ADAPTED])
+    case = Case(fused=fused, biased=True, size=128)
+    parts = [case.part(rank) for rank in range(2)]
+    one, other = (p.run(*p.ours(tp_rank=rank, tp_size=2)) for rank, p in enumerate(parts))
+    case.close((one + other)[ADAPTED], case.want()[ADAPTED])
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,6 @@ class ACD(Rule):
     """
 
     name = "acd"
-    about = "ACD, arXiv 2408.01084"
 
     def weights(self, s: Statistics, p: Any) -> Tensor:
         p_entropy, q_entropy = s.entropy[:, :1], s.entropy[:, 1:]
@@ -41,7 +40,6 @@ class Adaptive(Rule):
     """
 
     name = "adaptive"
-    about = "AdaCAD, arXiv 2409.07394"
     parameters = {"beta_max": Parameter(1.0, 0.0, 1e6, "the most that a contrast reaches")}
 
     def weights(self, s: Statistics, p: Any) -> Tensor:
@@ -56,7 +54,6 @@ class ARR(Rule):
     """
 
     name = "arr"
-    about = "ARR, arXiv 2606.10298v1"
     parameters = {"beta_max": Parameter(1.0, 0.0, 1e6, "the most that a weight is from 0")}
 
     def weights(self, s: Statistics, p: Any) -> Tensor:
@@ -73,7 +70,6 @@ class CoCoA(Rule):
     """
 
     name = "cocoa"
-    about = "CoCoA, the gate in the code of arXiv 2508.17670"
     parameters = {"gamma": Parameter(1.0, 0.0, 100.0, "strength")}
 
     def weights(self, s: Statistics, p: Any) -> Tensor:
@@ -94,7 +90,6 @@ class GRD(Rule):
     """
 
     name = "grd"
-    about = "GRD, the later code of arXiv 2606.10298"
     parameters = {"lam": Parameter(0.75, 0.0, 1.0, "from a tie, 0, to the amateur alone, 1")}
     state = 1
     retires = True
@@ -126,7 +121,6 @@ class Judge(Rule):
     """
 
     name = "judge"
-    about = "a building block"
     parameters = {
         "token": Parameter(None, 0.0, 2.0**24 - 1, "id of the token that means yes"),
         "threshold": Parameter(0.5, 0.0, 1.0, "its least probability"),
@@ -158,7 +152,6 @@ class M3ID(Rule):
     """
 
     name = "m3id"
-    about = "M3ID, arXiv 2403.14003"
     parameters = {
         "gamma": Parameter(0.02, 0.0, 10.0, "growth with each token"),
         "threshold": Parameter(0.3, 0.0, 1.0, "probability of the best token below which it acts"),
@@ -177,7 +170,6 @@ class MTI(Rule):
     """
 
     name = "mti"
-    about = "MTI's gate, arXiv 2510.13940"
     parameters = {
         "beta": Parameter(0.5, 0.0, 1e6, "strength where it contrasts"),
         "tau": Parameter(1.0, 0.0, 100.0, "entropy of the expert above which it does, in nats"),
