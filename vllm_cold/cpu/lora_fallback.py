@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Touches vLLM: the class that runs LoRA on CPU (``CpuPlatform.get_punica_wrapper``).
+"""Touches vLLM: the class that runs LoRA on CPU (``CpuPlatform.get_punica_wrapper``), and its two
+products, ``_apply_shrink`` and ``_apply_expand``.
 
 Why: vLLM's CPU LoRA ops (``vllm/lora/ops/torch_ops/lora_ops.py``) index the stacked adapter
 weights with each row's slot number, and a base-model row's -1 wraps around to the last slot. In a
