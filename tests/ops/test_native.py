@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The C++ kernels as machine code: sanitizers, symbols, other compilers and CPUs, the wheel.
+"""The C++ kernels as machine code: sanitizers, symbols, other compilers and CPUs.
 
 ``VLLM_COLD_NATIVE="qemu-aarch64 ./native"`` runs the cases with a ``native_main.cpp`` that was
 built by hand for another CPU, instead of the sanitized one that is built here.
@@ -13,11 +13,9 @@ import math
 import os
 import re
 import shlex
-import shutil
 import struct
 import subprocess
 import sys
-import zipfile
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -243,32 +241,3 @@ def test_clang_compiles_it(target: str, tmp_path: Path) -> None:
     environment = {**os.environ, "ZIG_GLOBAL_CACHE_DIR": str(tmp_path)}
     for source in SOURCES:
         run(*clang, "-c", source, "-o", str(tmp_path / "x.o"), env=environment)
-
-
-def test_one_wheel_for_every_python(tmp_path: Path) -> None:
-    """By way of the source distribution, as a user without a checkout gets it."""
-    source = tmp_path / "source"
-    unneeded = (".*", "*.so", "build", "dist", "*.egg-info", "__pycache__", "tests", "adapters")
-    shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(*unneeded))
-    setup = "from setuptools import build_meta; import sys; print(build_meta.{}(sys.argv[1]))"
-    run(sys.executable, "-c", setup.format("build_sdist"), str(tmp_path), cwd=source)
-    (archive,) = tmp_path.glob("*.tar.gz")
-    shutil.unpack_archive(archive, tmp_path / "unpacked")
-    (unpacked,) = (tmp_path / "unpacked").iterdir()
-    run(sys.executable, "-c", setup.format("build_wheel"), str(tmp_path), cwd=unpacked)
-    (wheel,) = tmp_path.glob("*.whl")
-    assert re.fullmatch(r"vllm_cold-[\d.]+-py3-none-linux_\w+\.whl", wheel.name)
-    with zipfile.ZipFile(wheel) as files:
-        assert "vllm_cold/ops/_cpu.so" in files.namelist()
-        files.extractall(tmp_path / "site")
-    code = """
-import math, torch, vllm_cold
-from vllm_cold.ops import Groups, contrastive_scores, registry
-print(registry.choose(torch.device("cpu")), vllm_cold.__file__)
-print(contrastive_scores(torch.tensor([[1.0, 3.0, 2.0], [1.0, 1.0, 1.0]]), Groups(
-      torch.tensor([[0, 1]]), torch.tensor([[-1.0]]), torch.tensor([-1.5]))).tolist())
-"""
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
-    printed = run(sys.executable, "-c", code, env=environment, cwd=tmp_path).split("\n")
-    assert printed[0] == f"cpu {tmp_path}/site/vllm_cold/__init__.py"
-    assert printed[1] == str([[-math.inf, 5.0, 3.0]])
