@@ -359,13 +359,14 @@ def check_backend(backend: str | Any, case: Case) -> None:
 
 
 def check_streams(backend: str | Any, vocab: int, dtype: torch.dtype = torch.float32) -> None:
-    """``check_backend`` with as many amateurs as there may be, with fewer, and without any: such a
-    group is its expert.
+    """``check_backend`` with as many amateurs as there may be, with fewer, and with the expert's
+    row alone, which stays as it is.
     """
     kinds = ["normal", "ties", "amateur -inf"]
     case = make_case(3, 3, vocab, dtype, kinds=kinds, streams=MAX_STREAMS)
     case.weights /= 8
     case.rows[1, 1:], case.weights[1], case.log_alpha[1] = -1, 0.0, -INF
+    case.rows[1, 1] = case.rows[1, 0]
     case.rows[2, 20:], case.weights[2, 19:] = -1, 0.0
     case.expert_top_k, case.max_expert_top_k = None, 0
     check_backend(backend, case)

@@ -75,20 +75,6 @@ def test_as_many_streams_as_there_may_be(host, cores):
 
 
 @CORES
-def test_a_group_without_amateurs_that_is_not_finite(host, cores):
-    """In place, no amateur is written to."""
-    host.cores = cores
-    case = conformance.make_case(1, 1, 17001, kinds=("expert -inf",), streams=3)
-    case.rows[0, 1:], case.weights[0] = -1, 0.0
-    case.logits[case.rows[0, 0], 9000] = math.nan
-    want = torch.where(case.experts[0].isnan(), 0.0, case.experts[0])
-    statistics = torch.full((1, 3), -7)
-    host.scores(case.logits, case.groups, None, statistics)
-    assert statistics[0, 2] == 1
-    assert torch.equal(case.logits[case.rows[0, 0]], want)
-
-
-@CORES
 @pytest.mark.parametrize("dtype", conformance.DTYPES, ids=str)
 def test_groups_that_are_not_finite(host, dtype, cores):
     host.cores = cores
