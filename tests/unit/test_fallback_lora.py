@@ -118,6 +118,18 @@ def test_linear(slots: list[int], dtype: torch.dtype, cls: Any) -> None:
 
 
 @ours
+def test_the_halves_of_sharded_adapters(cls: Any) -> None:
+    slots, sizes = [-1, 1, 0, 2], (6, 2)
+    punica, case = wrapper(cls, slots, 3), case_of(slots, sizes)
+    weights = {"lora_a_stacked": case.a, "lora_b_stacked": case.b, "output_slices": sizes}
+    layer = layer_of(BaseLinearLayerWithLoRA, punica, **weights)
+    y, hidden = case.y.clone(), torch.zeros(2, 4, 5)
+    layer.punica_wrapper.add_shrink(hidden, case.x.T.contiguous().T, case.a, case.scale)
+    layer.punica_wrapper.add_expand(y, hidden, case.b, sizes, offset_start=0, add_input=True)
+    case.check(y, STEPS[y.dtype])
+
+
+@ours
 def test_embedding(cls: Any) -> None:
     slots = [-1, 1, 0, -1, 1]
     punica, case = wrapper(cls, slots, 3, True), case_of(slots, (10,))
