@@ -224,6 +224,12 @@ def test_equal_streams_need_no_contrast() -> None:
         assert (asked(registry.get(name), logits, {}, log_alpha=-2.0).weights == 0).all()
 
 
+def test_a_token_that_the_model_does_not_have_is_never_said() -> None:
+    for token, weight in ((VOCABULARY - 1, -0.5), (VOCABULARY, 0.0)):
+        choice = asked(registry.get("judge"), draw(1), {"token": float(token), "threshold": 0.0})
+        assert (choice.weights[:, 0] == weight).all()
+
+
 def test_what_grows_without_bound_stays_finite() -> None:
     choice = asked(registry.get("m3id"), draw(1), {"gamma": 10.0, "threshold": 1.0}, step=100_000)
     assert choice.weights.isfinite().all()
