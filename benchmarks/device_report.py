@@ -178,13 +178,13 @@ def check_kernels(device: str, dry: bool) -> int:
             name = f"not finite, {each}, {dtype}"
             attempt(name, conformance.check_not_finite, backend, *each, dtype)
     if device == "npu":
-        from tests.ops import lora_host
+        from tests.ops import lora_cases
         from vllm_cold.npu import lora_ops
 
         def lora(*arguments: Any) -> None:
             reason = lora_ops.missing(torch.device("npu"))
             assert reason is None, reason
-            case = lora_host.make_case(*arguments)
+            case = lora_cases.make_case(*arguments)
             there = [[w.npu() for w in each] for each in (case.a, case.b)]
             y = case.y.npu()
             lora_ops.shrink_expand(y, case.x.npu(), *there, case.indices.npu(), case.scale)

@@ -8,7 +8,7 @@ any contrast. A row is ``{"with": [messages], "without": [messages]}``: a chat w
 and what is contrasted with it. The judge reads the former with the question at its end, so all in
 front of that is in the prefix cache. Its first word is all that counts: where that is ``--yes``
 with at least the probability ``--threshold``, the other amateur counts with ``-beta``, else it ends
-at once, too (``vllm_cold.rules.judge``).
+at once, too (``vllm_cold.rules.built_in.Judge``).
 
 A building block and no remedy. **Measure first what your model answers**: in a trial with
 Qwen2.5-Coder-Instruct "does the text say the answer?" detected the subject and not the answer. It

@@ -105,14 +105,7 @@ def _shares_a_server(file: str) -> bool:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print what tests recorded as "report", figures for whoever reads the log, and which files
-    take longest.
-    """
-    passed = terminalreporter.stats.get("passed", [])
-    lines = [text for test in passed for name, text in test.user_properties if name == "report"]
-    if lines:
-        terminalreporter.section("reports")
-        terminalreporter.write_line("\n".join(lines))
+    """Print which files take longest."""
     seconds: Counter[str] = Counter()
     for report in itertools.chain(*terminalreporter.stats.values()):
         if isinstance(report, pytest.TestReport):  # of a setup, a test or a teardown

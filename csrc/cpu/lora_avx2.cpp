@@ -14,15 +14,6 @@
 
 #include "vec_avx2.h"
 
-namespace {
-
-template <class X, class W>
-struct FloatDot;
-template <class X, class W>
-struct Dot : FloatDot<X, W> {};
-
-}  // namespace
-
 #include "lora_passes.h"
 
 const LoraKernels kAvx2Lora = lora_kernels();

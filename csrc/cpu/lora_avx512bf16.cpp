@@ -16,11 +16,6 @@
 
 namespace {
 
-template <class X, class W>
-struct FloatDot;
-template <class X, class W>
-struct Dot : FloatDot<X, W> {};
-
 template <>
 struct Dot<Bfloat16, Bfloat16> {
     static constexpr int64_t STEP = 2 * Vec::N;

@@ -35,3 +35,13 @@ extern const LoraKernels kAvx2Lora;
 extern const LoraKernels kAvx512Lora;
 extern const LoraKernels kAvx512Bf16Lora;
 #endif
+
+namespace {  // nothing that is compiled for one instruction set is shared between files
+
+// How a row of X and one of W are multiplied; an instruction set may have a better way for some.
+template <class X, class W>
+struct FloatDot;  // lora_passes.h
+template <class X, class W>
+struct Dot : FloatDot<X, W> {};
+
+}  // namespace

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Both products for a block of rows, written once for all instruction sets. A file that includes this
-// has selected its instruction set and defined `Vec` before (vec_*.h), and `Dot<X, W>`,
-// which says how a row of X and one of W are multiplied: STEP elements at a time, as values of type V.
+// has selected its instruction set and defined `Vec` before (vec_*.h). `Dot<X, W>` multiplies a row of X
+// with one of W: STEP elements at a time, as values of type V.
 //
 // Sums run over k and r in an order that does not depend on how many rows there are, so a row's result
 // does not either.

@@ -3,15 +3,6 @@
 #include "lora_kernels.h"
 #include "vec_portable.h"
 
-namespace {
-
-template <class X, class W>
-struct FloatDot;
-template <class X, class W>
-struct Dot : FloatDot<X, W> {};
-
-}  // namespace
-
 #include "lora_passes.h"
 
 const LoraKernels kPortableLora = lora_kernels();

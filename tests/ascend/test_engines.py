@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from vllm_cold.vllm import plugin, versions
 from vllm_cold.vllm.frontend.config import is_configured, unsupported
 
 ROOT = Path(__file__).parents[2]
@@ -45,33 +44,14 @@ def test_options_of_vllm_ascend(
     assert said is None if reason is None else reason in str(said)
 
 
-def test_balance_scheduling_of_a_release_that_no_test_ran_on_is_refused(
-    make_engine: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    engine = make_engine(additional_config={"enable_balance_scheduling": True})
-    monkeypatch.setattr(versions, "VALIDATED_ASCEND", ("0.22",))
-    assert "tested with on vllm-ascend 0.22 only" in str(unsupported(engine))
-
-
-def test_a_choice_of_lora_that_is_none_is_refused_where_the_engine_is_made(
-    make_engine: Any, engine: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("COLD_LORA", "cpp")  # one of a CPU's
-    assert str(unsupported(engine)).startswith("COLD_LORA='cpp': on NPUs it must be one of")
-    assert not is_configured(make_engine())
-    monkeypatch.setenv("COLD_LORA", "ascendc")
-    assert str(unsupported(engine)).startswith("COLD_LORA=ascendc was asked for. ")
-
-
 @pytest.mark.parametrize(
     ("options", "said"),
     [
         ({}, True),
-        ({"enforce_eager": True}, False),
         ({"compilation_config": {"cudagraph_mode": "PIECEWISE"}}, False),
         ({"scheduler_cls": "vllm.v1.core.sched.scheduler.Scheduler"}, False),
     ],
-    ids=["as it is", "eager", "piecewise", "without CoLD"],
+    ids=["as it is", "piecewise", "without CoLD"],
 )
 def test_full_graphs_are_warned_of(
     make_engine: Any, options: dict[str, Any], said: bool, caplog: pytest.LogCaptureFixture
@@ -84,24 +64,6 @@ def test_full_graphs_are_warned_of(
     warnings = [r.getMessage() for r in caplog.records if r.name == logger]
     assert len(set(warnings)) == said
     assert all("vllm-ascend 0.23.0 keeps one list" in warning for warning in warnings)
-
-
-def test_another_lora_class_is_refused(engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from vllm.platforms import current_platform
-
-    new = classmethod(lambda cls: "vllm_ascend.lora.punica_npu.PunicaWrapperNPU2")
-    monkeypatch.setattr(type(current_platform), "get_punica_wrapper", new)
-    assert "PunicaWrapperNPU2, which CoLD does not know" in str(unsupported(engine))
-
-
-def test_a_vllm_ascend_that_is_not_known_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert versions.unvalidated() is None
-    monkeypatch.setattr(versions, "VALIDATED_ASCEND", ("0.22",))
-    said = "vllm-ascend 0.23.0 is not among the validated versions (0.22)"
-    assert versions.unvalidated() == said
-    warned: list[str] = []
-    monkeypatch.setattr(plugin.logger, "warning", lambda text, said: warned.append(said))
-    assert plugin._look() is None and warned == [said]
 
 
 def test_the_doctor_finds_no_fault() -> None:

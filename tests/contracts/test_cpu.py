@@ -62,6 +62,12 @@ def test_layers_use_of_their_wrapper_what_ours_has() -> None:
     assert parameters("vllm.lora.layers:BaseLayerWithLoRA.set_mapping") == ["punica_wrapper"]
 
 
+def test_both_products_go_through_what_the_torch_wrapper_fills_in() -> None:
+    in_order(f"{_PUNICA}.add_lora_linear", "self.add_shrink(", "self.add_expand(")
+    contains(f"{_PUNICA}.add_shrink", "self._apply_shrink(y[slice_idx], x, ")
+    contains(f"{_PUNICA}.add_expand", "self._apply_expand(y, x[slice_idx], ")
+
+
 def test_weights_stay_at_their_addresses() -> None:
     in_order(
         "vllm.lora.model_manager:LoRAModelManager._create_lora_modules",

@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from tests.ops.lora_cases import Case
 from vllm_cold.ops.interface import Groups
 from vllm_cold.ops.scoring_torch import expert_floors
 
@@ -29,6 +30,7 @@ WARNINGS = ("-std=c++17", "-Wall", "-Wextra", "-Werror")
 STRICT = ("-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 QUICK = ("-O0",)
 TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+SLICES = 4  # of a layer, in a launch
 
 
 class CheckFailed(AssertionError):
@@ -228,3 +230,34 @@ class Host(Program):
         else:
             flat = torch.frombuffer(dense, dtype=torch.float32)
             out.copy_(flat.as_strided(out.shape, (out.stride(0), 1)))
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    """The tensor's storage from its first value on, rows with what lies between them."""
+    rows = tensor.as_strided((max(0, len(tensor) - 1), tensor.stride(0)), (tensor.stride(0), 1))
+    last = tensor[-1:].contiguous()
+    return b"".join(part.contiguous().view(torch.uint8).numpy().tobytes() for part in (rows, last))
+
+
+class LoraHost(Program):
+    """The program of ``LORA``."""
+
+    def run(self, case: Case) -> Tensor:
+        """The result of a call.
+
+        Raises:
+            CheckFailed: What a check has against it.
+        """
+        tensors = (case.y, case.x, case.indices.unsqueeze(1), *case.a, *case.b)
+        inputs = (_bytes(t if t.dim() == 2 else t.flatten(0, 2)) for t in tensors)
+        (y,) = self.ask(self._request(case), inputs)
+        flat = torch.frombuffer(y, dtype=case.y.dtype)
+        return flat.as_strided(case.y.shape, (case.y.stride(0), 1)).clone()
+
+    def _request(self, case: Case) -> bytes:
+        rank, length = case.a[0].shape[-2:]
+        widths = [*case.widths, *[0] * (SLICES - len(case.b))]
+        return struct.pack(
+            "<13qd", TYPES[case.x.dtype], len(case.x), length, rank, len(case.a[0]), len(case.b),
+            *widths, case.x.stride(0), case.y.stride(0), self.cores, case.scale,
+        )  # fmt: skip

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from vllm_cold.ops import Groups, registry
+from vllm_cold.ops.interface import MAX_STREAMS
 from vllm_cold.ops.scoring_reference import group_scores
 
 INF = math.inf
@@ -49,6 +50,11 @@ NOT_FINITE_CASES = (
     (14, 3, 33_000), (15, 5, 9001), (16, 9, 120_000),
 )  # fmt: skip
 F32 = torch.finfo(torch.float32)
+
+
+def bits(x: Tensor) -> Tensor:
+    """The same memory as integers, of which NaN is equal to itself."""
+    return x.view({2: torch.int16, 4: torch.int32}[x.element_size()])
 
 
 @dataclass
@@ -215,8 +221,8 @@ def make_case(
     kinds: Sequence[str] = KINDS,
     streams: int | None = None,
 ) -> Case:
-    """``num_groups`` groups scattered over some more rows, with alpha and cap drawn for each, and
-    a weight for each amateur.
+    """``num_groups`` groups scattered over some more rows, which hold NaN, with alpha and cap drawn
+    for each, and a weight for each amateur.
     Group i is of kind ``seed + i``, so that consecutive seeds go through all of them. It has
     ``streams`` streams; by default up to 2, 3 or 4, by the seed, and fewer from group to group;
     2 if it is masked alone.
@@ -231,16 +237,16 @@ def make_case(
     ]
     num_rows = sum(sizes) + 3
     if layout == "contiguous":
-        base = torch.full((num_rows, vocab), 7.0, dtype=dtype)
+        base = torch.full((num_rows, vocab), math.nan, dtype=dtype)
         logits = base
     elif layout == "padded":  # rows that start at odd addresses
-        base = torch.full((num_rows, vocab + 5), 7.0, dtype=dtype)
+        base = torch.full((num_rows, vocab + 5), math.nan, dtype=dtype)
         logits = base[:, 3 : 3 + vocab]
     elif layout == "every other row":
-        base = torch.full((2 * num_rows, vocab), 7.0, dtype=dtype)
+        base = torch.full((2 * num_rows, vocab), math.nan, dtype=dtype)
         logits = base[::2]
     else:
-        base = torch.full((vocab, num_rows), 7.0, dtype=dtype)
+        base = torch.full((vocab, num_rows), math.nan, dtype=dtype)
         logits = base.t()
     rows = torch.full((num_groups, most), -1)
     parts = torch.randperm(num_rows, generator=generator)[: num_rows - 3].split(sizes)
@@ -266,19 +272,6 @@ def make_case(
         caps if caps.any() else None,
         int(caps.max()) if num_groups else 0,
     )
-
-
-def pairs(
-    expert_rows: Tensor,
-    amateur_rows: Tensor,
-    log_alpha: Tensor,
-    beta: Tensor,
-    expert_top_k: Tensor | None = None,
-    max_expert_top_k: int = 0,
-) -> Groups:
-    """Groups of one amateur each, of weight ``-beta``. All tensors are [G]."""
-    rows = torch.stack((expert_rows, amateur_rows), 1)
-    return Groups(rows, -beta.unsqueeze(1), log_alpha, expert_top_k, max_expert_top_k)
 
 
 def of_two(groups: Groups) -> tuple[Tensor, Groups]:
@@ -345,8 +338,7 @@ def check_backend(backend: str | Any, case: Case) -> None:
         alone = torch.full((len(two), vocab), math.nan)
         backend.scores(case.logits, two, alone, None)
         assert torch.equal(alone, dense[few]), "another group's amateurs change the scores"
-    bits = {2: torch.int16, 4: torch.int32}[before.element_size()]
-    assert torch.equal(case.base.view(bits), before.view(bits)), "the input was written to"
+    assert torch.equal(bits(case.base), bits(before)), "the input was written to"
     want = statistics_of(case.experts, dense)
     again, counted = torch.full_like(dense, math.nan), torch.full_like(want, -7)
     backend.scores(case.logits, case.groups, again, counted)
@@ -358,12 +350,27 @@ def check_backend(backend: str | Any, case: Case) -> None:
     backend.scores(case.logits, case.groups, None, None)
     assert torch.equal(case.logits[case.expert_rows], dense), "in place differs from dense"
     case.logits[case.expert_rows] = case.experts
-    assert torch.equal(case.base.view(bits), before.view(bits)), "another row was written to"
+    assert torch.equal(bits(case.base), bits(before)), "another row was written to"
     counted = torch.full_like(want, -7)
     backend.scores(case.logits, case.groups, None, counted)
     assert torch.equal(case.logits[case.expert_rows], dense), "counting changes the scores"
     assert torch.equal(counted, want), "wrong statistics in place"
     case.logits[case.expert_rows] = case.experts
+
+
+def check_streams(backend: str | Any, vocab: int, dtype: torch.dtype = torch.float32) -> None:
+    """``check_backend`` with as many amateurs as there may be, with fewer, and with the expert's
+    row alone, which stays as it is.
+    """
+    kinds = ["normal", "ties", "amateur -inf"]
+    case = make_case(3, 3, vocab, dtype, kinds=kinds, streams=MAX_STREAMS)
+    case.weights /= 8
+    case.rows[1, 1:], case.weights[1], case.log_alpha[1] = -1, 0.0, -INF
+    case.rows[1, 1] = case.rows[1, 0]
+    case.rows[2, 20:], case.weights[2, 19:] = -1, 0.0
+    case.expert_top_k, case.max_expert_top_k = None, 0
+    check_backend(backend, case)
+    assert torch.equal(case.exact[1], case.experts[1].double())
 
 
 def make_not_finite(case: Case, seed: int) -> tuple[Tensor, Tensor]:
@@ -374,7 +381,6 @@ def make_not_finite(case: Case, seed: int) -> tuple[Tensor, Tensor]:
     """
     num_groups, vocab = len(case.rows), case.logits.shape[1]
     groups, experts = torch.zeros(2, num_groups, dtype=torch.bool)
-    bits = case.logits.view({2: torch.int16, 4: torch.int32}[case.logits.element_size()])
     for group in range(seed % 2 if num_groups > 1 else 0, num_groups, 2):
         what, which, where = NOT_FINITE[(seed + 5 * (group // 2)) % len(NOT_FINITE)]
         places = {"first": 0, "middle": vocab // 2, "last": vocab - 1, "everywhere": slice(None)}
@@ -385,7 +391,7 @@ def make_not_finite(case: Case, seed: int) -> tuple[Tensor, Tensor]:
         experts[group] = expert in rows[which]
         for row in rows[which]:
             if what == "-nan":
-                bits[row, places[where]] = -1  # all bits set, in every dtype
+                bits(case.logits)[row, places[where]] = -1  # all bits set, in every dtype
             else:
                 case.logits[row, places[where]] = float(what)
     return groups, experts
@@ -407,9 +413,6 @@ def check_not_finite(
 
     def scores(out: Tensor | None, counts: Tensor | None) -> None:
         backend.scores(case.logits, case.groups, out, counts)
-
-    def bits(x: Tensor) -> Tensor:
-        return x.view({2: torch.int16, 4: torch.int32}[x.element_size()])
 
     before, counted = torch.full((num_groups, vocab), math.nan), torch.full((num_groups, 3), -7)
     scores(before, counted)

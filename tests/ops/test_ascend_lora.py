@@ -16,8 +16,8 @@ import pytest
 import torch
 
 from tests.ops import ascend_host
-from tests.ops.ascend_host import ASCEND, LORA, compile_host
-from tests.ops.lora_host import Case, LoraHost, make_case
+from tests.ops.ascend_host import ASCEND, LORA, LoraHost, compile_host
+from tests.ops.lora_cases import Case, make_case
 from vllm_cold.npu import lora_ops
 
 pytestmark = [
@@ -169,9 +169,6 @@ def test_unified_buffer_is_as_documented(host):
         assert re.search(row, documented), (kernel, size)
 
 
-# --- How a call is cut up -------------------------------------------------------------------------
-
-
 # --- Through torch --------------------------------------------------------------------------------
 
 
@@ -179,7 +176,7 @@ def _run_with_binding(program: str) -> subprocess.CompletedProcess[str]:
     library = ascend_host.compile_binding("lora_binding.cpp", "lora.cpp")
     start = f"""
 import torch
-from tests.ops.lora_host import make_case
+from tests.ops.lora_cases import make_case
 from vllm_cold.npu import lora_ops
 torch.ops.load_library({str(library)!r})
 def call(case, **changed):

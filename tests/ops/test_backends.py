@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -23,12 +24,13 @@ from tests.ops.conformance import (
     NOT_FINITE_CASES,
     NUM_GROUPS,
     VOCABS,
+    bits,
     check_backend,
     check_dense,
     check_not_finite,
+    check_streams,
     check_topk,
     make_case,
-    pairs,
     statistics_of,
 )
 from vllm_cold.ops import (
@@ -39,7 +41,6 @@ from vllm_cold.ops import (
     scoring,
     scoring_cpu,
 )
-from vllm_cold.ops.interface import MAX_STREAMS
 from vllm_cold.ops.interface import NOT_FINITE as NOT_FINITE_ERROR
 
 pytestmark = pytest.mark.unit
@@ -56,28 +57,28 @@ class CpuWith:
 
 
 def backends() -> dict[str, Any]:
-    if scoring_cpu.BACKEND.missing(torch.device("cpu")):  # test_registry.py says so
-        return {"torch": "torch"}
-    isas = scoring_cpu.ISAS[: scoring_cpu.ISAS.index(scoring_cpu.best_isa()) + 1]
-    return {"torch": "torch", "cpu": "cpu", **{f"cpu {isa}": CpuWith(isa) for isa in isas[:-1]}}
+    found: dict[str, Any] = {"reference": "reference", "torch": "torch"}
+    if scoring_cpu.BACKEND.missing(torch.device("cpu")) is None:  # else test_registry.py says so
+        isas = scoring_cpu.ISAS[: scoring_cpu.ISAS.index(scoring_cpu.best_isa())]
+        found |= {"cpu": "cpu", **{f"cpu {isa}": CpuWith(isa) for isa in isas}}
+    return found
 
 
 BACKENDS = backends()
+NAMES = [name for name in BACKENDS if " " not in name]
+by_name = pytest.mark.parametrize("backend", NAMES)
 
 
 def grid() -> list[Any]:
-    """Every vocabulary with every number of groups and every dtype; the largest take turns, and in
-    most runs all do, of the largest one.
-    """
+    """Every vocabulary with every number of groups, the dtypes in turn."""
     cases = []
-    for i, vocab in enumerate(VOCABS):
-        for j, num_groups in enumerate(NUM_GROUPS[1:]):
-            large, turn = num_groups == 64 and vocab >= 32001, (i + j) % 3
-            for dtype in DTYPES[turn:][:1] if large else DTYPES:
-                marks = [pytest.mark.slow] if large else []
-                if dtype is not DTYPES[turn] or vocab * num_groups > 300_000:
-                    marks.append(pytest.mark.full)
-                cases.append(pytest.param(vocab, num_groups, dtype, marks=marks))
+    for (i, vocab), (j, num_groups) in itertools.product(
+        enumerate(VOCABS), enumerate(NUM_GROUPS[1:])
+    ):
+        marks = [pytest.mark.slow] if num_groups == 64 and vocab >= 32001 else []
+        if vocab * num_groups > 300_000:
+            marks.append(pytest.mark.full)
+        cases.append(pytest.param(vocab, num_groups, DTYPES[(i + j) % 3], marks=marks))
     return cases
 
 
@@ -85,8 +86,37 @@ def grid() -> list[Any]:
 def test_equals_the_reference(vocab: int, num_groups: int, dtype: torch.dtype) -> None:
     seed = VOCABS.index(vocab) * 11 + NUM_GROUPS.index(num_groups) * 5 + DTYPES.index(dtype)
     case = make_case(seed, num_groups, vocab, dtype, LAYOUTS[seed % 3])
+    for name, backend in BACKENDS.items():
+        if name != "reference":
+            check_backend(backend, case)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 2**31),
+    num_groups=st.integers(1, 5),
+    vocab=st.integers(1, 300) | st.integers(1, 20_000),
+    dtype=st.sampled_from(DTYPES),
+    layout=st.sampled_from(LAYOUTS[:3]),
+    kinds=st.lists(st.sampled_from(KINDS), min_size=1, max_size=4),
+)
+def test_random_cases(
+    seed: int,
+    num_groups: int,
+    vocab: int,
+    dtype: torch.dtype,
+    layout: str,
+    kinds: list[str],
+) -> None:
+    case = make_case(seed, num_groups, vocab, dtype, layout, kinds)
     for backend in BACKENDS.values():
         check_backend(backend, case)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_as_many_amateurs_as_there_may_be(backend: str) -> None:
+    for dtype in DTYPES:
+        check_streams(BACKENDS[backend], 5001, dtype)
 
 
 @pytest.fixture
@@ -105,6 +135,17 @@ def test_any_number_of_threads() -> None:
         for i, vocab in enumerate((1, 64, 4097, 49152)):
             dtype = DTYPES[(num_groups + i) % 3]
             check_backend("cpu", make_case(num_groups, num_groups, vocab, dtype))
+
+
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("threads", [1, 3], indirect=True)
+def test_what_is_not_finite_stays_in_its_group() -> None:
+    for name, backend in BACKENDS.items():
+        for seed, num_groups, vocab in NOT_FINITE_CASES:
+            if torch.get_num_threads() == 1 or ("cpu" in name and num_groups * vocab > 2 * 8192):
+                dtypes = DTYPES if vocab < 20_000 else DTYPES[seed % 3 :][:1]
+                for dtype in dtypes:
+                    check_not_finite(backend, seed, num_groups, vocab, dtype)
 
 
 @pytest.mark.parametrize("offset", [0, 1, 16])
@@ -135,88 +176,41 @@ def test_the_best_are_the_best_of_all_scores(
     check_topk(k, *contrastive_topk(case.logits, case.groups, k=k), dense)
 
 
-@settings(max_examples=40, deadline=None)
-@given(
-    seed=st.integers(0, 2**31),
-    num_groups=st.integers(0, 5),
-    vocab=st.integers(1, 300) | st.integers(1, 20_000),
-    dtype=st.sampled_from(DTYPES),
-    layout=st.sampled_from(LAYOUTS[:3]),
-    kinds=st.lists(st.sampled_from(KINDS), min_size=1, max_size=4),
-)
-def test_random_cases(
-    seed: int,
-    num_groups: int,
-    vocab: int,
-    dtype: torch.dtype,
-    layout: str,
-    kinds: list[str],
-) -> None:
-    case = make_case(seed, num_groups, vocab, dtype, layout, kinds)
-    for backend in BACKENDS.values():
-        if num_groups:
-            check_backend(backend, case)
-
-
-@pytest.mark.parametrize("vocab", [1, 4097])
-@pytest.mark.parametrize("backend", ["reference", "torch", "cpu"])
-def test_no_groups(backend: str, vocab: int) -> None:
-    case = make_case(0, 0, vocab)
-    before = case.base.clone()
-    assert contrastive_scores(case.logits, case.groups, backend=backend).shape == (0, vocab)
-    contrastive_scores(case.logits, case.groups, inplace=True, backend=backend)
-    scores, ids = contrastive_topk(case.logits, case.groups, k=5, backend=backend)
-    assert scores.shape == ids.shape == (0, 5)
-    assert torch.equal(case.base, before)
-
-
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES[:2])
-@pytest.mark.parametrize("backend", ["reference", "torch", "cpu"])
+@by_name
 def test_through_the_op(backend: str, dtype: torch.dtype, layout: str) -> None:
     """The public functions: every layout, outputs given or not, in place."""
-    num_groups = 7
-    case = make_case(3, num_groups, 333, dtype, layout)
-    before = case.base.clone()
-    dense = contrastive_scores(case.logits, case.groups, backend=backend)
-    check_dense(case, dense)
-    out = torch.full((num_groups, 333), math.nan)
-    assert contrastive_scores(case.logits, case.groups, out=out, backend=backend) is out
-    assert torch.equal(out, dense)
-    scores, ids = contrastive_topk(case.logits, case.groups, k=9, backend=backend)
-    check_topk(9, scores, ids, dense)
-    given = torch.full((num_groups, 9), math.nan), torch.full((num_groups, 9), 10**12)
-    returned = contrastive_topk(case.logits, case.groups, k=9, out=given, backend=backend)
-    assert returned[0] is given[0] and returned[1] is given[1]
-    assert torch.equal(given[0], scores) and torch.equal(given[1], ids)
-    assert torch.equal(case.base, before)
-    if dtype == torch.float32:
-        logits = case.logits
-        assert contrastive_scores(logits, case.groups, inplace=True, backend=backend) is logits
-        assert torch.equal(logits[case.expert_rows], dense)
-        logits[case.expert_rows] = case.experts
-        assert torch.equal(case.base, before)
-
-
-@pytest.mark.usefixtures("threads")
-@pytest.mark.parametrize("threads", [1, 3], indirect=True)
-def test_what_is_not_finite_stays_in_its_group() -> None:
-    for name, backend in {"reference": "reference", **BACKENDS}.items():
-        for seed, num_groups, vocab in NOT_FINITE_CASES:
-            if torch.get_num_threads() == 1 or ("cpu" in name and num_groups * vocab > 2 * 8192):
-                dtypes = DTYPES if vocab < 20_000 else DTYPES[seed % 3 :][:1]
-                for dtype in dtypes:
-                    check_not_finite(backend, seed, num_groups, vocab, dtype)
+    for num_groups in (7, 0):
+        case = make_case(3, num_groups, 333, dtype, layout)
+        logits, groups, before = case.logits, case.groups, case.base.clone()
+        dense = contrastive_scores(logits, groups, backend=backend)
+        check_dense(case, dense)
+        want, out = statistics_of(case.experts, dense), torch.full((num_groups, 333), math.nan)
+        counted = torch.full((num_groups, 3), -7)
+        options: dict[str, Any] = {"statistics": counted, "backend": backend}
+        assert contrastive_scores(logits, groups, out=out, **options) is out
+        assert torch.equal(out, dense) and torch.equal(counted, want)
+        scores, ids = contrastive_topk(logits, groups, k=9, backend=backend)
+        check_topk(9, scores, ids, dense)
+        given = torch.full((num_groups, 9), math.nan), torch.full((num_groups, 9), 10**12)
+        returned = contrastive_topk(logits, groups, k=9, out=given, backend=backend)
+        assert returned[0] is given[0] and returned[1] is given[1]
+        assert torch.equal(given[0], scores) and torch.equal(given[1], ids)
+        assert torch.equal(bits(case.base), bits(before))
+        if dtype == torch.float32:
+            counted.fill_(-7)
+            assert contrastive_scores(logits, groups, inplace=True, **options) is logits
+            assert torch.equal(logits[case.expert_rows], dense) and torch.equal(counted, want)
+            logits[case.expert_rows] = case.experts
+            assert torch.equal(bits(case.base), bits(before))
 
 
 @pytest.mark.parametrize("stream", [0, 1, 2])
-@pytest.mark.parametrize("value", [math.nan, INF])
-@pytest.mark.parametrize("backend", ["reference", "torch", "cpu"])
-def test_what_is_not_finite_is_an_error_where_it_is_checked(
-    backend: str | None, value: float, stream: int
-) -> None:
+@by_name
+def test_what_is_not_finite_is_an_error_where_it_is_checked(backend: str, stream: int) -> None:
     """It is, unless the caller says otherwise."""
-    for layout in LAYOUTS:
+    for layout, value in itertools.product(LAYOUTS, (math.nan, INF)):
         case = make_case(1, 3, 333, layout=layout, streams=3)
         calls = [
             (contrastive_scores, {"inplace": False}),
@@ -224,10 +218,6 @@ def test_what_is_not_finite_is_an_error_where_it_is_checked(
             (contrastive_topk, {"k": 5}),
             (contrastive_scores, {"inplace": True}),
         ]
-        before = case.base.clone()
-        for op, options in calls:
-            op(case.logits, case.groups, backend=backend, **options)
-            case.base.copy_(before)
         case.logits[case.rows[1, stream], 77] = value
         before = case.base.clone()
         for op, options in calls:
@@ -264,14 +254,6 @@ def test_nothing_is_looked_at_without_the_check() -> None:
             op(logits, groups, backend="torch", **options)
 
 
-@pytest.mark.parametrize("backend", ["reference", "torch", "cpu"])
-def test_rows_of_no_group_may_hold_anything(backend: str) -> None:
-    case = make_case(1, 2, 40)
-    for row in set(range(len(case.logits))) - set(case.rows.flatten().tolist()):
-        case.logits[row] = math.nan
-    check_backend(backend, case)
-
-
 @pytest.mark.parametrize(("stream", "row"), [(0, -1), (0, 6), (1, -2), (2, -2), (2, 6), (2, 2**40)])
 @pytest.mark.parametrize("backend", ["torch", "cpu"])
 def test_a_row_outside_is_an_error(backend: str, row: int, stream: int) -> None:
@@ -292,34 +274,7 @@ def test_groups_may_share_rows_when_not_in_place() -> None:
         check_dense(case, contrastive_scores(case.logits, case.groups, backend=backend))
 
 
-@pytest.mark.parametrize("inplace", [False, True])
-@pytest.mark.parametrize("backend", ["reference", "torch", "cpu"])
-def test_a_group_masked_alone(backend: str, inplace: bool) -> None:
-    """Its only amateur is its expert's row again, without weight; others by ``make_case``."""
-    logits = torch.tensor([[1.0, 3.0, -INF, 2.5, 2.0], [math.nan, 3.0, -INF, INF, 0.0]])
-    groups = Groups(torch.tensor([[0, 0], [1, 1]]), torch.zeros(2, 1), torch.tensor([-0.75, 0.0]))
-    counted = torch.full((2, 3), -7)
-    got = contrastive_scores(
-        logits, groups, inplace=inplace, statistics=counted, check=False, backend=backend
-    )
-    assert got[0].tolist() == [-INF, 3.0, -INF, 2.5, -INF]
-    assert got[1].isfinite().tolist() == [True, True, False, True, True] and got[1, 2] == -INF
-    assert counted[0].tolist() == [2, 0, 0] and counted[1, 2] == 1
-
-
-@pytest.mark.parametrize("backend", [*BACKENDS])
-def test_as_many_amateurs_as_there_may_be(backend: str) -> None:
-    """And a group without any, which is its expert."""
-    for dtype in DTYPES:
-        case = make_case(3, 3, 5001, dtype, kinds=["normal", "ties", "amateur -inf"], streams=33)
-        assert case.rows.shape[1] == MAX_STREAMS
-        case.rows[1, 1:], case.weights[1], case.log_alpha[1] = -1, 0.0, -INF
-        case.expert_top_k, case.max_expert_top_k = None, 0
-        check_backend(BACKENDS[backend], case)
-        assert torch.equal(case.exact[1], case.experts[1].double())
-
-
-@pytest.mark.parametrize("backend", ["reference", "torch", "cpu"])
+@by_name
 @pytest.mark.parametrize("cap", [0, 1, 2])
 def test_a_tile_that_just_reaches_the_threshold(cap: int, backend: str) -> None:
     """A token at the threshold exactly is valid, alone in its part of the vocabulary, and counts
@@ -327,57 +282,28 @@ def test_a_tile_that_just_reaches_the_threshold(cap: int, backend: str) -> None:
     """
     logits = torch.full((2, 5000), -9.0)
     logits[0, 10], logits[0, 4500] = 2.0, 1.0
-    knobs = torch.tensor([-1.0]), torch.tensor([0.5])
     caps = (torch.tensor([cap]), cap) if cap else (None, 0)
-    rows = torch.tensor([0]), torch.tensor([1])
-    got = contrastive_scores(logits, pairs(*rows, *knobs, *caps), backend=backend)
+    pair = torch.tensor([[0, 1]]), torch.tensor([[-0.5]]), torch.tensor([-1.0])
+    got = contrastive_scores(logits, Groups(*pair, *caps), backend=backend)
     assert (got[0] > -INF).nonzero().flatten().tolist() == ([10] if cap == 1 else [10, 4500])
 
 
 def test_the_checks_bite() -> None:
     """A comparison that never fails proves nothing."""
     case = make_case(2, 5, 500, kinds=["normal"])
-    assert case.rows.shape[1] == 4
     right = contrastive_scores(case.logits, case.groups)
-    scores, ids = contrastive_topk(case.logits, case.groups, k=5)
-    check_dense(case, right)
-    check_topk(5, scores, ids, right)
-    # Another amateur's weight, and an amateur that is left out.
     swapped = dataclasses.replace(case, weights=case.weights.flip(1))
-    fewer = dataclasses.replace(case, weights=case.weights * torch.tensor([1.0, 1.0, 0.0]))
-    for another in (swapped, fewer):
-        with pytest.raises(AssertionError, match="wrong scores"):
-            check_dense(another, right)
-    token = int(right[0].argmax())
+    with pytest.raises(AssertionError, match="wrong scores"):
+        check_dense(swapped, right)
+    token, no_candidate = int(right[0].argmax()), int(case.experts[0].argmin())
     # A hundred-thousandth, where the terms are about 10.
-    for broken in (math.nan, -INF, INF, float(right[0, token]) + 1e-5):
+    slightly = float(right[0, token]) + 1e-5
+    for at, broken in ((token, math.nan), (token, -INF), (token, slightly), (no_candidate, 0.0)):
         wrong = right.clone()
-        wrong[0, token] = broken
+        wrong[0, at] = broken
         with pytest.raises(AssertionError):
             check_dense(case, wrong)
-    wrong = right.clone()
-    wrong[0, int(case.experts[0].argmin())] = 0.0  # a token that is no candidate
-    with pytest.raises(AssertionError):
-        check_dense(case, wrong)
-    wrong_ids = ids.clone()
-    wrong_ids[0, :2] = ids[0, :2].flip(0)
-    for bad_scores, bad_ids in ((scores, wrong_ids), (scores.flip(1), ids)):
+    scores, ids = contrastive_topk(case.logits, case.groups, k=5)
+    for bad_scores, bad_ids in ((scores, ids.flip(1)), (scores.flip(1), ids)):
         with pytest.raises(AssertionError, match="not the"):
             check_topk(5, bad_scores, bad_ids, right)
-
-
-@pytest.mark.parametrize("backend", [name for name in BACKENDS if " " not in name])
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_statistics_through_the_op(backend: str, layout: str) -> None:
-    """Layouts that are straightened out first, too."""
-    for seed in range(len(KINDS)):
-        case = make_case(seed, 5, 333, layout=layout)
-        want = statistics_of(case.experts, contrastive_scores(case.logits, case.groups))
-        for inplace in (False, True):
-            counted = torch.full((5, 3), -7)
-            contrastive_scores(
-                case.logits, case.groups, inplace=inplace, statistics=counted, backend=backend
-            )
-            assert torch.equal(counted, want)
-    with pytest.raises(ValueError, match=r"statistics is \[5\] .* must be \[5, 3\] torch.int64"):
-        contrastive_scores(case.logits, case.groups, statistics=torch.empty(5, dtype=torch.int64))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The C++ kernels as machine code: sanitizers, symbols, other compilers and CPUs, the wheel.
+"""The C++ kernels as machine code: sanitizers, symbols, other compilers and CPUs.
 
 ``VLLM_COLD_NATIVE="qemu-aarch64 ./native"`` runs the cases with a ``native_main.cpp`` that was
 built by hand for another CPU, instead of the sanitized one that is built here.
@@ -8,23 +8,26 @@ built by hand for another CPU, instead of the sanitized one that is built here.
 from __future__ import annotations
 
 import fcntl
+import itertools
 import math
 import os
 import re
 import shlex
-import shutil
 import struct
 import subprocess
 import sys
-import zipfile
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
+from tests.ops import test_lora
 from tests.ops.ascend_host import clean_environment
 from tests.ops.conformance import DTYPES, LAYOUTS, Case, make_case
+from tests.ops.lora_cases import Case as LoraCase
 from vllm_cold.ops import cpu_library, scoring_cpu
 from vllm_cold.ops.interface import replace_nonfinite
 
@@ -32,8 +35,7 @@ pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
 ROOT = Path(__file__).parents[2]
 SOURCES = sorted(map(str, (ROOT / "csrc" / "cpu").glob("*.cpp")))
-FORMS = ("dense", "in place")
-HEADER = "11q"  # of a case in native_main.cpp
+FORMS = ("dense", "in place", "lora")  # of native_main.cpp
 FLAGS = ["-std=c++17", "-fno-exceptions", "-fno-rtti", "-ffp-contract=off", "-Wall", "-Wextra",
          "-Wshadow", "-Wconversion", "-Werror"]  # fmt: skip
 SANITIZE = ["g++", "-O0", "-g", "-fopenmp", "-fsanitize=address,undefined",
@@ -46,11 +48,14 @@ def run(*command: str, **options: object) -> str:
     return str(done.stdout)
 
 
-@pytest.fixture(scope="module")
-def sanitized(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the programs ``native`` and ``lora``, which check addresses and for undefined
-    behaviour. The compiler takes long, so they are built once for all workers of a run.
+@pytest.fixture
+def native(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The command that runs ``native_main.cpp``, checking addresses and for undefined behaviour.
+    The compiler takes long, so it is built once for all workers of a run.
     """
+    elsewhere = os.environ.get("VLLM_COLD_NATIVE")
+    if elsewhere:
+        return shlex.split(elsewhere)
     folder = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         folder = folder.parent
@@ -58,10 +63,9 @@ def sanitized(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder.mkdir(exist_ok=True)
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (folder / "built").exists():
+        if not (folder / "native").exists():
             build(folder)
-            (folder / "built").touch()
-    return folder
+    return [f"{folder}/native"]
 
 
 def build(folder: Path) -> None:
@@ -72,38 +76,30 @@ def build(folder: Path) -> None:
             env=environment)  # fmt: skip
         return f"{folder}/{Path(source).stem}.o"
 
-    mains = [f"{ROOT}/tests/ops/{name}_main.cpp" for name in ("native", "lora")]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        *objects, native_main, lora_main = pool.map(compiled, [*SOURCES, *mains])
-    for name, main in (("native", native_main), ("lora", lora_main)):
-        run(*SANITIZE, *objects, main, "-o", f"{folder}/{name}", env=environment)
+        objects = pool.map(compiled, [*SOURCES, f"{ROOT}/tests/ops/native_main.cpp"])
+    run(*SANITIZE, *objects, "-o", f"{folder}/native", env=environment)
 
 
-@pytest.fixture
-def native(request: pytest.FixtureRequest) -> list[str]:
-    """The command that runs ``native_main.cpp``."""
-    elsewhere = os.environ.get("VLLM_COLD_NATIVE")
-    if elsewhere:
-        return shlex.split(elsewhere)
-    return [f"{request.getfixturevalue('sanitized')}/native"]
+def memory_of(tensor: Tensor) -> bytes:
+    """From its first element to its last."""
+    pairs = zip(tensor.shape, tensor.stride(), strict=True)
+    span = 1 + sum((size - 1) * stride for size, stride in pairs)
+    return tensor.as_strided((span,), (1,)).contiguous().view(torch.uint8).numpy().tobytes()
 
 
 def packed(case: Case, form: str, isa: str, threads: int) -> bytes:
     """The case as ``native_main.cpp`` reads it. Rows run up to the last one's last element, with
     nothing behind.
     """
-    logits = case.logits
-    rows, stride, vocab = len(logits), logits.stride(0), logits.shape[1]
-    elements = (rows - 1) * stride + vocab
-    memory = torch.as_strided(logits, (elements,), (1,)).contiguous().view(torch.uint8)
-    caps = case.expert_top_k
+    logits, caps, memory = case.logits, case.expert_top_k, memory_of(case.logits)
     header = struct.pack(
-        HEADER, elements * logits.element_size(), rows, stride, vocab, DTYPES.index(logits.dtype),
-        *case.rows.shape, FORMS.index(form), scoring_cpu.ISAS.index(isa), threads,
+        "11q", FORMS.index(form), len(memory), len(logits), logits.stride(0), logits.shape[1],
+        DTYPES.index(logits.dtype), *case.rows.shape, scoring_cpu.ISAS.index(isa), threads,
         caps is not None,
     )  # fmt: skip
-    arrays = [memory, case.rows, case.weights, case.log_alpha, *([] if caps is None else [caps])]
-    return header + b"".join(array.numpy().tobytes() for array in arrays)
+    arrays = [case.rows, case.weights, case.log_alpha, *([] if caps is None else [caps])]
+    return header + memory + b"".join(array.numpy().tobytes() for array in arrays)
 
 
 def here(case: Case, form: str, isa: str) -> bytes:
@@ -122,83 +118,79 @@ def here(case: Case, form: str, isa: str) -> bytes:
     return status + memory.numpy().tobytes() + statistics
 
 
-@pytest.mark.parametrize("isa", scoring_cpu.ISAS)
-def test_no_byte_beyond_and_the_same_results(native: list[str], isa: str) -> None:
-    if scoring_cpu.ISAS.index(isa) > scoring_cpu.ISAS.index(scoring_cpu.best_isa()):
-        pytest.skip(f"this CPU has no {isa}")
-    stdin, want = b"", b""
-    for seed, (vocab, num_groups) in enumerate(
-        (vocab, num_groups)
-        for vocab in (1, 3, 15, 16, 17, 63, 64, 65, 1000, 4097, 9001)
-        for num_groups in (1, 2, 3)
-    ):
-        for form in FORMS:
+def cases() -> Iterator[tuple[Case, str, int]]:
+    """With form and threads: ends of vectors and tiles, and NaN at every place of a tile's last
+    vectors, 1024 tokens a tile, where every token is a candidate.
+    """
+    sizes = itertools.product((1, 3, 15, 16, 17, 63, 64, 65, 1000, 4097, 9001), (1, 2, 3))
+    for seed, (vocab, num_groups) in enumerate(sizes):
+        for form in FORMS[:2]:
             for dtype in DTYPES[:1] if form == "in place" else DTYPES:
                 layout = "contiguous" if form == "in place" else LAYOUTS[seed % 3]
                 case = make_case(seed, num_groups, vocab, dtype, layout)
-                stdin += packed(case, form, isa, (1, 2, 4)[seed % 3])
-                want += here(case, form, isa)
-    done = subprocess.run(
-        native, input=stdin, capture_output=True, timeout=250, env=clean_environment()
-    )
-    assert done.returncode == 0, done.stderr.decode()[-3000:]
-    (best,) = struct.unpack_from("q", done.stdout)
-    if scoring_cpu.ISAS.index(isa) > best:
-        pytest.skip(f"the CPU that the program runs on has no {isa}")
-    assert done.stdout[8:] == want
-
-
-@pytest.mark.parametrize("isa", scoring_cpu.ISAS)
-def test_no_byte_beyond_where_a_row_holds_nan(native: list[str], isa: str) -> None:
-    """At every place of a tile's last vectors: 1024 tokens a tile. Every token is a candidate."""
-    if scoring_cpu.ISAS.index(isa) > scoring_cpu.ISAS.index(scoring_cpu.best_isa()):
-        pytest.skip(f"this CPU has no {isa}")
-    stdin, want, flags = b"", b"", []
+                yield case, form, (1, 2, 4)[seed % 3]
     for place in (*range(1024 - 80, 1024), *range(2048 - 80, 2048)):
-        for form in FORMS:
+        for form in FORMS[:2]:
             streams = 2 + place % 2
             case = make_case(0, 1, 2048, kinds=["normal"], layout="contiguous", streams=streams)
             case.log_alpha.fill_(-1e4)
             case.expert_top_k = None
             case.logits[case.rows[0, place // 2 % streams], place] = math.nan
-            stdin += packed(case, form, isa, 1 + place % 3)
-            result = here(case, form, isa)
-            want += result
-            flags.append(struct.unpack("q", result[-8:])[0])
-    assert set(flags) == {1}
+            yield case, form, 1 + place % 3
+
+
+def packed_lora(case: LoraCase, isa: str, threads: int) -> bytes:
+    """The same for ``lora_linear``; weights lie by rank since a layer was made of them."""
+    b = [w.squeeze(1) for w in case.b]  # [slots, outputs, ranks]
+    rank, inputs = case.a[0].shape[-2:]
+    x, y = memory_of(case.x), memory_of(case.y)
+    header = struct.pack(
+        "15qd", FORMS.index("lora"), len(case.y), len(x), case.x.stride(0),
+        DTYPES.index(case.x.dtype), len(y), case.y.stride(0), DTYPES.index(case.y.dtype),
+        case.y.shape[1], DTYPES.index(b[0].dtype), inputs, rank, len(b),
+        cpu_library.ISAS.index(isa), threads, case.scale,
+    )  # fmt: skip
+    parts, column = [header, struct.pack(f"{len(case.y)}q", *case.indices.tolist()), x, y], 0
+    for wa, wb in zip(map(memory_of, case.a), b, strict=True):
+        of_b = memory_of(wb)
+        sizes = len(wa), len(of_b), wb.stride(0), wb.stride(2), wb.shape[1], column
+        parts += [struct.pack("6q", *sizes), wa, of_b]
+        column += wb.shape[1]
+    return b"".join(parts)
+
+
+def same(native: list[str], isa: str, cases: Iterable[tuple[bytes, bytes]]) -> None:
+    """What the program writes for the first is the second."""
+    stdin, want = map(b"".join, zip(*cases, strict=True))
     done = subprocess.run(
         native, input=stdin, capture_output=True, timeout=250, env=clean_environment()
     )
     assert done.returncode == 0, done.stderr.decode()[-3000:]
+    (best,) = struct.unpack_from("q", done.stdout)
+    if cpu_library.ISAS.index(isa) > best:
+        pytest.skip(f"the CPU that the program runs on has no {isa}")
     assert done.stdout[8:] == want
 
 
-def test_the_sanitizer_bites(native: list[str]) -> None:
-    """One element less than the header says."""
-    if os.environ.get("VLLM_COLD_NATIVE"):
-        pytest.skip("only the program built here has checks")
-    case = make_case(0, 1, 64, kinds=["normal"], layout="contiguous", streams=2)
-    stdin = bytearray(packed(case, "dense", "portable", 1))
-    size = struct.unpack_from("q", stdin)[0]
-    struct.pack_into("q", stdin, 0, size - 4)
-    header = struct.calcsize(HEADER)
-    del stdin[header + size - 4 : header + size]
-    # The last row is in the group.
-    struct.pack_into("2q", stdin, header + size - 4, len(case.logits) - 1, 0)
-    done = subprocess.run(
-        native, input=bytes(stdin), capture_output=True, timeout=60, env=clean_environment()
-    )
-    assert done.returncode != 0 and b"heap-buffer-overflow" in done.stderr
+BEST = cpu_library.best_isa() + 1
 
 
-def test_lora_reads_and_writes_no_byte_beyond(request: pytest.FixtureRequest) -> None:
-    """``VLLM_COLD_NATIVE_LORA`` runs a ``lora_main.cpp`` that was built by hand for another CPU."""
-    elsewhere = os.environ.get("VLLM_COLD_NATIVE_LORA")
-    if elsewhere:
-        assert re.fullmatch(r"[1-9]\d* right\n", run(*shlex.split(elsewhere)))
-        return
-    program = f"{request.getfixturevalue('sanitized')}/lora"
-    assert run(program, env=clean_environment()) == f"{60 * (cpu_library.best_isa() + 1)} right\n"
+@pytest.mark.parametrize("isa", scoring_cpu.ISAS[:BEST])
+def test_no_byte_beyond_and_the_same_scores(native: list[str], isa: str) -> None:
+    found = ((packed(case, form, isa, n), here(case, form, isa)) for case, form, n in cases())
+    same(native, isa, found)
+
+
+@pytest.mark.parametrize("isa", cpu_library.ISAS[:BEST])
+def test_no_byte_beyond_and_the_same_lora(native: list[str], isa: str) -> None:
+    found = []
+    for seed in range(60):
+        case, threads = test_lora.random_case(seed), 1 + seed % 4
+        if len(case.y):
+            y = torch.nn.functional.pad(case.y, (0, seed % 3))[:, : case.y.shape[1]]
+            y = test_lora.linear(case, y, isa, threads)
+            found.append((packed_lora(case, isa, threads), struct.pack("q", 0) + memory_of(y)))
+    same(native, isa, found)
 
 
 def test_the_library_needs_an_old_glibc_and_nothing_else() -> None:
@@ -249,32 +241,3 @@ def test_clang_compiles_it(target: str, tmp_path: Path) -> None:
     environment = {**os.environ, "ZIG_GLOBAL_CACHE_DIR": str(tmp_path)}
     for source in SOURCES:
         run(*clang, "-c", source, "-o", str(tmp_path / "x.o"), env=environment)
-
-
-def test_one_wheel_for_every_python(tmp_path: Path) -> None:
-    """By way of the source distribution, as a user without a checkout gets it."""
-    source = tmp_path / "source"
-    unneeded = (".*", "*.so", "build", "dist", "*.egg-info", "__pycache__", "tests", "adapters")
-    shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(*unneeded))
-    setup = "from setuptools import build_meta; import sys; print(build_meta.{}(sys.argv[1]))"
-    run(sys.executable, "-c", setup.format("build_sdist"), str(tmp_path), cwd=source)
-    (archive,) = tmp_path.glob("*.tar.gz")
-    shutil.unpack_archive(archive, tmp_path / "unpacked")
-    (unpacked,) = (tmp_path / "unpacked").iterdir()
-    run(sys.executable, "-c", setup.format("build_wheel"), str(tmp_path), cwd=unpacked)
-    (wheel,) = tmp_path.glob("*.whl")
-    assert re.fullmatch(r"vllm_cold-[\d.]+-py3-none-linux_\w+\.whl", wheel.name)
-    with zipfile.ZipFile(wheel) as files:
-        assert "vllm_cold/ops/_cpu.so" in files.namelist()
-        files.extractall(tmp_path / "site")
-    code = """
-import math, torch, vllm_cold
-from vllm_cold.ops import Groups, contrastive_scores, registry
-print(registry.choose(torch.device("cpu")), vllm_cold.__file__)
-print(contrastive_scores(torch.tensor([[1.0, 3.0, 2.0], [1.0, 1.0, 1.0]]), Groups(
-      torch.tensor([[0, 1]]), torch.tensor([[-1.0]]), torch.tensor([-1.5]))).tolist())
-"""
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
-    printed = run(sys.executable, "-c", code, env=environment, cwd=tmp_path).split("\n")
-    assert printed[0] == f"cpu {tmp_path}/site/vllm_cold/__init__.py"
-    assert printed[1] == str([[-math.inf, 5.0, 3.0]])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the Triton kernels need of a GPU, without a GPU: registers, shared memory, spills.
+"""What the Triton kernels are compiled to, without a GPU: assembly and spills.
 
 The backend runs on tensors without memory, and each kernel that it would launch is compiled, down
 to the binary. So the variants (alignment, divisibility, constants) are those that Triton's JIT
@@ -43,11 +43,6 @@ class Variant:
     groups: int = 7
     streams: int = 2
 
-    def __str__(self) -> str:
-        capped = ", capped" * self.capped
-        streams = f", {self.streams} streams" * (self.streams > 2)
-        return self.outputs + capped + streams
-
     def launch(self) -> None:
         """Call the backend on tensors of device "meta", which have shapes and alignment alone."""
         vocab, num, streams = ROWS[self.rows], self.groups, self.streams
@@ -75,9 +70,6 @@ class Compiled:
     Attributes:
         kernel: Its function's name.
         variant: The first launch that needed it.
-        target: As in ``TARGETS``.
-        registers: Per thread (on AMD GPUs, vector registers).
-        shared: Bytes of shared memory per program.
         spills: Bytes of stack per thread on NVIDIA GPUs, where only spills use it; registers
             spilled on AMD GPUs.
         assembly: PTX or GCN assembly.
@@ -85,9 +77,6 @@ class Compiled:
 
     kernel: str
     variant: Variant
-    target: str
-    registers: int
-    shared: int
     spills: int
     assembly: str
 
@@ -129,34 +118,30 @@ def compile_variants(target: str, variants: Sequence[Variant]) -> list[Compiled]
     finally:
         JITFunction.__getitem__ = get_item
         driver.set_active(before)
-    usage = _nvidia_usage if TARGETS[target].backend == "cuda" else _amd_usage
+    spills, text = (
+        (_nvidia_spills, "ptx") if TARGETS[target].backend == "cuda" else (_amd_spills, "amdgcn")
+    )
     return [
-        Compiled(k.metadata.name, variant, target, *usage(k)) for k, variant in kernels.values()
+        Compiled(k.metadata.name, variant, spills(k), k.asm[text])
+        for k, variant in kernels.values()
     ]
 
 
-def _nvidia_usage(kernel: Any) -> tuple[int, int, int, str]:
+def _nvidia_spills(kernel: Any) -> int:
     tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(kernel.asm["cubin"])
         file.flush()
         command = [str(tool), "-res-usage", file.name]
         report = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    found = {name: int(n) for name, n in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", report)}
-    spills = found["STACK"] + found["LOCAL"]
-    return found["REG"], kernel.metadata.shared, spills, kernel.asm["ptx"]
+    found = {name: int(n) for name, n in re.findall(r"\b(STACK|LOCAL):(\d+)", report)}
+    return found["STACK"] + found["LOCAL"]
 
 
-def _amd_usage(kernel: Any) -> tuple[int, int, int, str]:
-    assembly = kernel.asm["amdgcn"]
+def _amd_spills(kernel: Any) -> int:
     if not kernel.asm["hsaco"]:
         raise RuntimeError("no binary came of the assembly")
-
-    def count(name: str) -> int:
-        match = re.search(rf"\.{name}:\s+(\d+)", assembly)
-        if match is None:
-            raise RuntimeError(f"the assembly's metadata lack {name}")
-        return int(match.group(1))
-
-    spills = count("vgpr_spill_count") + count("sgpr_spill_count")
-    return count("vgpr_count"), kernel.metadata.shared, spills, assembly
+    found = re.findall(r"\.(vgpr|sgpr)_spill_count:\s+(\d+)", kernel.asm["amdgcn"])
+    if {name for name, _ in found} != {"vgpr", "sgpr"}:
+        raise RuntimeError("the assembly's metadata lack its spills")
+    return sum(int(count) for _, count in found)

@@ -1,91 +1,49 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Grouped multi-LoRA against loops in float64, and in vLLM's CPU LoRA wrapper."""
+"""LoRA on CPU in vLLM's wrapper, with torch operations and in C++, against a loop over rows: every
+row gets its own adapter, and rows of the base model get none.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from vllm.lora.layers import LoRAMapping
+from vllm.lora.layers import LoRAMapping, VocabParallelEmbeddingWithLoRA
+from vllm.lora.layers.base_linear import BaseLinearLayerWithLoRA
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 
-from vllm_cold.cpu.lora_fallback import GroupedPunicaWrapperCPU, expand_add, group_rows, shrink
-from vllm_cold.cpu.lora_wrapper import BoundLinear, NativePunicaWrapperCPU
+from tests.ops.lora_cases import Case, make_case
+from vllm_cold.cpu.lora_fallback import GroupedPunicaWrapperCPU
+from vllm_cold.cpu.lora_wrapper import NativePunicaWrapperCPU
 
 pytestmark = pytest.mark.unit
 
 ROWS = {
     "base first": [-1, -1, 0, 0, 1],
-    "base last": [0, 2, 2, -1, -1],
-    "alternating": [-1, 0, -1, 0, -1, 0],
     "all base": [-1, -1, -1],
-    "one adapter": [1, 1, 1, 1],
     "three scattered": [2, 0, -1, 1, 2, 0, -1, 1, 1],
     "one row": [0],
-    "one base row": [-1],
 }
-TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
-cases = pytest.mark.parametrize("slots", ROWS.values(), ids=ROWS)
-dtypes = pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+# How often torch rounds a term; with 16 bits it rounds A @ x, and what is added.
+STEPS = {torch.float32: 64, torch.bfloat16: 2**17}
 OURS = (GroupedPunicaWrapperCPU, NativePunicaWrapperCPU)
 ours = pytest.mark.parametrize("cls", OURS, ids=("torch", "cpp"))
 
 
-def draw(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed + sum(shape))
-    return torch.randn(*shape, generator=generator).to(dtype)
-
-
-def weights(
-    slots: int, rank: int, size_in: int, size_out: int, dtype: torch.dtype, seed: int = 0
-) -> tuple[Tensor, Tensor]:
-    """Stacked as vLLM does it: [S, 1, r, K] and [S, 1, N, r]."""
-    a = draw(slots, 1, rank, size_in, dtype=dtype, seed=seed) / size_in**0.5
-    b = draw(slots, 1, size_out, rank, dtype=dtype, seed=seed + 1) / rank**0.5
-    return a, b
-
-
-def loop(
-    x: Tensor, slots: Sequence[int], pairs: Sequence[tuple[Tensor, Tensor]], scale: float = 1.0
-) -> Tensor:
-    """What the adapters add, [T, sum of N], row by row."""
-    total = sum(b.shape[-2] for _, b in pairs)
-    out = torch.zeros(len(slots), total, dtype=torch.float64)
-    for t, slot in enumerate(slots):
-        if slot >= 0:
-            deltas = [b[slot, 0].double() @ (a[slot, 0].double() @ x[t].double()) for a, b in pairs]
-            out[t] = scale * torch.cat(deltas)
-    return out
-
-
-def assert_added(before: Tensor, after: Tensor, delta: Tensor, slots: Sequence[int]) -> None:
-    tolerance = TOLERANCE[after.dtype]
-    want = before.double() + delta
-    torch.testing.assert_close(after.double(), want, rtol=tolerance, atol=2 * tolerance)
-    for t, slot in enumerate(slots):
-        if slot < 0:
-            assert torch.equal(before[t], after[t]), f"base row {t} was changed"
-
-
-@cases
-@dtypes
-@pytest.mark.parametrize("rank", [1, 3, 8, 13])
-def test_shrink_and_expand(slots: list[int], dtype: torch.dtype, rank: int) -> None:
-    a, b = weights(3, rank, 24, 10, dtype)
-    x, y = draw(len(slots), 24, dtype=dtype), draw(len(slots), 10, dtype=dtype)
-    before = y.clone()
-    groups = group_rows(torch.tensor(slots))
-    hidden = torch.full((len(slots), rank + 2), torch.nan)  # fresh memory holds anything
-    shrink(x, a, groups, 0.5, hidden)
-    assert (hidden[[t for t, s in enumerate(slots) if s < 0]] == 0).all()
-    expand_add(hidden, b, groups, y, 0, 10)
-    assert_added(before, y, loop(x, slots, [(a, b)], 0.5), slots)
-
-
-# ---- in vLLM's wrapper, with torch operations and in C++ ---------------------------------------
+def case_of(
+    slots: Sequence[int], widths: tuple[int, ...], dtype: torch.dtype = torch.float32
+) -> Case:
+    """A batch, for the same three adapters in every batch."""
+    batch, same = (
+        make_case(7, list(rows), 5, 24, widths, dtype, adapters=3, padded=2)
+        for rows in (slots, [0] * 9)
+    )
+    return replace(batch, a=same.a, b=same.b, scale=0.5)
 
 
 def wrapper(
@@ -95,45 +53,98 @@ def wrapper(
     is_prefill: bool = False,
     sampled: Sequence[int] | None = None,
 ) -> Any:
-    """Told of a batch as vLLM tells it; adapter ids are 100, 101, ... by slot."""
     made = cls(64, 16, torch.device("cpu"))
+    tell(made, slots, max_loras, is_prefill, sampled)
+    return made
+
+
+def tell(
+    punica: Any,
+    slots: Sequence[int],
+    max_loras: int,
+    is_prefill: bool = False,
+    sampled: Sequence[int] | None = None,
+) -> None:
+    """Of a batch as vLLM tells it; adapter ids are 100, 101, ... by slot."""
     ids = [100 + slot for slot in range(max_loras)]
     tokens, prompts = (
         tuple(ids[slot] if slot >= 0 else 0 for slot in group)
         for group in (slots, slots if sampled is None else sampled)
     )
-    made.update_metadata(LoRAMapping(tokens, prompts, is_prefill), list(ids), max_loras, 512)
-    return made
+    punica.update_metadata(LoRAMapping(tokens, prompts, is_prefill), list(ids), max_loras, 512)
 
 
-def linear(punica: Any, slots: Sequence[int], max_loras: int, dtype: torch.dtype) -> Any:
-    """A packed layer of three slices; (before, after, what the adapters add)."""
+def layer_of(kind: type[Any], punica: Any, **attributes: Any) -> Any:
+    """One of vLLM's layers, made for the wrapper."""
+    layer = kind.__new__(kind)
+    torch.nn.Module.__init__(layer)
+    for name, value in attributes.items():
+        setattr(layer, name, value)
+    layer.set_mapping(punica)
+    return layer
+
+
+@pytest.mark.parametrize("slots", ROWS.values(), ids=ROWS)
+@pytest.mark.parametrize("dtype", STEPS, ids=str)
+@ours
+def test_linear(slots: list[int], dtype: torch.dtype, cls: Any) -> None:
+    """A packed layer of three slices; and the next steps' batches."""
     sizes = (6, 2, 2)
-    packed = [weights(max_loras, 5, 24, n, dtype, seed=n) for n in sizes]
-    x, y = draw(len(slots), 24, dtype=dtype), draw(len(slots), sum(sizes), dtype=dtype)
-    before = y.clone()
-    punica.add_lora_linear(
-        y, x, tuple(a for a, _ in packed), tuple(b for _, b in packed), 2.0, sizes
+    case = case_of([], sizes, dtype)
+    punica = wrapper(cls, [0, 0, 1, -1], 3, True)
+    layer = layer_of(
+        BaseLinearLayerWithLoRA,
+        punica,
+        lora_a_stacked=case.a,
+        lora_b_stacked=case.b,
+        output_slices=sizes,
     )
-    return before, y, loop(x, slots, packed, 2.0)
+
+    def add(case: Case) -> Tensor:
+        y, x = case.y.clone(), case.x.T.contiguous().T  # neither is it contiguous, nor its rows
+        layer.punica_wrapper.add_lora_linear(y, x, case.a, case.b, case.scale, sizes)
+        return y
+
+    for batch in (slots, slots[::-1], [-1, 1]):
+        for is_prefill in (False, True):
+            tell(punica, batch, 3, is_prefill)
+            case = replace(case_of(batch, sizes, dtype), a=case.a, b=case.b)
+            case.check(add(case), STEPS[dtype])
+    with punica.without_adapters():  # a drafter's rows, of any number
+        case = replace(case_of([1] * 9, sizes, dtype), a=case.a, b=case.b)
+        y = add(case)
+        punica.add_lora_logits(y, case.x, case.a[0], case.b[0], 1.0)
+        assert torch.equal(y, case.y)
 
 
-@cases
-@dtypes
 @ours
-@pytest.mark.parametrize("is_prefill", [False, True])
-def test_linear(slots: list[int], dtype: torch.dtype, is_prefill: bool, cls: Any) -> None:
-    punica = wrapper(cls, slots, 3, is_prefill)
-    assert_added(*linear(punica, slots, 3, dtype), slots)
+def test_the_halves_of_sharded_adapters(cls: Any) -> None:
+    slots, sizes = [-1, 1, 0, 2], (6, 2)
+    punica, case = wrapper(cls, slots, 3), case_of(slots, sizes)
+    weights = {"lora_a_stacked": case.a, "lora_b_stacked": case.b, "output_slices": sizes}
+    layer = layer_of(BaseLinearLayerWithLoRA, punica, **weights)
+    y, hidden = case.y.clone(), torch.zeros(2, 4, 5)
+    layer.punica_wrapper.add_shrink(hidden, case.x.T.contiguous().T, case.a, case.scale)
+    layer.punica_wrapper.add_expand(y, hidden, case.b, sizes, offset_start=0, add_input=True)
+    case.check(y, STEPS[y.dtype])
 
 
 @ours
-def test_the_next_steps_batch_replaces_the_last(cls: Any) -> None:
-    punica = wrapper(cls, [0, 0, 1, -1], 2)
-    for slots in ([-1, 1], [1, -1, 0], [-1]):
-        ids = tuple(100 + s if s >= 0 else 0 for s in slots)
-        punica.update_metadata(LoRAMapping(ids, ids, False), [100, 101], 2, 512)
-        assert_added(*linear(punica, slots, 2, torch.float32), slots)
+def test_embedding(cls: Any) -> None:
+    slots = [-1, 1, 0, -1, 1]
+    punica, case = wrapper(cls, slots, 3, True), case_of(slots, (10,))
+    layer = layer_of(VocabParallelEmbeddingWithLoRA, punica, lora_b_stacked=case.b[0])
+    assert torch.equal(layer.punica_wrapper._embeddings_indices, punica._embeddings_indices)
+    case.a = (torch.eye(5).expand(3, 1, 5, 5),)  # vLLM has looked its rows up
+    case.x, case.scale, y = case.x[:, :5], 1.0, case.y.clone()
+    layer.punica_wrapper.add_lora_embedding(y, case.x, case.b[0], add_input=True)
+    case.check(y, STEPS[y.dtype])
+
+
+def add_logits(punica: Any, case: Case) -> Tensor:
+    y = case.y.clone()
+    punica.add_lora_logits(y, case.x, case.a[0], case.b[0], case.scale)
+    return y
 
 
 @ours
@@ -141,75 +152,47 @@ def test_the_next_steps_batch_replaces_the_last(cls: Any) -> None:
 def test_logits_follow_the_sampled_rows(sampled: list[int], cls: Any) -> None:
     """Two prompts of three tokens; one row each is sampled."""
     tokens = [slot for slot in sampled for _ in range(3)]
-    punica = wrapper(cls, tokens, 1, True, sampled)
-    a, b = weights(1, 4, 24, 30, torch.float32)
-    x, y = draw(2, 24), draw(2, 32)
-    before = y.clone()
-    punica.add_lora_logits(y, x, a, b, 0.5)
-    assert_added(before[:, :30], y[:, :30], loop(x, sampled, [(a, b)], 0.5), sampled)
-    assert torch.equal(before[:, 30:], y[:, 30:])
+    punica, case = wrapper(cls, tokens, 3, True, sampled), case_of(sampled, (30,))
+    case.x, case.y = case.x.clone(), torch.nn.functional.pad(case.y, (0, 2))
+    case.check(add_logits(punica, case), STEPS[case.y.dtype])
 
 
 @ours
 @pytest.mark.parametrize("slots", [[0, 0, 0, -1, -1, 1, 1, 1], [-1] * 3 + [1] * 5])
 def test_logits_of_a_piece_of_a_prompt(slots: list[int], cls: Any) -> None:
     """Prompt logprobs: the rows are a slice of the step's hidden states, of any length."""
-    punica = wrapper(cls, slots, 2, True, [slots[0], slots[-1]])
-    a, b = weights(2, 4, 24, 30, torch.float32)
-    hidden = draw(len(slots), 24)
+    punica = wrapper(cls, slots, 3, True, [slots[0], slots[-1]])
+    case = case_of(slots, (30,))
+    case.x = case.x.clone()
     for first in range(len(slots)):
         for last in range(first + 1, len(slots) + 1):
-            y = draw(last - first, 30)
-            before, x = y.clone(), hidden[first:last]
-            punica.add_lora_logits(y, x, a, b, 0.5)
-            piece = slots[first:last]
-            assert_added(before, y, loop(x, piece, [(a, b)], 0.5), piece)
-
-
-@ours
-def test_logits_of_unknown_rows(cls: Any) -> None:
-    punica = wrapper(cls, [0, 1, -1], 2)
-    a, b = weights(2, 4, 24, 30, torch.float32)
-    for rows in (2, 4):
+            rows = slice(first, last)
+            piece = replace(case, x=case.x[rows], y=case.y[rows], indices=case.indices[rows])
+            piece.check(add_logits(punica, piece), STEPS[case.y.dtype])
+    for rows in (3, 9):
+        unknown = replace(case, x=torch.randn(rows, 24), y=torch.randn(rows, 30))
         with pytest.raises(RuntimeError, match=f"{rows} rows of logits"):
-            punica.add_lora_logits(draw(rows, 30), draw(rows, 24), a, b, 0.5)
+            add_logits(punica, unknown)
 
 
-def test_layers_get_objects_of_their_own_but_for_classification_heads() -> None:
-    """vLLM tells a head of its rows only if it has the very wrapper."""
-    from vllm.lora.layers.base_linear import BaseLinearLayerWithLoRA
+def test_layers_of_other_kinds() -> None:
+    """vLLM tells a classification head of its rows only if it has the very wrapper; what is linear
+    has an object of its own, as a compiled model cannot use the wrapper.
+    """
 
     class Head(BaseLinearLayerWithLoRA):
         def _apply_lora_to_output(self, x: Tensor, output: Tensor) -> Tensor:
             raise AssertionError
 
-    punica = wrapper(NativePunicaWrapperCPU, [0, -1], 1)
-    a, b = weights(1, 4, 24, 30, torch.float32)
-    for kind in (BaseLinearLayerWithLoRA, Head):
-        layer = kind.__new__(kind)
-        torch.nn.Module.__init__(layer)
-        layer.lora_a_stacked, layer.lora_b_stacked, layer.output_slices = (a,), (b,), (30,)
-        layer.set_mapping(punica)
-        assert (layer.punica_wrapper is punica) == (kind is Head)
-    x, y = draw(2, 24), draw(2, 30)
-    transposed = x.T.contiguous().T  # neither is it contiguous, nor its rows
-    results = [y.clone(), y.clone()]
-    bound = BoundLinear(punica._tokens, (a,), (b,), (30,))
-    for given, result in zip((x, transposed), results, strict=True):
-        bound.add_lora_linear(result, given, (a,), (b,), 1.0, (30,))
-    assert torch.equal(*results) and not torch.equal(results[0], y)
-
-
-@ours
-def test_embedding(cls: Any) -> None:
-    slots = [-1, 1, 0, -1, 1]
-    punica = wrapper(cls, slots, 2, True)
-    _, b = weights(2, 4, 24, 10, torch.float32)
-    looked_up, y = draw(5, 4), draw(5, 10)
-    before = y.clone()
-    punica.add_lora_embedding(y, looked_up, b)
-    delta = torch.zeros(5, 10, dtype=torch.float64)
-    for t, slot in enumerate(slots):
-        if slot >= 0:
-            delta[t] = b[slot, 0].double() @ looked_up[t].double()
-    assert_added(before, y, delta, slots)
+    punica, case = wrapper(NativePunicaWrapperCPU, [0, -1], 3), case_of([0, -1], (30,))
+    arguments = case.y, case.x, case.a, case.b, 2.0, (30,)
+    weights = {"lora_a_stacked": case.a, "lora_b_stacked": case.b, "output_slices": (30,)}
+    assert layer_of(Head, punica, **weights).punica_wrapper is punica
+    with pytest.raises(NotImplementedError, match="COLD_LORA=torch"):
+        punica.add_lora_linear(*arguments)
+    # In the base layer's product it cannot be scaled.
+    linear = layer_of(BaseLinearLayerWithLoRA, punica, **weights).punica_wrapper
+    linear._product = object()
+    linear._base_layer = SimpleNamespace(cpu_linear=linear._product)
+    with pytest.raises(ValueError, match="scaled by 2.0; it can be by 1 only"):
+        linear.add_lora_linear(*arguments)

@@ -5,6 +5,7 @@ is left to vLLM's kernel. ``tests/engine/test_families.py`` has the same with en
 
 from __future__ import annotations
 
+from copy import copy
 from types import SimpleNamespace
 from typing import Any
 
@@ -71,7 +72,29 @@ class Case:
         weights, ids = logits.softmax(-1).topk(top)
         self.weights, self.ids = weights.contiguous(), ids.to(torch.int32).contiguous()
 
-    def config(self, **changes: Any) -> Any:
+    def part(self, rank: int) -> Case:
+        """Of two processes: its part of every expert, and the first one's bias of the output."""
+        part, size = copy(self), self.size // 2
+        own = slice(rank * size, (rank + 1) * size)
+
+        def of_both(tensor: Tensor, dim: int) -> Tensor:
+            halves = (half.movedim(dim, 0)[own] for half in self.halves(tensor, dim))
+            return torch.cat(list(halves)).movedim(0, dim)
+
+        part.size, part.b2 = size, self.b2 * (rank == 0)
+        part.w13, part.w2, part.b13 = of_both(self.w13, 1), self.w2[..., own], of_both(self.b13, 1)
+        part.a2 = self.a2[..., own]
+        part.bb13 = [of_both(b, 2) if self.fused else b[:, :, own] for b in self.bb13]
+        return part
+
+    def halves(self, tensor: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+        """Gate and up."""
+        index = torch.arange(2 * self.size)
+        chosen = (index[::2], index[1::2]) if self.interleaved else index.chunk(2)
+        gate, up = (tensor.index_select(dim, each) for each in chosen)
+        return gate, up
+
+    def config(self) -> Any:
         from vllm.model_executor.layers.fused_moe.activation import MoEActivation
         from vllm.model_executor.layers.fused_moe.config import (
             FusedMoEConfig,
@@ -83,7 +106,7 @@ class Case:
             num_experts=EXPERTS,
             experts_per_token=self.top,
             hidden_dim=HIDDEN,
-            intermediate_size=changes.pop("size", self.size),
+            intermediate_size=self.size,
             num_local_experts=EXPERTS,
             num_logical_experts=EXPERTS,
             activation=MoEActivation(self.activation),
@@ -93,74 +116,54 @@ class Case:
             in_dtype=self.dtype,
             has_bias=self.biased,
             is_lora_enabled=True,
-            **changes,
         )
 
-    def build(self, kernel: Any, rank: int = 0, ranks: int = 1) -> tuple[Any, Any]:
+    def build(self, kernel: Any) -> tuple[Any, Any]:
         """The experts, as vLLM makes them from a class, and the layer with their weights."""
         from vllm.model_executor.layers.fused_moe.config import (
             FusedMoEQuantConfig,
             biased_moe_quant_config,
         )
 
-        layer, own = torch.nn.Module(), slice(*self.borders(rank, ranks))
-        w13 = torch.cat([part[:, own] for part in self.halves(self.w13, 1)], 1)
-        b13 = torch.cat([part[:, own] for part in self.halves(self.b13, 1)], 1)
-        if self.interleaved:
-            assert ranks == 1
-            w13, b13 = self.w13, self.b13
-        values = {"w13_weight": w13, "w2_weight": self.w2[..., own]}
-        quant = FusedMoEQuantConfig.make()
-        if self.biased:  # of the last product, the first process has it
-            values |= {"w13_bias": b13, "w2_bias": self.b2 * (rank == 0)}
+        layer, quant = torch.nn.Module(), FusedMoEQuantConfig.make()
+        values = {"w13_weight": self.w13, "w2_weight": self.w2}
+        if self.biased:
+            values |= {"w13_bias": self.b13, "w2_bias": self.b2}
         for name, value in values.items():
             weight = torch.nn.Parameter(value.clone().contiguous(), requires_grad=False)
             layer.register_parameter(name, weight)
         if self.biased:
             quant = biased_moe_quant_config(layer.w13_bias, layer.w2_bias)
-        experts = kernel(self.config(size=self.size // ranks), quant)
+        experts = kernel(self.config(), quant)
         experts.process_weights_after_loading(layer)
         return experts, layer
 
-    def borders(self, rank: int, ranks: int) -> tuple[int, int]:
-        part = self.size // ranks
-        return rank * part, (rank + 1) * part
-
-    def halves(self, tensor: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-        """Gate and up."""
-        index = torch.arange(2 * self.size)
-        chosen = (index[::2], index[1::2]) if self.interleaved else index.chunk(2)
-        gate, up = (tensor.index_select(dim, each) for each in chosen)
-        return gate, up
-
-    def context(self, rank: int = 0, ranks: int = 1, **changes: Any) -> Any:
+    def context(self, **changes: Any) -> Any:
         from vllm.model_executor.layers.fused_moe.experts.lora_context import MoELoRAContext
 
-        own = slice(*self.borders(rank, ranks))
-        bb13 = self.bb13 if ranks == 1 else [b[:, :, own] for b in self.bb13]
         fields: dict[str, Any] = {
             "w13_lora_a_stacked": tuple(self.a13),
-            "w13_lora_b_stacked": tuple(bb13),
-            "w2_lora_a_stacked": (self.a2[..., own],),
+            "w13_lora_b_stacked": tuple(self.bb13),
+            "w2_lora_a_stacked": (self.a2,),
             "w2_lora_b_stacked": (self.bb2,),
             "adapter_enabled": torch.tensor([1, 1, 0, 0], dtype=torch.int32),
             "max_loras": SLOTS,
             "top_k": self.top,
             "w13_num_slices": len(self.a13),
             "fully_sharded": False,
-            "tp_rank": rank,
-            "tp_size": ranks,
+            "tp_rank": 0,
+            "tp_size": 1,
             "local_num_experts": EXPERTS,
             "punica_wrapper": SimpleNamespace(token_lora_indices=torch.tensor(ROWS)),
             "use_tuned_config": False,
         }
         return MoELoRAContext(**fields | changes)
 
-    def ours(self, rank: int = 0, ranks: int = 1, **changes: Any) -> tuple[Any, Any]:
+    def ours(self, **changes: Any) -> tuple[Any, Any]:
         from vllm_cold.cpu import moe_lora
 
-        experts, layer = self.build(moe_lora.with_lora(stock_kernel()), rank, ranks)
-        experts.set_lora_context(self.context(rank, ranks, **changes))
+        experts, layer = self.build(moe_lora.with_lora(stock_kernel()))
+        experts.set_lora_context(self.context(**changes))
         return experts, layer
 
     def run(self, experts: Any, layer: Any, weighted: bool = False) -> Tensor:
@@ -235,62 +238,55 @@ def stock_kernel() -> Any:
     return CPUUnquantizedExperts
 
 
-@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-@pytest.mark.parametrize("biased", [False, True], ids=["", "bias"])
-@pytest.mark.parametrize("fused", [False, True], ids=["2D", "3D"])
+BF16 = torch.bfloat16
+
+
 @pytest.mark.parametrize(
-    ("activation", "size"),
-    [("silu", 96), ("silu", 80), ("gelu", 96), ("gelu_tanh", 96), ("swigluoai", 96)],
+    "options",
+    [
+        {},
+        {"dtype": BF16, "biased": True},
+        {"size": 80},  # which the kernel pads
+        {"fused": True, "biased": True},
+        {"fused": True, "dtype": BF16},
+        {"shared": True},  # a matrix for all experts
+        {"activation": "gelu", "fused": True},
+        {"activation": "gelu_tanh", "biased": True},
+        {"activation": "swigluoai"},
+        {"activation": "swigluoai", "shared": True, "biased": True},
+        {"activation": "swigluoai", "fused": True, "dtype": BF16},
+        {"top": 1, "weighted": True},
+        {"top": 1, "weighted": True, "biased": True},
+    ],
+    ids=str,
 )
-def test_rows_get_what_a_loop_gives(
-    activation: str, size: int, fused: bool, biased: bool, dtype: torch.dtype
-) -> None:
-    """A size of 80 is padded by the kernel. Other rows of the batch are the kernel's."""
-    case = Case(activation, fused=fused, biased=biased, dtype=dtype, size=size)
+def test_rows_get_what_a_loop_gives(options: dict[str, Any]) -> None:
+    """Other rows of the batch are the kernel's. Adapters change when they are loaded; of the
+    experts' weights there is no second copy.
+    """
+    options = dict(options)
+    weighted = options.pop("weighted", False)
+    case = Case(**options)
     experts, layer = case.ours()
-    got, alone = case.run(experts, layer), case.run(*case.build(stock_kernel()))
-    case.close(got[ADAPTED], case.want()[ADAPTED])
-    assert torch.equal(got[~ADAPTED], alone[~ADAPTED])
-    unlike = (got[ADAPTED] - alone[ADAPTED]).abs().amax(-1)
-    assert (unlike > 0.1 * alone.abs().max()).all(), "the adapters make no difference"
-
-
-@pytest.mark.parametrize("activation", ["silu", "swigluoai"])
-def test_matrices_for_all_experts(activation: str) -> None:
-    case = Case(activation, shared=True)
-    case.close(case.run(*case.ours())[ADAPTED], case.want()[ADAPTED])
-
-
-@pytest.mark.parametrize("biased", [False, True])
-def test_weights_on_the_input(biased: bool) -> None:
-    case = Case(top=1, biased=biased)
-    want = case.want(weighted=True)
-    got = case.run(*case.ours(), weighted=True)
-    case.close(got[ADAPTED], want[ADAPTED])
-    assert torch.equal(
-        got[~ADAPTED], case.run(*case.build(stock_kernel()), weighted=True)[~ADAPTED]
-    )
+    alone = case.run(*case.build(stock_kernel()), weighted)
+    for _ in range(2):
+        got = case.run(experts, layer, weighted)
+        case.close(got[ADAPTED], case.want(weighted)[ADAPTED])
+        assert torch.equal(got[~ADAPTED], alone[~ADAPTED])
+        unlike = (got[ADAPTED] - alone[ADAPTED]).abs().amax(-1)
+        assert (unlike > 0.1 * alone.abs().max()).all(), "the adapters make no difference"
+        case.bb2 *= 2.0  # in place, as vLLM writes an adapter into its slot
+    kept = [value for value in vars(experts).values() if isinstance(value, Tensor)]
+    assert sum(tensor.numel() for tensor in kept) == 1
 
 
 @pytest.mark.parametrize("fused", [False, True])
 def test_processes_add_up(fused: bool) -> None:
     """Each has a part of every expert; vLLM adds what they give."""
-    case = Case(biased=True, size=128)
-    if fused:  # vLLM gives each process its part of gate and of up
-        case.a13[1] = case.a13[0]
-    want = case.want()
-    parts = []
-    for rank in range(2):
-        context = case.context(rank, 2)
-        changes = {}
-        if fused:
-            changes = {
-                "w13_lora_a_stacked": context.w13_lora_a_stacked[:1],
-                "w13_lora_b_stacked": (torch.cat(context.w13_lora_b_stacked, 2),),
-                "w13_num_slices": 1,
-            }
-        parts.append(case.run(*case.ours(rank, 2, **changes)))
-    case.close((parts[0] + parts[1])[ADAPTED], want[ADAPTED])
+    case = Case(fused=fused, biased=True, size=128)
+    parts = [case.part(rank) for rank in range(2)]
+    one, other = (p.run(*p.ours(tp_rank=rank, tp_size=2)) for rank, p in enumerate(parts))
+    case.close((one + other)[ADAPTED], case.want()[ADAPTED])
 
 
 @pytest.mark.parametrize(
@@ -319,23 +315,9 @@ def test_a_batch_of_adapters_alone() -> None:
     case = Case()
     context = SimpleNamespace(token_lora_indices=torch.zeros(len(ROWS), dtype=torch.int64))
     got = case.run(*case.ours(punica_wrapper=context))
-    mixed = case.run(*case.ours())
     zero = torch.tensor(ROWS) == 0
-    torch.testing.assert_close(got[zero], mixed[zero])
+    torch.testing.assert_close(got[zero], case.run(*case.ours())[zero])
     assert not torch.isnan(got).any()
-
-
-def test_weights_are_the_kernels_alone() -> None:
-    """Adapters change when they are loaded; the experts have no second copy."""
-    case = Case()
-    experts, layer = case.ours()
-    kept = [value for value in vars(experts).values() if isinstance(value, Tensor)]
-    assert sum(tensor.numel() for tensor in kept) == 1
-    before = case.run(experts, layer)
-    case.bb2 *= 2.0  # in place, as vLLM writes an adapter into its slot
-    after = case.run(experts, layer)
-    assert not torch.equal(before, after)
-    case.close(after[ADAPTED], case.want()[ADAPTED])
 
 
 def _pack(weights: Tensor, n: int, g: int) -> Tensor:
@@ -379,48 +361,34 @@ def test_orders_are_found(order: tuple[int, int], dtype: torch.dtype) -> None:
     assert torch.equal(moe_lora.unpack(weights[0], moe_lora.UNPACKED), weights[0])
 
 
-def test_an_order_that_is_not_known_is_refused() -> None:
+def test_what_is_refused() -> None:
+    from vllm.model_executor.layers.fused_moe.activation import MoEActivation
+
     from vllm_cold.cpu import moe_lora
 
     with pytest.raises(RuntimeError, match="kernel 'odd' for experts packs .* not known here"):
         moe_lora.find_order(lambda weights, isa: weights.flip(1), "odd", torch.float32)
-
-
-@pytest.mark.parametrize(
-    ("parallel", "changes", "option"),
-    [
-        ({"use_ep": True}, {}, "--enable-expert-parallel"),
-        ({"dp_size": 2}, {}, "--data-parallel-size above 1"),
-        ({}, {"fully_sharded": True, "tp_size": 2}, "--fully-sharded-loras"),
-    ],
-)
-def test_what_is_refused(parallel: dict[str, Any], changes: dict[str, Any], option: str) -> None:
     case = Case()
-    experts, _ = case.ours(fully_sharded=True)  # alone it has whole matrices
-    for name, value in parallel.items():
-        setattr(experts.moe_config.moe_parallel_config, name, value)
-    with pytest.raises(ValueError, match=f"on CPU does not go with {option}: leave that"):
-        experts.set_lora_context(case.context(**changes))
+    for config, name, value, changes, says in (
+        ("parallel", "use_ep", True, {}, "does not go with --enable-expert-parallel: leave that"),
+        ("parallel", "dp_size", 2, {}, "does not go with --data-parallel-size above 1"),
+        ("", "activation", MoEActivation.RELU2, {}, "relu2; allowed are silu, gelu, gelu_tanh, sw"),
+        ("", "", None, {"fully_sharded": True, "tp_size": 2}, "go with --fully-sharded-loras"),
+    ):
+        experts, _ = case.ours(fully_sharded=True)  # alone it has whole matrices
+        moe = experts.moe_config
+        if name:
+            setattr(moe.moe_parallel_config if config else moe, name, value)
+        with pytest.raises(ValueError, match=says):
+            experts.set_lora_context(case.context(**changes))
 
 
-def test_an_activation_that_is_not_known_is_refused() -> None:
-    from vllm.model_executor.layers.fused_moe.activation import MoEActivation
-
-    case = Case()
-    experts, _ = case.ours()
-    experts.moe_config.activation = MoEActivation.RELU2
-    with pytest.raises(ValueError, match="activation relu2; allowed are silu, gelu, gelu_tanh, sw"):
-        experts.set_lora_context(case.context())
-
-
-def test_which_kernel_takes_adapters(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_which_kernel_takes_adapters() -> None:
     from vllm.model_executor.layers.fused_moe.oracle import unquantized
 
     from vllm_cold.cpu import moe_lora
 
     select = moe_lora._make(unquantized.select_unquantized_moe_backend)
-    said: list[str] = []
-    monkeypatch.setattr(moe_lora, "_say", said.append)
     config = Case().config()
     backend, kernel = select(config)
     assert backend is unquantized.UnquantizedMoeBackend.CPU
@@ -428,7 +396,6 @@ def test_which_kernel_takes_adapters(monkeypatch: pytest.MonkeyPatch) -> None:
     (stock,) = [base for base in kernel.__bases__ if base is not moe_lora.LoRAExperts]
     assert issubclass(stock, stock_kernel()) and not stock.supports_lora()
     assert kernel.supports_lora() and select(config)[1] is kernel
-    assert said == [stock.__name__] * 2
     config.is_lora_enabled = False
     assert select(config) == (backend, stock)
     # Where vLLM has none, or has learned it, it is asked with LoRA: what it says holds.

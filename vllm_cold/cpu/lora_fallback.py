@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Touches vLLM: the class that runs LoRA on CPU (``CpuPlatform.get_punica_wrapper``).
+"""Touches vLLM: the class that runs LoRA on CPU (``CpuPlatform.get_punica_wrapper``), and its two
+products, ``_apply_shrink`` and ``_apply_expand``.
 
 Why: vLLM's CPU LoRA ops (``vllm/lora/ops/torch_ops/lora_ops.py``) index the stacked adapter
 weights with each row's slot number, and a base-model row's -1 wraps around to the last slot. In a
@@ -127,26 +128,27 @@ class ColdPunicaWrapperCPU(PunicaWrapperCPU):  # type: ignore[misc]
 
     @abstractmethod
     def _add_logits(
-        self, y: Tensor, x: Tensor, a: Tensor, b: Tensor, scale: float, slots: Tensor | None
+        self, y: Tensor, x: Tensor, a: Tensor, b: Tensor, scale: float, slots: Tensor
     ) -> None:
-        """``y += scale * B @ A @ x``; ``slots`` are the rows' if they are not the sampled ones."""
+        """``y += scale * B @ A @ x`` with each row's adapter."""
 
-    def _logits_slots(self, x: Tensor) -> Tensor | None:
-        """The adapter slot of each row of logits; None for this step's sampled rows.
+    def _logits_slots(self, x: Tensor) -> Tensor:
+        """The adapter slot of each row of logits.
 
         Logits are computed for the sampled rows, which the model runner copies, and for prompt
         logprobs, where it takes a slice of all tokens' hidden states and tells nobody which.
         Stock vLLM treats the latter as sampled rows: an error, or another request's adapter.
         """
+        sampled: Tensor = self.sampler_indices
         copied = x.untyped_storage().nbytes() == x.nbytes
-        if copied and x.shape[0] == len(self.sampler_indices):
-            return None
+        if copied and len(x) == len(sampled):
+            return sampled
         first = x.storage_offset() // x.shape[1]
-        slots: Tensor = self.token_lora_indices[first : first + x.shape[0]]
-        if len(slots) != x.shape[0] or (copied and len(slots) != len(self.token_lora_indices)):
+        slots: Tensor = self.token_lora_indices[first : first + len(x)]
+        if len(slots) != len(x) or (copied and len(slots) != len(self.token_lora_indices)):
             raise RuntimeError(
-                f"vllm-cold cannot tell which adapters {x.shape[0]} rows of logits belong to: "
-                f"this step has {len(self.sampler_indices)} sampled rows and "
+                f"vllm-cold cannot tell which adapters {len(x)} rows of logits belong to: "
+                f"this step has {len(sampled)} sampled rows and "
                 f"{len(self.token_lora_indices)} tokens; please report this"
             )
         return slots
@@ -155,82 +157,46 @@ class ColdPunicaWrapperCPU(PunicaWrapperCPU):  # type: ignore[misc]
 class GroupedPunicaWrapperCPU(ColdPunicaWrapperCPU):
     """With torch operations: where the C++ library is missing."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._token_groups: list[RowGroup] = []
-        self._sampler_groups: list[RowGroup] = []
+    _of_tokens: Sequence[RowGroup] = ()
 
     def update_metadata(self, *args: Any, **kwargs: Any) -> None:
-        """Called once per step, before the forward pass."""
+        """Called before the forward pass whenever the rows' adapters have changed."""
         super().update_metadata(*args, **kwargs)
-        self._token_groups = group_rows(self.token_lora_indices)
-        self._sampler_groups = group_rows(self.sampler_indices)
+        self._of_tokens = group_rows(self.token_lora_indices)
 
-    def add_shrink(
-        self,
-        y: Sequence[Tensor] | Tensor,
-        x: Tensor,
-        lora_a_stacked: Sequence[Tensor],
-        scale: float,
-        **kwargs: Any,
-    ) -> None:
-        """See the base class; ``y[i] = scale * x @ A[i].T`` per row's adapter, 0 without one."""
-        x = x.view(-1, x.shape[-1])
-        for out, a in zip(y, lora_a_stacked, strict=False):
-            shrink(x, a, self._token_groups, scale, out.view(-1, out.shape[-1]))
+    @property
+    def _groups(self) -> Sequence[RowGroup]:
+        return () if self._drafting else self._of_tokens
 
-    def add_expand(
+    def add_lora_linear(self, *args: Any, **kwargs: Any) -> None:
+        """See the base class; a batch without adapter rows costs nothing."""
+        if self._groups:
+            super().add_lora_linear(*args, **kwargs)
+
+    def _apply_shrink(self, y: Tensor, x: Tensor, w_t_all: Tensor, scale: float) -> None:
+        shrink(x, w_t_all, self._groups, scale, y.view(-1, y.shape[-1]))
+
+    def _apply_expand(
         self,
         y: Tensor,
-        x: Sequence[Tensor] | Tensor,
-        lora_b_stacked: Sequence[Tensor],
-        output_slices: Sequence[int],
-        offset_start: int = 0,
+        x: Tensor,
+        w_t_all: Tensor,
+        y_offset: int,
+        y_slice_size: int,
         add_inputs: bool = True,
-        **kwargs: Any,
     ) -> None:
-        """See the base class."""
-        y = y.view(-1, y.shape[-1])
-        offset = offset_start
-        for hidden, b, size in zip(x, lora_b_stacked, output_slices, strict=False):
-            expand_add(hidden, b, self._token_groups, y, offset, size, add_inputs)
-            offset += size
+        expand_add(x, w_t_all, self._groups, y, y_offset, y_slice_size, add_inputs)
 
     def add_lora_embedding(
-        self,
-        y: Tensor,
-        x: Tensor,
-        lora_b_stacked: Tensor,
-        add_inputs: bool = True,
-        **kwargs: Any,
+        self, y: Tensor, x: Tensor, lora_b_stacked: Tensor, add_inputs: bool = True, **kwargs: Any
     ) -> None:
         """See the base class; ``x`` is the looked-up A row of each token."""
-        if not self._drafting:
-            expand_add(x, lora_b_stacked, self._token_groups, y, 0, y.shape[-1], add_inputs)
-
-    def add_lora_linear(
-        self,
-        y: Tensor,
-        x: Tensor,
-        lora_a_stacked: tuple[Tensor, ...],
-        lora_b_stacked: tuple[Tensor, ...],
-        scale: float,
-        output_slices: tuple[int, ...],
-        *,
-        buffer: tuple[Tensor, ...] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        """See the base class; a batch without adapter rows costs nothing."""
-        if self._token_groups and not self._drafting:
-            super().add_lora_linear(
-                y, x, lora_a_stacked, lora_b_stacked, scale, output_slices, buffer=buffer, **kwargs
-            )
+        expand_add(x, lora_b_stacked, self._groups, y, 0, y.shape[-1], add_inputs)
 
     def _add_logits(
-        self, y: Tensor, x: Tensor, a: Tensor, b: Tensor, scale: float, slots: Tensor | None
+        self, y: Tensor, x: Tensor, a: Tensor, b: Tensor, scale: float, slots: Tensor
     ) -> None:
-        groups = self._sampler_groups if slots is None else group_rows(slots)
-        if groups:
+        if groups := group_rows(slots):
             hidden = torch.empty((len(x), b.shape[-1]), dtype=torch.float32)
             shrink(x, a, groups, scale, hidden)
             expand_add(hidden, b, groups, y, 0, y.shape[-1])

@@ -131,31 +131,23 @@ class Layer:
                 other, or have a rank above ``MAX_RANK``.
         """
         self._kept = (plan, tuple(a_stacked), tuple(b_stacked))  # the table has their addresses
-        for weight in (*a_stacked, *b_stacked):
-            if weight.dtype not in cpu_library.DTYPES or weight.dtype != b_stacked[0].dtype:
-                raise ValueError(
-                    f"vllm-cold: LoRA weights of {weight.dtype}; allowed are float32, bfloat16 and "
-                    f"float16, the same in all slices; use one of these, or {TORCH}"
-                )
-        if not all(a.is_contiguous() for a in a_stacked):
-            raise ValueError(
-                f"vllm-cold: LoRA weights must be contiguous; {TORCH}, and report the model"
-            )
-        by_rank(b_stacked)
+        dtypes = {weight.dtype for weight in (*a_stacked, *b_stacked)}
         inputs = {a.shape[-1] for a in a_stacked} or {0}
         a_ranks = {a.shape[-2] for a in a_stacked} or {0}
         b_ranks = {b.shape[-1] for b in b_stacked}
-        if any(len(sizes) != 1 for sizes in (inputs, a_ranks, b_ranks)):
+        if (
+            not dtypes <= cpu_library.DTYPES.keys()
+            or any(len(found) != 1 for found in (dtypes, inputs, a_ranks, b_ranks))
+            or max(*a_ranks, *b_ranks) > MAX_RANK
+            or not all(a.is_contiguous() for a in a_stacked)
+        ):
+            found = [(tuple(w.shape), w.dtype) for w in (*a_stacked, *b_stacked)]
             raise ValueError(
-                "vllm-cold: the slices of a LoRA layer differ in rank or input size; "
-                f"{TORCH}, and report the model"
+                f"vllm-cold: LoRA weights {found}; the slices of a layer must be contiguous, of "
+                "float32, bfloat16 or float16, and all of one dtype, one input size and one rank "
+                f"up to {MAX_RANK}; {TORCH}, and report the model"
             )
-        if max(*a_ranks, *b_ranks) > MAX_RANK:
-            rank = max(*a_ranks, *b_ranks)
-            raise ValueError(
-                f"vllm-cold: LoRA rank {rank}; up to {MAX_RANK} is allowed: take a smaller one, or "
-                f"{TORCH}"
-            )
+        by_rank(b_stacked)
         table = [
             operators.PROCESS,
             plan.buffer.data_ptr(),
@@ -172,6 +164,3 @@ class Layer:
             table += [b.data_ptr(), b.stride(0), b.stride(-1), min(b.shape[-2], size), column]
             column += size
         self.table = torch.tensor(table, dtype=torch.int64)
-
-
-__all__ = ["MAX_RANK", "Layer", "Plan", "by_rank", "missing"]

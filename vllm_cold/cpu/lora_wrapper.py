@@ -28,13 +28,9 @@ from vllm_cold.cpu.lora_fallback import ColdPunicaWrapperCPU
 from vllm_cold.vllm import patching
 from vllm_cold.vllm.patching import PatchPoint
 
-_NOT_LINEAR = (
-    f"vllm-cold: a LoRA layer that is not linear calls {{}}; {lora_ops.TORCH}, and report the model"
-)
 
-
-class BoundLinear:
-    """LoRA of one linear layer: q, k, v or gate and up packed, or one alone.
+class Bound:
+    """LoRA of one layer: linear (q, k, v or gate and up packed, or one alone) or an embedding.
 
     Its methods are vLLM's; the weights among their arguments are those that it knows.
     """
@@ -50,6 +46,7 @@ class BoundLinear:
         self._table = self._layer.table
         self._base_layer: Any = None
         self._product: linear_layers.Product | None = None
+        self._embeddings_indices: Tensor | None = None  # which vLLM's embedding asks for
 
     def join(self, base_layer: torch.nn.Module) -> None:
         """Be added in one call with the base layer's product, if that is ours."""
@@ -62,29 +59,19 @@ class BoundLinear:
         return self._product is not None and self._base_layer.cpu_linear is self._product
 
     def add_lora_linear(
-        self,
-        y: Tensor,
-        x: Tensor,
-        lora_a_stacked: Sequence[Tensor],
-        lora_b_stacked: Sequence[Tensor],
-        scale: float,
-        output_slices: Sequence[int],
-        **kwargs: Any,
+        self, y: Tensor, x: Tensor, a: object, b: object, scale: float, *args: Any, **kwargs: Any
     ) -> None:
         """``y += scale * B @ A @ x`` for rows with an adapter."""
-        if self.is_in_product:
-            if scale != 1.0:
-                raise ValueError(
-                    f"vllm-cold: LoRA is scaled by {scale}; it can be by 1 only; {lora_ops.TORCH}, "
-                    "and report this"
-                )
-            return
-        x = x if x.stride(-1) == 1 else x.contiguous()
-        torch.ops.vllm_cold.lora_linear(y, x, self._table, scale)
+        if not self.is_in_product:
+            x = x if x.stride(-1) == 1 else x.contiguous()
+            torch.ops.vllm_cold.lora_linear(y, x, self._table, scale)
+        elif scale != 1.0:
+            raise ValueError(
+                f"vllm-cold: LoRA is scaled by {scale}; it can be by 1 only; {lora_ops.TORCH}, "
+                "and report this"
+            )
 
-    def add_shrink(
-        self, y: Tensor, x: Tensor, lora_a_stacked: Sequence[Tensor], scale: float, **kwargs: Any
-    ) -> None:
+    def add_shrink(self, y: Tensor, x: Tensor, a: object, scale: float, **kwargs: Any) -> None:
         """``y = scale * A @ x``; y [slices, T, ranks] float32 is zero before."""
         x = x if x.stride(-1) == 1 else x.contiguous()
         torch.ops.vllm_cold.lora_shrink(y, x, self._table, scale)
@@ -93,7 +80,7 @@ class BoundLinear:
         self,
         y: Tensor,
         x: Tensor,
-        lora_b_stacked: Sequence[Tensor],
+        b: object,
         output_slices: Sequence[int],
         offset_start: int = 0,
         add_inputs: bool = True,
@@ -102,25 +89,16 @@ class BoundLinear:
         """``y += B @ x``, from column ``offset_start`` on; x [slices, T, ranks] float32."""
         torch.ops.vllm_cold.lora_expand(y, x.contiguous(), self._table, offset_start, add_inputs)
 
-
-class BoundEmbedding:
-    """LoRA of the embedding: each token's row of A is looked up by vLLM."""
-
-    def __init__(self, plan: lora_ops.Plan, b_stacked: Tensor, embeddings_indices: Tensor) -> None:
-        self._layer = lora_ops.Layer(plan, [], [b_stacked], [b_stacked.shape[-2]])
-        self._table = self._layer.table
-        self._embeddings_indices = embeddings_indices  # which vLLM's layer asks for
-
     def add_lora_embedding(
-        self, y: Tensor, x: Tensor, lora_b_stacked: Tensor, add_inputs: bool = True, **kwargs: Any
+        self, y: Tensor, x: Tensor, b: object, add_inputs: bool = True, **kwargs: Any
     ) -> None:
-        """``y += B @ x`` for rows with an adapter; x [T, ranks]."""
+        """``y += B @ x`` for rows with an adapter; x [T, ranks] is looked up by vLLM in A."""
         hidden = x.to(torch.float32).contiguous()
         torch.ops.vllm_cold.lora_expand(y, hidden, self._table, 0, add_inputs)
 
 
 class NativePunicaWrapperCPU(ColdPunicaWrapperCPU):
-    """With the C++ kernels. Serves logits itself, and layers that have no object of their own."""
+    """With the C++ kernels. Serves logits itself; all other layers have objects of their own."""
 
     def __init__(
         self, max_num_batched_tokens: int, max_batches: int, *args: Any, **kwargs: Any
@@ -131,16 +109,14 @@ class NativePunicaWrapperCPU(ColdPunicaWrapperCPU):
             raise RuntimeError(f"vllm-cold: no C++ kernels for LoRA. {reason}")
         patching.install(PATCH_POINTS)  # the layers are made after this
         self._tokens = lora_ops.Plan(max_num_batched_tokens)
-        self._sampled = lora_ops.Plan(max_num_batched_tokens)
-        self._piece = lora_ops.Plan(max_num_batched_tokens)
-        # By address and shape of the weights, which these keep alive.
-        self._linears: dict[tuple[object, ...], BoundLinear] = {}
+        self._of_logits = lora_ops.Plan(max_num_batched_tokens)
+        # By the address of B and the columns of logits; they keep the weights alive.
+        self._logits: dict[tuple[int, int], Bound] = {}
 
     def update_metadata(self, *args: Any, **kwargs: Any) -> None:
         """Called before the forward pass whenever the rows' adapters have changed."""
         super().update_metadata(*args, **kwargs)
         self._tokens.set(self.token_lora_indices)
-        self._sampled.set(self.sampler_indices)
 
     @contextmanager
     def without_adapters(self) -> Iterator[None]:
@@ -151,82 +127,45 @@ class NativePunicaWrapperCPU(ColdPunicaWrapperCPU):
     def bind(self, layer: BaseLayerWithLoRA) -> None:
         """Give a layer that was just made an object of its own in place of this one."""
         if isinstance(layer, BaseLinearLayerWithLoRA):
-            if _computes_lora_otherwise(type(layer)):
+            # A classification head is linear by class, but its LoRA is that of logits.
+            usual = BaseLinearLayerWithLoRA._apply_lora_to_output
+            if type(layer)._apply_lora_to_output is not usual:
                 return
             weights = layer.lora_a_stacked, layer.lora_b_stacked, layer.output_slices
             for weight in layer.lora_a_stacked:
                 memory.move(weight)
-            layer.punica_wrapper = bound = BoundLinear(self._tokens, *weights)
+            layer.punica_wrapper = bound = Bound(self._tokens, *weights)
             config = getattr(layer, "lora_config", None)
             if config is not None and not config.fully_sharded_loras:
                 bound.join(layer.base_layer)
         elif isinstance(layer, LogitsProcessorWithLoRA):
             lora_ops.by_rank((layer.lora_b_stacked,))  # here, and not at the first request
         elif isinstance(layer, VocabParallelEmbeddingWithLoRA):
-            layer.punica_wrapper = BoundEmbedding(
-                self._tokens, layer.lora_b_stacked, self._embeddings_indices
-            )
+            b = layer.lora_b_stacked
+            layer.punica_wrapper = bound = Bound(self._tokens, [], [b], [b.shape[-2]])
+            bound._embeddings_indices = self._embeddings_indices
 
-    def add_lora_linear(
-        self,
-        y: Tensor,
-        x: Tensor,
-        lora_a_stacked: tuple[Tensor, ...],
-        lora_b_stacked: tuple[Tensor, ...],
-        scale: float,
-        output_slices: tuple[int, ...],
-        **kwargs: Any,
-    ) -> None:
-        """See the base class."""
-        weights = lora_a_stacked, lora_b_stacked, output_slices
-        self._linear(self._tokens, *weights).add_lora_linear(y, x, *weights[:2], scale, weights[2])
+    def add_lora_linear(self, *args: Any, **kwargs: Any) -> None:
+        """Never called: layers that do have objects of their own. The base class's would do, but a
+        compiled model would keep the adapters of the rows that it was traced with.
+        """
+        raise NotImplementedError(
+            f"vllm-cold: a LoRA layer of a kind that is not known; {lora_ops.TORCH}, and report "
+            "the model"
+        )
 
-    def add_shrink(
-        self, y: Tensor, x: Tensor, lora_a_stacked: Sequence[Tensor], scale: float, **kwargs: Any
-    ) -> None:
-        """Never called: only linear layers do, and those have objects of their own."""
-        raise NotImplementedError(_NOT_LINEAR.format("add_shrink"))
-
-    def add_expand(self, *args: Any, **kwargs: Any) -> None:
-        """See ``add_shrink``."""
-        raise NotImplementedError(_NOT_LINEAR.format("add_expand"))
-
-    def add_lora_embedding(
-        self, y: Tensor, x: Tensor, lora_b_stacked: Tensor, add_inputs: bool = True, **kwargs: Any
-    ) -> None:
-        """See the base class."""
-        bound = BoundEmbedding(self._tokens, lora_b_stacked, self._embeddings_indices)
-        bound.add_lora_embedding(y, x, lora_b_stacked, add_inputs)
+    add_shrink = add_expand = add_lora_embedding = add_lora_linear
 
     def _add_logits(
-        self, y: Tensor, x: Tensor, a: Tensor, b: Tensor, scale: float, slots: Tensor | None
+        self, y: Tensor, x: Tensor, a: Tensor, b: Tensor, scale: float, slots: Tensor
     ) -> None:
-        plan = self._sampled if slots is None else self._piece
-        if slots is not None:
-            plan.set(slots.contiguous())
-        if plan.num_rows:
-            weights = (a,), (b,), (y.shape[1],)
-            self._linear(plan, *weights).add_lora_linear(y, x, (a,), (b,), scale, weights[2])
-
-    def _linear(
-        self,
-        plan: lora_ops.Plan,
-        a_stacked: tuple[Tensor, ...],
-        b_stacked: tuple[Tensor, ...],
-        output_slices: tuple[int, ...],
-    ) -> BoundLinear:
-        lora_ops.by_rank(b_stacked)  # before its address is looked at
-        first = a_stacked[0]
-        key = (id(plan), first.data_ptr(), first.shape, b_stacked[0].data_ptr(), output_slices)
-        if key not in self._linears:
-            self._linears[key] = BoundLinear(plan, a_stacked, b_stacked, output_slices)
-        return self._linears[key]
-
-
-def _computes_lora_otherwise(kind: type[BaseLinearLayerWithLoRA]) -> bool:
-    """A classification head is a linear layer by class, but its LoRA is that of logits."""
-    usual = BaseLinearLayerWithLoRA._apply_lora_to_output
-    return kind._apply_lora_to_output is not usual
+        self._of_logits.set(slots.contiguous())
+        if self._of_logits.num_rows:
+            lora_ops.by_rank((b,))  # before its address is looked at
+            key = b.data_ptr(), y.shape[1]
+            if key not in self._logits:
+                self._logits[key] = Bound(self._of_logits, (a,), (b,), (y.shape[1],))
+            self._logits[key].add_lora_linear(y, x, a, b, scale)
 
 
 def _make(original: Callable[..., None]) -> Callable[..., None]:

@@ -295,23 +295,14 @@ torch.library.register_fake("vllm_cold::lora_experts", lambda *args: None, lib=_
 @cache
 def with_lora(kernel: type[Any]) -> type[Any]:
     """One of vLLM's classes for experts on CPU, and adapters."""
+    logger.info("vllm-cold: LoRA on a mixture of experts: by torch, beside %s.", kernel.__name__)
     return type(f"{kernel.__name__}WithLoRA", (LoRAExperts, kernel), {})
-
-
-def _is_known(kernel: type[Any]) -> bool:
-    from vllm.model_executor.layers.fused_moe.experts.cpu_moe import CPUUnquantizedExperts
-
-    return issubclass(kernel, CPUUnquantizedExperts)
-
-
-@cache
-def _say(kernel: str) -> None:
-    """Once, not for each layer."""
-    logger.info("vllm-cold: LoRA on a mixture of experts: by torch, beside %s.", kernel)
 
 
 def _make(original: Callable[..., Any]) -> Callable[..., Any]:
     def select_unquantized_moe_backend(moe_config: Any, *args: Any, **kwargs: Any) -> Any:
+        from vllm.model_executor.layers.fused_moe.experts.cpu_moe import CPUUnquantizedExperts
+
         if not moe_config.is_lora_enabled:
             return original(moe_config, *args, **kwargs)
         moe_config.is_lora_enabled = False
@@ -319,10 +310,9 @@ def _make(original: Callable[..., Any]) -> Callable[..., Any]:
             backend, kernel = original(moe_config, *args, **kwargs)
         finally:
             moe_config.is_lora_enabled = True
-        if kernel is None or kernel.supports_lora() or not _is_known(kernel):
-            return original(moe_config, *args, **kwargs)
-        _say(kernel.__name__)
-        return backend, with_lora(kernel)
+        if kernel and not kernel.supports_lora() and issubclass(kernel, CPUUnquantizedExperts):
+            return backend, with_lora(kernel)
+        return original(moe_config, *args, **kwargs)
 
     return select_unquantized_moe_backend
 

@@ -185,21 +185,7 @@ def contrastive_topk(
     best = _output("out[0]", best, shape, torch.float32, device)
     ids = _output("out[1]", ids, shape, torch.int64, device)
     scores = contrastive_scores(logits, groups, check=check, backend=backend)
-    return select(scores, best, ids)
-
-
-def select(scores: Tensor, best: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-    """The k best of each row, ties to the lower id.
-
-    Args:
-        scores: [G, V] float32; finite or -inf.
-        best: [G, k] float32, to write to: the scores; -inf where there are fewer above that.
-        ids: [G, k] int64, to write to: their places, and there -1.
-
-    Returns:
-        ``best`` and ``ids``.
-    """
-    k, vocab, device = best.shape[1], scores.shape[1], scores.device
+    vocab = scores.shape[1]
     # The k best are in the k parts with the best maxima, or behind the last whole part.
     whole = vocab // _PART * _PART
     maxima = scores[:, :whole].view(len(scores), whole // _PART, _PART).amax(2)

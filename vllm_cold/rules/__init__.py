@@ -3,7 +3,7 @@
 
 A method of this field is mostly a way to choose the weights ``w_i`` of
 ``z0 + sum_i w_i * (z_i - z0)`` from the streams' own distributions. ``Rule`` is what one is,
-``statistics`` what it may look at; the built-in ones have a file each.
+``statistics`` what it may look at, ``built_in`` has ours.
 """
 
 from vllm_cold.rules.interface import Choice, Parameter, Rule

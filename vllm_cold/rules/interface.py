@@ -57,7 +57,6 @@ class Rule:
 
     Attributes:
         name: What requests call it.
-        about: The formula's source, for lists of rules.
         parameters: What requests may choose, by name (``rule_parameters``).
         amateurs: How many amateurs a request has, all of whose weights it chooses; 0 for any
             number, of which it chooses some.
@@ -67,7 +66,6 @@ class Rule:
     """
 
     name: ClassVar[str] = ""
-    about: ClassVar[str] = ""
     parameters: ClassVar[Mapping[str, Parameter]] = {}
     amateurs: ClassVar[int] = 0
     state: ClassVar[int] = 0

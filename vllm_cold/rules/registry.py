@@ -17,15 +17,16 @@ logger = logging.getLogger("vllm." + __name__)
 
 _LARGEST = 3e38  # rules compute in float32
 ENTRY_POINTS = "vllm_cold.rules"
+# Classes of ``vllm_cold.rules.built_in``, which imports torch.
 BUILT_IN = {
-    "acd": "acd:ACD",
-    "adaptive": "adaptive:Adaptive",
-    "arr": "arr:ARR",
-    "cocoa": "cocoa:CoCoA",
-    "grd": "grd:GRD",
-    "judge": "judge:Judge",
-    "m3id": "m3id:M3ID",
-    "mti": "mti:MTI",
+    "acd": "ACD",
+    "adaptive": "Adaptive",
+    "arr": "ARR",
+    "cocoa": "CoCoA",
+    "grd": "GRD",
+    "judge": "Judge",
+    "m3id": "M3ID",
+    "mti": "MTI",
 }
 _MOST_STATE = 16  # each group keeps 2 KiB for each
 _added: dict[str, Rule] = {}  # by --cold-rule
@@ -73,8 +74,9 @@ def is_known(name: str | None) -> bool:
 
 @cache
 def _built_in(name: str) -> Rule:
-    module, _, kind = BUILT_IN[name].partition(":")
-    rule: Rule = getattr(importlib.import_module(f"vllm_cold.rules.{module}"), kind)()
+    from vllm_cold.rules import built_in
+
+    rule: Rule = getattr(built_in, BUILT_IN[name])()
     return rule
 
 

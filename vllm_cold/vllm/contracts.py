@@ -277,6 +277,8 @@ _CPU_LORA = Contract(
         "add_lora_embedding": "y x lora_b_stacked add_inputs",
         "add_lora_linear": f"{_LINEAR} output_slices buffer",
         "add_lora_logits": f"{_LINEAR} buffer",
+        "_apply_shrink": "y x w_t_all scale",
+        "_apply_expand": "y x w_t_all y_offset y_slice_size add_inputs",
     },
 )
 _NPU_LORA = Contract(

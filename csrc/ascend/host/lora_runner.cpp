@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Runs the LoRA kernels on the stand-in for the tests (requests.h; tests/ops/lora_host.py has the
+// Runs the LoRA kernels on the stand-in for the tests (requests.h; tests/ops/ascend_host.py has the
 // layout). Of x and y only the rows with an adapter can be touched, of the weights only those of
 // adapters in use.
 #include "lora.h"

@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The built-in rules, by the papers' names: p and q are the distributions of expert and amateur, H
+their entropies, w the amateur's weight in ``z0 + w * (z1 - z0)``.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vllm_cold.rules.interface import Choice, Parameter, Rule
+from vllm_cold.rules.statistics import Statistics
+
+_CERTAIN = 1e-20  # nats, of two that are certain
+_MOST = 1e6  # scores stay finite in float32
+# What was decided, or said, once and for all.
+_OPEN, _EXPERT, _AMATEUR = 0.0, 1.0, 2.0
+_YES, _NO = 1.0, 2.0
+
+
+class ACD(Rule):
+    """``w = H_p / (H_p + H_q)``: a mixture of both, in which the less certain one counts less
+    (arXiv 2408.01084, section 3); 0 where both are certain, which the paper does not say.
+    """
+
+    name = "acd"
+
+    def weights(self, s: Statistics, p: Any) -> Tensor:
+        p_entropy, q_entropy = s.entropy[:, :1], s.entropy[:, 1:]
+        both = p_entropy + q_entropy
+        return torch.where(both > _CERTAIN, p_entropy / both, 0.0)
+
+
+class Adaptive(Rule):
+    """``w = -beta_max * r * D``: the divergence of expert and amateur over the candidates in bits,
+    times how near the amateur comes to choosing one of them. What an amateur that wants something
+    else altogether says about the candidates is the noise of its tail. Without a mask r is 1, and
+    this is AdaCAD's (arXiv 2409.07394, equations 3 and 4), whose released code has D in nats: ln 2
+    as beta_max.
+    """
+
+    name = "adaptive"
+    parameters = {"beta_max": Parameter(1.0, 0.0, 1e6, "the most that a contrast reaches")}
+
+    def weights(self, s: Statistics, p: Any) -> Tensor:
+        weights: Tensor = -p.beta_max * s.reach * s.candidate_divergence
+        return weights
+
+
+class ARR(Rule):
+    """``w = -beta_max * J`` where the expert's best token is likelier than the amateur's, else
+    ``+beta_max * J``, J their divergence (arXiv 2606.10298v1 and its authors' code of June 2026,
+    where beta_max is 1). What their later code does is ``grd``.
+    """
+
+    name = "arr"
+    parameters = {"beta_max": Parameter(1.0, 0.0, 1e6, "the most that a weight is from 0")}
+
+    def weights(self, s: Statistics, p: Any) -> Tensor:
+        surer = s.max_probability[:, :1] > s.max_probability[:, 1:]
+        weights: Tensor = torch.where(surer, -p.beta_max, p.beta_max) * s.divergence
+        return weights
+
+
+class CoCoA(Rule):
+    """``w = 1 - a - gamma`` with ``a = sigmoid(gamma * (H_q - H_p + g))``, from 0.1 to 0.9, and g
+    = 1 where ``sum_v q_v / p_v > 2``, else 0: the gate of the authors' code for arXiv 2508.17670.
+    That code then sets a to 0.5, which is ``cad`` with beta 0.5, and neither is the paper's
+    formula, of which no full text was at hand.
+    """
+
+    name = "cocoa"
+    parameters = {"gamma": Parameter(1.0, 0.0, 100.0, "strength")}
+
+    def weights(self, s: Statistics, p: Any) -> Tensor:
+        gap = s.entropy[:, 1:] - s.entropy[:, :1]
+        alpha = (p.gamma * (gap + (s.ratio_sum > 2).float())).sigmoid().clamp(0.1, 0.9)
+        weights: Tensor = 1 - alpha - p.gamma
+        return weights
+
+
+class GRD(Rule):
+    """At the first step where the best tokens of expert and amateur differ, the amateur is trusted
+    if its best token has more than half of the probability and its entropy is below the expert's,
+    else the expert. Trusted, the amateur wins at each conflict, by ``w = 1 - (1 - lam) * tau``
+    where at ``w = 1 - tau`` the two tokens tie (the authors' code for arXiv 2606.10298 since July
+    2026, "Gated Reversal Decoding"; the paper's first version is ``arr``). Elsewhere w is 0. An
+    amateur whose expert is trusted is not needed any more. It reverses nothing unless alpha lets
+    the amateur's token in: set alpha to 0.
+    """
+
+    name = "grd"
+    parameters = {"lam": Parameter(0.75, 0.0, 1.0, "from a tie, 0, to the amateur alone, 1")}
+    state = 1
+    retires = True
+
+    def weights(self, s: Statistics, p: Any) -> Choice:
+        conflict = s.argmax[:, :1] != s.argmax[:, 1:]
+        sure = (s.max_probability[:, 1:] > 0.5) & (s.entropy[:, 1:] < s.entropy[:, :1])
+        decision = torch.where(sure, _AMATEUR, _EXPERT)
+        before = s.state[..., 0]
+        trusted = torch.where((before == _OPEN) & conflict, decision, before)
+
+        best = s.log_probability_of_best
+        own = best.diagonal(dim1=1, dim2=2)
+        expert = own[:, :1] - best[:, 0, 1:]
+        amateur = own[:, 1:] - best[:, 1:, 0]
+        tau = torch.where(expert + amateur > 1e-9, amateur / (expert + amateur), 1.0)
+        weight = torch.where(conflict & (trusted == _AMATEUR), 1 - (1 - p.lam) * tau, 0.0)
+        return Choice(weight, trusted.unsqueeze(-1), trusted == _EXPERT)
+
+
+class Judge(Rule):
+    """The second amateur's prompt asks a question about the request, such as whether its text says
+    the answer. If its first word is the token ``token`` with at least the probability
+    ``threshold``, the first amateur's weight is ``-beta``, else 0. Then the judge has ended, and so
+    has an amateur of weight 0. A judge's prompt that goes on where the expert's ends is in the
+    prefix cache up to there.
+
+    A building block: what a small model answers is to be measured first (docs/methods.md).
+    """
+
+    name = "judge"
+    parameters = {
+        "token": Parameter(None, 0.0, 2.0**24 - 1, "id of the token that means yes"),
+        "threshold": Parameter(0.5, 0.0, 1.0, "its least probability"),
+        "beta": Parameter(0.5, 0.0, 1e6, "strength where the judge says yes"),
+    }
+    amateurs = 2
+    state = 1
+    retires = True
+
+    def weights(self, s: Statistics, p: Any) -> Choice:
+        token = p.token.long().clamp(max=s.vocabulary - 1)
+        sure = s.log_probabilities(2).gather(1, token).exp() >= p.threshold
+        yes = sure & (p.token < s.vocabulary)
+        said = s.state[:, :1, 0]
+        said = torch.where(said == _OPEN, torch.where(yes, _YES, _NO), said)
+        weight = torch.where(said == _YES, -p.beta, 0.0)
+        never: Tensor = torch.zeros_like(weight)
+        return Choice(
+            torch.cat([weight, never], 1),
+            said.unsqueeze(-1).expand(-1, 2, -1),
+            torch.cat([said == _NO, never == 0], 1),
+        )
+
+
+class M3ID(Rule):
+    """``w = -(exp(gamma * t) - 1)`` where ``max p < threshold``, else 0; t = 1 at the first token
+    (arXiv 2403.14003, section 4.1, where gamma is lambda and threshold alpha). It grows without
+    bound: with the default 6 at 100 tokens, 50 at 200.
+    """
+
+    name = "m3id"
+    parameters = {
+        "gamma": Parameter(0.02, 0.0, 10.0, "growth with each token"),
+        "threshold": Parameter(0.3, 0.0, 1.0, "probability of the best token below which it acts"),
+    }
+
+    def weights(self, s: Statistics, p: Any) -> Tensor:
+        grown = ((s.step + 1).unsqueeze(-1) * p.gamma).expm1().clamp(max=_MOST)
+        gate = torch.where(s.max_probability[:, :1] < p.threshold, -grown, 0.0)
+        return gate.expand(-1, s.num_streams - 1)
+
+
+class MTI(Rule):
+    """``w = -beta`` where ``H_p > tau``, else 0 (arXiv 2510.13940 and its authors' code, where
+    beta is ``guidance_scale - 1``; the values there are placeholders, the defaults here are ours).
+    The paper's amateur is its expert with a few tokens appended; here it is a stream.
+    """
+
+    name = "mti"
+    parameters = {
+        "beta": Parameter(0.5, 0.0, 1e6, "strength where it contrasts"),
+        "tau": Parameter(1.0, 0.0, 100.0, "entropy of the expert above which it does, in nats"),
+    }
+
+    def weights(self, s: Statistics, p: Any) -> Tensor:
+        gate = torch.where(s.entropy[:, :1] > p.tau, -p.beta, 0.0)
+        return gate.expand(-1, s.num_streams - 1)
