@@ -94,8 +94,6 @@ def plan(device: str, dry: bool) -> list[Stage]:
     if device == "cuda":
         ways = [(f", {name} runner", {"VLLM_USE_V2_MODEL_RUNNER": str(index)})
                 for index, name in enumerate(("V1", "V2"))]  # fmt: skip
-    if device == "npu":
-        ways.append((", our LoRA kernels", {"COLD_LORA": "ascendc"}))
     sizes = ["--vocab", "1500", "--groups", "2", "--rounds", "2", "--no-compile"] if dry else []
     scoring = ["-m", "benchmarks.bench_scoring", "--device", device, "--form", "inplace", *sizes]
     scoring += ["--dtype", "fp32", "--backend", BACKENDS[device]]
@@ -148,9 +146,7 @@ class OnDevice:
 
 
 def check_kernels(device: str, dry: bool) -> int:
-    """Scoring in all forms and dtypes and, on an NPU, LoRA; says which cases are wrong."""
-    import torch
-
+    """Scoring in all forms and dtypes; says which cases are wrong."""
     from tests.ops import conformance
 
     backend = OnDevice(device)
@@ -177,27 +173,6 @@ def check_kernels(device: str, dry: bool) -> int:
         for each in conformance.NOT_FINITE_CASES:
             name = f"not finite, {each}, {dtype}"
             attempt(name, conformance.check_not_finite, backend, *each, dtype)
-    if device == "npu":
-        from tests.ops import lora_cases
-        from vllm_cold.npu import lora_ops
-
-        def lora(*arguments: Any) -> None:
-            reason = lora_ops.missing(torch.device("npu"))
-            assert reason is None, reason
-            case = lora_cases.make_case(*arguments)
-            there = [[w.npu() for w in each] for each in (case.a, case.b)]
-            y = case.y.npu()
-            lora_ops.shrink_expand(y, case.x.npu(), *there, case.indices.npu(), case.scale)
-            case.check(y.cpu())
-
-        for rows, rank, length, widths in (
-            ([0, -1], 16, 1024, (1000,)), ([1, -1, 0, -1, 1], 1, 97, (33, 65)),
-            ([0, -1] * 16, 64, 4096, (4096, 1024, 1024)), ([0, 1] * 32, 16, 4096, (14336, 14336)),
-            ([0] * 300, 32, 2048, (512,)), ([0, -1], 256, 14336, (4096,)),
-        ):  # fmt: skip
-            for dtype in conformance.DTYPES:
-                name = f"LoRA, {len(rows)} rows, rank {rank}, {length} to {widths}, {dtype}"
-                attempt(name, lora, 0, rows, rank, length, widths, dtype, 2)
     print(f"{count - len(wrong)} of {count} cases are right")
     print("\n".join(wrong))
     return int(bool(wrong))

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the files of torch ops have in common: torch_npu's tensors, cores and task queue.
+// What the torch op needs of torch_npu: tensors, cores and the task queue.
 #pragma once
 
 #include <cstdint>

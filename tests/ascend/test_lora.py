@@ -1,20 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every row of a batch gets its own adapter, compiled as vLLM compiles: without guards.
 
-vLLM's and vllm-ascend's own ``PunicaWrapperNPU`` compute, with their kernels in torch. With
-``COLD_LORA=ascendc`` they call our op, as it is declared and computed in torch; what it does not
-take goes to BGMV.
+vLLM's and vllm-ascend's own ``PunicaWrapperNPU`` compute, with their kernels in torch.
 """
 
-import re
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 from vllm.config import set_current_vllm_config
 from vllm.lora.layers import LoRAMapping
 from vllm.lora.punica_wrapper.punica_selector import get_punica_wrapper
@@ -22,7 +17,7 @@ from vllm_ascend import utils
 from vllm_ascend.lora.punica_npu import PunicaWrapperNPU
 
 from tests.ascend import kernels  # noqa: F401  (names them)
-from vllm_cold.npu import lora_bgmv, lora_ops, npu_platform
+from vllm_cold.npu import lora_bgmv, npu_platform
 
 HIDDEN, SLICES = 256, (24, 8)
 STOCK_ENGINE = {"scheduler_cls": "vllm.v1.core.sched.scheduler.Scheduler"}
@@ -88,42 +83,6 @@ class Layer:
         ]
 
 
-BINDING = Path(__file__).parents[2] / "csrc" / "ascend" / "lora_binding.cpp"
-
-
-def _lora(
-    y: Tensor, x: Tensor, a: list[Tensor], b: list[Tensor], indices: Tensor, scale: float
-) -> None:
-    assert len(indices) == len(x) == len(y)
-    column = 0
-    for a_slots, b_slots in zip(a, b, strict=True):
-        columns = slice(column, column + b_slots.shape[-2])
-        for row, slot in enumerate(indices.tolist()):
-            if slot >= 0:
-                y[row, columns] += scale * (b_slots[slot, 0] @ (a_slots[slot, 0] @ x[row]))
-        column = columns.stop
-
-
-@pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
-    """The op's calls, by the number of their rows."""
-    found: list[int] = []
-    (declared,) = re.findall(r"m\.def\((.*?)\);", BINDING.read_text(), re.DOTALL)
-    library = torch.library.Library("vllm_cold", "FRAGMENT")
-    library.define("".join(re.findall(r'"(.*?)"', declared)))
-
-    def run(*arguments: Any) -> None:
-        found.append(len(arguments[1]))
-        _lora(*arguments)
-
-    library.impl("ascend_lora", run, "CPU")
-    library.impl("ascend_lora", lambda *arguments: None, "Meta")
-    monkeypatch.setenv("COLD_LORA", "ascendc")
-    monkeypatch.setattr(lora_ops, "missing", lambda device: None)
-    yield found
-    library._destroy()
-
-
 @compiled_or_not
 @pytest.mark.parametrize(("rank", "max_loras"), [(8, 1), (8, 2), (128, 1), (128, 2)])
 @pytest.mark.parametrize("rows", [*PAIRS, (1, 2, 0, 2, 1), (1,)])
@@ -135,51 +94,6 @@ def test_each_row_has_its_adapter(
     rows = tuple(min(row, max_loras) for row in rows)
     assert layer.found(rows) == list(rows)
     torch.testing.assert_close(*layer.step(rows), rtol=1e-5, atol=1e-5)
-
-
-@compiled_or_not
-@pytest.mark.parametrize(("rank", "max_loras"), [(8, 1), (128, 2)])
-@pytest.mark.parametrize("rows", [*PAIRS, (1, 2, 0, 2, 1)])
-def test_ours_gives_each_row_its_adapter(
-    engine: Any,
-    calls: list[int],
-    rows: tuple[int, ...],
-    rank: int,
-    max_loras: int,
-    compiled: bool,
-) -> None:
-    rows = tuple(min(adapter, max_loras) for adapter in rows)
-    layer = Layer(engine, compiled=compiled, rank=rank, max_loras=max_loras)
-    got, want = layer.step(rows)
-    torch.testing.assert_close(got, want)
-    assert calls == [6, len(rows)]  # one in the profile run
-
-
-def test_what_ours_does_not_take_goes_to_bgmv(engine: Any, calls: list[int]) -> None:
-    layer = Layer(engine, compiled=False)
-    layer.step((1, 0, 1))
-    calls.clear()
-    a = tuple(weights.double() for weights in layer.a)  # another dtype than the layer's
-    x, y = torch.ones(3, HIDDEN), torch.zeros(3, sum(SLICES))
-    layer.wrapper.add_lora_linear(y, x, a, layer.b, 2.0, SLICES)
-    assert not calls and y.any(dim=1).tolist() == [True, False, True]
-
-
-@compiled_or_not
-def test_logits_by_ours(engine: Any, calls: list[int], compiled: bool) -> None:
-    layer = Layer(engine, compiled=False)
-    layer.step((1, 0, 1, 1))
-    calls.clear()
-    x, y = torch.randn(4, HIDDEN), torch.zeros(4, SLICES[0])
-
-    def add(x: Tensor, y: Tensor) -> None:
-        layer.wrapper.add_lora_logits(y, x, layer.a[0], layer.b[0], 1.0)
-
-    (torch.compile(add, backend="eager", fullgraph=True) if compiled else add)(x, y)
-    want = x @ layer.a[0][0, 0].T @ layer.b[0][0, 0].T
-    want[1] = 0
-    torch.testing.assert_close(y, want, atol=1e-5, rtol=1e-5)
-    assert calls == [4]
 
 
 @compiled_or_not
@@ -259,19 +173,8 @@ def test_vllm_ascend_alone_gives_base_rows_an_adapter(make_engine: Any) -> None:
     assert layer.found((1, 0, 1, 0)) == [1, 1, 1, 1]
 
 
-def test_who_gets_which_wrapper(
-    engine: Any, make_engine: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_who_gets_which_wrapper(engine: Any, make_engine: Any) -> None:
     """Engines in which CoLD cannot be keep vllm-ascend's."""
-    ours = npu_platform.WRAPPERS[npu_platform.choice()].rpartition(".")[2]
-    assert type(Layer(engine, compiled=False).wrapper).__name__ == ours
+    assert type(Layer(engine, compiled=False).wrapper) is lora_bgmv.BgmvPunicaWrapperNPU
     stock = Layer(make_engine(**STOCK_ENGINE), compiled=False).wrapper
     assert type(stock) is PunicaWrapperNPU
-    monkeypatch.setenv("COLD_LORA", "ascendc")
-    with pytest.raises(RuntimeError, match=r"COLD_LORA=ascendc was asked for\. Its library was"):
-        npu_platform.choice()
-    monkeypatch.setattr(lora_ops, "missing", lambda device: None)
-    assert npu_platform.choice() == "ascendc"
-    monkeypatch.setenv("COLD_LORA", "cpp")
-    with pytest.raises(ValueError, match="on NPUs it must be one of bgmv, ascendc"):
-        npu_platform.choice()

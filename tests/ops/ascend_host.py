@@ -19,18 +19,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tests.ops.lora_cases import Case
 from vllm_cold.ops.interface import Groups
 from vllm_cold.ops.scoring_torch import expert_floors
 
 ASCEND = Path(__file__).parents[2] / "csrc" / "ascend"
 SCORING = "contrastive_scoring.cpp", "host/runner.cpp"
-LORA = "lora.cpp", "host/lora_runner.cpp"
 WARNINGS = ("-std=c++17", "-Wall", "-Wextra", "-Werror")
 STRICT = ("-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 QUICK = ("-O0",)
 TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
-SLICES = 4  # of a layer, in a launch
 
 
 class CheckFailed(AssertionError):
@@ -65,12 +62,13 @@ def compile_host(
     return program
 
 
-def compile_binding(source: str, kernel: str) -> Path:
-    """A binding and its kernels as a library whose ops take CPU tensors, with stubs for torch_npu
+def compile_binding() -> Path:
+    """The binding and its kernels as a library whose op takes CPU tensors, with stubs for torch_npu
     and CANN (host/stubs), built once per content and torch.
     """
-    sources = [ASCEND / kernel, *sorted(path for path in ASCEND.rglob("*.h"))]
-    binding = (ASCEND / source).read_text().replace("PrivateUse1", "CPU")
+    kernels = ASCEND / SCORING[0]
+    sources = [kernels, *sorted(path for path in ASCEND.rglob("*.h"))]
+    binding = (ASCEND / "torch_binding.cpp").read_text().replace("PrivateUse1", "CPU")
     content = [binding, torch.__version__, *(path.read_text() for path in sources)]
     library = _cache() / f"{_digest(content)}.so"
     with _missing(library) as missing:
@@ -83,7 +81,7 @@ def compile_binding(source: str, kernel: str) -> Path:
         systems = (root / "include", root / "include" / "torch" / "csrc" / "api" / "include")
         _run_compiler(
             library, "-std=c++17", "-O0", "-shared", "-fPIC", *(f"-I{path}" for path in includes),
-            *(f"-isystem{path}" for path in systems), str(on_cpu), str(ASCEND / kernel),
+            *(f"-isystem{path}" for path in systems), str(on_cpu), str(kernels),
             f"-L{root / 'lib'}", "-ltorch_cpu", "-lc10",
         )  # fmt: skip
     return library
@@ -137,8 +135,8 @@ def _run_compiler(output: Path, *arguments: str) -> None:
     partial.rename(output)
 
 
-class Program:
-    """A process of a program built by ``compile_host``, as the device."""
+class Host:
+    """``interface.Backend`` by a process of the program of ``SCORING``, as the device."""
 
     def __init__(self, program: Path, cores: int = 40) -> None:
         self.cores = cores
@@ -160,7 +158,7 @@ class Program:
         self._errors.close()
 
     def ask(self, request: bytes, inputs: Iterable[bytes]) -> list[bytearray]:
-        """The outputs of a request (csrc/ascend/host/requests.h).
+        """The outputs of a request (csrc/ascend/host/runner.cpp).
 
         Raises:
             CheckFailed: What a check has against it.
@@ -187,10 +185,6 @@ class Program:
 
     def _read(self) -> bytearray:
         return bytearray(self._process.stdout.read(self._number()))  # type: ignore[union-attr]
-
-
-class Host(Program):
-    """``interface.Backend`` by the program of ``SCORING``."""
 
     def missing(self, device: torch.device) -> str | None:
         """None: it runs on this machine's CPU."""
@@ -230,34 +224,3 @@ class Host(Program):
         else:
             flat = torch.frombuffer(dense, dtype=torch.float32)
             out.copy_(flat.as_strided(out.shape, (out.stride(0), 1)))
-
-
-def _bytes(tensor: Tensor) -> bytes:
-    """The tensor's storage from its first value on, rows with what lies between them."""
-    rows = tensor.as_strided((max(0, len(tensor) - 1), tensor.stride(0)), (tensor.stride(0), 1))
-    last = tensor[-1:].contiguous()
-    return b"".join(part.contiguous().view(torch.uint8).numpy().tobytes() for part in (rows, last))
-
-
-class LoraHost(Program):
-    """The program of ``LORA``."""
-
-    def run(self, case: Case) -> Tensor:
-        """The result of a call.
-
-        Raises:
-            CheckFailed: What a check has against it.
-        """
-        tensors = (case.y, case.x, case.indices.unsqueeze(1), *case.a, *case.b)
-        inputs = (_bytes(t if t.dim() == 2 else t.flatten(0, 2)) for t in tensors)
-        (y,) = self.ask(self._request(case), inputs)
-        flat = torch.frombuffer(y, dtype=case.y.dtype)
-        return flat.as_strided(case.y.shape, (case.y.stride(0), 1)).clone()
-
-    def _request(self, case: Case) -> bytes:
-        rank, length = case.a[0].shape[-2:]
-        widths = [*case.widths, *[0] * (SLICES - len(case.b))]
-        return struct.pack(
-            "<13qd", TYPES[case.x.dtype], len(case.x), length, rank, len(case.a[0]), len(case.b),
-            *widths, case.x.stride(0), case.y.stride(0), self.cores, case.scale,
-        )  # fmt: skip

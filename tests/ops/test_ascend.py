@@ -13,8 +13,8 @@ import sys
 import pytest
 import torch
 
-from tests.ops import ascend_host, conformance
-from tests.ops.ascend_host import ASCEND, SCORING, Host, compile_host
+from tests.ops import conformance
+from tests.ops.ascend_host import ASCEND, SCORING, Host, compile_binding, compile_host
 from tests.ops.conformance import bits
 from vllm_cold.ops import contrastive_scores, scoring
 from vllm_cold.ops.interface import OUT_OF_RANGE
@@ -177,10 +177,6 @@ def test_unified_buffer_is_as_documented(host):
 # --- The backend's module -------------------------------------------------------------------------
 
 
-def binding():
-    return ascend_host.compile_binding("torch_binding.cpp", SCORING[0])
-
-
 def test_binding():
     """From the module through torch_binding.cpp to the kernels, on CPU tensors and with stubs for
     torch_npu. In a process of its own, whose ops these are.
@@ -189,7 +185,7 @@ def test_binding():
 import torch
 from tests.ops import conformance
 from vllm_cold.ops import scoring_ascend
-torch.ops.load_library({str(binding())!r})
+torch.ops.load_library({str(compile_binding())!r})
 scoring_ascend._load = lambda: None
 for seed, groups, vocab, dtype, layout, _ in {[case for case in CASES if case[2] < 50000]}:
     conformance.check_backend(

@@ -10,8 +10,8 @@ import shutil
 import pytest
 import torch
 
-from tests.ops import conformance, lora_cases
-from tests.ops.ascend_host import ASCEND, LORA, QUICK, SCORING, Host, LoraHost, compile_host
+from tests.ops import conformance
+from tests.ops.ascend_host import ASCEND, QUICK, SCORING, Host, compile_host
 from tests.ops.test_ascend import OUTSIDE, check_out_of_range
 
 pytestmark = [
@@ -21,18 +21,10 @@ pytestmark = [
     pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++"),
 ]
 
-F32, BF16, F16 = conformance.DTYPES
+F32, BF16, _ = conformance.DTYPES
 
 
-def changed(units: tuple[str, str], old: str, new: str, where: str | None = None):
-    """The program with ``old``, which stands once in the kernels' source, made ``new``."""
-    name = where or units[0]
-    source = (ASCEND / name).read_text()
-    assert source.count(old) == 1, "the table does not fit the source"
-    return compile_host(*units, flags=QUICK, changed={name: source.replace(old, new)})
-
-
-def run_scoring(program) -> None:
+def run(program) -> None:
     """Few cases, in which each change below shows."""
     for cores in (1, 40):
         host = Host(program, cores)
@@ -51,7 +43,7 @@ def run_scoring(program) -> None:
             host.close()
 
 
-SCORING_CHANGES = {
+CHANGES = {
     "a barrier is missing": (
         "AscendC::Sub(amateur, expert, amateur, count);\n            PipeBarrier<PIPE_V>();",
         "AscendC::Sub(amateur, expert, amateur, count);",
@@ -83,70 +75,25 @@ SCORING_CHANGES = {
         "number <= static_cast<int64_t>(rows);",
         r"outside of every registered range",
     ),
-}
-
-
-def run_lora(program) -> None:
-    """As ``run_scoring``."""
-    for indices, rank, dtype in (
-        ((0, -1, 1, 0, 0) * 4, 16, F32),
-        ((0, -1) * 140, 5, F16),  # more rows than a window
-        ((0, 5000), 100, BF16),
-    ):
-        host = LoraHost(program, 7)
-        case = lora_cases.make_case(1, list(indices), rank, 9000, (130, 33), dtype, adapters=2)
-        try:
-            case.check(host.run(case))
-            case.x[0, 0] = math.nan
-            assert host.run(case)[0].isnan().all(), "NaN became a number"
-        finally:
-            host.close()
-
-
-WRONG = r"\d+ wrong, first at"
-LORA_CHANGES = {
-    "indices loaded over those in use": (
-        "            Sync<HardEvent::S_MTE2>();\n",
-        "",
-        r"DataCopyPad on MTE2: write after read by S without a queue or flag S_MTE2",
-    ),
-    "ranks are not filled up": (
-        "zeros.isPad = true;",
-        "zeros.isPad = false;",
-        r"Cast: reads bytes that nobody wrote",
-    ),
-    "two blocks do the same": (
-        "                next.item += blocks;",
-        "                next.item += 1;",
-        r"two blocks write byte",
-    ),
-    "members change places": (
-        "return groups_.Row(step.group, i) * yStride_",
-        "return groups_.Row(step.group, groups_.Size(step.group) - 1 - i) * yStride_",
-        WRONG,
-    ),
     "the mode of casts stays": (
         "AscendC::SetSaturationFlag<AscendC::SaturationMode::FLOAT>(saturates_);",
         "(void)saturates_;",
         r"at the end 16-bit floats do not saturate",
     ),
 }
-RUNS = {"scoring": (SCORING, SCORING_CHANGES, run_scoring), "lora": (LORA, LORA_CHANGES, run_lora)}
-CASES = [(kernel, name) for kernel, (_, table, _) in RUNS.items() for name in table]
 
 
-@pytest.mark.parametrize("kernel", RUNS)
-def test_without_a_change_nothing_is_found(kernel):
-    units, _, run = RUNS[kernel]
-    run(compile_host(*units, flags=QUICK))
+def test_without_a_change_nothing_is_found():
+    run(compile_host(*SCORING, flags=QUICK))
 
 
-@pytest.mark.parametrize("kernel, name", CASES)
-def test_a_change_is_found(kernel, name):
-    units, table, run = RUNS[kernel]
-    old, new, message = table[name]
-    where = "kernel_common.h" if "Saturation" in old else None
-    program = changed(units, old, new, where)
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_change_is_found(name):
+    old, new, message = CHANGES[name]
+    sources = {file: (ASCEND / file).read_text() for file in (SCORING[0], "kernel_common.h")}
+    changed = {file: text.replace(old, new) for file, text in sources.items() if old in text}
+    assert sum(text.count(old) for text in sources.values()) == 1, "it does not fit the source"
+    program = compile_host(*SCORING, flags=QUICK, changed=changed)
     with pytest.raises(AssertionError) as found:
         run(program)
     assert re.search(message, str(found.value), re.DOTALL), str(found.value)[:500]

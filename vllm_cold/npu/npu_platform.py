@@ -3,25 +3,16 @@
 
 Why: see ``lora_bgmv``, which the platform is made to name in engines that CoLD is in. All others
 keep vllm-ascend's.
-``COLD_LORA`` chooses by hand: ``bgmv``, or ``ascendc`` for ``lora_ascendc``.
 Since: vllm-ascend 0.23. Can go together with ``lora_bgmv``.
 """
 
-import logging
 from collections.abc import Callable
 from typing import Any
 
-from vllm_cold import environment
 from vllm_cold.vllm.patching import PatchPoint
 
-# Below "vllm." so that a server's logging shows it.
-logger = logging.getLogger("vllm." + __name__)
-
 STOCK = "vllm_ascend.lora.punica_npu.PunicaWrapperNPU"
-WRAPPERS = {
-    "bgmv": "vllm_cold.npu.lora_bgmv.BgmvPunicaWrapperNPU",
-    "ascendc": "vllm_cold.npu.lora_ascendc.AscendcPunicaWrapperNPU",
-}
+OURS = "vllm_cold.npu.lora_bgmv.BgmvPunicaWrapperNPU"
 
 
 def is_npu() -> bool:
@@ -37,27 +28,6 @@ def patch_points() -> tuple[PatchPoint, ...]:
         return ()
     where = "vllm.platforms:current_platform.get_punica_wrapper"
     return (PatchPoint(where, _make_wrapper, kind=classmethod),)
-
-
-def choice() -> str:
-    """What computes LoRA on NPUs in an engine with CoLD: a key of ``WRAPPERS``.
-
-    Raises:
-        ValueError: if ``COLD_LORA`` names none.
-        RuntimeError: if it names one that cannot run here.
-    """
-    name = environment.read(environment.LORA) or "bgmv"
-    if name not in WRAPPERS:
-        allowed = ", ".join(WRAPPERS)
-        raise ValueError(f"{environment.LORA}={name!r}: on NPUs it must be one of {allowed}.")
-    if name == "ascendc":
-        import torch
-
-        from vllm_cold.npu import lora_ops
-
-        if reason := lora_ops.missing(torch.device("npu")):
-            raise RuntimeError(f"{environment.LORA}=ascendc was asked for. {reason}")
-    return name
 
 
 def named() -> str:
@@ -78,11 +48,7 @@ def computes_with_torch(max_lora_rank: int) -> bool:
 def _make_wrapper(original: Callable[..., str]) -> Callable[..., str]:
     def get_punica_wrapper(cls: type[Any], *args: Any, **kwargs: Any) -> str:
         name = original(cls, *args, **kwargs)
-        if name != STOCK or not _is_for_cold():
-            return name
-        chosen = choice()
-        logger.info("vllm-cold: LoRA on NPUs: %s.", chosen)
-        return WRAPPERS[chosen]
+        return OURS if name == STOCK and _is_for_cold() else name
 
     return get_punica_wrapper
 

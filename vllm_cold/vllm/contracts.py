@@ -284,7 +284,7 @@ _CPU_LORA = Contract(
 _NPU_LORA = Contract(
     "vllm_ascend.lora.punica_npu:PunicaWrapperNPU",
     has="_shrink_decode _expand_decode _expand_slice_decode _get_token_lora_indices",
-    takes={"update_metadata": "mapping", "add_lora_linear": _LINEAR, "add_lora_logits": _LINEAR},
+    takes={"update_metadata": "mapping"},
 )
 
 

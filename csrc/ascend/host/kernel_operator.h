@@ -13,7 +13,7 @@
 //   HardEvent                               ../../impl/basic_api/kernel_event.h
 //   DataCopyPad                             kernel_operator_data_copy_intf.h
 //   DataCopyExtParams, DataCopyPadExtParams kernel_struct_data_copy.h
-//   Add, Sub, Mul, Max, And                 kernel_operator_vec_binary_intf.h
+//   Add, Sub, Max, And                      kernel_operator_vec_binary_intf.h
 //   Adds, Muls, Maxs, Mins                  kernel_operator_vec_binary_scalar_intf.h
 //   Duplicate                               kernel_operator_vec_duplicate_intf.h
 //   Cast                                    kernel_operator_vec_vconv_intf.h
@@ -100,32 +100,6 @@ inline float Widen(half value)
     float result;
     std::memcpy(&result, &bits, 4);
     return result;
-}
-// To the nearest, ties to even, from the upper bits of a float32. Beyond the largest: infinity,
-// unless it saturates.
-inline void Narrow(float value, bfloat16_t& to)
-{
-    uint32_t bits;
-    std::memcpy(&bits, &value, 4);
-    const uint32_t rounded = bits + 0x7FFF + (bits >> 16 & 1);
-    to.bits = static_cast<uint16_t>(value == value ? rounded >> 16 : 0x7FC0);
-}
-inline void Narrow(float value, half& to)
-{
-    const uint16_t sign = std::signbit(value) ? 0x8000 : 0;
-    const float size = std::fabs(value);
-    uint16_t bits = 0x7E00;
-    if (size >= 65520.0f) {
-        bits = 0x7C00;
-    } else if (size < 0x1p-14f) {
-        bits = static_cast<uint16_t>(std::nearbyint(std::ldexp(size, 24)));
-    } else if (size == size) {
-        int exponent;
-        const float fraction = std::frexp(size, &exponent);  // in [0.5, 1)
-        const int steps = static_cast<int>(std::nearbyint(std::ldexp(fraction, 11)));
-        bits = static_cast<uint16_t>((exponent + 14) * 1024 + steps - 1024);  // may carry over
-    }
-    to.bits = static_cast<uint16_t>(sign | bits);
 }
 inline float Widen(bfloat16_t value)
 {
@@ -550,8 +524,7 @@ void CheckCopy(const LocalTensor<T>& local, const DataCopyExtParams& params)
     static_assert(kOneOf<T, int8_t, uint8_t, int16_t, uint16_t, half, bfloat16_t, int32_t,
                          uint32_t, float, int64_t, uint64_t, double>,
                   "DataCopyPad: not for this dtype");
-    Sim().Check(params.blockCount >= 1 && params.blockCount <= 4095, "DataCopyPad: ",
-                params.blockCount, " blocks are not from 1 to 4095");
+    Sim().Check(params.blockCount == 1, "DataCopyPad: the stand-in copies one block at a time");
     Sim().Check(params.blockLen > 0 && params.blockLen <= 2097151,
                 "DataCopyPad: blockLen ", params.blockLen);
     Sim().Check(params.blockLen % sizeof(T) == 0, "DataCopyPad: blockLen ", params.blockLen,
@@ -576,28 +549,16 @@ void DataCopyPad(const LocalTensor<T>& dst, const GlobalTensor<T>& src,
     const uint32_t wanted = count + padParams.rightPadding;
     const uint32_t perUnit = host::kUnit / sizeof(T);
     const uint32_t whole = (wanted + perUnit - 1) / perUnit * perUnit;
-    // In UB a block fills whole 32 bytes, dstStride more lie before the next; bytes between in GM.
-    host::Sim().Check(dataCopyParams.srcStride % sizeof(T) == 0,
-                      "DataCopyPad: the stand-in skips whole elements");
-    const uint64_t step = whole + static_cast<uint64_t>(dataCopyParams.dstStride) * perUnit;
-    const uint64_t skip = count + dataCopyParams.srcStride / sizeof(T);
-    std::vector<host::Operand> blocks;
-    for (uint64_t i = 0; i < dataCopyParams.blockCount; ++i) {
-        src.Inside("DataCopyPad", i * skip, count);
-        blocks.push_back(dst.Part(i * step, whole, true));
-    }
-    host::Sim().Access("DataCopyPad", host::kMte2, blocks);
+    src.Inside("DataCopyPad", 0, count);
+    host::Sim().Access("DataCopyPad", host::kMte2, {dst.Writes(whole)});
     // Dummies fill the last 32 bytes; the chip says what they are only with isPad.
     const uint32_t known = padParams.isPad ? (padParams.rightPadding > 0 ? whole : count) : count;
-    for (uint64_t i = 0; i < dataCopyParams.blockCount; ++i) {
-        const T* from = src.GetPhyAddr() + i * skip;
-        T* to = dst.Data() + i * step;
-        host::Sim().GmAccess("DataCopyPad", host::kMte2, from, dataCopyParams.blockLen, false);
-        std::memcpy(to, from, dataCopyParams.blockLen);
-        std::fill(to + count, to + known, padParams.paddingValue);
-        host::Sim().Undefine(static_cast<uint32_t>(dst.Start() + (i * step + known) * sizeof(T)),
-                             (whole - known) * sizeof(T));
-    }
+    host::Sim().GmAccess("DataCopyPad", host::kMte2, src.GetPhyAddr(), dataCopyParams.blockLen,
+                         false);
+    std::memcpy(dst.Data(), src.GetPhyAddr(), dataCopyParams.blockLen);
+    std::fill(dst.Data() + count, dst.Data() + known, padParams.paddingValue);
+    host::Sim().Undefine(static_cast<uint32_t>(dst.Start() + known * sizeof(T)),
+                         (whole - known) * sizeof(T));
 }
 
 template <typename T>
@@ -605,8 +566,6 @@ void DataCopyPad(const GlobalTensor<T>& dst, const LocalTensor<T>& src,
                  const DataCopyExtParams& dataCopyParams)
 {
     host::CheckCopy(src, dataCopyParams);
-    host::Sim().Check(dataCopyParams.blockCount == 1,
-                      "DataCopyPad: the stand-in stores one block at a time");
     const uint32_t count = dataCopyParams.blockLen / sizeof(T);
     dst.Inside("DataCopyPad", 0, count);
     host::Sim().Access("DataCopyPad", host::kMte3, {src.Reads(count)});
@@ -639,7 +598,6 @@ void DataCopyPad(const GlobalTensor<T>& dst, const LocalTensor<T>& src,
 
 VLLM_COLD_HOST_BINARY(Add, a + b, float, int32_t)
 VLLM_COLD_HOST_BINARY(Sub, a - b, float, int32_t)
-VLLM_COLD_HOST_BINARY(Mul, a* b, float, int32_t)
 VLLM_COLD_HOST_BINARY(Max, (b > a ? b : a), float, int32_t)
 VLLM_COLD_HOST_BINARY(And, (a & b), uint16_t, int16_t)
 VLLM_COLD_HOST_SCALAR(Adds, a + b, float, int32_t)
@@ -678,13 +636,9 @@ template <typename T, typename U>
 void Cast(const LocalTensor<T>& dst, const LocalTensor<U>& src, const RoundMode& roundMode,
           const uint32_t count)
 {
-    constexpr bool widens = std::is_same_v<T, float> && host::kOneOf<U, half, bfloat16_t>;
-    static_assert(widens || (std::is_same_v<U, float> && host::kOneOf<T, half, bfloat16_t>),
-                  "Cast: the stand-in widens half and bfloat16_t to float, or rounds it to them");
-    host::Sim().Check(!widens || roundMode == RoundMode::CAST_NONE,
-                      "Cast: widening takes CAST_NONE only");
-    host::Sim().Check(widens || roundMode == RoundMode::CAST_RINT,
-                      "Cast: the stand-in rounds to the nearest, CAST_RINT");
+    static_assert(std::is_same_v<T, float> && host::kOneOf<U, half, bfloat16_t>,
+                  "Cast: the stand-in widens half and bfloat16_t to float");
+    host::Sim().Check(roundMode == RoundMode::CAST_NONE, "Cast: widening takes CAST_NONE only");
     host::Positive("Cast", count);
     host::Aligned("Cast", dst.Start());
     host::Aligned("Cast", src.Start());
@@ -692,21 +646,11 @@ void Cast(const LocalTensor<T>& dst, const LocalTensor<U>& src, const RoundMode&
     host::Sim().Access("Cast", host::kVector, {src.Reads(count), dst.Writes(count)});
     T* to = dst.Data();
     const U* from = src.Data();
-    const float largest = host::kLargestOf<std::conditional_t<widens, U, T>>;
+    const float largest = host::kLargestOf<U>;
     for (uint32_t i = 0; i < count; ++i) {
-        float value;
-        if constexpr (widens) {
-            value = host::Widen(from[i]);
-        } else {
-            value = from[i];
-        }
+        const float value = host::Widen(from[i]);
         const bool keeps = !host::Sim().saturates || (value >= -largest && value <= largest);
-        value = keeps ? value : value > 0 ? largest : value < 0 ? -largest : 0.0f;
-        if constexpr (widens) {
-            to[i] = value;
-        } else {
-            host::Narrow(value, to[i]);
-        }
+        to[i] = keeps ? value : value > 0 ? largest : value < 0 ? -largest : 0.0f;
     }
 }
 
@@ -803,12 +747,6 @@ void ReduceMax(const LocalTensor<T>& dst, const LocalTensor<T>& src,
         std::memcpy(dst.Data() + 1, &largest, sizeof(largest));
     }
 }
-
-}  // namespace AscendC
-
-#include "kernel_repeats.h"
-
-namespace AscendC {
 
 // --- The block ----------------------------------------------------------------------------------
 

@@ -207,10 +207,6 @@ public:
     // An instruction with its operands, before it is carried out. Reads must be of written bytes.
     void Access(const char* what, Pipe pipe, std::initializer_list<Operand> operands)
     {
-        Access(what, pipe, std::vector<Operand>(operands));
-    }
-    void Access(const char* what, Pipe pipe, const std::vector<Operand>& operands)
-    {
         const uint64_t now = Tick(pipe);
         for (const Operand& operand : operands) {
             CheckHandle(what, operand);

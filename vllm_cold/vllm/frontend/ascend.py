@@ -7,6 +7,7 @@ import logging
 import os
 from typing import TYPE_CHECKING, Any
 
+from vllm_cold import environment
 from vllm_cold.npu import npu_platform
 from vllm_cold.vllm import versions
 
@@ -73,10 +74,8 @@ def unsupported(config: "VllmConfig") -> str | None:
             f"vllm-ascend computes LoRA with {named}, which CoLD does not know; "
             "install vllm-ascend 0.23, or a newer vllm-cold."
         )
-    try:
-        npu_platform.choice()
-    except (ValueError, RuntimeError) as error:
-        return str(error)
+    if (asked := environment.read(environment.LORA)) not in (None, "bgmv"):
+        return f"{environment.LORA}={asked!r}: on NPUs it may only be bgmv, the default; unset it."
     rank = lora.max_lora_rank
     if getattr(lora, "fully_sharded_loras", False):
         rank //= ranks
