@@ -178,7 +178,7 @@ def lora() -> list[Entry]:
     if npu_platform.is_npu():
         if (named := npu_platform.named()) != npu_platform.STOCK:
             return [Entry("LoRA", f"not known to CoLD: {named}", Status.PROBLEM)]
-        what = f"{npu_platform.OURS} in engines with CoLD, else {npu_platform.STOCK}"
+        what = f"bgmv in engines with CoLD, else {npu_platform.STOCK}"
         return [Entry("LoRA", what, Status.OK)]
     wrapper = current_platform.get_punica_wrapper()
     if wrapper not in cpu_platform.WRAPPERS.values():
