@@ -47,18 +47,26 @@ def test_one_prompt(folder: Path, variables: dict[str, str]) -> None:
     assert "against base model, weight -0.5" in printed and "page: sorting.html" in printed
 
 
+COMMANDS = {
+    "prompts": block(PAGE, "prompts"),
+    "guided": block(PAGE, "guided"),
+    "several": block(PAGE, "several"),
+    "url": block(PAGE, "url"),
+}
+
+
 @pytest.mark.unit
-@pytest.mark.parametrize("name", ["prompts", "guided", "several", "url"])
+@pytest.mark.parametrize("name", COMMANDS)
 def test_what_is_asked(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The other commands of the page are taken, with their files."""
     monkeypatch.chdir(tmp_path)
     adapters = {"MODEL": "org/model", "URL": "http://localhost:8000"}
     adapters["ADAPTERS"] = str(ROOT / "examples" / "adapters")
     for file, here in re.findall(
-        r"cat > (\S+) <<'END'\n(.*?)END\n", block(PAGE, "prompts") + block(PAGE, "guided"), re.S
+        r"cat > (\S+) <<'END'\n(.*?)END\n", COMMANDS["prompts"] + COMMANDS["guided"], re.S
     ):
         Path(file).write_text(here)
-    command = block(PAGE, name).rpartition("vllm-cold explain")[2]
+    command = COMMANDS[name].rpartition("vllm-cold explain")[2]
     options = build_parser().parse_args(["explain", *words(command, adapters)])
     labels = [str(one.source) for x in ask_all(options) for one in x.contrast.amateurs]
     assert labels == {"guided": ["without system", "without 0:39"]}.get(name, ["None"] * 2)

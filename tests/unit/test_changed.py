@@ -99,8 +99,6 @@ def test_steps_are_all_run_and_the_failed_ones_named(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(suite, "steps", lambda everything: {"one": FAILS, suite.V2: PASSES})
-    monkeypatch.setattr(changed, "is_clean", lambda: True)
-    monkeypatch.setattr(changed, "mark_green", lambda: pytest.fail("not all has passed"))
     monkeypatch.setattr("sys.argv", ["tests"])
     with pytest.raises(SystemExit, match=r"Failed: one\."):
         suite.main()

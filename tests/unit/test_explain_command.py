@@ -81,7 +81,7 @@ def test_mistakes(case: str, tmp_path: Path) -> None:
         (["--amateur", "m"], "--prompt: nothing to contrast with"),
         (
             ["--preset", "cfg"],
-            "--preset='cfg': contrasts with another prompt; say which with --without, --part, --am",
+            "--preset='cfg': contrasts with another prompt; say which with --without, --part, ",
         ),
     ],
 )

@@ -192,9 +192,9 @@ def test_texts_and_adapters(fake: Fake) -> None:
     # What is not said would be the server's default: the cap, and what it leaves out of chats.
     number = {"cold": 1, "cold_expert_top_k": 9, "cold_alpha": 0.1, "cold_beta": 1.0}
     adaptive = number | {"cold_beta": "adaptive", "cold_rule_parameters": '{"beta_max": 1.0}'}
-    assert [args for args in fake.cold if "cold_part" not in args] == [
-        number | {"cold_amateur": "base"}, adaptive | {"cold_amateur": "base"},
-    ]  # fmt: skip
+    whole = [args for args in fake.cold if "cold_part" not in args]
+    assert len(whole) == 2  # which of them came first is chance
+    assert all(one | {"cold_amateur": "base"} in whole for one in (number, adaptive))
     part = {"cold_part": [0, 5]}
     assert number | part in fake.cold or adaptive | part in fake.cold
     found = fake.report

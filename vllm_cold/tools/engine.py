@@ -17,11 +17,23 @@ from vllm_cold.tools.contrast import Content, Contrast, Stream, media_in
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.pictures import as_sent, without_data
 
+# Arguments of vllm.LLM and of vllm serve alike.
+ENGINE_OPTIONS: dict[str, Any] = {
+    "dtype": {"help": "(default: the model's)"},
+    "max_model_len": {"type": int, "help": "(default: the model's)"},
+    "max_num_seqs": {"type": int, "help": "a CoLD request counts twice or more"},
+    "gpu_memory_utilization": {"type": float},
+    "tensor_parallel_size": {"type": int},
+    "enforce_eager": {
+        "action": "store_true",
+        "default": None,
+        "help": "do not compile the model",
+    },
+}
 _SPACE = (
     "change --gpu-memory-utilization, or on a CPU set VLLM_CPU_KVCACHE_SPACE to the GiB that the "
     "KV cache may have, such as 4"
 )
-_TERSE = (AssertionError, ImportError, KeyError)  # whose texts are no sentences
 _TERSE = (AssertionError, ImportError, KeyError)  # their texts are no sentences
 
 

@@ -75,18 +75,14 @@ def read_picture(path: Path, called: str) -> Picture:
         ToolError: it cannot be read, or is no picture.
     """
     try:
-        return _read(path.absolute())
+        return make_picture(path.name, path.read_bytes())
     except OSError as error:
         raise ToolError(f"{called}: cannot be read ({error.strerror})") from error
     except ValueError as error:
         raise ToolError(f"{called}: {error}") from error
 
 
-@lru_cache(maxsize=4096)  # many rows ask about one picture
-def _read(path: Path) -> Picture:
-    return make_picture(path.name, path.read_bytes())
-
-
+@lru_cache(maxsize=4096)  # many rows ask about one picture, which may change between runs
 def make_picture(name: str, data: bytes) -> Picture:
     """A picture of a file's bytes; ValueError where these are none."""
     from PIL import Image, ImageOps, UnidentifiedImageError  # comes with vLLM

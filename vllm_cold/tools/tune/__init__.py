@@ -17,23 +17,10 @@ from typing import Any
 from vllm_cold.method.settings import CONTRAST, KNOBS
 from vllm_cold.tools.address import add_options
 from vllm_cold.tools.contrast import OPTIONS, add_rule_option, add_rules, option_of
+from vllm_cold.tools.engine import ENGINE_OPTIONS
 from vllm_cold.tools.errors import named_libraries
 from vllm_cold.tools.tune.grid import AXES
 from vllm_cold.tools.tune.plain import BETTER
-
-# Arguments of vllm.LLM and of vllm serve alike.
-ENGINE_OPTIONS: dict[str, Any] = {
-    "dtype": {"help": "(default: the model's)"},
-    "max_model_len": {"type": int, "help": "(default: the model's)"},
-    "max_num_seqs": {"type": int, "help": "a CoLD request counts twice or more"},
-    "gpu_memory_utilization": {"type": float},
-    "tensor_parallel_size": {"type": int},
-    "enforce_eager": {
-        "action": "store_true",
-        "default": None,
-        "help": "do not compile the model",
-    },
-}
 
 
 def _at_least(least: int) -> Callable[[str], int]:

@@ -26,9 +26,9 @@ from vllm_cold.tools.contrast import (
     read_contrast,
     refuse_equal,
 )
+from vllm_cold.tools.engine import ENGINE_OPTIONS
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.server import Server
-from vllm_cold.tools.tune import ENGINE_OPTIONS
 from vllm_cold.tools.tune.grid import Setting, make_grid
 from vllm_cold.tools.tune.match import Matcher, load_matcher
 from vllm_cold.tools.tune.plain import Lacks, plain_prompts
