@@ -7,6 +7,7 @@ What is marked ``full`` is for V1 alone.
 FILES = (
     "tests/engine/test_streams.py",
     "tests/engine/test_embeds.py",
+    "tests/engine/test_images.py",
     "tests/engine/test_reference.py",
     "tests/engine/test_requests.py",
     "tests/engine/test_runners.py",
