@@ -37,7 +37,7 @@ SUITES: dict[str, tuple[dict[str, str], tuple[str, ...]]] = {
             *(
                 f"tests/unit/test_{name}.py"
                 for name in (
-                    "contracts",
+                    "patching",
                     "processor_v1",
                     "engine_config",
                     "params",

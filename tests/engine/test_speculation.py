@@ -279,7 +279,10 @@ def spoil(what: str, runner: str, patch: pytest.MonkeyPatch) -> None:
     elif what == "rows of drafts are not scored" and runner == "v1":
         patch.setattr(ColdLogitsProcessorV1, "apply_to_drafts", lambda *args: None)
     elif what == "rows of drafts are not scored":
-        patch.setattr("vllm_cold.group.rows._spread", lambda groups, num_rows: [])
+        spread = GroupRows.spread
+        patch.setattr(
+            GroupRows, "spread", lambda rows, num_rows: spread(rows, [0 for _ in num_rows])
+        )
     else:
         patch.setattr(
             "vllm.v1.worker.gpu.spec_decode.rejection_sampler.get_max_chunk_logits",

