@@ -80,10 +80,9 @@ def main() -> None:
         failed += [name] if status else []
     print("\n minutes  of CPU  step", *table, sep="\n")
     if not everything:
-        parts = ", ".join(part.name for part in changed.now()) or "none"
-        print(
-            f"Left out, as nothing that they are about has changed since {changed.base()}: {parts}."
-        )
+        if parts := ", ".join(part.name for part in changed.now()):
+            since = changed.base()
+            print(f"Left out, as nothing that they are about has changed since {since}: {parts}.")
         print("Left out: tests marked 'full', and most of those on the V2 model runner (make v2).")
     else:
         print(

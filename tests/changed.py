@@ -142,7 +142,7 @@ def base() -> str | None:
         fork = _git("merge-base", "HEAD", main)
         if fork and fork != head:
             return fork
-    return _git("rev-parse", "--verify", "--quiet", "HEAD~1")
+    return None  # on main itself nobody knows what has passed
 
 
 def changed_files(since: str) -> list[str] | None:

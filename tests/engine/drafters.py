@@ -83,6 +83,59 @@ def _layer(weights: Weights, layer: int) -> Weights:
     return {name.removeprefix(start): w for name, w in weights.items() if name.startswith(start)}
 
 
+def eagle3(target: Path, folder: Path, tokens: int = 3) -> dict[str, Any]:
+    """EAGLE-3 for a Llama: a layer whose attention copies the token's embedding, all scaled to one
+    size, and the target's layers behind it. The target's hidden states are not used.
+    """
+    config, weights = _read(target)
+    hidden, layers = config["hidden_size"], config["num_hidden_layers"]
+    heads, kv_heads, size = (
+        config[name] for name in ("num_attention_heads", "num_key_value_heads", "head_dim")
+    )
+    if kv_heads * size != hidden:
+        raise ValueError("the values of a token must have room for its embedding")
+    eye = torch.eye(hidden)
+    # Each query is best matched by the same token's key, by far.
+    query = 3.0 * eye[:size].repeat(heads, 1)
+    back = torch.zeros(hidden, heads * size)
+    for head in range(kv_heads):
+        rows = slice(head * size, (head + 1) * size)
+        first = head * (heads // kv_heads) * size  # the first of this head's queries
+        back[rows, first : first + size] = _RMS * torch.eye(size)
+    no = torch.zeros_like
+    own: Weights = {
+        "fc.weight": torch.zeros(hidden, 3 * hidden),
+        "norm.weight": weights["model.norm.weight"],
+        "lm_head.weight": weights["lm_head.weight"],
+        "layers.0.hidden_norm.weight": torch.zeros(hidden),
+        "layers.0.input_layernorm.weight": torch.ones(hidden),
+        "layers.0.post_attention_layernorm.weight": torch.ones(hidden),
+        "layers.0.self_attn.q_proj.weight": _beside(query, no(query)),
+        "layers.0.self_attn.k_proj.weight": _beside(query[: kv_heads * size], no(eye)),
+        "layers.0.self_attn.v_proj.weight": _beside(eye, no(eye)),
+        "layers.0.self_attn.o_proj.weight": back,
+    }
+    for layer in range(layers):
+        for name, weight in _layer(weights, layer).items():
+            own[f"layers.{layer + 1}.{name}"] = weight
+            if layer == 0 and name.startswith("mlp."):
+                own[f"layers.0.{name}"] = no(weight)
+    config |= {
+        "num_hidden_layers": layers + 1,
+        "draft_vocab_size": config["vocab_size"],
+        "norm_before_residual": True,  # or the hidden states would be added to the embedding
+        "eagle_aux_hidden_state_layer_ids": [0, 1, 2],
+    }
+    model = _write(folder, config, own)
+    return {"method": "eagle3", "model": model, "num_speculative_tokens": tokens}
+
+
+def _layer(weights: Weights, layer: int) -> Weights:
+    """The weights of a layer, by their names within it."""
+    start = f"model.layers.{layer}."
+    return {name.removeprefix(start): w for name, w in weights.items() if name.startswith(start)}
+
+
 def make_mtp_model(tiny: Path, folder: Path) -> Path:
     """Write a random model that carries its own drafter; return the folder.
 

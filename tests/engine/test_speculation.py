@@ -55,6 +55,8 @@ class Drafters:
                 return drafters.draft_model(target, folder, seed=9)
             case "eagle":
                 return drafters.eagle(target, folder)
+            case "eagle3":
+                return drafters.eagle3(target, folder)
             case "probabilistic":  # its drafts are drawn as tokens are
                 drafted = drafters.draft_model(target, folder)
                 return drafted | {"draft_sample_method": "probabilistic"}
@@ -89,7 +91,7 @@ EXACT = [
         for case in (
             ("draft_model", "pressure"),
             ("wrong", "async"),
-            ("eagle", "compiled"),
+            ("eagle3", "compiled"),
             ("eagle", "long-prefill"),
         )
     ),
