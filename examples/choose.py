@@ -12,7 +12,8 @@ Whole answers tell more: each is scored under both prompts, which gives four num
 function of these says when memory is to be trusted. In a trial with Qwen2.5-Coder-Instruct 0.5B
 that gained 14 to 17 points where the text had no answer, 6 to 16 where it was only near, and cost 1
 where it contradicted memory; with 1.5B it gained nothing, and did no harm. So ``fit`` says first
-what it would have gained on rows that it did not see. It costs two answers and two short scorings.
+what it would have gained on rows that it did not see. It costs two answers, and two scorings, each
+of which reads a prompt anew: vLLM looks up no prefix for a request with prompt_logprobs.
 """
 
 from __future__ import annotations

@@ -66,6 +66,9 @@ def test_the_server_takes_it(tiny: Path) -> None:
     (said,) = re.findall(r'additional_config=({"cold": .+?}})', (ROOT / PAGE).read_text())
     assert {"cold": cold} == eval(said, {})
     assert "conflict" in registry.names()
+    parsed.cold_rule = ["my_rules:Nothing"]
+    with pytest.raises(SystemExit, match="^vllm: error: --cold-rule='my_rules:Nothing': cannot be"):
+        AsyncEngineArgs.from_cli_args(parsed)
 
 
 def rows(page: str, heading: str) -> dict[str, str]:

@@ -148,19 +148,19 @@ def assert_idle(llm: Any) -> None:
 
 
 @contextmanager
-def preempted_pairs(llm: Any) -> Iterator[list[str]]:
-    """The pairs that were preempted in the meantime, one entry each time."""
-    sched, ids = scheduler(llm), []
+def preempted_pairs(llm: Any) -> Iterator[list[Any]]:
+    """The scheduler's groups that were preempted in the meantime, one entry each time."""
+    sched, groups = scheduler(llm), []
     original = sched._preempt_request
 
     def record(request: Any, *args: Any, **kwargs: Any) -> None:
         if request.request_id.endswith("-amateur-1"):
-            ids.append(request.request_id)
+            groups.append(sched._groups[request.request_id])
         original(request, *args, **kwargs)
 
     sched._preempt_request = record
     try:
-        yield ids
+        yield groups
     finally:
         del sched._preempt_request
 

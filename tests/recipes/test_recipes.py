@@ -164,6 +164,45 @@ def test_two_names(served: tuple[Recorder, str, Server]) -> None:
     )["model"] == "sql"  # fmt: skip
 
 
+@pytest.mark.server
+def test_two_answers(served: tuple[Recorder, str, Server], tmp_path: Path) -> None:
+    """What only the document says, and what only memory knows, as the document says otherwise."""
+    known = {"France": "Paris", "Japan": "Tokyo", "Italy": "Rome", "Germany": "Berlin"}
+    known |= {"Spain": "Madrid", "Russia": "Moscow", "Greece": "Athens", "China": "Beijing"}
+
+    def row(text: str, question: str, answer: str) -> dict[str, Any]:
+        chat = [{"role": "user", "content": question}]
+        return {"with": [{"role": "user", "content": f"{text} {question}"}], "without": chat,
+                "answers": [answer]}  # fmt: skip
+
+    rows = []
+    for number, (country, capital) in enumerate(known.items()):
+        room = f"The code of room {number} is {7 * number + 101}."
+        rows.append(row(room, f"What is the code of room {number}?", str(7 * number + 101)))
+        other = f"Since 2031 the capital of {country} is Osaka."
+        rows.append(row(other, f"What is the capital of {country}?", capital))
+    for name in ("rows", "new"):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(each) + "\n" for each in rows))
+    script = block(PAGE, "choose").replace("--model", f"--url {served[2].url}/v1 --model")
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", script],
+        cwd=tmp_path,
+        env=offline({"PYTHONPATH": str(ROOT)}),
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stderr.startswith(f"{len(rows)} rows: with the text "), done.stderr
+    for line in done.stdout.splitlines():
+        found = json.loads(line)
+        assert found["answer"] in (found["with_text"], found["from_memory"])
+        with_text, other, memory_with, memory = found["numbers"]
+        # Each is likelier behind the prompt that it was decoded from.
+        assert 0 >= with_text > other and 0 >= memory > memory_with
+    assert len(done.stdout.splitlines()) == len(rows)
+
+
 @pytest.mark.engine
 def test_fifty_problems(tiny: Path, tmp_path: Path) -> None:
     """From a table of pairs to the verdict. On the tiny model, whose answers are always wrong."""

@@ -19,6 +19,8 @@ import openai
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.examples.installed import install
+
 ROOT = Path(__file__).parents[2]
 START_TIMEOUT = 480.0
 
@@ -178,10 +180,7 @@ def arguments(tiny: Path) -> list[str]:
 # "chat" are the pages', and one looks like an alias. "nan" and "inf" come on top; they are sick.
 NAMES = {"one": "one", "two": "two", "one:cold": "two", "sql": "one", "chat": "two"}
 # Whose classes the shared server serves.
-RULES = (
-    "cold_conflict:Conflict",
-    *(f"tests.server.own_rules:{n}" for n in ("Fading", "Breaks", "Raises")),
-)
+RULES = tuple(f"tests.server.own_rules:{name}" for name in ("Fading", "Breaks", "Raises"))
 # Room for about a third of what 32 sequences of 96 tokens take.
 BLOCKS = ("--block-size", "32", "--num-gpu-blocks-override", "33")
 
@@ -201,7 +200,7 @@ def server(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ser
     options += [f"{name}={at}" for name, at in adapters.items()]
     for rule in RULES:
         options += ["--cold-rule", rule]
-    path = (str(ROOT), str(ROOT / "examples" / "rule"), os.environ.get("PYTHONPATH"))
+    path = (str(ROOT), str(install(folder)), os.environ.get("PYTHONPATH"))
     environment = {
         "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
         "VLLM_SERVER_DEV_MODE": "1",

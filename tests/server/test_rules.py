@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A server with rules of others by ``--cold-rule``; ``tests/examples/test_rule`` installs one."""
+"""A server with rules of others: of the example package, which is installed, and by
+``--cold-rule``.
+"""
 
 from __future__ import annotations
 

@@ -438,6 +438,7 @@ def test_amateurs_that_have_ended() -> None:
         torch.testing.assert_close(got, kept_tokens, rtol=1e-6, atol=1e-6)
         assert figure == (num, 0, 0, 0, 1, 0, ())
         assert alone is not None and alone.members == ([0],)
+        assert alone.rules == ()  # nobody is asked any more
         # Where drafts are verified, too.
         spread = alone.spread([3])
         assert spread.ids == ("x",) * 3 and spread.present == (0,) * 3

@@ -294,6 +294,12 @@ def test_a_rule_of_a_module(monkeypatch: pytest.MonkeyPatch) -> None:
             {},
             "asks for a value of a tensor",
         ),
+        (lambda s: s.entropy[:, 1:] * torch.ones(3, 1), {}, "two different devices"),
+        (
+            lambda s: Choice(s.entropy[:, 1:], done=s.entropy[:, 1:] > 0),
+            {"retires": True},
+            "has a weight behind the step where it was done",
+        ),
         (lambda s: s.entropy[:, 1:] - s.entropy[:, 1:].mean(), {}, "depends on the other groups"),
         (lambda s: s.entropy[:, 1:], {"state": 1}, "its state is 1 numbers"),
         (lambda s: s.entropy[:, 1:], {"state": 17}, "its state must be at most 16"),

@@ -163,7 +163,9 @@ def test_weights_of_an_amateur_that_has_ended() -> None:
     told.give([RowStats(1, 0, 0, weights=[-0.5, 0.0, 0.0])])  # a wider group is in the batch
     told.give([RowStats(1, 0, 0, done=0b1, weights=[-0.25, 0.0])])
     told.give([RowStats(1, 0, 0, done=0b1, weights=[0.0, 0.5]), RowStats(1, 0, 0, weights=[0, -1])])
-    assert told.rows == [[-0.5, 0.0], [-0.25, 0.0], [None, 0.5], [None, -1]]
+    told.give([RowStats(1, 0, 0, done=0b10, weights=[0, -1]), RowStats(1, 0, 0)])  # all have ended
+    rows = [[-0.5, 0.0], [-0.25, 0.0], [None, 0.5], [None, -1], [None, -1], [None, None]]
+    assert told.rows == rows
     theirs = {"remote_block_ids": [1]}  # a KV connector's
     given = results.with_weights(theirs, told.rows)
     assert given == {**theirs, "cold": {"weights": told.rows}} and theirs.keys() == {*theirs}
@@ -217,8 +219,9 @@ def test_what_a_request_is_counted_under(tiny: Path) -> None:
     assert method(beta=1) == method(amateur="two") == method(params=ColdParams()) == "cold"
     own = Amateur(prompt=" w9")
     assert method(part="0:1") == method(params=ColdParams(amateurs=[own, Amateur()])) == "custom"
-    assert method(part="0:1", preset="cad") == method(part="0:1", preset="cad", beta="mti") == "cad"
+    assert method(part="0:1", preset="cad") == method(part="0:1", preset="cad", beta=2) == "cad"
     assert method(beta="mti") == method(part="0:1", weights="mti") == "mti"
+    assert method(part="0:1", preset="cad", beta="mti") == "mti"
     assert method(params=ColdParams.preset("cad", amateur=own, beta=1.0)) == "cad"
     assert method(lora=None, amateur=["one", "two"], preset="dexperts") == "dexperts"
     front.serve(default={"preset": "cfg", "without": "system"})

@@ -91,10 +91,11 @@ def _rule(name: str) -> Rule:
 def _rule_rows(
     host: _Host, streams: Sequence[Stream], device: torch.device
 ) -> tuple[RuleRows, ...]:
-    """The groups of each rule."""
+    """The groups of each rule, but for those whose amateurs have all ended."""
     by_rule: dict[str, list[int]] = {}
+    alone = (host.members[:, 1:] < 0).all(1).tolist()
     for row, each in enumerate(host.streams.tolist()):
-        if (name := streams[each].settings.rule) is not None:
+        if (name := streams[each].settings.rule) is not None and not alone[row]:
             by_rule.setdefault(name, []).append(row)
     found = []
     for name, listed in by_rule.items():

@@ -36,7 +36,7 @@ class RowStats(NamedTuple):
             the rows are behind different drafts. ``OUT_OF_RANGE`` if a row number was, so that
             nobody scored. 4 if the group's rule had no weights for it.
         done: Amateurs that its rule needs no more: bit i for the i-th.
-        idle: 1 if its rule gave each amateur the weight 0.
+        idle: 1 if its rule gave each amateur the weight 0, or has ended them all.
         present: Amateurs that were there, in bits as ``done``.
         weights: Of the amateurs, and maybe zeros behind; where a client of the step asks for them.
     """
@@ -95,7 +95,8 @@ class StepStats:
         for group, present, chosen, *row in zip(
             self._ids, self._present, by_row, *columns, strict=True
         ):
-            yield group, RowStats(*row)._replace(present=present, weights=chosen)
+            of_row = RowStats(*row)._replace(present=present, weights=chosen)
+            yield group, of_row if present else of_row._replace(idle=1)
 
     def _numbers(self) -> tuple[Sequence[Sequence[int]], Sequence[Sequence[float]] | None]:
         """The columns of the statistics, and the rows of the weights."""
@@ -132,7 +133,8 @@ class WeightsByStep:
     def give(self, figures: Sequence[RowStats]) -> None:
         """The client is given the tokens that were sampled there."""
         for each in figures:
-            weights = enumerate(each.weights[: self._amateurs])
+            # A group without amateurs may be beside none that has a weight.
+            weights = enumerate((*each.weights, *[0.0] * self._amateurs)[: self._amateurs])
             self.rows.append([None if not w and self._done >> i & 1 else w for i, w in weights])
             self._done |= each.done
 

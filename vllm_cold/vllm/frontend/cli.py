@@ -111,7 +111,8 @@ def _make_from(original: Callable[..., Any]) -> Callable[..., Any]:
             own = {key: value for key, value in cold.items() if key in KNOBS}
             combine(own, prefix="--cold-", defaults=preset_knobs(cold.get("preset")))
         except ColdError as error:
-            option = ColdError(error.field.replace("_", "-"), error.value, error.problem)
+            field = "--cold-rule" if error.field == "rules" else error.field.replace("_", "-")
+            option = ColdError(field, error.value, error.problem)
             raise SystemExit(f"vllm: error: {option}") from error
         additional["cold"] = cold
         engine_args.additional_config = additional

@@ -10,6 +10,7 @@ from vllm_cold.group.stream import AmateurStream, Stream
 from vllm_cold.method import arguments
 from vllm_cold.method.amateurs import AmateurSpec, CannotLeaveOut, Without
 from vllm_cold.method.embeddings import Embeddings
+from vllm_cold.method.presets import PRESETS
 from vllm_cold.params import ColdParams
 from vllm_cold.rules import registry
 from vllm_cold.vllm.frontend import prompts
@@ -97,13 +98,17 @@ class Contrast(arguments.Contrast):
         own = any(one.source is not None for one in self.amateurs)
         name = self.settings.rule
         rule = None if name is None else registry.get(name)
+        # A preset whose rule is another one, or none, is not what the request is decoded by.
+        preset = self.preset
+        if preset is not None and name is not None and PRESETS[preset].knobs.get("beta") != name:
+            preset = None
         return Stream(
             self.settings,
             tuple(
                 AmateurStream(weight, _as_data(one.lora), one.prompt, embeds, len(one.features))
                 for (one, weight), embeds in zip(amateurs, _copies(self.amateurs), strict=True)
             ),
-            method=self.preset or name or ("custom" if own else "cold"),
+            method=preset or name or ("custom" if own else "cold"),
             keeps_state=rule is not None and rule.state > 0,
             retires=rule is not None and rule.retires,
             explain=rule is not None and self.explain,
