@@ -17,7 +17,7 @@ from benchmarks.accuracy import __main__ as command
 from benchmarks.accuracy import models, packages, plan
 from benchmarks.accuracy.answers import Folder, judge_of, judged, read
 from benchmarks.accuracy.engine import Engine
-from benchmarks.accuracy.methods import CHOICE, METHODS, Request
+from benchmarks.accuracy.methods import CHOICE, METHODS, Method, Request
 from benchmarks.accuracy.models import Model
 from benchmarks.accuracy.problem import Cell, Split
 from benchmarks.accuracy.report import Difference, compare, correct, count_of, render
@@ -302,17 +302,36 @@ def test_pieces_of_packages_are_joined_by_their_numbers(tmp_path: Path) -> None:
 # The command
 
 
-def test_every_pair_comes_once_and_the_first_matter_most() -> None:
-    cells, methods = list(CELLS.values()), list(METHODS.values())
-    found = [
-        (cell.name, method.key)
-        for members, some in plan.steps(cells, methods)
+def combinations(methods: list[Method] | None) -> list[tuple[str, Split, str]]:
+    return [
+        (cell.name, split, method.key)
+        for members, split, some in plan.steps(list(CELLS.values()), plan.SPLITS, methods)
         for cell in members
         for method in some
     ]
-    assert len(found) == len(set(found)) == len(cells) * len(methods)
-    assert found[:3] == [("false", k) for k in ("greedy", "without the part", "better prompt")]
-    assert {name for names, _ in plan.ORDER for name in names} <= CELLS.keys()
+
+
+def test_the_plan_is_what_is_declared_and_named_methods_go_before_it() -> None:
+    declared, found = combinations(None), combinations(list(METHODS.values()))
+    assert len(found) == len(set(found)) == len(CELLS) * 2 * len(METHODS)
+    for each in (declared, found):  # the first matter most
+        assert each[:3] == [
+            ("false", "test", k) for k in ("greedy", "without the part", "better prompt")
+        ]
+    assert len(declared) == len(set(declared)) and {cell for cell, *_ in declared} == CELLS.keys()
+    on_dev = {(cell, key) for cell, split, key in declared if split == "dev"}
+    keys = ("greedy", "without the part", CHOICE.key)
+    assert on_dev == {(c.name, key) for c in CELLS.values() if c.chosen for key in keys}
+    compared = [
+        (cell, "test", key)
+        for cells, keys, rival in plan.COMPARED
+        for cell in cells
+        for key in (*keys, rival)
+    ]
+    assert set(compared) <= set(declared), "all that is compared is decoded"
+    own = replace(CELLS["false"], name="false+own")  # with somebody's adapter
+    ((members, split, methods),) = plan.steps([own], ["test"])
+    assert (members, split, len(methods)) == ([own], "test", len(METHODS))
 
 
 def test_a_run_its_report_and_the_plan(
@@ -325,7 +344,7 @@ def test_a_run_its_report_and_the_plan(
     common = ["--model-entry", str(entry), "--folder", str(tmp_path), "--cells", "near",
               "true-among", "--problems", "3", "--splits", "test"]  # fmt: skip
     command.main(["run", *common, "--methods", "cad", "grounded"])
-    # Of the two cells greedy, cad and grounded.
+    # Of the two cells greedy, cad and grounded, though the plan asks for grounded of one alone.
     assert len(engine.asked) == 3 * 2 * 3
     assert all(isinstance(each.expert.prompt, str) for each in engine.asked)
     assert [bool(each.amateurs) for each in engine.asked[:6]] == [False] * 3 + [True] * 3
