@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -72,6 +73,11 @@ class Runner:
                     add(path, new)
                     kept |= {answer.mark: answer.text for answer in new}
 
+    def close(self) -> None:
+        """End the engine, if it was started."""
+        if self._engine:
+            self._engine.close()
+
     def _requests(
         self, cell: Cell, method: Method, problems: Sequence[Problem], kept: dict[str, str]
     ) -> list[Request]:
@@ -116,15 +122,23 @@ def run(arguments: argparse.Namespace) -> None:
     for model in arguments.models:
         model.path()  # is it there?
         cells = ready(model, arguments.cells, arguments.folder)
-        runner = Runner(model, arguments.folder, adapters=any(cell.adapter for cell in cells))
-        steps = plan.steps(cells, arguments.splits, arguments.methods)
-        for members, split, some in tqdm(steps, desc=model.name, unit="step"):
-            count = count_of(model, split, arguments.problems)
-            # The others are compared with it.
-            with_greedy = some if GREEDY in some else [GREEDY, *some]
-            for cell in members:
-                runner.run(cell, split, with_greedy, count)
+        adapters = any(cell.adapter for cell in cells)
+        with closing(Runner(model, arguments.folder, adapters=adapters)) as runner:
+            decode(arguments, runner, model, cells)
     report(arguments)
+
+
+def decode(
+    arguments: argparse.Namespace, runner: Runner, model: Model, cells: Sequence[Cell]
+) -> None:
+    """Decode a model's answers."""
+    steps = plan.steps(cells, arguments.splits, arguments.methods)
+    for members, split, some in tqdm(steps, desc=model.name, unit="step"):
+        count = count_of(model, split, arguments.problems)
+        # The others are compared with it.
+        with_greedy = some if GREEDY in some else [GREEDY, *some]
+        for cell in members:
+            runner.run(cell, split, with_greedy, count)
 
 
 def show_plan(arguments: argparse.Namespace) -> None:

@@ -180,14 +180,14 @@ def _make_control(model: Model, split: Split, n: int) -> list[Problem]:
     ]
 
 
-_GROUP = "An instruction"
+GROUP = "An instruction"
 CELLS = (
     Cell(
-        "instructions", _GROUP, "IFEval's instructions; the amateur lacks the instruction", _make,
+        "instructions", GROUP, "IFEval's instructions; the amateur lacks the instruction", _make,
         score, 96, base_stop=("\nUser:", "\nAssistant:", "\n\n"),
     ),
     Cell(
-        "plain-questions", _GROUP, "simple questions, the system prompt asks nothing special; the "
+        "plain-questions", GROUP, "simple questions, the system prompt asks nothing special; the "
         "amateur lacks the system prompt", _make_control, memory.score, 40, control=True,
         chat_only=True,
     ),
