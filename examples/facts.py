@@ -116,9 +116,19 @@ def names(text: str, answers: Iterable[str]) -> bool:
     return any(_pattern(answer).search(_plain(text)) for answer in answers)
 
 
-def without(text: str, answers: Iterable[str]) -> str:
-    """``text`` without what :func:`names` finds in it, and without accents."""
-    text = _plain(text)
-    for answer in sorted(answers, key=len, reverse=True):
-        text = _pattern(answer).sub("", text)
-    return text
+def named(text: str, known: Iterable[str]) -> set[str]:
+    """Which of ``known`` ``text`` has in it. Of those that overlap it is the one that begins first,
+    and then the longest: "New Mexico" names no Mexico where it is known, too.
+    """
+    plain = _plain(text)
+    found = [
+        (match.start(), -match.end(), -len(name), name)
+        for name in set(known)
+        for match in _pattern(name).finditer(plain)
+    ]
+    told, end = set[str](), 0
+    for start, minus_end, _, name in sorted(found):
+        if start >= end:
+            told.add(name)
+            end = -minus_end
+    return told

@@ -2,9 +2,10 @@
 """The accuracy benchmark: ``python -m benchmarks.accuracy list``, ``fetch``, ``plan``, ``train``,
 ``run``, ``report``.
 
-Settings are fixed before test problems are decoded (``hypotheses.md``). ``run`` takes the cells and
-methods in the order of importance, so that it may be cut off; what is decoded already is not
-decoded again, so it goes on where it was stopped. Two processes with other models or cells may run
+Settings are fixed before test problems are decoded, and so is what is decoded and compared
+(``hypotheses.md``). ``run`` takes the cells and methods of that plan in the order of importance, so
+that it may be cut off; what is decoded already is not decoded again, so it goes on where it was
+stopped. Two processes with other models or cells may run
 side by side, each on one core.
 """
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -71,6 +73,11 @@ class Runner:
                     add(path, new)
                     kept |= {answer.mark: answer.text for answer in new}
 
+    def close(self) -> None:
+        """End the engine, if it was started."""
+        if self._engine:
+            self._engine.close()
+
     def _requests(
         self, cell: Cell, method: Method, problems: Sequence[Problem], kept: dict[str, str]
     ) -> list[Request]:
@@ -99,7 +106,7 @@ def ready(model: Model, cells: Sequence[Cell], folder: Folder) -> list[Cell]:
         if not cell.is_for(model):
             continue
         try:
-            problem = cell.problems(model, "dev", 1)[0]
+            problem = cell.problems(model, "test", 1)[0]
             GREEDY.request(model, cell, problem, folder.adapters(model)).mark  # noqa: B018
         except (FileNotFoundError, ModuleNotFoundError) as error:
             print(f"{model.name}, {cell.name} is left out: {error}")
@@ -112,19 +119,26 @@ def run(arguments: argparse.Namespace) -> None:
     """Decode, what matters most first, and write the report."""
     if arguments.fetch:
         fetch(arguments)
-    methods = [METHODS[key] for key in arguments.methods]
     for model in arguments.models:
         model.path()  # is it there?
         cells = ready(model, arguments.cells, arguments.folder)
-        runner = Runner(model, arguments.folder, adapters=any(cell.adapter for cell in cells))
-        for members, some in tqdm(plan.steps(cells, methods), desc=model.name, unit="step"):
-            for cell in members:
-                for split in arguments.splits:
-                    # The others are compared with it.
-                    with_greedy = list(dict.fromkeys([GREEDY.key, *(each.key for each in some)]))
-                    count = count_of(model, split, arguments.problems)
-                    runner.run(cell, split, [METHODS[key] for key in with_greedy], count)
+        adapters = any(cell.adapter for cell in cells)
+        with closing(Runner(model, arguments.folder, adapters=adapters)) as runner:
+            decode(arguments, runner, model, cells)
     report(arguments)
+
+
+def decode(
+    arguments: argparse.Namespace, runner: Runner, model: Model, cells: Sequence[Cell]
+) -> None:
+    """Decode a model's answers."""
+    steps = plan.steps(cells, arguments.splits, arguments.methods)
+    for members, split, some in tqdm(steps, desc=model.name, unit="step"):
+        count = count_of(model, split, arguments.problems)
+        # The others are compared with it.
+        with_greedy = some if GREEDY in some else [GREEDY, *some]
+        for cell in members:
+            runner.run(cell, split, with_greedy, count)
 
 
 def show_plan(arguments: argparse.Namespace) -> None:
@@ -132,24 +146,23 @@ def show_plan(arguments: argparse.Namespace) -> None:
     machine, total = plan.MACHINES[arguments.machine], 0.0
     for model in arguments.models:
         cells = ready(model, arguments.cells, arguments.folder)
-        for members, methods in plan.steps(cells, list(METHODS.values())):
-            for split in arguments.splits:
-                count = count_of(model, split, arguments.problems)
-                times = {
-                    method.key: sum(
-                        plan.seconds(model, c, c.problems(model, split, count), method, machine)
-                        for c in members
-                    )
-                    for method in methods
-                }
-                if not any(times.values()):
-                    continue  # none of the methods is for these cells
-                total += sum(times.values())
-                print(
-                    f"{model.name}, {split}: {', '.join(cell.name for cell in members)}: "
-                    f"{', '.join(key for key, took in times.items() if took)}: "
-                    f"{sum(times.values()) / 60:.1f} min, {total / 3600:.1f} h so far"
+        for members, split, methods in plan.steps(cells, arguments.splits, arguments.methods):
+            count = count_of(model, split, arguments.problems)
+            times = {
+                method.key: sum(
+                    plan.seconds(model, c, c.problems(model, split, count), method, machine)
+                    for c in members
                 )
+                for method in methods
+            }
+            if not any(times.values()):
+                continue  # none of the methods is for these cells
+            total += sum(times.values())
+            print(
+                f"{model.name}, {split}: {', '.join(cell.name for cell in members)}: "
+                f"{', '.join(key for key, took in times.items() if took)}: "
+                f"{sum(times.values()) / 60:.1f} min, {total / 3600:.1f} h so far"
+            )
 
 
 def report(arguments: argparse.Namespace) -> None:
@@ -248,8 +261,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         each.add_argument("--problems", type=int, help=f"of each cell, at most ({PROBLEMS})")
         each.add_argument("--adapter", type=Path, help="a folder: what the experts wear, instead "
                           "of the cells' own adapters")  # fmt: skip
-    runs.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS),
-                      metavar="METHOD", help="see list; all")  # fmt: skip
+    for each in (runs, plans):
+        each.add_argument("--methods", nargs="+", choices=("all", *METHODS), metavar="METHOD",
+                          help="see list; for all cells and splits, in place of the declared "
+                          "plan's (hypotheses.md)")  # fmt: skip
     runs.add_argument("--fetch", action="store_true", help="fetch first what is missing")
     runs.set_defaults(yes=True, data=list(packages.sources()))
     plans.add_argument("--machine", choices=plan.MACHINES, default="cpu-core")
@@ -270,6 +285,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         if arguments.does in (run, train, show_plan) and not (arguments.models or own):
             raise ValueError(f"--models: say which; there are {', '.join(table)}")
         arguments.cells = chosen(arguments.cells)
+        if named := getattr(arguments, "methods", None):
+            keys = METHODS if "all" in named else named
+            arguments.methods = [METHODS[key] for key in keys]
     except ValueError as error:
         parser.error(str(error))
     arguments.models = [table[name] for name in arguments.models or own or table]

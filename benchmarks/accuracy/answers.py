@@ -93,7 +93,8 @@ class Judged:
     """What a method's answers are worth.
 
     Attributes:
-        measures: By name, [problems] 1.0 where it holds; the first is the main one.
+        measures: By name, [problems] 1.0 where it holds; the first is the main one. "cut off" is
+            where an answer has all the tokens that it may have; of chosen answers it is not known.
         kinds: [problems] of what kind each is.
         tokens: Decoded, of all answers.
         by: Versions of what decoded them.
@@ -160,8 +161,12 @@ def judged(
             cell.score(answer.text, problem)
             for answer, problem in zip(found, problems, strict=True)
         ]
+        measures = {name: np.array([float(each[name]) for each in scores]) for name in scores[0]}
+        if not method.chooses:
+            cut = [answer.tokens >= cell.max_tokens for answer in found]
+            measures["cut off"] = np.array(cut, dtype=float)
         told[method.key] = Judged(
-            {name: np.array([float(each[name]) for each in scores]) for name in scores[0]},
+            measures,
             tuple(problem.kind for problem in problems),
             sum(answer.tokens for answer in found),
             frozenset(answer.by for answer in found if answer.by),
@@ -169,7 +174,7 @@ def judged(
     return told
 
 
-def judge_of(folder: Folder, model: Model, cells: Sequence[Cell], count: int) -> Judge | None:
+def judge_of(folder: Folder, model: Model, cells: Iterable[Cell], count: int) -> Judge | None:
     """The judge of whole answers, from the dev problems of all cells where they are chosen; None
     where these are not decoded.
     """

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""vLLM decodes requests, through the API that users have."""
+"""vLLM decodes requests, through the API that users have.
+
+Touches vLLM: ``LLM.llm_engine.engine_core.shutdown``. Why: one process decodes with a model after
+the other, and ``LLM`` has no public way to end its engine. Since: 0.23. Can go: when it has one.
+"""
 
 from __future__ import annotations
 
@@ -84,6 +88,11 @@ class Engine:
         )
         return [(out.outputs[0].text, len(out.outputs[0].token_ids)) for out in outputs]
 
+    def close(self) -> None:
+        """End the engine, and free its memory for the next one."""
+        self._llm.llm_engine.engine_core.shutdown()
+        self._scaled.cleanup()
+
     def _scores(self, requests: Sequence[Request]) -> list[float]:
         """Mean log probabilities of the answers' tokens behind their prompts, in nats."""
         from vllm import SamplingParams
@@ -149,10 +158,19 @@ class Engine:
 
 
 def scaled(adapter: Path, scale: float, to: Path) -> None:
-    """Write an adapter whose change to the weights is ``scale`` times that of another."""
-    shutil.copytree(adapter, to)
+    """Write an adapter whose change to the weights is ``scale`` times that of another.
+
+    Raises:
+        ValueError: the adapter's scale is not one number for all of its layers.
+    """
     config = to / "adapter_config.json"
-    said = json.loads(config.read_text(encoding="utf-8"))
+    said = json.loads((adapter / config.name).read_text(encoding="utf-8"))
+    if said.get("alpha_pattern"):
+        raise ValueError(
+            f"{adapter / config.name}: alpha_pattern is {said['alpha_pattern']!r}, and only "
+            'adapters without one can be scaled: leave out the method "adapter x 1.5"'
+        )
+    shutil.copytree(adapter, to)
     said["lora_alpha"] *= scale
     config.write_text(json.dumps(said), encoding="utf-8")
 

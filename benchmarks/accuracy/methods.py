@@ -200,7 +200,6 @@ CONTRASTS = (
     preset("cad", "part repeated + cad", "repeated"),
     preset("grounded"),
     preset("adacad"),
-    fixed(0.1, 0.5),
     fixed(0.1, 1.0),
 )
 RULES = tuple(preset(name) for name in ("acd", "arr", "cocoa", "grd", "m3id", "mti"))

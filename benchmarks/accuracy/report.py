@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the answers come to: tables of differences to greedy decoding, made by jinja2."""
+"""What the answers come to: tables of differences to greedy decoding and rivals, by jinja2."""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -12,15 +13,17 @@ from typing import Any
 
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from scipy import stats
 
 from benchmarks.accuracy.answers import Bits, Folder, Judged, judge_of, judged
 from benchmarks.accuracy.methods import METHODS
 from benchmarks.accuracy.models import Model
+from benchmarks.accuracy.plan import COMPARED
 from benchmarks.accuracy.problem import Cell, Split
+from benchmarks.accuracy.tasks import CELLS
+from benchmarks.accuracy.tasks.instructions import GROUP as INSTRUCTION
+from vllm_cold.tools.tune import verdict
+from vllm_cold.tools.tune.verdict import LEVEL
 
-LEVEL = 0.05
-CONFIDENCE = 1 - LEVEL
 GREEDY = "greedy"
 # At most: some cells have fewer problems.
 PROBLEMS: dict[Split, int] = {"dev": 100, "test": 300}
@@ -37,33 +40,40 @@ class Difference:
 
     Attributes:
         points: Of accuracy, from -100 to 100.
-        low: Lower end of the interval, in points.
+        low: Lower end of the interval of 95 %, in points.
         high: Upper end.
         p: Two-sided, of McNemar's exact test.
-        corrected: It, when all entries of the report are allowed for.
+        declared: Whether ``plan.COMPARED`` has it. Others bear no mark: they were not asked for.
+        corrected: p, when all declared comparisons of the report are allowed for.
     """
 
     points: float
     low: float
     high: float
     p: float
+    declared: bool = False
     corrected: float = 1.0
 
-    def __str__(self) -> str:
+    @property
+    def marked(self) -> str:
+        """The points with what was shown."""
         text = signed(self.points)
-        if self.corrected < LEVEL:
-            text = f"**{text}**"
-        elif self.p < LEVEL:
-            text += "?"
-        return f"{text} ({signed(self.low)} to {signed(self.high)})"
+        if self.declared and self.corrected < LEVEL:
+            return f"**{text}**"
+        return text + "?" * (self.declared and self.p < LEVEL)
+
+    @property
+    def short(self) -> str:
+        """It with its interval as one word."""
+        return f"{self.marked} ({signed(self.low)}..{signed(self.high)})"
+
+    def __str__(self) -> str:
+        return f"{self.marked} ({signed(self.low)} to {signed(self.high)})"
 
 
 def compare(mine: Bits, other: Bits) -> Difference:
-    """Compare right answers to the same problems.
-
-    The interval is that of the share of the better among the problems that differ (Clopper and
-    Pearson), times how many these are: it has 0 in it where the test does not reject. Where none
-    differ, it says how many may, unseen.
+    """Compare right answers to the same problems; tests and intervals are those of
+    ``vllm-cold tune``.
 
     Args:
         mine: [problems] 1.0 for right answers.
@@ -74,23 +84,31 @@ def compare(mine: Bits, other: Bits) -> Difference:
     """
     if len(mine) != len(other) or not len(mine):
         raise ValueError(f"{len(mine)} answers against {len(other)}: no pairs")
-    better, worse = int((mine > other).sum()), int((mine < other).sum())
-    differ = better + worse
-    if differ:
-        test = stats.binomtest(better, differ)
-        p, share = float(test.pvalue), test.proportion_ci(CONFIDENCE, method="exact")
-        ends = [(2 * end - 1) * differ / len(mine) for end in (share.low, share.high)]
-    else:
-        unseen = stats.binomtest(0, len(mine)).proportion_ci(CONFIDENCE, method="exact").high
-        p, ends = 1.0, [-unseen, unseen]
-    return Difference(100 * (better - worse) / len(mine), 100 * ends[0], 100 * ends[1], p)
+    found = verdict.compare(mine, other)
+    return Difference(100 * found.difference, 100 * found.low, 100 * found.high, found.p)
 
 
-def correct(found: Sequence[Difference]) -> None:
-    """Holm's correction, in place (Scandinavian Journal of Statistics 6 (1979), 65-70)."""
+def differences(cell: str, split: Split, right: Mapping[str, Bits]) -> dict[str, Difference]:
+    """A cell's methods compared with greedy decoding, and with the rivals that are declared on
+    test: "cad - better prompt".
+    """
+    found = {key: compare(bits, right[GREEDY]) for key, bits in right.items() if key != GREEDY}
+    for cells, keys, rival in COMPARED if split == "test" else ():
+        for key in keys if cell in cells and rival in right else ():
+            if key in right:
+                name = key if rival == GREEDY else f"{key} - {rival}"
+                found.setdefault(name, compare(right[key], right[rival])).declared = True
+    return found
+
+
+def correct(found: Iterable[Difference]) -> None:
+    """Holm's correction (Scandinavian Journal of Statistics 6 (1979), 65-70) over the declared
+    ones, in place.
+    """
+    declared = sorted((each for each in found if each.declared), key=lambda each: each.p)
     largest = 0.0
-    for rank, each in enumerate(sorted(found, key=lambda each: each.p)):
-        largest = max(largest, min(1.0, (len(found) - rank) * each.p))
+    for rank, each in enumerate(declared):
+        largest = max(largest, min(1.0, (len(declared) - rank) * each.p))
         each.corrected = largest
 
 
@@ -121,28 +139,83 @@ class Table:
     columns: list[Column] = field(default_factory=list)
 
     def methods(self) -> list[str]:
-        """Those with an entry."""
-        return [key for key in METHODS if any(key in c.differences for c in self.columns)]
+        """Those with an entry, and then the rivals'."""
+        found = dict.fromkeys(key for c in self.columns for key in c.differences)
+        return sorted(found, key=lambda key: ([*METHODS, key].index(key), key))
+
+    def label(self, key: str) -> str:
+        """What a method is called here: with instructions ``cad`` is ``cfg``."""
+        return re.sub(r"\bcad\b", "cfg", key) if self.group == INSTRUCTION else key
 
 
-def column(cell: Cell, found: Mapping[str, Judged]) -> Column:
-    """Compare a cell's methods."""
+def column(
+    cell: Cell,
+    split: Split,
+    right: Mapping[str, Bits],
+    measures: Mapping[str, Mapping[str, Bits]],
+) -> Column:
+    """Compare a cell's methods; ``measures`` are others, by name and method."""
+    return Column(
+        cell.name,
+        cell.about + " (control)" * cell.control,
+        len(right[GREEDY]),
+        {key: _percent(bits) for key, bits in right.items()},
+        differences(cell.name, split, right),
+        {name: {key: _percent(bits) for key, bits in by.items()} for name, by in measures.items()},
+    )
+
+
+def _percent(bits: Bits) -> float:
+    return 100 * float(bits.mean())
+
+
+def _measures(found: Mapping[str, Judged]) -> dict[str, dict[str, Bits]]:
+    """All but right answers: other measures, and right answers by kind."""
     greedy = found[GREEDY]
-    bits = {
-        **{name: {k: each.measures[name] for k, each in found.items()}
+    return {
+        **{name: {k: each.measures[name] for k, each in found.items() if name in each.measures}
            for name in list(greedy.measures)[1:]},
         **{kind: {k: each.right[np.array(each.kinds) == kind] for k, each in found.items()}
            for kind in dict.fromkeys(greedy.kinds) if kind},
     }  # fmt: skip
-    return Column(
-        cell.name,
-        cell.about + " (control)" * cell.control,
-        len(greedy.right),
-        {key: 100 * float(each.right.mean()) for key, each in found.items()},
-        {key: compare(o.right, greedy.right) for key, o in found.items() if key != GREEDY},
-        {name: {key: 100 * float(each.mean()) for key, each in by.items()}
-         for name, by in bits.items()},
-    )  # fmt: skip
+
+
+# Of the first table: headings, and the methods that they are of.
+OVERVIEW = {
+    "closed book": "without the part",
+    "better prompt": "better prompt",
+    "part repeated": "part repeated",
+    "`cad`, `cfg`": "cad",
+    "`cold`": "cold",
+}
+
+
+def overview(columns: Iterable[tuple[str, Column]]) -> list[list[str]]:
+    """One table of all cells and models: the headings, and a row for each cell and model. Methods
+    without an entry have no column.
+
+    Args:
+        columns: Names of models, and what came of a cell, with corrected differences.
+    """
+    by_cell: dict[str, list[tuple[str, Column]]] = {}
+    for model, each in columns:
+        by_cell.setdefault(each.name, []).append((model, each))
+    found = [each for there in by_cell.values() for each in there]
+    headings = {
+        heading: key
+        for heading, key in OVERVIEW.items()
+        if any(key in each.differences for _, each in found)
+    }
+    rows = [["problems", "n", "greedy, %", *headings]]
+    for there in by_cell.values():
+        for place, (model, each) in enumerate(there):
+            about = "" if place else f"{each.about.partition(';')[0]}: "
+            entries = (each.differences.get(key) for key in headings.values())
+            rows.append([
+                f"{about}*{model}*", str(each.problems), f"{each.percent[GREEDY]:.1f}",
+                *(entry.short if entry else "" for entry in entries),
+            ])  # fmt: skip
+    return rows
 
 
 def outcomes(
@@ -151,7 +224,9 @@ def outcomes(
     """What a model's answers are worth, by cell and method; of all cells that have some."""
     methods, count = list(METHODS.values()), count_of(model, split, asked)
     dev = count_of(model, "dev", asked)
-    judge = judge_of(folder, model, cells, dev) if split == "test" else None
+    # One judge, whichever cells are asked for; of an adapter of one's own, one of what it wears.
+    chosen = CELLS.values() if {cell.name for cell in cells} <= CELLS.keys() else cells
+    judge = judge_of(folder, model, chosen, dev) if split == "test" else None
     found = {}
     for cell in cells:
         if cell.is_for(model) and folder.answers(model, cell, split).exists():
@@ -194,6 +269,7 @@ def render(
     """
     found: list[Table] = []
     versions, raw, used = set[str](), list[str](), list[Model]()
+    columns: list[tuple[str, Column]] = []
     for model in models:
         told = outcomes(folder, model, cells, split, asked)
         raw += lines(model, split, told)
@@ -201,14 +277,19 @@ def render(
         there = [cell for cell in cells if cell.name in told]
         used += [model] if there else []
         for group, members in groupby(there, key=lambda cell: cell.group):
-            columns = [column(cell, told[cell.name]) for cell in members]
-            found.append(Table(group, model.title, columns))
+            found.append(Table(group, model.title))
+            for cell in members:
+                right = {key: each.right for key, each in told[cell.name].items()}
+                one = column(cell, split, right, _measures(told[cell.name]))
+                found[-1].columns.append(one)
+                columns.append((model.name, one))
     if not found:
         raise ValueError(
             f"{folder.root}: no answers of greedy decoding to {split} problems: run first "
             "python -m benchmarks.accuracy run"
         )
-    correct([each for t in found for c in t.columns for each in c.differences.values()])
+    every = [each for _, one in columns for each in one.differences.values()]
+    correct(every)
     pages = Environment(
         loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
@@ -216,6 +297,6 @@ def render(
     pages.filters["percent"] = lambda value: "" if value is None else f"{value:.1f}"
     context: dict[str, Any] = {"tables": found, "split": split, "versions": sorted(versions)}
     text = pages.get_template("report.md.j2").render(
-        context, models=used, entries=sum(len(c.differences) for t in found for c in t.columns)
+        context, models=used, overview=overview(columns), declared=sum(e.declared for e in every)
     )
     return text, "".join(f"{line}\n" for line in raw)

@@ -65,6 +65,7 @@ def test_from_training_to_the_report(
     assert [record["steps_done"] for record in records] == [2, 4, 8]
 
     monkeypatch.setattr(command.Runner, "_start", lambda self: llm[1])
+    monkeypatch.setattr(Engine, "close", lambda self: None)  # others use it, too
     cells = (f"{TASK}-r8-100", "false")
     options = ("--cells", *cells, "--problems", str(PROBLEMS))
     methods = (

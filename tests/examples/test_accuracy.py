@@ -16,13 +16,24 @@ import pytest
 from benchmarks.accuracy import __main__ as command
 from benchmarks.accuracy import models, packages, plan
 from benchmarks.accuracy.answers import Folder, judge_of, judged, read
-from benchmarks.accuracy.engine import Engine
-from benchmarks.accuracy.methods import CHOICE, METHODS, Request
+from benchmarks.accuracy.engine import Engine, scaled
+from benchmarks.accuracy.methods import CHOICE, METHODS, Method, Request
 from benchmarks.accuracy.models import Model
 from benchmarks.accuracy.problem import Cell, Split
-from benchmarks.accuracy.report import Difference, compare, correct, count_of, render
+from benchmarks.accuracy.report import (
+    Difference,
+    column,
+    compare,
+    correct,
+    count_of,
+    differences,
+    outcomes,
+    overview,
+    render,
+)
 from benchmarks.accuracy.tasks import CELLS
 from vllm_cold import ColdParams
+from vllm_cold.tools.tune import verdict
 
 pytestmark = pytest.mark.unit
 
@@ -41,6 +52,10 @@ class FakeEngine:
     def __init__(self, says: Callable[[Request], str]) -> None:
         self.says = says
         self.asked: list[Request] = []
+        self.closed = 0
+
+    def close(self) -> None:
+        self.closed += 1
 
     def run(self, requests: Sequence[Request]) -> list[tuple[str, int]]:
         self.asked += requests
@@ -156,6 +171,11 @@ def test_answers_to_something_else_are_never_counted(folder: Folder) -> None:
     assert found["cad"].right.tolist() == [1.0] * 12
     assert found["greedy"].right.tolist() == [0.0] * 12
     assert (found["cad"].tokens, found["cad"].by) == (24, {"fake 1"})
+    assert not found["cad"].measures["cut off"].any()
+    two = replace(CELL, max_tokens=2)  # as many as FakeEngine counts
+    decode(folder, contrast_is_right, ["greedy"], two)
+    found = judged(folder, CHAT, two, "test", [METHODS["greedy"]], 12)
+    assert found["greedy"].measures["cut off"].all()
     other = replace(CELL, max_tokens=99)
     assert judged(folder, CHAT, other, "test", list(METHODS.values()), 12) == {}
 
@@ -181,17 +201,37 @@ def test_differences() -> None:
     found = pairs(20, 5, 500)
     assert found.points == pytest.approx(3.0)
     assert found.p == pytest.approx(0.00408, abs=1e-5)  # binomial, 20 of 25
-    assert 0 < found.low < 3.0 < found.high < 5.0
+    of_tune = verdict.compare(
+        np.repeat([1.0, 0, 1], (20, 5, 475)), np.repeat([0.0, 1, 1], (20, 5, 475))
+    )
+    assert (found.low, found.high) == (100 * of_tune.low, 100 * of_tune.high)
     assert pairs(5, 20, 500).points == pytest.approx(-3.0) and pairs(5, 20, 500).p == found.p
     for better in range(26):  # the interval leaves out zero where the test rejects
         found = pairs(better, 25 - better, 100)
         assert (found.low <= 0 <= found.high) is (found.p >= 0.05)
     none = pairs(0, 0, 100)  # none that differs is no proof
-    assert (none.points, none.p) == (0.0, 1.0) and none.low == -none.high < -2.5
-    several = [Difference(1, 0, 2, p) for p in (0.01, 0.04, 0.02, 0.9)]
+    assert (none.points, none.p) == (0.0, 1.0) and none.low == pytest.approx(-none.high) < -2.5
+    several = [Difference(1, 0, 2, p, declared=True) for p in (0.01, 0.04, 0.02, 0.9)]
+    several.append(Difference(1, 0, 2, 0.0001))  # nobody asked for it
     correct(several)
-    assert [each.corrected for each in several] == pytest.approx([0.04, 0.08, 0.06, 0.9])
-    assert [str(e).split()[0] for e in several] == ["**+1.0**", "+1.0?", "+1.0?", "+1.0"]
+    assert [each.corrected for each in several[:4]] == pytest.approx([0.04, 0.08, 0.06, 0.9])
+    marked = ["**+1.0**", "+1.0?", "+1.0?", "+1.0", "+1.0"]
+    assert [str(e).split()[0] for e in several] == marked
+    assert several[0].short == "**+1.0** (0.0..+2.0)"
+
+
+def test_what_is_declared_is_compared_with_its_rival_on_test() -> None:
+    right = {
+        key: np.array([1.0, 0.0]) for key in ("greedy", "cad", "better prompt", "mti", "drawn")
+    }
+    found = differences("false", "test", right)
+    declared = {key: each.declared for key, each in found.items()}
+    assert declared == {
+        "cad": True, "better prompt": True, "mti": True, "drawn": False,
+        "cad - better prompt": True,
+    }  # fmt: skip
+    assert not any(each.declared for each in differences("false", "dev", right).values())
+    assert differences("false+own", "test", right).keys() == right.keys() - {"greedy"}
 
 
 # The report
@@ -199,16 +239,27 @@ def test_differences() -> None:
 
 def test_the_report_says_what_the_answers_are_worth(folder: Folder) -> None:
     decode(folder, contrast_is_right, ["greedy", "cad", "better prompt"])
-    text, raw = render(folder, [CHAT], [CELL], "test", 12)
+    plain = CELLS["plain-questions"]
+    decode(folder, lambda _: "no " * 30, ["greedy", "cad", "part repeated"], plain)
+    text, raw = render(folder, [CHAT], [CELL, plain], "test", 12)
+    assert (
+        """
+| problems | n | greedy, % | better prompt | part repeated | `cad`, `cfg` |
+|---|--:|--:|--:|--:|--:|
+| a sentence that contradicts memory: *small* | 12 | 0.0 | 0.0 (-19.8..+19.8) |  | **+100.0** ("""
+        in text
+    )
+    assert "for the 5 comparisons here" in text
+    assert "| cad - better prompt | **+100.0** (" in text and "| cfg | 0.0 (" in text
     assert "## A text against memory: Small" in text
     assert "| problems | 12 |\n| greedy, % | 0.0 |\n" in text
     assert "| cad | **+100.0** (" in text and "| better prompt | 0.0 (" in text
     forms = "answer first | subject first | in a clause | question and answer"
-    assert "| cad | 100.0 |" in text.split(f"| false, % | named | {forms} |")[1]
+    assert "| cad | 100.0 | 0.0 |" in text.split(f"| false, % | named | cut off | {forms} |")[1]
     assert "Decoded by fake 1." in text and "dev" not in text
     for block in re.findall(r"(?:^\|.*\n)+", text, re.M):
         assert len({line.count("|") for line in block.splitlines()}) == 1, block
-    (line,) = map(json.loads, raw.splitlines())
+    line, _ = map(json.loads, raw.splitlines())
     assert (line["model"], line["cell"], line["split"]) == ("small", "false", "test")
     assert line["outcomes"]["cad"]["measures"]["right"] == "1" * 12
     assert line["outcomes"]["greedy"]["by"] == ["fake 1"] and len(set(line["kinds"])) == 4
@@ -238,10 +289,25 @@ def test_whole_answers_are_chosen_by_a_judge_of_dev(folder: Folder) -> None:
     judge = judge_of(folder, CHAT, cells, 30)
     assert judge is not None
     for cell in cells:
+        # The judge is one of all cells, whichever the report has.
+        alone = outcomes(folder, CHAT, [cell], "test", 30)[cell.name]
+        assert alone[CHOICE.key].right.mean() == 1.0
         found = judged(folder, CHAT, cell, "test", list(METHODS.values()), 30, judge)
         assert found[CHOICE.key].right.mean() == 1.0
         assert bool(found["greedy"].right.all()) is (cell.name == "false")
     assert CHOICE.key not in judged(folder, CHAT, CELL, "test", [CHOICE], 30), "no judge"
+
+
+def test_an_adapter_with_scales_of_its_own_is_not_scaled(tmp_path: Path) -> None:
+    made = tmp_path / "made"
+    made.mkdir()
+    config = made / "adapter_config.json"
+    config.write_text('{"lora_alpha": 16, "alpha_pattern": {}}')
+    scaled(made, 1.5, tmp_path / "scaled")
+    assert json.loads((tmp_path / "scaled" / config.name).read_text())["lora_alpha"] == 24
+    config.write_text('{"lora_alpha": 16, "alpha_pattern": {"q_proj": 8}}')
+    with pytest.raises(ValueError, match="alpha_pattern is {'q_proj': 8}"):
+        scaled(made, 1.5, tmp_path / "other")
 
 
 # Models and packages
@@ -302,17 +368,36 @@ def test_pieces_of_packages_are_joined_by_their_numbers(tmp_path: Path) -> None:
 # The command
 
 
-def test_every_pair_comes_once_and_the_first_matter_most() -> None:
-    cells, methods = list(CELLS.values()), list(METHODS.values())
-    found = [
-        (cell.name, method.key)
-        for members, some in plan.steps(cells, methods)
+def combinations(methods: list[Method] | None) -> list[tuple[str, Split, str]]:
+    return [
+        (cell.name, split, method.key)
+        for members, split, some in plan.steps(list(CELLS.values()), plan.SPLITS, methods)
         for cell in members
         for method in some
     ]
-    assert len(found) == len(set(found)) == len(cells) * len(methods)
-    assert found[:3] == [("false", k) for k in ("greedy", "without the part", "better prompt")]
-    assert {name for names, _ in plan.ORDER for name in names} <= CELLS.keys()
+
+
+def test_the_plan_is_what_is_declared_and_named_methods_go_before_it() -> None:
+    declared, found = combinations(None), combinations(list(METHODS.values()))
+    assert len(found) == len(set(found)) == len(CELLS) * 2 * len(METHODS)
+    for each in (declared, found):  # the first matter most
+        assert each[:3] == [
+            ("false", "test", k) for k in ("greedy", "without the part", "better prompt")
+        ]
+    assert len(declared) == len(set(declared)) and {cell for cell, *_ in declared} == CELLS.keys()
+    on_dev = {(cell, key) for cell, split, key in declared if split == "dev"}
+    keys = ("greedy", "without the part", CHOICE.key)
+    assert on_dev == {(c.name, key) for c in CELLS.values() if c.chosen for key in keys}
+    compared = [
+        (cell, "test", key)
+        for cells, keys, rival in plan.COMPARED
+        for cell in cells
+        for key in (*keys, rival)
+    ]
+    assert set(compared) <= set(declared), "all that is compared is decoded"
+    own = replace(CELLS["false"], name="false+own")  # with somebody's adapter
+    ((members, split, methods),) = plan.steps([own], ["test"])
+    assert (members, split, len(methods)) == ([own], "test", len(METHODS))
 
 
 def test_a_run_its_report_and_the_plan(
@@ -325,8 +410,9 @@ def test_a_run_its_report_and_the_plan(
     common = ["--model-entry", str(entry), "--folder", str(tmp_path), "--cells", "near",
               "true-among", "--problems", "3", "--splits", "test"]  # fmt: skip
     command.main(["run", *common, "--methods", "cad", "grounded"])
-    # Of the two cells greedy, cad and grounded.
+    # Of the two cells greedy, cad and grounded, though the plan asks for grounded of one alone.
     assert len(engine.asked) == 3 * 2 * 3
+    assert engine.closed == 1
     assert all(isinstance(each.expert.prompt, str) for each in engine.asked)
     assert [bool(each.amateurs) for each in engine.asked[:6]] == [False] * 3 + [True] * 3
     command.main(["report", *common])
@@ -341,7 +427,21 @@ def test_a_run_its_report_and_the_plan(
     assert counts == [100, 150, 300] and count_of(large, "test", 4) == 4
 
 
-# What docs/accuracy.md calls a row, and the cells that it is of.
+def test_the_first_table_of_the_page_is_that_of_the_run() -> None:
+    columns = []
+    for line in (MEASURED / "outcomes-test.jsonl").read_text().splitlines():
+        each = json.loads(line)
+        told = {key: o["measures"]["right"] for key, o in each["outcomes"].items()}
+        right = {key: np.array([float(bit) for bit in bits]) for key, bits in told.items()}
+        columns.append((each["model"], column(CELLS[each["cell"]], each["split"], right, {})))
+    correct(one for _, each in columns for one in each.differences.values())
+    head, *rows = (f"| {' | '.join(row)} |" for row in overview(columns))
+    table = "\n".join((head, "|---|" + "--:|" * (head.count("|") - 2), *rows))
+    for page in (DOCS / "accuracy.md", MEASURED / "report-test.md"):
+        assert f"\n\n{table}\n\n" in page.read_text(encoding="utf-8"), page
+
+
+# What docs/accuracy.md calls a row of what was measured before, and the cells that it is of.
 _INSTRUCTIONS = ["language", "persona", "tone", "forbidden", "required", "length", "json"]
 _ADAPTED = ["sums", "sorting", "phonemes", "dates", "feelings", "verdicts", "people"]
 ROWS = {
@@ -365,14 +465,15 @@ COLUMNS = {
 }
 
 
-def test_the_figures_of_the_page_are_those_that_were_measured() -> None:
+def test_the_figures_of_before_are_those_that_were_measured() -> None:
     outcomes = {
         (each["model"], each["cell"]): each["outcomes"]
         for each in map(json.loads, (MEASURED / "outcomes.jsonl").read_text().splitlines())
         if each["split"] == "test"
     }
     page = (DOCS / "accuracy.md").read_text(encoding="utf-8")
-    head, *rows = re.findall(r"^\| (.*) \|$", page, re.M)
+    _, before = page.split("\n## Measured before\n")
+    head, *rows = re.findall(r"^\| (.*) \|$", before, re.M)
     headings, about, checked = head.split(" | "), "", 0
     for row in rows:
         said, count, percent, *entries = row.split(" | ")
@@ -396,4 +497,4 @@ def test_the_figures_of_the_page_are_those_that_were_measured() -> None:
             assert float(points) == pytest.approx(found.points, abs=0.0501), (about, model, heading)
             assert (found.p < 0.05) is (entry.strip() != points), (about, model, heading)
             checked += 1
-    assert checked == 58
+    assert checked > 20

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from benchmarks.accuracy.models import Model
@@ -29,13 +31,28 @@ SPLITS: tuple[Split, ...] = ("dev", "test")
         ("Rome", ("Lima",), ("Rome",), (False, False)),
         # The wrong one's name within the right one's.
         ("guatemala city", ("Guatemala City",), ("Guatemala",), (True, True)),
+        ("New York", ("York",), ("New York",), (False, False)),
+        # An answer's name within the subject's, which stands in brackets.
+        ("Santa Fe, in [New Mexico]", ("Santa Fe",), ("Mexico",), (True, True)),
+        ("People in [Laos] speak Thai.", ("Thai",), ("Lao",), (True, True)),
+        ("Lao, of course", ("Thai",), ("Lao",), (False, False)),
+        ("The inventor of [the diesel engine]", ("Diesel",), (), (False, False)),
+        ("Diesel invented [the diesel engine]", ("Diesel",), (), (True, True)),
     ],
 )
 def test_an_answer_is_right_if_it_names_no_wrong_one(
     text: str, right: tuple[str, ...], wrong: tuple[str, ...], expected: tuple[bool, bool]
 ) -> None:
-    found = memory.score(text, Problem("", "", memory.Judged(right, wrong)))
-    assert (found["right"], found["named"]) == expected
+    subject = memory.subjects(found[1]) if (found := re.search(r"\[(.*)\]", text)) else ()
+    judged = memory.Judged(right, wrong, subject)
+    told = memory.score(text.replace("[", "").replace("]", ""), Problem("", "", judged))
+    assert (told["right"], told["named"]) == expected
+
+
+def test_what_a_near_text_names_is_wrong() -> None:
+    for problem in CELLS["near"].make(CHAT, "test", 20):
+        both = f"{problem.judged.right[0]} or {problem.judged.wrong[0]}"
+        assert CELLS["near"].score(both, problem) == {"right": False, "named": True}
 
 
 def test_articles_and_short_names() -> None:

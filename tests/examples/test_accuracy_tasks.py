@@ -97,3 +97,13 @@ def test_the_amateur_lacks_the_instruction_alone() -> None:
             assert problem.plain["better"][1:] == problem.prompt[1:]
             assert text_of(problem.plain["repeated"]).endswith(told)
     assert not kinds["dev"] & kinds["test"]
+
+
+def test_a_question_of_which_nothing_special_is_asked_has_its_plain_prompts() -> None:
+    for problem in CELLS["plain-questions"].make(CHAT, "test", 3):
+        system, asked = problem.prompt
+        told, question = system["content"], asked["content"]  # type: ignore[index]
+        assert problem.without == (asked,)
+        assert problem.plain["repeated"][1]["content"] == f"{question} {told}"  # type: ignore[index]
+        assert problem.plain["better"][0]["content"].startswith(f"{told} ")  # type: ignore[index]
+        assert problem.plain["better"][1] == asked

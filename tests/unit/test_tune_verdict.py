@@ -115,13 +115,18 @@ def judged(
     plain: dict[Setting, Told] | None = None,
     silent: Pair | None = None,
     blind: bool = False,
+    plain_silent: dict[Setting, Pair] | None = None,
 ) -> Verdict:
     """Settings on dev problems, the picked one on others, and where the text does not answer."""
+    silently = plain_silent or {}
     told = plain or {}
     rows = {one: Row(one, hundred(*said[0])) for one, said in told.items()}
     settings = {one: Row(one, hundred(*said)) for one, said in dev.items()}
     best = verdict.pick(list(settings.values())).setting
-    held_out = {one: Row(one, hundred(*said[1])) for one, said in told.items()}
+    held_out = {
+        one: Row(one, hundred(*said[1]), hundred(*silently[one]) if one in silently else None)
+        for one, said in told.items()
+    }
     held_out[best] = Row(best, hundred(*test), None if silent is None else hundred(*silent))
     against = {one: hundred(*said[2]) for one, said in told.items()}
     return Verdict({**rows, **settings}, best, held_out, against, blind)
@@ -188,6 +193,34 @@ def test_what_harms_where_texts_do_not_answer_is_for_texts_that_do() -> None:
     rows = [Row(CAD, hundred(30, 0), hundred(0, 30)), Row(TWICE, hundred(14, 0), hundred(0, 7))]
     assert verdict.pick(rows) is rows[1]
     assert [row.score for row in rows] == pytest.approx([0.5, 0.535])
+
+
+@pytest.mark.parametrize(
+    ("cad", "silent", "plain", "plain_silent", "said"),
+    [
+        # Not significantly worse where no text answers; by a prompt more are right in all.
+        ((20, 0), (3, 9), ((9, 2), (8, 2), (14, 0)), (9, 0),
+         "Use a better prompt, and no contrast: +6.0 points"),
+        ((10, 1), (3, 9), ((9, 2), (6, 2), (6, 1)), (0, 0),
+         "Use a better prompt, and no contrast: +4.0 points"),
+        # No better than greedy decoding in all.
+        ((10, 1), (20, 33), ((0, 9), (0, 9), (9, 0)), (0, 0), "Use cad only where"),
+        ((10, 1), (22, 31), ((0, 9), (0, 9), (9, 0)), (0, 0), "Use cad only where"),
+        # The prompt has more right in all, but far fewer where texts answer.
+        ((10, 1), (3, 9), ((0, 9), (0, 45), (45, 0)), (50, 0), "Use cad only where"),
+        ((10, 1), (3, 9), ((0, 9), (0, 45), (45, 0)), (40, 0), "Use cad, which beats greedy"),
+    ],
+)  # fmt: skip
+def test_what_has_fewer_right_in_all_is_not_advised(
+    cad: Pair, silent: Pair, plain: Told, plain_silent: Pair, said: str
+) -> None:
+    found = judged(
+        {CAD: (20, 0)}, cad, {BETTER: plain}, silent, plain_silent={BETTER: plain_silent}
+    )
+    assert found.headline().startswith(said)
+    assert found.gain is said.startswith("Use cad, which") and found.only is ("only" in said)
+    end = "; cad (+20.0) scores no more than that on all problems; where the text does not"
+    assert (end in found.headline()) is (cad == (20, 0))
 
 
 @pytest.mark.parametrize(

@@ -159,25 +159,35 @@ def score(text: str, problem: Problem) -> dict[str, bool]:
 def _make_control(model: Model, split: Split, n: int) -> list[Problem]:
     found = [fact for fact in facts() if split_of(fact.subject) == split]
     Random(f"control {split}").shuffle(found)
+    told = _PLAIN[split]
+
+    def asked(system: str, question: str) -> Prompt:
+        return ({"role": "system", "content": system}, {"role": "user", "content": question})
+
     return [
         Problem(
-            ({"role": "system", "content": _PLAIN[split]}, {"role": "user", "content": asked}),
-            ({"role": "user", "content": asked},),
-            memory.Judged(memory.names_of(fact.relation, fact.answers), ()),
+            asked(told, fact.question),
+            ({"role": "user", "content": fact.question},),
+            memory.Judged(
+                memory.names_of(fact.relation, fact.answers), (), memory.subjects(fact.subject)
+            ),
+            plain={
+                "repeated": asked(told, f"{fact.question} {told}"),
+                "better": asked(f"{told} {_FORCE}", fact.question),
+            },
         )
         for fact in found[:n]
-        for asked in (fact.question,)
     ]
 
 
-_GROUP = "An instruction"
+GROUP = "An instruction"
 CELLS = (
     Cell(
-        "instructions", _GROUP, "IFEval's instructions; the amateur lacks the instruction", _make,
+        "instructions", GROUP, "IFEval's instructions; the amateur lacks the instruction", _make,
         score, 96, base_stop=("\nUser:", "\nAssistant:", "\n\n"),
     ),
     Cell(
-        "plain-questions", _GROUP, "simple questions, the system prompt asks nothing special; the "
+        "plain-questions", GROUP, "simple questions, the system prompt asks nothing special; the "
         "amateur lacks the system prompt", _make_control, memory.score, 40, control=True,
         chat_only=True,
     ),

@@ -8,6 +8,7 @@ The splits share neither subjects nor forms of sentences (``data/forms.yaml``).
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import partial
 from random import Random
@@ -15,7 +16,7 @@ from typing import Literal
 
 from benchmarks.accuracy.models import Model
 from benchmarks.accuracy.problem import Cell, Problem, Prompt, Split, data, split_of
-from examples.facts import Fact, facts, names, others, without
+from examples.facts import Fact, facts, named, names, others
 
 SYSTEM = {"role": "system", "content": "You answer questions with a word or two."}
 # Sentences on other subjects, of the same relation and of others.
@@ -30,11 +31,14 @@ class Judged:
 
     Attributes:
         right: Names of the answer that is right by the text, or by memory where that says nothing.
-        wrong: Of the answers that it must not give beside it: memory's and the distractors'.
+        wrong: Of the answers that it must not give beside it: memory's, the distractors', and what
+            a near text names.
+        subject: Names of what is asked about: whoever says it again gives no answer by that.
     """
 
     right: tuple[str, ...]
     wrong: tuple[str, ...]
+    subject: tuple[str, ...] = ()
 
 
 def prompt_of(model: Model, text: str, question: str, *, trust: bool = False) -> Prompt:
@@ -83,6 +87,11 @@ def names_of(relation: str, answers: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(known))
 
 
+def subjects(subject: str) -> tuple[str, ...]:
+    """A subject with and without its article."""
+    return tuple(dict.fromkeys((subject, re.sub("^the ", "", subject, flags=re.IGNORECASE))))
+
+
 def _false(fact: Fact, pool: list[Fact], rng: Random) -> tuple[str, ...]:
     """A wrong answer: its names, of which the first one is said."""
     first = rng.choice(others(fact, pool))
@@ -125,13 +134,15 @@ def _make(said: Said, among: bool, model: Model, split: Split, count: int) -> li
             rng.shuffle(sentences)
         text = " ".join(sentences)
         right, wrong = (false, mine) if said == "false" else (mine, ())
+        if said == "near":
+            wrong = false
         if among:
             wrong += tuple(name for other in distractors for name in other.answers)
         problems.append(
             Problem(
                 prompt=prompt_of(model, text, fact.question),
                 without=prompt_of(model, "", fact.question),
-                judged=Judged(right, wrong),
+                judged=Judged(right, wrong, subjects(fact.subject)),
                 plain={
                     "better": prompt_of(model, text, fact.question, trust=True),
                     "repeated": prompt_of(model, f"{text} {text}", fact.question),
@@ -146,10 +157,10 @@ def _make(said: Said, among: bool, model: Model, split: Split, count: int) -> li
 def score(text: str, problem: Problem) -> dict[str, bool]:
     """ "right": the right answer, and none that is wrong; "named": the right one, whatever else."""
     judged: Judged = problem.judged
-    named = names(text, judged.right)
-    # A wrong answer's name may be part of the right one's: Guatemala City, York and New York.
-    rest = without(text, judged.right)
-    return {"right": named and not names(rest, judged.wrong), "named": named}
+    # A name may be part of another one, or of the subject's: Guatemala City, York and New York.
+    told = named(text, (*judged.right, *judged.wrong, *judged.subject))
+    right = bool(told & set(judged.right))
+    return {"right": right and not told & set(judged.wrong) - set(judged.right), "named": right}
 
 
 def _cell(name: str, about: str, said: Said, *, among: bool) -> Cell:

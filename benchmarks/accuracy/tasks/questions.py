@@ -72,7 +72,11 @@ def _swapped() -> tuple[Item, ...]:
         question, _, text = each["input"].strip().partition("\nContext: ")
         question, text = question.removeprefix("Question: "), _plain(text)
         old = next((name for name, score in each["target_scores"].items() if not score), "")
-        if _fits(text) and old and contains(text, (each["target"],)):
+        # Where the question, the text or the new answer names the old one, an echo is no memory.
+        elsewhere = (question, text, each["target"])
+        if not old or any(contains(said, (old,)) for said in elsewhere):
+            continue
+        if _fits(text) and contains(text, (each["target"],)):
             asked = question[0].upper() + question[1:]
             found[question] = Item(old, text, "", asked, (each["target"],), (old,))
     return tuple(found.values())

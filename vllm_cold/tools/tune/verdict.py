@@ -89,6 +89,12 @@ class Row(NamedTuple):
         return sum(part.count * part.cold for part in parts) / sum(part.count for part in parts)
 
     @property
+    def greedy(self) -> float:
+        """The mean score of greedy decoding on all of them."""
+        parts = (self.found, self.silent or self.found)
+        return sum(part.count * part.greedy for part in parts) / sum(part.count for part in parts)
+
+    @property
     def harms(self) -> bool:
         """Whether it is significantly worse where texts do not answer."""
         return self.silent is not None and is_worse(self.silent)
@@ -193,7 +199,9 @@ class Verdict:
     def use(self) -> Row | None:
         """The setting or the plain prompt to use, on the held-out problems; None for greedy
         decoding. A setting has to beat greedy decoding significantly; it must not score below any
-        plain prompt, and has to beat the best one significantly if that is a gain for nothing.
+        plain prompt, and has to beat the best one significantly if that is a gain for nothing. Nor
+        may it score below one on all problems, whether or not their texts answer: that one is to be
+        used, unless it is significantly worse where they do.
         """
         best, plain = self.best, [self.held_out[one] for one in self.against]
         if self._gains(best):
@@ -202,29 +210,42 @@ class Verdict:
                 return best
             loses = rival.found.cold >= best.found.cold
             ties = is_better(rival.found) and not is_better(self.against[rival.setting])
-            return rival if loses or ties else best
+            if loses or ties:
+                return rival
+            safe = [row for row in plain if not is_worse(row.found)]
+            rival = max(safe, key=lambda row: row.score, default=None)
+            return best if rival is None or rival.score < best.score else rival
         if plain:
             rival = self.held_out[pick([self.dev[one] for one in self.against]).setting]
             if self._gains(rival):
                 return rival
         return None
 
+    def _is_for_answers(self, row: Row) -> bool:
+        """Whether something is to be used only where a text is known to answer: it is significantly
+        worse where texts do not, or greedy decoding or a plain prompt is better on all problems.
+        """
+        if row.silent is None:
+            return False
+        most = max((self.held_out[one].score for one in self.against), default=0.0)
+        return row.harms or row.score <= row.greedy or row.score < most
+
     @property
     def gain(self) -> bool:
         """Whether the setting is to be used, whether or not a text answers."""
-        return self.use is self.best and not self.best.harms
+        return self.use is self.best and not self._is_for_answers(self.best)
 
     @property
     def only(self) -> bool:
         """Whether the setting is to be used where a text is known to answer, and only there."""
-        return self.use is self.best and self.best.harms
+        return self.use is self.best and self._is_for_answers(self.best)
 
     def headline(self) -> str:
         """What to use, and what is known of it, in one sentence."""
         best, use = self.best, self.use
         row = use or best
         figures = _figures(row.found, "" if row.silent is None else " whose text answers")
-        only = " only where the text is known to answer" if row.harms else ""
+        only = " only where the text is known to answer" if self._is_for_answers(row) else ""
         if use is None:
             dev, tried = self.dev[best.setting].found, len(self.dev) - len(self.against)
             said = (
@@ -240,7 +261,10 @@ class Verdict:
             said = f"Use {use.setting}{only}, and no contrast: {figures}"
             if is_better(best.found):
                 gained = points(best.found.difference)
-                said += f"; {best.setting} ({gained}) is not significantly better than that"
+                less = "scores no more than that on all problems"
+                if not is_better(self.against[use.setting]):
+                    less = "is not significantly better than that"
+                said += f"; {best.setting} ({gained}) {less}"
         if row.silent is not None:
             return f"{said}; where the text does not answer, {_figures(row.silent)}."
         return said + ("; nothing is known of texts that do not answer." if self.blind else ".")
