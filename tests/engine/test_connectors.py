@@ -39,7 +39,7 @@ def several(*parts: dict[str, Any]) -> dict[str, Any]:
     return {
         "kv_connector": "MultiConnector",
         "kv_role": "kv_both",
-        "kv_connector_extra_config": {"connectors": parts},
+        "kv_connector_extra_config": {"connectors": list(parts)},
     }
 
 
@@ -202,9 +202,26 @@ def without_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
 
 
+VLLMS: dict[str, tuple[str, dict[str, Any]]] = {
+    "eager": ("SimpleCPUOffloadConnector", {"cpu_bytes_to_use": 1 << 26}),
+    "lazy": ("SimpleCPUOffloadConnector", {"cpu_bytes_to_use": 1 << 26, "lazy_offload": True}),
+    # A few blocks: the rest is the second one's.
+    "one of several": ("SimpleCPUOffloadConnector", {"cpu_bytes_to_use": 1 << 19}),
+    "offloading": (
+        "OffloadingConnector",
+        {
+            "spec_name": "OnCPU",
+            "spec_module_path": "tests.engine.offloading",
+            "cpu_bytes_to_use": 1 << 26,
+            "offload_prompt_only": False,
+        },
+    ),
+}
+
+
 @pytest.mark.full
-@pytest.mark.parametrize("way", ["eager", "lazy", "one of several"])
-def test_simple_cpu_offload(
+@pytest.mark.parametrize("way", VLLMS)
+def test_of_vllms_own(
     way: str,
     without_cuda: None,
     make_llm: Any,
@@ -212,16 +229,14 @@ def test_simple_cpu_offload(
     groups: list[Group],
     right: list[Any],
 ) -> None:
-    """vLLM's own, but for the copies."""
-    is_first = way == "one of several"
-    own: dict[str, Any] = {"cpu_bytes_to_use": 1 << 26, "lazy_offload": way == "lazy"}
+    """All of them but the copies."""
+    name, extra = VLLMS[way]
     config: dict[str, Any] = {
-        "kv_connector": "SimpleCPUOffloadConnector",
+        "kv_connector": name,
         "kv_role": "kv_both",
-        "kv_connector_extra_config": own,
+        "kv_connector_extra_config": extra,
     }
-    if is_first:
-        own["cpu_bytes_to_use"] = 1 << 19  # a few blocks: the rest is the second one's
+    if is_first := way == "one of several":
         config = several(config, memory(late=0.5, seed=1))
     llm = make_llm(
         async_scheduling=True,
