@@ -71,14 +71,17 @@ class MemoryConnector(StandIn):
             assert all(map(is_close, parts, before)), "a block's KV is another one now"
             self.counts["stores"] += 1
 
-    def get_finished(self, finished_req_ids: set[str]) -> tuple[set[str], set[str]]:
+    def get_transfer_results(self, finished_req_ids: set[str]) -> Any:
+        from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorTransferResults
+
         due = [load for steps, load in self.late if steps == 0]
         self.late = [(steps - 1, load) for steps, load in self.late if steps > 0]
         for load in due:
             self._fill(load)
         sent = {each for steps, each in self.saving if steps == 0}
         self.saving = [(steps - 1, each) for steps, each in self.saving if steps > 0]
-        return sent, {load.request_id for load in due}
+        failed, self.failed = self.failed, set()
+        return KVConnectorTransferResults(sent, {load.request_id for load in due}, failed)
 
     def get_block_ids_with_load_errors(self) -> set[int]:
         invalid, self.invalid = self.invalid, set()
@@ -89,7 +92,10 @@ class MemoryConnector(StandIn):
         if self.chance.random() < self.ways.fails:
             self.counts["failed"] += 1
             first = self.chance.randrange(first)
-            self.invalid.update(block for block, _ in load.blocks[first:])
+            if load.late and self.ways.by_request:
+                self.failed.add(load.request_id)
+            else:
+                self.invalid.update(block for block, _ in load.blocks[first:])
         for at, (block, block_hash) in enumerate(load.blocks):
             for part, stored in zip(self._parts(block), self.store[block_hash], strict=True):
                 part.copy_(stored if at < first else torch.full_like(stored, GARBAGE))

@@ -34,6 +34,15 @@ def memory(**ways: Any) -> dict[str, Any]:
     }
 
 
+def several(*parts: dict[str, Any]) -> dict[str, Any]:
+    """The configuration of several connectors, each with a store of its own."""
+    return {
+        "kv_connector": "MultiConnector",
+        "kv_role": "kv_both",
+        "kv_connector_extra_config": {"connectors": list(parts)},
+    }
+
+
 def transfer(config: dict[str, Any], engine: str) -> Any:
     from vllm.config import KVTransferConfig
 
@@ -61,21 +70,39 @@ def tokens_of(jobs: list[Job], results: dict[int, Any]) -> list[list[int]]:
     return [results[i].tokens[0] for i in range(len(jobs))]
 
 
-def check(llm: Any, tiny: Path, groups: list[Group], right: list[Any], rounds: int = 2) -> None:
-    """Several times, with an empty prefix cache: from the second on KV is loaded."""
-    jobs = list(map(Job, groups))
+def check(llm: Any, tiny: Path, groups: list[Group], right: list[Any], rounds: int = 2) -> int:
+    """Several times, with an empty prefix cache: from the second on KV is loaded.
+
+    Returns:
+        How many requests ended with an error; what they were given before is right too.
+    """
+    jobs, num_failed = list(map(Job, groups)), 0
     for seed in range(rounds):
-        assert_same_tokens(tokens_of(jobs, drive(llm, tiny, jobs, seed)), right)
+        results = drive(llm, tiny, jobs, seed)
+        tokens = tokens_of(jobs, results)
+        for i, result in results.items():
+            if result.completions[0].finish_reason == "error":
+                num_failed += 1
+                tokens[i] += right[i].tokens[len(tokens[i]) :]
+        assert_same_tokens(tokens, right)
         # Some are aborted at any time, so also amid their loads.
         drive(llm, tiny, jobs[:24], seed, abort=0.5)
         assert scheduler(llm).reset_prefix_cache()
+    return num_failed
 
 
 WAYS: dict[str, dict[str, Any]] = {
     "late": {"late": 1.0, "delay": 3, "unknown": 0.1, "fails": 0.3, "saves": 0.3},
     "in time": {"fails": 0.3},
     "both": {"late": 0.5, "delay": 2, "unknown": 0.1},
-    "requests fail late": {"late": 1.0, "delay": 5, "fails": 0.3, "delivers": True},
+    "requests fail late": {
+        "late": 1.0,
+        "delay": 5,
+        "fails": 0.3,
+        "by_request": True,
+        "delivers": True,
+    },
+    "fail": {"late": 1.0, "fails": 0.3, "policy": "fail"},
 }
 SYNC = ("in time",)  # stock vLLM mistakes such a failure if the next step is under way
 EVERY_RUN = ("late",)
@@ -94,8 +121,9 @@ def test_tokens_equal_the_reference(
         kv_transfer_config=transfer(memory(**WAYS[name]), name),
     )
     with preempted_pairs(llm) as preempted:
-        check(llm, tiny, groups, right)
+        num_failed = check(llm, tiny, groups, right)
     counts = COUNTS[f"{name} 0"]
+    assert bool(num_failed) == (WAYS[name].get("policy") == "fail")
     assert preempted and counts["stores"] > 20
     assert counts["loads"] + counts["late"] > 30
     assert bool(counts["failed"]) == bool(WAYS[name].get("fails"))
@@ -105,20 +133,15 @@ def test_tokens_equal_the_reference(
 def test_of_several_connectors(
     make_llm: Any, tiny: Path, groups: list[Group], right: list[Any]
 ) -> None:
-    """One that loads late and one that loads in time, each with a store of its own."""
-    parts = [memory(late=1.0, delay=2), memory(seed=1)]
-    config = {
-        "kv_connector": "MultiConnector",
-        "kv_role": "kv_both",
-        "kv_connector_extra_config": {"connectors": parts},
-    }
+    """One that loads late and one that loads in time."""
+    config = several(memory(late=1.0, delay=2), memory(seed=1))
     llm = make_llm(
         async_scheduling=True,
         num_gpu_blocks_override=18,
         max_num_batched_tokens=64,
         kv_transfer_config=transfer(config, "several"),
     )
-    check(llm, tiny, groups, right)
+    assert not check(llm, tiny, groups, right)
     assert COUNTS["several 0"]["late"] > 20
 
 
@@ -179,27 +202,49 @@ def without_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
 
 
+VLLMS: dict[str, tuple[str, dict[str, Any]]] = {
+    "eager": ("SimpleCPUOffloadConnector", {"cpu_bytes_to_use": 1 << 26}),
+    "lazy": ("SimpleCPUOffloadConnector", {"cpu_bytes_to_use": 1 << 26, "lazy_offload": True}),
+    # A few blocks: the rest is the second one's.
+    "one of several": ("SimpleCPUOffloadConnector", {"cpu_bytes_to_use": 1 << 19}),
+    "offloading": (
+        "OffloadingConnector",
+        {
+            "spec_name": "OnCPU",
+            "spec_module_path": "tests.engine.offloading",
+            "cpu_bytes_to_use": 1 << 26,
+            "offload_prompt_only": False,
+        },
+    ),
+}
+
+
 @pytest.mark.full
-@pytest.mark.parametrize("lazy", [False, True], ids=["eager", "lazy"])
-def test_simple_cpu_offload(
-    lazy: bool,
+@pytest.mark.parametrize("way", VLLMS)
+def test_of_vllms_own(
+    way: str,
     without_cuda: None,
     make_llm: Any,
     tiny: Path,
     groups: list[Group],
     right: list[Any],
 ) -> None:
-    """vLLM's own, but for the copies."""
-    config = {
-        "kv_connector": "SimpleCPUOffloadConnector",
+    """All of them but the copies."""
+    name, extra = VLLMS[way]
+    config: dict[str, Any] = {
+        "kv_connector": name,
         "kv_role": "kv_both",
-        "kv_connector_extra_config": {"cpu_bytes_to_use": 1 << 26, "lazy_offload": lazy},
+        "kv_connector_extra_config": extra,
     }
+    if is_first := way == "one of several":
+        config = several(config, memory(late=0.5, seed=1))
     llm = make_llm(
         async_scheduling=True,
         num_gpu_blocks_override=18,
         max_num_batched_tokens=64,
         kv_transfer_config=transfer(config, "offload"),
     )
-    check(llm, tiny, groups, right)
+    assert not check(llm, tiny, groups, right)
     assert COUNTS["offload"]["loads"] > 20 and COUNTS["offload"]["stores"] > 20
+    second = COUNTS.get("offload 1", Counter())
+    assert is_first == (second["loads"] > 10 and second["late"] > 10)

@@ -4,9 +4,11 @@
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from vllm.v1.request import RequestStatus
 
 from tests.scheduler import connector_cases
 from tests.scheduler.cases import prompt
@@ -24,6 +26,7 @@ from tests.scheduler.storm import storms, with_connector
 from vllm_cold.group import results
 from vllm_cold.group.stream import from_extra_args
 from vllm_cold.vllm.scheduler.amateurs import make_streams
+from vllm_cold.vllm.scheduler.connectors import Loads
 
 pytestmark = [
     pytest.mark.unit,
@@ -68,6 +71,11 @@ def test_case(case: Callable[[Path], None], tiny: Path) -> None:
         ),
         # One that prefills: all are wanted.
         ({"do_remote_decode": True}, {"do_remote_decode": True}),
+        # The same, which may load its client's request's from where that was decoded before.
+        (
+            {"do_remote_decode": True, "remote_request_id": "r", "remote_block_ids": [[1]]},
+            {"do_remote_decode": True},
+        ),
     ],
     ids=str,
 )
@@ -99,3 +107,35 @@ def test_what_another_engine_needs_of_amateurs_goes_with_their_experts(tiny: Pat
     amateurs = [{"of": f"{cold}-amateur-{index}"} for index in (1, 2)]
     assert seen == [{"of": cold, "cold": {"amateurs": amateurs}}, {"of": "r2"}]
     assert results.weights_in(seen[0]) is None
+
+
+@pytest.mark.parametrize(
+    ("blocks", "kept"),
+    [
+        (([3, 4, 5, 6],), 8),
+        (([3, 4, 6, 7],), 15),
+        (([0, 4, 5, 6],), 0),  # a window: what its next token reads may be gone
+        (([0, 4, 6, 7],), 15),
+        (([3, 4, 6, 7], [0, 0, 5, 8]), 0),
+        (([3, 4, 6, 7], [0, 0, 1, 8]), 15),
+    ],
+    ids=str,
+)
+def test_what_a_load_keeps(blocks: tuple[list[int], ...], kept: int) -> None:
+    """Of 15 tokens in blocks of 4, where block 5 is not there."""
+    request = SimpleNamespace(
+        request_id="r",
+        status=RequestStatus.WAITING_FOR_REMOTE_KVS,
+        num_computed_tokens=15,
+        skip_reading_prefix_cache=False,
+    )
+    scheduler: Any = SimpleNamespace(
+        kv_holding_waiting=[request],
+        kv_cache_manager=SimpleNamespace(get_block_ids=lambda request_id: blocks),
+        block_size=4,
+        failed_recving_kv_req_ids=set(),
+    )
+    nothing: Any = None
+    Loads(scheduler, nothing, nothing).cut({5})
+    assert request.num_computed_tokens == kept
+    assert scheduler.failed_recving_kv_req_ids == ({"r"} if kept < 15 else set())

@@ -86,7 +86,10 @@ def of_amateur(transfer: Any, index: int) -> dict[str, Any] | None:
     if isinstance(amateurs, Sequence):
         own = amateurs[index] if index < len(amateurs) else None
         return dict(own) if isinstance(own, Mapping) else None
-    return dict(transfer) if transfer.get("do_remote_decode") else None
+    if not transfer.get("do_remote_decode"):
+        return None
+    # A later turn may say where its expert's KV is, which is not the amateur's.
+    return {name: value for name, value in transfer.items() if not name.startswith("remote_")}
 
 
 def weights_in(transfer: Mapping[str, Any] | None) -> list[list[float | None]] | None:

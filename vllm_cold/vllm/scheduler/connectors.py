@@ -309,10 +309,13 @@ class Loads:
         for request in scheduler.kv_holding_waiting:
             if request.status == RequestStatus.WAITING_FOR_REMOTE_KVS:
                 ids, *others = scheduler.kv_cache_manager.get_block_ids(request.request_id)
-                lost = (at for at, block in enumerate(ids) if block in invalid)
-                most = next(lost, len(ids)) * scheduler.block_size
+                first = next((at for at, block in enumerate(ids) if block in invalid), None)
+                most = (len(ids) if first is None else first) * scheduler.block_size
+                # Of windows, what is in front may be gone: there, its block is 0.
+                if first is not None and 0 in ids[:first]:
+                    most = 0
                 if any(not invalid.isdisjoint(of_kind) for of_kind in others):
-                    most = 0  # of windows, what is in front may be gone
+                    most = 0
                 if request.num_computed_tokens > most:
                     request.num_computed_tokens = most
                     scheduler.failed_recving_kv_req_ids.add(request.request_id)
