@@ -98,7 +98,7 @@ def test_figures_are_in_the_order_of_the_tokens() -> None:
                 RowStats(1, 0, 0, 0, 0, 1, weights[0]), RowStats(2, 1, 0, 0, 0, 1, weights[1]),
                 RowStats(3, 1, 0, 0, 1, 1),
             ],
-            "b": [RowStats(5, 0, 0, 2, 0, 3)], "c": [RowStats(9, 0, 1, 0, 0, 0)],
+            "b": [RowStats(5, 0, 0, 2, 0, 3)], "c": [RowStats(9, 0, 1, 0, 1, 0)],
         }  # fmt: skip
     outputs.hand_over(StepStats(("a",), [[4], [0], [0]], (1,)), in_front=True)
     assert outputs.from_worker(Output()) == {"a": [RowStats(4, 0, 0, 0, 0, 1)]}

@@ -25,9 +25,9 @@ def try_out(rule: Rule) -> None:
     """Raise what the rule raises, or ValueError for what it must not return."""
     streams = 1 + (rule.amateurs or 2)
     try:
-        # Has shapes and no values, and takes no tensors of the CPU beside those of a GPU.
+        # Has shapes and no values; on a device that takes no tensors of the CPU beside its own.
         with FakeTensorMode():
-            _ask(rule, *_made_up(streams, "cuda"))
+            _ask(rule, *_made_up(streams, "meta"))
     except (DataDependentOutputException, DynamicOutputShapeException) as error:
         raise ValueError(
             "it asks for a value of a tensor (item(), if, or a shape that depends on one), for "
