@@ -93,7 +93,7 @@ def _rule_rows(
 ) -> tuple[RuleRows, ...]:
     """The groups of each rule, but for those whose amateurs have all ended."""
     by_rule: dict[str, list[int]] = {}
-    alone = (host.members[:, 1:] < 0).all(1).tolist()
+    alone: list[bool] = np.all(host.members[:, 1:] < 0, axis=1).tolist()
     for row, each in enumerate(host.streams.tolist()):
         if (name := streams[each].settings.rule) is not None and not alone[row]:
             by_rule.setdefault(name, []).append(row)

@@ -10,7 +10,7 @@ from vllm_cold.group.stream import AmateurStream, Stream
 from vllm_cold.method import arguments
 from vllm_cold.method.amateurs import AmateurSpec, CannotLeaveOut, Without
 from vllm_cold.method.embeddings import Embeddings
-from vllm_cold.method.presets import PRESETS
+from vllm_cold.method.presets import PRESETS, PresetName
 from vllm_cold.params import ColdParams
 from vllm_cold.rules import registry
 from vllm_cold.vllm.frontend import prompts
@@ -36,7 +36,7 @@ class Contrast(arguments.Contrast):
         explain: Whether the client is told the weights of each step.
     """
 
-    preset: str | None = None
+    preset: PresetName | None = None
     optional: bool = False
     asked: bool = True
     unlimited: bool = False
