@@ -205,8 +205,6 @@ def without_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 VLLMS: dict[str, tuple[str, dict[str, Any]]] = {
     "eager": ("SimpleCPUOffloadConnector", {"cpu_bytes_to_use": 1 << 26}),
     "lazy": ("SimpleCPUOffloadConnector", {"cpu_bytes_to_use": 1 << 26, "lazy_offload": True}),
-    # A few blocks: the rest is the second one's.
-    "one of several": ("SimpleCPUOffloadConnector", {"cpu_bytes_to_use": 1 << 18}),
     "offloading": (
         "OffloadingConnector",
         {
@@ -236,10 +234,6 @@ def test_of_vllms_own(
         "kv_role": "kv_both",
         "kv_connector_extra_config": extra,
     }
-    if is_first := way == "one of several":
-        # One that loads at a step's start ends the engine where that step's request is aborted: its
-        # blocks leave the prefix cache, while vLLM's stores them and takes their hash for granted.
-        config = several(config, memory(late=1.0, seed=1))
     llm = make_llm(
         async_scheduling=True,
         num_gpu_blocks_override=18,
@@ -247,6 +241,4 @@ def test_of_vllms_own(
         kv_transfer_config=transfer(config, "offload"),
     )
     assert not check(llm, tiny, groups, right)
-    assert COUNTS["offload"]["loads"] > 10 and COUNTS["offload"]["stores"] > 10
-    second = COUNTS.get("offload 1", Counter())
-    assert is_first == (second["late"] > 10)
+    assert COUNTS["offload"]["loads"] > 20 and COUNTS["offload"]["stores"] > 20

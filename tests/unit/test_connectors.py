@@ -43,9 +43,9 @@ OWN = {"kv_connector_module_path": "tests.scheduler.connector"}
         {},
         transfer("SimpleCPUOffloadConnector"),
         transfer("StandIn", **OWN),
-        several(transfer("StandIn", **OWN), transfer("OffloadingConnector")),
+        several(transfer("StandIn", **OWN), transfer("StandIn", "kv_consumer", **OWN)),
+        several(transfer("SimpleCPUOffloadConnector"), transfer("OffloadingConnector")),
         transfer("NixlConnector", "kv_producer"),
-        several(transfer("StandIn", "kv_consumer", **OWN)),
         transfer("RequestConnector", kv_connector_module_path="tests.engine.folder_connector"),
     ],
     ids=str,
@@ -76,6 +76,13 @@ def test_others_are_not_known(asked: Any) -> None:
         assert f"it has the KV connector {asked['kv_connector']}, which is not known to fin" in said
         assert "CoLD supports OffloadingConnector, Sim" in said
         assert "keyed_by_block_hash or keyed_by_request = True" in said
+
+
+def test_what_stores_and_what_loads_must_know_of_each_other() -> None:
+    both = several(transfer("StandIn", **OWN), transfer("SimpleCPUOffloadConnector"))
+    assert "MultiConnector of vLLM's connectors and one of your own" in str(
+        unsupported(config(both))
+    )
 
 
 @pytest.mark.parametrize("kind", ["is_hybrid", "is_attention_free"])

@@ -46,9 +46,11 @@ def unsupported(config: "VllmConfig") -> str | None:
             "it has a KV connector together with state-space layers, whose states CoLD does not "
             "load; start it without the connector."
         )
+    whose = set()
     for transfer in _leaves(config.kv_transfer_config):
         # Somebody's own class may have the name of one of vLLM's.
         is_vllms = transfer.kv_connector_module_path is None
+        whose.add(is_vllms)
         known = is_vllms and transfer.kv_connector in (*BY_BLOCK_HASH, *BY_REQUEST)
         if not (known or _declares(transfer)):
             return (
@@ -58,6 +60,13 @@ def unsupported(config: "VllmConfig") -> str | None:
                 f"{', '.join((*BY_BLOCK_HASH, *BY_REQUEST))}, MultiConnector of these, and classes "
                 f"that declare {' or '.join(DECLARATIONS)} = True."
             )
+    if len(whose) > 1:
+        # Seen with SimpleCPUOffloadConnector: vLLM's assertion about the block's hash fails.
+        return (
+            "it has a MultiConnector of vLLM's connectors and one of your own: where a request "
+            "ends while the one loads for it, CoLD takes blocks out of the prefix cache that the "
+            "other may be storing, and the engine would end. Use connectors of one kind."
+        )
     return None
 
 
