@@ -154,17 +154,17 @@ def pictures() -> Iterator[Pictures]:
 @full
 def test_each_picture_is_fetched_once(server: Server, pictures: Pictures) -> None:
     """Whatever the amateurs read of it."""
-    for number, (count, args) in enumerate(
+    for number, args in enumerate(
         (
-            (1, {"cold_preset": "vcd"}),
-            (1, {"cold_images": ["noise:300", "blur:2"], "cold_alpha": 0}),
-            (1, {"cold_without": "system"}),
-            (0, {"cold_amateur_prompt": " w1 w2"}),
+            {"cold_preset": "vcd"},
+            {"cold_images": ["noise:300", "blur:2"], "cold_alpha": 0},
+            {"cold_without": "system"},
+            {"cold_amateur_prompt": " w1 w2"},
         )
     ):
         at = pictures.url(f"{number}/{SEEN.seed}")
         assert len(tokens(server, body("base", messages(at), vllm_xargs=args))) == MAX_TOKENS
-        assert pictures.asked[f"/{number}/{SEEN.seed}"] == 1, count
+        assert pictures.asked[f"/{number}/{SEEN.seed}"] == 1, args
     both = pictures.url(f"own/{SEEN.seed}")
     own = {"cold_amateur_messages": json.dumps(messages(both, system=False))}
     tokens(server, body("base", messages(both), vllm_xargs=own))
