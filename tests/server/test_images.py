@@ -254,9 +254,11 @@ def test_an_engine_whose_default_is_vcd(seeing: Path, tmp_path: Path) -> None:
 
 @full
 def test_several_front_ends(seeing: Path, tmp_path: Path) -> None:
-    """Each of which has a cache of its own."""
-    command = [*arguments(seeing), "--api-server-count", "2"]
-    with serve(tmp_path, command) as server, ThreadPoolExecutor(8) as pool:
+    """Each of which has a cache of its own, before two engines."""
+    command = [*arguments(seeing), "--api-server-count", "2", "--data-parallel-size", "2"]
+    # vLLM would want a NUMA node for each engine.
+    one = serve(tmp_path, command, VLLM_CPU_OMP_THREADS_BIND="nobind")
+    with one as server, ThreadPoolExecutor(8) as pool:
         wanted = bodies(url(SEEN), url(OTHER)) * 2
         got = list(pool.map(lambda one: tokens(server, one), wanted))
         assert_same_tokens(got, traces(seeing) * 2)
