@@ -304,7 +304,9 @@ def oracle(
         from vllm.v1.spec_decode import ngram_proposer
 
         class Ngrams(Oracle):
-            def propose(self, num: int, *args: Any, **kwargs: Any) -> list[list[int]]:
+            def propose(  # type: ignore[override]
+                self, num: int, *args: Any, **kwargs: Any
+            ) -> list[list[int]]:
                 return super().propose(*args, **kwargs)
 
         patch.setattr(ngram_proposer, "NgramProposer", Ngrams)
