@@ -351,7 +351,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def settings_of(options: argparse.Namespace) -> dict[str, Any]:
-    """All that an answer depends on."""
+    """All that an answer depends on, but of the images their names alone."""
     return {
         "model": options.model,
         "engine": json.loads(options.engine_args),

@@ -6,6 +6,7 @@ import inspect
 import pytest
 
 from tests.contracts.source import contains, find, in_order, parameters, set_in_init, since
+from vllm_cold.method.amateurs import MEDIA
 from vllm_cold.vllm.frontend import serving
 
 pytestmark = pytest.mark.unit
@@ -168,6 +169,14 @@ def test_media_of_a_prompt_are_made_in_two_steps() -> None:
     assert parameters(f"{where}.preprocess_chat")[:2] == ["request", "messages"]
     for name in ("preprocess_chat", "preprocess_cmpl"):
         contains(f"{where}.{name}", "skip_mm_cache=skip_mm_cache")
+
+
+@since(0, 31)
+def test_messages_have_these_types_of_media() -> None:
+    read_by = inspect.getmodule(find("vllm.renderers.cohere:parse_chat_messages"))
+    others = {"text", "input_text", "output_text", "thinking", "refusal", "prompt_embeds"}
+    others.add("tool_reference")
+    assert read_by.MM_PARSER_MAP.keys() == others.union(*MEDIA.values())
 
 
 @since(0, 31)

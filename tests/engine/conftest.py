@@ -217,7 +217,7 @@ def folders(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     specs = [
         getattr(item, "callspec", None)
         for item in request.session.items
-        if item.path == request.path
+        if item.path == request.path and item.get_closest_marker("skip") is None
     ]
     wanted = {spec.params["family"] for spec in specs if spec and "family" in spec.params}
     module = getattr(request.module, "REFERENCE", "tests.engine.families")

@@ -291,14 +291,26 @@ def oracle(
     tokens: int = 4,
     spoiled: float = 0.3,
     runner: str = "v1",
+    as_ngrams: bool = False,
 ) -> dict[str, Any]:
     """A drafter that knows `texts`, each a prompt with what follows, and spoils each token of its
     drafts with a probability. It writes a file into `folder`. V1 takes it as a class; in V2, which
-    refuses those, it stands in for the one that looks up n-grams, in this process.
+    refuses those, and `as_ngrams`, it stands in for the one that looks up n-grams, in this process.
     """
     path = folder / "oracle.json"
     path.write_text(json.dumps({"texts": [list(text) for text in texts], "spoiled": spoiled}))
     patch.setenv(ORACLE, str(path))
+    if runner == "v1" and as_ngrams:
+        from vllm.v1.spec_decode import ngram_proposer
+
+        class Ngrams(Oracle):
+            def propose(  # type: ignore[override]
+                self, num: int, *args: Any, **kwargs: Any
+            ) -> list[list[int]]:
+                return super().propose(*args, **kwargs)
+
+        patch.setattr(ngram_proposer, "NgramProposer", Ngrams)
+        return ngram(tokens)
     if runner == "v1":
         name = f"{Oracle.__module__}.{Oracle.__qualname__}"
         return {"method": "custom_class", "model": name, "num_speculative_tokens": tokens}

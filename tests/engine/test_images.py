@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks import bench_pope
 from tests.engine import drafters
 from tests.engine.conftest import Pool, free_blocks, lora, scheduler
 from tests.engine.families import RANK
@@ -37,14 +38,14 @@ from tests.engine.media import (
 )
 from tests.engine.pressure import Engines, assert_idle, drive, preempted_pairs, some
 from tests.engine.streams import Job, generate, tokens_of
+from tests.engine.test_speculation import counted
 from tests.naive import Trace, assert_same_tokens
+from vllm_cold.group.drafting import DraftController
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
 
 REFERENCE = "tests.engine.media"
 IN_EVERY_RUN = ("qwen2-vl", "llava-1.5")  # with M-RoPE and without
-# SmolVLM's processor wants a package that nothing else here does.
-FAMILIES = [name for name in MEDIA if name != "smolvlm" or find_spec("num2words")]
 
 CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "small steps": {"max_num_batched_tokens": 24, "max_num_seqs": 8, "async_scheduling": True},
@@ -63,7 +64,7 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "no cache of processed images": {"mm_processor_cache_gb": 0, "max_num_batched_tokens": 40},
     "compiled": {"enforce_eager": False, "max_num_batched_tokens": 64},
     "two processes": {"tensor_parallel_size": 2, "kv_cache_memory_bytes": 2**26},
-    "drafts": {"max_num_batched_tokens": 64},  # looked up in the text; numba compiles long
+    "drafts": {"max_num_batched_tokens": 64},
 }
 
 
@@ -172,11 +173,13 @@ def assert_no_media(llm: Any) -> None:
     assert manager.num_freeable_slots == manager.cache_size
 
 
-def in_full(family: str) -> list[pytest.MarkDecorator]:
-    return [] if family in IN_EVERY_RUN else [pytest.mark.full]
+def marks(family: str) -> list[pytest.MarkDecorator]:
+    missing = family == "smolvlm" and find_spec("num2words") is None
+    skips = [pytest.mark.skip(reason="its processor wants num2words: pip install it")] * missing
+    return skips + [pytest.mark.full] * (family not in IN_EVERY_RUN)
 
 
-@pytest.mark.parametrize("family", [pytest.param(f, marks=in_full(f)) for f in FAMILIES])
+@pytest.mark.parametrize("family", [pytest.param(f, marks=marks(f)) for f in MEDIA])
 def test_tokens_equal_the_reference(family: str, folders: Path, make_llm: Any, runner: str) -> None:
     """In small steps, in which prompts and images are cut; the second time prompts are cached."""
     folder = folders / family
@@ -235,19 +238,62 @@ def check_chats(llm: Any, folder: Path) -> None:
 @pytest.mark.full
 @pytest.mark.parametrize("name", list(CONFIGURATIONS)[1:])
 @pytest.mark.parametrize("family", IN_EVERY_RUN)
-def test_configurations(family: str, name: str, folders: Path, make_llm: Any) -> None:
+def test_configurations(
+    family: str,
+    name: str,
+    folders: Path,
+    make_llm: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Drafts are told: random models repeat nothing that could be looked up."""
     folder = folders / family
     expected = expected_of(folder)
-    drafts = drafters.ngram() if name == "drafts" else None
+    drafts = None
+    if name == "drafts":
+        monkeypatch.setattr(DraftController, "break_even", lambda *args: None)
+        answered = zip(expected.prompts, expected.traces, strict=True)
+        texts = [[*prompt, *trace.tokens] for prompt, trace in answered]
+        drafts = drafters.oracle(monkeypatch, tmp_path, texts, as_ngrams=True)
     llm = make_llm(**options(folder), **CONFIGURATIONS[name], speculative_config=drafts)
     before = free_blocks(llm)
     with preempted_pairs(llm) as preempted:
         chosen = [i for i, job in enumerate(jobs_of(folder)) if is_taken(job, CONFIGURATIONS[name])]
         cached = sum(check(llm, folder, expected, chosen) for _ in range(2))
     assert bool(preempted) == name.startswith("pressure")
+    if name == "drafts":
+        drafted, right = counted(llm)
+        assert 0.3 * drafted < right < drafted
     assert bool(cached) == ("no prefix cache" not in name)
     assert free_blocks(llm) == before
     assert_no_media(llm)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("family", ["qwen2-vl"])
+def test_the_benchmark(
+    family: str, folders: Path, make_llm: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On yes/no questions, from its command line to its answers."""
+
+    def start(model: str, **engine: Any) -> Any:
+        return make_llm(**options(folders / family), **engine)
+
+    monkeypatch.setattr(bench_pope, "start_llm", start)
+    lines, command = [], ["--model", family]
+    for picture in (SEEN, OTHER):
+        picture.make().save(tmp_path / f"{picture.seed}.png")
+        asked = {"text": QUESTION, "label": "yes", "image": f"{picture.seed}.png"}
+        lines.append(json.dumps({"question_id": picture.seed, **asked}))
+    (tmp_path / "pope.json").write_text("\n".join(lines))
+    for option, name in (("questions", "pope.json"), ("images", "."), ("output", "out")):
+        command += [f"--{option}", str(tmp_path / name)]
+    assert bench_pope.main(command) == 0
+    _, *rows = map(json.loads, (tmp_path / "out").read_text().splitlines())
+    texts = {(row["system"], row["question"]): row["text"] for row in rows}
+    assert len(texts) == 2 * len(bench_pope.SYSTEMS)
+    for one, other in (("vcd", "greedy"), ("vcd", "image against none"), ("careful", "greedy")):
+        assert any(texts[one, each.seed] != texts[other, each.seed] for each in (SEEN, OTHER))
 
 
 @pytest.mark.full

@@ -12,12 +12,14 @@ from hypothesis import strategies as st
 
 from vllm_cold.errors import ColdError
 from vllm_cold.method.amateurs import (
+    MEDIA,
     CannotLeaveOut,
     Messages,
     Part,
     Text,
     Without,
     describe,
+    has_media,
     read_part,
     read_without,
 )
@@ -172,6 +174,21 @@ def test_a_conversation_without_some_of_its_messages() -> None:
     ):
         with pytest.raises(CannotLeaveOut, match=message):
             left(said)
+
+
+@pytest.mark.parametrize("name", sorted(frozenset().union(*MEDIA.values())))
+def test_a_conversation_without_some_of_its_media(name: str) -> None:
+    """By a part's type; by its key where it has none, or a uuid."""
+    [kind] = [each for each, names in MEDIA.items() if name in names]
+    others = [{"type": min(MEDIA[each])} for each in MEDIA if each != kind]
+    kept = [*others, {"type": "text", "text": "Who?"}]
+    for part in ({"type": name, name: "x"}, {name: "x"}, {"type": "x", name: None, "uuid": "x"}):
+        chat = [CHAT[0], {"role": "user", "content": [part, *kept]}]
+        left = read_without("f", kind).of("f", chat)
+        assert left == [CHAT[0], {"role": "user", "content": kept}]
+        assert has_media(chat[1], kind) and not has_media(left[1], kind)
+        with pytest.raises(CannotLeaveOut, match=f"f='{kind}': the conversation has no {kind}"):
+            read_without("f", kind).of("f", left)
 
 
 def test_a_default_is_for_all_chats() -> None:

@@ -83,11 +83,31 @@ def test_a_default_that_takes_texts_away_says_what_it_does(
 
 
 @pytest.mark.parametrize(
+    ("model", "on_cpu"), [(True, True), (True, False), (False, True), (None, True)]
+)
+def test_models_whose_images_are_read_wrongly_on_cpu(
+    model: bool | None, on_cpu: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """vLLM's attention there is causal in them."""
+    from vllm.platforms import current_platform
+
+    logged: list[str] = []
+    monkeypatch.setattr(engine_config.logger, "warning", logged.append)
+    monkeypatch.setattr(type(current_platform), "is_cpu", lambda self: on_cpu)
+    engine_config._warn_of_attention(
+        config(**({} if model is None else {"is_mm_prefix_lm": model}))
+    )
+    assert len(logged) == (model is True and on_cpu)
+    assert all("its answers about images are not those of its makers" in line for line in logged)
+
+
+@pytest.mark.parametrize(
     ("option", "value", "said"),
     [
         ("model_config.runner_type", "pooling", "pooling model"),
         ("model_config.is_encoder_decoder", True, "it has an encoder-decoder model, which CoLD"),
         ("model_config.enable_trace_replay", True, "it has enable_trace_replay, which CoLD does"),
+        ("ec_transfer_config", object(), "it has an encoder-cache connector, which CoLD does not"),
         (
             "parallel_config.enable_batch_sharded_sampling",
             True,

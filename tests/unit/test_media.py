@@ -5,12 +5,14 @@ input processor on a model that sees; no engine runs.
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import json
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,7 +22,7 @@ from PIL import Image
 from vllm import SamplingParams
 
 from tests.front_end import ONE, TWO, Front, make_seeing
-from tests.unit.test_serving import Online, chat, xargs
+from tests.unit.test_serving import Online, chat, protocol, xargs
 from vllm_cold import Amateur, Blur, ColdParams, Noise, adapter_config
 from vllm_cold.group.stream import from_extra_args
 from vllm_cold.vllm import patching, versions
@@ -409,7 +411,10 @@ def test_refused_images_are_forgotten(front: Front) -> None:
         assert item is not None, "its data comes along"
 
 
-def test_a_servers_refused_images_are_forgotten_where_they_were_seen(front: Front) -> None:
+@pytest.mark.parametrize("error", [ValueError, asyncio.CancelledError])
+def test_a_servers_refused_images_are_forgotten_where_they_were_seen(
+    error: type[BaseException], front: Front
+) -> None:
     """In the thread of its media, or since 0.33 when that thread has time."""
     told: list[tuple[str, str]] = []
     thread = ThreadPoolExecutor(1, thread_name_prefix="media")
@@ -421,8 +426,8 @@ def test_a_servers_refused_images_are_forgotten_where_they_were_seen(front: Fron
     many = [{"type": "multimodal", "mm_hashes": hashes, "mm_kwargs": data}, front.text(" w1"), "w1"]
 
     def refuse() -> None:
-        with pytest.raises(ValueError, match="no"), media_kept(renderer, many):
-            raise ValueError("no")
+        with pytest.raises(error), media_kept(renderer, many):
+            raise error
 
     with media_kept(renderer, many):
         pass
@@ -539,6 +544,16 @@ def test_vcd_over_http(online: Online, front: Front) -> None:
     assert told["prompt"] == "without system"
     with pytest.raises(ValueError, match="the engine's default.*the prompt has no image"):
         online.answer(plain | {"vllm_xargs": {"cold": 1}}, "base")
+
+
+def test_a_beam_search_beside_a_default(online: Online, front: Front) -> None:
+    front.serve(default={"preset": "vcd"})
+    for body, refused in ((ASKED, True), (chat(SYSTEM, user(text(" w3"))), False)):
+        beams = protocol(body)(model="base", use_beam_search=True, **body)
+        front.run(online.prepare(beams))
+        refusal = pytest.raises(ValueError, match="CoLD does not support beam search")
+        with refusal if refused else nullcontext():
+            assert beams.to_beam_search_params(4, {}) is not None
 
 
 def test_what_a_default_cannot_distort(front: Front) -> None:
@@ -678,8 +693,6 @@ def test_the_sender_is_told_when_it_is_sent(online: Online, front: Front) -> Non
 
 
 def _request(body: dict[str, Any]) -> Any:
-    from tests.unit.test_serving import protocol
-
     return protocol(body)(model="base", max_tokens=4, **body)
 
 
@@ -687,11 +700,37 @@ def test_images_that_a_client_names_only(online: Online, front: Front) -> None:
     """Only the engine core has them: the sender's cache is asked, as for a plain request."""
     named = {"type": "image_url", "image_url": {"url": url(1)}, "uuid": "mine"}
     online.prepared(chat(SYSTEM, user(named, text(" w3")), model="base"))
+    for nothing in (None, {"url": None}, ""):
+        alone = {"type": "image_url", "image_url": nothing, "uuid": "mine"}
+        body = chat(SYSTEM, user(alone, text(" w3"))) | xargs(without="images")
+        _, found = answered(online, body)
+        assert [each for _, each in found.expert] == ["mine"] and found.amateurs == [[]]
+        assert found.features[0].data is None
+    for part in (
+        {"input_audio": {"data": "", "format": "wav"}, "uuid": "mine"},
+        {"video_url": {}, "uuid": "mine"},
+    ):
+        assert media._is_named_only(part) and not media._is_named_only({**part, "uuid": None})
+    assert not media._is_named_only({"image_embeds": {"image_embeds": "x"}, "uuid": "mine"})
+
+
+def test_some_that_a_client_names_only(online: Online, front: Front) -> None:
+    """The others would be believed to be sent while prompts of amateurs are made: a plain request
+    with one of them would be sent back.
+    """
+    named = {"type": "image_url", "image_url": {"url": url(1)}, "uuid": "mine"}
+    online.prepared(chat(SYSTEM, user(named, text(" w3")), model="base"))
     alone = {"type": "image_url", "image_url": None, "uuid": "mine"}
-    body = chat(SYSTEM, user(alone, text(" w3"))) | xargs(without="images")
-    _, found = answered(online, body)
-    assert [each for _, each in found.expert] == ["mine"] and found.amateurs == [[]]
-    assert found.features[0].data is None
+    body = chat(SYSTEM, user(alone, of_url(2), text(" w3")))
+    own = json.dumps([user(alone, text(" w3"))])
+    for asked in (body | xargs(without="system"), ASKED | xargs(amateur_messages=own, beta=1)):
+        with pytest.raises(ValueError, match="uuid alone, .* data along; send the data of all"):
+            online.answer(asked, "base")
+        assert not front.renderer.mm_processor_cache.is_cached_item(hash_of_url(front, 2))
+    # Adapters read the same prompt, which is sent at once; and a default gives way.
+    assert online.answer(body | xargs(amateur="two"))[0]["amateur"] == "two"
+    front.serve(default={"without": "system"})
+    assert online.answer(body, "base")[0] == {"cold": 0}
 
 
 # ---- shared memory -------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ of its model runner through two public options, ``scheduler_config.scheduler_cls
 ``model_config.logits_processors``. (The entry point ``vllm.logits_processors`` would not do: each
 model runner refuses the other's class there, which would break every engine on the machine.)
 Other engines without LoRA, and engines in which CoLD cannot work, are left as they are.
+``ModelConfig.is_mm_prefix_lm`` says of which models vLLM's attention on CPU reads images wrongly.
 Since: 0.23 to 0.33. Can go: when vLLM lets plugins set these options.
 """
 
@@ -48,6 +49,7 @@ def _make(original: Callable[..., "VllmConfig"]) -> Callable[..., "VllmConfig"]:
             wrap_if_there(metrics.OFFLINE, "LLM.get_metrics() shows no metrics of CoLD")
             _say(defaults := engine_defaults(config))
             _warn(defaults)
+            _warn_of_attention(config)
             ascend.warn(config)
         return config
 
@@ -99,6 +101,18 @@ def _warn(defaults: ColdArgs) -> None:
             "where it does not, fewer answers are right than without CoLD (docs/accuracy.md). "
             'Measure how many of yours: vllm-cold tune, with rows that say "answers": false.',
             without,
+        )
+
+
+def _warn_of_attention(config: "VllmConfig") -> None:
+    """Say of which models vLLM computes something else on CPU, whatever decodes them."""
+    from vllm.platforms import current_platform
+
+    if current_platform.is_cpu() and getattr(config.model_config, "is_mm_prefix_lm", False):
+        logger.warning(
+            "vllm-cold: on CPU, vLLM's attention hides from an image's tokens those behind them, "
+            "which this model would see: its answers about images are not those of its makers, "
+            "with and without CoLD."
         )
 
 

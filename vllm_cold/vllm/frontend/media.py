@@ -13,8 +13,9 @@ the engine core getting requests in the order in which their images were process
 amateurs' prompts are still to be made would be overtaken: then the hash comes first, and a request
 that has nothing to do with CoLD is sent back. So on a server what is contrasted always brings its
 data along, out of the cache that vLLM has for those who send nothing (``always_sent``), and the
-sender is told when it is on its way (``tell_sent``). Offline each prompt is sent before the next is
-processed.
+sender is told when it is on its way (``tell_sent``). Of media that are named by their uuids alone,
+only the engine core has the data: beside others they are refused. Offline each prompt is sent
+before the next is processed.
 Since: 0.31 to 0.33; before, prompts with media are refused. Can go: when vLLM renders several
 prompts of one request.
 """
@@ -267,8 +268,10 @@ def unsupported(config: "VllmConfig") -> str | None:
 # ---- the sender's cache --------------------------------------------------------------------------
 
 
-def always_sent(renderer: Any, messages: Any) -> bool:
-    """Whether what a server contrasts of this chat has to bring its media's data along."""
+def always_sent(renderer: Any, messages: Sequence[Any]) -> bool | None:
+    """Whether what a server contrasts of these messages has to bring its media's data along; None
+    where it has to and cannot, as some are named by their uuids alone.
+    """
     if versions.is_before(0, 31):
         return False
     from vllm.multimodal import cache
@@ -276,17 +279,24 @@ def always_sent(renderer: Any, messages: Any) -> bool:
     kinds = (cache.LruKeyReplicatedSenderCache, cache.ShmObjectStoreSenderCache)
     if not isinstance(renderer.mm_processor_cache, kinds):
         return False  # none, or one whose every request brings the data
-    make_readable(messages or ())
-    parts = [part for message in messages or () for part in media_parts(message)]
-    # Of media that a client names by their uuids alone, only the engine core has the data.
-    return bool(parts) and not any(_is_named_only(part) for part in parts)
+    make_readable(messages)
+    named = {_is_named_only(part) for message in messages for part in media_parts(message)}
+    return None if len(named) > 1 else named == {False}
 
 
 _TYPES = frozenset().union(*MEDIA.values())
+# In which key of a mapping such a part has its data.
+_WITHIN = {"image_url": "url", "video_url": "url", "audio_url": "url", "input_audio": "data"}
 
 
 def _is_named_only(part: Mapping[str, Any]) -> bool:
-    return part.get("uuid") is not None and all(part.get(name) is None for name in _TYPES)
+    """As vLLM reads it, to which empty data is none."""
+    return part.get("uuid") is not None and all(_data(part, each) in (None, "") for each in _TYPES)
+
+
+def _data(part: Mapping[str, Any], name: str) -> Any:
+    found = part.get(name)
+    return found.get(_WITHIN[name]) if name in _WITHIN and isinstance(found, Mapping) else found
 
 
 def tell_sent(renderer: Any, hashes: Sequence[str]) -> None:

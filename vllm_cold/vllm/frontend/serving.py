@@ -80,8 +80,11 @@ def _make_preprocess(original: Callable[..., Any]) -> Callable[..., Any]:
             return await original(self, request, *args, **kwargs)
         with refusals():
             contrast = _decide(server, request)
-        if contrast is not None and _sends_data(contrast, self.renderer, *args, **kwargs):
+            sends = contrast and _sends_data(contrast, self.renderer, *args, **kwargs)
+        if sends:
             kwargs["skip_mm_cache"] = True
+        elif sends is None:
+            contrast = None
         found = await original(self, request, *args, **kwargs)
         made = found[1] if isinstance(found, tuple) else found
         with refusals(), media_kept(self.renderer, made):
@@ -93,12 +96,27 @@ def _make_preprocess(original: Callable[..., Any]) -> Callable[..., Any]:
 
 def _sends_data(
     contrast: Contrast, renderer: Any, messages: Any = None, *_: Any, **__: Any
-) -> bool:
-    """Whether a chat's media are processed as ``media.always_sent`` says: it will be contrasted."""
+) -> bool | None:
+    """Whether a chat's media are processed as ``media.always_sent`` says: it will be contrasted.
+    None for a default that gives way to media which cannot be.
+
+    Raises:
+        ValueError: there are some, and the request asked.
+    """
     own = [one.source.value for one in contrast.amateurs if isinstance(one.source, Messages)]
     all_of_them = [*(messages or ()), *chain.from_iterable(own)]
-    return media.always_sent(renderer, all_of_them) and contrast.applies(
-        PromptSource(messages=messages)
+    sends = media.always_sent(renderer, all_of_them)
+    if sends is False or not contrast.applies(PromptSource(messages=messages)):
+        return False
+    if sends:
+        return True
+    if all(one.source is None for one in contrast.amateurs):
+        return False  # no prompt is made between the expert's and its sending
+    if contrast.gives_way:
+        return None
+    raise ValueError(
+        f"{media.REFUSED}some of this chat's are named by their uuid alone, and others bring their "
+        "data along; send the data of all."
     )
 
 
