@@ -72,7 +72,7 @@ def _swapped() -> tuple[Item, ...]:
         question, _, text = each["input"].strip().partition("\nContext: ")
         question, text = question.removeprefix("Question: "), _plain(text)
         old = next((name for name, score in each["target_scores"].items() if not score), "")
-        # Where the question or the text (so the new answer, too) names the old one, an echo of it is
+        # Where the question or the text (with the new answer) names the old one, an echo of that is
         # no memory.
         if not old or contains(question, (old,)) or contains(text, (old,)):
             continue
