@@ -213,7 +213,7 @@ def test_differences() -> None:
     assert (none.points, none.p) == (0.0, 1.0) and -none.high == pytest.approx(none.low)
     assert none.low < -2.5
     several = [Difference(1, 0, 2, p, declared=True) for p in (0.01, 0.04, 0.02, 0.9)]
-    several.append(Difference(1, 0, 2, 0.0001))  # nobody asked for it
+    several.append(Difference(1, 0, 2, 0.5))  # nobody asked for it
     correct(several)
     assert [each.corrected for each in several[:4]] == pytest.approx([0.04, 0.08, 0.06, 0.9])
     marked = ["**+1.0**", "+1.0?", "+1.0?", "+1.0", "+1.0"]

@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks.accuracy.models import Model
 from benchmarks.accuracy.problem import Cell, Prompt, Split, data
-from benchmarks.accuracy.tasks import CELLS, memory
+from benchmarks.accuracy.tasks import CELLS, memory, questions
 from benchmarks.accuracy.tasks.instructions import NEUTRAL, requests
 from examples.facts import facts, names
 
@@ -76,6 +76,24 @@ def test_the_splits_share_no_form_of_sentence() -> None:
         assert not any(names(text, fact.answers) for text in texts)
         for text in (*texts, *(memory.near(fact, split, "Xyz") for split in SPLITS)):
             assert "Xyz" in text and fact.subject.lower() in text.lower() and "{" not in text
+
+
+def test_no_other_entity_where_the_old_one_is_named_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    filler = "It has been told in many books since then, and it is told in schools to this day."
+    items = [
+        ("who won it", "Ann won it.", "Ann", True),
+        ("who beat bob", "Ann beat him.", "Ann", False),
+        ("who lost it", "Ann lost it, and Bob did not.", "Ann", False),
+        ("who made it", "Ann Bob made it.", "Ann Bob", False),
+    ]
+    examples = [
+        {"input": f"Question: {asked}\nContext: {text} {filler}", "target": new,
+         "target_scores": {new: 1, "Bob": 0}}
+        for asked, text, new, _ in items
+    ]  # fmt: skip
+    monkeypatch.setattr(questions, "_read", lambda _: {"examples": examples})
+    found = [each.question for each in questions._swapped.__wrapped__()]
+    assert found == [asked.capitalize() for asked, *_, kept in items if kept]
 
 
 # Instructions

@@ -72,9 +72,9 @@ def _swapped() -> tuple[Item, ...]:
         question, _, text = each["input"].strip().partition("\nContext: ")
         question, text = question.removeprefix("Question: "), _plain(text)
         old = next((name for name, score in each["target_scores"].items() if not score), "")
-        # Where the question, the text or the new answer names the old one, an echo is no memory.
-        elsewhere = (question, text, each["target"])
-        if not old or any(contains(said, (old,)) for said in elsewhere):
+        # Where the question or the text (with the new answer) names the old one, an echo of that is
+        # no memory.
+        if not old or contains(question, (old,)) or contains(text, (old,)):
             continue
         if _fits(text) and contains(text, (each["target"],)):
             asked = question[0].upper() + question[1:]
