@@ -5,6 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from vllm.v1.core.sched.interface import PauseState
+
 from tests.scheduler.cases import prompt
 from tests.scheduler.connector import Ways
 from tests.scheduler.harness import Harness, Setup
@@ -149,10 +151,16 @@ def aborted_amid_a_lost_load(model: Path) -> None:
 
 def blocked_queue(model: Path) -> None:
     """An expert has its last token left and waits for room for its amateur: who waits behind it is
-    not looked at, one after the other, in each step; and all keep their order.
+    not looked at, one after the other, in each step, and not loaded; and all keep their order.
     """
-    setup = Setup(num_blocks=65, long_prefill=3, max_num_seqs=8, connector=Ways())
+    setup = Setup(num_blocks=65, long_prefill=3, max_num_seqs=8, connector=Ways(delay=0))
     harness = Harness(model, setup)
+    for number in range(30):
+        harness.add(prompt(4, 200 + 4 * number), 1)
+    harness.drain()
+    harness.reset(running=True)
+    connector = harness.sched.connector
+    connector.ways = replace(connector.ways, late=1.0)
     harness.add(prompt(33), 1)  # the amateur's prompt is cached, so the expert starts alone
     harness.until_idle()
     harness.add(prompt(3, 400), 40)
@@ -161,7 +169,7 @@ def blocked_queue(model: Path) -> None:
         harness.step()
     harness.occupy(leave=2)
     harness.step()
-    small = [harness.add(prompt(3, 200 + number), 3) for number in range(30)]
+    small = [harness.add(prompt(4, 200 + 4 * number), 3) for number in range(30)]
     looked_at: list[str] = []
     look = harness.sched._handle_blocked_waiting_request
 
@@ -210,4 +218,43 @@ def emptied_step(model: Path) -> None:
     assert harness.group_preemptions
     for number in range(8):
         harness.add(prompt(8, 200 + 10 * number), 4)
+    harness.drain()
+
+
+def two_that_load(model: Path) -> None:
+    """Two groups whose KV is elsewhere, and room for the prompts of both only until the first has
+    all of its own: the second one's streams hold no blocks that the first needs to end.
+    """
+    setup = Setup(num_blocks=19, budget=64, connector=Ways(late=1.0, delay=0))
+    harness = Harness(model, setup)
+    for max_tokens in (1, 12):
+        for first in (100, 300):
+            harness.add(prompt(17, first), max_tokens, adapter=1, cold=True)
+        harness.drain()
+        harness.reset(running=True)
+    assert harness.loads is not None and harness.loads.loads == 4
+    assert not harness.preemptions and not harness.group_preemptions
+
+
+def held_for_a_leader(model: Path) -> None:
+    """An amateur's KV has come, and its expert may not begin: the prefix cache can be reset, and an
+    engine whose admission is paused comes to rest, and holds no blocks.
+    """
+    setup = Setup(num_blocks=65, budget=64, connector=Ways(late=1.0, delay=0))
+    harness = Harness(model, setup)
+    amateur = prompt(13, 300)
+    harness.add(amateur, 1)
+    harness.drain()
+    harness.reset(running=True)
+    harness.add(prompt(30), 3, adapter=1, cold=True, amateurs=[(0, amateur)])
+    harness.step()
+    harness.pause(PauseState.PAUSED_ALL)
+    harness.step()
+    assert harness.sched._loads.holding(harness.groups())
+    harness.reset(running=True)
+    harness.pause(PauseState.UNPAUSED)
+    harness.step()
+    assert harness.loads is not None and harness.loads.loads == 2
+    harness.wait()
+    assert harness.sched.reset_prefix_cache()
     harness.drain()
