@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Situations of engines with a KV connector, for the tests and for the mutation table."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,18 @@ from vllm.v1.core.sched.interface import PauseState
 from tests.scheduler.cases import prompt
 from tests.scheduler.connector import Ways
 from tests.scheduler.harness import Harness, Setup
+
+
+def _loads_late(harness: Harness, of: Callable[[int], bool]) -> None:
+    """Loads of prompts with so many tokens take place between steps."""
+    connector = harness.sched.connector
+    ask = connector.get_num_new_matched_tokens
+
+    def asked(request: Any, num_computed_tokens: int) -> Any:
+        connector.ways = replace(connector.ways, late=float(of(request.num_prompt_tokens)))
+        return ask(request, num_computed_tokens)
+
+    connector.get_num_new_matched_tokens = asked
 
 
 def loaded_group(model: Path, is_async: bool = False, late: float = 1.0) -> None:
@@ -88,19 +101,16 @@ def shared_and_lost(model: Path) -> None:
     harness.add(prompt(25), 1)
     harness.drain()
     harness.reset(running=True)
-    loads, connector = harness.loads, harness.sched.connector
+    loads = harness.loads
     assert loads is not None
-    ask, fill = connector.get_num_new_matched_tokens, loads._fill
-
-    def late_if_long(request: Any, num_computed_tokens: int) -> Any:
-        connector.ways = replace(connector.ways, late=float(request.num_prompt_tokens > 9))
-        return ask(request, num_computed_tokens)
+    fill = loads._fill
 
     def fails_once(load: Any) -> Any:
         loads.ways = replace(loads.ways, fails=float(not load.late and not loads.failed))
         return fill(load)
 
-    connector.get_num_new_matched_tokens, loads._fill = late_if_long, fails_once
+    _loads_late(harness, lambda num_tokens: num_tokens > 9)
+    loads._fill = fails_once  # type: ignore[method-assign]
     harness.add(prompt(9), 3, adapter=1, cold=True)
     first = harness.add(prompt(25), 3)
     harness.add(prompt(25), 3, adapter=2, cold=True)
@@ -159,8 +169,7 @@ def blocked_queue(model: Path) -> None:
         harness.add(prompt(4, 200 + 4 * number), 1)
     harness.drain()
     harness.reset(running=True)
-    connector = harness.sched.connector
-    connector.ways = replace(connector.ways, late=1.0)
+    _loads_late(harness, lambda num_tokens: num_tokens == 4)
     harness.add(prompt(33), 1)  # the amateur's prompt is cached, so the expert starts alone
     harness.until_idle()
     harness.add(prompt(3, 400), 40)
