@@ -236,7 +236,7 @@ def two_that_load(model: Path) -> None:
     """
     setup = Setup(num_blocks=19, budget=64, connector=Ways(late=1.0, delay=0))
     harness = Harness(model, setup)
-    for max_tokens in (1, 12):
+    for max_tokens in (1, 16):
         for first in (100, 300):
             harness.add(prompt(17, first), max_tokens, adapter=1, cold=True)
         harness.drain()
@@ -246,10 +246,11 @@ def two_that_load(model: Path) -> None:
 
 
 def held_for_a_leader(model: Path) -> None:
-    """An amateur's KV has come, and its expert may not begin: the prefix cache can be reset, and an
-    engine whose admission is paused comes to rest, and holds no blocks.
+    """An amateur's KV has come, and its expert may not begin: the prefix cache can be reset; and an
+    engine whose admission is paused comes to rest when all that runs has ended, with the blocks
+    that the amateur had.
     """
-    setup = Setup(num_blocks=65, budget=64, connector=Ways(late=1.0, delay=0))
+    setup = Setup(num_blocks=17, budget=64, connector=Ways(late=1.0, delay=0))
     harness = Harness(model, setup)
     amateur = prompt(13, 300)
     harness.add(amateur, 1)
@@ -262,8 +263,27 @@ def held_for_a_leader(model: Path) -> None:
     assert harness.sched._loads.holding(harness.groups())
     harness.reset(running=True)
     harness.pause(PauseState.UNPAUSED)
+    plain = harness.add(prompt(5, 400), 52)
     harness.step()
     assert harness.loads is not None and harness.loads.loads == 2
     harness.wait()
-    assert harness.sched.reset_prefix_cache()
+    assert plain in harness.ended
+    harness.drain()
+
+
+def freed_later(model: Path) -> None:
+    """An expert waits for room for its amateur, nothing else runs, and the connector is to free
+    blocks: it keeps what it has.
+    """
+    harness = Harness(model, Setup(num_blocks=65, long_prefill=3, connector=Ways()))
+    harness.add(prompt(33), 1)  # as in blocked_queue
+    harness.until_idle()
+    cold = harness.add(prompt(33), 4, adapter=1, cold=True)
+    while harness.sched.requests[cold].num_computed_tokens < 30:
+        harness.step()
+    harness.occupy(leave=2)
+    harness.sched.connector.has_pending_block_frees = lambda: True
+    for _ in range(4):
+        harness.step()
+    assert not harness.group_preemptions
     harness.drain()
