@@ -176,7 +176,7 @@ def blocked_queue(model: Path) -> None:
     cold = harness.add(prompt(33), 4, adapter=1, cold=True)
     while harness.sched.requests[cold].num_computed_tokens < 30:
         harness.step()
-    harness.occupy(leave=2)
+    harness.occupy(leave=5)
     harness.step()
     small = [harness.add(prompt(4, 200 + 4 * number), 3) for number in range(30)]
     looked_at: list[str] = []
