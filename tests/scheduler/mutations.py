@@ -449,7 +449,7 @@ MUTATIONS = [
     Mutation("a group keeps what it has while a connector may free blocks", "Loads.frees_blocks",
              _no, connector_cases.freed_later),
     Mutation("with nothing running, blocks may be others'", "KVBlocks._others_hold_blocks",
-             _no, _storms_of_loads),
+             _no, lambda model: [*storms(model, [32], with_connector)]),
     Mutation("of KV that did not come no figure counts", "GroupScheduler._scored",
              ("if lost or is_dropped(group.expert):", "if False:"), _storms_of_loads),
 ]
