@@ -1,13 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
 """Situations of engines with a KV connector, for the tests and for the mutation table."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from vllm.v1.core.sched.interface import PauseState
+
 from tests.scheduler.cases import prompt
 from tests.scheduler.connector import Ways
 from tests.scheduler.harness import Harness, Setup
+
+
+def _loads_late(harness: Harness, of: Callable[[int], bool]) -> None:
+    """Loads of prompts with so many tokens take place between steps."""
+    connector = harness.sched.connector
+    ask = connector.get_num_new_matched_tokens
+
+    def asked(request: Any, num_computed_tokens: int) -> Any:
+        connector.ways = replace(connector.ways, late=float(of(request.num_prompt_tokens)))
+        return ask(request, num_computed_tokens)
+
+    connector.get_num_new_matched_tokens = asked
 
 
 def loaded_group(model: Path, is_async: bool = False, late: float = 1.0) -> None:
@@ -86,19 +101,16 @@ def shared_and_lost(model: Path) -> None:
     harness.add(prompt(25), 1)
     harness.drain()
     harness.reset(running=True)
-    loads, connector = harness.loads, harness.sched.connector
+    loads = harness.loads
     assert loads is not None
-    ask, fill = connector.get_num_new_matched_tokens, loads._fill
-
-    def late_if_long(request: Any, num_computed_tokens: int) -> Any:
-        connector.ways = replace(connector.ways, late=float(request.num_prompt_tokens > 9))
-        return ask(request, num_computed_tokens)
+    fill = loads._fill
 
     def fails_once(load: Any) -> Any:
         loads.ways = replace(loads.ways, fails=float(not load.late and not loads.failed))
         return fill(load)
 
-    connector.get_num_new_matched_tokens, loads._fill = late_if_long, fails_once
+    _loads_late(harness, lambda num_tokens: num_tokens > 9)
+    loads._fill = fails_once  # type: ignore[method-assign]
     harness.add(prompt(9), 3, adapter=1, cold=True)
     first = harness.add(prompt(25), 3)
     harness.add(prompt(25), 3, adapter=2, cold=True)
@@ -149,19 +161,24 @@ def aborted_amid_a_lost_load(model: Path) -> None:
 
 def blocked_queue(model: Path) -> None:
     """An expert has its last token left and waits for room for its amateur: who waits behind it is
-    not looked at, one after the other, in each step; and all keep their order.
+    not looked at, one after the other, in each step, and not loaded; and all keep their order.
     """
-    setup = Setup(num_blocks=65, long_prefill=3, max_num_seqs=8, connector=Ways())
+    setup = Setup(num_blocks=65, long_prefill=3, max_num_seqs=8, connector=Ways(delay=0))
     harness = Harness(model, setup)
+    for number in range(30):
+        harness.add(prompt(4, 200 + 4 * number), 1)
+    harness.drain()
+    harness.reset(running=True)
+    _loads_late(harness, lambda num_tokens: num_tokens == 4)
     harness.add(prompt(33), 1)  # the amateur's prompt is cached, so the expert starts alone
     harness.until_idle()
     harness.add(prompt(3, 400), 40)
     cold = harness.add(prompt(33), 4, adapter=1, cold=True)
     while harness.sched.requests[cold].num_computed_tokens < 30:
         harness.step()
-    harness.occupy(leave=2)
+    harness.occupy(leave=5)
     harness.step()
-    small = [harness.add(prompt(3, 200 + number), 3) for number in range(30)]
+    small = [harness.add(prompt(4, 200 + 4 * number), 3) for number in range(30)]
     looked_at: list[str] = []
     look = harness.sched._handle_blocked_waiting_request
 
@@ -210,4 +227,63 @@ def emptied_step(model: Path) -> None:
     assert harness.group_preemptions
     for number in range(8):
         harness.add(prompt(8, 200 + 10 * number), 4)
+    harness.drain()
+
+
+def two_that_load(model: Path) -> None:
+    """Two groups whose KV is elsewhere, and room for the prompts of both only until the first has
+    all of its own: the second one's streams hold no blocks that the first needs to end.
+    """
+    setup = Setup(num_blocks=19, budget=64, connector=Ways(late=1.0, delay=0))
+    harness = Harness(model, setup)
+    for max_tokens in (1, 16):
+        for first in (100, 300):
+            harness.add(prompt(17, first), max_tokens, adapter=1, cold=True)
+        harness.drain()
+        harness.reset(running=True)
+    assert harness.loads is not None and harness.loads.loads == 4
+    assert not harness.preemptions and not harness.group_preemptions
+
+
+def held_for_a_leader(model: Path) -> None:
+    """An amateur's KV has come, and its expert may not begin: the prefix cache can be reset; and an
+    engine whose admission is paused comes to rest when all that runs has ended, with the blocks
+    that the amateur had.
+    """
+    setup = Setup(num_blocks=17, budget=64, connector=Ways(late=1.0, delay=0))
+    harness = Harness(model, setup)
+    amateur = prompt(13, 300)
+    harness.add(amateur, 1)
+    harness.drain()
+    harness.reset(running=True)
+    harness.add(prompt(30), 3, adapter=1, cold=True, amateurs=[(0, amateur)])
+    harness.step()
+    harness.pause(PauseState.PAUSED_ALL)
+    harness.step()
+    assert harness.sched._loads.holding(harness.groups())
+    harness.reset(running=True)
+    harness.pause(PauseState.UNPAUSED)
+    plain = harness.add(prompt(5, 400), 52)
+    harness.step()
+    assert harness.loads is not None and harness.loads.loads == 2
+    harness.wait()
+    assert plain in harness.ended
+    harness.drain()
+
+
+def freed_later(model: Path) -> None:
+    """An expert waits for room for its amateur, nothing else runs, and the connector is to free
+    blocks: it keeps what it has.
+    """
+    harness = Harness(model, Setup(num_blocks=65, long_prefill=3, connector=Ways()))
+    harness.add(prompt(33), 1)  # as in blocked_queue
+    harness.until_idle()
+    cold = harness.add(prompt(33), 4, adapter=1, cold=True)
+    while harness.sched.requests[cold].num_computed_tokens < 30:
+        harness.step()
+    harness.occupy(leave=2)
+    harness.sched.connector.has_pending_block_frees = lambda: True
+    for _ in range(4):
+        harness.step()
+    assert not harness.group_preemptions
     harness.drain()
