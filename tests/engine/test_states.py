@@ -238,26 +238,30 @@ def is_near_the_best(logits: Sequence[torch.Tensor], group: Group, token: int) -
 def test_tokens_are_those_of_single_streams(
     family: str, name: str, folders: Path, make_llm: Any
 ) -> None:
-    """In bfloat16: the second time the prompts are in the prefix cache, or, where that is tight,
-    pairs are preempted.
+    """In bfloat16: the second time the prompts are in the prefix cache. Where that is tight, once,
+    with answers so long that pairs are preempted.
 
     Left out: rules and caps on the expert's tokens, which choose by small differences, and plain
     requests, which are what groups are compared with.
     """
     folder = folders / family
-    longest = CONFIGURATIONS[name].get("max_model_len", LONGEST + MAX_TOKENS) - MAX_TOKENS
+    is_tight = name.endswith("tight")
+    max_tokens = 30 if is_tight else MAX_TOKENS
+    longest = CONFIGURATIONS[name].get("max_model_len", LONGEST + MAX_TOKENS) - max_tokens
     groups = [
-        group
+        replace(group, max_tokens=max_tokens)
         for group in long_groups_of(family)
         if group.amateurs and group.rule is None and group.expert_top_k is None
         if length(group) <= longest
     ]
-    llm = engine_of(make_llm, folder, name, max_logprobs=VOCAB_SIZE)
+    # Of 96 tokens: what the longest group of four streams takes.
+    options = {"num_gpu_blocks_override": 38} if is_tight else {}
+    llm = engine_of(make_llm, folder, name, max_logprobs=VOCAB_SIZE, **options)
     far = 0
-    for _ in range(2):
+    for _ in range(1 if is_tight else 2):
         with preempted_pairs(llm) as preempted:
             decoded = decode(llm, folder, groups)
-        assert bool(preempted) == name.endswith("tight")
+        assert bool(preempted) == is_tight
         for group, tokens in zip(groups, decoded, strict=True):
             each = list(zip(logits_alone(llm, folder, group, tokens), tokens, strict=True))
             assert all(is_near_the_best(logits, group, token) for logits, token in each)
@@ -267,5 +271,5 @@ def test_tokens_are_those_of_single_streams(
                 not is_near_the_best(logits, group, token)
                 for (logits, _), token in zip(each, plain, strict=True)
             )
-    assert far > len(groups)
+    assert far > len(groups) / (2 if is_tight else 1)
     assert_idle(llm)

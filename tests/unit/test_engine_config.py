@@ -297,14 +297,24 @@ def test_what_fits_the_kv_cache(watermark: float, ranks: int, max_tokens: int) -
 
 
 @pytest.mark.parametrize(
-    ("mode", "usable", "max_tokens"),
-    [("none", 12, 1), ("none", 16, 9), ("align", 6, 1), ("align", 12, 9), ("align", 20, 17)],
+    ("mode", "steps", "usable", "max_tokens"),
+    [
+        ("none", 2, 12, 1),
+        ("none", 2, 16, 9),
+        ("align", 1, 8, 1),
+        ("align", 1, 16, 9),
+        ("align", 1, 20, 17),
+        ("align", 2, 16, 9),
+        ("align", 2, 24, 17),
+    ],
 )
-def test_states_take_blocks_too(mode: str, usable: int, max_tokens: int) -> None:
-    """Two groups of layers with attention, and four blocks for states: a stream of a single block
-    has not as many, where there are some for each of its last blocks.
+def test_states_take_blocks_too(mode: str, steps: int, usable: int, max_tokens: int) -> None:
+    """Two groups of layers with attention, and four blocks for states: of four such groups, or of
+    two with a state of the step before, and of each further step that is under way. A stream of a
+    single block has not as many.
     """
     engine = config(max_model_len=1000, is_hybrid=True)
+    engine.max_concurrent_batches = steps
     engine.cache_config = SimpleNamespace(
         num_gpu_blocks=1 + usable,
         block_size=8,
