@@ -75,7 +75,6 @@ TWO = {"tensor_parallel_size": 2, "kv_cache_memory_bytes": 2**26}  # each has ha
     ("family", "options"),
     [
         ("qwen2.5-vl", NO_MEDIA),
-        ("qwen3-vl", NO_MEDIA),
         ("gemma3-vision", {"limit_mm_per_prompt": {"image": 0}}),
         # Which rows have an adapter on experts is looked at in each step.
         ("qwen3_moe", {"enforce_eager": False}),
