@@ -288,11 +288,11 @@ WITH_STATES = {
             "mamba_head_dim": 32,
             "ssm_state_size": 8,
             "time_step_min": 1e-9,  # no step is shorter in transformers; vLLM sets no limit
-            "n_groups": 1,
+            "n_groups": 2,  # in two processes each has one
             "chunk_size": 32,
             "max_position_embeddings": LONGEST + MAX_TOKENS,
         },
-        ["q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj"],
+        [*ATTENTION, "in_proj", "up_proj", "down_proj"],
     ),
     # Short convolutions, whose states are inputs. vLLM ties its weights, whatever a config says.
     "lfm2": Family(
@@ -346,7 +346,7 @@ WITH_STATES_IN_BFLOAT16 = {
             "moe_intermediate_size": 64,
             "shared_expert_intermediate_size": 64,
         },
-        [],
+        ATTENTION,
         dtype="bfloat16",
     ),
 }

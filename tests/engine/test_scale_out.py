@@ -43,15 +43,26 @@ def test_tensor_parallel(sharded: bool, make_llm: Any, tiny: Path, naive: NaiveC
 
 @pytest.mark.full
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("name", ["align-chunks", "none-chunks"])
-@pytest.mark.parametrize("family", ["granite-4-hybrid"])
-def test_tensor_parallel_with_states(family: str, name: str, folders: Path, make_llm: Any) -> None:
-    """Each process has half of a state. With adapters such engines are refused."""
+@pytest.mark.parametrize(
+    ("family", "name", "with_adapters"),
+    [
+        ("granite-4-hybrid", "align-chunks", False),
+        ("granite-4-hybrid", "none-chunks", False),
+        ("nemotron-h", "align-chunks", True),
+    ],
+)
+def test_tensor_parallel_with_states(
+    family: str, name: str, with_adapters: bool, folders: Path, make_llm: Any
+) -> None:
+    """Each process has half of a state. Mamba 2 layers whose groups cannot be divided have no
+    adapters there.
+    """
     pairs = zip(*test_states.cases(folders / family, name), strict=True)
-    chosen = [(group, trace) for group, trace in pairs if not num_adapters(group)]
+    chosen = [(group, trace) for group, trace in pairs if with_adapters or not num_adapters(group)]
     groups, expected = (list(each) for each in zip(*chosen, strict=True))
     options: dict[str, Any] = {"tensor_parallel_size": 2, "kv_cache_memory_bytes": 2**26}
-    options |= {"enable_lora": False, "additional_config": {"cold": True}}
+    if not with_adapters:
+        options |= {"enable_lora": False, "additional_config": {"cold": True}}
     llm = test_states.engine_of(make_llm, folders / family, name, **options)
     for _ in range(2):
         assert_same_tokens(decode(llm, folders / family, groups), expected)

@@ -155,7 +155,7 @@ def put(engine: Any, option: str, value: Any) -> None:
         ("cache_config.use_replayssm", True, "(--no-use-replayssm)"),
         ("cache_config.prefix_match_unit", 8, "vLLM may keep a wrong state then"),
         ("parallel_config.decode_context_parallel_size", 2, "(--decode-context-parallel-size)"),
-        ("parallel_config.tensor_parallel_size", 2, "tensor_parallel_size=2 and LoRA are on with"),
+        ("parallel_config.tensor_parallel_size", 2, "other than Mamba 2's, with which CoLD"),
         ("speculative_config", SimpleNamespace(method="mtp", num_speculative_tokens=1),
          "speculative decoding is on (mtp) with state-space layers"),
     ],
@@ -171,12 +171,42 @@ def test_models_with_states(
     put(engine, option, value)
     found = unsupported(engine)
     assert found is None if said is None else said in str(found)
+    if option == "speculative_config":
+        engine.use_v2_model_runner = True
+        assert "not shown to be right on vLLM's V2 model runner" in str(unsupported(engine))
     if option == "parallel_config.tensor_parallel_size":
         engine.lora_config, engine.additional_config = None, {"cold": True}
         assert unsupported(engine) is None
     monkeypatch.setattr(versions, "vllm_version", lambda: "0.31.2")
     engine.model_config = config(is_attention_free=True).model_config
     assert "CoLD supports with vLLM 0.32 and newer; update vLLM" in str(unsupported(engine))
+
+
+@pytest.mark.parametrize(
+    ("text", "ranks", "fully", "said"),
+    [
+        ({"mamba_n_groups": 8}, 2, False, None),
+        ({"n_groups": 2}, 2, False, None),
+        ({"n_groups": 2}, 4, False, "of 2 groups, whose adapters vLLM cuts wrongly then; switch"),
+        ({"mamba_ngroups": 1}, 2, False, "tensor_parallel_size=2 and LoRA are on with state-space"),
+        ({"n_groups": 1}, 1, False, None),
+        ({"n_groups": 1}, 1, True, "whose adapters vLLM leaves out in part then; switch it off"),
+    ],
+)
+def test_adapters_of_models_with_states(
+    text: dict[str, int],
+    ranks: int,
+    fully: bool,
+    said: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(versions, "vllm_version", lambda: "0.32.0")
+    engine = config(is_hybrid=True, hf_text_config=SimpleNamespace(**text))
+    engine.cache_config = SimpleNamespace(mamba_cache_mode="align")
+    engine.lora_config.fully_sharded_loras = fully
+    engine.parallel_config.tensor_parallel_size = ranks
+    found = unsupported(engine)
+    assert found is None if said is None else said in str(found)
 
 
 @pytest.mark.parametrize(
@@ -287,14 +317,24 @@ def test_what_fits_the_kv_cache(watermark: float, ranks: int, max_tokens: int) -
 
 
 @pytest.mark.parametrize(
-    ("mode", "usable", "max_tokens"),
-    [("none", 12, 1), ("none", 16, 9), ("align", 6, 1), ("align", 12, 9), ("align", 20, 17)],
+    ("mode", "steps", "usable", "max_tokens"),
+    [
+        ("none", 2, 12, 1),
+        ("none", 2, 16, 9),
+        ("align", 1, 8, 1),
+        ("align", 1, 16, 9),
+        ("align", 1, 20, 17),
+        ("align", 2, 16, 9),
+        ("align", 2, 24, 17),
+    ],
 )
-def test_states_take_blocks_too(mode: str, usable: int, max_tokens: int) -> None:
-    """Two groups of layers with attention, and four blocks for states: a stream of a single block
-    has not as many, where there are some for each of its last blocks.
+def test_states_take_blocks_too(mode: str, steps: int, usable: int, max_tokens: int) -> None:
+    """Two groups of layers with attention, and four blocks for states: of four such groups, or of
+    two with a state of the step before, and of each further step that is under way. A stream of a
+    single block has not as many.
     """
     engine = config(max_model_len=1000, is_hybrid=True)
+    engine.max_concurrent_batches = steps
     engine.cache_config = SimpleNamespace(
         num_gpu_blocks=1 + usable,
         block_size=8,

@@ -20,8 +20,8 @@ class Blocks(NamedTuple):
         size: Tokens of a block.
         layers: How many blocks a stream takes for so many tokens: in models with states, layers
             with attention may be in several groups.
-        states: How many it takes for its states, however long it is.
-        kept: Of how many steps at most; a stream of fewer blocks has fewer.
+        states: How many it takes for the states of one step, however long it is.
+        kept: Of how many steps it has states at once; a stream of fewer blocks has fewer.
     """
 
     usable: int
@@ -33,7 +33,7 @@ class Blocks(NamedTuple):
     def of_a_stream(self, num_tokens: int) -> int:
         """How many blocks a stream takes that gets so long."""
         blocks = -(-num_tokens // self.size)
-        return self.layers * blocks + self.states * min(blocks, self.kept) // self.kept
+        return self.layers * blocks + self.states * min(blocks, self.kept)
 
 
 def most_tokens(config: "ModelConfig") -> int | None:
@@ -115,6 +115,11 @@ def _blocks(config: "VllmConfig") -> Blocks | None:
     left of such a request's blocks when its tokens have theirs is for states; where these are more
     than one group's blocks for all its tokens, they are counted as if they grew with its length,
     which is too few. (Of a model that has sliding windows beside, these are counted as states.)
+
+    With prefix caching vLLM counts two or three states of each layer's group: this step's, that of
+    the step before and, of some layers on GPUs, one at the end of the prompt. Here each is counted
+    as one of two, which is never too few, and one for each further step that is under way: while a
+    prompt is computed, each step begins a block.
     """
     model, cache = config.model_config, config.cache_config
     num_blocks, block_size = cache.num_gpu_blocks, cache.block_size
@@ -134,6 +139,7 @@ def _blocks(config: "VllmConfig") -> Blocks | None:
     if not (longest := getattr(cache, "kv_cache_max_concurrency", None)):
         return None
     layers, states = divmod(round(num_blocks / longest), -(-model.max_model_len // block_size))
-    # With prefix caching: that of the step before, this step's, and one at the end of the prompt.
-    kept = 3 if getattr(cache, "mamba_cache_mode", "none") == "align" else 1
-    return Blocks(usable, block_size, layers, states, kept)
+    if getattr(cache, "mamba_cache_mode", "none") != "align":
+        return Blocks(usable, block_size, layers, states)
+    steps = getattr(config, "max_concurrent_batches", 1)
+    return Blocks(usable, block_size, layers, -(-states // 2), 1 + steps)

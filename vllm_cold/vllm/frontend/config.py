@@ -191,17 +191,40 @@ def _unsupported_states(config: "VllmConfig") -> str | None:
             f"decode_context_parallel_size={ranks} with state-space layers, which CoLD was never "
             "run with; set it to 1 (--decode-context-parallel-size)."
         )
-    ranks = getattr(config.parallel_config, "tensor_parallel_size", 1)
-    if config.lora_config is not None and ranks > 1:
-        return (
-            f"tensor_parallel_size={ranks} and LoRA are on with state-space layers, for which "
-            "vLLM cuts adapters wrongly then; switch one of them off."
-        )
+    if config.lora_config is not None and (reason := _unsupported_adapters(config)) is not None:
+        return reason
     if speculative is not None:
+        why = "whose states CoLD's streams would lose in steps that leave them out"
+        if uses_v2_runner(config):  # it keeps what V1 forgets
+            why = "with which CoLD was not shown to be right on vLLM's V2 model runner"
         return (
-            f"speculative decoding is on ({speculative.method}) with state-space layers, whose "
-            "states CoLD's streams would lose in steps that leave them out; switch it off."
+            f"speculative decoding is on ({speculative.method}) with state-space layers, {why}; "
+            "switch it off."
         )
+    return None
+
+
+def _unsupported_adapters(config: "VllmConfig") -> str | None:
+    """Why adapters of a model with states may be wrong; None where they were shown to be right. In
+    several processes that is with Mamba 2 layers whose groups can be divided.
+    """
+    if getattr(config.lora_config, "fully_sharded_loras", False):
+        return (
+            "fully_sharded_loras is on with state-space layers, whose adapters vLLM leaves out in "
+            "part then; switch it off (--no-fully-sharded-loras)."
+        )
+    ranks = getattr(config.parallel_config, "tensor_parallel_size", 1)
+    if ranks == 1:
+        return None
+    text = getattr(config.model_config, "hf_text_config", None)
+    named = (getattr(text, name, None) for name in ("mamba_n_groups", "n_groups", "mamba_ngroups"))
+    groups = next((number for number in named if number is not None), None)
+    both = f"tensor_parallel_size={ranks} and LoRA are on with state-space layers"
+    off = "switch one of them off."
+    if groups is None:
+        return f"{both} other than Mamba 2's, with which CoLD was never run; {off}"
+    if groups % ranks:
+        return f"{both} of {groups} groups, whose adapters vLLM cuts wrongly then; {off}"
     return None
 
 
