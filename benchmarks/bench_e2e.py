@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""End to end: this package, stock vLLM, a naive CoLD and other programs on the same prompts.
+"""End to end: this package, stock vLLM and a naive CoLD on the same prompts.
 
-``python -m benchmarks.bench_e2e [--systems ... | --one-engine | --groups | --speculation | --peers]
-[--quick] [--batch 1 8 32] [--dtype float32 bfloat16] [--tokens 48] [--rounds 5] [--rank 16]
+``python -m benchmarks.bench_e2e [--systems ... | --one-engine | --groups | --speculation] [--quick]
+[--batch 1 8 32] [--dtype float32 bfloat16] [--tokens 48] [--rounds 5] [--rank 16]
 [--json FILE]``. The model is SmolLM2-135M-Instruct (``examples.smollm2``) with the sorting adapter,
 widened to ``--rank``: A by random rows, B by zeros. It computes the same function, and no rank can
 be left out.
@@ -11,11 +11,7 @@ be left out.
 - ``--groups``: what a group may have beyond a pair (``benchmarks.e2e.groups``): an amateur with a
   prompt of its own, shorter or longer than its expert's of 256 tokens, and two amateurs, beside
   three times as many base requests;
-- ``--speculation``: speculative decoding (``benchmarks.e2e.speculation``);
-- ``--peers``: llama.cpp through its C interface (``benchmarks.peers.llama``), from GGUF files of
-  the same weights and from one in Q8_0, and a loop of transformers. llama.cpp is installed into
-  ``.venv/peers`` the first time, from source (about ten minutes); if it cannot be installed or
-  started, it is left out, with the reason.
+- ``--speculation``: speculative decoding (``benchmarks.e2e.speculation``).
 
 Each engine is a process of its own (``benchmarks.e2e.worker``), with vLLM's defaults: without LoRA
 it compiles the model, with LoRA on a CPU it does not. "Stock" processes have the plugin switched
@@ -28,11 +24,10 @@ before each run. Prompts are tokenized beforehand. Clocks start when a batch is 
 - TPOT: (last token - first token) / (tokens - 1) of a request, the median likewise.
 
 Speeds are printed only if the results are right: every repetition gives the same tokens, and in
-float32 base greedy and adapter greedy equal stock vLLM's, CoLD and other programs the naive loop's,
-CoLD with beta = 0 adapter greedy, and drafts change nothing, token for token. Where two programs
-part, the naive model says how far both choices are behind its best one: up to 1e-3 (0.05 for other
-programs) that is rounding, and reported as a tie. In bfloat16 rounding differs with the batch, so
-the share of equal tokens is reported only.
+float32 base greedy and adapter greedy equal stock vLLM's, CoLD the naive loop's, CoLD with beta = 0
+adapter greedy, and drafts change nothing, token for token. Where two programs part, the naive model
+says how far both choices are behind its best one: up to 1e-3 that is rounding, and reported as a
+tie. In bfloat16 rounding differs with the batch, so the share of equal tokens is reported only.
 """
 
 from __future__ import annotations
@@ -63,11 +58,6 @@ FORMS: dict[str, dict[str, Any]] = {
     },
     "groups": {"batch": [1, 8], "rank": 8, "systems": []},
     "speculation": {"rounds": 3, "rank": 8, "systems": []},
-    "peers": {
-        "batch": [1, 2, 8, 32], "rounds": 3,
-        "systems": ["stock-adapter", "adapter", "cold", "naive", "naive-adapter", "llama-adapter",
-                    "llama-cold", "llama-q8-adapter", "llama-q8-cold"],
-    },
 }  # fmt: skip
 QUICK: dict[str, Any] = {"batch": [1, 2], "tokens": 8, "rounds": 1}
 
@@ -87,7 +77,6 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     which.add_argument("--one-engine", action="store_true", help="base, adapter, CoLD; no stock")
     which.add_argument("--groups", action="store_true", help="own prompts and two amateurs")
     which.add_argument("--speculation", action="store_true", help="speculative decoding")
-    which.add_argument("--peers", action="store_true", help="llama.cpp and a loop of transformers")
     parser.add_argument("--quick", action="store_true", help="a trial of a few minutes")
     parser.add_argument("--json", type=new_file, metavar="FILE", help="all measurements")
     options = parser.parse_args(arguments)

@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -27,13 +27,7 @@ class Worker:
         idle: Seconds it waited for commands, and seconds of CPU time that it used meanwhile.
     """
 
-    def __init__(
-        self,
-        settings: Mapping[str, Any],
-        env: dict[str, str],
-        log: Path,
-        command: Sequence[str] = WORKER,
-    ) -> None:
+    def __init__(self, settings: Mapping[str, Any], env: dict[str, str], log: Path) -> None:
         self.family = settings["family"]
         self.peak: int | None = None
         self.idle = (0.0, 0.0)
@@ -42,7 +36,7 @@ class Worker:
         read, write = os.pipe()
         with log.open("w") as output:
             self._process = subprocess.Popen(
-                [*command, str(write)],
+                [*WORKER, str(write)],
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -100,12 +94,10 @@ class Workers:
 
     Attributes:
         running: The workers by family.
-        commands: What starts those families that are not of ``benchmarks.e2e.worker``.
     """
 
     def __init__(self, settings: Mapping[str, Any], kv_gib: int, folder: Path, say: Say) -> None:
         self.running: dict[str, Worker] = {}
-        self.commands: dict[str, Sequence[str]] = {}
         self._settings, self._kv_gib, self._folder, self._say = settings, kv_gib, folder, say
 
     def __enter__(self) -> Workers:
@@ -132,7 +124,6 @@ class Workers:
                 {**self._settings, "family": family},
                 environment(family, self._kv_gib, os.environ),
                 self._folder / f"{family}-{self._settings['dtype']}.log",
-                self.commands.get(family, WORKER),
             )
         return self.running[family]
 

@@ -25,7 +25,6 @@ from benchmarks.e2e.jobs import (
     Jobs,
 )
 from benchmarks.e2e.pool import Workers
-from benchmarks.peers import environment as peers
 from benchmarks.rounds import Say, in_rounds
 from examples.demo import ADAPTERS
 
@@ -112,15 +111,9 @@ def system_cells(
 ) -> list[Cell]:
     """All systems at each batch size; stock base at twice the size too if CoLD is compared.
 
-    Some run once, for their tokens: CoLD with beta 0, and the naive loop beside other programs.
+    CoLD with beta 0 runs once, for its tokens.
     """
-    keys = [k for k in options.systems if dtype != "float32" or not k.startswith("llama-q8")]
-    once = []
-    if {"adapter", "cold"} <= set(keys) and dtype == "float32":
-        once.append(BETA_ZERO)
-    if any(key.startswith("llama") for key in keys):
-        once += [SYSTEMS[key] for key in ("naive", "naive-adapter") if key not in keys]
-    cells = []
+    keys, cells = options.systems, []
     for batch in options.batch:
         entries = [(SYSTEMS[key], SYSTEMS[key].label, batch) for key in keys]
         if {"stock-base", "cold"} <= set(keys):
@@ -133,8 +126,9 @@ def system_cells(
             if job.system.family == "naive":
                 job.rounds = naive_rounds(batch, options.rounds)
                 job.warm_up = min(NAIVE_WARM_UP, options.tokens)
-        for system in once:
-            jobs[system.label] = Job(system, system.label, list(prompts[:batch]), options.tokens, 0)
+        if {"adapter", "cold"} <= set(keys) and dtype == "float32":
+            label = BETA_ZERO.label
+            jobs[label] = Job(BETA_ZERO, label, list(prompts[:batch]), options.tokens, 0)
         cells.append(Cell(f"{dtype}, batch {batch}", jobs, dtype == "float32"))
     return cells
 
@@ -176,24 +170,13 @@ def run_cells(
     title: str, cells: Sequence[Cell], workers: Workers, rng: random.Random, say: Say,
     found: Findings,
 ) -> None:  # fmt: skip
-    """Measure and check cells, up to one with wrong results; ``title`` is what the workers share.
-    Programs that do not run here are left out, with the reason.
-    """
-    missing = {}
-    for family in peers.FAMILIES:
-        if any(job.system.family == family for cell in cells for job in cell.jobs.values()):
-            try:
-                workers.get(family).ask("run", mode="adapter", prompts=[[1]], tokens=2)
-            except RuntimeError as error:
-                missing[family] = str(error).strip().splitlines()[-1]
-                found.notes.append(f"not run: {family} in {title}: {missing[family]}")
+    """Measure and check cells, up to one with wrong results; workers share ``title``."""
 
     def gap(mode: str, texts: list[list[int]], choices: list[int]) -> float:
         reply = workers.get("naive").ask("gap", mode=mode, texts=texts, choices=choices)
         return float(reply["gap"])
 
     for cell in cells:
-        cell.jobs = {k: job for k, job in cell.jobs.items() if job.system.family not in missing}
         found.cells.append(cell)
         wrong = measure(cell, workers, rng, say)
         if not wrong:
@@ -219,9 +202,6 @@ def collect(options: argparse.Namespace, model: Path, say: Say) -> Findings:
         prompts = lengthen(read_prompts(tokenizer, count), count, length)
     else:
         prompts = read_prompts(tokenizer, 2 * most)
-    programs = {SYSTEMS[key].family for key in options.systems} & set(peers.FAMILIES)
-    if programs:
-        findings.notes += peers.prepare(say)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         widen(ADAPTERS / task, folder / "adapter", options.rank)
@@ -235,8 +215,6 @@ def collect(options: argparse.Namespace, model: Path, say: Say) -> Findings:
             else:
                 cells = system_cells(dtype, options, prompts)
             jobs = [job for cell in cells for job in cell.jobs.values()]
-            if not jobs:  # Q8_0 alone, in float32
-                continue
             streams = max(len(job.prompts) * (1 + MODES[job.system.mode].amateurs) for job in jobs)
             longest = options.tokens + max(
                 len(ids) for job in jobs for i in range(len(job.prompts)) for ids in job.texts(i)
@@ -252,10 +230,7 @@ def collect(options: argparse.Namespace, model: Path, say: Say) -> Findings:
             }
             if options.speculation:
                 settings |= speculation.settings(dtype, options, streams, longest)
-            if programs:
-                settings |= peers.files(settings, programs, folder, longest)
             gib = kv_gib(config, DTYPES[dtype], streams, longest + options.drafts)
             with Workers(settings, gib, folder, say) as workers:
-                workers.commands = dict.fromkeys(peers.FAMILIES, peers.COMMAND)
                 run_cells(dtype, cells, workers, rng, say, findings)
     return findings
