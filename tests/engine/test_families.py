@@ -75,6 +75,7 @@ TWO = {"tensor_parallel_size": 2, "kv_cache_memory_bytes": 2**26}  # each has ha
     ("family", "options"),
     [
         ("qwen2.5-vl", NO_MEDIA),
+        ("qwen3-vl", NO_MEDIA),
         ("gemma3-vision", {"limit_mm_per_prompt": {"image": 0}}),
         # Which rows have an adapter on experts is looked at in each step.
         ("qwen3_moe", {"enforce_eager": False}),
@@ -97,15 +98,21 @@ def test_engines_of_other_kinds(
 
 @pytest.mark.timeout(900)
 @pytest.mark.skipif(versions.is_before(0, 32), reason="CoLD takes such models since vLLM 0.32")
-@pytest.mark.parametrize("family", ["granite-4-hybrid"])
-def test_states(family: str, folders: Path, make_llm: Any) -> None:
+@pytest.mark.parametrize(
+    ("family", "mode", "count"),
+    [("granite-4-hybrid", "align", 99), ("granite-4-hybrid", "none", 6), ("lfm2", "align", 6)],
+)
+def test_states(family: str, mode: str, count: int, folders: Path, make_llm: Any) -> None:
     """With state-space layers, in small steps and a tight cache, which the prompts are in the
-    second time. In full, ``test_states.py`` has others.
+    second time if prefixes are cached: all groups once, and a few of them in other engines. In
+    full, ``test_states.py`` has others.
     """
-    settings = {"enable_prefix_caching": True, "num_gpu_blocks_override": 48}
+    folder, caches = folders / family, mode == "align"
+    settings = {"enable_prefix_caching": caches, "num_gpu_blocks_override": 48}
     llm = start(make_llm, folders, family, async_scheduling=False, **settings)
-    assert llm.llm_engine.vllm_config.cache_config.mamba_cache_mode == "align"
+    assert llm.llm_engine.vllm_config.cache_config.mamba_cache_mode == mode
+    groups, expected = GROUPS[:count], traces_of(folder, GROUPS)[:count]
     with preempted_pairs(llm) as preempted:
-        for _ in range(2):
-            check(llm, folders / family, GROUPS)
-    assert preempted
+        for _ in range(1 + caches):
+            assert_same_tokens(decode(llm, folder, groups), expected)
+    assert preempted or count < len(GROUPS)
