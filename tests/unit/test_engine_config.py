@@ -328,21 +328,24 @@ def test_what_fits_the_kv_cache(watermark: float, ranks: int, max_tokens: int) -
         ("align", 2, 24, 17),
     ],
 )
-def test_states_take_blocks_too(mode: str, steps: int, usable: int, max_tokens: int) -> None:
+@pytest.mark.parametrize("more", [0, 1])
+def test_states_take_blocks_too(
+    mode: str, steps: int, usable: int, max_tokens: int, more: int
+) -> None:
     """Two groups of layers with attention, and four blocks for states: of four such groups, or of
     two with a state of the step before, and of each further step that is under way. A stream of a
-    single block has not as many.
+    single block has not as many. Of two data-parallel engines, one may have more blocks.
     """
     engine = config(max_model_len=1000, is_hybrid=True)
     engine.max_concurrent_batches = steps
     engine.cache_config = SimpleNamespace(
-        num_gpu_blocks=1 + usable,
+        num_gpu_blocks=2 * (1 + usable),
         block_size=8,
         sliding_window=None,
         mamba_cache_mode=mode,
-        kv_cache_max_concurrency=(1 + usable) / (2 * 125 + 4),
+        kv_cache_max_concurrency=(1 + usable + more) / (2 * 125 + 4),
     )
-    engine.parallel_config = SimpleNamespace(data_parallel_size=1)
+    engine.parallel_config = SimpleNamespace(data_parallel_size=2)
     pair = [AmateurSpec("amateur", "amateur")]
     assert fit(engine, pair, 8, max_tokens) == max_tokens
     with pytest.raises(ColdError, match=rf"states included, and the engine has {usable};"):

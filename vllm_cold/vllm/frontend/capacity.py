@@ -3,6 +3,7 @@
 
 from bisect import bisect_right
 from collections.abc import Sequence
+from fractions import Fraction
 from typing import TYPE_CHECKING, NamedTuple
 
 from vllm_cold.errors import ColdError
@@ -138,7 +139,11 @@ def _blocks(config: "VllmConfig") -> Blocks | None:
         return Blocks(usable, block_size)
     if not (longest := getattr(cache, "kv_cache_max_concurrency", None)):
         return None
-    layers, states = divmod(round(num_blocks / longest), -(-model.max_model_len // block_size))
+    # Data-parallel engines may differ by a few blocks: known are their mean and one's ratio, in
+    # which the longest request's blocks are still exact. (Mean by ratio is many blocks off.)
+    ratio = Fraction(longest).limit_denominator(2 + int(2 * num_blocks / longest))
+    request = ratio.denominator * max(1, round(num_blocks / ratio.numerator))
+    layers, states = divmod(request, -(-model.max_model_len // block_size))
     if getattr(cache, "mamba_cache_mode", "none") != "align":
         return Blocks(usable, block_size, layers, states)
     steps = getattr(config, "max_concurrent_batches", 1)
