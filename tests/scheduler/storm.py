@@ -133,7 +133,10 @@ def with_images(rng: random.Random, kind: str, setup: Setup | None = None) -> Se
         budget = max(budget, LONGEST + setup.drafts + 2 * (1 + setup.draft_slots))
     return dataclasses.replace(
         setup,
-        num_blocks=max(17, setup.num_blocks // 2) if dense else setup.num_blocks,
+        # States have the room that they need and no more.
+        num_blocks=max(17, setup.num_blocks // 2)
+        if dense and setup.layers is None
+        else setup.num_blocks,
         budget=budget,
         long_prefill=0 if media.is_whole else setup.long_prefill,
         # Bugs of vLLM's: its V1 runner is not sent an image again that was cached before a
