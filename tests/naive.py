@@ -265,9 +265,10 @@ def assert_same_tokens(
 
 
 def load(model: Path, dtype: torch.dtype = torch.float32) -> Any:
-    """A model, which may also read images."""
-    sees = hasattr(AutoConfig.from_pretrained(model), "vision_config")
-    kind = AutoModelForMultimodalLM if sees else AutoModelForCausalLM
+    """A model, which may also read images or sounds."""
+    config = AutoConfig.from_pretrained(model)
+    more = hasattr(config, "vision_config") or hasattr(config, "audio_config")
+    kind = AutoModelForMultimodalLM if more else AutoModelForCausalLM
     # Eager attention is the plain formula, the same for a prompt and for a single token.
     return kind.from_pretrained(model, dtype=dtype, attn_implementation="eager")
 

@@ -82,7 +82,7 @@ def _group(
         "context": (whole, 0.1, (None, 5)[number % 2], [Amateur(-1.0, expert, text)]),
         "longer amateur": (text, 0.0, None, [Amateur(weight, expert, whole)]),
         "two adapters": (text, 0.0, None, [Amateur(0.7, "one"), Amateur(-0.7, "two")]),
-        "a rule": (context[:30] + text, 0.0, None, [by_rule]),  # short: all runners have it
+        "a rule": (whole, 0.0, None, [by_rule]),
         "a rule and fixed": (whole, 0.05, 9, [Amateur(0.3, None, context), by_rule]),
         "a judge": (whole, 0.0, None, [by_rule, Amateur(None, expert, (*whole, 7))]),
         "four streams": (

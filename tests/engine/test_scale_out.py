@@ -13,7 +13,7 @@ import pytest
 from tests.docs.blocks import ROOT
 from tests.engine import ray_on_cpu, test_states
 from tests.engine.conftest import free_blocks, scheduler
-from tests.engine.streams import RULES, decode, num_adapters, short_groups
+from tests.engine.streams import decode, num_adapters, short_groups
 from tests.naive import NaiveCold, assert_same_tokens
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
@@ -29,7 +29,6 @@ def test_tensor_parallel(sharded: bool, make_llm: Any, tiny: Path, naive: NaiveC
     """
     groups = short_groups(36)
     groups += [group for group in short_groups(72)[len(groups) :] if group.rule]
-    assert {group.rule for group in groups} == {None, *dict(RULES), "judge"}
     llm = make_llm(
         tensor_parallel_size=2,
         fully_sharded_loras=sharded,
