@@ -102,6 +102,7 @@ class Pool:
         from vllm_cold.vllm.frontend.config import model_runner
 
         leave_imports_alone()
+        self._forget_the_dead()  # before an engine of other processes, which ends nothing here
         options = self.options | kwargs
         if options["speculative_config"] and "max_num_batched_tokens" in options:
             # vLLM wants room for the drafts of all, and CoLD for a request that comes.

@@ -92,6 +92,8 @@ def _rule_rows(
     host: _Host, streams: Sequence[Stream], device: torch.device
 ) -> tuple[RuleRows, ...]:
     """The groups of each rule, but for those whose amateurs have all ended."""
+    if all(each.settings.rule is None for each in streams):
+        return ()
     by_rule: dict[str, list[int]] = {}
     alone: list[bool] = np.all(host.members[:, 1:] < 0, axis=1).tolist()
     for row, each in enumerate(host.streams.tolist()):
