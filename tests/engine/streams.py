@@ -115,6 +115,12 @@ def short_groups(count: int) -> list[Group]:
     return [group for group in make_groups(count) if length(group) <= SHORT]
 
 
+def short_rules() -> list[Group]:
+    """One of each of ``RULES``, no longer than ``SHORT``, for engines that take few tokens."""
+    alone = [group for group in make_groups() if group.rule and len(group.amateurs) == 1]
+    return [replace(group, prompt_ids=group.prompt_ids[-SHORT:]) for group in alone]
+
+
 def num_adapters(group: Group) -> int:
     """How many of the engine's slots the group needs."""
     return len(set(group.adapters) - {None})

@@ -13,7 +13,7 @@ import pytest
 from tests.docs.blocks import ROOT
 from tests.engine import ray_on_cpu, test_states
 from tests.engine.conftest import free_blocks, scheduler
-from tests.engine.streams import decode, num_adapters, short_groups
+from tests.engine.streams import RULES, decode, num_adapters, short_groups, short_rules
 from tests.naive import NaiveCold, assert_same_tokens
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
@@ -27,8 +27,8 @@ def test_tensor_parallel(sharded: bool, make_llm: Any, tiny: Path, naive: NaiveC
     """Two processes share each layer. Fully sharded adapters are computed in halves, with
     communication between them; eager, as the others are compiled.
     """
-    groups = short_groups(36)
-    groups += [group for group in short_groups(72)[len(groups) :] if group.rule]
+    groups = short_groups(36) + short_rules()
+    assert {group.rule for group in groups} == {None, "judge", *dict(RULES)}
     llm = make_llm(
         tensor_parallel_size=2,
         fully_sharded_loras=sharded,

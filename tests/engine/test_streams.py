@@ -24,6 +24,7 @@ from tests.engine.streams import (
     KINDS,
     LONGEST,
     MAX_TOKENS,
+    RULES,
     SHORT,
     Job,
     decode,
@@ -32,13 +33,14 @@ from tests.engine.streams import (
     make_groups,
     num_adapters,
     short_groups,
+    short_rules,
 )
 from tests.engine.test_requests import check_distribution
 from tests.naive import Amateur, Group, NaiveCold, Trace, assert_same_tokens
 
 pytestmark = pytest.mark.engine
 
-GROUPS = make_groups()
+GROUPS = [*make_groups(), *short_rules()]
 PROMPT, OTHER = tuple(range(20, 60)), tuple(range(41, 48))
 
 
@@ -143,6 +145,7 @@ def test_tokens_equal_the_reference(
     assert free_blocks(llm) == before
     assert_idle(llm)
     assert bool(preempted) == ("pressure" in name)
+    assert {group.rule for group, _ in chosen} >= dict(RULES).keys()
     mode = llm.llm_engine.vllm_config.compilation_config.mode
     assert (mode.name != "NONE") == name.startswith("compiled")
 
