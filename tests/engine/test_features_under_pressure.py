@@ -14,7 +14,7 @@ import pytest
 
 from tests.engine.conftest import scheduler
 from tests.engine.pressure import Engines, drive, engines, preempted_pairs
-from tests.engine.streams import Job
+from tests.engine.streams import JUDGE, Job
 from tests.naive import Amateur, Group, pair
 from tests.tiny import EOS_ID
 
@@ -96,6 +96,19 @@ def from_result(make: Callable[[list[int], Any], dict[str, Any]]) -> Callable[[E
     return jobs
 
 
+def judged(_: Engines) -> list[Job]:
+    """The rule keeps what the judge said, who is gone when the group is preempted."""
+    name, parameters = JUDGE
+    jobs = []
+    for job in BARE:
+        prompt = job.group.prompt_ids
+        judge = Amateur(None, job.group.expert, (*prompt, 7))
+        amateurs = [replace(job.group.amateurs[0], weight=None), judge]
+        group = replace(job.group, amateurs=amateurs, rule=name, rule_parameters=parameters)
+        jobs.append(replace(job, group=group))
+    return jobs
+
+
 def late(tokens: list[int]) -> int:
     return tokens[len(tokens) * 3 // 4]
 
@@ -130,6 +143,7 @@ FEATURES: dict[str, Callable[[Engines], list[Job]]] = {
     "prompt_logprobs": everywhere(prompt_logprobs=2, logprobs=0),
     "n": everywhere(n=2, temperature=1.1, seed=17),
     "top_p, top_k, min_p": everywhere(temperature=1.4, seed=3, top_p=0.8, top_k=9, min_p=0.02),
+    "a rule's state": judged,
     "DELTA": output_kind("DELTA"),
     "CUMULATIVE": output_kind("CUMULATIVE"),
     "FINAL_ONLY": output_kind("FINAL_ONLY"),
@@ -147,6 +161,7 @@ OFTEN = (
     "stop",
     "prompt_logprobs",
     "n",
+    "a rule's state",
     "DELTA",
 )
 CASES = [pytest.param(n, marks=() if n in OFTEN else pytest.mark.full) for n in FEATURES]
