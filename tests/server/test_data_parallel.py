@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Two data-parallel engines behind one port give the tokens of one, and both get work."""
+"""Two data-parallel engines behind one port give the tokens of one, and both get work: of a Llama
+and of a model with states.
+"""
 
 import asyncio
 import json
@@ -10,10 +12,13 @@ from pathlib import Path
 import pytest
 
 from tests.docs.blocks import block
+from tests.engine.families import WITH_STATES, make_adapter, make_model
 from tests.naive import NaiveCold
 from tests.recipes.page import served
 from tests.server.clients import Asked, assert_right, references, storm
 from tests.server.conftest import Server, arguments, serve
+from tests.tiny import make_tokenizer
+from vllm_cold.vllm import versions
 
 pytestmark = [pytest.mark.server, pytest.mark.full]
 
@@ -43,14 +48,44 @@ def by_engine(server: Server, name: str) -> Counter[str]:
     return found
 
 
+@pytest.fixture
+def hybrid(tmp_path: Path) -> Path:
+    """A Granite 4 with two adapters."""
+    family = WITH_STATES["granite-4-hybrid"]
+    model = make_model(family, tmp_path / "model")
+    make_tokenizer().save_pretrained(model)
+    for seed, name in enumerate(("one", "two"), 1):
+        make_adapter(family, model, tmp_path / name, seed)
+    return tmp_path
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)  # eight processes start
-def test_data_parallel(tiny: Path, tmp_path: Path, naive: NaiveCold) -> None:
+@pytest.mark.parametrize(
+    ("fixture", "num_blocks", "needed"),
+    [
+        ("tiny", 13, "16 KV cache blocks of 32 tokens"),
+        # A stream's states take two blocks for each of three groups.
+        pytest.param(
+            "hybrid",
+            28,
+            "28 KV cache blocks of 32 tokens, states included",
+            marks=pytest.mark.skipif(
+                versions.is_before(0, 32), reason="CoLD takes such models since vLLM 0.32"
+            ),
+        ),
+    ],
+)
+def test_data_parallel(
+    fixture: str, num_blocks: int, needed: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
     """The page's command, with vLLM's coordinator and an API server process for each engine."""
-    variables = {"MODEL": str(tiny / "model"), "ADAPTERS": str(tiny)}
+    folder = request.getfixturevalue(fixture)
+    naive = NaiveCold(folder / "model", {name: folder / name for name in ("one", "two")})
+    variables = {"MODEL": str(folder / "model"), "ADAPTERS": str(folder)}
     model, *options = served(block("docs/scale-out.md", "data-parallel"), variables)
-    command = [model, *arguments(tiny)[1:], *options]
-    command += ["--block-size", "32", "--num-gpu-blocks-override", "13"]
+    command = [model, *arguments(folder)[1:], *options]
+    command += ["--block-size", "32", "--num-gpu-blocks-override", str(num_blocks)]
     asked = make_requests()
     # vLLM would want a NUMA node for each engine.
     with serve(tmp_path, command, VLLM_CPU_OMP_THREADS_BIND="nobind") as server:
@@ -70,7 +105,7 @@ def test_data_parallel(tiny: Path, tmp_path: Path, naive: NaiveCold) -> None:
         large = {**asked[0].body(), "max_tokens": 250}
         status, text = server.post("/v1/completions", {**large, "stream": False})
         assert status == 400
-        assert "need 16 KV cache blocks of 32 tokens, and the engine has 12" in text
+        assert f"need {needed}, and the engine has {num_blocks - 1}" in text
         for number in range(4):  # whichever API server answers
             bad = {**asked[0].body(), "vllm_xargs": {"cold_amateur": f"nobody{number}"}}
             status, text = server.post("/v1/completions", bad)
