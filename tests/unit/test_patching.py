@@ -222,7 +222,7 @@ def test_vllm_may_give_more_than_it_does_today() -> None:
         if not any(p.kind is p.VAR_KEYWORD for p in made.parameters.values()):
             closed.add(place.where.partition(":")[2])
     assert len(places) > 30
-    assert closed == CLOSED - ({"expand_batch_to_tokens"} if versions.is_before(0, 31) else set())
+    assert closed == CLOSED
 
 
 @pytest.mark.parametrize(

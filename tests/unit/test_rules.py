@@ -294,7 +294,7 @@ def test_a_rule_of_a_module(monkeypatch: pytest.MonkeyPatch) -> None:
             {},
             "asks for a value of a tensor",
         ),
-        (lambda s: s.entropy[:, 1:] * torch.ones(3, 1), {}, "on the same device"),
+        (lambda s: s.entropy[:, 1:] * torch.ones(3, 1), {}, "same device|different devices"),
         (
             lambda s: Choice(s.entropy[:, 1:], done=s.entropy[:, 1:] > 0),
             {"retires": True},
