@@ -25,6 +25,7 @@ from tests.scheduler.harness import (
 from tests.scheduler.storm import storms, with_connector
 from vllm_cold.group import results
 from vllm_cold.group.stream import from_extra_args
+from vllm_cold.vllm import versions
 from vllm_cold.vllm.scheduler.amateurs import make_streams
 from vllm_cold.vllm.scheduler.connectors import Loads
 
@@ -139,3 +140,12 @@ def test_what_a_load_keeps(blocks: tuple[list[int], ...], kept: int) -> None:
     Loads(scheduler, nothing, nothing).cut({5})
     assert request.num_computed_tokens == kept
     assert scheduler.failed_recving_kv_req_ids == ({"r"} if kept < 15 else set())
+
+
+def test_older_vllm_has_connectors_without_us(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever builds the scheduler without asking the front end first."""
+    monkeypatch.setattr(versions, "vllm_version", lambda: "0.23.0")
+    scheduler: Any = SimpleNamespace(connector=object())
+    nothing: Any = None
+    with pytest.raises(ValueError, match="KV connectors with vLLM before 0.31"):
+        Loads(scheduler, nothing, nothing)

@@ -28,6 +28,7 @@ from vllm.v1.request import RequestStatus
 
 from vllm_cold.group import results
 from vllm_cold.group.lockstep import Group, Step
+from vllm_cold.vllm import versions
 from vllm_cold.vllm.scheduler.interface import Request, Scheduler
 from vllm_cold.vllm.scheduler.kv_blocks import Found, KVBlocks
 from vllm_cold.vllm.scheduler.queues import WaitingQueues
@@ -49,6 +50,8 @@ class Loads:
         self._queues = queues
         self._blocks = blocks
         self._connector: Any = getattr(scheduler, "connector", None)
+        if self.possible and versions.is_before(0, 31):
+            raise ValueError("CoLD does not support KV connectors with vLLM before 0.31.")
         self._loading: dict[Request, None] = {}  # followers, in the order in which they began
         self._written: dict[Request, int] = {}  # see num_written; of steps that are not back yet
         self._released: list[Request] = []  # at the end of the pass
