@@ -21,7 +21,17 @@ from tests.upstream import sdist
 
 FOLDER = sdist.ROOT / ".venv" / "versions"
 # What the tests import beside vLLM's requirements.
-_TOOLS = ("hypothesis", "jinja2", "matplotlib", "peft", "pytest", "pytest-timeout", "rich", "scipy")
+_TOOLS = [
+    "hypothesis",
+    "jinja2",
+    "matplotlib",
+    "peft",
+    "pip",
+    "pytest",
+    "pytest-timeout",
+    "rich",
+    "scipy",
+]
 
 
 def python_part(version: str) -> Path:
