@@ -62,13 +62,8 @@ class Difference:
             return f"**{text}**"
         return text + "?" * (self.declared and self.p < LEVEL)
 
-    @property
-    def short(self) -> str:
-        """It with its interval as one word."""
-        return f"{self.marked} ({signed(self.low)}..{signed(self.high)})"
-
     def __str__(self) -> str:
-        return f"{self.marked} ({signed(self.low)} to {signed(self.high)})"
+        return f"{self.marked} ({signed(self.low)}..{signed(self.high)})"
 
 
 def compare(mine: Bits, other: Bits) -> Difference:
@@ -143,6 +138,25 @@ class Table:
         found = dict.fromkeys(key for c in self.columns for key in c.differences)
         return sorted(found, key=lambda key: ([*METHODS, key].index(key), key))
 
+    def rows(self) -> list[list[str]]:
+        """The headings, and a row for each method."""
+        cells = self.columns
+        return [
+            ["", *(cell.name for cell in cells)],
+            ["problems", *(str(cell.problems) for cell in cells)],
+            ["greedy, %", *(_shown(cell.percent[GREEDY]) for cell in cells)],
+            *([self.label(key), *(str(cell.differences.get(key, "")) for cell in cells)]
+              for key in self.methods()),
+        ]  # fmt: skip
+
+    def measured(self, cell: Column) -> list[list[str]]:
+        """The same of a cell's other measures."""
+        return [
+            [f"{cell.name}, %", *cell.measures],
+            *([self.label(key), *(_shown(by.get(key)) for by in cell.measures.values())]
+              for key in cell.percent),
+        ]  # fmt: skip
+
     def label(self, key: str) -> str:
         """What a method is called here: with instructions ``cad`` is ``cfg``."""
         return re.sub(r"\bcad\b", "cfg", key) if self.group == INSTRUCTION else key
@@ -163,6 +177,10 @@ def column(
         differences(cell.name, split, right),
         {name: {key: _percent(bits) for key, bits in by.items()} for name, by in measures.items()},
     )
+
+
+def _shown(percent: float | None) -> str:
+    return "" if percent is None else f"{percent:.1f}"
 
 
 def _percent(bits: Bits) -> float:
@@ -212,8 +230,8 @@ def overview(columns: Iterable[tuple[str, Column]]) -> list[list[str]]:
             about = "" if place else f"{each.about.partition(';')[0]}: "
             entries = (each.differences.get(key) for key in headings.values())
             rows.append([
-                f"{about}*{model}*", str(each.problems), f"{each.percent[GREEDY]:.1f}",
-                *(entry.short if entry else "" for entry in entries),
+                f"{about}*{model}*", str(each.problems), _shown(each.percent[GREEDY]),
+                *(str(entry or "") for entry in entries),
             ])  # fmt: skip
     return rows
 
@@ -294,7 +312,6 @@ def render(
         loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
     )  # fmt: skip
-    pages.filters["percent"] = lambda value: "" if value is None else f"{value:.1f}"
     context: dict[str, Any] = {"tables": found, "split": split, "versions": sorted(versions)}
     text = pages.get_template("report.md.j2").render(
         context, models=used, overview=overview(columns), declared=sum(e.declared for e in every)

@@ -323,6 +323,45 @@ def test_plain_prompts_come_first_and_are_told(command: Command, capsys: Capture
     assert [setting and setting.plain for setting, _ in command.take()].count(names[0]) == 1
 
 
+@pytest.mark.parametrize("chats", [True, False])
+def test_a_plain_prompt_that_gains_is_tried_with_contrasts(command: Command, chats: bool) -> None:
+    (command.write_chats if chats else command.write_texts)()
+    twice = f"the {'instruction' if chats else 'text'} twice"
+    both = Setting("cad", plain=twice)
+
+    def text(job: Job) -> str:
+        line = job.problem.line
+        right = {twice: line % 3 > 0, None: line % 2 > 0}.get(job.plain, False)
+        return "right" if right or job.setting == both else "wrong"
+
+    command.text = text
+    more = ("--without", "system") if chats else ()
+    assert command(*more, "--preset", "cad", without=[*PRESET, "--adapter"]) == 0
+    done = [job for job in command.jobs if job.setting == both]
+    # By the one that gains most alone, and not by the other.
+    assert len(done) == COUNT and {job.plain for job in command.jobs if job.args} == {None, twice}
+    for job in done:
+        lacking = Job(Setting(plain=f"no {twice.split()[1]}"), job.problem)
+        told = {"cold_preset": "cad"}
+        if chats:
+            told["cold_amateur_messages"] = json.dumps(lacking.reads.value)
+        else:
+            told["cold_amateur_prompt"] = lacking.reads.value
+        assert job.args == told
+        assert job.reads == Job(Setting(plain=twice), job.problem).reads != lacking.reads
+    report = command.report
+    assert report["headline"].startswith(f"Use cad, {twice}, which beats greedy decoding: ")
+    assert f"{twice} in the prompt, and as cold_amateur_messages or" in command.notes
+    assert "cold_without" not in command.notes + report["serve"]
+    assert report["serve"].endswith("--sampler cold")
+
+    command.text = lambda job: "right" if job.args else "wrong"  # no plain prompt gains
+    (command.folder / "out" / "answers.jsonl").unlink()
+    command.take()
+    assert command(*more, "--preset", "cad", without=[*PRESET, "--adapter"]) == 0
+    assert {job.plain for job in command.jobs if job.args} == {None}
+
+
 def test_what_harms_where_texts_do_not_answer_is_no_default(command: Command) -> None:
     command.write_texts(silent=16)
     command.text = lambda job: (

@@ -87,6 +87,7 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> Any:
         )
         task.problems, task.grid = problems, grid
         task.plain = [Setting(plain=name) for name in problems[0].plain]
+        task.combined = [Setting("cad", plain=one.plain) for one in task.plain[1:]]
         return Engine(task), fake
 
     return start
@@ -116,13 +117,17 @@ def test_greedy_is_greedy_whatever_the_defaults(engine: Any) -> None:
     assert params.repetition_penalty == 1.1  # of the model's generation_config.json
 
 
-def test_plain_prompts_are_greedy(engine: Any) -> None:
-    one = Problem("a", 1, "a b c", ("a",), plain={"a better prompt": Text("please a b c d")})
+def test_plain_prompts_are_greedy_and_an_amateur_reads_what_it_read(engine: Any) -> None:
+    plain = {"no text": "b", "a better prompt": "please a b c d"}
+    one = Problem("a", 1, "a b c", ("a",), args={"cold_part": [0, 2]}, plain=plain)
     made, fake = engine(one)
     better = Setting(plain="a better prompt")
-    made.run([Job(None, one), Job(better, one), Job(GRID[0], one)], lambda *_: None)
-    assert [len(prompt) for prompt, _, _ in fake.asked] == [4, 6, 4]
+    both = Setting("cad", plain="a better prompt")
+    made.run([Job(s, one) for s in (None, better, GRID[0], both)], lambda *_: None)
+    assert [len(prompt) for prompt, _, _ in fake.asked] == [4, 6, 4, 6]
     assert [params.extra_args for _, params, _ in fake.asked[:2]] == [{"cold": 0}] * 2
+    read = [params.amateurs[0].prompt for _, params, _ in fake.asked[2:]]
+    assert read == [make("", Text("b c")), make("", Text("b"))]
     assert {adapter.lora_name for _, _, adapter in fake.asked} == {"sql"}
     engine(one, limit=10)
     with pytest.raises(ToolError, match="its longest prompt has 6 tokens"):

@@ -264,6 +264,20 @@ def expert_reads(prompt: Prompt, chat: bool = False) -> Content:
     return Text(cast(str, prompt)) if messages is None else Messages(messages)
 
 
+def prompt_of(reads: Content) -> Prompt:
+    """What ``expert_reads`` makes this of; a chat's messages have texts."""
+    if isinstance(reads, Text):
+        return reads.value
+    return tuple((one["role"], one["content"]) for one in reads.value)
+
+
+def reads_args(reads: Content) -> dict[str, Any]:
+    """An amateur's prompt as flat arguments."""
+    if isinstance(reads, Text):
+        return {PREFIX + "amateur_prompt": reads.value}
+    return {PREFIX + "amateur_messages": json.dumps(reads.value)}
+
+
 def amateur_reads(prompt: Prompt, one: AmateurSpec, chat: bool = False) -> Content | None:
     """What an amateur reads beside this expert's prompt; None for the same.
 

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import msgspec
 
-from vllm_cold.tools.contrast import Content, expert_reads
+from vllm_cold.tools.contrast import Content, Prompt, expert_reads, kept, merge, reads_args
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.tune.grid import Setting
 from vllm_cold.tools.tune.problems import Problem
@@ -29,7 +29,7 @@ _encode = msgspec.json.Encoder(order="deterministic").encode
 
 
 class Job(NamedTuple):
-    """A problem to be decoded with CoLD, by a plain prompt, or greedily as it is (None)."""
+    """A problem to be decoded with a contrast, by a plain prompt, or both; or greedily (None)."""
 
     setting: Setting | None
     problem: Problem
@@ -40,24 +40,29 @@ class Job(NamedTuple):
         return None if self.setting is None else self.setting.plain
 
     @property
-    def reads(self) -> Content:
+    def prompt(self) -> Prompt:
         """What the expert reads."""
-        if self.plain is not None:
-            return self.problem.plain[self.plain]
-        return expert_reads(self.problem.prompt)
+        return self.problem.prompt if self.plain is None else self.problem.plain[self.plain]
+
+    @property
+    def reads(self) -> Content:
+        """The same, as a stream reads it."""
+        return expert_reads(self.prompt)
 
     @property
     def args(self) -> dict[str, Any]:
         """What it is contrasted with, and how, as flat arguments; empty where it is not."""
-        if self.setting is None or self.plain is not None:
+        how = {} if self.setting is None else self.setting.args
+        if not how:
             return {}
-        return {**self.problem.args, **self.setting.args}
+        # Beside a plain prompt the amateur reads what it reads beside the problem's own.
+        reads = {} if self.plain is None else reads_args(expert_reads(self.problem.lacking))
+        return merge(self.problem.args, reads) | how
 
     @property
     def key(self) -> bytes:
         """All that its answer depends on, but for what is the same in a whole run."""
-        prompt = self.problem.kept if self.plain is None else self.reads.value
-        return _encode([prompt, self.args])
+        return _encode([kept(self.prompt), self.args])
 
 
 class Answer(msgspec.Struct, frozen=True):

@@ -68,7 +68,8 @@ class Tuning:
 
     def judge(self) -> tuple[list[str], verdict.Verdict]:
         """Decode what is missing: greedy and the plain prompts on all problems, of which it tells,
-        the grid on the dev ones, and the picked setting on the held-out ones.
+        the grid on the dev ones, also by the best plain prompt if that gains there, and the picked
+        setting on the held-out ones.
 
         The other settings are never decoded on held-out problems: it saves time, and nobody can
         pick by them. A problem comes first with each: what is refused is refused at once.
@@ -81,9 +82,13 @@ class Tuning:
         findings = verdict.findings(told, task.lacks or "", blind)
         for said in findings:
             Console().print(Text(said))
-        self._need([Job(setting, problem) for setting in task.grid for problem in dev])
-        rows = self._rows([*task.plain, *task.grid], dev)
-        best = verdict.pick([rows[one] for one in task.grid]).setting
+        rows = self._rows(task.plain, dev)
+        gains = [one for one in list(rows.values())[1:] if one.score > one.greedy]
+        more = verdict.pick(gains).setting.plain if gains else ""
+        grid = [*task.grid, *(one for one in task.combined if one.plain == more)]
+        self._need([Job(setting, problem) for setting in grid for problem in dev])
+        rows |= self._rows(grid, dev)
+        best = verdict.pick([rows[one] for one in grid]).setting
         self._need([Job(best, problem) for problem in held_out])
         answering = [problem for problem in held_out if problem.has_answer]
         return findings, verdict.Verdict(

@@ -61,12 +61,12 @@ def _sampling(task: Task) -> dict[str, Any]:
     return {"temperature": 0.0, "max_tokens": task.options.max_tokens, "stop": stop}
 
 
-def _kind(job: Job) -> tuple[str, str | None]:
+def _kind(job: Job) -> tuple[Any, ...]:
     """By what its streams differ from others: the same options can mean other amateurs for a
-    preset, and for nothing else of a setting.
+    preset, and for nothing else of a contrast.
     """
-    kind = "greedy" if job.setting is None else job.plain or job.setting.preset
-    return job.problem.id, kind
+    preset = job.setting.preset if job.args and job.setting else None
+    return job.problem.id, job.plain, bool(job.args), preset
 
 
 class Engine:
@@ -91,7 +91,8 @@ class Engine:
         self._common = _sampling(task) | penalties
         # What cannot be decoded is said before anything is.
         make = prompt_maker(self._llm)
-        jobs = [Job(one, p) for p in task.problems for one in (None, *task.plain, *task.grid)]
+        settings = (None, *task.plain, *task.grid, *task.combined)
+        jobs = [Job(one, problem) for problem in task.problems for one in settings]
         kinds = {_kind(job): job for job in jobs}
         self._streams = {kind: self._read(task, job, make) for kind, job in kinds.items()}
 
@@ -101,9 +102,7 @@ class Engine:
         try:
             if job.args:
                 amateurs, names = read_contrast(job.args).amateurs, list(self._adapters)
-                streams = read_streams(
-                    problem.prompt, amateurs, make, task.expert, task.model, names
-                )
+                streams = read_streams(job.prompt, amateurs, make, task.expert, task.model, names)
             else:
                 ids = tuple(make("prompt", job.reads))
                 streams = (Stream(task.expert, ids, media_in(job.reads)),)

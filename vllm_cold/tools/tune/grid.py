@@ -27,7 +27,7 @@ class Setting(msgspec.Struct, frozen=True, omit_defaults=True):
     beta: float | str | None = None  # None where each amateur has a weight of its own
     rule_parameters: str | None = None  # JSON text; of requests with a rule, all of them
     expert_top_k: int | None = None
-    plain: str | None = None  # a plain prompt's name: decoded without a contrast, it is all then
+    plain: str | None = None  # a plain prompt's name; alone, it is decoded without a contrast
 
     @property
     def values(self) -> dict[str, Any]:
@@ -36,8 +36,8 @@ class Setting(msgspec.Struct, frozen=True, omit_defaults=True):
 
     @property
     def args(self) -> dict[str, Any]:
-        """It as a request's flat arguments."""
-        return {PREFIX + name: value for name, value in self.values.items()}
+        """What it says of a contrast, as a request's flat arguments."""
+        return {PREFIX + name: value for name, value in self.values.items() if name != "plain"}
 
     def __str__(self) -> str:
         return ", ".join(

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from vllm_cold.method.amateurs import AmateurSpec, Messages, Part, Text
-from vllm_cold.tools.contrast import Content, Prompt, amateur_reads, expert_reads
+from vllm_cold.tools.contrast import Content, Prompt, amateur_reads, expert_reads, prompt_of
 
 Lacks = Literal["text", "instruction"]
 """What amateurs do not read: an instruction if it is system prompts alone."""
@@ -25,9 +25,10 @@ BETTER_PROMPT = "a better prompt"  # its name
 
 def plain_prompts(
     problems: Sequence[tuple[Prompt, AmateurSpec]], better: str | None
-) -> tuple[Lacks, list[dict[str, Content]]]:
+) -> tuple[Lacks, list[dict[str, Prompt]]]:
     """What amateurs lack, and the plain prompts of each problem by their names: those that all
-    have. Where the question cannot be told from the rest, that is the amateur's prompt alone.
+    have, first what the amateur reads. Where the question cannot be told from the rest, that is
+    alone.
 
     Args:
         problems: Each one's prompt, and an amateur that reads another.
@@ -40,7 +41,7 @@ def plain_prompts(
     if all(gone) and roles <= {"system", "developer"}:
         lacks = "instruction"
     names = (f"no {lacks}", BETTER_PROMPT, f"the {lacks} twice")
-    found: list[dict[str, Content]] = []
+    found: list[dict[str, Prompt]] = []
     for one, whole, reads in read:
         assert reads is not None
         made: tuple[Content, ...] = ()
@@ -48,7 +49,7 @@ def plain_prompts(
             made = _texts(whole.value, reads.value, one, better or BETTER[lacks])
         elif isinstance(whole, Messages) and isinstance(reads, Messages):
             made = _chats(whole, reads, lacks, better or BETTER[lacks])
-        found.append(dict(zip(names, (reads, *made), strict=False)))
+        found.append(dict(zip(names, map(prompt_of, (reads, *made)), strict=False)))
     return lacks, [{name: one[name] for name in min(found, key=len)} for one in found]
 
 

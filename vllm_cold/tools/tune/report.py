@@ -83,9 +83,14 @@ def _advice(task: Task, judged: Verdict) -> tuple[str, list[str]]:
     """What to paste, a command or the fields of a request's body, and what requests have to send
     beside it where they are decoded with CoLD.
     """
-    args = {**task.args, **judged.best.setting.args}
-    own = any(problem.own_keys for problem in task.problems)
+    setting, plain = judged.best.setting, judged.best.setting.plain
+    own = any(problem.own_keys for problem in task.problems) or plain is not None
+    args = {k: v for k, v in task.args.items() if plain is None or k not in ROW_KEYS}
+    args |= setting.args
     rows = [f"the cold_* keys of its problem's row, in place of other {', '.join(ROW_KEYS)}"]
+    if plain is not None:
+        rows = [f"{plain} in the prompt, and as cold_amateur_messages or cold_amateur_prompt the "
+                f"prompt with {task.plain[0].plain}"]  # fmt: skip
     told = request_args(args, None if own else task.model)
     must = [f'"vllm_xargs": {json.dumps(told)}', *(rows if own else [])]
     if task.server is not None:

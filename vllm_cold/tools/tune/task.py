@@ -45,6 +45,7 @@ class Task:
     options: argparse.Namespace
     grid: list[Setting]
     plain: list[Setting]  # the plain prompts that all problems have
+    combined: list[Setting]  # the grid's contrasts by those of them that an amateur does not read
     lacks: Lacks | None  # of their experts' prompts; None where an amateur reads all
     problems: list[Problem]
     dev: list[Problem]  # those that pick a setting
@@ -121,12 +122,16 @@ def read_task(options: argparse.Namespace) -> Task:
     except ColdError as error:
         raise ToolError(as_written(error)) from None
 
+    several = set[str | None]()  # presets with more than one amateur
+
     def amateurs_of(problem: Problem) -> list[AmateurSpec]:
         """Of each preset; ToolError for what can be said of them before anything is started."""
         found = list[AmateurSpec]()
         try:
             for setting in {setting.preset: setting for setting in grid}.values():
-                found += read_contrast({**problem.args, **setting.args}).amateurs
+                amateurs = read_contrast({**problem.args, **setting.args}).amateurs
+                several.update([setting.preset] if len(amateurs) > 1 else [])
+                found += amateurs
             for one in found:
                 amateur_reads(problem.prompt, one)
                 if one.source is None and adapter_of(one, expert, model, names) == expert:
@@ -153,6 +158,12 @@ def read_task(options: argparse.Namespace) -> Task:
         options,
         grid,
         plain,
+        [
+            msgspec.structs.replace(one, plain=more.plain)
+            for more in plain[1:]
+            for one in grid
+            if one.preset not in several
+        ],
         lacks,
         problems,
         *split_problems(problems, options.test_fraction, options.seed),
