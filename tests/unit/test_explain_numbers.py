@@ -23,7 +23,14 @@ from tests.unit.test_pictures import file, pixels
 from vllm_cold.method.amateurs import Text
 from vllm_cold.method.settings import ColdSettings
 from vllm_cold.ops.scoring_reference import group_scores
-from vllm_cold.tools.contrast import Content, Pictured, Prompt, Stream, read_streams
+from vllm_cold.tools.contrast import (
+    Content,
+    Pictured,
+    Prompt,
+    Stream,
+    expert_reads,
+    read_streams,
+)
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.explain import account, collect, visible
 from vllm_cold.tools.explain.prompts import Asked
@@ -255,7 +262,9 @@ class Model:
 
     def read_one(self, one: Asked, expert: str | None = EXPERT) -> Asked:
         prompt, amateurs = one.row.prompt, one.contrast.amateurs
-        streams = read_streams(prompt, amateurs, make, expert, self.base, self.loaded, one.chat)
+        streams = read_streams(
+            expert_reads(prompt, one.chat), amateurs, make, expert, self.base, self.loaded
+        )
         return replace(one, streams=streams)
 
     async def tokens(self, field: str, reads: Content) -> list[int]:

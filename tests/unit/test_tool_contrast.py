@@ -23,6 +23,7 @@ from vllm_cold.tools.contrast import (
     Stream,
     adapter_of,
     add_rules,
+    expert_reads,
     merge,
     read_contrast,
     read_streams,
@@ -64,7 +65,7 @@ def ids(*texts: str) -> list[int]:
 
 def streams(prompt: Any, chat: bool = False, **args: Any) -> tuple[Stream, ...]:
     amateurs = read_contrast({f"cold_{k}": v for k, v in args.items()}).amateurs
-    return read_streams(prompt, amateurs, make, "sql", "base", ["sql", "old"], chat)
+    return read_streams(expert_reads(prompt, chat), amateurs, make, "sql", "base", ["sql", "old"])
 
 
 def read(prompt: Any, **args: Any) -> list[int]:

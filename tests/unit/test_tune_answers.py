@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from vllm_cold.method.amateurs import Text
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.tune.answers import Answer, Job, open_answers
 from vllm_cold.tools.tune.grid import Setting
@@ -19,7 +20,7 @@ pytestmark = pytest.mark.unit
 
 MADE: dict[str, Any] = {"model": "M", "max_tokens": 8, "stop": ["\n"]}
 CHAT = Problem("b", 2, (("user", "b"),), ("x",), args={"cold_without": ("system", 1)})
-BETTER = Problem("c", 3, "c", ("x",), args={"cold_without": 1}, plain={"no text": "C"})
+BETTER = Problem("c", 3, "c", ("x",), args={"cold_without": 1}, plain={"no text": Text("C")})
 JOBS = [
     Job(None, Problem("a", 1, "a", ("x",))),
     Job(None, CHAT),
@@ -79,7 +80,7 @@ def test_an_answer_is_known_by_what_was_asked(
         assert (Job(setting, problem).key in answers) is found
         # Of a plain prompt it is that which counts, and no contrast.
         for plain, args, known in (("C", {}, True), ("D", {"cold_without": 1}, False)):
-            one = Problem("p", 9, "c", ("x",), args=args, plain={"no text": plain})
+            one = Problem("p", 9, "c", ("x",), args=args, plain={"no text": Text(plain)})
             assert (Job(Setting(plain="no text"), one).key in answers) is known
 
 

@@ -350,16 +350,53 @@ def test_a_plain_prompt_that_gains_is_tried_with_contrasts(command: Command, cha
         assert job.args == told
         assert job.reads == Job(Setting(plain=twice), job.problem).reads != lacking.reads
     report = command.report
-    assert report["headline"].startswith(f"Use cad, {twice}, which beats greedy decoding: ")
-    assert f"{twice} in the prompt, and as cold_amateur_messages or" in command.notes
+    assert report["headline"].startswith(f"Use cad with {twice}, which beats greedy decoding: ")
+    assert f", and {twice} alone by +" in report["headline"]
+    (key,) = set(told) - {"cold_preset"}
+    said = (
+        f'"{key}": "<the prompt with no {twice.split()[1]}>", "cold_preset": "cad"}} and a prompt'
+    )
+    assert f"{said} with {twice}, as answers.jsonl has it of this setting." in command.notes
     assert "cold_without" not in command.notes + report["serve"]
     assert report["serve"].endswith("--sampler cold")
 
+    # What adds little to a plain prompt is not to be had for nothing.
+    command.text = lambda job: (
+        "right" if job.plain == twice and (job.problem.line % 8 or job.args) else "wrong"
+    )
+    (command.folder / "out" / "answers.jsonl").unlink()
+    assert command(*more, "--preset", "cad", without=[*PRESET, "--adapter"]) == 1
+    said = command.report["headline"]
+    assert said.startswith(f"Use {twice}, and no contrast: ") and said.count("cad with") == 1
+    assert "must also send" not in command.notes
+
     command.text = lambda job: "right" if job.args else "wrong"  # no plain prompt gains
     (command.folder / "out" / "answers.jsonl").unlink()
-    command.take()
+    command.jobs.clear()
     assert command(*more, "--preset", "cad", without=[*PRESET, "--adapter"]) == 0
     assert {job.plain for job in command.jobs if job.args} == {None}
+
+
+def test_presets_with_several_amateurs_are_tried_alone(command: Command) -> None:
+    turns = [("system", "Be right."), ("tool", "It is."), ("user", "?")]
+    command.write(
+        {"messages": [{"role": r, "content": f"{c} {n}"} for r, c in turns], "answer": "right"}
+        for n in range(COUNT)
+    )
+    command.text = lambda job: "right" if job.plain and job.problem.line % 2 else "wrong"
+    more = ("--without", "tool", "--without", "system", "--preset", "grounded,cad")
+    command(*more, without=[*PRESET, "--adapter"])
+    combined = {job.setting.preset for job in command.jobs if job.plain and job.args}
+    assert combined == {"cad"}
+    # What is lacked is told by the one that is alone.
+    (job,) = {job.problem.id: job for job in command.jobs if job.problem.line == 1}.values()
+    reads = [
+        job.problem.lacking.value,
+        json.loads(
+            Job(Setting("cad", plain="the text twice"), job.problem).args["cold_amateur_messages"]
+        ),
+    ]
+    assert reads == [[{"role": "user", "content": "? 0"}]] * 2
 
 
 def test_what_harms_where_texts_do_not_answer_is_no_default(command: Command) -> None:

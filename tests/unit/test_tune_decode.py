@@ -118,7 +118,7 @@ def test_greedy_is_greedy_whatever_the_defaults(engine: Any) -> None:
 
 
 def test_plain_prompts_are_greedy_and_an_amateur_reads_what_it_read(engine: Any) -> None:
-    plain = {"no text": "b", "a better prompt": "please a b c d"}
+    plain = {"no text": Text("b"), "a better prompt": Text("please a b c d")}
     one = Problem("a", 1, "a b c", ("a",), args={"cold_part": [0, 2]}, plain=plain)
     made, fake = engine(one)
     better = Setting(plain="a better prompt")

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from vllm_cold.method.amateurs import Messages, Text
 from vllm_cold.tools.contrast import Prompt, read_contrast
 from vllm_cold.tools.tune.plain import BETTER, BETTER_PROMPT, LONGEST, plain_prompts
 
@@ -22,7 +23,14 @@ def prompts(prompt: Prompt, better: str | None = None, **args: Any) -> tuple[str
     one = read_contrast({f"cold_{name}": value for name, value in args.items()}).amateurs[0]
     lacks, (found,) = plain_prompts([(prompt, one)], better)
     assert list(found) == [f"no {lacks}", BETTER_PROMPT, f"the {lacks} twice"][: len(found)]
-    return lacks, [one if isinstance(one, str) else list(one) for one in found.values()]
+    return lacks, [_plain(one) for one in found.values()]
+
+
+def _plain(reads: Any) -> Any:
+    if isinstance(reads, Text):
+        return reads.value
+    assert isinstance(reads, Messages)
+    return [(message["role"], message["content"]) for message in reads.value]
 
 
 def test_an_instruction_is_repeated_behind_the_question() -> None:

@@ -264,13 +264,6 @@ def expert_reads(prompt: Prompt, chat: bool = False) -> Content:
     return Text(cast(str, prompt)) if messages is None else Messages(messages)
 
 
-def prompt_of(reads: Content) -> Prompt:
-    """What ``expert_reads`` makes this of; a chat's messages have texts."""
-    if isinstance(reads, Text):
-        return reads.value
-    return tuple((one["role"], one["content"]) for one in reads.value)
-
-
 def reads_args(reads: Content) -> dict[str, Any]:
     """An amateur's prompt as flat arguments."""
     if isinstance(reads, Text):
@@ -278,13 +271,13 @@ def reads_args(reads: Content) -> dict[str, Any]:
     return {PREFIX + "amateur_messages": json.dumps(reads.value)}
 
 
-def amateur_reads(prompt: Prompt, one: AmateurSpec, chat: bool = False) -> Content | None:
-    """What an amateur reads beside this expert's prompt; None for the same.
+def amateur_reads(whole: Content, one: AmateurSpec) -> Content | None:
+    """What an amateur reads beside an expert that reads this; None for the same.
 
     Raises:
         ColdError: it cannot be made of this prompt.
     """
-    field, source, whole = one.prompt_field, one.source, expert_reads(prompt, chat)
+    field, source = one.prompt_field, one.source
     # Flat arguments cannot say the first, nor options and rows the others.
     assert not isinstance(source, (Tokens, Embeds, Media))
     match source:
@@ -362,21 +355,19 @@ def make_streams(
 
 
 def read_streams(
-    prompt: Prompt,
+    whole: Content,
     amateurs: Sequence[AmateurSpec],
     make: Callable[[str, Content], Sequence[int]],
     expert: str | None,
     base: str,
     loaded: Sequence[str],
-    chat: bool = False,
 ) -> tuple[Stream, ...]:
-    """As ``make_streams``, of an expert's prompt, whose token ids ``make`` makes, of what an error
-    names and what is read.
+    """As ``make_streams``, of what the expert reads, whose token ids ``make`` makes, of what an
+    error names and what is read.
     """
-    whole = expert_reads(prompt, chat)
     own = whole, make("prompt", whole)
     others: list[tuple[Content, Sequence[int]] | None] = []
     for one in amateurs:
-        reads = amateur_reads(prompt, one, chat)
+        reads = amateur_reads(whole, one)
         others.append(None if reads is None else (reads, make(one.prompt_field, reads)))
     return make_streams(amateurs, own, others, expert, base, loaded)

@@ -78,7 +78,7 @@ async def _read(source: Source, asked: Asked) -> Asked:
         own = whole, await tokens("prompt", whole)
         others: list[tuple[Content, Sequence[int]] | None] = []
         for one in amateurs:
-            reads = amateur_reads(row.prompt, one, asked.chat)
+            reads = amateur_reads(whole, one)
             others.append(None if reads is None else (reads, await tokens(one.prompt_field, reads)))
         streams = make_streams(amateurs, own, others, source.expert, source.base, source.loaded)
     except ColdError as error:
@@ -255,7 +255,7 @@ def _amateur(asked: Asked, spec: AmateurSpec, weight: float | str, stream: Strea
     said = weight if isinstance(weight, str) else f"{weight:+g}" if weight else "0"
     return Amateur(
         label=f"{stream.adapter or BASE}{reads}, weight {said}",
-        pieces=_pieces(amateur_reads(asked.row.prompt, spec, asked.chat)),
+        pieces=_pieces(amateur_reads(expert_reads(asked.row.prompt, asked.chat), spec)),
         tokens=len(stream.ids),
     )
 

@@ -18,6 +18,7 @@ from vllm_cold.tools.contrast import (
     Stream,
     amateur_reads,
     as_written,
+    expert_reads,
     merge,
     read_contrast,
     start_of,
@@ -94,7 +95,7 @@ def ask(row: Row, options: Mapping[str, Any], chat: bool = False) -> Asked:
         args |= preset_s
         contrast = read_contrast(args)
         for one in contrast.amateurs:
-            amateur_reads(row.prompt, one, chat)
+            amateur_reads(expert_reads(row.prompt, chat), one)
     except ColdError as error:
         if isinstance(error, CannotLeaveOut) and preset_s:
             raise row.refusal(

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import msgspec
 
-from vllm_cold.tools.contrast import Content, Prompt, expert_reads, kept, merge, reads_args
+from vllm_cold.tools.contrast import Content, expert_reads, merge, reads_args
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.tune.grid import Setting
 from vllm_cold.tools.tune.problems import Problem
@@ -40,14 +40,11 @@ class Job(NamedTuple):
         return None if self.setting is None else self.setting.plain
 
     @property
-    def prompt(self) -> Prompt:
-        """What the expert reads."""
-        return self.problem.prompt if self.plain is None else self.problem.plain[self.plain]
-
-    @property
     def reads(self) -> Content:
-        """The same, as a stream reads it."""
-        return expert_reads(self.prompt)
+        """What the expert reads."""
+        if self.plain is not None:
+            return self.problem.plain[self.plain]
+        return expert_reads(self.problem.prompt)
 
     @property
     def args(self) -> dict[str, Any]:
@@ -56,13 +53,14 @@ class Job(NamedTuple):
         if not how:
             return {}
         # Beside a plain prompt the amateur reads what it reads beside the problem's own.
-        reads = {} if self.plain is None else reads_args(expert_reads(self.problem.lacking))
+        reads = {} if self.plain is None else reads_args(self.problem.lacking)
         return merge(self.problem.args, reads) | how
 
     @property
     def key(self) -> bytes:
         """All that its answer depends on, but for what is the same in a whole run."""
-        return _encode([kept(self.prompt), self.args])
+        prompt = self.problem.kept if self.plain is None else self.reads.value
+        return _encode([prompt, self.args])
 
 
 class Answer(msgspec.Struct, frozen=True):

@@ -84,7 +84,7 @@ class Tuning:
             Console().print(Text(said))
         rows = self._rows(task.plain, dev)
         gains = [one for one in list(rows.values())[1:] if one.score > one.greedy]
-        more = verdict.pick(gains).setting.plain if gains else ""
+        more = verdict.pick(gains).setting.plain if gains else None
         grid = [*task.grid, *(one for one in task.combined if one.plain == more)]
         self._need([Job(setting, problem) for setting in grid for problem in dev])
         rows |= self._rows(grid, dev)
@@ -159,9 +159,10 @@ def run(options: argparse.Namespace) -> int:
     task = read_task(options)
     progress = Console(stderr=True, highlight=False, soft_wrap=True)
     with open_answers(options.output, task.made_with()) as answers:
+        more = ", and again by a plain prompt that gains" if task.combined else ""
         progress.print(
             f"{len(task.problems)} problems ({len(task.dev)} dev, {len(task.held_out)} held out), "
-            f"{len(task.grid)} settings. {len(answers)} answers are there already."
+            f"{len(task.grid)} settings{more}. {len(answers)} answers are there already."
         )
         tuning = Tuning(task, answers, progress)
         try:

@@ -65,8 +65,7 @@ def _kind(job: Job) -> tuple[Any, ...]:
     """By what its streams differ from others: the same options can mean other amateurs for a
     preset, and for nothing else of a contrast.
     """
-    preset = job.setting.preset if job.args and job.setting else None
-    return job.problem.id, job.plain, bool(job.args), preset
+    return job.problem.id, job.plain, bool(job.args), job.setting and job.setting.preset
 
 
 class Engine:
@@ -102,7 +101,7 @@ class Engine:
         try:
             if job.args:
                 amateurs, names = read_contrast(job.args).amateurs, list(self._adapters)
-                streams = read_streams(job.prompt, amateurs, make, task.expert, task.model, names)
+                streams = read_streams(job.reads, amateurs, make, task.expert, task.model, names)
             else:
                 ids = tuple(make("prompt", job.reads))
                 streams = (Stream(task.expert, ids, media_in(job.reads)),)

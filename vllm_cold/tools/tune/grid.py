@@ -40,12 +40,13 @@ class Setting(msgspec.Struct, frozen=True, omit_defaults=True):
         return {PREFIX + name: value for name, value in self.values.items() if name != "plain"}
 
     def __str__(self) -> str:
-        return ", ".join(
-            value if name in ("preset", "plain") else f"{name} {value}".removesuffix(".0")
+        said = ", ".join(
+            value if name == "preset" else f"{name} {value}".removesuffix(".0")
             for name, value in self.values.items()
             # Of presets they are the same in a whole run.
-            if not (name == "rule_parameters" and self.preset)
+            if name != "plain" and not (name == "rule_parameters" and self.preset)
         )
+        return " with ".join(filter(None, (said, self.plain)))
 
 
 def _values(name: str, text: str) -> list[Any]:

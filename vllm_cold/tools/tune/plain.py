@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from vllm_cold.method.amateurs import AmateurSpec, Messages, Part, Text
-from vllm_cold.tools.contrast import Content, Prompt, amateur_reads, expert_reads, prompt_of
+from vllm_cold.tools.contrast import Content, Prompt, amateur_reads, expert_reads
 
 Lacks = Literal["text", "instruction"]
 """What amateurs do not read: an instruction if it is system prompts alone."""
@@ -25,7 +25,7 @@ BETTER_PROMPT = "a better prompt"  # its name
 
 def plain_prompts(
     problems: Sequence[tuple[Prompt, AmateurSpec]], better: str | None
-) -> tuple[Lacks, list[dict[str, Prompt]]]:
+) -> tuple[Lacks, list[dict[str, Content]]]:
     """What amateurs lack, and the plain prompts of each problem by their names: those that all
     have, first what the amateur reads. Where the question cannot be told from the rest, that is
     alone.
@@ -34,14 +34,15 @@ def plain_prompts(
         problems: Each one's prompt, and an amateur that reads another.
         better: The sentence before the question; None for ours.
     """
-    read = [(one, expert_reads(prompt), amateur_reads(prompt, one)) for prompt, one in problems]
+    known = [(expert_reads(prompt), one) for prompt, one in problems]
+    read = [(one, whole, amateur_reads(whole, one)) for whole, one in known]
     gone = [_lacked(whole, reads) for _, whole, reads in read]
     roles = {message["role"] for messages in gone for message in messages}
     lacks: Lacks = "text"
     if all(gone) and roles <= {"system", "developer"}:
         lacks = "instruction"
     names = (f"no {lacks}", BETTER_PROMPT, f"the {lacks} twice")
-    found: list[dict[str, Prompt]] = []
+    found: list[dict[str, Content]] = []
     for one, whole, reads in read:
         assert reads is not None
         made: tuple[Content, ...] = ()
@@ -49,7 +50,7 @@ def plain_prompts(
             made = _texts(whole.value, reads.value, one, better or BETTER[lacks])
         elif isinstance(whole, Messages) and isinstance(reads, Messages):
             made = _chats(whole, reads, lacks, better or BETTER[lacks])
-        found.append(dict(zip(names, map(prompt_of, (reads, *made)), strict=False)))
+        found.append(dict(zip(names, (reads, *made), strict=False)))
     return lacks, [{name: one[name] for name in min(found, key=len)} for one in found]
 
 
@@ -75,7 +76,8 @@ def _texts(whole: str, reads: str, one: AmateurSpec, better: str) -> tuple[Text,
 
 def _chats(whole: Messages, reads: Messages, lacks: Lacks, better: str) -> tuple[Messages, ...]:
     """The same of a chat; the question is the user's last message that the amateur reads."""
-    question = next((one["content"] for one in reads.value[::-1] if one["role"] == "user"), None)
+    asked = (one["content"] for one in reads.value[::-1] if one["role"] == "user")
+    question = next((one for one in asked if isinstance(one, str)), None)
     for place in reversed(range(len(whole.value))):
         message = whole.value[place]
         # A text may stand before it in the same message.

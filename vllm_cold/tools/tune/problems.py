@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import BeforeValidator
 
-from vllm_cold.tools.contrast import Prompt, kept, merge
+from vllm_cold.tools.contrast import Content, Prompt, kept, merge
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.rows import Given, Whole, read_lines, read_row
 from vllm_cold.tools.tune.verdict import FEWEST
@@ -32,10 +32,10 @@ class Problem:
     args: Mapping[str, Any] = field(default_factory=dict)  # flat: what it is contrasted with
     own_keys: frozenset[str] = frozenset()  # those of the row itself that say so
     has_answer: bool = True  # whether the text that an amateur lacks answers the question
-    plain: Mapping[str, Prompt] = field(default_factory=dict)  # its plain prompts, by name
+    plain: Mapping[str, Content] = field(default_factory=dict)  # its plain prompts, by name
 
     @property
-    def lacking(self) -> Prompt:
+    def lacking(self) -> Content:
         """What its amateur reads; the first of its plain prompts."""
         return next(iter(self.plain.values()))
 

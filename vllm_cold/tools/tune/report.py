@@ -19,7 +19,7 @@ from vllm_cold.errors import ColdError
 from vllm_cold.method.arguments import parse_engine_defaults
 from vllm_cold.method.settings import PREFIX
 from vllm_cold.tools.adapters import Adapter
-from vllm_cold.tools.contrast import ROW_KEYS, request_args
+from vllm_cold.tools.contrast import ROW_KEYS, merge, reads_args, request_args
 from vllm_cold.tools.tune.plain import BETTER, BETTER_PROMPT
 from vllm_cold.tools.tune.task import Task
 from vllm_cold.tools.tune.verdict import Row, Verdict, interval, percent, points
@@ -83,14 +83,15 @@ def _advice(task: Task, judged: Verdict) -> tuple[str, list[str]]:
     """What to paste, a command or the fields of a request's body, and what requests have to send
     beside it where they are decoded with CoLD.
     """
-    setting, plain = judged.best.setting, judged.best.setting.plain
-    own = any(problem.own_keys for problem in task.problems) or plain is not None
-    args = {k: v for k, v in task.args.items() if plain is None or k not in ROW_KEYS}
-    args |= setting.args
+    setting = judged.best.setting
+    own = any(problem.own_keys for problem in task.problems) or setting.plain is not None
+    args = {**task.args, **setting.args}
     rows = [f"the cold_* keys of its problem's row, in place of other {', '.join(ROW_KEYS)}"]
-    if plain is not None:
-        rows = [f"{plain} in the prompt, and as cold_amateur_messages or cold_amateur_prompt the "
-                f"prompt with {task.plain[0].plain}"]  # fmt: skip
+    if setting.plain is not None:
+        # A stream's JSON text for a chat; as it stands here, a server refuses it.
+        (key,) = reads_args(task.problems[0].lacking)
+        args = merge(task.args, {key: f"<the prompt with {task.plain[0].plain}>"}) | setting.args
+        rows = [f"a prompt with {setting.plain}, as answers.jsonl has it of this setting"]
     told = request_args(args, None if own else task.model)
     must = [f'"vllm_xargs": {json.dumps(told)}', *(rows if own else [])]
     if task.server is not None:
@@ -120,7 +121,7 @@ def make_report(
         "Measured with temperature 0 in each request; requests that sample are another matter. "
         f"The requests had max_tokens {options.max_tokens}{stop}.",
     ]
-    if must:
+    if must and (judged.gain or judged.only or best.setting.plain is None):
         which = "Where the text is known to answer," if judged.only else "With CoLD"
         notes.append(f"{which} requests must also send {' and '.join(must)}.")
     if task.repeated:

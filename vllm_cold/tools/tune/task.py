@@ -22,6 +22,7 @@ from vllm_cold.tools.contrast import (
     adapter_of,
     amateur_reads,
     as_written,
+    expert_reads,
     option_args,
     read_contrast,
     refuse_equal,
@@ -131,9 +132,10 @@ def read_task(options: argparse.Namespace) -> Task:
             for setting in {setting.preset: setting for setting in grid}.values():
                 amateurs = read_contrast({**problem.args, **setting.args}).amateurs
                 several.update([setting.preset] if len(amateurs) > 1 else [])
-                found += amateurs
+                # First one that is alone: by it what is lacked is known.
+                found = [*amateurs, *found] if len(amateurs) == 1 else [*found, *amateurs]
             for one in found:
-                amateur_reads(problem.prompt, one)
+                amateur_reads(expert_reads(problem.prompt), one)
                 if one.source is None and adapter_of(one, expert, model, names) == expert:
                     refuse_equal(problem.place)
         except ColdError as error:

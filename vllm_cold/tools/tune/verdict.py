@@ -189,6 +189,10 @@ class Verdict:
         """The picked setting on the held-out problems."""
         return self.held_out[self.picked]
 
+    def _alone(self, setting: Setting) -> Setting | None:
+        """The plain prompt that a setting is tried by."""
+        return next((one for one in self.against if one.plain == setting.plain), None)
+
     def _gains(self, row: Row) -> bool:
         """Whether it beats greedy decoding: significantly on the held-out problems, and at all on
         the dev ones.
@@ -199,7 +203,8 @@ class Verdict:
     def use(self) -> Row | None:
         """The setting or the plain prompt to use, on the held-out problems; None for greedy
         decoding. A setting has to beat greedy decoding significantly; it must not score below any
-        plain prompt, and has to beat the best one significantly if that is a gain for nothing. Nor
+        plain prompt, and has to beat the one that it is tried by significantly, as it does the best
+        one if that is a gain for nothing. Nor
         may it score below one on all problems, whether or not their texts answer: that one is to be
         used, unless it is significantly worse where they do.
         """
@@ -208,6 +213,9 @@ class Verdict:
             rival = max(plain, key=lambda row: row.found.cold, default=None)
             if rival is None:
                 return best
+            alone = self._alone(best.setting)
+            if alone is not None and not is_better(self.against[alone]):
+                return self.held_out[alone]
             loses = rival.found.cold >= best.found.cold
             ties = is_better(rival.found) and not is_better(self.against[rival.setting])
             if loses or ties:
@@ -257,6 +265,9 @@ class Verdict:
             )
         elif use is best:
             said = f"Use {use.setting}{only}, which beats greedy decoding: {figures}"
+            if alone := self._alone(use.setting):
+                found = self.against[alone]
+                said += f", and {alone} alone by {points(found.difference)} (p = {found.p:.2g})"
         else:
             said = f"Use {use.setting}{only}, and no contrast: {figures}"
             if is_better(best.found):
