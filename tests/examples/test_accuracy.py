@@ -219,7 +219,7 @@ def test_differences() -> None:
     assert [each.corrected for each in several[:4]] == pytest.approx([0.04, 0.08, 0.06, 0.9])
     marked = ["**+1.0**", "+1.0?", "+1.0?", "+1.0", "+1.0"]
     assert [str(e).split()[0] for e in several] == marked
-    assert several[0].short == "**+1.0** (0.0..+2.0)"
+    assert str(several[0]) == "**+1.0** (0.0..+2.0)"
 
 
 def test_what_is_declared_is_compared_with_its_rival_on_test() -> None:
