@@ -431,7 +431,8 @@ def test_a_run_its_report_and_the_plan(
 
 def as_text(rows: list[list[str]]) -> str:
     head, *others = (f"| {' | '.join(row)} |" for row in rows)
-    return "\n".join(("", head, "|---|" + "--:|" * (len(rows[0]) - 1), *others, ""))
+    table = (head, "|---|" + "--:|" * (len(rows[0]) - 1), *others)
+    return "\n".join(("", "", *table, "", ""))  # and no row more
 
 
 def test_the_figures_are_those_of_the_run() -> None:

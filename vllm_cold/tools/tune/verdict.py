@@ -203,26 +203,26 @@ class Verdict:
     def use(self) -> Row | None:
         """The setting or the plain prompt to use, on the held-out problems; None for greedy
         decoding. A setting has to beat greedy decoding significantly; it must not score below any
-        plain prompt, and has to beat the one that it is tried by significantly, as it does the best
-        one if that is a gain for nothing. Nor
+        plain prompt, and has to beat the best one significantly if that is a gain for nothing. Nor
         may it score below one on all problems, whether or not their texts answer: that one is to be
-        used, unless it is significantly worse where they do.
+        used, unless it is significantly worse where they do. It has to beat the plain prompt that
+        it is tried by significantly, whatever that gains.
         """
         best, plain = self.best, [self.held_out[one] for one in self.against]
         if self._gains(best):
             rival = max(plain, key=lambda row: row.found.cold, default=None)
             if rival is None:
                 return best
-            alone = self._alone(best.setting)
-            if alone is not None and not is_better(self.against[alone]):
-                return self.held_out[alone]
             loses = rival.found.cold >= best.found.cold
             ties = is_better(rival.found) and not is_better(self.against[rival.setting])
             if loses or ties:
                 return rival
             safe = [row for row in plain if not is_worse(row.found)]
             rival = max(safe, key=lambda row: row.score, default=None)
-            return best if rival is None or rival.score < best.score else rival
+            if rival is not None and rival.score >= best.score:
+                return rival
+            alone = self._alone(best.setting)
+            return self.held_out[alone] if alone and not is_better(self.against[alone]) else best
         if plain:
             rival = self.held_out[pick([self.dev[one] for one in self.against]).setting]
             if self._gains(rival):
