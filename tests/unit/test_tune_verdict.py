@@ -179,6 +179,23 @@ def test_a_contrast_that_a_plain_prompt_replaces_is_not_advised(
     assert found.headline().endswith(end) is (dev == (20, 0))
 
 
+@pytest.mark.parametrize(("over", "advised"), [((2, 0), False), ((12, 1), True)])
+def test_a_contrast_has_to_beat_the_plain_prompt_that_it_is_tried_by(
+    over: Pair, advised: bool
+) -> None:
+    """That gains something, and not significantly."""
+    both, plain = Setting("cad", plain=TWICE.plain), ((9, 3), (10, 3), over)
+    found = judged({CAD: (5, 3), both: (20, 0)}, (11, 2), {NO_TEXT: WITHOUT, TWICE: plain})
+    assert found.gain is advised
+    if advised:
+        assert found.headline().startswith("Use cad with the text twice, which beats greedy")
+        assert found.headline().endswith(", and the text twice alone by +11.0 (p = 0.0034).")
+    else:
+        said = "; cad with the text twice (+9.0) is not significantly better than that."
+        assert found.headline().startswith("Use the text twice, and no contrast: +7.0 points on")
+        assert found.headline().endswith(said)
+
+
 def test_what_harms_where_texts_do_not_answer_is_for_texts_that_do() -> None:
     found = judged({CAD: (20, 0)}, (20, 0), {NO_TEXT: WITHOUT}, silent=(0, 30))
     assert found.only and not found.gain
