@@ -412,6 +412,22 @@ def test_what_harms_where_texts_do_not_answer_is_no_default(command: Command) ->
     said = 'Where the text is known to answer, requests must also send "vllm_xargs": {"cold": 1, '
     assert said in command.notes
 
+    # So is a contrast that needs a plain prompt for it.
+    both = Setting("cad", plain="the text twice")
+
+    def text(job: Job) -> str:
+        helped = job.plain == both.plain and (job.args or job.problem.line % 3 == 0)
+        right = helped if job.problem.has_answer else not job.args
+        return "right" if right else "wrong"
+
+    command.text = text
+    (command.folder / "out" / "answers.jsonl").unlink()
+    assert command("--preset", "cad", without=PRESET) == 1
+    said = "Use cad with the text twice only where the text is known to answer, which"
+    assert command.report["headline"].startswith(said) and "--sampler" not in report["serve"]
+    assert "Where the text is known to answer, requests must also send" in command.notes
+    assert "and a prompt with the text twice, as answers.jsonl has it" in command.notes
+
 
 def test_rows_say_what_their_amateurs_read(command: Command, capsys: Capture) -> None:
     command.write_texts()
@@ -435,6 +451,26 @@ def test_two_amateurs(command: Command) -> None:
     assert json.dumps(told)[1:] in command.notes
     assert command.report["serve"].endswith("--sampler cold")
     assert command.report["headline"].startswith("Use alpha 0.1, which beats greedy")
+
+
+def test_weights_hold_by_a_plain_prompt(command: Command) -> None:
+    command.write_chats()
+    command.text = lambda job: (
+        "right" if job.plain and (job.args or job.problem.line % 2) else "wrong"
+    )
+    more = ("--amateur", str(command.folder / "chat"), "--weights", "-0.25")
+    assert command("--without", "system", *more, without=["--beta"]) == 0
+    assert command.report["headline"].startswith("Use alpha 0.1 with a better prompt, which beats")
+    (args,) = {
+        json.dumps(job.args)
+        for job in command.jobs
+        if job.plain and job.args and job.problem.line == 1
+    }
+    told = json.loads(args)
+    assert told.pop("cold_amateur_messages") and told == {
+        "cold_amateur": "chat", "cold_weights": -0.25, "cold_alpha": 0.1
+    }  # fmt: skip
+    assert '"cold_amateur": "chat", "cold_weights": -0.25, ' in command.notes
 
 
 def test_notes_say_what_a_reader_has_to_know(command: Command) -> None:

@@ -179,6 +179,31 @@ def test_chats_are_asked_as_a_client_asks(
     assert fake.report["serve"] == '{"model": "base", "vllm_xargs": {"cold": 0}}'
 
 
+def test_a_contrast_by_a_plain_prompt(fake: Fake) -> None:
+    def text(body: dict[str, Any]) -> str:
+        question = body["messages"][-1]["content"]
+        alone = question.startswith("p1")
+        right = question.endswith("Be right.") and (body["vllm_xargs"]["cold"] or alone)
+        return "right" if right else "wrong"
+
+    fake.text = text
+    assert fake.tune(*GUIDED) == 0
+    assert fake.report["headline"].startswith("Use cfg with the instruction twice, which beats")
+    sent = {
+        body["messages"][-1]["content"]: body["vllm_xargs"]["cold_amateur_messages"]
+        for body in fake.bodies
+        if "cold_amateur_messages" in body["vllm_xargs"]
+    }
+    assert len(sent) == COUNT and json.loads(sent["p7\n\nBe right."]) == [
+        {"role": "user", "content": "p7"}
+    ]
+    told = json.loads(fake.report["serve"])["vllm_xargs"]
+    assert told["cold_amateur_messages"] == "<the prompt with no instruction>"
+    assert told["cold_preset"] == "cfg" and "cold_without" not in told
+    (note,) = [note for note in fake.report["notes"] if note.startswith("With CoLD")]
+    assert note.startswith("With CoLD requests must also send a prompt with the instruction twice")
+
+
 def test_texts_and_adapters(fake: Fake) -> None:
     rows: list[dict[str, Any]] = [
         {"prompt": f"It is {n}. What?", "answer": "right"} for n in range(COUNT)
