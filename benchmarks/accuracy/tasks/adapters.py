@@ -102,7 +102,7 @@ def _cell(task: str, adapter: str, about: str, tokens: int) -> Cell:
 CELLS = (
     *(
         _cell(name, adapter_name(name, rank, percent),
-              f"{task.description}, rank {rank} after {percent} % of its training", task.max_tokens)
+              f"{task.description}, {percent} % of training", task.max_tokens)
         for name, task in TASKS.items()
         for rank in RANKS
         for percent in reversed(PERCENTS)
