@@ -25,6 +25,8 @@ from vllm_cold.tools.tune import verdict
 from vllm_cold.tools.tune.verdict import LEVEL
 
 GREEDY = "greedy"
+# By model and split, cell and method.
+Outcomes = dict[tuple[str, str], dict[str, dict[str, Judged]]]
 # At most: some cells have fewer problems.
 PROBLEMS: dict[Split, int] = {"dev": 100, "test": 300}
 
@@ -254,6 +256,46 @@ def outcomes(
     return found
 
 
+def read_outcomes(path: Path) -> Outcomes:
+    """Read outcomes that a report wrote."""
+    found: Outcomes = {}
+    for line in map(json.loads, path.read_text(encoding="utf-8").splitlines()):
+        cells = found.setdefault((line["model"], line["split"]), {})
+        cells[line["cell"]] = {
+            key: Judged(
+                {name: np.array([float(b) for b in bits]) for name, bits in o["measures"].items()},
+                tuple(line.get("kinds", [""] * len(next(iter(o["measures"].values()))))),
+                o["tokens"],
+                frozenset(o["by"]),
+            )
+            for key, o in line["outcomes"].items()
+        }
+    return found
+
+
+def joined(
+    cells: Iterable[Cell],
+    before: Mapping[str, Mapping[str, Judged]],
+    now: Mapping[str, Mapping[str, Judged]],
+) -> dict[str, dict[str, Judged]]:
+    """Outcomes of two runs, by cell and method; of what both have, the new ones.
+
+    Raises:
+        ValueError: they are not of the same problems, or greedy decoding gave other answers.
+    """
+    found = {}
+    for name in (cell.name for cell in cells if cell.name in {**before, **now}):
+        old, new = before.get(name, {}), now.get(name, {})
+        if old and new and not np.array_equal(old[GREEDY].right, new[GREEDY].right):
+            raise ValueError(
+                f"{name}: greedy decoding is right elsewhere than in the outcomes of before: these "
+                "are of other problems or of other versions, and cannot be compared"
+            )
+        both = {**old, **new}
+        found[name] = {key: both[key] for key in METHODS if key in both}
+    return found
+
+
 def lines(model: Model, split: Split, found: Mapping[str, Mapping[str, Judged]]) -> Iterable[str]:
     """Outcomes as lines of JSON, a character a problem."""
     for name, told in found.items():
@@ -279,17 +321,28 @@ def render(
     cells: Sequence[Cell],
     split: Split,
     asked: int | None = None,
+    before: Outcomes | None = None,
 ) -> tuple[str, str]:
     """The report in Markdown, and the outcomes as lines of JSON.
 
+    Args:
+        folder: With the answers.
+        models: Whose.
+        cells: To which problems.
+        split: Of these problems.
+        asked: How many of each cell; by default the model's number.
+        before: Outcomes of other runs, of which what the folder has no answers to is reported, too.
+
     Raises:
-        ValueError: there are no answers.
+        ValueError: there are no answers, or they are not of the same problems as those of before.
     """
     found: list[Table] = []
     versions, raw, used = set[str](), list[str](), list[Model]()
     columns: list[tuple[str, Column]] = []
     for model in models:
         told = outcomes(folder, model, cells, split, asked)
+        if before:
+            told = joined(cells, before.get((model.name, split), {}), told)
         raw += lines(model, split, told)
         versions |= {by for each in told.values() for one in each.values() for by in one.by}
         there = [cell for cell in cells if cell.name in told]

@@ -22,14 +22,12 @@ from benchmarks.accuracy.models import Model
 from benchmarks.accuracy.problem import Cell, Split
 from benchmarks.accuracy.report import (
     Difference,
-    Table,
-    column,
     compare,
     correct,
     count_of,
     differences,
     outcomes,
-    overview,
+    read_outcomes,
     render,
 )
 from benchmarks.accuracy.tasks import CELLS
@@ -267,6 +265,24 @@ def test_the_report_says_what_the_answers_are_worth(folder: Folder) -> None:
     assert line["outcomes"]["greedy"]["by"] == ["fake 1"] and len(set(line["kinds"])) == 4
 
 
+def test_what_was_decoded_elsewhere_is_reported_too(tmp_path: Path) -> None:
+    near, kept = CELLS["near"], tmp_path / "kept.jsonl"
+    elsewhere, here, cells = Folder(tmp_path / "a"), Folder(tmp_path / "b"), [CELL, near]
+    decode(elsewhere, contrast_is_right, ["greedy", "cad", "mti"])
+    decode(elsewhere, lambda _: "no", ["greedy"], near)
+    kept.write_text(render(elsewhere, [CHAT], cells, "test", 12)[1])
+    before = read_outcomes(kept)
+    decode(here, contrast_is_right, ["greedy", "grounded"])
+    decode(here, lambda _: "no", ["mti"])  # anew: this one counts
+    _, raw = render(here, [CHAT], cells, "test", 12, before)
+    first, second = (json.loads(line)["outcomes"] for line in raw.splitlines())
+    assert list(first) == ["greedy", "cad", "grounded", "mti"] and list(second) == ["greedy"]
+    right = [each["measures"]["right"].count("1") for each in first.values()]
+    assert right == [0, 12, 12, 0]
+    with pytest.raises(ValueError, match="false: greedy decoding is right elsewhere than"):
+        render(here, [CHAT], cells, "test", 11, before)
+
+
 def test_whole_answers_are_chosen_by_a_judge_of_dev(folder: Folder) -> None:
     """What it chooses on test is neither decoded nor seen by it."""
     cells = (CELLS["false"], CELLS["near"])
@@ -418,6 +434,7 @@ def test_a_run_its_report_and_the_plan(
     assert all(isinstance(each.expert.prompt, str) for each in engine.asked)
     assert [bool(each.amateurs) for each in engine.asked[:6]] == [False] * 3 + [True] * 3
     command.main(["report", *common])
+    command.main(["report", *common, "--before", str(tmp_path / "outcomes-test.jsonl")])
     text = (tmp_path / "report-test.md").read_text()
     assert "## A text against memory: Own" in text and "- *near*: " in text
     assert len((tmp_path / "outcomes-test.jsonl").read_text().splitlines()) == 2
@@ -429,31 +446,22 @@ def test_a_run_its_report_and_the_plan(
     assert counts == [100, 150, 300] and count_of(large, "test", 4) == 4
 
 
-def as_text(rows: list[list[str]]) -> str:
-    head, *others = (f"| {' | '.join(row)} |" for row in rows)
-    table = (head, "|---|" + "--:|" * (len(rows[0]) - 1), *others)
-    return "\n".join(("", "", *table, "", ""))  # and no row more
-
-
-def test_the_figures_are_those_of_the_run() -> None:
-    columns, tables = [], dict[tuple[str, str], Table]()
-    for line in (MEASURED / "outcomes-test.jsonl").read_text().splitlines():
-        each = json.loads(line)
-        told = {key: o["measures"]["right"] for key, o in each["outcomes"].items()}
-        right = {key: np.array([float(bit) for bit in bits]) for key, bits in told.items()}
-        name, cell = each["model"], CELLS[each["cell"]]
-        one = column(cell, each["split"], right, {})
-        columns.append((name, one))
-        tables.setdefault((name, cell.group), Table(cell.group, name)).columns.append(one)
-    correct(one for _, each in columns for one in each.differences.values())
-    report, page = ((MEASURED / "report-test.md"), DOCS / "accuracy.md")
-    first, all_ways = as_text(overview(columns)), tables["qwen-0.5b", CELLS["false"].group]
-    for table in (first, *(as_text(each.rows()) for each in tables.values())):
-        assert table in report.read_text(encoding="utf-8")
-    # The page's second table is without those that are in its first.
-    others = [row for row in all_ways.rows() if row[0] not in {each.key for each in PLAIN}]
-    for table in (first, as_text(others)):
-        assert table in page.read_text(encoding="utf-8")
+def test_the_figures_are_those_of_the_run(tmp_path: Path) -> None:
+    kept, table = MEASURED / "outcomes-test.jsonl", models.read()
+    before, cells = read_outcomes(kept), list(CELLS.values())
+    there = [table[name] for name, _ in before]
+    text, raw = render(Folder(tmp_path), there, cells, "test", before=before)
+    assert text == (MEASURED / "report-test.md").read_text(encoding="utf-8")
+    assert raw == kept.read_text(encoding="utf-8")
+    # The page has the first table, and of 0.5B's the one of texts, without rows of the first.
+    page = (DOCS / "accuracy.md").read_text(encoding="utf-8")
+    first = text[text.index("\n| problems | n |") : text.index("\n## ")]
+    at_half = next(part for part in text.split("\n## ") if "0.5B" in part.splitlines()[0])
+    others = at_half[at_half.index("\n|") :].partition("\n\n")[0] + "\n\n"
+    for method in PLAIN[1:]:
+        others = re.sub(rf"\n\| {method.key} \|.*", "", others)
+    for each in (first, others):
+        assert f"\n{each}" in page
 
 
 # What measured/README.md calls a row of what was measured before, and the cells that it is of.
