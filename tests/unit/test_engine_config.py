@@ -64,6 +64,10 @@ def test_an_ordinary_engine_is_prepared() -> None:
         ({"preset": "cad", "without": "tool"}, True),
         ({"beta": 1.0, "without": 0}, True),
         ({"preset": "cfg", "without": "system"}, False),
+        # As many templates have texts.
+        ({"preset": "cad", "without": "system"}, True),
+        ({"beta": 0.5, "without": "system"}, False),
+        ({"preset": "grd", "without": "tool"}, True),
         ({"preset": "cad", "without": "tool", "enabled": False}, False),
         (True, False),
     ],
@@ -78,7 +82,8 @@ def test_a_default_that_takes_texts_away_says_what_it_does(
     engine_config._warn(parse_engine_defaults(said))
     assert len(logged) == warns
     for line in logged:
-        assert f"a chat's text ({said['without']}) is followed whether it answers or not" in line
+        does = "less: where it contra" if said.get("preset") == "grd" else "whether it answers or"
+        assert f"a chat's text ({said['without']}) is followed {does}" in line
         assert "fewer answers are right" in line and "\n" not in line
 
 

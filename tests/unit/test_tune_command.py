@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from tests.docs.blocks import ROOT, blocks
+from vllm_cold.method.presets import PresetName
 from vllm_cold.method.settings import ENGINE, MAX_EXPERT_TOP_K
 from vllm_cold.tools import tune
 from vllm_cold.tools.main import build_parser, main
@@ -259,12 +260,12 @@ def test_a_callable_that_fails_ends_the_run_at_once(
 
 def test_no_adapter_but_another_prompt(command: Command, capsys: Capture) -> None:
     command.write_chats()
-    assert command("--without", "system", "--preset", "cad", without=["--adapter"]) == 0
+    assert command("--without", "system", "--preset", "cfg", without=["--adapter"]) == 0
     assert command.tasks[0].engine == {"additional_config": {"cold": {"enabled": False}}}
     report = command.report
     assert [row["name"] for row in report["settings"]] == [
         "no instruction", "a better prompt", "the instruction twice",
-        "alpha 0.1, beta 0.5", "alpha 0.1, beta 1", "cad",
+        "alpha 0.1, beta 0.5", "alpha 0.1, beta 1", "cfg",
     ]  # fmt: skip
     assert report["run"]["adapter"] is None
     assert report["run"]["contrast"] == {"cold_without": "system"}
@@ -274,6 +275,37 @@ def test_no_adapter_but_another_prompt(command: Command, capsys: Capture) -> Non
     assert "must also send" not in command.notes
     # An instruction has nothing to answer.
     assert "Blind spot" not in capsys.readouterr().out
+    # Documents in it have, which another preset says, or a row that they do not answer.
+    lacking = ("Blind spot", "The text has", "For nothing, the text twice: 0.0 points")
+    assert command("--without", "system", "--preset", "cad", without=["--adapter"]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert all(said in printed for said in lacking)
+    file = command.folder / "p.jsonl"
+    file.write_text(file.read_text().replace('{"mess', '{"answers": false, "mess', 12))
+    assert command("--without", "system", without=["--adapter"]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert lacking[0] not in printed and lacking[1] in printed
+
+
+def test_plain_prompts_that_not_all_rows_have_are_named(command: Command, capsys: Capture) -> None:
+    command.write_texts()
+    file = command.folder / "p.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    long = "x" * 2001
+    rows[3] |= {"prompt": f"{long} Q?", "cold_part": [0, len(long)], "id": "long"}
+    command.write(rows)
+    command("--preset", "cad", without=PRESET)
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "Not tried: the text twice, for problem 'long' (line 4) has none: its q" in printed
+    assert printed.count("Not tried") == 1 and "For nothing, a better prompt: " in printed
+    assert any("Not tried: the text twice" in said for said in command.report["first"])
+    # A row whose amateur reads the same, without the adapter, has none at all.
+    del rows[5]["cold_part"]
+    command.write(rows)
+    command()
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "Not tried: plain prompts, for problem 'line-6' (line 6) has none that" in printed
+    assert "For nothing" not in printed
 
 
 def test_plain_prompts_come_first_and_are_told(command: Command, capsys: Capture) -> None:
@@ -327,7 +359,8 @@ def test_plain_prompts_come_first_and_are_told(command: Command, capsys: Capture
 def test_a_plain_prompt_that_gains_is_tried_with_contrasts(command: Command, chats: bool) -> None:
     (command.write_chats if chats else command.write_texts)()
     twice = f"the {'instruction' if chats else 'text'} twice"
-    both = Setting("cad", plain=twice)
+    preset: PresetName = "cfg" if chats else "cad"
+    both = Setting(preset, plain=twice)
 
     def text(job: Job) -> str:
         line = job.problem.line
@@ -336,13 +369,13 @@ def test_a_plain_prompt_that_gains_is_tried_with_contrasts(command: Command, cha
 
     command.text = text
     more = ("--without", "system") if chats else ()
-    assert command(*more, "--preset", "cad", without=[*PRESET, "--adapter"]) == 0
+    assert command(*more, "--preset", preset, without=[*PRESET, "--adapter"]) == 0
     done = [job for job in command.jobs if job.setting == both]
     # By the one that gains most alone, and not by the other.
     assert len(done) == COUNT and {job.plain for job in command.jobs if job.args} == {None, twice}
     for job in done:
         lacking = Job(Setting(plain=f"no {twice.split()[1]}"), job.problem)
-        told = {"cold_preset": "cad"}
+        told = {"cold_preset": preset}
         if chats:
             told["cold_amateur_messages"] = json.dumps(lacking.reads.value)
         else:
@@ -350,13 +383,13 @@ def test_a_plain_prompt_that_gains_is_tried_with_contrasts(command: Command, cha
         assert job.args == told
         assert job.reads == Job(Setting(plain=twice), job.problem).reads != lacking.reads
     report = command.report
-    assert report["headline"].startswith(f"Use cad with {twice}, which beats greedy decoding: ")
+    assert report["headline"].startswith(
+        f"Use {preset} with {twice}, which beats greedy decoding: "
+    )
     assert f", and {twice} alone by +" in report["headline"]
     (key,) = set(told) - {"cold_preset"}
-    said = (
-        f'"{key}": "<the prompt with no {twice.split()[1]}>", "cold_preset": "cad"}} and a prompt'
-    )
-    assert f"{said} with {twice}, as answers.jsonl has it of this setting." in command.notes
+    said = f'"{key}": "<the prompt with no {twice.split()[1]}>", "cold_preset": "{preset}"}}'
+    assert f"{said} and a prompt with {twice}, as answers.jsonl has it of " in command.notes
     assert "cold_without" not in command.notes + report["serve"]
     assert report["serve"].endswith("--sampler cold")
 
@@ -365,15 +398,15 @@ def test_a_plain_prompt_that_gains_is_tried_with_contrasts(command: Command, cha
         "right" if job.plain == twice and (job.problem.line % 8 or job.args) else "wrong"
     )
     (command.folder / "out" / "answers.jsonl").unlink()
-    assert command(*more, "--preset", "cad", without=[*PRESET, "--adapter"]) == 1
+    assert command(*more, "--preset", preset, without=[*PRESET, "--adapter"]) == 1
     said = command.report["headline"]
-    assert said.startswith(f"Use {twice}, and no contrast: ") and said.count("cad with") == 1
+    assert said.startswith(f"Use {twice}, and no contrast: ") and said.count(f"{preset} with") == 1
     assert "must also send" not in command.notes
 
     command.text = lambda job: "right" if job.args else "wrong"  # no plain prompt gains
     (command.folder / "out" / "answers.jsonl").unlink()
     command.jobs.clear()
-    assert command(*more, "--preset", "cad", without=[*PRESET, "--adapter"]) == 0
+    assert command(*more, "--preset", preset, without=[*PRESET, "--adapter"]) == 0
     assert {job.plain for job in command.jobs if job.args} == {None}
 
 

@@ -21,8 +21,8 @@ TEXT = "Text: It is 9. Question: How many?"
 def prompts(prompt: Prompt, better: str | None = None, **args: Any) -> tuple[str, list[Any]]:
     """What is lacked, and what plain prompts are, in order."""
     one = read_contrast({f"cold_{name}": value for name, value in args.items()}).amateurs[0]
-    lacks, (found,) = plain_prompts([(prompt, one)], better)
-    assert list(found) == [f"no {lacks}", BETTER_PROMPT, f"the {lacks} twice"][: len(found)]
+    lacks, (found,), untried = plain_prompts([(prompt, one)], better)
+    assert [*found, *untried] == [f"no {lacks}", BETTER_PROMPT, f"the {lacks} twice"]
     return lacks, [_plain(one) for one in found.values()]
 
 
@@ -95,14 +95,13 @@ def test_instructions_are_what_all_amateurs_lack() -> None:
     (tool,) = read_contrast({"cold_without": "tool"}).amateurs
     both = [((SYSTEM, ASKED, TOOL), system), ((SYSTEM, ASKED, TOOL), tool)]
     assert plain_prompts(both[:1], None)[0] == "instruction"
-    lacks, found = plain_prompts(both, None)
-    assert (
-        lacks == "text"
-        and [list(one) for one in found] == [["no text", BETTER_PROMPT, "the text twice"]] * 2
-    )
+    assert plain_prompts(both[:1], None, texts=True)[0] == "text"
+    lacks, found, untried = plain_prompts(both, None)
+    assert lacks == "text" and not untried
+    assert [list(one) for one in found] == [["no text", BETTER_PROMPT, "the text twice"]] * 2
     asked, _ = both[0]
     (other,) = read_contrast({"cold_without": "user"}).amateurs
     # Those that all have.
-    assert [list(one) for one in plain_prompts([both[0], (asked, other)], None)[1]] == [
-        ["no text"]
-    ] * 2
+    _, found, untried = plain_prompts([both[0], (asked, other)], None)
+    assert [list(one) for one in found] == [["no text"]] * 2
+    assert untried == {BETTER_PROMPT: 1, "the text twice": 1}

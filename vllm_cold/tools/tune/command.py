@@ -80,6 +80,7 @@ class Tuning:
         blind = task.lacks == "text" and all(problem.has_answer for problem in task.problems)
         told = list(self._rows(task.plain, task.problems).values())
         findings = verdict.findings(told, task.lacks or "", blind)
+        findings += [f"Not tried: {said}." for said in task.untried]
         for said in findings:
             Console().print(Text(said))
         rows = self._rows(task.plain, dev)

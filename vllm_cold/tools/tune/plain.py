@@ -24,22 +24,23 @@ BETTER_PROMPT = "a better prompt"  # its name
 
 
 def plain_prompts(
-    problems: Sequence[tuple[Prompt, AmateurSpec]], better: str | None
-) -> tuple[Lacks, list[dict[str, Content]]]:
-    """What amateurs lack, and the plain prompts of each problem by their names: those that all
-    have, first what the amateur reads. Where the question cannot be told from the rest, that is
-    alone.
+    problems: Sequence[tuple[Prompt, AmateurSpec]], better: str | None, *, texts: bool = False
+) -> tuple[Lacks, list[dict[str, Content]], dict[str, int]]:
+    """What amateurs lack, the plain prompts of each problem by their names (those that all have,
+    first what the amateur reads), and those that not all have, with the first problem that has
+    none: its question cannot be told from the rest, or what is to be said twice is too long.
 
     Args:
         problems: Each one's prompt, and an amateur that reads another.
         better: The sentence before the question; None for ours.
+        texts: Whether system prompts are known to have texts in them.
     """
     known = [(expert_reads(prompt), one) for prompt, one in problems]
     read = [(one, whole, amateur_reads(whole, one)) for whole, one in known]
     gone = [_lacked(whole, reads) for _, whole, reads in read]
     roles = {message["role"] for messages in gone for message in messages}
     lacks: Lacks = "text"
-    if all(gone) and roles <= {"system", "developer"}:
+    if not texts and all(gone) and roles <= {"system", "developer"}:
         lacks = "instruction"
     names = (f"no {lacks}", BETTER_PROMPT, f"the {lacks} twice")
     found: list[dict[str, Content]] = []
@@ -51,7 +52,13 @@ def plain_prompts(
         elif isinstance(whole, Messages) and isinstance(reads, Messages):
             made = _chats(whole, reads, lacks, better or BETTER[lacks])
         found.append(dict(zip(names, (reads, *made), strict=False)))
-    return lacks, [{name: one[name] for name in min(found, key=len)} for one in found]
+    fewest = min(found, key=len)
+    untried = {
+        name: next(place for place, one in enumerate(found) if name not in one)
+        for name in names
+        if name not in fewest
+    }
+    return lacks, [{name: one[name] for name in fewest} for one in found], untried
 
 
 def _lacked(whole: Content, reads: Content | None) -> list[dict[str, Any]]:

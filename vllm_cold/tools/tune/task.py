@@ -14,6 +14,7 @@ import msgspec
 import vllm_cold
 from vllm_cold.errors import ColdError
 from vllm_cold.method.amateurs import AmateurSpec
+from vllm_cold.method.presets import PRESETS
 from vllm_cold.method.settings import KNOBS, PREFIX
 from vllm_cold.tools import server as servers
 from vllm_cold.tools.adapters import Adapter, engine_arguments, read_adapters, read_model
@@ -32,10 +33,12 @@ from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.server import Server
 from vllm_cold.tools.tune.grid import Setting, make_grid
 from vllm_cold.tools.tune.match import Matcher, load_matcher
-from vllm_cold.tools.tune.plain import Lacks, plain_prompts
+from vllm_cold.tools.tune.plain import LONGEST, Lacks, plain_prompts
 from vllm_cold.tools.tune.problems import Problem, load_problems, split_problems
 
 ENGINE_ONLY = (*ENGINE_OPTIONS, "engine_args")
+# Presets whose amateurs lack texts.
+TEXTS: set[str | None] = {name for name, each in PRESETS.items() if "tool" in (each.without or ())}
 SERVER_ONLY = (*servers.OPTIONS, "concurrency")
 
 
@@ -48,6 +51,7 @@ class Task:
     plain: list[Setting]  # the plain prompts that all problems have
     combined: list[Setting]  # the grid's contrasts by those of them that an amateur does not read
     lacks: Lacks | None  # of their experts' prompts; None where an amateur reads all
+    untried: list[str]  # plain prompts that not all problems have, and which one has none
     problems: list[Problem]
     dev: list[Problem]  # those that pick a setting
     held_out: list[Problem]  # those that judge it
@@ -149,13 +153,26 @@ def read_task(options: argparse.Namespace) -> Task:
         for one in [each for each in amateurs_of(problem) if each.source is not None][:1]
         if not isinstance(problem.prompt, Pictured)
     ]
-    plain, lacks = list[Setting](), None
+    plain, lacks, untried = list[Setting](), None, list[str]()
     if len(known) == len(problems) > 0:
-        lacks, prompts = plain_prompts(known, options.better)
+        presets = {setting.preset for setting in grid}
+        # A preset says what system prompts are: cad's amateur lacks texts, cfg's instructions.
+        texts = "cfg" not in presets and bool(presets & TEXTS)
+        texts |= not all(problem.has_answer for problem in problems)
+        lacks, prompts, fewer = plain_prompts(known, options.better, texts=texts)
         plain = [Setting(plain=name) for name in prompts[0]]
+        untried = [
+            f"{name}, for {problems[at].place} has none: its question is not found behind the "
+            f"text, or what would be said twice has more than {LONGEST} characters"
+            for name, at in fewer.items()
+        ]
         problems = [replace(p, plain=one) for p, one in zip(problems, prompts, strict=True)]
     elif options.better is not None:
         raise ToolError("--better: is for amateurs that read another prompt; leave it out")
+    elif known:
+        there = [prompt for prompt, _ in known]
+        other = next(p for at, p in enumerate(problems) if there[at : at + 1] != [p.prompt])
+        untried = [f"plain prompts, for {other.place} has none that could be made"]
     return Task(
         options,
         grid,
@@ -167,6 +184,7 @@ def read_task(options: argparse.Namespace) -> Task:
             if one.preset not in several
         ],
         lacks,
+        untried,
         problems,
         *split_problems(problems, options.test_fraction, options.seed),
         repeated,

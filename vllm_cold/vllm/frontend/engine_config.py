@@ -91,17 +91,26 @@ def _say(defaults: ColdArgs) -> None:
 
 
 def _warn(defaults: ColdArgs) -> None:
-    """Say what a default does that takes texts from a chat, and not its instructions alone."""
-    without = defaults.contrast.without
+    """Say what a default does that takes texts from a chat, and not its instructions alone. System
+    prompts are taken for instructions, unless the preset is for texts.
+    """
+    contrast = defaults.contrast
+    without, preset = contrast.without, contrast.preset
     if not defaults.enabled or without is None:
         return
-    if set(read_without("without", without).items) - {"system", "developer"}:
-        logger.warning(
-            "CoLD: with this default a chat's text (%s) is followed whether it answers or not: "
-            "where it does not, fewer answers are right than without CoLD (docs/accuracy.md). "
-            'Measure how many of yours: vllm-cold tune, with rows that say "answers": false.',
-            without,
-        )
+    roles = set(read_without("without", without).items)
+    if roles <= {"system", "developer"} and preset in (None, "cold", "cfg"):
+        return
+    does = "is followed whether it answers or not: where it does not"
+    if defaults.settings()[0].beta in ("acd", "arr", "grd"):
+        does = "is followed less: where it contradicts what the model remembers"
+    logger.warning(
+        "CoLD: with this default a chat's text (%s) %s, fewer answers are right than without CoLD "
+        "(docs/accuracy.md). Measure how many of yours: vllm-cold tune, with rows that say "
+        '"answers": false.',
+        without,
+        does,
+    )
 
 
 def _warn_of_attention(config: "VllmConfig") -> None:
