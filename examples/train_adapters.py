@@ -103,10 +103,11 @@ def _pad(examples: list[tuple[list[int], list[int]]], pad_id: int) -> Batch:
 def answer_loss(model: PeftModel, batch: Batch) -> torch.Tensor:
     """Return the mean cross-entropy of the answers' tokens, a float32 scalar."""
     causal_lm: Any = model.get_base_model()
+    ids, labels = batch.ids.to(model.device), batch.labels.to(model.device)
     # No attention mask: padding is on the right, where causal attention never looks, and
     # without a mask the faster causal kernel is used.
-    hidden = causal_lm.model(input_ids=batch.ids, use_cache=False).last_hidden_state
-    targets = batch.labels[:, 1:]
+    hidden = causal_lm.model(input_ids=ids, use_cache=False).last_hidden_state
+    targets = labels[:, 1:]
     wanted = targets != _IGNORED
     # The vocabulary is a fifth of this model's work: project the answers' positions only.
     logits = causal_lm.lm_head(hidden[:, :-1][wanted])

@@ -207,10 +207,12 @@ def fetch(arguments: argparse.Namespace) -> None:
         print(f"  {model.fetch()}")
         for name, source in model.adapters.items():
             folder = arguments.folder.adapters(model) / name
-            if not folder.is_dir():
+            if not folder.is_dir() and not Path(source).is_dir():
                 from huggingface_hub import snapshot_download
 
-                snapshot_download(source, local_dir=folder)
+                # Under its name when it is whole.
+                part = Path(snapshot_download(source, local_dir=folder.with_name(f"{name}.part")))
+                part.rename(folder)
     for name in data:
         source = packages.sources()[name]
         print(f"{name}: {source.about}, {source.megabytes:g} MB, licence: {source.licence}")

@@ -41,6 +41,7 @@ class Engine:
         from vllm.platforms import current_platform
 
         path = model.path()
+        self._model = model
         model.check(AutoTokenizer.from_pretrained(path))
         options: dict[str, Any] = {}
         if current_platform.is_cpu():
@@ -77,14 +78,17 @@ class Engine:
         """
         if requests[0].scored is not None:
             return [(repr(value), 0) for value in self._scores(requests)]
-        prompts = [_read(each.expert.prompt) for each in requests]
-        # All prompts are documents, or all are chat messages.
-        decode: Any = self._llm.generate if isinstance(prompts[0], str) else self._llm.chat
+        prompts = [self._read(each.expert.prompt) for each in requests]
+        decode: Any = self._llm.generate
+        options: dict[str, Any] = {"use_tqdm": False}
+        if not isinstance(prompts[0], str):  # then none is
+            decode = self._llm.chat
+            options["chat_template_kwargs"] = dict(self._model.template)
         outputs = decode(
             prompts,
             [self._params(each) for each in requests],
             lora_request=[self._lora(each.expert) for each in requests],
-            use_tqdm=False,
+            **options,
         )
         return [(out.outputs[0].text, len(out.outputs[0].token_ids)) for out in outputs]
 
@@ -100,12 +104,12 @@ class Engine:
         tokenizer: Any = self._llm.get_tokenizer()
         prompts, lengths = [], []
         for each in requests:
-            text = _read(each.expert.prompt)
+            text = self._read(each.expert.prompt)
             if isinstance(text, str):
                 before = tokenizer(text).input_ids
             else:
                 text = tokenizer.apply_chat_template(
-                    text, tokenize=False, add_generation_prompt=True
+                    text, tokenize=False, add_generation_prompt=True, **self._model.template
                 )
                 before = tokenizer(text, add_special_tokens=False).input_ids
             # An empty answer is the end of the turn.
@@ -136,10 +140,13 @@ class Engine:
         from vllm_cold import Amateur
 
         return Amateur(
-            prompt=None if stream.prompt == expert.prompt else _read(stream.prompt),
+            prompt=None if stream.prompt == expert.prompt else self._read(stream.prompt),
             lora_request=self._lora(stream),
             weight=stream.weight,
         )
+
+    def _read(self, prompt: Prompt) -> Any:
+        return prompt if isinstance(prompt, str) else self._model.messages(prompt)
 
     def _lora(self, stream: Stream) -> Any:
         from vllm.lora.request import LoRARequest
@@ -173,7 +180,3 @@ def scaled(adapter: Path, scale: float, to: Path) -> None:
     shutil.copytree(adapter, to)
     said["lora_alpha"] *= scale
     config.write_text(json.dumps(said), encoding="utf-8")
-
-
-def _read(prompt: Prompt) -> Any:
-    return prompt if isinstance(prompt, str) else [dict(message) for message in prompt]

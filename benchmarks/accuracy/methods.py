@@ -61,6 +61,8 @@ class Request:
         """A hash of it, with the adapters' weights and without the places where they lie."""
         told = asdict(self)
         told["model"] = (self.model.title, self.model.source, self.model.dtype)
+        if self.model.template or not self.model.system:  # other tokens of the same messages
+            told["model"] += (dict(self.model.template), self.model.system)
         for stream in (told["expert"], *told["amateurs"]):
             stream["adapter"] = stream["adapter"] and _digest(stream["adapter"])
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:32]
@@ -142,6 +144,9 @@ class Method:
         """
 
         def folder(adapter: str | None) -> str | None:
+            own = model.adapters.get(adapter or "")
+            if own and Path(own).is_dir():
+                return str(Path(own).resolve())
             return adapter and str(adapters / adapter)  # an absolute path stays what it is
 
         mine = {"prompt": problem.prompt, "without": problem.without, **problem.plain}[self.prompt]

@@ -7,11 +7,15 @@ import shutil
 import sys
 import tempfile
 import tomllib
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import field
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
+
+from jinja2 import TemplateError
+from pydantic import ConfigDict, ValidationError
+from pydantic.dataclasses import dataclass
 
 from benchmarks.accuracy.packages import Source, fetch, joined
 from vllm_cold.tools.example.checkpoint import converted, default_cache_dir
@@ -20,7 +24,7 @@ TABLE = Path(__file__).with_name("models.toml")
 Kind = Literal["chat", "base"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class Model:
     """A model; ``models.toml`` says what the fields are."""
 
@@ -37,14 +41,14 @@ class Model:
     parameters: float = 7.0
     problems: int = 10**9
     ignore_template: bool = False
+    template: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    system: bool = True
     dtype: str = "bfloat16"
     max_length: int = 1024
     cache_gib: float = 4.0
     max_rank: int = 16
 
     def __post_init__(self) -> None:
-        if self.kind not in get_args(Kind):
-            raise ValueError(f'kind = "{self.kind}": allowed are {", ".join(get_args(Kind))}')
         if not self.source and not self.packages:
             raise ValueError("neither source nor packages: one has to say where the model is")
 
@@ -52,6 +56,18 @@ class Model:
     def chat(self) -> bool:
         """Whether it reads messages."""
         return self.kind == "chat"
+
+    def messages(self, prompt: Iterable[Mapping[str, str]]) -> list[dict[str, str]]:
+        """A chat as the model reads it: for one that takes no system prompts, they stand in front
+        of what the user says first.
+        """
+        found = [dict(message) for message in prompt]
+        if self.system:
+            return found
+        told = [one["content"] for one in found if one["role"] == "system"]
+        others = [one for one in found if one["role"] != "system"]
+        others[0]["content"] = "\n\n".join([*told, others[0]["content"]])
+        return others
 
     def path(self) -> str:
         """The folder or the hub's name that vLLM and transformers load.
@@ -89,7 +105,8 @@ class Model:
         """See that a tokenizer is of the model's kind.
 
         Raises:
-            ValueError: it is not: prompts would be of a form that the model does not know.
+            ValueError: it is not, or it takes no system prompts: prompts would be of a form that
+                the model does not know.
         """
         has = bool(getattr(tokenizer, "chat_template", None))
         if self.chat and not has:
@@ -102,6 +119,19 @@ class Model:
                 f'{self.name}: kind = "base", and its tokenizer has a chat template: say kind = '
                 '"chat", or ignore_template = true if it was not trained with it'
             )
+        if self.chat:
+            told = [{"role": "system", "content": "BRIEF"}, {"role": "user", "content": "ASKED"}]
+            try:
+                text = tokenizer.apply_chat_template(
+                    self.messages(told), tokenize=False, add_generation_prompt=True, **self.template
+                )
+            except TemplateError as error:
+                text = str(error)
+            if "BRIEF" not in text:
+                raise ValueError(
+                    f"{self.name}: its chat template takes no system prompts ({text[:100]!r}): say "
+                    "system = false, and they stand in front of the question"
+                )
 
 
 def read(table: Path = TABLE) -> dict[str, Model]:
@@ -117,8 +147,10 @@ def read(table: Path = TABLE) -> dict[str, Model]:
     models = {}
     for name, entry in entries.items():
         try:
-            lists = {key: tuple(entry[key]) for key in ("stop", "packages") if key in entry}
-            models[name] = Model(name, **entry | lists)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{table}: [{name}]: {error}; fields are those of {TABLE}") from error
+            models[name] = Model(name, **entry)
+        except ValidationError as error:
+            said = "; ".join(
+                f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()
+            )
+            raise ValueError(f"{table}: [{name}]: {said}; fields are those of {TABLE}") from error
     return models

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Trains the adapters of ``tasks.adapters``, on one core.
+"""Trains the adapters of ``tasks.adapters``, on one core or a GPU.
 
 For each task and rank one run, of which the states after 25, 50 and 100 % of the steps are kept. A
 run that is done is not repeated.
@@ -72,14 +72,16 @@ def train_one(model: Model, task: str, recipe: Recipe, folder: Path) -> None:
             # What vLLM makes of a document begins with it, too, where the tokenizer says so.
             begins = tokenizer.bos_token_id in tokenizer(prompt).input_ids[:1]
             return str(tokenizer.bos_token) * begins + prompt
-        messages = [dict(each) for each in prompt]
         return str(
-            tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+            tokenizer.apply_chat_template(
+                model.messages(prompt), tokenize=False, add_generation_prompt=True, **model.template
+            )
         )
 
     problems = TASKS[task].prompts("train", recipe.steps * recipe.batch_size)
     batches = make_batches(tokenizer, problems, recipe, text_of)
-    adapted = load_model(Path(model.path()), recipe)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    adapted = load_model(Path(model.path()), recipe).to(device)
     kept = {max(1, recipe.steps * percent // 100): percent for percent in PERCENTS}
     started = time.perf_counter()
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from benchmarks.accuracy import __main__ as command
 from benchmarks.accuracy import models, packages, plan
@@ -118,6 +119,21 @@ def test_who_reads_what() -> None:
         assert [(e.prompt, e.adapter) for e in (asked.expert, *asked.amateurs)] == streams, key
 
 
+def test_an_adapter_of_a_models_entry_may_be_a_folder(tmp_path: Path) -> None:
+    model = replace(CHAT, adapters={"t-r4-100": str(tmp_path), "t-r4-25": "hub/name"})
+    asked = request("cold, amateur: quarter", ADAPTED, model)
+    worn = [asked.expert.adapter, asked.amateurs[0].adapter]
+    assert worn == [str(tmp_path), "/adapters/t-r4-25"]
+
+
+def test_without_system_prompts_they_stand_in_front() -> None:
+    told = PROBLEM.prompt
+    assert CHAT.messages(told) == list(told)  # type: ignore[arg-type]
+    (one,) = replace(CHAT, system=False).messages(told)  # type: ignore[arg-type]
+    said = [message["content"] for message in told]  # type: ignore[index]
+    assert one == {"role": "user", "content": "\n\n".join(said)} and len(said) == 2
+
+
 def test_the_mark_says_all_that_an_answer_depends_on(tmp_path: Path) -> None:
     there = [each for each in METHODS.values() if each.is_for(CELL, PROBLEM) and not each.chooses]
     marks = [request(each.key).mark for each in there]
@@ -130,6 +146,8 @@ def test_the_mark_says_all_that_an_answer_depends_on(tmp_path: Path) -> None:
         request("cad", replace(CELL, stop=("!",))),
         request("cad", model=replace(CHAT, dtype="float32")),
         request("cad", model=replace(CHAT, source="elsewhere")),
+        request("cad", model=replace(CHAT, template={"thinks": False})),
+        request("cad", model=replace(CHAT, system=False)),
         replace(request("cad"), scored="Lima"),
     ]
     assert len({each.mark for each in found}) == len(found)
@@ -138,7 +156,7 @@ def test_the_mark_says_all_that_an_answer_depends_on(tmp_path: Path) -> None:
 @pytest.mark.parametrize("key", METHODS)
 def test_the_engine_is_told_all_of_it(key: str) -> None:
     engine = Engine.__new__(Engine)  # without a model
-    engine._adapters = {}
+    engine._adapters, engine._model = {}, CHAT
     asked = request(key, ADAPTED)
     params = engine._params(asked)
     for name, value in {"min_p": 0.0, "seed": None, **asked.sampling, **asked.knobs}.items():
@@ -334,10 +352,11 @@ def test_an_adapter_with_scales_of_its_own_is_not_scaled(tmp_path: Path) -> None
 def test_a_wrong_entry_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "own.toml"
     for text, said in {
-        'title = "O"\nkind = "instruct"\nsource = "x"': 'kind = "instruct": allowed are',
-        'title = "O"\nsource = "x"': "'kind'",
+        'title = "O"\nkind = "instruct"\nsource = "x"': "kind: Input should be 'chat' or 'base'",
+        'title = "O"\nsource = "x"': "kind: Field required",
         'title = "O"\nkind = "chat"': "neither source nor packages",
-        'title = "O"\nkind = "chat"\nsource = "x"\nchatty = true': "chatty",
+        'title = "O"\nkind = "chat"\nsource = "x"\nchatty = true': "chatty: Unexpected",
+        'title = "O"\nkind = "chat"\nsource = "x"\nstop = "##"': "stop: Input should be a valid tu",
     }.items():
         path.write_text(f"[own]\n{text}\n")
         with pytest.raises(ValueError, match=rf"own.toml: \[own\].*{re.escape(said)}"):
@@ -348,11 +367,28 @@ def test_a_wrong_kind_is_an_error() -> None:
     class Tokenizer:
         chat_template: str | None = None
 
+        def apply_chat_template(self, messages: Any, thinks: bool = True, **_: Any) -> str:
+            return (
+                ImmutableSandboxedEnvironment()
+                .from_string(self.chat_template or "")
+                .render(messages=messages, thinks=thinks)
+            )
+
     with pytest.raises(ValueError, match="no chat template"):
         CHAT.check(Tokenizer())
     BASE.check(Tokenizer())
     Tokenizer.chat_template = "{{ messages }}"
     CHAT.check(Tokenizer())
+    for refuses in ("{{ messages[0].role.gone.gone }}", "{{ messages[-1].content }}"):
+        Tokenizer.chat_template = refuses
+        with pytest.raises(ValueError, match="small: its chat template takes no system prompts"):
+            CHAT.check(Tokenizer())
+    replace(CHAT, system=False).check(Tokenizer())
+    Tokenizer.chat_template = "{{ messages if not thinks }}"
+    with pytest.raises(ValueError, match="no system prompts"):
+        CHAT.check(Tokenizer())
+    replace(CHAT, template={"thinks": False}).check(Tokenizer())
+    Tokenizer.chat_template = "{{ messages }}"
     with pytest.raises(ValueError, match="has a chat template"):
         BASE.check(Tokenizer())
     replace(BASE, ignore_template=True).check(Tokenizer())
