@@ -31,7 +31,7 @@ from benchmarks.accuracy.models import Model
 from benchmarks.accuracy.problem import Cell, Problem, Split
 from benchmarks.accuracy.report import PROBLEMS, count_of, read_outcomes, render
 from benchmarks.accuracy.tasks import MODULES, chosen
-from benchmarks.accuracy.tasks.adapters import RANKS, TASKS
+from benchmarks.accuracy.tasks.adapters import STEPS
 from vllm_cold.tools.engine import prepare_environment
 
 RUNS = Path(__file__).parent / "runs"
@@ -181,12 +181,11 @@ def report(arguments: argparse.Namespace) -> None:
 
 
 def train(arguments: argparse.Namespace) -> None:
-    """Train the tasks' adapters."""
-    from benchmarks.accuracy.train import train_all
+    """Train the adapter for word problems."""
+    from benchmarks.accuracy.train import train_stages
 
     for model in arguments.models:
-        folder = arguments.folder.adapters(model)
-        train_all(model, arguments.tasks, arguments.ranks, folder, arguments.steps)
+        train_stages(model, arguments.folder.adapters(model), arguments.steps)
 
 
 def fetch(arguments: argparse.Namespace) -> None:
@@ -249,9 +248,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     fetches.add_argument("--data", nargs="*", choices=packages.sources(), default=[])
     fetches.add_argument("--yes", action="store_true", help="download")
     trains = command("train", train)
-    trains.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
-    trains.add_argument("--ranks", nargs="+", type=int, choices=RANKS, default=RANKS)
-    trains.add_argument("--steps", type=int, help="for all tasks (each has its own)")
+    trains.add_argument("--steps", type=int, default=STEPS, help=f"of training ({STEPS})")
     runs, reports, plans = (
         command("run", run),
         command("report", report),

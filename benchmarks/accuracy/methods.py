@@ -16,10 +16,10 @@ from benchmarks.accuracy.models import Model
 from benchmarks.accuracy.problem import Cell, Problem, Prompt
 from vllm_cold.method.presets import PRESETS, PresetName
 
-# What the amateur is: the expert with the prompt without its part, the base model with it, the
-# base model with the expert's own prompt (CoLD), or the expert's adapter as it was after a quarter
-# of its training (autoguidance, arXiv 2406.02507).
-AmateurKind = Literal["without", "base without", "base", "quarter"]
+# What the amateur is: the expert with the prompt without its part, the base model with the expert's
+# own prompt (CoLD), or the expert's adapter after a quarter of its training (autoguidance, arXiv
+# 2406.02507).
+AmateurKind = Literal["without", "base", "quarter"]
 # By which a fixed weight's one-stream rivals are scaled: (1 + beta) of the preset cold.
 ONE_STREAM = 1.5
 
@@ -126,7 +126,7 @@ class Method:
             return False
         if self.amateur == "quarter" and (_quarter(cell.adapter) in (None, cell.adapter)):
             return False
-        lacks = self.amateur.endswith("without") if self.knobs else self.prompt == "without"
+        lacks = (self.amateur if self.knobs else self.prompt) == "without"
         if (lacks or self.chooses) and problem.without == problem.prompt:
             return False
         if (self.weights and problem.unasked is None) or (self.chooses and not cell.chosen):
@@ -153,8 +153,7 @@ class Method:
         expert = Stream(mine, None if self.bare else folder(cell.adapter), scale=self.scale)
         amateurs: list[Stream] = []
         if self.knobs:
-            lacking = self.amateur.endswith("without")
-            theirs = problem.without if lacking else problem.prompt
+            theirs = problem.without if self.amateur == "without" else problem.prompt
             worn = {"without": cell.adapter, "quarter": _quarter(cell.adapter)}.get(self.amateur)
             amateurs.append(Stream(theirs, folder(worn), self.weights[0] if self.weights else None))
         if self.weights:
@@ -173,14 +172,6 @@ def _quarter(adapter: str | None) -> str | None:
     """The same adapter after a quarter of its training; None if it is none of ``train``'s."""
     found = re.fullmatch(r"([^/]*-r\d+)-\d+", adapter or "")
     return found and f"{found[1]}-25"
-
-
-def fixed(alpha: float, beta: float, amateur: AmateurKind = "without") -> Method:
-    """A contrast with a mask and a weight."""
-    told = "" if amateur == "without" else f", amateur: {amateur}"
-    return Method(
-        f"alpha {alpha:g}, beta {beta:g}{told}", {"alpha": alpha, "beta": beta}, amateur=amateur
-    )
 
 
 def preset(name: PresetName, key: str = "", prompt: str = "prompt", **more: Any) -> Method:
@@ -205,7 +196,7 @@ CONTRASTS = (
     preset("cad", "part repeated + cad", "repeated"),
     preset("grounded"),
     preset("adacad"),
-    fixed(0.1, 1.0),
+    Method("alpha 0.1, beta 1", {"alpha": 0.1, "beta": 1.0}),
 )
 RULES = tuple(preset(name) for name in ("acd", "arr", "cocoa", "grd", "m3id", "mti"))
 CHOICE = Method("whole answers chosen", chooses=True)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Trains the adapters of ``tasks.adapters``, on one core or a GPU.
+"""Trains the adapter for word problems, on one core or a GPU.
 
-For each task and rank one run, of which the states after 25, 50 and 100 % of the steps are kept. A
-run that is done is not repeated.
+One run, of which the states after 25, 50 and 100 % of the steps are kept. One that is done is not
+repeated.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import time
-from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,48 +19,23 @@ from tqdm import tqdm
 from transformers import AutoTokenizer
 
 from benchmarks.accuracy.models import Model
-from benchmarks.accuracy.tasks.adapters import PERCENTS, STEPS, TASKS, adapter_name, prompt_of
+from benchmarks.accuracy.tasks.adapters import PERCENTS, RANK, WORDS, adapter_name, prompt_of
 from examples.tasks import Problem
 from examples.train_adapters import Recipe, load_model, make_batches, train
 
 
-def recipe_of(task: str, rank: int, steps: int | None = None) -> Recipe:
-    """How the adapter of a task and rank is trained; by default with the task's own steps."""
-    return Recipe(
-        steps=steps or STEPS[task],
+def train_stages(model: Model, folder: Path, steps: int) -> None:
+    """Train and save the adapter's stages below ``folder``, if they are not there yet."""
+    recipe = Recipe(
+        steps=steps,
         batch_size=8,
-        rank=rank,
-        alpha=2 * rank,
+        rank=RANK,
+        alpha=2 * RANK,
         learning_rate=5e-4,
         warmup_steps=6,
     )
-
-
-def is_done(task: str, recipe: Recipe, folder: Path) -> bool:
-    """Whether all adapters of a run are there, trained by this recipe."""
-    for percent in PERCENTS:
-        record = folder / adapter_name(task, recipe.rank, percent) / "training.json"
-        if not record.exists():
-            return False
-        if not asdict(recipe).items() <= json.loads(record.read_text(encoding="utf-8")).items():
-            return False
-    return True
-
-
-def train_all(
-    model: Model, tasks: Iterable[str], ranks: Iterable[int], folder: Path, steps: int | None
-) -> None:
-    """Train what is not there yet."""
-    with tqdm([(task, rank) for rank in ranks for task in tasks], unit="run") as bar:
-        for task, rank in bar:
-            bar.set_postfix_str(f"{task}, rank {rank}")
-            recipe = recipe_of(task, rank, steps)
-            if not is_done(task, recipe, folder):
-                train_one(model, task, recipe, folder)
-
-
-def train_one(model: Model, task: str, recipe: Recipe, folder: Path) -> None:
-    """Train one run and save its adapters below ``folder``; the last one marks it as done."""
+    if all(_is_done(recipe, folder / adapter_name(percent)) for percent in PERCENTS):
+        return
     torch.manual_seed(recipe.seed)
     tokenizer = AutoTokenizer.from_pretrained(model.path())
     model.check(tokenizer)
@@ -78,7 +52,7 @@ def train_one(model: Model, task: str, recipe: Recipe, folder: Path) -> None:
             )
         )
 
-    problems = TASKS[task].prompts("train", recipe.steps * recipe.batch_size)
+    problems = WORDS.prompts("train", recipe.steps * recipe.batch_size)
     batches = make_batches(tokenizer, problems, recipe, text_of)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     adapted = load_model(Path(model.path()), recipe).to(device)
@@ -88,13 +62,13 @@ def train_one(model: Model, task: str, recipe: Recipe, folder: Path) -> None:
     def keep(steps: int) -> None:
         if steps not in kept:
             return
-        to = folder / adapter_name(task, recipe.rank, kept[steps])
+        to = folder / adapter_name(kept[steps])
         # The local path of a converted model would mean nothing on another machine.
         adapted.peft_config["default"].base_model_name_or_path = model.title
         adapted.save_pretrained(str(to), save_embedding_layers=False)
         (to / "README.md").unlink()  # peft's empty model card
         record = {
-            "task": task,
+            "task": WORDS.name,
             "base_model": model.title,
             **asdict(recipe),
             "percent": kept[steps],
@@ -109,4 +83,12 @@ def train_one(model: Model, task: str, recipe: Recipe, folder: Path) -> None:
 
     losses = train(adapted, batches, recipe, keep)
     tail = losses[-10:]
-    tqdm.write(f"{task}, rank {recipe.rank}: loss {losses[0]:.3f} -> {sum(tail) / len(tail):.3f}")
+    tqdm.write(f"{WORDS.name}: loss {losses[0]:.3f} -> {sum(tail) / len(tail):.3f}")
+
+
+def _is_done(recipe: Recipe, adapter: Path) -> bool:
+    """Whether an adapter is there, trained by this recipe."""
+    record = adapter / "training.json"
+    if not record.exists():
+        return False
+    return asdict(recipe).items() <= json.loads(record.read_text(encoding="utf-8")).items()

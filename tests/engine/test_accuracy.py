@@ -36,7 +36,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         f'[tiny]\ntitle = "Tiny"\nsource = "{found / "model"}"\nkind = "chat"\n'
         'dtype = "float32"\nmax_length = 512\ncache_gib = 0.25\n'
     )
-    done(found, "train", "--tasks", TASK, "--ranks", "8", "--steps", "8")
+    done(found, "train", "--steps", "8")
     return found
 
 
@@ -89,7 +89,7 @@ def test_from_training_to_the_report(
     monkeypatch.setattr(command.Runner, "_start", start)
     done(root, "run", *options, "--methods", *methods, CHOICE.key)
     assert {cell: answers(root, cell, "test") for cell in cells} == found
-    done(root, "train", "--tasks", TASK, "--ranks", "8", "--steps", "8")
+    done(root, "train", "--steps", "8")
     again = [json.loads((stage / "training.json").read_text()) for stage in stages]
     assert again == records, "trained again"
 

@@ -21,7 +21,7 @@ from examples.tasks import Task
 
 # Short, and not the template's default, which would be a third of all tokens.
 _SYSTEM = {"role": "system", "content": "Work it out. End with #### and the number."}
-RANKS = (8,)
+RANK = 8
 # Of the steps: an adapter that has learnt a little, one half-way, and one that is done.
 PERCENTS = (25, 50, 100)
 
@@ -54,14 +54,13 @@ def _make_words(seed: int) -> tasks.Problem:
 
 
 WORDS = Task("words", "arithmetic word problems, worked", 200, _make_words, is_right)
-TASKS = {task.name: task for task in (WORDS,)}
 # Of training, with 8 examples each.
-STEPS = {"words": 48}
+STEPS = 48
 
 
-def adapter_name(task: str, rank: int, percent: int) -> str:
-    """The name of an adapter's folder."""
-    return f"{task}-r{rank}-{percent}"
+def adapter_name(percent: int) -> str:
+    """The name of the folder of the adapter as it was after so many percent of its training."""
+    return f"{WORDS.name}-r{RANK}-{percent}"
 
 
 @cache
@@ -81,7 +80,7 @@ def _make(task: str, model: Model, split: Split, n: int) -> list[Problem]:
     if task == "gsm8k":
         found = list(_gsm8k()[:n]) if split == "test" else []
     else:
-        found = TASKS[task].prompts(split, n)
+        found = WORDS.prompts(split, n)
     prompts = [prompt_of(model, each.prompt) for each in found]
     return [Problem(text, text, each) for text, each in zip(prompts, found, strict=True)]
 
@@ -101,10 +100,8 @@ def _cell(task: str, adapter: str, about: str, tokens: int) -> Cell:
 
 CELLS = (
     *(
-        _cell(name, adapter_name(name, rank, percent),
-              f"{task.description}, {percent} % of training", task.max_tokens)
-        for name, task in TASKS.items()
-        for rank in RANKS
+        _cell(WORDS.name, adapter_name(percent),
+              f"{WORDS.description}, {percent} % of training", WORDS.max_tokens)
         for percent in reversed(PERCENTS)
     ),
     _cell("gsm8k", "gsm8k", "GSM8K, with a public adapter", 320),

@@ -59,12 +59,11 @@ def _make(model: Model, split: Split, n: int) -> list[Problem]:
     problems = []
     for task in found[:n]:
         head = task["prompt"]
-        plain = {"better": _prompt(model, head, _BETTER), "repeated": _prompt(model, head, _ASK)}
-        if model.chat:
-            twice = (
-                f"{_ASK}\n```python\n{head}```\nOnce more, the function is\n```python\n{head}```"
-            )
-            plain["repeated"] = ({"role": "user", "content": twice},)
+        twice = f"{_ASK}\n```python\n{head}```\nOnce more, the function is\n```python\n{head}```"
+        plain: dict[str, Prompt] = {
+            "better": _prompt(model, head, _BETTER),
+            "repeated": ({"role": "user", "content": twice},),
+        }
         problems.append(
             Problem(
                 _prompt(model, head, _ASK), _prompt(model, bare(head), _ASK),
