@@ -16,26 +16,6 @@ ALPHA, BETA = 0.1, 0.5  # of the page
 MAX_TOKENS = 128  # of examples/lm_eval/sorting.yaml
 PROBLEMS = 4
 
-# How a small data set is laid out for the datasets library, with the names of the real one.
-_GSM8K = """---
-configs:
-- config_name: main
-  data_files:
-  - split: train
-    path: train.jsonl
-  - split: test
-    path: test.jsonl
----
-"""
-
-
-def _sums(first: int, count: int) -> list[dict[str, Any]]:
-    """Questions and answers in the form of GSM8K, short."""
-    return [
-        {"question": f"What is {n} and {n + 2}?", "answer": f"{n} + {n + 2}.\n#### {2 * n + 2}"}
-        for n in range(first, first + count)
-    ]
-
 
 def write_lines(file: Path, rows: list[dict[str, Any]]) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -83,14 +63,10 @@ def _problems(tiny: Path, naive: NaiveCold) -> list[dict[str, str]]:
 
 @pytest.fixture(scope="module")
 def checkout(tiny: Path, naive: NaiveCold, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A working folder for recipes: the shipped task with other problems, and a tiny GSM8K."""
+    """A working folder for recipes: the shipped task with other problems."""
     folder = tmp_path_factory.mktemp("checkout")
     tasks = folder / "examples" / "lm_eval"
     tasks.mkdir(parents=True)
     shutil.copy(ROOT / "examples" / "lm_eval" / "sorting.yaml", tasks)
     write_lines(tasks / "sorting.jsonl", _problems(tiny, naive))
-    gsm8k = folder / "openai" / "gsm8k"
-    write_lines(gsm8k / "train.jsonl", _sums(10, 8))
-    write_lines(gsm8k / "test.jsonl", _sums(40, 3))
-    (gsm8k / "README.md").write_text(_GSM8K)
     return folder

@@ -17,7 +17,7 @@ from tests.docs.blocks import block
 from tests.recipes.conftest import PROBLEMS
 from tests.recipes.page import PAGE, run, served
 from tests.recipes.recorder import Recorder, record
-from tests.recipes.results import accuracy, answers, samples
+from tests.recipes.results import accuracy, answers
 from tests.server.conftest import serve
 
 pytestmark = [pytest.mark.server, pytest.mark.full]
@@ -43,14 +43,11 @@ class Recipes:
 def recipes(
     checkout: Path, variables: dict[str, str], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Recipes]:
-    """The page's server, with what the tiny model needs, and a third name for an adapter."""
-    adapters = variables["ADAPTERS"]
-    names = {"sorting": "sorting", "orders": "orders", "gsm8k": "sorting"}
+    """The page's server, with what the tiny model needs."""
     arguments = [
         *served(block(PAGE, "server"), variables),
         *("--dtype", "float32", "--enforce-eager", "--max-num-seqs", "32"),
         *("--hf-overrides", json.dumps({"max_position_embeddings": 1024})),
-        *("--lora-modules", *(f"{name}={adapters}/{at}" for name, at in names.items())),
     ]
     with (
         serve(tmp_path_factory.mktemp("serve"), arguments) as server,
@@ -148,27 +145,3 @@ def test_lm_eval_chat(recipes: Recipes) -> None:
     assert len(bodies) == PROBLEMS
     assert all("messages" in b and "vllm_xargs" not in b for b in bodies)
     assert accuracy(recipes.results("chat"), "sorting", "exact_match,answer") == 1.0
-
-
-def test_gsm8k(recipes: Recipes) -> None:
-    """lm-eval's own task, prompts, shots and filters, on a stand-in for its data."""
-    recipes.run(block(PAGE, "gsm8k"))
-    bodies = recipes.recorder.take()
-    xargs = {"greedy": {"cold": 0}, "fixed": {"cold": 1}, "adaptive": {"cold_beta": "adaptive"}}
-    assert len(bodies) == 3 * 3
-    texts = {}
-    for name, sent in xargs.items():
-        requests = [b for b in bodies if b["vllm_xargs"] == sent]
-        folder = recipes.results(f"gsm8k-{name}")
-        texts[name] = answers(folder, "gsm8k")
-        assert sorted(text(recipes.recorder, b) for b in requests) == sorted(texts[name])
-        assert accuracy(folder, "gsm8k", "exact_match,strict-match") == 0.0
-        for sample in samples(folder, "gsm8k"):
-            prompt = sample["arguments"]["gen_args_0"]["arg_0"]
-            assert prompt.count("####") == 5
-            assert prompt.endswith(f"Question: {sample['doc']['question']}\nAnswer:")
-            if sample["filter"] == "flexible-extract":
-                numbers = re.findall(r"-?[$0-9.,]{2,}|-?[0-9]+", sample["resps"][0][0])
-                assert sample["filtered_resps"] == [numbers[-1]]
-    assert texts["fixed"] != texts["greedy"]
-    assert texts["adaptive"] != texts["fixed"]
