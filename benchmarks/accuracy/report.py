@@ -238,6 +238,25 @@ def overview(columns: Iterable[tuple[str, Column]]) -> list[list[str]]:
     return rows
 
 
+# Of the second table: cells in which a text is right, and in which it is of no use.
+TEXTS = ("false", "nothing")
+
+
+def of_texts(columns: Iterable[tuple[str, Column]]) -> list[list[str]]:
+    """All other methods on ``TEXTS``, like ``overview``: a row for each method and cell."""
+    found = {(each.name, model): each.differences for model, each in columns}
+    models = list(dict.fromkeys(model for name, model in found if name in TEXTS))
+    rows = [["", *(f"*{model}*" for model in models)]]
+    for key in [key for key in METHODS if key not in OVERVIEW.values()]:
+        about = f"{key}: "
+        for name in TEXTS:
+            entries = [str(found.get((name, model), {}).get(key, "")) for model in models]
+            if any(entries):
+                rows.append([f"{about}*{name}*", *entries])
+                about = ""
+    return rows
+
+
 def outcomes(
     folder: Folder, model: Model, cells: Sequence[Cell], split: Split, asked: int | None
 ) -> dict[str, dict[str, Judged]]:
@@ -367,6 +386,7 @@ def render(
     )  # fmt: skip
     context: dict[str, Any] = {"tables": found, "split": split, "versions": sorted(versions)}
     text = pages.get_template("report.md.j2").render(
-        context, models=used, overview=overview(columns), declared=sum(e.declared for e in every)
-    )
+        context, models=used, overview=overview(columns), of_texts=of_texts(columns),
+        declared=sum(each.declared for each in every),
+    )  # fmt: skip
     return text, "".join(f"{line}\n" for line in raw)

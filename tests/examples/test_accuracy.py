@@ -18,7 +18,7 @@ from benchmarks.accuracy import __main__ as command
 from benchmarks.accuracy import models, packages, plan
 from benchmarks.accuracy.answers import Folder, judge_of, judged, read
 from benchmarks.accuracy.engine import Engine, scaled
-from benchmarks.accuracy.methods import CHOICE, METHODS, PLAIN, Method, Request
+from benchmarks.accuracy.methods import CHOICE, METHODS, Method, Request
 from benchmarks.accuracy.models import Model
 from benchmarks.accuracy.problem import Cell, Split
 from benchmarks.accuracy.report import (
@@ -482,6 +482,33 @@ def test_a_run_its_report_and_the_plan(
     assert counts == [100, 150, 300] and count_of(large, "test", 4) == 4
 
 
+# The README's table: its rows, and the models of its columns.
+README = {
+    "An instruction, said twice": ("instructions", "part repeated"),
+    "`cfg`": ("instructions", "cfg"),
+    "both": ("instructions", "part repeated + cfg"),
+    'A text against memory: "According to the text: ..."': ("false", "better prompt"),
+    "`cad`": ("false", "cad"),
+    "A text that does not answer, left out": ("nothing", "without the part"),
+    "`cad` there": ("nothing", "cad"),
+    "[whole answers](docs/recipes.md#choose-between-two-finished-answers) chosen there": (
+        "nothing",
+        CHOICE.key,
+    ),
+    "An adapter against the base model: `cold`": ("words-r8-100", "cold"),
+}
+MODELS = [models.read()[name].title for name in ("smollm2", "gemma", "qwen-0.5b", "qwen-1.5b")]
+
+
+def blocks(text: str) -> list[list[list[str]]]:
+    """The tables of a page: rows of entries."""
+    found = re.findall(r"(?:^\| .*\n|^\|---.*\n)+", text, re.M)
+    return [
+        [line[2:-2].split(" | ") for line in block.splitlines() if line[:2] == "| "]
+        for block in found
+    ]
+
+
 def test_the_figures_are_those_of_the_run(tmp_path: Path) -> None:
     kept, table = MEASURED / "outcomes-test.jsonl", models.read()
     before, cells = read_outcomes(kept), list(CELLS.values())
@@ -489,15 +516,23 @@ def test_the_figures_are_those_of_the_run(tmp_path: Path) -> None:
     text, raw = render(Folder(tmp_path), there, cells, "test", before=before)
     assert text == (MEASURED / "report-test.md").read_text(encoding="utf-8")
     assert raw == kept.read_text(encoding="utf-8")
-    # The page has the first table, and of 0.5B's the one of texts, without rows of the first.
-    page = (DOCS / "accuracy.md").read_text(encoding="utf-8")
-    first = text[text.index("\n| problems | n |") : text.index("\n## ")]
-    at_half = next(part for part in text.split("\n## ") if "0.5B" in part.splitlines()[0])
-    others = at_half[at_half.index("\n|") :].partition("\n\n")[0] + "\n\n"
-    for method in PLAIN[1:]:
-        others = re.sub(rf"\n\| {method.key} \|.*", "", others)
-    for each in (first, others):
-        assert f"\n{each}" in page
+    top, *parts = text.split("\n## ")
+    page = blocks((DOCS / "accuracy.md").read_text(encoding="utf-8"))
+    assert page == blocks(f"{top}\n")
+    entries = {
+        (part.splitlines()[0].partition(": ")[2], cell, row[0]): entry
+        for part in parts
+        for head, *rows in blocks(part)
+        if head[0].strip() == ""
+        for row in rows
+        for cell, entry in zip(head[1:], row[1:], strict=True)
+    }
+    readme = blocks((DOCS.parent / "README.md").read_text(encoding="utf-8"))
+    (_, *rows) = next(rows for rows in readme if rows[0][0].startswith("points"))
+    assert [row[0] for row in rows] == list(README)
+    for label, *figures in rows:
+        known = [entries.get((title, *README[label]), "") for title in MODELS]
+        assert [figure.strip() for figure in figures] == [each.strip() for each in known]
 
 
 # What measured/README.md calls a row of what was measured before, and the cells that it is of.
