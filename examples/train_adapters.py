@@ -82,7 +82,7 @@ def make_batches(
     examples.sort(key=lambda example: len(example[0]) + len(example[1]))
     size = recipe.batch_size
     batches = [
-        _pad(examples[start : start + size], tokenizer.pad_token_id)
+        _pad(examples[start : start + size], tokenizer.pad_token_id or tokenizer.eos_token_id)
         for start in range(0, len(examples), size)
     ]
     Random(recipe.seed).shuffle(batches)

@@ -29,7 +29,7 @@ from benchmarks.accuracy.choice import scorings
 from benchmarks.accuracy.methods import GREEDY, METHODS, Method, Request
 from benchmarks.accuracy.models import Model
 from benchmarks.accuracy.problem import Cell, Problem, Split
-from benchmarks.accuracy.report import PROBLEMS, count_of, read_outcomes, render
+from benchmarks.accuracy.report import PROBLEMS, Outcomes, count_of, read_outcomes, render
 from benchmarks.accuracy.tasks import MODULES, chosen
 from benchmarks.accuracy.tasks.adapters import STEPS
 from vllm_cold.tools.engine import prepare_environment
@@ -170,9 +170,10 @@ def report(arguments: argparse.Namespace) -> None:
     --run-code alone.
     """
     cells = [cell for cell in arguments.cells if arguments.run_code or not cell.executes]
-    before = read_outcomes(arguments.before) if arguments.before else None
     for split in arguments.splits:
-        found = render(arguments.folder, arguments.models, cells, split, arguments.problems, before)
+        found = render(
+            arguments.folder, arguments.models, cells, split, arguments.problems, arguments.before
+        )
         for name, text in zip(
             (f"report-{split}.md", f"outcomes-{split}.jsonl"), found, strict=True
         ):
@@ -227,6 +228,14 @@ def show(arguments: argparse.Namespace) -> None:
     print("methods:", *(f"  {key}" for key in METHODS), sep="\n")
 
 
+def _outcomes(path: str) -> Outcomes:
+    """Read now, and not when hours have been spent."""
+    try:
+        return read_outcomes(Path(path))
+    except (OSError, ValueError) as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.accuracy", description=__doc__)
@@ -271,7 +280,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     for each in (runs, reports):
         each.add_argument("--run-code", action="store_true", help="run the programs that models "
                           "wrote, with little time and memory and in no sandbox")  # fmt: skip
-        each.add_argument("--before", type=Path, metavar="FILE", help="an outcomes-*.jsonl of "
+        each.add_argument("--before", type=_outcomes, metavar="FILE", help="an outcomes-*.jsonl of "
                           "another run: what is not decoded here comes from it")  # fmt: skip
     arguments = parser.parse_args(argv)
     arguments.models_named = bool(arguments.models or arguments.model_entry)

@@ -8,7 +8,7 @@ import sys
 import tempfile
 import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import field
+from dataclasses import field, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
@@ -119,19 +119,26 @@ class Model:
                 f'{self.name}: kind = "base", and its tokenizer has a chat template: say kind = '
                 '"chat", or ignore_template = true if it was not trained with it'
             )
-        if self.chat:
-            told = [{"role": "system", "content": "BRIEF"}, {"role": "user", "content": "ASKED"}]
-            try:
-                text = tokenizer.apply_chat_template(
-                    self.messages(told), tokenize=False, add_generation_prompt=True, **self.template
-                )
-            except TemplateError as error:
-                text = str(error)
-            if "BRIEF" not in text:
-                raise ValueError(
-                    f"{self.name}: its chat template takes no system prompts ({text[:100]!r}): say "
-                    "system = false, and they stand in front of the question"
-                )
+        if not self.chat or self._reads(tokenizer, system=self.system):
+            return
+        remedy = "say in template what arguments it needs"
+        if self.system and self._reads(tokenizer, system=False):
+            remedy = "say system = false, and system prompts stand in front of the question"
+        raise ValueError(
+            f"{self.name}: its chat template drops or refuses system prompts: {remedy}"
+        )
+
+    def _reads(self, tokenizer: Any, *, system: bool) -> bool:
+        """Whether all of a chat with a system prompt is in what its template makes of it."""
+        told = ({"role": "system", "content": "BRIEF"}, {"role": "user", "content": "ASKED"})
+        try:
+            text = tokenizer.apply_chat_template(
+                replace(self, system=system).messages(told), tokenize=False,
+                add_generation_prompt=True, **self.template,
+            )  # fmt: skip
+        except TemplateError:
+            return False
+        return "BRIEF" in text and "ASKED" in text
 
 
 def read(table: Path = TABLE) -> dict[str, Model]:
@@ -149,8 +156,9 @@ def read(table: Path = TABLE) -> dict[str, Model]:
         try:
             models[name] = Model(name, **entry)
         except ValidationError as error:
-            said = "; ".join(
-                f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()
-            )
+            told = [(".".join(map(str, one["loc"])), one["msg"]) for one in error.errors()]
+            said = "; ".join(": ".join(filter(None, each)) for each in told)
             raise ValueError(f"{table}: [{name}]: {said}; fields are those of {TABLE}") from error
+        except TypeError as error:  # no table, or one with a field "name"
+            raise ValueError(f"{table}: [{name}]: {error}; fields are those of {TABLE}") from error
     return models

@@ -243,7 +243,9 @@ TEXTS = ("false", "nothing")
 
 
 def of_texts(columns: Iterable[tuple[str, Column]]) -> list[list[str]]:
-    """All other methods on ``TEXTS``, like ``overview``: a row for each method and cell."""
+    """All other methods on ``TEXTS`` that all models have, like ``overview``: a row for each
+    method and cell.
+    """
     found = {(each.name, model): each.differences for model, each in columns}
     models = list(dict.fromkeys(model for name, model in found if name in TEXTS))
     rows = [["", *(f"*{model}*" for model in models)]]
@@ -251,7 +253,7 @@ def of_texts(columns: Iterable[tuple[str, Column]]) -> list[list[str]]:
         about = f"{key}: "
         for name in TEXTS:
             entries = [str(found.get((name, model), {}).get(key, "")) for model in models]
-            if any(entries):
+            if all(entries):
                 rows.append([f"{about}*{name}*", *entries])
                 about = ""
     return rows
@@ -276,19 +278,29 @@ def outcomes(
 
 
 def read_outcomes(path: Path) -> Outcomes:
-    """Read outcomes that a report wrote."""
+    """Read outcomes that a report wrote.
+
+    Raises:
+        ValueError: it has others, such as those of before.
+    """
     found: Outcomes = {}
-    for line in map(json.loads, path.read_text(encoding="utf-8").splitlines()):
-        cells = found.setdefault((line["model"], line["split"]), {})
-        cells[line["cell"]] = {
-            key: Judged(
-                {name: np.array([float(b) for b in bits]) for name, bits in o["measures"].items()},
-                tuple(line.get("kinds", [""] * len(next(iter(o["measures"].values()))))),
-                o["tokens"],
-                frozenset(o["by"]),
-            )
-            for key, o in line["outcomes"].items()
+    try:
+        for line in map(json.loads, path.read_text(encoding="utf-8").splitlines()):
+            cells = found.setdefault((line["model"], line["split"]), {})
+            cells[line["cell"]] = _read_cell(line)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: not what a report wrote: {error!r}") from error
+    return found
+
+
+def _read_cell(line: Mapping[str, Any]) -> dict[str, Judged]:
+    found = {}
+    for key, told in line["outcomes"].items():
+        measures = {
+            name: np.array([float(bit) for bit in bits]) for name, bits in told["measures"].items()
         }
+        kinds = line.get("kinds") or [""] * len(next(iter(measures.values())))
+        found[key] = Judged(measures, tuple(kinds), told["tokens"], frozenset(told["by"]))
     return found
 
 
@@ -305,10 +317,19 @@ def joined(
     found = {}
     for name in (cell.name for cell in cells if cell.name in {**before, **now}):
         old, new = before.get(name, {}), now.get(name, {})
-        if old and new and not np.array_equal(old[GREEDY].right, new[GREEDY].right):
+        same = (
+            not old
+            or not new
+            or (
+                old[GREEDY].kinds == new[GREEDY].kinds
+                and np.array_equal(old[GREEDY].right, new[GREEDY].right)
+            )
+        )
+        if not same:
             raise ValueError(
                 f"{name}: greedy decoding is right elsewhere than in the outcomes of before: these "
-                "are of other problems or of other versions, and cannot be compared"
+                "are of other problems, versions or hardware, and cannot be compared: leave the "
+                "cell out by --cells, or leave out --before; what was decoded is kept"
             )
         both = {**old, **new}
         found[name] = {key: both[key] for key in METHODS if key in both}

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -170,6 +171,49 @@ def test_the_engine_is_told_all_of_it(key: str) -> None:
         assert (worn, amateur.weight) == (stream.adapter, stream.weight)
 
 
+class FakeLLM:
+    """Notes what a chat template is given, and says nothing."""
+
+    def __init__(self) -> None:
+        self.chats: list[Any] = []
+        self.rendered: list[Any] = []
+
+    def chat(self, prompts: Any, params: Any, chat_template_kwargs: Any, **_: Any) -> list[Any]:
+        reads = [one.prompt for each in params for one in getattr(each, "amateurs", ())]
+        self.chats.append((prompts, reads, chat_template_kwargs))
+        return [SimpleNamespace(outputs=[SimpleNamespace(text="", token_ids=[1])])] * len(prompts)
+
+    def get_tokenizer(self) -> Any:
+        return self
+
+    def __call__(self, text: str, **_: Any) -> Any:
+        return SimpleNamespace(input_ids=[7] * len(text))
+
+    def apply_chat_template(self, messages: Any, **options: Any) -> str:
+        self.rendered.append((messages, options["thinks"]))
+        return "?"
+
+    def generate(self, prompts: Any, *_: Any, **__: Any) -> list[Any]:
+        said = [{7: SimpleNamespace(logprob=-2.0)}] * 9
+        return [
+            SimpleNamespace(prompt_token_ids=one["prompt_token_ids"], prompt_logprobs=said)
+            for one in prompts
+        ]
+
+
+def test_all_streams_are_read_by_the_models_own_template() -> None:
+    engine, llm = Engine.__new__(Engine), FakeLLM()
+    engine._adapters, engine._llm = {}, llm  # type: ignore[assignment]
+    engine._model = replace(CHAT, system=False, template={"thinks": False})
+    asked = request("cad")
+    assert engine.run([asked]) == [("", 1)]
+    mine, theirs = engine._model.messages(asked.expert.prompt), asked.amateurs[0].prompt  # type: ignore[arg-type]
+    assert len(mine) == 1
+    assert llm.chats == [([mine], [engine._model.messages(theirs)], {"thinks": False})]  # type: ignore[arg-type]
+    assert engine.run([replace(request("greedy"), scored="Lima")]) == [("-2.0", 0)]
+    assert llm.rendered == [(mine, False)]
+
+
 # Answers
 
 
@@ -299,6 +343,9 @@ def test_what_was_decoded_elsewhere_is_reported_too(tmp_path: Path) -> None:
     assert right == [0, 12, 12, 0]
     with pytest.raises(ValueError, match="false: greedy decoding is right elsewhere than"):
         render(here, [CHAT], cells, "test", 11, before)
+    kept.write_text('{"model": "small"}')  # as outcomes of before
+    with pytest.raises(ValueError, match=r"kept.jsonl: not what a report wrote: KeyError\('split'"):
+        read_outcomes(kept)
 
 
 def test_whole_answers_are_chosen_by_a_judge_of_dev(folder: Folder) -> None:
@@ -354,13 +401,18 @@ def test_a_wrong_entry_is_an_error(tmp_path: Path) -> None:
     for text, said in {
         'title = "O"\nkind = "instruct"\nsource = "x"': "kind: Input should be 'chat' or 'base'",
         'title = "O"\nsource = "x"': "kind: Field required",
-        'title = "O"\nkind = "chat"': "neither source nor packages",
+        'title = "O"\nkind = "chat"': "Value error, neither source nor packages",
+        'title = "O"\nkind = "chat"\nsource = "x"\nname = "x"': "multiple values",
         'title = "O"\nkind = "chat"\nsource = "x"\nchatty = true': "chatty: Unexpected",
         'title = "O"\nkind = "chat"\nsource = "x"\nstop = "##"': "stop: Input should be a valid tu",
     }.items():
         path.write_text(f"[own]\n{text}\n")
         with pytest.raises(ValueError, match=rf"own.toml: \[own\].*{re.escape(said)}"):
             models.read(path)
+
+    path.write_text('title = "O"')
+    with pytest.raises(ValueError, match=r"own.toml: \[title\]"):
+        models.read(path)
 
 
 def test_a_wrong_kind_is_an_error() -> None:
@@ -379,13 +431,14 @@ def test_a_wrong_kind_is_an_error() -> None:
     BASE.check(Tokenizer())
     Tokenizer.chat_template = "{{ messages }}"
     CHAT.check(Tokenizer())
-    for refuses in ("{{ messages[0].role.gone.gone }}", "{{ messages[-1].content }}"):
+    refused = "{% if messages[0].role == 'system' %}{{ messages[0].gone.gone }}{% endif %}"
+    for refuses in (refused + "{{ messages }}", "{{ messages[-1].content }}"):
         Tokenizer.chat_template = refuses
-        with pytest.raises(ValueError, match="small: its chat template takes no system prompts"):
+        with pytest.raises(ValueError, match="small: its chat template .*: say system = false"):
             CHAT.check(Tokenizer())
     replace(CHAT, system=False).check(Tokenizer())
     Tokenizer.chat_template = "{{ messages if not thinks }}"
-    with pytest.raises(ValueError, match="no system prompts"):
+    with pytest.raises(ValueError, match="small: its chat .*: say in template what arguments"):
         CHAT.check(Tokenizer())
     replace(CHAT, template={"thinks": False}).check(Tokenizer())
     Tokenizer.chat_template = "{{ messages }}"
@@ -487,14 +540,17 @@ README = {
     "An instruction, said twice": ("instructions", "part repeated"),
     "`cfg`": ("instructions", "cfg"),
     "both": ("instructions", "part repeated + cfg"),
+    "both, nothing special being asked": ("plain-questions", "part repeated + cfg"),
     'A text against memory: "According to the text: ..."': ("false", "better prompt"),
     "`cad`": ("false", "cad"),
+    "`cad` where it agrees, among others": ("true-among", "cad"),
     "A text that does not answer, left out": ("nothing", "without the part"),
     "`cad` there": ("nothing", "cad"),
     "[whole answers](docs/recipes.md#choose-between-two-finished-answers) chosen there": (
         "nothing",
         CHOICE.key,
     ),
+    "the same against memory": ("false", CHOICE.key),
     "An adapter against the base model: `cold`": ("words-r8-100", "cold"),
 }
 MODELS = [models.read()[name].title for name in ("smollm2", "gemma", "qwen-0.5b", "qwen-1.5b")]

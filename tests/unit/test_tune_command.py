@@ -296,7 +296,7 @@ def test_plain_prompts_that_not_all_rows_have_are_named(command: Command, capsys
     command.write(rows)
     command("--preset", "cad", without=PRESET)
     printed = " ".join(capsys.readouterr().out.split())
-    assert "Not tried: the text twice, for problem 'long' (line 4) has none: its q" in printed
+    assert "Not tried: the text twice, for problem 'long' (line 4) has none: what would" in printed
     assert printed.count("Not tried") == 1 and "For nothing, a better prompt: " in printed
     assert any("Not tried: the text twice" in said for said in command.report["first"])
     # A row whose amateur reads the same, without the adapter, has none at all.
@@ -304,7 +304,7 @@ def test_plain_prompts_that_not_all_rows_have_are_named(command: Command, capsys
     command.write(rows)
     command()
     printed = " ".join(capsys.readouterr().out.split())
-    assert "Not tried: plain prompts, for problem 'line-6' (line 6) has none that" in printed
+    assert "Not tried: plain prompts, for problem 'line-6' (line 6) has none: it has pic" in printed
     assert "For nothing" not in printed
 
 

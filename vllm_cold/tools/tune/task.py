@@ -33,7 +33,7 @@ from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.server import Server
 from vllm_cold.tools.tune.grid import Setting, make_grid
 from vllm_cold.tools.tune.match import Matcher, load_matcher
-from vllm_cold.tools.tune.plain import LONGEST, Lacks, plain_prompts
+from vllm_cold.tools.tune.plain import BETTER_PROMPT, LONGEST, Lacks, plain_prompts
 from vllm_cold.tools.tune.problems import Problem, load_problems, split_problems
 
 ENGINE_ONLY = (*ENGINE_OPTIONS, "engine_args")
@@ -162,8 +162,12 @@ def read_task(options: argparse.Namespace) -> Task:
         lacks, prompts, fewer = plain_prompts(known, options.better, texts=texts)
         plain = [Setting(plain=name) for name in prompts[0]]
         untried = [
-            f"{name}, for {problems[at].place} has none: its question is not found behind the "
-            f"text, or what would be said twice has more than {LONGEST} characters"
+            f"{name}, for {problems[at].place} has none: "
+            + (
+                f"what would be said twice has more than {LONGEST} characters"
+                if BETTER_PROMPT in prompts[0]
+                else f"its question is not found apart from the {lacks}"
+            )
             for name, at in fewer.items()
         ]
         problems = [replace(p, plain=one) for p, one in zip(problems, prompts, strict=True)]
@@ -172,7 +176,10 @@ def read_task(options: argparse.Namespace) -> Task:
     elif known:
         there = [prompt for prompt, _ in known]
         other = next(p for at, p in enumerate(problems) if there[at : at + 1] != [p.prompt])
-        untried = [f"plain prompts, for {other.place} has none that could be made"]
+        untried = [
+            f"plain prompts, for {other.place} has none: it has pictures, or its amateur reads "
+            "the same prompt"
+        ]
     return Task(
         options,
         grid,

@@ -102,14 +102,16 @@ def _warn(defaults: ColdArgs) -> None:
     if roles <= {"system", "developer"} and preset in (None, "cold", "cfg"):
         return
     does = "is followed whether it answers or not: where it does not"
+    rows = 'that say "answers": false'
     if defaults.settings()[0].beta in ("acd", "arr", "grd"):
         does = "is followed less: where it contradicts what the model remembers"
+        rows = "of such texts"
     logger.warning(
-        "CoLD: with this default a chat's text (%s) %s, fewer answers are right than without CoLD "
-        "(docs/accuracy.md). Measure how many of yours: vllm-cold tune, with rows that say "
-        '"answers": false.',
+        "CoLD: with this default a chat's text (%s) %s, mostly fewer answers are right than "
+        "without CoLD (docs/accuracy.md). Measure how many of yours: vllm-cold tune, with rows %s.",
         without,
         does,
+        rows,
     )
 
 
