@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
@@ -16,7 +16,7 @@ from benchmarks.accuracy import __main__ as command
 from benchmarks.accuracy import models
 from benchmarks.accuracy.answers import Answer, read
 from benchmarks.accuracy.engine import Engine
-from benchmarks.accuracy.methods import CHOICE, METHODS, Method, fixed
+from benchmarks.accuracy.methods import CHOICE, METHODS, AmateurKind, Method
 from benchmarks.accuracy.models import Model
 from benchmarks.accuracy.tasks import CELLS
 from tests.tiny import make_tiny_adapter, make_tiny_model
@@ -115,12 +115,14 @@ def test_methods_are_what_they_are_called(root: Path, llm: tuple[Model, Engine])
 
     assert not engine_defaults(engine._llm.llm_engine.vllm_config).enabled, "greedy is no contrast"
     greedy, cad = texts(METHODS["greedy"]), texts(METHODS["cad"])
-    assert texts(fixed(0.0, 0.5)) == cad != greedy
-    assert texts(fixed(1.0, 0.5)) == greedy
-    kinds = ("without", "base without", "base", "quarter")
-    strong = [texts(fixed(0.0, 2.0, kind)) for kind in kinds]  # type: ignore[arg-type]
+    assert texts(Method("", {"alpha": 0.0, "beta": 0.5})) == cad != greedy
+    assert texts(Method("", {"alpha": 1.0, "beta": 0.5})) == greedy
+    strong = [
+        texts(Method("", {"alpha": 0.0, "beta": 2.0}, amateur=kind))
+        for kind in get_args(AmateurKind)
+    ]
     bare = texts(METHODS["base model"])
-    assert len({tuple(found) for found in (greedy, bare, *strong)}) == 6
+    assert len({tuple(found) for found in (greedy, bare, *strong)}) == 5
     two = Method("two", {"alpha": 0.0}, weights=(-0.5, -0.5))
     assert texts(replace(two, weights=(-0.5, 0.0))) == cad != texts(two)
     # A scaled adapter is another one, and none of it the base model.
