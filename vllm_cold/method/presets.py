@@ -53,6 +53,11 @@ class Preset:
         """Whether its amateur reads another prompt than the expert."""
         return self.without is not None or self.images is not None
 
+    @property
+    def of_texts(self) -> bool:
+        """Whether its amateur lacks a text, wherever in a chat that stands."""
+        return "tool" in (self.without or ())
+
 
 def _of_rule(rule: str, about: str) -> Preset:
     return Preset(about, {"alpha": 0.0, "beta": rule}, without="tool")

@@ -37,8 +37,6 @@ from vllm_cold.tools.tune.plain import BETTER_PROMPT, LONGEST, Lacks, plain_prom
 from vllm_cold.tools.tune.problems import Problem, load_problems, split_problems
 
 ENGINE_ONLY = (*ENGINE_OPTIONS, "engine_args")
-# Presets whose amateurs lack texts.
-TEXTS: set[str | None] = {name for name, each in PRESETS.items() if "tool" in (each.without or ())}
 SERVER_ONLY = (*servers.OPTIONS, "concurrency")
 
 
@@ -155,9 +153,9 @@ def read_task(options: argparse.Namespace) -> Task:
     ]
     plain, lacks, untried = list[Setting](), None, list[str]()
     if len(known) == len(problems) > 0:
-        presets = {setting.preset for setting in grid}
+        presets = {setting.preset for setting in grid if setting.preset}
         # A preset says what system prompts are: cad's amateur lacks texts, cfg's instructions.
-        texts = "cfg" not in presets and bool(presets & TEXTS)
+        texts = "cfg" not in presets and any(PRESETS[name].of_texts for name in presets)
         texts |= not all(problem.has_answer for problem in problems)
         lacks, prompts, fewer = plain_prompts(known, options.better, texts=texts)
         plain = [Setting(plain=name) for name in prompts[0]]

@@ -94,12 +94,11 @@ def _warn(defaults: ColdArgs) -> None:
     """Say what a default does that takes texts from a chat, and not its instructions alone. System
     prompts are taken for instructions, unless the preset is for texts.
     """
-    contrast = defaults.contrast
-    without, preset = contrast.without, contrast.preset
+    without, preset = defaults.contrast.without, preset_of(defaults.contrast)
     if not defaults.enabled or without is None:
         return
     roles = set(read_without("without", without).items)
-    if roles <= {"system", "developer"} and preset in (None, "cold", "cfg"):
+    if roles <= {"system", "developer"} and not (preset and preset.of_texts):
         return
     does = "is followed whether it answers or not: where it does not"
     rows = 'that say "answers": false'
