@@ -81,17 +81,14 @@ def make_batches(
     # Neighbours in length share a batch, so that hardly any time goes into padding.
     examples.sort(key=lambda example: len(example[0]) + len(example[1]))
     size = recipe.batch_size
-    batches = [
-        _pad(examples[start : start + size], tokenizer.pad_token_id or tokenizer.eos_token_id)
-        for start in range(0, len(examples), size)
-    ]
+    batches = [_pad(examples[start : start + size]) for start in range(0, len(examples), size)]
     Random(recipe.seed).shuffle(batches)
     return batches
 
 
-def _pad(examples: list[tuple[list[int], list[int]]], pad_id: int) -> Batch:
+def _pad(examples: list[tuple[list[int], list[int]]]) -> Batch:
     width = max(len(prompt) + len(answer) for prompt, answer in examples)
-    ids = torch.full((len(examples), width), pad_id)
+    ids = torch.zeros((len(examples), width), dtype=torch.int64)  # any token: none reads it
     labels = torch.full((len(examples), width), _IGNORED)
     for row, (prompt, answer) in enumerate(examples):
         end = len(prompt) + len(answer)

