@@ -52,7 +52,7 @@ class Front:
         arguments = {
             "dtype": "float32",
             "max_model_len": MAX_LEN,
-            "max_num_seqs": 8,
+            "max_num_seqs": 128,  # a request may have a quarter of so many amateurs
             "enable_lora": True,
             "max_loras": 2,
             "enforce_eager": True,

@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import threading
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -19,6 +21,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from tests.long_bodies import long_arguments
 from tests.naive import NaiveCold, Trace
 from tests.server.clients import ALPHA, Asked, assert_right, references, storm
 from tests.server.conftest import Server
@@ -154,6 +157,59 @@ def test_the_log_says_what_is_the_default(default_server: Server) -> None:
     assert f"alpha={ALPHA}, beta={BETA}" in line
 
 
+# ---- long bodies ---------------------------------------------------------------------------------
+
+
+class Pings(threading.Thread):
+    """Asks a server for its health, again and again; ``longest`` is how many seconds that took."""
+
+    def __init__(self, server: Server) -> None:
+        super().__init__()
+        self.longest, self._over = 0.0, threading.Event()
+        self._client = httpx.Client(base_url=server.url, timeout=120)
+
+    def run(self) -> None:
+        while not self._over.wait(0.002):
+            started = time.perf_counter()
+            self._client.get("/health")
+            self.longest = max(self.longest, time.perf_counter() - started)
+
+    def __enter__(self) -> Pings:
+        self._client.get("/health")  # connects
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self.join()
+        self._client.close()
+
+
+@pytest.mark.parametrize("megabytes", [1, 4, 10])
+def test_nobody_waits_while_a_long_body_is_read(megabytes: int, server: Server) -> None:
+    """Not longer than for a body of as many bytes that has nothing to do with CoLD; the server
+    allows eight amateurs.
+    """
+    chat = {"model": "one", "max_tokens": 1, **BODIES[CHAT]}
+    kinds = ("spans", "indices", "messages", "media", "own media", "keys")
+    for number in (8, 32):
+        arguments = long_arguments(megabytes * 10**6, number)
+        for kind in kinds:
+            ours = {**chat, "vllm_xargs": arguments[kind]}
+            others = {**chat, "vllm_xargs": {f"x{k}": v for k, v in arguments[kind].items()}}
+            with Pings(server) as plain:
+                assert httpx.post(server.url + CHAT, json=others, timeout=120).status_code == 200
+            waited = []
+            for _ in range(3):  # others use this machine, too
+                with Pings(server) as pings:
+                    answer = httpx.post(server.url + CHAT, json=ours, timeout=120)
+                assert answer.status_code == 400, answer.text[:300]
+                waited.append(pings.longest)
+                if waited[-1] <= 3 * plain.longest:
+                    break
+            assert min(waited) <= max(3 * plain.longest, 0.1), (kind, number, waited, plain.longest)
+
+
 # ---- every sampling parameter, at its limits and beyond -----------------------------------------
 
 LARGE = [str(2**31 - 1), str(2**31), str(2**63 - 1), str(2**63), "9" * 400]
@@ -162,6 +218,16 @@ ODD = ["null", "NaN", "Infinity", "-Infinity", "1e400", '"1"', "true", "[]", "{}
 SWITCH = ["true", "false", "null", "2", '"x"']
 EVERY_TOKEN = json.dumps(list(range(512)))
 SCHEMA = '{"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}'
+
+HOSTILE: list[Any] = [
+    {"role": "\ud800", "content": "x"},
+    {"role": "user", "content": "x", "name": "\ud800"},
+    {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://\ud800/"}}]},
+    {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "[" * 5000}}]},
+    {"role": "assistant", "tool_calls": [5]},
+    {"role": "tool", "content": "x", "tool_call_id": {"\ud800": 1}},
+    {"role": "user", "content": {"deep": 1}},
+]
 
 # As JSON text: Python's floats have no 1e400, and its dicts no key twice.
 # Those that come to the sampler. Left out is what vLLM answers with HTTP 500 without this package,
@@ -228,6 +294,8 @@ FIELDS: dict[str, list[str]] = {
         *(f'{{"cold_beta": [{",".join(["1"] * 100_000)}]}}', "[" * 5000 + "]" * 5000),
         *('{"cold_beta": 0.5, "cold_beta": "x"}', '{"cold_foo": 1}', '{"": 1}', '{"Cold": 1}'),
         *(r'{"cold_amateur": "\ud800"}', r'{"cold\ud800": 1}', r'{"\ud800": 1}'),
+        *(r'{"cold_\ud800": 1}', r'{"cold_without": "\ud800"}', r'{"cold_images": "\ud800"}'),
+        *(json.dumps({"cold_amateur_messages": json.dumps([message])}) for message in HOSTILE),
         *(r'{"cold": 1, "session_id": "\u0000"}', r'{"cold_amateur": "\u0000"}'),
         json.dumps({"x" * 10_000: "x" * 100_000}),
     ],

@@ -283,6 +283,30 @@ def same_but(change: Any) -> Any:
     )
 
 
+def test_messages_that_templates_fail_with_are_a_clients(
+    front: Front, logged: list[logging.LogRecord]
+) -> None:
+    """And vLLM is not said to have changed."""
+    deep = {"function": {"name": "f", "arguments": "[" * 5000}, "id": "1", "type": "function"}
+    own = json.dumps([USER, {"role": "assistant", "tool_calls": [deep]}])
+    with pytest.raises(ValueError, match="cold_amateur_messages=.* no prompt can be made of"):
+        args = {"cold_amateur_messages": own}
+        front.request(front.chat(CHAT), SamplingParams(extra_args=args))
+    assert [record for record in logged if record.levelname == "ERROR"] == []
+    params = ColdParams(amateur=Amateur(prompt=[USER]))
+    assert front.streams(front.chat(CHAT), params).amateurs
+
+
+def test_messages_that_are_too_long_are_not_read(
+    front: Front, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    part = {"type": "text", "text": ""}
+    own = json.dumps([{"role": "user", "content": [part] * 2 * MAX_LEN}])
+    args = {"cold_amateur_messages": own}
+    with pytest.raises(ValueError, match=f"are more than max_model_len={MAX_LEN} tokens"):
+        front.request(front.text(" w1"), SamplingParams(extra_args=args))
+
+
 CHANGED: dict[str, Any] = {
     "other arguments": lambda self, prompts: None,
     "other keys": same_but(lambda made: [{"type": "token", "ids": one} for one in made]),
@@ -376,6 +400,43 @@ def test_sessions(front: Front) -> None:
 
 
 # ---- the engine's defaults -----------------------------------------------------------------------
+
+
+def test_what_an_operator_allows(tiny: Path, front: Front) -> None:
+    """By default no request may drain the engine: a quarter of its sequences, at least two."""
+    text, config = front.text(" w1"), front.config.scheduler_config
+
+    def refused_of(number: int) -> str | None:
+        args = {"cold_weights": [-0.5] * number, "cold_amateur_prompt": " w9"}
+        try:
+            front.request(text, SamplingParams(extra_args=args))
+            params = ColdParams(amateurs=[Amateur(prompt=" w9", weight=-0.5)] * number)
+            front.request(text, params)
+        except ValueError as error:
+            return str(error)
+        return None
+
+    before = config.max_num_seqs
+    try:
+        for seats, most in ((4, 2), (8, 2), (20, 5), (128, 32), (1000, 32)):
+            config.max_num_seqs = seats
+            front.serve()
+            assert refused_of(most) is None
+            if most < 32:
+                assert refused_of(most + 1) == (
+                    f"cold_weights={most + 1}: is how many amateurs the request has, and this "
+                    f"engine allows {most}; name fewer, or start it with max_amateurs "
+                    f"(--cold-max-amateurs) {most + 1}"
+                )
+    finally:
+        config.max_num_seqs = before
+    front.serve(default={"enabled": False, "max_amateurs": 1})
+    assert refused_of(1) is None
+    assert "cold_weights=2: is how many amateurs" in str(refused_of(2))
+    with pytest.raises(ValueError, match="^amateurs=2: is how many amateurs the request has"):
+        front.request(text, ColdParams(amateurs=[Amateur(prompt=" w9", weight=-0.5)] * 2))
+    with pytest.raises(ValueError, match="^cold_preset=2: is how many amateurs the request has"):
+        front.request(front.chat(CHAT), SamplingParams(extra_args={"cold_preset": "grounded"}))
 
 
 def test_an_engine_without_lora(tiny: Path) -> None:

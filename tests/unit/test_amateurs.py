@@ -4,12 +4,16 @@
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from tests.long_bodies import long_arguments
 from vllm_cold.errors import ColdError
 from vllm_cold.method.amateurs import (
     MEDIA,
@@ -97,7 +101,25 @@ def test_several_amateurs() -> None:
             {"amateur_messages": '[{"role": "assistant", "tool_calls": 5}]'},
             "message 0 must have tool_calls that are a list",
         ),
-        ({"amateur_messages": r'[{"role": "user", "content": "\ud800"}]'}, "must have a content"),
+        *(
+            ({"amateur_messages": json.dumps([message])}, "list of messages, in valid Unicode")
+            for message in (
+                {"role": "user", "content": "\ud800"},
+                {"role": "\ud800", "content": "x"},
+                {"role": "user", "content": "x", "name": "a\udc00b"},
+                {"role": "user", "content": [{"type": "text", "text": "\ud800"}]},
+                {"role": "user", "content": "x", "\ud800": 1},
+                {"role": "assistant", "tool_calls": [{"function": {"name": "\ud800"}}]},
+                {"role": "tool", "content": "x", "tool_call_id": "\ud800\ud800"},
+            )
+        ),
+        *(
+            (
+                {"amateur_messages": json.dumps([{"role": "assistant", "tool_calls": calls}])},
+                "message 0 must have tool_calls that are a list of calls, each with a .function",
+            )
+            for calls in ("x", [5], [{}], [{"function": {}}], [{"function": {"name": 5}}])
+        ),
         ({"without": ""}, "cold_without='': must be roles, or indices"),
         ({"without": "system,,tool"}, "must be roles, or indices"),
         ({"without": -1}, "cold_without=-1: must be roles, or indices of messages, from 0"),
@@ -109,7 +131,13 @@ def test_several_amateurs() -> None:
             for part in ([], [1], [3, 1], [1, 1], [-1, 1], [0, 3, 2, 4], "0-3", "0:3:4", ["0:3"])
         ),
         ({"weights": []}, r"cold_weights=\[\]: has 0 entries; a request has 1 to 32 amateurs"),
-        ({"weights": [1.0] * 33}, "has 33 entries"),
+        ({"weights": [1.0] * 33}, "has 33 entries, and at most 32 are allowed"),
+        ({"part": [True, 2]}, r"cold_part=\[True, 2\]: must be .start, end"),
+        ({"without": [True]}, r"cold_without=\[True\]: must be a role"),
+        ({"part": "0:1," * 1000 + "1:2"}, "has 1001 entries, and at most 1000 are allowed"),
+        ({"part": [0, 1] * 1001}, "has 2002 entries, and at most 2000 are allowed"),
+        ({"without": "1," * 1000 + "1"}, "has 1001 entries, and at most 1000 are allowed"),
+        ({"without": ["1,1"] * 501}, "has 1002 entries, and at most 1000 are allowed"),
         (
             {"weights": [1, 2], "amateur": ["a"]},
             r"cold_amateur=\['a'\]: has 1 entries, and cold_weights has 2",
@@ -151,6 +179,42 @@ def test_what_does_not_fit_together(args: dict[str, Any], message: str) -> None:
     with pytest.raises(ColdError, match=message) as raised:
         amateurs(**args)
     assert str(raised.value).startswith("cold_") and len(str(raised.value)) < 400
+
+
+@pytest.mark.parametrize("number", [1, 32])
+def test_long_arguments_cost_what_their_length_costs(number: int) -> None:
+    """They are read or refused in a few times what the body takes: once for all amateurs, and not
+    at all where there is too much. What was looked at for each would take hundreds of times that.
+    """
+
+    def seconds(function: Callable[[], Any]) -> float:
+        times = []
+        for _ in range(3):
+            started = time.perf_counter()
+            function()
+            times.append(time.perf_counter() - started)
+        return min(times)
+
+    def look(args: dict[str, Any]) -> None:
+        with suppress(ColdError):
+            describe(parse_request_args(args).contrast)
+
+    slow = {}
+    for kind, args in long_arguments(300_000, number).items():
+        body = json.dumps(args)
+        read = json.loads(body)
+        ratio = seconds(lambda: look(read)) / (seconds(lambda: json.loads(body)) + 1e-4)  # noqa: B023
+        if ratio > 15:
+            slow[kind] = ratio
+    assert slow == {}
+
+
+def test_the_same_text_is_read_once() -> None:
+    said = {"weights": [-0.5] * 3, "amateur_messages": json.dumps(HELLO)}
+    one, two, three = describe(
+        parse_request_args({f"cold_{k}": v for k, v in said.items()}).contrast
+    )
+    assert one.source is two.source is three.source == Messages(HELLO)
 
 
 def test_a_conversation_without_some_of_its_messages() -> None:

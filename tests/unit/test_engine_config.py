@@ -373,6 +373,7 @@ def test_states_take_blocks_too(
         ({"sampler": "cold"}, None, {"enabled": True}),
         ({"cold_beta": 2.0}, None, {"enabled": False, "beta": 2.0}),
         ({"cold_beta": 2.0}, True, {"enabled": True, "beta": 2.0}),
+        ({"cold_max_amateurs": 4}, None, {"enabled": False, "max_amateurs": 4}),
         ({"cold_beta": 2.0, "sampler": "cold"}, {"alpha": 0.3, "beta": 1.0},
          {"alpha": 0.3, "beta": 2.0, "enabled": True}),
         ({"cold_beta": 2.0}, "x", "x"),  # refused when the engine is configured

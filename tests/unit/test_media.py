@@ -10,6 +10,7 @@ import base64
 import io
 import json
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -566,6 +567,55 @@ def test_what_a_default_cannot_distort(front: Front) -> None:
     asking = ColdParams(max_tokens=2, beta=1.0, amateur=Amateur(images=Noise(5)))
     with pytest.raises(ValueError, match="an image of the prompt is no picture but a ndarray"):
         stream_of(front, prompt, asking)
+
+
+def test_no_client_waits_for_anothers_large_images(online: Online, front: Front) -> None:
+    """What is distorted is bounded, one image after the other, in two threads of its own."""
+    wide = user(of_url(1), text(" w3"))
+    width, height = picture(1).size
+    exactly, less = width * height / 1e6, width * height / 1e6 - 1e-6
+    for most, ok in (less, False), (exactly, True):
+        front.serve(default={"enabled": False, "max_megapixels": most})
+        asked = chat(wide) | xargs(images="noise:5")
+        if ok:
+            online.answer(asked, "base")
+            continue
+        with pytest.raises(ValueError, match="0.0 megapixels, and at most .* are distorted"):
+            online.answer(asked, "base")
+    front.serve(default={"preset": "vcd", "max_megapixels": less})
+    assert online.answer(chat(wide), "base") == ({"cold": 0}, [None]), "a default gives way"
+
+    front.serve()
+    running, most, threads = 0, 0, set[str]()
+    seen = media.distorted
+
+    def slow(image: Any, one: Any) -> Any:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        threads.add(threading.current_thread().name)
+        time.sleep(0.02)
+        running -= 1
+        return seen(image, one)
+
+    many = chat(user(*(of_url(1) for _ in range(3)), text(" w3"))) | xargs(images="noise:5")
+
+    async def first_done() -> list[str]:
+        order: list[str] = []
+
+        async def one(name: str, body: Any) -> None:
+            await online.prepare(protocol(body)(model="base", **body))
+            order.append(name)
+
+        large = asyncio.create_task(one("three images", many))
+        await asyncio.sleep(0.01)
+        await asyncio.gather(large, one("one image", chat(wide) | xargs(images="noise:5")))
+        return order
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(media, "distorted", slow)
+        assert front.run(first_done()) == ["one image", "three images"]
+    assert most == 2 and len(threads) == 2
 
 
 def stream_of(front: Front, prompt: Any, params: SamplingParams) -> Any:

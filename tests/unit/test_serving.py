@@ -183,6 +183,7 @@ def test_a_request_is_parsed_once(
         (chat(USER, Cold_beta=3), "Cold_beta=3: belongs into vllm_xargs"),
         (chat(USER, vllm_xargs={"Cold_beta": 3}), "Cold_beta=3: unknown key"),
         (chat(USER, **xargs(other="\ud800")), "cold_other='\\ud800': unknown key"),
+        (chat(USER, vllm_xargs={"cold_\ud800": 1}), "cold_\\ud800=1: unknown key"),
         ({"prompt": " w1", **xargs(amateur="one")}, "'one': must differ from the expert"),
         ({"prompt": " w1", **xargs(amateur="c")}, "cold_amateur='c': no such adapter"),
         (chat(USER, **xargs(amateur="base", without=0, part="0:1")), "the amateur has a prompt al"),
@@ -200,6 +201,7 @@ def test_what_is_refused(body: dict[str, Any], message: str, online: Online) -> 
     with pytest.raises(ValueError, match=re.escape(message)) as caught:
         online.answer(body)
     assert type(caught.value).__name__ == "ColdRequestError"
+    str(caught.value).encode()  # HTTP sends it
     beams = protocol(body)(model="one", use_beam_search=True, **body)
     with pytest.raises(ValueError) as caught:
         beams.to_beam_search_params(4, {})

@@ -31,6 +31,7 @@ from vllm_cold.method.settings import (
     DEFAULT_BETA,
     ENGINE,
     KNOBS,
+    LIMITS,
     MAX_AMATEURS,
     REQUEST_KEYS,
     ColdSettings,
@@ -511,5 +512,9 @@ def test_the_documented_knobs() -> None:
         option = "cold-" + name.replace("_", "-")
         [row] = [line for line in page.splitlines() if f"| `cold_{name}`" in line]
         assert (f"`--{option}`" in row) == (name in ENGINE)
+    for name, knob in LIMITS.items():
+        option = "--cold-" + name.replace("_", "-")
+        [row] = [line for line in page.splitlines() if f"`{option}`" in line]
+        assert f"| `{name}`" in row and knob.about.split("default ")[1].rstrip(".") in row
     for name in PRESETS:
         assert f"| `{name}` |" in (docs / "parameters.md").read_text()

@@ -7,9 +7,9 @@ messages, embeddings or a prompt with media that the request brings along, or wh
 is named by positions, which no text of a user can imitate.
 """
 
-import json
 import re
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any, TypeVar
 
 import msgspec
@@ -19,9 +19,11 @@ from vllm_cold.method.images import View, name_of, read_view
 from vllm_cold.method.presets import Preset
 from vllm_cold.method.settings import (
     MAX_AMATEURS,
+    MOST_ITEMS,
     PREFIX,
     ContrastArgs,
     check,
+    check_number,
     preset_of,
 )
 
@@ -43,6 +45,7 @@ MEDIA: Mapping[str, frozenset[str]] = {
     "videos": frozenset(("video_url", "video_embeds")),
     "audios": frozenset(("audio_url", "input_audio", "audio_embeds")),
 }
+_ALL_MEDIA = frozenset(chain.from_iterable(MEDIA.values()))
 
 
 class CannotLeaveOut(ColdError):
@@ -227,13 +230,12 @@ def _without_parts(message: Any, names: frozenset[str]) -> Any:
 def media_parts(message: Any) -> list[Mapping[str, Any]]:
     """A message's parts that are media."""
     content = message.get("content") if isinstance(message, Mapping) else None
-    names = frozenset().union(*MEDIA.values())
-    return [p for p in content if _is_media(p, names)] if isinstance(content, list) else []
+    return [p for p in content if _is_media(p, _ALL_MEDIA)] if isinstance(content, list) else []
 
 
 def _is_media(part: Any, names: frozenset[str]) -> bool:
     """As vLLM tells them: by their types, or by their keys where there is no type, or a uuid."""
-    if not isinstance(part, Mapping):
+    if not isinstance(part, (dict, Mapping)):
         return False
     if (kind := part.get("type")) is None or part.get("uuid") is not None:
         return bool(names & part.keys())
@@ -278,10 +280,9 @@ class Part(msgspec.Struct, frozen=True):
         if end > len(prompt):
             unit = "characters" if isinstance(prompt, str) else "tokens"
             raise ColdError(field, f"{start}:{end}", f"the prompt has {len(prompt)} {unit}")
-        left, begin = prompt[:0], 0
-        for start, end in (*self.spans, (len(prompt), len(prompt))):
-            left += prompt[begin:start]
-            begin = end
+        ends = [0, *chain.from_iterable(self.spans), len(prompt)]
+        kept: Any = [prompt[i:j] for i, j in zip(ends[::2], ends[1::2], strict=True)]
+        left: _T = "".join(kept) if isinstance(prompt, str) else [*chain.from_iterable(kept)]
         if not left:
             raise ColdError(field, self.value, "leaves nothing of the prompt")
         return left
@@ -460,23 +461,23 @@ def _is_unicode(text: str) -> bool:
 
 def _json_messages(field: str, text: str) -> Messages:
     try:
-        found = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ColdError(field, text, f"must be a JSON list of messages ({error})") from error
+        # Of valid Unicode alone, wherever in it a text stands.
+        found = msgspec.json.decode(text)
+    except (msgspec.DecodeError, UnicodeEncodeError, RecursionError) as error:
+        problem = f"must be a JSON list of messages, in valid Unicode ({error})"
+        raise ColdError(field, text, problem) from error
     messages = _messages(field, text, found)
     for i, message in enumerate(messages.value):
         # A text in a picture's place is opened by processors as a file or a URL, whatever vLLM
         # allows its clients. vLLM looks for this key in parts of any type.
-        if any(part.get("type") == "image_pil" or "image_pil" in part for part in _parts(message)):
+        content = message.get("content")
+        if isinstance(content, list) and any(
+            "image_pil" in part or part.get("type") == "image_pil" for part in content
+        ):
             raise ColdError(
                 field, text, f"message {i} must not have image_pil; send images as image_url"
             )
     return messages
-
-
-def _parts(message: Mapping[str, Any]) -> Sequence[Any]:
-    content = message.get("content")
-    return () if content is None or isinstance(content, str) else content
 
 
 def _messages(field: str, value: object, found: object) -> Messages:
@@ -489,8 +490,16 @@ def _messages(field: str, value: object, found: object) -> Messages:
             raise ColdError(
                 field, value, f"message {i} must have a content, of text, images, videos or audio"
             )
-        if not isinstance(message.get("tool_calls"), (list, type(None))):
-            raise ColdError(field, value, f"message {i} must have tool_calls that are a list")
+        calls = message.get("tool_calls") or []
+        if not (isinstance(calls, list) and all(map(_is_call, calls))):
+            raise ColdError(
+                field,
+                value,
+                f"message {i} must have tool_calls that are a list of calls, each with a "
+                '"function" that has a "name"',
+            )
+        if not (isinstance(value, str) or _are_unicode(message)):
+            raise ColdError(field, value, f"message {i} must be valid Unicode text")
     return Messages([dict(message) for message in found])
 
 
@@ -498,25 +507,42 @@ def _is_content(content: object, optional: bool) -> bool:
     """Text and media; what these hold, vLLM looks at."""
     if content is None:
         return optional
-    if isinstance(content, str):
-        return _is_unicode(content)
-    return isinstance(content, Sequence) and all(map(_is_part, content))
+    return isinstance(content, str) or (
+        isinstance(content, Sequence) and all(map(_is_part, content))
+    )
 
 
 def _is_part(part: object) -> bool:
-    if not isinstance(part, Mapping):
+    if not isinstance(part, (dict, Mapping)):  # dict first: it is looked at faster
         return False
     if part.get("type") == "text":
-        return isinstance(text := part.get("text"), str) and _is_unicode(text)
-    return any(_is_media(part, names) for names in MEDIA.values())
+        return isinstance(part.get("text"), str)
+    return _is_media(part, _ALL_MEDIA)
+
+
+def _is_call(call: object) -> bool:
+    function = call.get("function") if isinstance(call, Mapping) else None
+    return isinstance(function, Mapping) and isinstance(function.get("name"), str)
+
+
+def _are_unicode(value: object) -> bool:
+    """Whether all texts in it are valid."""
+    if isinstance(value, str):
+        return _is_unicode(value)
+    if isinstance(value, Mapping):
+        return all(map(_are_unicode, chain(value.keys(), value.values())))
+    return not isinstance(value, (list, tuple)) or all(map(_are_unicode, value))
 
 
 def read_without(field: str, value: str | int | Sequence[str | int]) -> Without:
     """What ``cold_without`` says: a role, a kind of media, an index, or several; raises ColdError
     for others.
     """
+    said = [value] if isinstance(value, (str, int)) else value
+    entries = sum(1 if isinstance(part, int) else 1 + part.count(",") for part in said)
+    check_number(field, value, entries, MOST_ITEMS)
     items: list[str | int] = []
-    for part in [value] if isinstance(value, (str, int)) else value:
+    for part in said:
         for item in [part] if isinstance(part, int) else map(str.strip, part.split(",")):
             is_index = isinstance(item, str) and re.fullmatch(r"\d{1,9}", item, re.ASCII)
             items.append(int(item) if is_index else item)
@@ -539,10 +565,12 @@ def read_part(field: str, value: str | int | Sequence[str | int]) -> Part:
     """
     numbers: list[int] = []
     if isinstance(value, str):
+        check_number(field, value, 1 + value.count(","), MOST_ITEMS)
         for span in value.split(","):
             match = _SPAN.fullmatch(span)
             numbers += map(int, match.groups()) if match else [-1]
     elif isinstance(value, Sequence):
+        check_number(field, value, len(value), 2 * MOST_ITEMS)
         numbers = [n if isinstance(n, int) else -1 for n in value]
     spans = tuple(zip(numbers[::2], numbers[1::2], strict=False))
     # What is left is in order, and each part has something in it.
@@ -573,14 +601,17 @@ def says_what(args: ContrastArgs) -> bool:
 
 
 def describe(args: ContrastArgs) -> tuple[AmateurSpec, ...]:
-    """The amateurs of a request; raises ColdError for what does not fit together."""
+    """The amateurs of a request; raises ColdError for what does not fit together. Those of which
+    the same is said have one and the same ``source``.
+    """
     preset = preset_of(args)
     amateurs = []
-    for i, said in enumerate(_split(args, preset)):
+    known: dict[tuple[str, Any], Source] = {}
+    for i, said in enumerate(_split(args)):
         field, adapter = said.get("amateur", ("cold_amateur", None))
         if adapter == "":
             raise ColdError(field, adapter, "must be the name of a loaded adapter")
-        prompt_field, source = _source(said)
+        prompt_field, source = _source(said, known)
         _, weight = said.get("weights", ("", None))
         if weight is None and preset is not None and i < len(preset.weights):
             weight = preset.weights[i]
@@ -621,47 +652,76 @@ def check_preset(
         raise ColdError(*said, f"is for {len(preset.weights)} amateurs{with_several}")
 
 
-def _split(args: ContrastArgs, preset: Preset | None) -> list[dict[str, tuple[str, Any]]]:
-    """What the keys say of each amateur, by name, with what errors call it."""
-    said = {name: getattr(args, name) for name in args.__struct_fields__}
-    said = {name: value for name, value in said.items() if value is not None}
-    lists = {name: len(value) for name, value in said.items() if isinstance(value, list)}
+def count(args: ContrastArgs) -> tuple[str | None, int]:
+    """How many amateurs a request has, and the name of what says so, None where nothing does: then
+    it is one. Nothing else is read.
+
+    Raises:
+        ColdError: two keys disagree, or it has none or too many.
+    """
+    preset = preset_of(args)
+    lists = {name: len(value) for name, value in _said(args).items() if isinstance(value, list)}
     # Lists of these two alone are one amateur's.
     counting = [name for name in ("weights", *lists) if name in lists.keys() - {"without", "part"}]
     if not counting and preset is not None and preset.weights and preset.own_prompt:
         counting, lists["preset"] = ["preset"], len(preset.weights)
     if not counting:
-        return [{name: (PREFIX + name, value) for name, value in said.items()}]
+        return None, 1
     first, num = counting[0], lists[counting[0]]
     if not 1 <= num <= MAX_AMATEURS:
         problem = f"has {num} entries; a request has 1 to {MAX_AMATEURS} amateurs"
-        raise ColdError(PREFIX + first, said[first], problem)
+        raise ColdError(PREFIX + first, getattr(args, first), problem)
     for name, entries in lists.items():
         if entries != num:
             raise ColdError(
                 PREFIX + name,
-                said[name],
+                getattr(args, name),
                 f"has {entries} entries, and {PREFIX}{first} has {num}: lists have one for each "
                 "amateur",
             )
+    return first, num
+
+
+def _said(args: ContrastArgs) -> dict[str, Any]:
+    said = {name: getattr(args, name) for name in args.__struct_fields__}
+    return {name: value for name, value in said.items() if value is not None}
+
+
+def _split(args: ContrastArgs) -> list[dict[str, tuple[str, Any]]]:
+    """What the keys say of each amateur, by name, with what errors call it."""
+    counted_by, num = count(args)
+    everything = _said(args).items()
+    if counted_by is None:
+        return [{name: (PREFIX + name, value) for name, value in everything}]
     return [
         {
             name: (f"{PREFIX}{name}[{i}]", value[i])
             if isinstance(value, list)
             else (PREFIX + name, value)
-            for name, value in said.items()
+            for name, value in everything
             if not isinstance(value, list) or value[i] != ""
         }
         for i in range(num)
     ]
 
 
-def _source(said: Mapping[str, tuple[str, Any]]) -> tuple[str, Source | None]:
-    """What an amateur reads, and what errors call it."""
-    found = [(*said[name], read) for name, read in _READERS.items() if name in said]
+def _source(
+    said: Mapping[str, tuple[str, Any]], known: dict[tuple[str, Any], Source]
+) -> tuple[str, Source | None]:
+    """What an amateur reads, and what errors call it.
+
+    Args:
+        said: Of this amateur.
+        known: What was read of what is said of others; added to.
+    """
+    found = [(name, *said[name]) for name in _READERS if name in said]
     if not found:
         return "cold_amateur_prompt", None
-    (field, value, read), *others = found
-    for second, other, _ in others:
+    (name, field, value), *others = found
+    for _, second, other in others:
         raise _second(second, other, field)
-    return field, read(field, value)
+    if isinstance(value, list):
+        return field, _READERS[name](field, value)  # the only amateur's
+    if (name, value) not in known:
+        known[name, value] = _READERS[name](field, value)
+    return field, known[name, value]

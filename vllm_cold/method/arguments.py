@@ -16,6 +16,7 @@ from vllm_cold.method.settings import (
     ENGINE,
     EXPLAIN,
     KNOBS,
+    LIMITS,
     PREFIX,
     REQUEST_KEYS,
     ColdSettings,
@@ -31,7 +32,7 @@ from vllm_cold.method.settings import (
 )
 from vllm_cold.rules import registry
 
-_ENGINE_KEYS = ("enabled", "rules", *ENGINE)
+_ENGINE_KEYS = ("enabled", "rules", *LIMITS, *ENGINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +156,7 @@ def parse_engine_defaults(config: object) -> ColdArgs:
         )
     enabled = check_switch(f'{where}["enabled"]', config.get("enabled", True))
     load_rules({"cold": config})
+    parse_limits(config)
     said = ((key, f'{where}["{key}"]', config[key]) for key in config if key in ENGINE)
     defaults = ColdArgs(enabled, *_checked(said))
     without, name = defaults.contrast.without, defaults.contrast.preset
@@ -180,6 +182,18 @@ def parse_engine_defaults(config: object) -> ColdArgs:
             )
     combine(defaults.values, prefix=f"{where}.")
     return defaults
+
+
+def parse_limits(config: object) -> dict[str, Any]:
+    """What an engine lets its clients ask for, by the names of ``LIMITS``, where
+    ``additional_config["cold"]`` says it; raises ColdError for a value outside its range.
+    """
+    given = config if isinstance(config, Mapping) else {}
+    return {
+        name: check(name, given[name], f'additional_config["cold"]["{name}"]')
+        for name in LIMITS
+        if given.get(name) is not None
+    }
 
 
 def load_rules(additional_config: object) -> None:

@@ -24,8 +24,10 @@ DEFAULT_ALPHA = 0.1
 DEFAULT_BETA = 0.5
 MAX_BETA = 1e6  # far beyond any use; the scores stay finite in float32
 MAX_AMATEURS = 32  # of a request
+DEFAULT_MEGAPIXELS = 32.0  # seconds of a core for noise
 MAX_EXPERT_TOP_K = 2**31 - 1  # beyond any vocabulary; tensors hold it
-
+MOST_ITEMS = 1000  # left out of a prompt: far beyond any use, and soon read
+_MOST_JSON = 10_000  # characters: far more than the parameters of any rule
 
 _Strength = Annotated[float, Meta(ge=0.0, le=MAX_BETA)]
 _Weight = Annotated[float, Meta(ge=-MAX_BETA, le=MAX_BETA)] | str
@@ -71,7 +73,7 @@ KNOBS: Mapping[str, Knob] = {
     "rule_parameters": Knob(
         dict[str, Any] | None,
         "The rule's parameters by name, as a JSON object.",
-        "must be an object of numbers by name, or its JSON text",
+        f"must be an object of numbers by name, or its JSON text, at most {_MOST_JSON} characters",
     ),
     "expert_top_k": Knob(
         Annotated[int, Meta(ge=1, le=MAX_EXPERT_TOP_K)] | None,
@@ -134,10 +136,28 @@ CONTRAST: Mapping[str, Knob] = {
         f"must be one of {', '.join(PRESET_NAMES)}",
     ),
 }
+LIMITS: Mapping[str, Knob] = {
+    "max_amateurs": Knob(
+        Annotated[int, Meta(ge=1, le=MAX_AMATEURS)] | None,
+        f"The most amateurs of a request, 1 to {MAX_AMATEURS}, default a quarter of max_num_seqs, "
+        "at least 2.",
+        f"must be an integer from 1 to {MAX_AMATEURS}",
+        int,
+    ),
+    "max_megapixels": Knob(
+        Annotated[float, Meta(gt=0.0)],
+        f"The largest image that is distorted for a client, in megapixels, above 0, default "
+        f"{DEFAULT_MEGAPIXELS:g}.",
+        "must be a number above 0",
+        float,
+    ),
+}
 # What may stand in an engine's defaults.
 ENGINE = {**KNOBS, "without": CONTRAST["without"], "preset": CONTRAST["preset"]}
 _WEIGHT = Knob(_Weight | None, "The weight of one amateur.", _WEIGHT_ALLOWED, float)
-_ALL = {**KNOBS, **CONTRAST, "weight": _WEIGHT}
+_ALL = {**KNOBS, **CONTRAST, **LIMITS, "weight": _WEIGHT}
+# Lists that are not of amateurs may be longer.
+_MOST_ENTRIES = {"without": MOST_ITEMS, "part": 2 * MOST_ITEMS}
 
 
 class ColdSettings(msgspec.Struct, frozen=True):
@@ -206,6 +226,8 @@ def check(name: str, value: object, field: str | None = None) -> Any:
         plain = float(value) if isinstance(value, float) else int(value)
     elif name == "rule_parameters" and isinstance(value, str):
         plain = _json_object(value)
+    elif isinstance(value, list):
+        check_number(field or name, value, len(value), _MOST_ENTRIES.get(name, MAX_AMATEURS))
     try:
         found = msgspec.convert(plain, _ALL[name].type)
     # Some releases say SystemError of an integer that no float holds.
@@ -219,7 +241,15 @@ def check(name: str, value: object, field: str | None = None) -> Any:
     return found
 
 
+def check_number(field: str, value: object, entries: int, most: int) -> None:
+    """Refuse what has too many entries before they are looked at."""
+    if entries > most:
+        raise ColdError(field, value, f"has {entries} entries, and at most {most} are allowed")
+
+
 def _json_object(text: str) -> object:
+    if len(text) > _MOST_JSON:
+        return text
     try:
         return json.loads(text)
     except (ValueError, RecursionError):

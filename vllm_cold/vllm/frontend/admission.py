@@ -21,14 +21,18 @@ from vllm_cold.method.amateurs import (
     CannotLeaveOut,
     Distorted,
     Embeds,
+    Source,
     Without,
+    count,
     describe,
     says_what,
 )
 from vllm_cold.method.arguments import ColdArgs, parse_request_args
 from vllm_cold.method.settings import (
     DEFAULT_BETA,
+    MOST_ITEMS,
     PREFIX,
+    ContrastArgs,
     is_known,
     is_ours,
     named_by,
@@ -42,6 +46,8 @@ from vllm_cold.vllm.frontend.config import (
     engine_defaults,
     is_configured,
     lacks_seats,
+    most_amateurs,
+    most_megapixels,
     unsupported,
     uses_v2_runner,
 )
@@ -49,6 +55,9 @@ from vllm_cold.vllm.frontend.contrast import Contrast, of_params, same
 from vllm_cold.vllm.frontend.prompts import UNDECIDED
 from vllm_cold.vllm.patching import at_once
 from vllm_cold.vllm.scheduler.encoder import room_of
+
+_LONG = 2**15  # characters, which are read in about a millisecond
+_MOST_QUOTES = 16  # for each token
 
 if TYPE_CHECKING:
     from vllm.lora.request import LoRARequest
@@ -71,6 +80,8 @@ class Admission:
         # Of media; 0 for models that read none.
         self.encoder_cache_size: int = getattr(processor, "mm_encoder_cache_size", 0)
         self.defaults = engine_defaults(self.config)
+        self.most_amateurs = most_amateurs(self.config)
+        self.most_megapixels = most_megapixels(self.config)
         # The live dict: adapters that are loaded later can be named too.
         self.adapters: Mapping[str, LoRARequest] = {} if models is None else models.lora_requests
         self.is_server = models is not None
@@ -100,18 +111,14 @@ class Admission:
         Raises:
             ValueError: the request asks for CoLD and cannot have it; says why.
         """
-        contrast = (
-            of_params(params, expert)
-            if isinstance(params, ColdParams)
-            else self._of_args(said, expert)
-        )
-        if contrast is None:
+        if isinstance(params, ColdParams):
+            contrast = of_params(params, expert)
+            self._check_number("amateurs", len(contrast.amateurs))
+        elif (found := self._of_args(parse_request_args(said), expert)) is not None:
+            contrast = found
+        else:
             return None
-        if not is_configured(self.config):
-            raise ValueError(f"CoLD cannot be used in this engine: {unsupported(self.config)}")
         self._check_adapters(contrast, expert)
-        if (problem := lacks_seats(self.config, 1 + len(contrast.amateurs))) is not None:
-            raise ValueError(problem)
         rule = contrast.settings.rule
         drafts = self.config.speculative_config is not None
         if rule is not None and drafts and registry.get(rule).state:
@@ -124,10 +131,28 @@ class Admission:
             )
         return contrast
 
-    def _of_args(
-        self, said: Mapping[str, Any] | None, expert: "LoRARequest | None"
+    async def decide_aside(
+        self, said: Mapping[str, Any] | None, expert: "LoRARequest | None", params: Any = None
     ) -> Contrast | None:
-        args = parse_request_args(said)
+        """As ``decide``, off the event loop where there is much to read."""
+        return await prompts.aside(not _is_long(said), self.decide, said, expert, params)
+
+    def _check_number(self, field: str, amateurs: int) -> None:
+        """Refuse, before anything is read, what this engine has no place for."""
+        if not is_configured(self.config):
+            raise ValueError(f"CoLD cannot be used in this engine: {unsupported(self.config)}")
+        if amateurs > self.most_amateurs:
+            raise ColdError(
+                field,
+                amateurs,
+                "is how many amateurs the request has, and this engine allows "
+                f"{self.most_amateurs}; name fewer, or start it with max_amateurs "
+                f"(--cold-max-amateurs) {amateurs}",
+            )
+        if (problem := lacks_seats(self.config, 1 + amateurs)) is not None:
+            raise ValueError(problem)
+
+    def _of_args(self, args: ColdArgs, expert: "LoRARequest | None") -> Contrast | None:
         if args.enabled is False:
             return None
         left_out = self._left_out(args)
@@ -138,12 +163,17 @@ class Admission:
         contrast = args.contrast
         if left_out is not None:
             contrast = structs.replace(contrast, **left_out[1])
+        counted_by, number = count(contrast)
+        self._check_number(PREFIX + (counted_by or "amateur"), number)
+        self._check_length(contrast)
         amateurs = describe(contrast)
         if left_out is not None:
             name = f"cold_{next(iter(left_out[1]))} ({left_out[0]}'s default)"
+            lenient: dict[int, Source] = {}
             for one in amateurs:
                 assert isinstance(one.source, (Without, Distorted))
-                one.source = structs.replace(one.source, lenient=True)
+                of = structs.replace(one.source, lenient=True)
+                one.source = lenient.setdefault(id(one.source), of)
                 one.prompt_field = name
         settings, weights = args.settings(self.defaults, [one.weight for one in amateurs])
         return Contrast(
@@ -178,6 +208,20 @@ class Admission:
         if engine.without is not None:
             return "the engine", {"without": engine.without}
         return None if own is None else (name, {"without": own})
+
+    def _check_length(self, args: ContrastArgs) -> None:
+        """Refuse messages that are too long for the model before they are read, which takes a
+        multiple of the time that the body took.
+        """
+        said, limit = args.amateur_messages, self.config.model_config.max_model_len
+        for text in [said] if isinstance(said, str) else said or ():
+            # A token has a few of them at most, and around each message and part are some.
+            if text.count('"') > _MOST_QUOTES * limit:
+                raise ColdError(
+                    PREFIX + "amateur_messages",
+                    text,
+                    f"are more than max_model_len={limit} tokens; shorten them",
+                )
 
     def _adapter(self, one: AmateurSpec, expert: "LoRARequest | None") -> "LoRARequest | None":
         """What an amateur names; without a name, the expert's if it has another prompt."""
@@ -312,7 +356,12 @@ class Admission:
                 await prompts.aside(offline, _check_file, rank, one)
         try:
             amateurs = await prompts.render_async(
-                self.renderer, source, contrast.amateurs, online, offline=offline
+                self.renderer,
+                source,
+                contrast.amateurs,
+                online,
+                most_megapixels=None if offline else self.most_megapixels,
+                offline=offline,
             )
         except CannotLeaveOut:
             if contrast.gives_way:
@@ -357,6 +406,16 @@ class Admission:
                 return known is not None
         says = any(is_ours(key) or is_known(key) for key in params.extra_args or ())
         return says or self.defaults.enabled or isinstance(params, ColdParams)
+
+
+def _is_long(said: Mapping[str, Any] | None) -> bool:
+    """Whether reading flat arguments would keep others waiting."""
+    values = [value for key, value in (said or {}).items() if is_ours(key)]
+    texts = [each for each in values if isinstance(each, str)]
+    for each in values:
+        if isinstance(each, list):
+            texts += [text for text in each[: 2 * MOST_ITEMS] if isinstance(text, str)]
+    return sum(map(len, texts)) > _LONG
 
 
 def _check_drafter(config: Any, amateurs: tuple[AmateurSpec, ...], prompt: prompts.Prompt) -> None:

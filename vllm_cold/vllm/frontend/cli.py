@@ -20,6 +20,7 @@ from vllm_cold.method.arguments import load_rules
 from vllm_cold.method.settings import (
     ENGINE,
     KNOBS,
+    LIMITS,
     REQUEST_KEYS,
     check,
     combine,
@@ -78,7 +79,7 @@ def _make_add(original: Callable[..., Any]) -> Callable[..., Any]:
             default=None,
             help="A rule of your own, which requests name as their beta; may be given again.",
         )
-        for name, knob in ENGINE.items():
+        for name, knob in {**ENGINE, **LIMITS}.items():
             group.add_argument(_option(name), type=_checked(name), default=None, help=knob.about)
         return parser
 
@@ -89,7 +90,7 @@ def _make_from(original: Callable[..., Any]) -> Callable[..., Any]:
     def from_cli_args(
         cls: type[Any], args: argparse.Namespace, *further: Any, **kwargs: Any
     ) -> Any:
-        said = {key: getattr(args, f"cold_{key}", None) for key in ENGINE}
+        said = {key: getattr(args, f"cold_{key}", None) for key in (*ENGINE, *LIMITS)}
         said["rules"] = getattr(args, "cold_rule", None)
         said["enabled"] = True if getattr(args, "sampler", None) == "cold" else None
         given = {key: value for key, value in said.items() if value is not None}

@@ -6,7 +6,8 @@ in the way. Changes nothing; ``engine_config`` does.
 from typing import TYPE_CHECKING
 
 from vllm_cold.cpu import cpu_platform
-from vllm_cold.method.arguments import ColdArgs, parse_engine_defaults
+from vllm_cold.method.arguments import ColdArgs, parse_engine_defaults, parse_limits
+from vllm_cold.method.settings import DEFAULT_MEGAPIXELS, MAX_AMATEURS
 from vllm_cold.vllm import availability, contracts, versions
 from vllm_cold.vllm.frontend import ascend, connectors
 from vllm_cold.vllm.worker import amateur_tokens, drafts_v1, penalties_v2
@@ -33,6 +34,20 @@ SEATS = (
 def engine_defaults(config: "VllmConfig") -> ColdArgs:
     """``additional_config["cold"]``, checked."""
     return parse_engine_defaults(_said(config))
+
+
+def most_amateurs(config: "VllmConfig") -> int:
+    """How many amateurs a request may have. A request waits until all its streams have a sequence,
+    and others wait behind it: by default it may not have the engine emptied for that.
+    """
+    said: int | None = parse_limits(_said(config)).get("max_amateurs")
+    return said or min(max(config.scheduler_config.max_num_seqs // 4, 2), MAX_AMATEURS)
+
+
+def most_megapixels(config: "VllmConfig") -> float:
+    """Of an image that is distorted for a client."""
+    found: float = parse_limits(_said(config)).get("max_megapixels", DEFAULT_MEGAPIXELS)
+    return found
 
 
 def is_asked_for(config: "VllmConfig") -> bool:

@@ -61,7 +61,7 @@ class Contrast(arguments.Contrast):
         if prompt_source.messages is None and not prompt_source.has_images:
             return self.asked  # and is refused when its amateur's prompt is made
         try:
-            for one in self.amateurs:
+            for one in {id(each.source): each for each in self.amateurs}.values():
                 if isinstance(one.source, Without) and prompt_source.messages is None:
                     return self.asked
                 prompts.check_there(prompt_source, one)
@@ -137,16 +137,13 @@ def of_params(params: ColdParams, expert: "LoRARequest | None") -> Contrast:
     """What ``ColdParams`` ask for."""
     settings, weights = params.combine()
     named = "amateur" if params.amateurs is None else "amateurs[{}]"
-    amateurs = [
-        AmateurSpec(
-            named.format(i),
-            named.format(i),
-            source=one.source,
-            weight=one.weight,
-            lora=one.adapter(expert),
-        )
-        for i, one in enumerate(params.contrast())
-    ]
+    amateurs: list[AmateurSpec] = []
+    for i, one in enumerate(params.contrast()):
+        # What several read is one and the same, and made once.
+        source = next((each.source for each in amateurs if each.source == one.source), one.source)
+        field = named.format(i)
+        lora = one.adapter(expert)
+        amateurs.append(AmateurSpec(field, field, source=source, weight=one.weight, lora=lora))
     return Contrast(settings, tuple(amateurs), weights, params.method, explain=bool(params.explain))
 
 

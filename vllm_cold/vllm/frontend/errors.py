@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from functools import cache
 from typing import cast
 
+from vllm_cold.errors import sendable
+
 
 @contextmanager
 def refusals() -> Iterator[None]:
@@ -17,7 +19,7 @@ def refusals() -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        raise _request_error()(str(error)) from error
+        raise _request_error()(sendable(str(error))) from error
 
 
 @cache

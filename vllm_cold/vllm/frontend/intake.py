@@ -143,7 +143,9 @@ async def _decided(admission: Admission, prompt: dict[str, Any], params: Any, ex
     is_new = prompts.decision_in(prompt) is UNDECIDED and not FRONT_END.plain
     if not (is_new and admission.may_contrast(prompt, params)):
         return prompt
-    return await admission.prepare(prompt, admission.decided(params, expert), expert)
+    if (contrast := prompts.decision_in(params.extra_args)) is UNDECIDED:
+        contrast = await admission.decide_aside(params.extra_args, expert, params)
+    return await admission.prepare(prompt, contrast, expert)
 
 
 PATCH_POINTS = (

@@ -154,30 +154,47 @@ def has_images(messages: Sequence[Any] | None, data: Mapping[str, Any] | None) -
     return images is not None and not (isinstance(images, (list, tuple)) and not images)
 
 
-def with_images(prompt: Mapping[str, Any], one: AmateurSpec) -> dict[str, Any]:
-    """The expert's prompt as this amateur sees it, before vLLM has processed its media. Takes some
-    time for each image.
-
-    Args:
-        prompt: As ``render_messages`` makes it or ``LLM.generate`` is given it: with images, which
-            are decoded.
-        one: With a ``Distorted`` prompt.
-
-    Raises:
-        ColdError: an image is no picture; or the amateur's function fails.
+def images_of(prompt: Mapping[str, Any]) -> Sequence[Any]:
+    """The images of a prompt that vLLM has not processed yet, as ``render_messages`` makes it or
+    ``LLM.generate`` is given it.
     """
-    data = prompt["multi_modal_data"]
-    images = data["image"]
-    several = images if isinstance(images, (list, tuple)) else [images]
-    seen = [_seen(image, one) for image in several]
-    other = {**prompt, "multi_modal_data": {**data, "image": seen}}
+    images = prompt["multi_modal_data"]["image"]
+    return images if isinstance(images, (list, tuple)) else [images]
+
+
+def with_images(prompt: Mapping[str, Any], images: Sequence[Any]) -> dict[str, Any]:
+    """The prompt with others in their places."""
+    data = {**prompt["multi_modal_data"], "image": list(images)}
+    other = {**prompt, "multi_modal_data": data}
     if (uuids := prompt.get("multi_modal_uuids")) is not None:
         # Other pictures have other names; vLLM makes them of the pixels.
         other["multi_modal_uuids"] = {kind: uuids[kind] for kind in uuids if kind != "image"}
     return other
 
 
-def _seen(image: Any, one: AmateurSpec) -> Any:
+def check_size(image: Any, one: AmateurSpec, most_megapixels: float | None) -> None:
+    """Refuse an image that would keep other clients' waiting."""
+    if most_megapixels is None:
+        return
+    image = getattr(image, "media", image)
+    shape = image.shape[:2] if hasattr(image, "shape") else getattr(image, "size", (0, 0))
+    width, height = (*shape, 0, 0)[:2]
+    megapixels = width * height / 1e6
+    if megapixels > most_megapixels:
+        raise _cannot_be_seen(
+            one,
+            f"has {megapixels:.1f} megapixels, and at most {most_megapixels:g} are distorted here; "
+            "send a smaller one, or start the engine with a larger max_megapixels "
+            "(--cold-max-megapixels)",
+        )
+
+
+def distorted(image: Any, one: AmateurSpec) -> Any:
+    """What an amateur with a ``Distorted`` prompt sees of a decoded image; takes some time.
+
+    Raises:
+        ColdError: it is no picture; or the amateur's function fails.
+    """
     import numpy as np
     from PIL import Image
     from vllm.multimodal.image import convert_image_mode, normalize_image
@@ -291,7 +308,9 @@ _WITHIN = {"image_url": "url", "video_url": "url", "audio_url": "url", "input_au
 
 def _is_named_only(part: Mapping[str, Any]) -> bool:
     """As vLLM reads it, to which empty data is none."""
-    return part.get("uuid") is not None and all(_data(part, each) in (None, "") for each in _TYPES)
+    return part.get("uuid") is not None and all(
+        _data(part, each) in (None, "") for each in _TYPES & part.keys()
+    )
 
 
 def _data(part: Mapping[str, Any], name: str) -> Any:

@@ -44,8 +44,9 @@ from vllm_cold.vllm.patching import PatchPoint, at_once, in_form_of, result_of
 logger = logging.getLogger("vllm." + __name__)
 
 _T = TypeVar("_T")
-# One picture or file at a time, and vLLM's own threads stay free.
+# vLLM's own threads stay free, and who has no images does not wait for those of others.
 _ASIDE = ThreadPoolExecutor(1, "vllm-cold")
+_DISTORTING = ThreadPoolExecutor(2, "vllm-cold-images")
 
 _KEY = "cold_recipe"  # in what vLLM makes of a prompt
 _SAID = 400  # characters of an error: it may show what a client sent
@@ -324,6 +325,7 @@ async def render_async(
     amateurs: Sequence[AmateurSpec],
     online: Any = None,
     *,
+    most_megapixels: float | None = None,
     offline: bool = False,
 ) -> tuple[AmateurSpec, ...]:
     """Amateurs with the token ids of their prompts, for one request.
@@ -334,6 +336,7 @@ async def render_async(
         amateurs: As they were described.
         online: vLLM's OnlineRenderer, which has the template's arguments of chats; None without a
             server.
+        most_megapixels: Of an image that is distorted; None for any.
         offline: Whether nothing of it waits. Else nothing of it blocks the event loop.
 
     Raises:
@@ -348,7 +351,7 @@ async def render_async(
     reads: list[tuple[Any, Prompt]] = []  # what several read is made once
     found = []
     for one in amateurs:
-        read = next((read for source, read in reads if source == one.source), None)
+        read = next((read for source, read in reads if source is one.source), None)
         if read is None and one.source is not None:
             with _errors(one), media.remembering(prompt_source.fetched):
                 if isinstance(one.source, Distorted):
@@ -356,7 +359,7 @@ async def render_async(
                     if (prompt := prompt_source.whole) is None:
                         chat = prompt_source.messages, prompt_source.chat_params
                         _, prompt = await call("render_messages", *chat)
-                    seen = await aside(offline, media.with_images, prompt, one)
+                    seen = await _distorted(offline, prompt, one, most_megapixels)
                     method, args, kwargs = _call_seen(renderer, prompt_source, seen)
                 else:
                     method, args, kwargs = _call(renderer, prompt_source, one, online)
@@ -370,13 +373,32 @@ async def render_async(
     return tuple(found)
 
 
-async def aside(offline: bool, function: Callable[..., _T], *args: Any) -> _T:
-    """What a function that takes its time returns, without blocking the event loop if there is
-    one.
+async def aside(at_once: bool, function: Callable[..., _T], *args: Any) -> _T:
+    """What a function that takes its time returns, without blocking the event loop, unless it is
+    called ``at_once``.
     """
-    if offline:
+    if at_once:
         return function(*args)
     return await asyncio.get_running_loop().run_in_executor(_ASIDE, function, *args)
+
+
+async def _distorted(
+    offline: bool, prompt: Mapping[str, Any], one: AmateurSpec, most_megapixels: float | None
+) -> dict[str, Any]:
+    """The expert's prompt with the images that an amateur sees, made one after the other: so a
+    request with many has one job among those of others.
+    """
+    images = media.images_of(prompt)
+    for image in images:
+        media.check_size(image, one, most_megapixels)
+    loop = None if offline else asyncio.get_running_loop()
+    seen = []
+    for image in images:
+        if loop is None:
+            seen.append(media.distorted(image, one))
+        else:
+            seen.append(await loop.run_in_executor(_DISTORTING, media.distorted, image, one))
+    return media.with_images(prompt, seen)
 
 
 @contextmanager
@@ -394,11 +416,17 @@ def _errors(one: AmateurSpec) -> Iterator[None]:
             raise
         raise _unreadable(one, error) from error
     except Exception as error:
+        changed: tuple[type[Exception], ...] = (AttributeError, ImportError, TypeError)
         of_bytes = isinstance(one.source, Embeds) and isinstance(one.source.prompt, str)
+        if isinstance(one.source, Messages):
+            # Of what stands in a client's, templates say TypeError, and JSON says RecursionError.
+            changed = (AttributeError, ImportError)
+            if not isinstance(error, changed):
+                raise _unreadable(one, error) from error
         if of_bytes or _brings_media(one.source):
             # Of a client's bytes torch and PIL say anything, which vLLM does not always catch; and
             # what they are fetched from may be gone.
-            if isinstance(error, (AttributeError, ImportError, TypeError)):  # or vLLM has changed
+            if isinstance(error, changed):  # or vLLM has changed
                 logger.exception("vllm-cold: an amateur's prompt with media cannot be made.")
             raise _unreadable(one, error) from error
         logger.exception("vllm-cold: vLLM's renderer failed with an amateur's prompt.")

@@ -24,6 +24,7 @@ Since: 0.23 to 0.33. Can go: when vLLM resolves adapter names for extensions, pa
 on in beam search, reports the reason of an error, and lets plugins add to a response.
 """
 
+import asyncio
 import json
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
@@ -79,7 +80,7 @@ def _make_preprocess(original: Callable[..., Any]) -> Callable[..., Any]:
         if (server := FRONT_END.server) is None or beams or not hasattr(request, "vllm_xargs"):
             return await original(self, request, *args, **kwargs)
         with refusals():
-            contrast = _decide(server, request)
+            contrast = await _decide_aside(server, request)
             sends = contrast and _sends_data(contrast, self.renderer, *args, **kwargs)
         if sends:
             kwargs["skip_mm_cache"] = True
@@ -103,8 +104,9 @@ def _sends_data(
     Raises:
         ValueError: there are some, and the request asked.
     """
-    own = [one.source.value for one in contrast.amateurs if isinstance(one.source, Messages)]
-    all_of_them = [*(messages or ()), *chain.from_iterable(own)]
+    own = {id(one.source): one.source for one in contrast.amateurs}.values()
+    said = (source.value for source in own if isinstance(source, Messages))
+    all_of_them = [*(messages or ()), *chain.from_iterable(said)]
     sends = media.always_sent(renderer, all_of_them)
     if sends is False or not contrast.applies(PromptSource(messages=messages)):
         return False
@@ -127,10 +129,12 @@ async def _prepare(
     expert = server.adapters.get(request.model)
     if contrast is not None:
         _check_parts(request, len(made), contrast)
-    prepared = []
+    prepared: list[Any] = []
     found = contrast
     for one in made:
         if contrast is not None:
+            if prepared:
+                await asyncio.sleep(0)  # others' turn: of token ids nothing else waits for anything
             prompt_source = prompt_source_of(one)
             # What the client asked for and gets, as vLLM reads it; where it did not, 0, or None of
             # vLLM 0.33's chats.
@@ -155,9 +159,23 @@ async def _prepare(
 
 
 def _decide(server: Admission, request: Any) -> Contrast | None:
-    """Refuse a body that cannot have what it asks for; how it will be decoded with CoLD."""
+    """As ``_decide_aside``, where vLLM waits for nothing."""
     check_placement(request.model_extra)
     contrast = server.decide(request.vllm_xargs, server.adapters.get(request.model))
+    _check_sendable(server, request)
+    return contrast
+
+
+async def _decide_aside(server: Admission, request: Any) -> Contrast | None:
+    """Refuse a body that cannot have what it asks for; how it will be decoded with CoLD."""
+    check_placement(request.model_extra)
+    expert = server.adapters.get(request.model)
+    contrast = await server.decide_aside(request.vllm_xargs, expert)
+    _check_sendable(server, request)
+    return contrast
+
+
+def _check_sendable(server: Admission, request: Any) -> None:
     if is_configured(server.config):
         try:
             msgspec.msgpack.encode(request.vllm_xargs)
@@ -166,7 +184,6 @@ def _decide(server: Admission, request: Any) -> Contrast | None:
                 f"vllm_xargs cannot be sent to the engine ({error}): use valid Unicode text, and "
                 "integers from -2^63 to 2^64 - 1."
             ) from error
-    return contrast
 
 
 def _check_parts(request: Any, num_prompts: int, contrast: Contrast) -> None:
