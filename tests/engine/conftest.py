@@ -104,6 +104,11 @@ class Pool:
         leave_imports_alone()
         self._forget_the_dead()  # before an engine of other processes, which ends nothing here
         options = self.options | kwargs
+        more = options.get("additional_config") or {}
+        cold = more.get("cold", False)
+        if options["enable_lora"] or cold:  # more than a quarter of few sequences
+            cold = {"enabled": cold} if isinstance(cold, bool) else cold
+            options["additional_config"] = {**more, "cold": {"max_amateurs": 32, **cold}}
         if options["speculative_config"] and "max_num_batched_tokens" in options:
             # vLLM wants room for the drafts of all, and CoLD for a request that comes.
             each = 1 + options["speculative_config"]["num_speculative_tokens"]
