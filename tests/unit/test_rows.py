@@ -380,6 +380,41 @@ def test_a_rule_finds_its_state(monkeypatch: pytest.MonkeyPatch) -> None:
     counted(of(a=0, d=31), {"a": 61, "d": 20}, states)  # d was out of the batch for a step
 
 
+class Writes(Rule):
+    """-beta * (1 + n) at the n-th step; spoils what it was given, as no trial would let it."""
+
+    name = "writes"
+    parameters = {"beta": Parameter(0.5, 0.0, 9.0), "other": Parameter(1.0, 0.0, 1.0)}
+    state = 1
+
+    def weights(self, s: Any, p: Any) -> Choice:
+        choice = Choice(-p.beta * (1 + s.state[..., 0]), s.state + 1)
+        for given in (p.beta, p.other, s.step, s.state, s.logits(0)):
+            given.fill_(7)
+        p.beta = p.other
+        return choice
+
+
+def test_a_rule_that_writes_does_not_reach_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor the same requests at their next step."""
+    monkeypatch.setitem(registry._added, "writes", Writes())
+    betas = {"a": 0.5, "b": 2.0}
+    batch = Batch(
+        {
+            name: Contrast((None,) * 2, rule="writes", parameters={"beta": beta}, slot=slot)
+            for slot, (name, beta) in enumerate(betas.items())
+        }
+    )
+    found, states = batch.match(), RuleStates(CPU)
+    for step in range(3):
+        before = batch.draw(step)
+        logits = before.clone()
+        asked(found, logits, {rows[0]: step for rows in batch.rows.values()}, states)
+        for name, rows in batch.rows.items():
+            contrast = Contrast((-betas[name] * (1 + step),) * 2)
+            assert_scored(before[rows], logits[rows], [range(3)], contrast)
+
+
 def test_who_has_ended_has_no_weight(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever its rule still says of it."""
     monkeypatch.setitem(registry._added, "counts", Counts())

@@ -4,7 +4,6 @@
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from types import SimpleNamespace
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -106,16 +105,15 @@ def _rule_rows(
         of = [streams[i] for i in part.streams.tolist()]
         width = 1 + max(len(each.amateurs) for each in of)
         given = [each.settings.rule_parameters or {} for each in of]
-        parameters = {
-            key: _tensor(np.array([[each[key]] for each in given], dtype=np.float32), device)
-            for key in given[0]  # what the rule of this process lacks, it will say itself
-        }
+        names = tuple(given[0])  # what the rule of this process lacks, it will say itself
+        parameters = np.array([[each[key] for each in given] for key in names], dtype=np.float32)
         slots = np.array([-1 if each.slot is None else each.slot for each in of])
         rows, weights = part.members[:, :width], part.weights[:, : width - 1]
         found.append(
             RuleRows(
                 rule,
-                SimpleNamespace(**parameters),
+                names,
+                _tensor(parameters.reshape(len(names), len(of), 1), device),
                 _tensor(at, device),
                 _on_device(part, rows, np.nan_to_num(weights), device),
                 _tensor(np.isnan(weights), device),

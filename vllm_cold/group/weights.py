@@ -5,7 +5,7 @@ Needs no vLLM.
 
 import logging
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from torch import Tensor
 from vllm_cold.group.step_stats import RULE_FAILED
 from vllm_cold.ops.interface import MAX_STREAMS, Groups
 from vllm_cold.rules.check import checked
-from vllm_cold.rules.interface import Rule
+from vllm_cold.rules.interface import Rule, by_name
 from vllm_cold.rules.statistics import Statistics
 
 logger = logging.getLogger("vllm." + __name__)
@@ -85,7 +85,8 @@ class RuleRows:
 
     Attributes:
         rule: The rule.
-        parameters: Its parameters by name, each [n, 1].
+        names: Of its parameters.
+        parameters: [P, n, 1] float32, theirs.
         at: [n] int64: which groups of the batch they are.
         groups: They themselves, with -1 wherever a stream is not there, and the weights of the
             amateurs whose weights are fixed.
@@ -95,7 +96,8 @@ class RuleRows:
     """
 
     rule: Rule
-    parameters: Any
+    names: tuple[str, ...]
+    parameters: Tensor
     at: Tensor
     groups: Groups
     chooses: Tensor
@@ -116,10 +118,12 @@ class RuleRows:
         state = step.new_zeros(num, streams - 1, 0, dtype=torch.float32)
         if self.slots is not None:
             state = states.read(rule, self.slots, step, self.num_slots, streams - 1)
-        statistics = Statistics(logits, self.groups, step, state)
+        # Others' code may write: what it gets beside the logits is a copy in each step.
+        statistics = Statistics(logits, self.groups, step.clone(), state)
+        parameters = by_name(self.names, self.parameters.clone())
         absent = rows[:, 1:] < 0
         try:
-            choice = checked(rule, rule.weights(statistics, self.parameters), num, streams)
+            choice = checked(rule, rule.weights(statistics, parameters), num, streams)
             weights = torch.where(self.chooses, choice.weights, fixed)
             if self.slots is not None and choice.state is not None:
                 states.write(rule, self.slots, step, choice.state)

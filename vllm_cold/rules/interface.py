@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a rule is."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 if TYPE_CHECKING:
@@ -82,3 +83,8 @@ class Rule:
             [G, S - 1] float32, finite; below 0 to contrast with an amateur. Or a ``Choice``.
         """
         raise NotImplementedError
+
+
+def by_name(names: Iterable[str], values: "Tensor") -> Any:
+    """Parameters as a rule gets them, which may write into ``values``, [P, G, 1]."""
+    return SimpleNamespace(**dict(zip(names, values.unbind(), strict=True)))
