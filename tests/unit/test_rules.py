@@ -354,9 +354,23 @@ def test_rules_of_installed_packages(monkeypatch: pytest.MonkeyPatch) -> None:
         ("mti", {"tau": "1"}, "must be a number"),
         ("mti", {"tau": True}, "must be a number"),
         ("judge", {}, r"p=\{\}: rule 'judge' needs token: id of the token"),
+        *(
+            ("judge", {"token": wrong}, r"p\['token'\]=.*: must be an integer from 0 to 16777215$")
+            for wrong in (5.5, -1, 2**24, math.nan, math.inf, 10**400, True, "5")
+        ),
     ],
 )
 def test_parameters_are_checked(name: str, given: dict[str, Any], why: str) -> None:
     with pytest.raises(ColdError, match=why):
         registry.parameters_of(registry.get(name), given, "p")
     assert registry.parameters_of(registry.get("mti"), {"tau": 2}, "p") == {"beta": 0.5, "tau": 2.0}
+    for token in (5, 5.0):  # as JSON has it
+        assert registry.parameters_of(registry.get("judge"), {"token": token}, "p")["token"] == 5.0
+
+
+@pytest.mark.parametrize("default", [-0.5, 1.5, math.nan])
+def test_a_default_that_is_not_allowed(default: float) -> None:
+    with pytest.raises(ValueError, match="default of a parameter, .*, must be a number from 0 to"):
+        Parameter(default, 0.0, 1.0)
+    with pytest.raises(ValueError, match="must be an integer from 0 to 2"):
+        Parameter(default, 0, 2, integer=True)

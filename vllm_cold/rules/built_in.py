@@ -122,7 +122,7 @@ class Judge(Rule):
 
     name = "judge"
     parameters = {
-        "token": Parameter(None, 0.0, 2.0**24 - 1, "id of the token that means yes"),
+        "token": Parameter(None, 0, 2**24 - 1, "id of the token that means yes", integer=True),
         "threshold": Parameter(0.5, 0.0, 1.0, "its least probability"),
         "beta": Parameter(0.5, 0.0, 1e6, "strength where the judge says yes"),
     }

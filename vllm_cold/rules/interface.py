@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 
     from vllm_cold.rules.statistics import Statistics
 
+LARGEST = 3e38  # rules compute in float32
+
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
@@ -21,16 +23,39 @@ class Parameter:
         low: The least that is allowed.
         high: The most.
         about: What it is, in a few words.
+        integer: Whether it must be one; up to 2**24 float32 holds each.
+
+    Raises:
+        ValueError: the default is not allowed.
     """
 
     default: float | None
     low: float
     high: float
     about: str = ""
+    integer: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.allows(self.least()):
+            raise ValueError(f"the default of a parameter, {self.default}, {self.allowed}")
 
     def least(self) -> float:
         """The default, or the least where there is none."""
         return self.low if self.default is None else self.default
+
+    def allows(self, value: object) -> bool:
+        """Whether a request may give this value."""
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            return False
+        whole = not self.integer or value == value // 1
+        return whole and max(self.low, -LARGEST) <= value <= min(self.high, LARGEST)
+
+    @property
+    def allowed(self) -> str:
+        """What it allows, for errors."""
+        if self.integer:
+            return f"must be an integer from {self.low:.0f} to {self.high:.0f}"
+        return f"must be a number from {self.low:g} to {self.high:g}"
 
 
 class Choice(NamedTuple):

@@ -11,11 +11,10 @@ from functools import cache
 from typing import Any
 
 from vllm_cold.errors import ColdError
-from vllm_cold.rules.interface import Parameter, Rule
+from vllm_cold.rules.interface import Rule
 
 logger = logging.getLogger("vllm." + __name__)
 
-_LARGEST = 3e38  # rules compute in float32
 ENTRY_POINTS = "vllm_cold.rules"
 # Classes of ``vllm_cold.rules.built_in``, which imports torch.
 BUILT_IN = {
@@ -147,16 +146,7 @@ def parameters_of(rule: Rule, given: Mapping[str, Any], field: str) -> dict[str,
         if value is None and name not in given:
             problem = f"rule {rule.name!r} needs {name}: {declared.about}"
             raise ColdError(field, dict(given), problem)
-        if not _allowed(value, declared):
-            raise ColdError(
-                f"{field}[{name!r}]",
-                value,
-                f"must be a number from {declared.low:g} to {declared.high:g}",
-            )
+        if not declared.allows(value):
+            raise ColdError(f"{field}[{name!r}]", value, declared.allowed)
         found[name] = float(value)
     return found
-
-
-def _allowed(value: Any, declared: Parameter) -> bool:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return number and max(declared.low, -_LARGEST) <= value <= min(declared.high, _LARGEST)
