@@ -9,6 +9,7 @@ import sys
 import types
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -276,48 +277,311 @@ def test_a_rule_of_a_module(monkeypatch: pytest.MonkeyPatch) -> None:
         registry.add(f"{__name__}:Same")
 
 
+def faulty(weights: Any, **attributes: Any) -> type[Rule]:
+    """A rule with these weights, of statistics and parameters."""
+    body = {"name": "faulty", "weights": lambda self, s, p: weights(s, p)}
+    return type("Faulty", (Half,), body | attributes)
+
+
+def refused(rule: Any, why: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setattr(sys.modules[__name__], "Faulty", rule, raising=False)
+    with pytest.raises(ColdError, match=f"(?i){why}") as raised:
+        registry.add(f"{__name__}:Faulty")
+    assert "faulty" not in registry.names()
+    return str(raised.value)
+
+
+def amateurs(s: Statistics) -> Tensor:
+    """[G, S - 1], of each amateur by itself."""
+    return s.entropy[:, 1:]
+
+
 @pytest.mark.parametrize(
     ("weights", "attributes", "why"),
     [
-        (lambda s: {}["nothing there"], {}, "nothing there"),
-        (lambda s: s.entropy[:, 1:] * math.nan, {}, "not finite"),
-        (lambda s: s.entropy, {}, r"\[3, 3\] torch.float32 on .*; must be \[3, 2\]"),
-        (lambda s: s.entropy[:, 1:].double(), {}, "must be .* torch.float32"),
+        (lambda s, p: {}["nothing there"], {}, "raises KeyError: 'nothing there'"),
+        (lambda s, p: amateurs(s) * math.nan, {}, "not finite"),
+        (lambda s, p: s.entropy, {}, r"weights .* torch.float32 on .*; must be .* torch.float32"),
+        (lambda s, p: amateurs(s).double(), {}, "must be .* torch.float32"),
         (
-            lambda s: Choice(s.entropy[:, 1:], done=s.entropy[:, 1:]),
+            lambda s, p: Choice(amateurs(s), done=amateurs(s)),
             {"retires": True},
             "must be .* torch.bool",
         ),
-        (lambda s: Choice(s.entropy[:, 1:], done=s.entropy[:, 1:] > 0), {}, "retires is False"),
+        (lambda s, p: Choice(amateurs(s), done=amateurs(s) > 0), {}, "retires is False"),
+        (lambda s, p: amateurs(s) * torch.ones(1, 1), {}, "same device|different devices"),
         (
-            lambda s: s.entropy[:, 1:] * (0.5 if s.entropy.max() > 1 else 0.1),
-            {},
-            "asks for a value of a tensor",
-        ),
-        (lambda s: s.entropy[:, 1:] * torch.ones(3, 1), {}, "same device|different devices"),
-        (
-            lambda s: Choice(s.entropy[:, 1:], done=s.entropy[:, 1:] > 0),
+            lambda s, p: Choice(amateurs(s), done=amateurs(s) > 0),
             {"retires": True},
             "has a weight behind the step where it was done",
         ),
-        (lambda s: s.entropy[:, 1:] - s.entropy[:, 1:].mean(), {}, "depends on the other groups"),
-        (lambda s: s.entropy[:, 1:], {"state": 1}, "its state is 1 numbers"),
-        (lambda s: s.entropy[:, 1:], {"state": 17}, "its state must be at most 16"),
-        (lambda s: s.entropy[:, 1:], {"name": "a b"}, "must be an identifier"),
-        (None, {}, "no subclass"),
+        (lambda s, p: amateurs(s), {"state": 1}, "its state is 1 numbers"),
+        (lambda s, p: amateurs(s), {"state": 17}, "its state must be at most 16"),
+        (lambda s, p: amateurs(s), {"name": "a b"}, "must be an identifier"),
     ],
 )
-def test_what_a_rule_must_not_do(
+def test_what_a_rule_must_not_return(
     weights: Any, attributes: dict[str, Any], why: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    faulty: Any = Parameter
-    if weights is not None:
-        body = {"name": "faulty", "weights": lambda self, s, p: weights(s)}
-        faulty = type("Faulty", (Half,), body | attributes)
-    monkeypatch.setattr(sys.modules[__name__], "Faulty", faulty, raising=False)
-    with pytest.raises(ColdError, match=f"(?i){why}"):
-        registry.add(f"{__name__}:Faulty")
-    assert "faulty" not in registry.names()
+    refused(faulty(weights, **attributes), why, monkeypatch)
+
+
+def test_what_is_no_rule(monkeypatch: pytest.MonkeyPatch) -> None:
+    refused(Parameter, "no subclass", monkeypatch)
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [
+        lambda s, p: amateurs(s) - amateurs(s).mean(),
+        lambda s, p: amateurs(s) * p.most[0],
+        lambda s, p: amateurs(s) * p.most[-1],
+        lambda s, p: amateurs(s) * p.most.max(),
+        lambda s, p: amateurs(s) * p.most.sort(0).values,
+        lambda s, p: amateurs(s) * s.step.float().mean(),
+        lambda s, p: amateurs(s) * s.candidates.sum(),
+        lambda s, p: torch.where(s.step.min() > 0, amateurs(s), -amateurs(s)),
+        # How many others have.
+        lambda s, p: amateurs(s) / (s.num_streams - 1),
+        lambda s, p: amateurs(s) - amateurs(s).mean(1, keepdim=True),
+        lambda s, p: amateurs(s) * (s.step + 1 - len(s.step)).unsqueeze(1),
+    ],
+)
+def test_a_rule_must_not_mix_requests(weights: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = refused(faulty(weights), "depends on the other groups", monkeypatch)
+    assert "in place of" in said and "most=" in said
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        lambda s: s.state.mean(),
+        lambda s: s.state[:1],
+        lambda s: s.state.sum(1, keepdim=True),  # of amateurs that a group does not have, too
+    ],
+)
+def test_a_rule_must_not_mix_states(state: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def weights(s: Statistics, p: Any) -> Choice:
+        return Choice((state(s) * p.most.unsqueeze(-1))[..., 0] + 0 * amateurs(s), s.state + 1)
+
+    refused(faulty(weights, state=1), "depends on the other groups", monkeypatch)
+
+
+def test_who_has_ended_must_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    def weights(s: Statistics, p: Any) -> Choice:
+        mean = amateurs(s).mean(1, keepdim=True)
+        first = (torch.arange(2, device=mean.device) == 0).expand(len(mean), -1)
+        return Choice(torch.where(first, 0.0, mean), done=first)
+
+    rule = faulty(weights, amateurs=2, retires=True)
+    said = refused(rule, "whether or not another one has ended", monkeypatch)
+    assert "group of 2 amateurs" in said
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [
+        lambda s, p: amateurs(s).index_fill(1, torch.ones_like(s.step[:1]), 0.0),
+        lambda s, p: s.entropy[:, 2:3] * torch.ones_like(amateurs(s)),
+        lambda s, p: torch.cat([s.entropy[:, 1:2], s.entropy[:, 2:] * p.most], 1)[:, :3],
+    ],
+)
+def test_a_rule_must_do_with_any_number_of_amateurs(
+    weights: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or say how many it needs."""
+    refused(faulty(weights), "one amateur, .* must say how many|must be", monkeypatch)
+    monkeypatch.setattr(Faulty := faulty(weights, amateurs=2), "name", "two")
+    try_out(Faulty())
+
+
+def _add(x: Tensor) -> None:
+    x.add_(1)
+
+
+def _set(x: Tensor) -> None:
+    x[..., :1] = 3
+
+
+def _data(x: Tensor) -> None:
+    x.data.mul_(0.5)
+
+
+WRITES: list[tuple[str, Any]] = [
+    ("parameters", lambda s, p: _add(p.most)),
+    ("parameters", lambda s, p: _set(p.most)),
+    ("parameters", lambda s, p: p.most.clamp_(max=2.0)),
+    ("parameters", lambda s, p: _data(p.most)),
+    ("step", lambda s, p: _add(s.step)),
+    ("state", lambda s, p: _set(s.state)),
+    ("logits", lambda s, p: s._logits.zero_()),
+    ("logits", lambda s, p: s._logits.data.clamp_(max=1.0)),
+    ("rows", lambda s, p: s._groups.rows.fill_(0)),
+    ("entropy", lambda s, p: _add(amateurs(s))),
+    ("cached", lambda s, p: s.log_probabilities(1).exp_()),
+    ("candidate_logits", lambda s, p: s._candidate_logits[0].zero_()),
+]
+
+
+@pytest.mark.parametrize(("what", "write"), WRITES)
+def test_a_rule_must_not_write(what: str, write: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def weights(s: Statistics, p: Any) -> Choice:
+        write(s, p)
+        return Choice(amateurs(s) * 0, torch.zeros_like(s.state))
+
+    refused(faulty(weights, state=1), f"it writes into {what}, .*clone", monkeypatch)
+
+
+class Counts(Half):
+    """Keeps a number for itself."""
+
+    name = "counts"
+
+    def __init__(self) -> None:
+        self.calls = 0.0
+        self.before: Any = 0.0
+        self.known: dict[torch.Size, Tensor] = {}
+
+
+class Calls(Counts):
+    def weights(self, s: Statistics, p: Any) -> Tensor:
+        self.calls += 1
+        return amateurs(s) * self.calls
+
+
+class Before(Counts):
+    def weights(self, s: Statistics, p: Any) -> Tensor:
+        change, self.before = amateurs(s).mean() - self.before, amateurs(s).mean()
+        return amateurs(s) * change
+
+
+class Known(Counts):
+    def weights(self, s: Statistics, p: Any) -> Tensor:
+        return self.known.setdefault(s.entropy.shape, amateurs(s))
+
+
+class Random(Counts):
+    def weights(self, s: Statistics, p: Any) -> Tensor:
+        return torch.rand_like(amateurs(s))
+
+
+@pytest.mark.parametrize(
+    ("rule", "why"),
+    [
+        *((rule, "must return the same of the same rows") for rule in (Calls, Before, Random)),
+        (Known, "depends on the other groups"),
+    ],
+)
+def test_a_rule_must_not_remember(rule: Any, why: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    refused(rule, why, monkeypatch)
+
+
+WAITED = "it asks for a value of a tensor .* waited for"
+WAITS: list[Any] = [
+    lambda x: x.max().item(),
+    lambda x: 1 if x.max() > 1 else 2,
+    lambda x: [1 for one in x[0] if one > 0],
+    lambda x: float(x[0, 0]),
+    lambda x: range(9)[x[0, 0].long()],
+    lambda x: x.tolist(),
+    lambda x: x.max().tolist(),
+    lambda x: x.numpy(),
+    lambda x: np.asarray(x),
+    lambda x: x.cpu(),
+    lambda x: x.max().cpu(),
+    lambda x: x.to("cpu").sum(),
+    lambda x: torch.zeros(x.shape).copy_(x),
+    lambda x: x.nonzero(),
+    lambda x: torch.where(x > 0),
+    lambda x: x[x > 0],
+    lambda x: x.masked_select(x > 0),
+    lambda x: x.unique(),
+    lambda x: torch.equal(x, x),
+    lambda x: 1.0 in x,
+    lambda x: print(x),
+    lambda x: f"{x.max()}",
+    lambda x: f"{x.max():.1f}",
+    lambda x: torch.repeat_interleave(x, x[:, 0].long(), 0),
+    # To a device, too.
+    lambda x: torch.tensor([1.0, 2.0], device=x.device),
+    lambda x: x.new_tensor(1.0),
+    lambda x: x[:, [0, 0]],
+    lambda x: x.clone().__setitem__(0, torch.tensor(1.0)),
+    lambda x: x.clone().__setitem__(x > 0, x[0]),
+]
+
+
+@pytest.mark.parametrize("wait", WAITS)
+def test_a_rule_must_not_wait(wait: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def weights(s: Statistics, p: Any) -> Tensor:
+        wait(amateurs(s))
+        return -amateurs(s)
+
+    refused(faulty(weights), WAITED, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        lambda s: s.num_streams == 2,
+        lambda s: s.num_streams == 3 and len(s.step) == 1,
+        lambda s: s.num_streams > 30,
+        lambda s: len(s.step) > 1,
+    ],
+)
+def test_a_rule_must_not_wait_anywhere(where: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def weights(s: Statistics, p: Any) -> Tensor:
+        return -amateurs(s) * (s.step.max().item() if where(s) else 1)
+
+    refused(faulty(weights), WAITED, monkeypatch)
+
+
+def test_values_that_a_parameter_must_not_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    ranges = {"most": Parameter(1.0, 0.0, 10.0), "growth": Parameter(0.1, 0.0, 100.0)}
+
+    def weights(s: Statistics, p: Any) -> Tensor:
+        return amateurs(s) - (p.growth * (s.step + 1).unsqueeze(1)).exp()
+
+    said = refused(faulty(weights, parameters=ranges), "not finite", monkeypatch)
+    assert "growth=100" in said and "or allow less" in said
+    try_out(faulty(weights, parameters={**ranges, "growth": Parameter(0.1, 0.0, 2.0)})())
+    without_end = {"most": Parameter(1.0, 0.0, math.inf)}
+    refused(
+        faulty(lambda s, p: -9 * p.most + amateurs(s), parameters=without_end),
+        "most=3e",
+        monkeypatch,
+    )
+
+
+class Careful(Half):
+    """What a rule may do."""
+
+    name = "careful"
+    parameters = {"most": Parameter(None, -2.0, 2.0), "least": Parameter(0.1, 0.1, 0.1)}
+    state = 2
+
+    def weights(self, s: Statistics, p: Any) -> Choice:
+        if not hasattr(self, "even"):  # does not depend on what it is asked
+            self.even = torch.arange(s.vocabulary, device=s.step.device) % 2 == 0
+        own = s.logits(1)
+        own[:, :5] = 0.0
+        own.masked_fill_(self.even, -9.0)
+        weights = torch.zeros_like(s.divergence)
+        weights[:, 0] = own.amax(-1)
+        weights[s.reach < 0.5] = 0.25
+        weights *= torch.where(s.step.unsqueeze(1) > 2, p.most, p.least) * torch.tensor(2.0)
+        for i in range(1, s.num_streams):
+            weights[:, i - 1] += s.log_probabilities(i)[:, 7]
+        return Choice(weights, s.state.roll(1, -1) + 1)
+
+
+def test_what_a_rule_may_do() -> None:
+    rule = Careful()
+    try_out(rule)
+    assert vars(rule) == {}
+    # An engine may have to load it amid a step.
+    with torch.inference_mode():
+        try_out(rule)
 
 
 def test_rules_of_installed_packages(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -78,8 +78,10 @@ class Rule:
 
     It is asked about all groups of a step that use it at once, and computes with tensors alone: no
     ``item()``, ``if`` or shape that depends on their values, so that no device is waited for. It
-    must judge each group by itself, and give the same for the same rows: each device of an engine
-    asks it. It is tried on made-up logits before an engine serves it.
+    must judge each group by itself, with any number of amateurs but for ``amateurs``, and give the
+    same for the same rows: each device of an engine asks it. It must not write into what it is
+    given; what ``Statistics.logits`` returns is its own. It is tried on made-up groups before an
+    engine serves it.
 
     Attributes:
         name: What requests call it.
