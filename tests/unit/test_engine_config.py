@@ -323,24 +323,27 @@ def test_what_fits_the_kv_cache(watermark: float, ranks: int, max_tokens: int) -
 
 
 @pytest.mark.parametrize(
-    ("mode", "steps", "usable", "max_tokens"),
+    ("mode", "steps", "states", "usable", "max_tokens"),
     [
-        ("none", 2, 12, 1),
-        ("none", 2, 16, 9),
-        ("align", 1, 8, 1),
-        ("align", 1, 16, 9),
-        ("align", 1, 20, 17),
-        ("align", 2, 16, 9),
-        ("align", 2, 24, 17),
+        ("none", 2, 4, 12, 1),
+        ("none", 2, 4, 16, 9),
+        ("align", 1, 4, 8, 1),
+        ("align", 1, 4, 16, 9),
+        ("align", 1, 4, 20, 17),
+        ("align", 2, 4, 16, 9),
+        ("align", 2, 4, 24, 17),
+        ("align", 1, 5, 20, 9),
+        ("align", 2, 5, 20, 9),
     ],
 )
 @pytest.mark.parametrize("more", [0, 1])
 def test_states_take_blocks_too(
-    mode: str, steps: int, usable: int, max_tokens: int, more: int
+    mode: str, steps: int, states: int, usable: int, max_tokens: int, more: int
 ) -> None:
     """Two groups of layers with attention, and four blocks for states: of four such groups, or of
-    two with a state of the step before, and of each further step that is under way. A stream of a
-    single block has not as many. Of two data-parallel engines, one may have more blocks.
+    two with a state of the step before, and of each further step that is under way; or five, of
+    three. A stream of a single block has not as many. Of two data-parallel engines, one may have
+    more blocks.
     """
     engine = config(max_model_len=1000, is_hybrid=True)
     engine.max_concurrent_batches = steps
@@ -349,7 +352,7 @@ def test_states_take_blocks_too(
         block_size=8,
         sliding_window=None,
         mamba_cache_mode=mode,
-        kv_cache_max_concurrency=(1 + usable + more) / (2 * 125 + 4),
+        kv_cache_max_concurrency=(1 + usable + more) / (2 * 125 + states),
     )
     engine.parallel_config = SimpleNamespace(data_parallel_size=2)
     pair = [AmateurSpec("amateur", "amateur")]

@@ -720,12 +720,18 @@ def of_chat(front: Front, part: dict[str, Any]) -> str:
     return str(found["mm_hashes"]["image"][0])
 
 
-def test_the_sender_is_told_when_it_is_sent(online: Online, front: Front) -> None:
+@pytest.mark.parametrize("dropped", [None, 0, 1])
+def test_the_sender_is_told_when_it_is_sent(
+    dropped: int | None, online: Online, front: Front
+) -> None:
+    """Of all that has not been dropped meanwhile."""
     renderer, added = front.renderer, []
 
     async def add_request(self: Any, request_id: str, prompt: Any, params: Any, *_: Any) -> str:
         assert not renderer.mm_processor_cache.is_cached_item(one)
         added.append(prompt)
+        if dropped is not None:
+            del renderer._mm_processor_only_cache._cache[(one, noised)[dropped]]
         return "queue"
 
     async def add() -> Any:
@@ -738,8 +744,8 @@ def test_the_sender_is_told_when_it_is_sent(online: Online, front: Front) -> Non
     noised = of_chat(front, {"type": "image_pil", "image_pil": Noise(500)(picture(1))})
     assert front.run(add()) == "queue" and len(added) == 1
     renderer._mm_executor.submit(bool).result()
-    assert renderer.mm_processor_cache.is_cached_item(one)
-    assert renderer.mm_processor_cache.is_cached_item(noised)
+    for i, each in enumerate((one, noised)):
+        assert renderer.mm_processor_cache.is_cached_item(each) is (i != dropped)
 
 
 def _request(body: dict[str, Any]) -> Any:

@@ -219,6 +219,41 @@ def draw(seed: int, groups: int = 40, streams: int = 3) -> Tensor:
     return logits.masked_fill(forbidden, -math.inf)
 
 
+def test_what_the_expert_nearly_excludes_counts_in_cocoas_gate() -> None:
+    """As e^-80: what the amateur wants alone is far above two of it."""
+    logits, wanted = torch.tensor([[[0.0, -90.0], [-90.0, 0.0]]]), 0.5 - 0.622459  # 1 / (1 + e^-.5)
+    assert asked(registry.get("cocoa"), logits, {"gamma": 0.5}).weights.item() == pytest.approx(
+        wanted, abs=1e-6
+    )
+    memory: dict[str, Any] = {}
+    valid = torch.tensor([True, True])
+    found = naive_rules.weights("cocoa", {"gamma": 0.5}, [*logits[0]], valid, 0, memory)
+    assert found == [pytest.approx(wanted, abs=1e-6)]
+
+
+def test_an_amateur_as_unsure_as_the_expert_is_not_trusted() -> None:
+    """By ``grd``, whose best token is another one: to the last bit the same entropy."""
+    logits = torch.tensor([[[0.8, 0.2], [0.2, 0.8]]]).log()
+    choice = asked(registry.get("grd"), logits, {})
+    assert choice.weights.tolist() == [[0.0]]
+    assert choice.done is not None and choice.done.tolist() == [[True]]
+
+
+@pytest.mark.parametrize(("threshold", "weight"), [(1.0, -0.5), (0.5, -0.5), (0.51, 0.0)])
+def test_a_judge_says_yes_from_its_threshold_on(threshold: float, weight: float) -> None:
+    certain, half = [0.0, -math.inf, -math.inf], [0.0, -math.inf, 0.0]
+    logits = torch.tensor([[[0.0] * 3] * 2 + [certain if threshold == 1 else half]])
+    choice = asked(registry.get("judge"), logits, {"token": 0.0, "threshold": threshold})
+    assert choice.weights.tolist() == [[weight, 0.0]]
+
+
+def test_a_cap_of_one_leaves_one_candidate() -> None:
+    """So that the distributions over the candidates are the same, and the divergence is 0."""
+    logits, rule = draw(2), registry.get("adaptive")
+    assert (asked(rule, logits, {}, cap=2).weights != 0).any()
+    assert (asked(rule, logits, {}, cap=1).weights == 0).all()
+
+
 def test_equal_streams_need_no_contrast() -> None:
     logits = draw(3)[:, :1].expand(-1, 2, -1).contiguous()
     for name in ("adaptive", "arr", "grd"):

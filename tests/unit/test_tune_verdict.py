@@ -179,6 +179,14 @@ def test_a_contrast_that_a_plain_prompt_replaces_is_not_advised(
     assert found.headline().endswith(end) is (dev == (20, 0))
 
 
+def test_a_contrast_that_a_plain_prompt_equals_is_not_advised() -> None:
+    """Where texts answer, although it has more right where they do not."""
+    better: Told = ((9, 8), (22, 14), (9, 9))
+    found = judged({CAD: (20, 0)}, (8, 0), {BETTER: better}, (9, 0), plain_silent={BETTER: (0, 0)})
+    assert found.best.score > found.held_out[BETTER].score
+    assert found.headline().startswith("Use a better prompt, and no contrast: +8.0 points on 100")
+
+
 @pytest.mark.parametrize(("over", "advised"), [((2, 0), False), ((12, 1), True)])
 def test_a_contrast_has_to_beat_the_plain_prompt_that_it_is_tried_by(
     over: Pair, advised: bool
