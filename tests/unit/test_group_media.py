@@ -105,3 +105,7 @@ def test_media_that_must_not_be_split() -> None:
     told = why_never(streams, replace(whole, tokens=11))
     assert told and "has media of 10 tokens" in told and "one stream of it can have 9" in told
     assert why_never(streams, replace(whole, is_whole=False, tokens=11)) is None
+    # A step may compute less of one prompt than of all.
+    assert why_never(streams, replace(whole, chunk=10)) is None
+    told = why_never(streams, replace(whole, chunk=9))
+    assert told and "has media of 10 tokens" in told and "one stream of it can have 9" in told

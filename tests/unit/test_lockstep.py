@@ -196,6 +196,16 @@ def test_a_pass(asked: dict[str, Any], case: Any, expected: list[int]) -> None:
     assert step.reserved == 0 and step.promised == asked.get("promised", 0)
 
 
+def test_followers_get_nothing_without_their_leader() -> None:
+    """One that was passed over, or preempted when it had its tokens."""
+    group, capacity, waiting = pair(1, 1)
+    step: Step[Stream] = Step(64)
+    assert step.clip_follower(group, group.followers[0], 1, 0, waiting) == 0 and step.budget == 64
+    assert step.clip_leader(group, 1, 0, capacity, waiting) == 1
+    step.preempt(group)
+    assert step.clip_follower(group, group.followers[0], 1, 0, waiting) == 0 and step.budget == 63
+
+
 @pytest.mark.parametrize(
     ("budget", "case", "expected"),
     [

@@ -21,6 +21,10 @@ from tests.front_end import ONE, Front
 from vllm_cold import Amateur, ColdParams
 from vllm_cold.group import results
 from vllm_cold.group.step_stats import (
+    MAX_ADAPTERS,
+    OTHER,
+    OTHER_DRAFTS,
+    RULE_FAILED,
     Counters,
     CountersByKind,
     Report,
@@ -28,6 +32,7 @@ from vllm_cold.group.step_stats import (
     StepStats,
     WeightsByStep,
 )
+from vllm_cold.ops.interface import NOT_FINITE, OUT_OF_RANGE
 from vllm_cold.vllm.frontend import metrics
 from vllm_cold.vllm.frontend.prometheus import (
     COUNTERS,
@@ -226,6 +231,35 @@ def test_what_a_request_is_counted_under(tiny: Path) -> None:
     assert method(lora=None, amateur=["one", "two"], preset="dexperts") == "dexperts"
     front.serve(default={"preset": "cfg", "without": "system"})
     assert method(chat) == "cfg" and method(chat, preset="adacad") == "adacad"
+
+
+def test_adapters_are_counted_apart_up_to_a_number() -> None:
+    """A server may load new ones for ever; known ones, and the base model, keep their names."""
+    counts = CountersByKind()
+    names = [f"a{i}" for i in range(MAX_ADAPTERS + 3)]
+    assert counts.kind("cad", "") == ("cad", "")
+    for _ in range(2):
+        kept = [counts.kind("cad", name) for name in names]
+        assert kept[:-3] == [("cad", name) for name in names[:-3]]
+        assert kept[-3:] == [("cad", OTHER)] * 3
+        assert counts.kind("cfg", names[0]) == ("cfg", names[0])
+
+
+@pytest.mark.parametrize(
+    ("nonfinite", "said"),
+    [
+        (0, None),
+        (1, NOT_FINITE),
+        (OTHER_DRAFTS, results.NOT_THE_SAME_DRAFTS),
+        (OUT_OF_RANGE, results.NOT_SCORED),
+        (RULE_FAILED, results.RULE_HAS_NO_WEIGHTS),
+    ],
+)
+def test_what_is_told_of_tokens_that_must_not_be_given(nonfinite: int, said: str | None) -> None:
+    """Of the tokens that were given, not of drafts that were wrong."""
+    good, bad = RowStats(3, 0, 0, present=1), RowStats(3, 0, nonfinite, present=1)
+    assert results.problem([good, bad], 2, 1, 1) == results.problem([bad, good], 1, 1, 1) == said
+    assert results.problem([good, bad], 1, 1, 1) is None
 
 
 def test_metrics_add_up() -> None:
