@@ -303,7 +303,7 @@ def test_messages_that_are_too_long_are_not_read(
     part = {"type": "text", "text": ""}
     own = json.dumps([{"role": "user", "content": [part] * 2 * MAX_LEN}])
     args = {"cold_amateur_messages": own}
-    with pytest.raises(ValueError, match=f"are more than max_model_len={MAX_LEN} tokens"):
+    with pytest.raises(ValueError, match=f"is more than max_model_len={MAX_LEN} tokens"):
         front.request(front.text(" w1"), SamplingParams(extra_args=args))
 
 

@@ -112,11 +112,11 @@ class Admission:
             ValueError: the request asks for CoLD and cannot have it; says why.
         """
         if isinstance(params, ColdParams):
-            contrast = of_params(params, expert)
-            self._check_number("amateurs", len(contrast.amateurs))
-        elif (found := self._of_args(parse_request_args(said), expert)) is not None:
-            contrast = found
+            contrast: Contrast | None = of_params(params, expert)
+            self._check_number("amateurs", len(params.contrast()))
         else:
+            contrast = self._of_args(parse_request_args(said), expert)
+        if contrast is None:
             return None
         self._check_adapters(contrast, expert)
         rule = contrast.settings.rule
@@ -217,11 +217,8 @@ class Admission:
         for text in [said] if isinstance(said, str) else said or ():
             # A token has a few of them at most, and around each message and part are some.
             if text.count('"') > _MOST_QUOTES * limit:
-                raise ColdError(
-                    PREFIX + "amateur_messages",
-                    text,
-                    f"are more than max_model_len={limit} tokens; shorten them",
-                )
+                problem = f"is more than max_model_len={limit} tokens; shorten it"
+                raise ColdError(PREFIX + "amateur_messages", text, problem)
 
     def _adapter(self, one: AmateurSpec, expert: "LoRARequest | None") -> "LoRARequest | None":
         """What an amateur names; without a name, the expert's if it has another prompt."""
