@@ -53,6 +53,24 @@ def test_what_is_not_known() -> None:
     ) == pytest.approx(1 / 16)
 
 
+def test_where_nothing_tells_two_steps_in_64_go_without() -> None:
+    """All are as large, with drafts and without."""
+    draft_controller, without = DraftController(), []
+    for step in range(200):
+        if not draft_controller.may_draft():
+            without.append(step)
+        draft_controller.times.add(10, 0.03)
+    assert without == [64, 65, 128, 129, 192, 193]
+
+
+def test_a_step_so_small_that_its_time_is_unknown() -> None:
+    """By the line it would take none, or less: all of it is the row's."""
+    assert times_of(-0.01, 0.006).cost_of_a_row(1) == 1.0
+    draft_controller = DraftController()
+    draft_controller.end_step([1, 1], 1)  # that nobody said had begun
+    assert draft_controller.times.cost_of_a_row(2) is None
+
+
 def test_what_is_known_is_not_forgotten() -> None:
     """Where all groups pause, all steps are as large again."""
     times = times_of(0.02, 0.02)
@@ -91,6 +109,12 @@ def test_drafts_that_pay_go_on() -> None:
     assert play(Drafting(), [0] * 100, 0.0) == [4] * 100
     # Those of a seeded request in any case, or its tokens would depend on time.
     assert play(Drafting(seeded=True), [0] * 50, 0.9) == [4] * 50
+
+
+def test_a_group_that_has_half_of_its_drafts_right() -> None:
+    """Of which it forgets an eighth with each: (7/8) ** 7 is the first below 0.4."""
+    verified = play(Drafting(), [2] * 9, 0.7)
+    assert verified[:7] == [4] * 7 and verified[7] == 0
 
 
 @pytest.mark.parametrize("ahead", [0, 1], ids=["sync", "async"])

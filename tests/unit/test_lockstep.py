@@ -177,6 +177,10 @@ PASSES: list[tuple[dict[str, Any], Any, list[int]]] = [
     ({"budget": 6, "padding": 4}, pair(1, 1, away=[True]), [1, 1]),
     ({"budget": 5, "padding": 4}, pair(1, 1, away=[True]), [0, 0]),
     ({"budget": 2, "padding": 4}, pair(1, 1), [1, 1]),
+    ({"budget": 7, "padding": 4}, pair(1, 1, 1, away=[False, True]), [1, 1, 1]),
+    ({"budget": 6, "padding": 4}, pair(1, 1, 1, away=[False, True]), [0, 0, 0]),
+    # And a follower may get there by what its leader computes.
+    ({"budget": 20, "padding": 4}, start(50, 50, other=True), [15, 5]),
     # Where a follower's prompt has to be split for its states, nobody samples.
     ({"budget": 64}, pair(1, 9, 1, can_finish=False), [0, 8, 0]),
     ({"budget": 64}, pair(1, 1, 9, away=[False, True], can_finish=False), [0, 0, 8]),
@@ -204,6 +208,18 @@ def test_followers_get_nothing_without_their_leader() -> None:
     assert step.clip_leader(group, 1, 0, capacity, waiting) == 1
     step.preempt(group)
     assert step.clip_follower(group, group.followers[0], 1, 0, waiting) == 0 and step.budget == 63
+
+
+def test_tokens_that_were_not_taken_are_others() -> None:
+    """With what a drafter adds, where the request gets none at all."""
+    step: Step[Stream] = Step(64, extra=2)
+    assert (step.clip_plain(10), step.budget) == (10, 52)
+    for taken, left in ((10, 52), (4, 58), (0, 64)):
+        step.budget = 52
+        step.take_back(10, taken)
+        assert step.budget == left
+    step.take_back(0, 0)
+    assert step.budget == 64
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,7 @@ PEAK_4 = (0.97, 0.01, 0.01, 0.01)
 HAND: list[tuple[str, tuple[float, ...], tuple[float, ...], dict[str, Any], float]] = [
     # 3/4 log2 (3/2) + 1/4 log2 (1/2), twice, halved
     ("adaptive", LOW, HIGH, {}, -0.188722),
-    ("adaptive", LOW, HIGH, {"beta_max": 3.0}, -0.566166),
+    ("adaptive", LOW, HIGH, {"beta_max": 0.5}, -0.094361),
     ("adaptive", LOW, LOW, {}, 0.0),
     # 1/2 1/2 against 3/4 1/4 is .048795; .3 / .6 of it
     ("adaptive", (0.4, 0.4, 0.2), (0.3, 0.1, 0.6), {"alpha": 0.9}, -0.0243975),
@@ -71,6 +71,8 @@ HAND: list[tuple[str, tuple[float, ...], tuple[float, ...], dict[str, Any], floa
     ("cocoa", (0.9, 0.1), SURE, {}, -0.419437),
     ("cocoa", PEAK_4, EVEN_4, {}, -0.9),
     ("cocoa", SURE, OTHER, {"gamma": 0.5}, 0.5 - 0.622459),  # 1 / (1 + e^-.5)
+    # 6/8 + 4/2 = 2.75; H_q - H_p + 1 = 1.172609
+    ("cocoa", (0.8, 0.2), (0.6, 0.4), {}, -0.763616),
     # ln 4 = 1.386, ln 2 = .693
     ("mti", EVEN_4, SURE_4, {}, -0.5),
     ("mti", EVEN_2, SURE, {}, 0.0),
@@ -79,6 +81,7 @@ HAND: list[tuple[str, tuple[float, ...], tuple[float, ...], dict[str, Any], floa
     ("m3id", EVEN_4, SURE_4, {}, -0.0202013),
     ("m3id", EVEN_4, SURE_4, {"step": 49}, -1.7182818),
     ("m3id", EVEN_2, SURE, {"step": 49}, 0.0),
+    ("m3id", SURE, EVEN_2, {"step": 49, "threshold": 1.0}, 0.0),
     ("m3id", EVEN_2, SURE, {"step": 9, "threshold": 0.6, "gamma": 0.1}, -1.7182818),
     # ln 8 / (ln 8 + ln 5/3) = .802790
     ("grd", (0.5, 0.3, 0.2), (0.1, 0.8, 0.1), {}, 0.799302),
@@ -126,7 +129,7 @@ def asked(
 ) -> Choice:
     """What a rule says of groups [G, S, V]."""
     groups, streams, vocabulary = logits.shape
-    given = {name: of.least() for name, of in rule.parameters.items()} | parameters
+    given = registry.parameters_of(rule, parameters, "parameters")
     p = types.SimpleNamespace(**{n: torch.full((groups, 1), v) for n, v in given.items()})
     statistics = Statistics(
         logits.reshape(-1, vocabulary).float(),
