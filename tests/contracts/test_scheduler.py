@@ -91,6 +91,15 @@ def test_the_queues_are_known() -> None:
     assert {"waiting"} <= queues <= {"waiting", "skipped_waiting", "kv_holding_waiting"}
 
 
+def test_who_begins_to_wait_is_put_into_the_queue_of_that_name() -> None:
+    """So another one in its place takes what is to wait elsewhere (``WaitingQueues.aside``)."""
+    add, put = (source_of(getattr(scheduler(), f)) for f in ("add_request", "_preempt_request"))
+    enqueue = source_of(scheduler()._enqueue_waiting_request)
+    assert "self._enqueue_waiting_request(request)" in add and "self.waiting" not in add
+    assert enqueue.count("self.waiting") == enqueue.count("self.waiting.add_request(request)") == 1
+    assert put.count("self.waiting") == put.count("self.waiting.prepend_request(request)") == 1
+
+
 def test_the_kv_cache() -> None:
     from vllm.v1.core.kv_cache_manager import KVCacheManager
 

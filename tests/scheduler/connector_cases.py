@@ -260,7 +260,7 @@ def held_for_a_leader(model: Path) -> None:
     harness.step()
     harness.pause(PauseState.PAUSED_ALL)
     harness.step()
-    assert harness.sched._loads.holding(harness.groups())
+    assert harness.sched._loads.holding(harness.sched._groups)
     harness.reset(running=True)
     harness.pause(PauseState.UNPAUSED)
     plain = harness.add(prompt(5, 400), 52)

@@ -977,6 +977,12 @@ class Harness:
         assert known == set(sched._groups)
         ended = {r for r, request in sched.requests.items() if request.is_finished()}
         assert self.loads or not ended
+        # What is counted, and looked for among those who run or have blocks, is that of all.
+        assert sched._num_ended() == len(ended)
+        assert sched._num_groups == len(self.groups())
+        of_groups = [r for i, r in sched.requests.items() if i in known]
+        holding = {r for r in of_groups if sched._loads.waits_with_blocks(r)}
+        assert set(sched._loads.holding(sched._groups)) == holding
         assert set(sched.requests) - ended == {*self.alive(), *known}
         held: set[int] = set()
         for request_id, request in sched.requests.items():

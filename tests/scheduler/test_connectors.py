@@ -137,7 +137,7 @@ def test_what_a_load_keeps(blocks: tuple[list[int], ...], kept: int) -> None:
         failed_recving_kv_req_ids=set(),
     )
     nothing: Any = None
-    Loads(scheduler, nothing, nothing).cut({5})
+    Loads(scheduler, nothing, nothing, nothing).cut({5})
     assert request.num_computed_tokens == kept
     assert scheduler.failed_recving_kv_req_ids == ({"r"} if kept < 15 else set())
 
@@ -148,4 +148,4 @@ def test_older_vllm_has_connectors_without_us(monkeypatch: pytest.MonkeyPatch) -
     scheduler: Any = SimpleNamespace(connector=object())
     nothing: Any = None
     with pytest.raises(ValueError, match="KV connectors with vLLM before 0.31"):
-        Loads(scheduler, nothing, nothing)
+        Loads(scheduler, nothing, nothing, nothing)

@@ -103,7 +103,11 @@ _SCHEDULER = (
         "need_mamba_block_aligned_split requests running waiting policy",
     ),
     Contract(_SCHED + "interface:PauseState", has="UNPAUSED PAUSED_NEW PAUSED_ALL"),
-    Contract(_SCHED + "request_queue:FCFSRequestQueue", has="insert remove_requests"),
+    Contract(_SCHED + "request_queue", has="create_request_queue"),
+    Contract(
+        _SCHED + "request_queue:FCFSRequestQueue",
+        has="insert peek_request pop_request remove_requests",
+    ),
     Contract(_SCHED + "request_queue:SchedulingPolicy", has="FCFS PRIORITY"),
     # All columns of a request are taken out of a step that its group is held back from.
     Contract(

@@ -39,20 +39,34 @@ _WAITS = (RequestStatus.WAITING, RequestStatus.PREEMPTED)
 class Loads:
     """What the connector of one scheduler brings; nothing where there is none.
 
+    Args:
+        scheduler: The engine's.
+        queues: Its queues.
+        blocks: Its KV cache.
+        num_ended: Says how many requests have ended and still hold blocks.
+
     Attributes:
         starting: Followers that are queued in this pass for their load alone.
         expected: Those that are queued to run in it.
         asked_in_vain: Whether the connector did not know yet, in this pass.
     """
 
-    def __init__(self, scheduler: Scheduler, queues: WaitingQueues, blocks: KVBlocks) -> None:
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        queues: WaitingQueues,
+        blocks: KVBlocks,
+        num_ended: Callable[[], int],
+    ) -> None:
         self._scheduler = scheduler
+        self._num_ended = num_ended
         self._queues = queues
         self._blocks = blocks
         self._connector: Any = getattr(scheduler, "connector", None)
         if self.possible and versions.is_before(0, 31):
             raise ValueError("CoLD does not support KV connectors with vLLM before 0.31.")
-        self._loading: dict[Request, None] = {}  # followers, in the order in which they began
+        # Followers that are loaded, or were and wait with blocks, in the order in which they began.
+        self._loading: dict[Request, None] = {}
         self._written: dict[Request, int] = {}  # see num_written; of steps that are not back yet
         self._released: list[Request] = []  # at the end of the pass
         self._seats: int | None = None  # that the engine has, while it admits nobody any more
@@ -77,12 +91,14 @@ class Loads:
             del self._written[request]
         self.asked_in_vain = False
         for follower in tuple(self._loading):
-            if not self.is_under_way(follower):
+            if self.is_under_way(follower):
+                continue
+            if follower.status == RequestStatus.WAITING_FOR_REMOTE_KVS and promote(follower):
+                self._queues.remove(follower)
+                if not follower.num_computed_tokens:
+                    self._forget_promise(follower)
+            if not self.waits_with_blocks(follower):
                 del self._loading[follower]
-                if follower.status == RequestStatus.WAITING_FOR_REMOTE_KVS and promote(follower):
-                    self._queues.remove(follower)
-                    if not follower.num_computed_tokens:
-                        self._forget_promise(follower)
 
     def end_pass(self, queued: Iterable[Request]) -> None:
         """``queued``: the followers that were put into queues in this pass."""
@@ -234,10 +250,8 @@ class Loads:
         """Whether blocks get free without anybody being scheduled, or requests can go on."""
         return self.possible and (
             self._connector.has_pending_block_frees()
-            or any(
-                self.is_under_way(request) or request.is_finished()
-                for request in self._scheduler.requests.values()
-            )
+            or any(map(self.is_under_way, self._scheduler.kv_holding_waiting))
+            or self._num_ended() > 0
         )
 
     def release(self, request: Request) -> None:
@@ -253,17 +267,21 @@ class Loads:
         """The same, behind the pass."""
         self._released.append(request)
 
-    def release_unled(self, groups: Iterable[Group[Request]]) -> None:
-        """While admission is paused, followers keep no blocks for a leader that may not begin."""
-        for group in groups:
-            leader = group.leader
+    def release_unled(self, groups: Mapping[str, Group[Request]]) -> None:
+        """While admission is paused, followers keep no blocks for a leader that may not begin.
+        ``groups``: by the id of each stream.
+        """
+        for follower in self._loading:
+            leader = groups[follower.request_id].leader
             if leader.status != RequestStatus.RUNNING and not leader.num_computed_tokens:
-                for follower in group.followers:
-                    self.release(follower)
+                self.release(follower)
 
-    def holding(self, groups: Iterable[Group[Request]]) -> list[Request]:
-        """Streams that wait with blocks."""
-        return [s for g in groups for s in g.streams if self.waits_with_blocks(s)]
+    def holding(self, groups: Mapping[str, Group[Request]]) -> list[Request]:
+        """Streams that wait with blocks, behind a pass. ``groups``: by the id of each stream."""
+        if not self.possible:
+            return []
+        streams = (*self._loading, *self._scheduler.kv_holding_waiting)
+        return [s for s in streams if s.request_id in groups and self.waits_with_blocks(s)]
 
     def release_all(self, streams: Iterable[Request]) -> None:
         """They are computed, and not loaded once more."""

@@ -125,15 +125,13 @@ class EncoderInputs:
         features = request.mm_features
         return bool(features) and bool(media.at_end(features, request.num_tokens, self._lookahead))
 
-    def may_begin(self, group: Group[Request], groups: Iterable[Group[Request]]) -> bool:
+    def may_begin(self, group: Group[Request], running: Iterable[Group[Request]]) -> bool:
         """Whether no other group runs that keeps media in the cache while it waits: two could wait
         for each other's room.
         """
         return not any(map(self._ends_with_media, group.streams)) or not any(
-            other is not group
-            and other.leader.status == RequestStatus.RUNNING
-            and any(map(self._ends_with_media, other.streams))
-            for other in groups
+            other is not group and any(map(self._ends_with_media, other.streams))
+            for other in running
         )
 
     # ---- a pass --------------------------------------------------------------------------------
@@ -269,6 +267,8 @@ class EncoderInputs:
         """The step is what ``output`` says: what others of it count on is encoded for them, and
         what nobody of it does is not in the cache. ``groups``: by the id of each stream.
         """
+        if not (step.groups or self._planned):
+            return
         scheduled = output.num_scheduled_tokens
         for each in (each for group in step.groups for each in group.streams if each.mm_features):
             if each.status != RequestStatus.RUNNING:

@@ -2,16 +2,17 @@
 """Puts followers into vLLM's waiting queues for the time of a pass, right behind their leaders.
 
 Touched in vLLM: ``RequestQueue`` and the scheduler's queues (see ``scheduler``). vLLM's queues know
-no quick way to tell whether a request is in them: nothing here asks them. And when prompts are held
+no quick way to tell whether a request is in them, or to take it out if it is not their head: who is
+not to wait is not put there (``aside``). And when prompts are held
 back there: ``prefill_capacity_bound``; since 0.33 ``local_prefill_interval``,
 ``num_executed_steps`` and ``last_prefill_step``.
 """
 
-from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
-from vllm.v1.core.sched.request_queue import SchedulingPolicy
+from vllm.v1.core.sched.request_queue import SchedulingPolicy, create_request_queue
 from vllm.v1.request import RequestStatus
 
 from vllm_cold.group.lockstep import Group
@@ -90,6 +91,8 @@ class WaitingQueues:
         Returns:
             All that were queued.
         """
+        if not (self._queued or self._asked_priority):
+            return []
         stay = (RequestStatus.RUNNING, RequestStatus.WAITING_FOR_REMOTE_KVS)
         waiting = [f for f in self._queued if f.status not in stay]
         if waiting:
@@ -108,14 +111,17 @@ class WaitingQueues:
         self._asked_priority.clear()
         return queued
 
-    def replace(self, request: Request, other: Request) -> None:
-        """``other`` waits from now on in the place of ``request``, which came just now."""
-        waiting = self._scheduler.waiting
-        if isinstance(waiting, deque) and waiting[-1] is request:
-            waiting.pop()
-        else:
-            self.remove(request)
-        waiting.add_request(other)
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Who begins to wait meanwhile, waits in no queue: to take somebody out of one again costs
+        time for each who waits there.
+        """
+        queue = self._scheduler.waiting
+        self._scheduler.waiting = create_request_queue(SchedulingPolicy.FCFS)
+        try:
+            yield
+        finally:
+            self._scheduler.waiting = queue
 
     def lead(self, group: Group[Request]) -> None:
         """The leader waits at the head from now on, in the expert's place."""
@@ -124,13 +130,18 @@ class WaitingQueues:
 
     def remove(self, *requests: Request) -> Any:
         """Take requests out of whatever queues they are in; the last one that had any, or None."""
-        found = None
+        found, wanted, left = None, set(requests), len(requests)
         for queue in self._queues():
             before = len(queue)
-            if before:
-                queue.remove_requests(set(requests))
+            while queue and queue.peek_request() in wanted:
+                queue.pop_request()
+            if left > before - len(queue) and queue:
+                queue.remove_requests(wanted)
             if len(queue) < before:
                 found = queue
+                left -= before - len(queue)
+            if not left:
+                break
         self._deferred.difference_update(requests)
         return found
 

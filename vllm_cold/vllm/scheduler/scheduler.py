@@ -9,9 +9,9 @@ Why: a CoLD request is several requests that must be scheduled in step. The rule
   request that is about to get tokens, in both loops of ``schedule()``, after the token budget and
   before block allocation, whenever ``need_mamba_block_aligned_split`` is true; a 0 passes the
   request over (running) or ends admission for this step (waiting). It is the one place where
-  tokens can be capped *before* blocks are allocated and hashed. It is replaced during a pass with
-  groups only, in which ``states`` asks vLLM's own rule first. Can go: when vLLM offers a
-  per-request cap.
+  tokens can be capped *before* blocks are allocated and hashed. It is replaced only during a pass
+  in which a group may get some, in which ``states`` asks vLLM's own rule first. Can go: when vLLM
+  offers a per-request cap.
 - ``_handle_blocked_waiting_request(request)``: called for the head of a queue before anything else
   is done for it; False passes it over and goes on with the next. Not in 0.23, where a group that
   lacks an adapter's slot ends the step's admission.
@@ -20,7 +20,8 @@ Why: a CoLD request is several requests that must be scheduled in step. The rule
   the cap. ``encoder`` has what follows.
 - ``_update_after_schedule(output)``: the end of ``schedule()``, before counts advance.
 - ``_preempt_request``, ``add_request``, ``finish_requests``, ``update_from_output``,
-  ``get_request_counts``: overridden, each calls super.
+  ``get_request_counts``: overridden, each calls super. The first two put a request into
+  ``self.waiting``, in whose place ``queues`` has another one for those who are to wait elsewhere.
 - All streams are in ``self.requests``, but only one waits in a queue: the leader (while a grammar
   is compiled, the expert, with which vLLM looks after that). Its followers are there inside a
   scheduling pass only, right behind it (or, if it already runs, in front of everything else); so
@@ -36,6 +37,7 @@ import logging
 import time
 import uuid
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -62,6 +64,7 @@ from vllm_cold.group.lockstep import (
 )
 from vllm_cold.group.step_stats import CountersByKind, RowStats, WeightsByStep
 from vllm_cold.group.stream import from_extra_args
+from vllm_cold.vllm import versions
 from vllm_cold.vllm.scheduler.amateurs import make_streams
 from vllm_cold.vllm.scheduler.connectors import Loads
 from vllm_cold.vllm.scheduler.encoder import EncoderInputs
@@ -107,6 +110,8 @@ class GroupScheduler(Scheduler):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._groups = {}  # by the id of each stream
+        self._num_groups = 0
+        self._counts_streams = versions.is_before(0, 31)  # in vLLM's statistics
         self._failed: list[RequestGroup] = []  # groups that must end
         self._counters = CountersByKind()
         self._to_report = 0  # steps for which the front ends must hear from us, groups or not
@@ -114,7 +119,7 @@ class GroupScheduler(Scheduler):
         self._engine = uuid.uuid4().hex[:12]
         self._queues = WaitingQueues(self)
         self._blocks = KVBlocks(self)
-        self._loads = Loads(self, self._queues, self._blocks)
+        self._loads = Loads(self, self._queues, self._blocks, self._num_ended)
         self._states = StateSplit(self, self._blocks)
         self._encoder = EncoderInputs(self, super()._try_schedule_encoder_inputs)
         speculative = self.vllm_config.speculative_config
@@ -139,9 +144,13 @@ class GroupScheduler(Scheduler):
     def add_request(self, request: Request) -> None:
         params = request.sampling_params
         stream = from_extra_args(params.extra_args) if params is not None else None
-        super().add_request(request)
-        if stream is None or request.request_id in self._groups:
+        if stream is None or request.request_id in self.requests:
+            super().add_request(request)
             return
+        # While a grammar is compiled, vLLM looks after its request.
+        leads = request.status == RequestStatus.WAITING
+        with self._queues.aside() if leads else nullcontext():
+            super().add_request(request)
         slot = self._take_slot() if stream.keeps_state else None
         stream = structs.replace(stream, group=self._group_id(request), slot=slot)
         adapter = request.lora_request.lora_name if request.lora_request else ""
@@ -154,9 +163,9 @@ class GroupScheduler(Scheduler):
         if self._draft_controller is not None:
             seeded = params.seed is not None and params.temperature > 0
             group.drafting = Drafting(self._draft_controller.kinds[kind], seeded=seeded)
-        if group.leader is not request and request.status == RequestStatus.WAITING:
-            # For no grammar: vLLM looks after those whose is compiled.
-            self._queues.replace(request, group.leader)
+        if leads:
+            self.waiting.add_request(group.leader)
+        self._num_groups += 1
         for each in group.streams:
             self._groups[each.request_id] = group
             self.requests[each.request_id] = each
@@ -205,6 +214,7 @@ class GroupScheduler(Scheduler):
         if group.slot is not None:
             self._slots.append(group.slot)
         self._loads.drop(group.followers)
+        self._num_groups -= 1
         for each in group.streams:
             self._groups.pop(each.request_id, None)
 
@@ -247,7 +257,8 @@ class GroupScheduler(Scheduler):
         """A CoLD request counts once; vLLM 0.23 does not ask ``get_request_counts``."""
         stats = super().make_stats(*args, **kwargs)
         if stats is not None and self._groups:
-            stats.num_running_reqs = self.get_request_counts()[0]
+            if self._counts_streams:
+                stats.num_running_reqs = self.get_request_counts()[0]
             if queued := self._loads.num_queued_followers():  # vLLM counts them as skipped
                 stats.num_waiting_reqs += queued
                 stats.num_skipped_waiting_reqs -= queued
@@ -257,12 +268,24 @@ class GroupScheduler(Scheduler):
         """With a connector vLLM takes requests in no queue for those that have ended."""
         if not self._groups or not self._loads.possible:
             return bool(super().has_finished_requests())
-        return bool(self.finished_req_ids) or any(r.is_finished() for r in self.requests.values())
+        return bool(self.finished_req_ids) or self._num_ended() > 0
+
+    def _num_ended(self) -> int:
+        """Requests that have ended and that a connector is not done with, between passes: those
+        that neither run, nor are in a queue, nor are followers, which wait in none.
+        """
+        running, waiting = super().get_request_counts()
+        groups = [self._groups.get(request.request_id) for request in self.running]
+        pairs = zip(groups, self.running, strict=True)
+        following = sum(g is not None and r is not g.leader for g, r in pairs)
+        following += self._loads.num_queued_followers()
+        elsewhere = len(self._groups) - self._num_groups - following
+        return len(self.requests) - running - waiting - elsewhere
 
     def set_pause_state(self, pause_state: PauseState) -> None:
         super().set_pause_state(pause_state)
         if pause_state == PauseState.PAUSED_NEW:
-            self._loads.release_unled(self._groups.values())
+            self._loads.release_unled(self._groups)
 
     def reset_prefix_cache(
         self, reset_running_requests: bool = False, *args: Any, **kwargs: Any
@@ -293,23 +316,38 @@ class GroupScheduler(Scheduler):
         drafting = self._draft_controller is None or self._draft_controller.may_draft()
         self._step = Step(self._budget, self._draft_slots, self.num_spec_tokens, drafting)
         self._throttled = holds_prompts(self, throttle)
-        self._order_running()
+        takes_part = self._takes_part()
+        if takes_part:
+            self._order_running()
         self._loads.begin_pass(self._promote)
         if self.pause_state == PauseState.PAUSED_NEW:
-            self._loads.release_unled(self._groups.values())
+            self._loads.release_unled(self._groups)
         self._encoder.begin_pass()
         self._capped = None
         self._in_pass = True
-        before, self.need_mamba_block_aligned_split = self.need_mamba_block_aligned_split, True
-        self._states.is_on = before
-        self._mamba_block_aligned_split = self._cap  # type: ignore[method-assign]
+        before = self._states.is_on = self.need_mamba_block_aligned_split
+        if takes_part:
+            self.need_mamba_block_aligned_split = True
+            self._mamba_block_aligned_split = self._cap  # type: ignore[method-assign]
         try:
             return super().schedule(*args, **kwargs)
         finally:
-            del self._mamba_block_aligned_split  # the class's again
+            if takes_part:
+                del self._mamba_block_aligned_split  # the class's again
             self.need_mamba_block_aligned_split = before
             self._in_pass = False
             self._look_anew()
+
+    @property
+    def _max_active(self) -> int:
+        """Seats, also where vLLM has no name for those in use."""
+        return getattr(self, "max_num_active_reqs", self.max_num_running_reqs)
+
+    def _takes_part(self) -> bool:
+        """Whether a group may get tokens in the pass that begins: not where all seats are taken by
+        plain requests, as a pass that preempts one of them admits nobody.
+        """
+        return len(self.running) < self._max_active or bool(self._led())
 
     def _order_running(self) -> None:
         """A leader that lacks a follower runs last, with those that it has, so that nothing comes
@@ -340,12 +378,15 @@ class GroupScheduler(Scheduler):
         for request in reversed(last):
             self._preempt_request(request, time.monotonic())
 
+    def _led(self) -> list[RequestGroup]:
+        """Groups whose leader runs, in the order of the batch."""
+        found = ((self._groups.get(r.request_id), r) for r in self.running)
+        return [group for group, r in found if group is not None and r is group.leader]
+
     def _incomplete(self) -> list[RequestGroup]:
         """Groups whose leader runs without one of its followers, in the order of the batch."""
         if self._maybe_incomplete is None:
-            groups = [self._groups.get(r.request_id) for r in self.running]
-            led = zip(groups, self.running, strict=True)
-            self._maybe_incomplete = [g for g, r in led if g is not None and r is g.leader]
+            self._maybe_incomplete = self._led()
         self._maybe_incomplete = [
             group
             for group in self._maybe_incomplete
@@ -394,12 +435,14 @@ class GroupScheduler(Scheduler):
         if num_new_tokens <= 0:
             return 0
         self._capped = request
+        group = self._groups.get(request.request_id)
+        waiting = request.status != RequestStatus.RUNNING
+        if group is None and not waiting and not self._states.is_on:
+            return self._step.clip_plain(num_new_tokens)
         assert self._blocks is not None
         cached = num_new_local_computed_tokens, num_external_computed_tokens
         num_cached = self._blocks.restored(sum(cached))
-        waiting = request.status != RequestStatus.RUNNING
         self._loads.admitted(request, num_new_local_computed_tokens, num_external_computed_tokens)
-        group = self._groups.get(request.request_id)
         if group is not None and waiting and request.request_id in group.new_amateurs:
             group.new_amateurs[request.request_id] = request.num_computed_tokens or num_cached
         if group is not None and not group.followers:
@@ -474,12 +517,11 @@ class GroupScheduler(Scheduler):
         if not any(missing):
             can_finish = self._states.can_finish(group, num_cached, {})
             return Capacity(nothing, missing, chunk=chunk, can_finish=can_finish)
-        max_active = getattr(self, "max_num_active_reqs", self.max_num_running_reqs)
         seats = len(self.running) + self.num_waiting_for_streaming_input + sum(missing) + waiting
         incomplete = self._incomplete()
         admissible = (
-            seats <= max_active
-            and (not waiting or self._encoder.may_begin(group, self._groups.values()))
+            seats <= self._max_active
+            and (not waiting or self._encoder.may_begin(group, self._led()))
             and self._loras_fit(*group.streams)
             # One after the other, so that nothing gets between a group's streams.
             and (waiting or not self._queues.has_followers)
@@ -583,11 +625,11 @@ class GroupScheduler(Scheduler):
             self._step.preempt(group if group is not None and group.followers else None)
             self._encoder.preempted(request)
             self._look_anew()
-        super()._preempt_request(request, *args, **kwargs)
-        if group is not None and request is group.leader:
+        leads = group is None or request is group.leader
+        with nullcontext() if leads else self._queues.aside():
+            super()._preempt_request(request, *args, **kwargs)
+        if group is not None and leads:
             self._counters.sums[group.kind].preemptions += 1
-        elif group is not None:
-            self.waiting.remove_request(request)
 
     def _try_schedule_encoder_inputs(
         self,
@@ -642,7 +684,7 @@ class GroupScheduler(Scheduler):
             failed.append(group)
         self._emptied = had_tokens and not output.num_scheduled_tokens
         alone = not output.num_scheduled_tokens and not self._loads.frees_blocks()
-        if alone and (holding := self._loads.holding(self._groups.values())):
+        if alone and (holding := self._loads.holding(self._groups)):
             alone = False
             if not failed and not self._step.preempted and self._may_go_on():
                 # They may be in each other's way.
@@ -709,15 +751,18 @@ class GroupScheduler(Scheduler):
         if self._draft_controller is not None:
             tokens = scheduler_output.num_scheduled_tokens.values()
             self._draft_controller.end_step(tokens, most=1 + self.num_spec_tokens)
-        if self._groups:
+        scheduled = scheduler_output.num_scheduled_tokens
+        took_part = bool(self._groups) and not self._groups.keys().isdisjoint(scheduled)
+        if took_part:
             scored = self._scored(scheduler_output, model_runner_output)
+        if self._groups:
             # Before vLLM sees their tokens. It passes over requests that ended meanwhile.
             ended = self._end_failed()
         outputs = super().update_from_output(scheduler_output, model_runner_output)
         if self._groups:
-            self._loads.end_step(scheduler_output.num_scheduled_tokens)
-        self._steps_in_flight -= bool(scheduler_output.num_scheduled_tokens)
-        if self._groups:
+            self._loads.end_step(scheduled)
+        self._steps_in_flight -= bool(scheduled)
+        if took_part:
             ended += self._after_output(scheduler_output, outputs, scored)
         for expert, output in ended:
             outputs.setdefault(expert.client_index, EngineCoreOutputs()).outputs.append(output)
@@ -909,12 +954,11 @@ class GroupScheduler(Scheduler):
         stats = [c.scheduler_stats for c in outputs.values() if c.scheduler_stats is not None]
         if not stats:  # of one client in each step
             return
-        complete = [
+        running = sum(
             all(each.status == RequestStatus.RUNNING for each in group.streams)
-            for request_id, group in self._groups.items()
-            if request_id == group.request_id
-        ]
-        running, waiting = sum(complete), len(complete) - sum(complete)
+            for group in self._led()
+        )
+        waiting = self._num_groups - running
         attach(stats[0], self._counters.take(running, waiting))
         self._to_report = LAST_REPORTS if running or waiting else self._to_report - 1
 

@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A step costs no time for those who wait: counted in Python's operations, not in seconds."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from vllm.v1.core.sched.interface import PauseState
+from vllm.v1.outputs import ModelRunnerOutput
+from vllm.v1.request import RequestStatus
+
+from tests.scheduler.cases import prompt
+from tests.scheduler.connector import Ways
+from tests.scheduler.harness import (
+    IS_0_23,
+    Asked,
+    Setup,
+    make_hasher,
+    make_request,
+    make_scheduler,
+    stats_of,
+)
+from tests.scheduler.media import Media
+from vllm_cold.group.step_stats import RowStats
+
+pytestmark = pytest.mark.unit
+
+SEATS = 8
+_ABORTED = RequestStatus.FINISHED_ABORTED
+
+
+def operations(call: Callable[[], object]) -> int:
+    """How many operations Python's interpreter takes for it."""
+    count = 0
+
+    def trace(frame: Any, event: str, arg: Any) -> Any:
+        nonlocal count
+        frame.f_trace_lines, frame.f_trace_opcodes = False, True
+        count += event == "opcode"
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        call()
+    finally:
+        sys.settrace(before)
+    return count
+
+
+class Engine:
+    """A scheduler whose requests get tokens of no model.
+
+    Attributes:
+        found: By what happened, how many operations a step took, or a call beside one.
+    """
+
+    def __init__(self, model: Path, **options: Any) -> None:
+        setup = Setup(num_blocks=1000, budget=64, max_num_seqs=SEATS, **options)
+        self.sched: Any = make_scheduler(model, setup)
+        self.media = setup.media
+        self.hasher = make_hasher(setup.block_size)
+        self.num = 0
+        self.found: dict[str, int] = {}
+
+    def add(self, length: int, what: str = "", **how: Any) -> str:
+        self.num += 1
+        name = f"r{self.num}"
+        # What is measured has the same prompt, however many there are.
+        first = 5 if what else 5 + self.num % 5
+        asked = Asked(prompt(length, first), 40, adapter=1, media=self.media, **how)
+        request = make_request(name, asked, self.hasher, float(self.num))
+        self.found[what] = operations(lambda: self.sched.add_request(request))
+        return name
+
+    def step(self, what: str = "") -> None:
+        sched, planned = self.sched, list[Any]()
+        count = operations(lambda: planned.append(sched.schedule()))
+        (output,) = planned
+        ids = list(output.num_scheduled_tokens)
+        sampled = [[] if sched.requests[i].is_prefill_chunk else [7] for i in ids]
+        result = ModelRunnerOutput(ids, {name: at for at, name in enumerate(ids)}, sampled)
+        groups = [group for i in ids if (group := sched._groups.get(i)) and group.request_id == i]
+        figures = RowStats(1, 0, 0, present=1)
+        result.cold = [stats_of([(sched._group_id(g.expert), figures) for g in groups])]
+        self.found[what] = count + operations(lambda: sched.update_from_output(output, result))
+
+
+ENGINES: dict[str, dict[str, Any]] = {
+    "fcfs": {},
+    "priority": {"policy": "priority"},
+    "images": {"media": Media(last=True, one_in=3)},
+    "a connector": {"connector": Ways()},
+}
+
+
+@pytest.mark.parametrize("kind", ENGINES)
+def test_who_waits_costs_nothing(kind: str, tiny: Path) -> None:
+    """Beside decoding requests, at the ends of some and the beginning of others, at a preemption,
+    in a step without tokens, while admission is paused, and at an arrival.
+    """
+    if IS_0_23 and kind in ("images", "a connector"):
+        pytest.skip("vLLM 0.23 has CoLD without them")
+
+    def measured(waiting: int) -> dict[str, int]:
+        engine = Engine(tiny / "model", **ENGINES[kind])
+        sched, pool = engine.sched, engine.sched.kv_cache_manager.block_pool
+        pairs = [engine.add(5, cold=True) for _ in range(3)]
+        for _ in range(2):
+            engine.add(5)
+        for number in range(waiting):
+            # Every other one is led by its amateur.
+            own = [(1, prompt(9, number % 5))] if number % 2 else []
+            engine.add(5, cold=True, amateurs=own, priority=1 + number % 3)
+        for _ in range(2):
+            engine.step()
+        assert len(sched.running) == SEATS
+        engine.step("decoding")
+        engine.add(5, "expert leads", cold=True, priority=9)
+        engine.add(5, "amateur leads", cold=True, amateurs=[(1, prompt(9))], priority=9)
+        sched.finish_requests(pairs[0], _ABORTED)
+        engine.step("one begins")
+        engine.step("beside it")
+        sched.finish_requests(pairs[1], _ABORTED)
+        taken = pool.get_new_blocks(pool.get_num_free_blocks())
+        engine.step("no room")
+        while not any(each.num_preemptions for each in sched.requests.values()):
+            engine.step("a preemption")
+        engine.step("after it")
+        pool.free_blocks(taken)
+        for state in (PauseState.PAUSED_ALL, PauseState.PAUSED_NEW):
+            sched.set_pause_state(state)
+            engine.step(state.name)
+        return {what: count for what, count in engine.found.items() if what}
+
+    few, many = measured(20), measured(1000)
+    assert len(few) > 9
+    for what, count in few.items():
+        assert many[what] < 1.1 * count + 100, f"{what}: {count} operations, {many[what]} with 1000"
