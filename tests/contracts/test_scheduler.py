@@ -181,6 +181,12 @@ def test_what_a_request_asks_for_is_known() -> None:
     assert fields(SamplingParams) <= set(f"{dropped} {kept} {of_no_effect_on_it}".split())
 
 
+def test_a_step_has_a_request_s_own_parameters() -> None:
+    """What is written into them behind the pass reaches the workers."""
+    made = "vllm.v1.core.sched.output:NewRequestData.from_request"
+    contains(made, "sampling_params=request.sampling_params")
+
+
 def test_columns_of_a_step() -> None:
     """How each is cleared of a group that is split."""
     from vllm.v1.core.sched.output import CachedRequestData

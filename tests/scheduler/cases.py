@@ -592,3 +592,23 @@ def lost_amateur(model: Path) -> None:
     assert harness.errors[cold] == NOT_SCORED
     assert len(harness.got[cold]) == 4
     harness.drain()
+
+
+def states_of_those_who_run(model: Path, is_async: bool = True) -> None:
+    """What rules remember takes as many slots as groups have run and not ended, preempted or not,
+    however many wait.
+    """
+    harness = Harness(model, Setup(num_blocks=65, max_num_seqs=4, is_async=is_async))
+    for number in range(30):
+        how: dict[str, Any] = {"cold": True, "lives": (9,), "keeps_state": True}
+        harness.add(prompt(5, 10 * number), 4 + number % 5, adapter=1, **how)
+    numbers, preempted = set(), 0
+    while harness.alive():
+        harness.step()
+        if harness.steps % 7 == 0:
+            preempted += len(harness.sched.running)
+            harness.reset(running=True)
+        numbers |= {row.slot.number for row in harness.workers.rows.values() if row.slot}
+    assert numbers == {0, 1}, "there are seats for two"
+    assert preempted > 20
+    harness.drain()

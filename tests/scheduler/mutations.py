@@ -20,6 +20,7 @@ from tests.scheduler import cases, connector_cases, media_cases, state_cases
 from tests.scheduler.storm import random_states, storm, storms, with_connector
 from vllm_cold.group import lockstep, results
 from vllm_cold.group.lockstep import Group, Step
+from vllm_cold.group.slots import Slots
 from vllm_cold.group.step_stats import WeightsByStep
 from vllm_cold.vllm.scheduler import scheduler, states
 from vllm_cold.vllm.scheduler.connectors import Loads
@@ -33,7 +34,7 @@ OWNERS = {
     owner.__name__.rpartition(".")[2]: owner
     for owner in (
         *(Step, Group, GroupScheduler, WaitingQueues, KVBlocks, StateSplit, EncoderInputs, Loads),
-        *(WeightsByStep, lockstep, results, states, scheduler),
+        *(Slots, WeightsByStep, lockstep, results, states, scheduler),
     )
 }
 
@@ -361,8 +362,11 @@ MUTATIONS = [
     Mutation("weights are told of tokens that are given, and of no drafts that were wrong",
              "GroupScheduler._after_output",
              ("given.weights.give(figures[:new])", "given.weights.give(figures)")),
-    Mutation("each group has a slot of its own", "GroupScheduler._take_slot",
-             ("return self._num_slots - 1", "return 0")),
+    Mutation("each group has a slot of its own", "Slots.take",
+             ("lowest = ~self._taken & (self._taken + 1)", "lowest = 1"),
+             cases.states_of_those_who_run),
+    Mutation("what is in use are all slots of groups that have run and not ended", "Slots.take",
+             ("self._taken.bit_length()", "lowest.bit_length()"), cases.states_of_those_who_run),
     Mutation("all streams that were scheduled were scored", "results.problem",
              ("each.present != amateurs", "False"), cases.lost_amateur),
     Mutation("amateurs have no output", "GroupScheduler._after_output",

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import random
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,7 @@ from tests import naive_rules
 from tests.contrast import Contrast, assert_scored
 from vllm_cold.group import results
 from vllm_cold.group.rows import GroupRows
+from vllm_cold.group.slots import Slot, Slots
 from vllm_cold.group.step_stats import OTHER_DRAFTS, RULE_FAILED, RowStats
 from vllm_cold.group.stream import AmateurStream, Stream
 from vllm_cold.group.weights import RuleStates
@@ -413,6 +415,71 @@ def test_a_rule_that_writes_does_not_reach_others(monkeypatch: pytest.MonkeyPatc
         for name, rows in batch.rows.items():
             contrast = Contrast((-betas[name] * (1 + step),) * 2)
             assert_scored(before[rows], logits[rows], [range(3)], contrast)
+
+
+def test_states_take_the_room_of_the_groups_that_have_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And of no others that there were: what those keep that are out of the batch stays."""
+    monkeypatch.setitem(registry._added, "counts", Counts())
+    states, given, steps = RuleStates(CPU), Slots(), dict[str, int]()
+    slots: dict[str, Slot] = {}
+
+    def step(*names: str) -> int:
+        for name in names:
+            if name not in slots:
+                slots[name] = given.take()
+        asks = {n: Contrast((None,) * 2, rule="counts", slot=slots[n]) for n in names}
+        counted(Batch(asks), {n: steps.get(n, 0) for n in names}, states)
+        steps.update({n: steps.get(n, 0) + 1 for n in names})
+        return states._tables["counts"].nbytes
+
+    def end(*names: str) -> None:
+        for name in names:
+            given.give_back(slots.pop(name))
+
+    one = step("first")
+    many = [f"many {i}" for i in range(100)]
+    all_of_them = step(*many)
+    assert slots["many 99"].number == 100
+    assert all_of_them <= 8 * one
+    end(*many[:50], *many[60:])  # those that are left are preempted
+    assert step("first", "next") <= all_of_them
+    step("first")
+    step(*many[50:60], "next")
+    end(*many[50:60], "first")
+    for number in range(3):  # who comes tells that the others have gone
+        assert step(f"new {number}", "next") == one
+    for _ in range(40):
+        step("new 2", "next", "new 0")
+    assert step("next", *(f"new {i}" for i in range(9))) == one
+
+
+def test_no_memory_for_states_ends_their_requests_alone(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of a batch; what was kept before still is."""
+    monkeypatch.setitem(registry._added, "counts", Counts())
+    monkeypatch.setattr(logging.getLogger("vllm"), "propagate", True)
+    states, given = RuleStates(CPU), Slots()
+    lives = Contrast((None,) * 2, rule="counts", slot=given.take())
+    for step in range(3):
+        counted(Batch({"lives": lives}), {"lives": step}, states)
+
+    def little_memory(*shape: int, **options: Any) -> Tensor:
+        if math.prod(shape) > 10_000:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+        return torch.empty(*shape, **options).fill_(0)
+
+    slots = [given.take() for _ in range(200)]
+    batch = Batch({"new": replace(lives, slot=slots[-1]), "gate": RULED["gate"]})
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "zeros", little_memory)
+        first = {rows[0]: 0 for rows in batch.rows.values()}
+        figures = asked(batch.match(), batch.draw(0), first, states)
+    assert (figures["new"][0].nonfinite, figures["gate"][0].nonfinite) == (RULE_FAILED, 0)
+    (said,) = caplog.records
+    assert "rule 'counts' failed" in said.message and "out of memory" in caplog.text
+    counted(Batch({"lives": lives}), {"lives": 3}, states)
+    counted(Batch({"lives": lives, "new": batch.groups["new"]}), {"lives": 4, "new": 0}, states)
 
 
 def test_who_has_ended_has_no_weight(monkeypatch: pytest.MonkeyPatch) -> None:

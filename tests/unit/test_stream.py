@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from vllm.sampling_params import SamplingParams
 
+from vllm_cold.group.slots import Slot
 from vllm_cold.group.stream import KEY, AmateurStream, Stream, from_extra_args, without_cold
 from vllm_cold.method.embeddings import Embeddings
 from vllm_cold.method.settings import ColdSettings
@@ -50,7 +51,7 @@ STREAMS = st.builds(
     method=st.text(),
     keeps_state=st.booleans(),
     retires=st.booleans(),
-    slot=st.none() | st.integers(0, 2**31),
+    slot=st.none() | st.builds(Slot, *[st.integers(0, 2**31)] * 3),
 )
 
 

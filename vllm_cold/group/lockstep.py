@@ -25,6 +25,7 @@ from enum import Enum, auto
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from vllm_cold.group.drafting import Drafting
+from vllm_cold.group.slots import Slot
 
 if TYPE_CHECKING:  # which needs torch
     from vllm_cold.group.step_stats import WeightsByStep
@@ -96,7 +97,8 @@ class Group(Generic[R]):
         leader: The one that the scheduler deals with first: it has the longest prompt.
         followers: The others.
         bits: Of each amateur there ever was, by request id, its bit in ``RowStats.done``.
-        slot: Where workers keep its rule's state; None for no rule with state.
+        keeps_state: Whether its rule does.
+        slot: Where workers keep that; None until it gets its first tokens.
         retires: Whether its rule may end amateurs.
         weights: Those that its rule has chosen, where its client asks for them.
         failed_alone: How often in a row the group was split while nothing else ran; one that does
@@ -115,7 +117,8 @@ class Group(Generic[R]):
     leader: R = field(init=False)
     followers: tuple[R, ...] = field(init=False)
     bits: dict[str, int] = field(init=False)
-    slot: int | None = None
+    keeps_state: bool = False
+    slot: Slot | None = None
     retires: bool = False
     weights: "WeightsByStep | None" = None
     failed_alone: int = 0

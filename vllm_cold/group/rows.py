@@ -107,7 +107,10 @@ def _rule_rows(
         given = [each.settings.rule_parameters or {} for each in of]
         names = tuple(given[0])  # what the rule of this process lacks, it will say itself
         parameters = np.array([[each[key] for each in given] for key in names], dtype=np.float32)
-        slots = np.array([-1 if each.slot is None else each.slot for each in of])
+        # Without all of them the rule has no state, and fails.
+        slots = [each.slot for each in of if each.slot is not None] if rule.state else []
+        if len(slots) < len(of):
+            slots = []
         rows, weights = part.members[:, :width], part.weights[:, : width - 1]
         found.append(
             RuleRows(
@@ -117,8 +120,8 @@ def _rule_rows(
                 _tensor(at, device),
                 _on_device(part, rows, np.nan_to_num(weights), device),
                 _tensor(np.isnan(weights), device),
-                _tensor(slots, device) if rule.state else None,
-                int(slots.max()) + 1,
+                _tensor(np.array([s.number for s in slots]), device) if slots else None,
+                max(slots, key=lambda s: s.nth, default=None),
             )
         )
     return tuple(found)

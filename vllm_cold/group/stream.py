@@ -3,8 +3,8 @@
 
 ``SamplingParams`` crosses process boundaries as vLLM's own struct, so everything that the
 scheduler and the logits processors must know travels as plain data in ``extra_args[KEY]``:
-written once at admission (the settings and the amateurs), completed in the scheduler (group and
-index), read by the logits processors. Plain Python without vLLM.
+written once at admission (the settings and the amateurs), completed in the scheduler (group, index
+and slot), read by the logits processors. Plain Python without vLLM.
 """
 
 from collections.abc import Mapping
@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from vllm_cold.group.slots import Slot
 from vllm_cold.method.embeddings import Embeddings
 from vllm_cold.method.settings import ColdSettings, is_ours
 
@@ -52,8 +53,8 @@ class Stream(msgspec.Struct, frozen=True):
         method: What the request is counted under; workers need not know.
         keeps_state: Whether the rule does.
         retires: Whether the rule may end amateurs.
-        slot: Where workers keep the state of the group's rule, a number that no other group has at
-            the same time; None for a rule without.
+        slot: Where workers keep the state of the group's rule; None for a rule without, and until
+            the group runs.
         explain: Whether the client is told the weights that the rule chooses.
     """
 
@@ -64,12 +65,17 @@ class Stream(msgspec.Struct, frozen=True):
     method: str = ""
     keeps_state: bool = False
     retires: bool = False
-    slot: int | None = None
+    slot: Slot | None = None
     explain: bool = False
 
     def to_extra_args(self, extra_args: Mapping[str, Any] | None) -> dict[str, Any]:
         """``extra_args`` without the request's own ``cold_*`` keys, with this stream added."""
         return {**without_cold(extra_args), KEY: msgspec.to_builtins(self, builtin_types=(bytes,))}
+
+
+def set_slot(extra_args: dict[str, Any], slot: Slot) -> None:
+    """The group of the stream that ``to_extra_args`` wrote there has its slot now."""
+    extra_args[KEY]["slot"] = msgspec.to_builtins(slot)
 
 
 def without_cold(extra_args: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from vllm_cold.group.slots import Slot
 from vllm_cold.group.step_stats import RULE_FAILED
 from vllm_cold.ops.interface import MAX_STREAMS, Groups
 from vllm_cold.rules.check import checked
@@ -21,42 +22,53 @@ logger = logging.getLogger("vllm." + __name__)
 # A step may be computed again: where its tokens were dropped, and where a request that lost its
 # place has rows amid its prefill. So many steps back the state is still there; fewer are under way.
 _KEPT_STEPS = 16
+# Tables grow and shrink by so many slots at least.
+_SLOTS_AT_ONCE = 16
 
 
 @dataclass(slots=True)
 class RuleStates:
     """What rules keep of groups from step to step, on the device. A slot is a group's as long as it
-    lives, and nothing of the one before it is seen: at its first step all is 0.
+    lives, and nothing of the one before it is seen: at its first step all is 0. There is room for
+    the slots that are in use, and for twice as many at most.
 
     Args:
         device: Of the logits.
     """
 
     device: torch.device
+    _latest: Slot | None = None
     # Of each rule, [slots, _KEPT_STEPS, amateurs, K].
     _tables: dict[str, Tensor] = field(default_factory=dict)
 
-    def read(
-        self, rule: Rule, slots: Tensor, step: Tensor, num_slots: int, amateurs: int
-    ) -> Tensor:
+    def read(self, rule: Rule, slots: Tensor, step: Tensor, latest: Slot, amateurs: int) -> Tensor:
         """[n, amateurs, K] what the rule returned at the steps before; 0 at the first.
 
         Args:
             rule: Whose.
             slots: [n] int64.
             step: [n] int64.
-            num_slots: More than the highest of them, known on the host.
+            latest: Of these slots.
             amateurs: S - 1.
+
+        Raises:
+            RuntimeError: there is no memory for more slots; what was kept still is.
         """
-        table = self._tables.get(rule.name)
-        if table is None or len(table) < num_slots:
-            shape = 2 * num_slots, _KEPT_STEPS, MAX_STREAMS - 1, rule.state
-            larger = torch.zeros(shape, device=self.device)
-            if table is not None:
-                larger[: len(table)] = table
-            table = self._tables[rule.name] = larger
+        if self._latest is None or latest.nth > self._latest.nth:
+            self._latest = latest
+        table = self._table(rule, self._latest.in_use)
         found = table[slots, (step - 1) % _KEPT_STEPS, :amateurs]
         return found.masked_fill((step == 0)[:, None, None], 0.0)
+
+    def _table(self, rule: Rule, in_use: int) -> Tensor:
+        table = self._tables.get(rule.name)
+        num = -(-in_use // _SLOTS_AT_ONCE) * _SLOTS_AT_ONCE
+        if table is None or not num <= len(table) <= 2 * num:
+            other = torch.zeros(num, _KEPT_STEPS, MAX_STREAMS - 1, rule.state, device=self.device)
+            if table is not None:
+                other[: len(table)] = table[:num]
+            table = self._tables[rule.name] = other
+        return table
 
     def write(self, rule: Rule, slots: Tensor, step: Tensor, state: Tensor) -> None:
         """Keep what the rule returned at this step; arguments as in ``read``, and state
@@ -92,7 +104,7 @@ class RuleRows:
             amateurs whose weights are fixed.
         chooses: [n, S - 1] bool: the others.
         slots: [n] int64, of their states; None for a rule without.
-        num_slots: More than the highest of them.
+        latest: Of these slots.
     """
 
     rule: Rule
@@ -102,7 +114,7 @@ class RuleRows:
     groups: Groups
     chooses: Tensor
     slots: Tensor | None
-    num_slots: int
+    latest: Slot | None
 
     def choose(self, logits: Tensor, steps: Tensor, states: RuleStates) -> Chosen:
         """The weights of this step.
@@ -116,13 +128,13 @@ class RuleRows:
         step = steps[rows[:, 0]]
         num, streams = rows.shape
         state = step.new_zeros(num, streams - 1, 0, dtype=torch.float32)
-        if self.slots is not None:
-            state = states.read(rule, self.slots, step, self.num_slots, streams - 1)
-        # Others' code may write: what it gets beside the logits is a copy in each step.
-        statistics = Statistics(logits, self.groups, step.clone(), state)
-        parameters = by_name(self.names, self.parameters.clone())
         absent = rows[:, 1:] < 0
         try:
+            if self.slots is not None and self.latest is not None:
+                state = states.read(rule, self.slots, step, self.latest, streams - 1)
+            # Others' code may write: what it gets beside the logits is a copy in each step.
+            statistics = Statistics(logits, self.groups, step.clone(), state)
+            parameters = by_name(self.names, self.parameters.clone())
             choice = checked(rule, rule.weights(statistics, parameters), num, streams)
             weights = torch.where(self.chooses, choice.weights, fixed)
             if self.slots is not None and choice.state is not None:
@@ -131,7 +143,7 @@ class RuleRows:
             if choice.done is not None:
                 bits = 1 << torch.arange(streams - 1, device=done.device)
                 done = ((choice.done & self.chooses & ~absent) * bits).sum(-1)
-        except Exception:  # others' code: its requests end, the engine lives on
+        except Exception:  # others' code, or no memory: its requests end, the engine lives on
             logger.exception("CoLD: rule %r failed", rule.name)
             nothing = torch.zeros_like(fixed)
             return Chosen(nothing, nothing.new_ones(num, dtype=torch.bool), torch.zeros_like(step))

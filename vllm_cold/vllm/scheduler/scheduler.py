@@ -62,8 +62,9 @@ from vllm_cold.group.lockstep import (
     tokens_left,
     whole,
 )
+from vllm_cold.group.slots import Slots
 from vllm_cold.group.step_stats import CountersByKind, RowStats, WeightsByStep
-from vllm_cold.group.stream import from_extra_args
+from vllm_cold.group.stream import from_extra_args, set_slot
 from vllm_cold.vllm import versions
 from vllm_cold.vllm.scheduler.amateurs import make_streams
 from vllm_cold.vllm.scheduler.connectors import Loads
@@ -124,8 +125,7 @@ class GroupScheduler(Scheduler):
         self._encoder = EncoderInputs(self, super()._try_schedule_encoder_inputs)
         speculative = self.vllm_config.speculative_config
         self._draft_controller = DraftController() if self.num_spec_tokens > 0 else None
-        self._slots: list[int] = []  # that were used and are free
-        self._num_slots = 0
+        self._slots = Slots()
         self._draft_slots = speculative.max_num_new_slots_for_drafting if speculative else 0
         self._steps_in_flight = 0
         # Of the current pass.
@@ -151,14 +151,13 @@ class GroupScheduler(Scheduler):
         leads = request.status == RequestStatus.WAITING
         with self._queues.aside() if leads else nullcontext():
             super().add_request(request)
-        slot = self._take_slot() if stream.keeps_state else None
-        stream = structs.replace(stream, group=self._group_id(request), slot=slot)
+        stream = structs.replace(stream, group=self._group_id(request))
         adapter = request.lora_request.lora_name if request.lora_request else ""
         kind = self._counters.kind(stream.method, adapter)
         streams = make_streams(request, stream)
         weights = WeightsByStep(len(stream.amateurs)) if stream.explain else None
         group: RequestGroup = Group(
-            streams, kind, slot=slot, retires=stream.retires, weights=weights
+            streams, kind, keeps_state=stream.keeps_state, retires=stream.retires, weights=weights
         )
         if self._draft_controller is not None:
             seeded = params.seed is not None and params.temperature > 0
@@ -177,12 +176,6 @@ class GroupScheduler(Scheduler):
         self._encoder.begin_anew(group)
         if (why := self._encoder.why_never(group)) is not None:
             self._fail(group, f"CoLD: this request {why}.")
-
-    def _take_slot(self) -> int:
-        if self._slots:
-            return self._slots.pop()
-        self._num_slots += 1
-        return self._num_slots - 1
 
     def _group_id(self, expert: Request) -> str:
         return f"{self._engine}:{expert.request_id}"
@@ -212,7 +205,7 @@ class GroupScheduler(Scheduler):
 
     def _forget(self, group: RequestGroup) -> None:
         if group.slot is not None:
-            self._slots.append(group.slot)
+            self._slots.give_back(group.slot)
         self._loads.drop(group.followers)
         self._num_groups -= 1
         for each in group.streams:
@@ -707,7 +700,17 @@ class GroupScheduler(Scheduler):
                     f"of {self.cache_config.num_gpu_blocks} blocks of {self.block_size} tokens: "
                     "shorten it or enlarge the KV cache.",
                 )
+        for group in self._step.groups:
+            if group.keeps_state and group.slot is None:
+                self._take_slot(group, output)
         self._encoder.end_pass(output, self._groups, self._step)
+
+    def _take_slot(self, group: RequestGroup, output: SchedulerOutput) -> None:
+        """If it gets its first tokens: ``output`` has the streams' parameters for the workers."""
+        if any(each.request_id in output.num_scheduled_tokens for each in group.streams):
+            group.slot = self._slots.take()
+            for each in group.streams:
+                set_slot(each.sampling_params.extra_args, group.slot)
 
     def _stalled(self) -> bool:
         """Whether running groups got nothing although nothing is under way."""
