@@ -670,8 +670,8 @@ class Harness:
                 assert request_id not in self.ended, "output after the end"
                 self.got[request_id] += one.new_token_ids
                 if one.new_token_ids:
-                    ends = one.finish_reason is not None
-                    self._check_weights(request_id, one.kv_transfer_params, ends)
+                    num = len(one.new_token_ids)
+                    self._check_weights(request_id, one.kv_transfer_params, num)
                 if one.finish_reason is not None:
                     self.ended[request_id] = str(one.finish_reason)
                     self._check_end(request_id, one)
@@ -679,11 +679,12 @@ class Harness:
             self.sched.update_draft_token_ids(self.workers.take_drafts(output.num_scheduled_tokens))
         self.check()
 
-    def _check_weights(self, request_id: str, told: Any, ends: bool) -> None:
-        """A client that asks is told those of each token in the end; nobody else is."""
+    def _check_weights(self, request_id: str, told: Any, num: int) -> None:
+        """Of a client that asks, those of each token come with it; of nobody else."""
         lives, num_tokens = self.asked[request_id].lives, len(self.got[request_id])
-        rows = [[w if w else None for w in weights_of(lives, step)] for step in range(num_tokens)]
-        assert told == ({"cold": {"weights": rows}} if lives and ends else None)
+        steps = range(num_tokens - num, num_tokens)
+        rows = [[w if w else None for w in weights_of(lives, step)] for step in steps]
+        assert told == ({"cold": {"weights": rows}} if lives else None)
 
     def step(self, **how: Any) -> int:
         """Schedule once, and deliver the oldest results if enough steps are in flight."""

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.interface import PauseState
@@ -374,6 +375,31 @@ def test_the_front_ends_hear_for_a_while_that_no_pair_is_left(tiny: Path) -> Non
     after = harness.reports[before:]
     assert 10 < len(after) < 40
     assert all(report == Report() for report in after)
+
+
+@both
+def test_each_weight_is_sent_once(is_async: bool, tiny: Path) -> None:
+    """Also beside a stop string, which the front end alone sees."""
+
+    def sent(tokens: int) -> int:
+        harness, size = harness_of(tiny, is_async=is_async), 0
+        update = harness.sched.update_from_output
+
+        def watched(*args: Any) -> Any:
+            nonlocal size
+            outputs = update(*args)
+            for one in (one for client in outputs.values() for one in client.outputs):
+                size += len(msgspec.msgpack.encode(one.kv_transfer_params))
+            return outputs
+
+        harness.sched.update_from_output = watched
+        amateurs = [(0, None), (0, prompt(3))]
+        cold = harness.add(prompt(5), tokens, adapter=1, cold=True, amateurs=amateurs, lives=(9, 9))
+        harness.sched.requests[cold].sampling_params.stop = ["never"]
+        harness.drain()
+        return size
+
+    assert sent(48) < 4.1 * sent(12)
 
 
 @both

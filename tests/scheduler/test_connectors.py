@@ -100,7 +100,7 @@ def test_what_another_engine_needs_of_amateurs_goes_with_their_experts(tiny: Pat
         return finish(request, block_ids)[0], {"of": request.request_id}
 
     connector.request_finished = tell
-    harness._check_weights = lambda name, told, ends: seen.append(told)  # type: ignore
+    harness._check_weights = lambda name, told, num: seen.append(told)  # type: ignore
     own = prompt(5, 200)
     cold = harness.add(prompt(9), 1, adapter=1, cold=True, amateurs=[(0, None), (0, own)])
     harness.add(prompt(7, 300), 1, adapter=1)

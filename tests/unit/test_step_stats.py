@@ -165,17 +165,31 @@ def test_figures_on_a_device_are_waited_for_when_they_are_read(
 def test_weights_of_an_amateur_that_has_ended() -> None:
     """Whether or not a step was under way that still had a row of it."""
     told = WeightsByStep(2)
-    told.give([RowStats(1, 0, 0, weights=[-0.5, 0.0, 0.0])])  # a wider group is in the batch
-    told.give([RowStats(1, 0, 0, done=0b1, weights=[-0.25, 0.0])])
-    told.give([RowStats(1, 0, 0, done=0b1, weights=[0.0, 0.5]), RowStats(1, 0, 0, weights=[0, -1])])
-    told.give([RowStats(1, 0, 0, done=0b10, weights=[0, -1]), RowStats(1, 0, 0)])  # all have ended
-    rows = [[-0.5, 0.0], [-0.25, 0.0], [None, 0.5], [None, -1], [None, -1], [None, None]]
-    assert told.rows == rows
-    theirs = {"remote_block_ids": [1]}  # a KV connector's
-    given = results.with_weights(theirs, told.rows)
-    assert given == {**theirs, "cold": {"weights": told.rows}} and theirs.keys() == {*theirs}
-    assert results.weights_in(given) == told.rows
+    steps = (
+        [RowStats(1, 0, 0, weights=[-0.5, 0.0, 0.0])],  # a wider group is in the batch
+        [RowStats(1, 0, 0, done=0b1, weights=[-0.25, 0.0])],
+        [RowStats(1, 0, 0, done=0b1, weights=[0.0, 0.5]), RowStats(1, 0, 0, weights=[0, -1])],
+        [RowStats(1, 0, 0, done=0b10, weights=[0, -1]), RowStats(1, 0, 0)],  # all have ended
+    )
+    assert list(map(told.give, steps)) == [
+        [[-0.5, 0.0]],
+        [[-0.25, 0.0]],
+        [[None, 0.5], [None, -1]],
+        [[None, -1], [None, None]],
+    ]
+
+
+def test_weights_stand_beside_what_a_connector_says() -> None:
+    rows: list[list[float | None]] = [[-0.5, 0.0], [None, 0.5]]
+    theirs = {"remote_block_ids": [1]}
+    given = results.with_weights(theirs, rows)
+    assert given == {**theirs, "cold": {"weights": rows}} and theirs.keys() == {*theirs}
+    assert results.weights_in(given) == rows
     assert results.weights_in(theirs) is results.weights_in(None) is None
+    assert results.without_weights(given) == theirs
+    assert results.without_weights(results.with_weights(None, rows)) is None
+    of_all = results.with_amateurs(theirs, [{"remote_block_ids": [2]}])
+    assert results.without_weights(results.with_weights(of_all, rows)) == of_all
 
 
 def test_counts_are_taken_once() -> None:

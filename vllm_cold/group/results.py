@@ -50,13 +50,12 @@ def problem(
 def with_weights(
     transfer: Mapping[str, Any] | None, rows: Sequence[Sequence[float | None]]
 ) -> dict[str, Any]:
-    """What goes to the client beside its tokens, with all weights so far: of several outputs, the
-    last one's counts.
+    """What goes to the client beside its tokens, with their weights.
 
     Args:
         transfer: vLLM's ``kv_transfer_params``, the one field of an output for extensions, in which
             a KV connector may have keys of its own.
-        rows: As ``WeightsByStep.rows``.
+        rows: As ``WeightsByStep`` gives them.
     """
     return _with_ours(transfer, weights=list(rows))
 
@@ -90,6 +89,13 @@ def of_amateur(transfer: Any, index: int) -> dict[str, Any] | None:
         return None
     # A later turn may say where its expert's KV is, which is not the amateur's.
     return {name: value for name, value in transfer.items() if not name.startswith("remote_")}
+
+
+def without_weights(transfer: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What is left without what ``with_weights`` put there; None if nothing is."""
+    ours = {name: value for name, value in transfer[_OURS].items() if name != "weights"}
+    others = {name: value for name, value in transfer.items() if name != _OURS}
+    return ({**others, _OURS: ours} if ours else others) or None
 
 
 def weights_in(transfer: Mapping[str, Any] | None) -> list[list[float | None]] | None:

@@ -119,24 +119,26 @@ class WeightsByStep:
 
     Args:
         amateurs: How many it has at its first step.
-
-    Attributes:
-        rows: Of each token that the client was given, each amateur's weight; None for one that had
-            ended, of which a step that was under way may still have had a row.
     """
 
     def __init__(self, amateurs: int) -> None:
-        self.rows: list[list[float | None]] = []
         self._amateurs = amateurs
         self._done = 0
 
-    def give(self, figures: Sequence[RowStats]) -> None:
-        """The client is given the tokens that were sampled there."""
+    def give(self, figures: Sequence[RowStats]) -> list[list[float | None]]:
+        """The client is given the tokens that were sampled there.
+
+        Returns:
+            Of each, each amateur's weight; None for one that had ended, of which a step that was
+            under way may still have had a row.
+        """
+        rows: list[list[float | None]] = []
         for each in figures:
             # A group without amateurs may be beside none that has a weight.
             weights = enumerate((*each.weights, *[0.0] * self._amateurs)[: self._amateurs])
-            self.rows.append([None if not w and self._done >> i & 1 else w for i, w in weights])
+            rows.append([None if not w and self._done >> i & 1 else w for i, w in weights])
             self._done |= each.done
+        return rows
 
 
 class Counters(msgspec.Struct, omit_defaults=True):

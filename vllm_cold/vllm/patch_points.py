@@ -22,10 +22,10 @@ def later() -> tuple[PatchPoint, ...]:
     """In the processes of an engine that CoLD uses."""
     from vllm.platforms import current_platform
 
-    from vllm_cold.vllm.frontend import intake, metrics, prompts
+    from vllm_cold.vllm.frontend import intake, metrics, prompts, weights
     from vllm_cold.vllm.worker import amateur_tokens, outputs
 
-    front_end = (*metrics.PATCH_POINTS, *intake.ASYNC, *prompts.PATCH_POINTS)
+    front_end = (*metrics.PATCH_POINTS, *intake.ASYNC, *prompts.PATCH_POINTS, *weights.PATCH_POINTS)
     places = (*outputs.PATCH_POINTS, *amateur_tokens.V1, *front_end)
     if not current_platform.is_cpu():
         return places

@@ -18,7 +18,16 @@ from vllm_cold.method.amateurs import read_without
 from vllm_cold.method.arguments import ColdArgs
 from vllm_cold.method.settings import preset_of
 from vllm_cold.vllm import availability
-from vllm_cold.vllm.frontend import aliases, ascend, intake, media, metrics, prompts, serving
+from vllm_cold.vllm.frontend import (
+    aliases,
+    ascend,
+    intake,
+    media,
+    metrics,
+    prompts,
+    serving,
+    weights,
+)
 from vllm_cold.vllm.frontend.config import (
     ASYNC_SCHEDULER,
     PROCESSOR_V1,
@@ -44,7 +53,8 @@ def _make(original: Callable[..., "VllmConfig"]) -> Callable[..., "VllmConfig"]:
         config = original(self, *args, **kwargs)
         configure(config)
         if is_configured(config):
-            availability.install((*metrics.PATCH_POINTS, *intake.ASYNC, *prompts.PATCH_POINTS))
+            places = (*metrics.PATCH_POINTS, *intake.ASYNC, *prompts.PATCH_POINTS)
+            availability.install((*places, *weights.PATCH_POINTS))
             wrap_if_there(media.PATCH_POINTS, media.LOST)
             wrap_if_there(metrics.OFFLINE, "LLM.get_metrics() shows no metrics of CoLD")
             _say(defaults := engine_defaults(config))

@@ -42,7 +42,7 @@ class Exchange:
         decided: The bodies that were decided about (a batch of chats is several), by their ids.
         used: What those are decoded with that were sent to the engine, by the same ids; for the
             header.
-        weights: Of each step so far, where the client asks for them.
+        weights: Of each token, where the client asks for them; known when the last one is.
     """
 
     plain: bool = False

@@ -903,13 +903,9 @@ class GroupScheduler(Scheduler):
                     figures, new = scored.get(output.request_id, ()), len(output.new_token_ids)
                     self._counters.sums[given.kind].give(new, figures if self.log_stats else ())
                     if given.weights is not None:
-                        given.weights.give(figures[:new])
-                        # With the last output; where it stands at a stop string, only the front
-                        # end sees that.
-                        if output.finish_reason is not None or given.expert.sampling_params.stop:
-                            output.kv_transfer_params = results.with_weights(
-                                output.kv_transfer_params, given.weights.rows
-                            )
+                        output.kv_transfer_params = results.with_weights(
+                            output.kv_transfer_params, given.weights.give(figures[:new])
+                        )
                     if given.retires and figures and given not in over:
                         self._retire(given, figures, new)
         for group in over:
