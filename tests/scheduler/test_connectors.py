@@ -23,6 +23,7 @@ from tests.scheduler.harness import (
     make_request,
 )
 from tests.scheduler.storm import storms, with_connector
+from tests.scheduler.workers import RELEASE
 from vllm_cold.group import results
 from vllm_cold.group.stream import from_extra_args
 from vllm_cold.vllm import versions
@@ -58,6 +59,23 @@ def test_storm(first: int, tiny: Path) -> None:
 @pytest.mark.parametrize("case", cases_in(connector_cases))
 def test_case(case: Callable[[Path], None], tiny: Path) -> None:
     case(tiny / "model")
+
+
+@pytest.mark.skipif(RELEASE < (0, 32), reason="vLLM counts loads since 0.32")
+def test_a_request_whose_streams_are_loaded_is_counted_once(tiny: Path) -> None:
+    harness = Harness(tiny / "model", Setup(budget=64, connector=Ways(late=1.0, delay=3)))
+    asked: dict[str, Any] = {"adapter": 1, "cold": True, "amateurs": [(0, None), (0, prompt(9))]}
+    seen = []
+    for _ in range(2):
+        harness.add(prompt(13), 2, **asked)
+        while harness.alive():
+            harness.step()
+            stages = harness.sched.make_stats().num_kv_fetch_reqs_by_stage
+            seen.append(sum(stages.values()))
+        harness.reset(running=True)
+    assert harness.loads is not None and harness.loads.loads == 3
+    assert set(seen) == {0, 1} and seen[-1] == 0
+    harness.drain()
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
 
 from tests.scheduler.harness import IS_0_23, Asked, Setup, make_hasher, make_request, make_scheduler
+from tests.scheduler.workers import RELEASE
 from vllm_cold.vllm.scheduler import interface
 
 pytestmark = pytest.mark.unit
@@ -28,6 +29,9 @@ NOT_IN_0_23 = {
 }
 
 
+SINCE_0_32 = {"_set_kv_fetch_stage"}
+
+
 def names(stated: type) -> set[str]:
     """Attributes and methods that are stated."""
     methods = {
@@ -35,6 +39,8 @@ def names(stated: type) -> set[str]:
     }
     methods = {n for n in methods if not n.startswith("__") and n != "_no_init_or_replace_init"}
     stated_names = methods | set(stated.__annotations__)
+    if RELEASE < (0, 32):
+        stated_names -= SINCE_0_32
     # There a group without slots ends a step's admission, and no connector is supported.
     return stated_names - NOT_IN_0_23 if IS_0_23 else stated_names
 

@@ -139,5 +139,7 @@ class Scheduler:
 
     def _free_request_blocks(self, request: Request) -> None: ...
 
+    def _set_kv_fetch_stage(self, request: Request, stage: str | None) -> None: ...
+
     def _request_remaining_blocks(self, request: Request) -> int:
         return 0

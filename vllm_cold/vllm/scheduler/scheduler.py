@@ -257,6 +257,12 @@ class GroupScheduler(Scheduler):
                 stats.num_skipped_waiting_reqs -= queued
         return stats
 
+    def _set_kv_fetch_stage(self, request: Request, stage: str | None) -> None:
+        """What vLLM counts of loads (since 0.32), by its clients' requests."""
+        group = self._groups.get(request.request_id)
+        if stage is None or group is None or request is group.expert:
+            super()._set_kv_fetch_stage(request, stage)
+
     def has_finished_requests(self) -> bool:
         """With a connector vLLM takes requests in no queue for those that have ended."""
         if not self._groups or not self._loads.possible:
