@@ -129,23 +129,25 @@ def test_what_another_engine_needs_of_amateurs_goes_with_their_experts(tiny: Pat
 
 
 @pytest.mark.parametrize(
-    ("blocks", "kept"),
+    ("blocks", "loaded", "kept"),
     [
-        (([3, 4, 5, 6],), 8),
-        (([3, 4, 6, 7],), 15),
-        (([0, 4, 5, 6],), 0),  # a window: what its next token reads may be gone
-        (([0, 4, 6, 7],), 15),
-        (([3, 4, 6, 7], [0, 0, 5, 8]), 0),
-        (([3, 4, 6, 7], [0, 0, 1, 8]), 15),
+        (([3, 4, 5, 6],), 15, 8),
+        (([3, 4, 6, 7],), 15, 15),
+        (([3, 4, 6, 5],), 12, 12),  # the next token is computed there
+        (([3, 4, 6, 5],), 13, 12),
+        (([0, 4, 5, 6],), 15, 0),  # a window: what its next token reads may be gone
+        (([0, 4, 6, 7],), 15, 15),
+        (([3, 4, 6, 7], [0, 0, 5, 8]), 15, 0),
+        (([3, 4, 6, 7], [0, 0, 1, 8]), 15, 15),
     ],
     ids=str,
 )
-def test_what_a_load_keeps(blocks: tuple[list[int], ...], kept: int) -> None:
-    """Of 15 tokens in blocks of 4, where block 5 is not there."""
+def test_what_a_load_keeps(blocks: tuple[list[int], ...], loaded: int, kept: int) -> None:
+    """Of so many tokens in blocks of 4, where block 5 is not there."""
     request = SimpleNamespace(
         request_id="r",
         status=RequestStatus.WAITING_FOR_REMOTE_KVS,
-        num_computed_tokens=15,
+        num_computed_tokens=loaded,
         skip_reading_prefix_cache=False,
     )
     scheduler: Any = SimpleNamespace(
@@ -157,7 +159,7 @@ def test_what_a_load_keeps(blocks: tuple[list[int], ...], kept: int) -> None:
     nothing: Any = None
     Loads(scheduler, nothing, nothing, nothing).cut({5})
     assert request.num_computed_tokens == kept
-    assert scheduler.failed_recving_kv_req_ids == ({"r"} if kept < 15 else set())
+    assert scheduler.failed_recving_kv_req_ids == ({"r"} if kept < loaded else set())
 
 
 def test_older_vllm_has_connectors_without_us(monkeypatch: pytest.MonkeyPatch) -> None:
