@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from vllm_cold.tools.errors import ToolError
-from vllm_cold.tools.tune.match import load_matcher, numbers
+from vllm_cold.tools.tune.match import load_keeper, load_matcher, numbers
 from vllm_cold.tools.tune.problems import Problem
 
 pytestmark = pytest.mark.unit
@@ -73,7 +74,11 @@ def test_one_of_several_answers_is_enough() -> None:
 @pytest.mark.parametrize(
     ("how", "answer", "message"),
     [
-        ("fuzzy", "a", r"--match='fuzzy': must be one of exact, number, contains, regex, or"),
+        (
+            "fuzzy",
+            "a",
+            r"--match='fuzzy': must be one of exact, number, contains, regex, ifeval, or",
+        ),
         ("regex", "(", r"--match=regex: line 3: cannot use the answer '\(': missing \), unterm"),
         (
             "number",
@@ -88,6 +93,65 @@ def test_answers_that_a_rule_cannot_use(how: str, answer: str, message: str) -> 
         score(how, "output", answer)
 
 
+def kept(*keeps: Any) -> list[Problem]:
+    """Problems, of which the first is on line 1, with what must be kept."""
+    return [
+        Problem(f"p{n}", n, "prompt", ("a",), "a", keep=keep) for n, keep in enumerate(keeps, 1)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("how", "output", "keep", "right"),
+    [
+        (None, "It is Paris.", "Paris", True),  # contains
+        (None, "It is paris.", "Paris", False),
+        ("exact", "It is Paris.", "Paris", False),
+        ("regex", "It is paris.", "(?i)Paris", True),
+        ("number", "It is 1,000", 1000, True),
+        (None, "It is Rome.", ["Paris", "Rome"], True),  # one of several is enough
+    ],
+)
+def test_what_must_be_kept(how: str | None, output: str, keep: Any, right: bool) -> None:
+    (problem,) = problems = kept(keep)
+    keeper = load_keeper(how, problems)
+    assert keeper is not None and keeper(output, problem) == right
+
+
+@pytest.mark.parametrize(
+    ("how", "keeps", "message"),
+    [
+        (
+            "contains",
+            (None, None),
+            r"^--keep='contains': no row has a \"keep\", what its output must",
+        ),
+        (
+            None,
+            ("a", "b", None),
+            r'^line 3: has no "keep", and line 1 has one; give it to all rows',
+        ),
+        (None, (None, "b"), r'^line 1: has no "keep", and line 2 has one'),
+        ("scoring_of_mine:half", ("a", None), r'^line 2: has no "keep", and line 1 has one'),
+        ("fuzzy", ("a",), r"^--keep='fuzzy': must be one of exact, number"),
+        (
+            None,
+            ("a", {"b": 1}),
+            r"^--keep=contains: line 2: cannot use the keep {'b': 1}: must be te",
+        ),
+        ("exact", ("a", []), r"^--keep=exact: line 2: cannot use the keep \[\]: an empty list"),
+        ("regex", (["a", "("],), r"^--keep=regex: line 1: cannot use the keep '\(': missing \)"),
+        ("number", ("one",), r"^--keep=number: line 1: cannot use the keep 'one': it has no"),
+    ],
+)
+def test_what_cannot_be_kept(how: str | None, keeps: tuple[Any, ...], message: str) -> None:
+    with pytest.raises(ToolError, match=message):
+        load_keeper(how, kept(*keeps))
+
+
+def test_nothing_has_to_be_kept() -> None:
+    assert load_keeper(None, kept(None, None)) is None
+
+
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "scoring_of_mine.py").write_text(
@@ -97,6 +161,7 @@ def half(output, answer): return 0.5
 def right(output, answer): return output == answer
 def array(output, answer): return numpy.float32(0.25)
 def many(output, answer): return isinstance(answer, list) and output in answer
+def given(output, answer): return answer == {"b": 1}
 def large(output, answer): return 2
 def nan(output, answer): return float("nan")
 def nothing(output, answer): pass
@@ -120,6 +185,22 @@ def test_a_callable(here: Path) -> None:
     # It gets a list where the file has one.
     assert score("scoring_of_mine:many", "b", "a", "b") == 1.0
     assert score("scoring_of_mine:many", "a", "a") == 0.0
+
+
+def test_a_callable_keeps_what_it_likes(here: Path) -> None:
+    """It gets any JSON, and None of rows without one."""
+    for keeps, how, expected in (
+        ((None, None), "half", 0.5),
+        (({"b": 1}, 2), "given", 1.0),
+        ((None,), "given", 0.0),
+    ):
+        problems = kept(*keeps)
+        keeper = load_keeper(f"scoring_of_mine:{how}", problems)
+        assert keeper is not None and keeper("x", problems[0]) == expected
+    keeper = load_keeper("scoring_of_mine:large", problems)
+    assert keeper is not None
+    with pytest.raises(ToolError, match="^--keep='scoring_of_mine:large': returned 2 on problem"):
+        keeper("x", problems[0])
 
 
 def test_a_callable_imports_its_neighbours_when_it_is_called(here: Path) -> None:

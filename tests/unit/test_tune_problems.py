@@ -42,6 +42,23 @@ def test_what_a_row_may_be(tmp_path: Path) -> None:
     assert problems[1].prompt == (("user", "two"),)
 
 
+def test_what_must_be_kept_is_as_the_row_has_it(tmp_path: Path) -> None:
+    kept = ["Paris", ["Rome", 3], 4.5, {"any": [True]}, False]
+    rows = [{"prompt": f"p{n}", "answer": "a", "keep": keep} for n, keep in enumerate(kept)]
+    rows += [{"prompt": "q", "answer": "a", "keep": None}, {"prompt": "r", "answer": "a"}]
+    problems, _ = load_problems(write(tmp_path / "p.jsonl", *rows, rows[0]))
+    assert [p.keep for p in problems] == [*kept, None, None]
+
+
+def test_objects_are_answers_for_what_looks_at_them(tmp_path: Path) -> None:
+    said = {"instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]}
+    file = write(tmp_path / "p.jsonl", {"prompt": "p", "answer": said})
+    ((problem,), _) = load_problems(file, objects=True)
+    assert problem.answer == said and problem.answers == (json.dumps(said),)
+    with pytest.raises(ToolError, match=":1: answer: must be text that is not empty, a number"):
+        load_problems(file)
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [
@@ -58,6 +75,10 @@ def test_what_a_row_may_be(tmp_path: Path) -> None:
         ),
         ({"prompt": "good", "answer": "other"}, r":2: has the prompt of line 1 with another"),
         ({"prompt": "good", "answer": "a", "answers": False}, r":2: has the prompt of line 1 with"),
+        (
+            {"prompt": "good", "answer": "a", "keep": "b"},
+            r':2: has .* of line 1 with another "keep"',
+        ),
         ({"prompt": "p", "answer": "a", "answers": ["b"]}, r":2: answers: must be true or false"),
     ],
 )

@@ -7,7 +7,10 @@ With several answers the best score counts. What the rules are, exactly:
 - ``contains``: the answer, without white space at its ends, occurs in the output.
 - ``regex``: the answer is a pattern of Python's ``re`` that is found somewhere in the output.
 - ``number``: the last number of the output equals the number in the answer; see ``numbers``.
+- ``ifeval``: it follows all instructions in the answer; see ``ifeval``.
 - ``module:function``: called with the output and the answer as the file gives it.
+
+``--keep`` has the same rules, for what a row has as ``keep``.
 """
 
 from __future__ import annotations
@@ -19,11 +22,18 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from decimal import Decimal
 from pathlib import Path
+from typing import Any, Literal
 
 from vllm_cold.tools.errors import ToolError
-from vllm_cold.tools.tune.problems import Problem
+from vllm_cold.tools.tune import ifeval
+from vllm_cold.tools.tune.problems import Problem, as_answers
 
 Matcher = Callable[[str, Problem], float]
+Option = Literal["match", "keep"]
+
+KEEP = "contains"  # the rule where rows have something to keep, and nobody says how
+FIELDS: dict[Option, str] = {"match": "answer", "keep": "keep"}  # of a row
+IFEVAL = "ifeval"
 
 _NUMBER = re.compile(
     r"""
@@ -66,29 +76,84 @@ def _check(how: str, answer: str) -> None:
         raise ValueError(f"it has {count or 'no'} numbers, and must have one")
 
 
-def load_matcher(how: str, problems: Sequence[Problem]) -> Matcher:
-    """The scoring rule of ``--match``: a function of an output and its problem, with a score in
+def load_matcher(how: str, problems: Sequence[Problem], option: Option = "match") -> Matcher:
+    """The scoring rule of an option: a function of an output and its problem, with a score in
     [0, 1].
 
     Raises:
         ToolError: no such rule, an answer that the rule cannot use, or a callable that cannot be
             imported; the function raises one if a callable fails.
     """
+    field = FIELDS[option]
     if ":" in how:
-        return _callable_matcher(how, str(Path.cwd()))
+        return _callable_matcher(how, str(Path.cwd()), option)
+    if how == IFEVAL:
+        return _ifeval_matcher(problems, option)
     if (rule := _RULES.get(how)) is None:
         raise ToolError(
-            f"--match={how!r}: must be one of {', '.join(_RULES)}, or a callable as module:function"
+            f"--{option}={how!r}: must be one of {', '.join(_RULES)}, {IFEVAL}, or a callable as "
+            "module:function"
         )
+    answers = dict[str, Sequence[str]]()
     for problem in problems:
-        for answer in problem.answers:
-            try:
+        said = getattr(problem, field)
+        with _usable(f"--{option}={how}", problem, f"{field} {said!r}"):
+            answers[problem.id] = as_answers(said)
+        for answer in answers[problem.id]:
+            with _usable(f"--{option}={how}", problem, f"{field} {answer!r}"):
                 _check(how, answer)
-            except (ValueError, re.error) as error:
-                raise ToolError(
-                    f"--match={how}: line {problem.line}: cannot use the answer {answer!r}: {error}"
-                ) from None
-    return lambda output, problem: float(any(rule(output, one) for one in problem.answers))
+    return lambda output, problem: float(any(rule(output, one) for one in answers[problem.id]))
+
+
+def load_keeper(how: str | None, problems: Sequence[Problem]) -> Matcher | None:
+    """The scoring rule of ``--keep``, likewise; None where nothing is to be kept.
+
+    Raises:
+        ToolError: as ``load_matcher``, or not all rows have what the rule needs.
+    """
+    having = [problem for problem in problems if problem.keep is not None]
+    if having and (lacking := next((one for one in problems if one.keep is None), None)):
+        raise ToolError(
+            f'line {lacking.line}: has no "keep", and line {having[0].line} has one; give it to '
+            "all rows, or to none"
+        )
+    if not having:
+        if how is None:
+            return None
+        if ":" not in how:
+            raise ToolError(
+                f'--keep={how!r}: no row has a "keep", what its output must have, too; a callable '
+                "as module:function needs none"
+            )
+    return load_matcher(how or KEEP, problems, "keep")
+
+
+@contextlib.contextmanager
+def _usable(said: str, problem: Problem, what: str) -> Iterator[None]:
+    """A rule that cannot use an answer, as a sentence with the answer's line."""
+    try:
+        yield
+    except (ValueError, re.error) as error:
+        raise ToolError(f"{said}: line {problem.line}: cannot use the {what}: {error}") from None
+
+
+def _ifeval_matcher(problems: Sequence[Problem], option: Option) -> Matcher:
+    try:
+        known = ifeval.kinds()
+    except ModuleNotFoundError as error:
+        name = str(error.name).partition(".")[0]
+        raise ToolError(
+            f"--{option}={IFEVAL}: needs {name}: pip install 'vllm-cold[ifeval]'"
+        ) from error
+    checkers = dict[str, list[Any]]()
+    for problem in problems:
+        with _usable(f"--{option}={IFEVAL}", problem, FIELDS[option]):
+            said = getattr(problem, FIELDS[option])
+            checkers[problem.id] = ifeval.checkers(said, problem.prompt, known)
+    return _checked(
+        lambda output, problem: ifeval.follows(output, checkers[problem.id]),
+        f"--{option}={IFEVAL}",
+    )
 
 
 @contextlib.contextmanager
@@ -106,32 +171,42 @@ def _importable(folder: str) -> Iterator[None]:
             sys.path.remove(folder)
 
 
-def _callable_matcher(how: str, folder: str) -> Matcher:
+def _callable_matcher(how: str, folder: str, option: Option) -> Matcher:
+    called = f"--{option}={how!r}"
     try:
         with _importable(folder):
             function = pkgutil.resolve_name(how)
     except Exception as error:  # whatever the user's module raises when it is imported
         raise ToolError(
-            f"--match={how!r}: cannot be imported ({type(error).__name__}: {error}); give "
+            f"{called}: cannot be imported ({type(error).__name__}: {error}); give "
             "module:function, with the module in the working directory or installed"
         ) from error
     if not callable(function):
-        raise ToolError(f"--match={how!r}: is not callable; give module:function")
+        raise ToolError(f"{called}: is not callable; give module:function")
+
+    def score(output: str, problem: Problem) -> Any:
+        with _importable(folder):
+            return function(output, getattr(problem, FIELDS[option]))
+
+    return _checked(score, called)
+
+
+def _checked(function: Callable[[str, Problem], Any], called: str) -> Matcher:
+    """What others wrote as a matcher, which raises ToolError for what it may not do."""
 
     def score(output: str, problem: Problem) -> float:
         try:
-            with _importable(folder):
-                value = function(output, problem.answer)
-        except Exception as error:  # whatever the user's function raises
+            value = function(output, problem)
+        except Exception as error:  # whatever their function raises
             raise ToolError(
-                f"--match={how!r}: raised {type(error).__name__}: {error} on {problem.place} with "
+                f"{called}: raised {type(error).__name__}: {error} on {problem.place} with "
                 f"output {output!r}"
             ) from error
         value = value.item() if hasattr(value, "item") else value  # numpy and torch scalars
         # NaN compares false.
         if not isinstance(value, (bool, int, float)) or not 0.0 <= value <= 1.0:
             raise ToolError(
-                f"--match={how!r}: returned {value!r} on {problem.place}; must be a bool or a "
+                f"{called}: returned {value!r} on {problem.place}; must be a bool or a "
                 "number from 0 to 1"
             )
         return float(value)

@@ -33,6 +33,7 @@ class Problem:
     own_keys: frozenset[str] = frozenset()  # those of the row itself that say so
     has_answer: bool = True  # whether the text that an amateur lacks answers the question
     plain: Mapping[str, Content] = field(default_factory=dict)  # its plain prompts, by name
+    keep: Any = None  # what must be kept, too, as the file has it; None where it does not say
 
     @property
     def lacking(self) -> Content:
@@ -58,7 +59,8 @@ def _as_text(value: Any) -> str:
     raise ValueError("must be text that is not empty, a number, or a list of these")
 
 
-def _as_answers(value: Any) -> list[str]:
+def as_answers(value: Any) -> list[str]:
+    """Texts of which one is enough; ValueError for what are none."""
     if value == []:
         raise ValueError("an empty list can never be matched; give at least one answer")
     return [_as_text(item) for item in (value if isinstance(value, list) else [value])]
@@ -71,13 +73,21 @@ def _as_switch(value: Any) -> bool:
 
 
 class _Row(Given):
-    answer: Annotated[list[str], BeforeValidator(_as_answers)]
+    answer: Annotated[list[str], BeforeValidator(as_answers)]
+    keep: Any = None
     answers: Annotated[bool, BeforeValidator(_as_switch)] = True
     id: Whole | int | None = None
 
 
+class _ObjectRow(_Row):
+    answer: Annotated[list[str], BeforeValidator(lambda value: [json.dumps(value)])]
+
+
 def load_problems(
-    path: str, args: Mapping[str, Any] | None = None, chat: bool = False
+    path: str,
+    args: Mapping[str, Any] | None = None,
+    chat: bool = False,
+    objects: bool = False,
 ) -> tuple[list[Problem], int]:
     """Read the file; blank lines are skipped.
 
@@ -88,6 +98,7 @@ def load_problems(
         path: A JSONL file, UTF-8.
         args: What is contrasted with where a row does not say.
         chat: Whether a text is a user's message.
+        objects: Whether answers are objects, which --match looks at, and no texts.
 
     Returns:
         The problems, and how many rows were left out.
@@ -100,7 +111,7 @@ def load_problems(
     repeated = 0
     for number, line in read_lines(Path(path), path):
         try:
-            row, own = read_row(_Row, line)
+            row, own = read_row(_ObjectRow if objects else _Row, line)
             prompt = row.read(Path(path).parent)
             problem = Problem(
                 id=f"line-{number}" if row.id is None else str(row.id),
@@ -111,9 +122,12 @@ def load_problems(
                 args=merge(args or {}, own),
                 own_keys=frozenset(own),
                 has_answer=row.answers,
+                keep=row.keep,
             )
             first = by_prompt.setdefault(problem.prompt, problem)
             said, now = ((p.answers, p.args, p.has_answer) for p in (first, problem))
+            if said == now and first.keep != problem.keep:
+                raise ValueError(f'has the prompt of line {first.line} with another "keep"')
             if said != now:
                 raise ValueError(
                     f"has the prompt of line {first.line} with another answer or contrast; give "

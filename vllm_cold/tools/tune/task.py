@@ -32,7 +32,7 @@ from vllm_cold.tools.engine import ENGINE_OPTIONS
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.server import Server
 from vllm_cold.tools.tune.grid import Setting, make_grid
-from vllm_cold.tools.tune.match import Matcher, load_matcher
+from vllm_cold.tools.tune.match import IFEVAL, Matcher, load_matcher
 from vllm_cold.tools.tune.plain import BETTER_PROMPT, LONGEST, Lacks, plain_prompts
 from vllm_cold.tools.tune.problems import Problem, load_problems, split_problems
 
@@ -144,7 +144,8 @@ def read_task(options: argparse.Namespace) -> Task:
             raise ToolError(f"{problem.place}: {as_written(error, problem.own_keys)}") from None
         return found
 
-    problems, repeated = load_problems(options.data, args, options.chat)
+    objects = options.match == IFEVAL
+    problems, repeated = load_problems(options.data, args, options.chat, objects)
     known = [
         (problem.prompt, one)
         for problem in problems

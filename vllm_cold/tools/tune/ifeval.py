@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether an output follows IFEval's instructions (arXiv 2311.07911), as if-verifiable checks them.
+
+An answer is what IFEval's own data have: names of instructions and the arguments of each. Strict:
+the output as it is follows all of them, and an empty one follows none. The checks' quirks are
+IFEval's: keywords are patterns, for one.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from vllm_cold.tools.contrast import Pictured, Prompt
+
+# The argument that is the request itself where a row does not give it.
+_REQUEST = "prompt_to_repeat"
+
+
+def kinds() -> Mapping[str, Any]:
+    """The checker of each kind of instruction, by its name; ModuleNotFoundError without the extra
+    ``ifeval``.
+    """
+    import langdetect  # type: ignore[import-untyped,unused-ignore]
+    from if_verifiable.ifeval import (  # type: ignore[import-untyped,unused-ignore]
+        instructions_registry,
+    )
+
+    langdetect.DetectorFactory.seed = 0  # else a text has another language each time
+    found: Mapping[str, Any] = instructions_registry.INSTRUCTION_DICT
+    return found
+
+
+def checkers(said: Any, prompt: Prompt, known: Mapping[str, Any]) -> list[Any]:
+    """What checks an answer's instructions.
+
+    Args:
+        said: The answer.
+        prompt: Of its problem.
+        known: The checkers by kind.
+
+    Raises:
+        ValueError: it is none, or no output could be checked by it.
+    """
+    said = said if isinstance(said, dict) else {}
+    names, several = said.get("instruction_id_list"), said.get("kwargs")
+    if not (
+        isinstance(names, list)
+        and isinstance(several, list)
+        and 0 < len(names) == len(several)
+        and all(isinstance(one, dict) for one in several)
+    ):
+        raise ValueError(
+            'must be an object as in IFEval\'s data: "instruction_id_list", names of instructions, '
+            'and "kwargs", an object for each'
+        )
+    return [_checker(*one, prompt, known) for one in zip(names, several, strict=True)]
+
+
+def _checker(name: Any, kwargs: dict[str, Any], prompt: Prompt, known: Mapping[str, Any]) -> Any:
+    if not isinstance(name, str) or name not in known:
+        raise ValueError(f"{name!r}: must be one of {', '.join(known)}")
+    made = known[name](name)
+    needed = made.get_instruction_args_keys()
+    # Where data are a table, each row has all columns.
+    given = {key: value for key, value in kwargs.items() if value is not None}
+    if _REQUEST in needed and (request := _request(prompt)):
+        given.setdefault(_REQUEST, request)
+    if given.keys() != set(needed):
+        raise ValueError(
+            f"{name}: kwargs must be {', '.join(needed) or 'none'}, and are "
+            f"{', '.join(given) or 'none'}"
+        )
+    try:
+        before = random.getstate()
+        made.build_description(**given)
+        # What is not to its liking, a checker draws at random; of a text it makes letters.
+        used = made.get_instruction_args() or {}
+        kept = (isinstance(used[key], list) == isinstance(given[key], list) for key in given)
+        if random.getstate() != before or not all(kept):
+            raise ValueError(f"does not take {given}")
+        # With the arguments in it, so that each pattern is looked for.
+        made.check_following(f"an answer {given}")
+    except Exception as error:  # whatever a checker raises for what it cannot use
+        if type(error) is LookupError:
+            raise ValueError(
+                f"{name}: needs a file of NLTK's: python -m nltk.downloader punkt_tab"
+            ) from None
+        told = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+        raise ValueError(f"{name}: {told}") from None
+    return made
+
+
+def _request(prompt: Prompt) -> str | None:
+    """A prompt's text, of a chat the last message of the user."""
+    turns = prompt.turns if isinstance(prompt, Pictured) else prompt
+    if isinstance(turns, str):
+        return turns
+    return next((text for role, text in reversed(turns) if role == "user"), None)
+
+
+def follows(output: str, made: Sequence[Any]) -> bool:
+    """Whether an output follows all instructions."""
+    try:
+        return bool(output.strip()) and all(one.check_following(output) for one in made)
+    except RecursionError:  # JSON of a thousand brackets, which nobody closes
+        return False
