@@ -6,6 +6,7 @@ from __future__ import annotations
 import builtins
 import json
 import re
+import shlex
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.docs.blocks import ROOT, blocks
+from tests.docs.blocks import ROOT, block, blocks
 from vllm_cold.method.presets import PresetName
 from vllm_cold.method.settings import ENGINE, MAX_EXPERT_TOP_K
 from vllm_cold.tools import tune
@@ -135,6 +136,7 @@ MISTAKES = """
 --max-tokens 0                     | argument --max-tokens: 0: must be 1 or more
 --seed x                           | argument --seed: invalid integer value: 'x'
 --match number                     | --match=number: line 1: cannot use the answer 'right': it has
+--keep exact                       | --keep='exact': no row has a "keep", what its output must hav
 --amateur SQL                      | is given twice; leave it out
 --amateur-prompt \udc80            | --amateur-prompt='\\udc80': must be valid Unicode text
 --better x                         | --better: is for amateurs that read another prompt
@@ -245,6 +247,83 @@ def test_rule_split_answers_and_grid_may_change(command: Command) -> None:
     assert {setting for setting, _ in command.take()} == added
     assert command("--seed", "1") == 0
     assert {setting for setting, _ in command.take()} == {OTHER}
+
+
+@pytest.mark.parametrize("loses", [False, True])
+def test_what_must_be_kept_is_judged_with_what_is_right(
+    command: Command, capsys: Capture, loses: bool
+) -> None:
+    """Nothing is decoded again for it, and what loses it is not served."""
+
+    def text(job: Job) -> str:
+        right = job.setting == BEST or (job.setting == OTHER and job.problem.line % 2)
+        kept = not loses or job.setting is None or job.problem.line % 4 == 0
+        return " ".join([*["right"] * bool(right), *["kept"] * kept]) or "-"
+
+    def keep(what: str) -> None:
+        rows = map(json.loads, (command.folder / "p.jsonl").read_text().splitlines())
+        command.write([row | {"keep": what} for row in rows])
+
+    command.text = text
+    more = ("--match", "contains", "--amateur", str(command.folder / "chat"))
+    assert command(*more) == 0
+    alone = command.report
+    assert "keep" not in json.dumps(alone) and len(command.take()) == TOTAL
+    keep("kept")
+    assert command(*more, "--keep", "regex") == int(loses)
+    assert not command.jobs
+    found = command.report
+    assert found["run"]["keep"] == "regex" and found["test_match"] == alone["test"]
+    assert found["settings"][1]["test_keep"] is None  # was not decoded there
+    assert found["settings"][1]["dev_keep"]["count"] == COUNT // 2
+    first = found["changes"][0]
+    told = {name: first[name] for name in ("keep", "greedy_keep", "cold_match", "cold_keep")}
+    assert told == {"keep": "kept", "greedy_keep": 1.0, "cold_match": 1.0, "cold_keep": 1.0}
+    if loses:
+        start = (
+            "Use greedy decoding: alpha 0.1, beta 0.5 matches more (+100.0 points) and loses what"
+        )
+        assert found["headline"].startswith(start) and "--sampler" not in found["serve"]
+        assert found["test"]["difference"] > 0 and found["test_keep"]["difference"] < -0.5
+    else:
+        start = (
+            "Use alpha 0.1, beta 0.5, which beats greedy decoding: +100.0 points of both at once"
+        )
+        assert found["headline"].startswith(start) and found["serve"] == alone["serve"]
+        assert "; matched +100.0, kept 0.0 with p = 1)" in found["headline"]
+        assert found["test_keep_all"]["worse"] == 0
+    assert ("With CoLD requests must also send" in command.notes) is not loses
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "(matched 0.0 %, kept 100.0 %)" in printed
+    said = "0.0 % and 100.0 % are matched (better on 20, worse on 0, p = 1.9e-06), 100.0 % and"
+    assert said in command.notes
+    keep("another")
+    assert command(*more) == 1
+    assert "Nothing is kept, with either kind of decoding." in command.notes
+    assert "Nothing is right" not in command.notes
+
+
+def test_instructions_as_on_the_page(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The contrast makes the model follow; whether the rest is kept decides."""
+    pytest.importorskip("if_verifiable", reason="is of the extra ifeval")
+    (row,) = (b.text for b in blocks("docs/tuning.md") if "instruction_id_list" in b.text)
+    rows = [json.loads(row) for _ in range(COUNT)]
+    for number, each in enumerate(rows):
+        each["messages"][-1]["content"] += f" {number}"
+    command.write(rows)
+    monkeypatch.chdir(command.folder)
+    Path("p.jsonl").rename("kept.jsonl")
+    words = shlex.split(block("docs/tuning.md", "tune-keep").replace("$MODEL", "org/model"))
+    for cold, start, said in (
+        ('"Baghdad."', "Baghdad.", "Use cfg, which beats greedy decoding: +100.0 points of both"),
+        ('"Use marks."', "Baghdad.", "Use greedy decoding: cfg matches more (+100.0 points) and"),
+    ):
+        command.text = lambda job, cold=cold, start=start: cold if job.args else start
+        assert main([*words[1:], "--output", cold]) == int("more" in said)
+        report = json.loads(Path(cold, "report.json").read_text())
+        assert (report["run"]["match"], report["run"]["keep"]) == ("ifeval", "contains")
+        assert report["headline"].startswith(said)
+    assert report["settings"][0]["test_match"]["greedy"] == 0.0
 
 
 def test_a_callable_that_fails_ends_the_run_at_once(
@@ -547,8 +626,19 @@ def test_a_library_that_is_missing_is_named_before_anything_starts(
     assert not command.tasks
 
 
+def test_the_extra_for_instructions_is_named(
+    command: Command, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.setitem(sys.modules, "if_verifiable", None)
+    for name in [name for name in sys.modules if name.startswith("if_verifiable.")]:
+        monkeypatch.delitem(sys.modules, name)
+    assert command("--match", "ifeval") == 2
+    said = r"--match=ifeval: needs (if_verifiable|langdetect): pip install 'vllm-cold\[ifeval\]'\n$"
+    assert re.search(said, capsys.readouterr().err) and not command.tasks
+
+
 def test_the_page_shows_problems_and_options_that_exist(tmp_path: Path) -> None:
-    rows, chats = (b.text for b in blocks("docs/tuning.md") if b.language == "json")
+    rows, chats, kept = (b.text for b in blocks("docs/tuning.md") if b.language == "json")
     (tmp_path / "p.jsonl").write_text(rows)
     problems, _ = load_problems(str(tmp_path / "p.jsonl"))
     assert [p.answer for p in problems] == ["42", ["2", "3"], 12]
@@ -558,6 +648,9 @@ def test_the_page_shows_problems_and_options_that_exist(tmp_path: Path) -> None:
         {"cold_without": "system"}, {"cold_without": 0}, {"cold_part": [0, 31]},
     ]  # fmt: skip
     assert problems[2].prompt[31:] == "Question: How many arches? Answer:"
+    (tmp_path / "p.jsonl").write_text(kept)
+    ((problem,), _) = load_problems(str(tmp_path / "p.jsonl"), objects=True)
+    assert problem.answer["kwargs"] == [{}] and problem.keep == "Baghdad"
     (parser,) = (
         action.choices["tune"]
         for action in build_parser()._actions

@@ -204,6 +204,35 @@ def test_a_contrast_by_a_plain_prompt(fake: Fake) -> None:
     assert note.startswith("With CoLD requests must also send a prompt with the instruction twice")
 
 
+def test_what_is_followed_most_is_not_what_serves_most(fake: Fake) -> None:
+    """An instruction that is said twice is followed always, and costs the answer."""
+    users = [{"role": "user", "content": f"p{n}"} for n in range(4 * COUNT)]
+    rows = [{"messages": [SYSTEM, user], "answer": "right"} for user in users]
+
+    def text(body: dict[str, Any]) -> str:
+        question = body["messages"][-1]["content"]
+        number = int(re.findall(r"p(\d+)", question)[0])
+        twice, cold = question.endswith("Be right."), body["vllm_xargs"]["cold"]
+        follows = twice or number % 4 == 0 or (cold and number % 2)
+        return (
+            f"{'right' if follows else 'wrong'}, {'so' if twice and number % 4 != 1 else 'Paris'}"
+        )
+
+    fake.text = text
+    more = (*GUIDED, "--match", "contains")
+    fake.write(rows)
+    assert fake.tune(*more) == 1
+    assert fake.report["headline"].startswith("Use the instruction twice, and no contrast: +")
+    fake.write(row | {"keep": "Paris"} for row in rows)
+    assert fake.tune(*more) == 0
+    found = fake.report
+    assert found["headline"].startswith("Use cfg, which beats greedy decoding: +")
+    assert ", kept 0.0 with p = 1)" in found["headline"]
+    note = "On the held-out problems the instruction twice matches more (+"
+    (said,) = [one for one in found["notes"] if one.startswith(note)]
+    assert " points) and loses what must be kept: -" in said and said.endswith("is not advised.")
+
+
 def test_texts_and_adapters(fake: Fake) -> None:
     rows: list[dict[str, Any]] = [
         {"prompt": f"It is {n}. What?", "answer": "right"} for n in range(COUNT)

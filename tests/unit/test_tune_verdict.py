@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import math
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from scipy import stats
 
 from vllm_cold.tools.tune import report, verdict
 from vllm_cold.tools.tune.grid import Setting, make_grid
-from vllm_cold.tools.tune.verdict import FEWEST, LEVEL, Row, Verdict, compare, findings
+from vllm_cold.tools.tune.verdict import FEWEST, LEVEL, Outcome, Row, Verdict, compare, findings
 
 pytestmark = pytest.mark.unit
 
@@ -27,12 +28,14 @@ GRID = make_grid({"alpha": "0.1,0.3", "beta": "0.25,0.5"})
 Pair = tuple[int, int]  # problems on which one is better than the other, and worse
 
 
+@cache
 def pairs(better: int, worse: int, equal: int) -> verdict.Comparison:
     """Scores of 0 and 1, with so many problems of each kind."""
     counts = (better, worse, equal)
     return compare(np.repeat([1.0, 0, 1], counts), np.repeat([0.0, 1, 1], counts))
 
 
+@cache
 def hundred(better: int, worse: int) -> verdict.Comparison:
     """100 problems, of which greedy solves 50 and so many differ."""
     counts = (better, worse, 50 - worse, 50 - better)
@@ -285,11 +288,171 @@ def test_what_is_told_before_the_search() -> None:
     assert findings([], "", False) == []
 
 
-@pytest.mark.parametrize("width", [80, 40])
-def test_the_terminal_shows_all_and_what_is_pasted_in_one_piece(width: int) -> None:
+# What must be kept, too
+
+Three = tuple[Pair, Pair, Pair]  # both at once, what is matched, and what is kept
+BARGAIN: Three = ((12, 1), (20, 0), (0, 35))  # gains, by what it must not pay with
+FAIR: Three = ((12, 1), (16, 1), (2, 6))
+SAME: Three = ((2, 2), (3, 3), (1, 1))
+BOTH = Setting("cad", plain=TWICE.plain)
+
+
+def row(setting: Setting, said: Three, silent: Three | None = None) -> Row:
+    """On 100 problems whose text answers, and as many whose text does not."""
+
+    def alone(which: int) -> Outcome:
+        (better, worse), other = said[which], None
+        if silent is None:
+            return Outcome(hundred(better, worse), None, hundred(better, worse))
+        other = silent[which]
+        whole = pairs(better + other[0], worse + other[1], 200 - better - worse - sum(other))
+        return Outcome(hundred(better, worse), hundred(*other), whole)
+
+    apart = None if silent is None else hundred(*silent[0])
+    return Row(setting, hundred(*said[0]), apart, alone(1), alone(2))
+
+
+def joint(
+    setting: Setting,
+    test: Three,
+    plain: dict[Setting, tuple[Three, Pair]] | None = None,
+    silent: Three | None = None,
+) -> Verdict:
+    """A setting that gains on the dev problems, as all plain prompts do, and what it and they do on
+    the others: the pair is the setting against that prompt.
+    """
+    told = plain or {}
+    dev = {one: row(one, FAIR) for one in (*told, setting)}
+    held_out = {one: row(one, said[0]) for one, said in told.items()}
+    held_out[setting] = row(setting, test, silent)
+    return Verdict(dev, setting, held_out, {one: hundred(*said[1]) for one, said in told.items()})
+
+
+def test_a_gain_that_loses_what_must_be_kept_is_never_advised() -> None:
+    found = joint(CAD, BARGAIN)
+    assert found.use is None and not found.gain and not found.only
+    assert found.headline() == (
+        "Use greedy decoding: cad matches more (+20.0 points) and loses what must be kept: -35.0 "
+        "points (p = 5.8e-11), so it is not advised; +11.0 points of both at once on 100 held-out "
+        "problems (95 % interval +3.6 to +17.9, p = 0.0034; matched +20.0, kept -35.0 with "
+        "p = 5.8e-11)."
+    )
+    worse = verdict.loss(row(CAD, ((0, 9), (0, 3), (0, 20))))
+    assert worse and worse.startswith("cad loses what must be kept: -20.0 points (p = 1.9e-06), so")
+    # What is kept makes up for nothing: both at once decide.
+    assert joint(CAD, ((5, 4), (4, 5), (40, 0))).use is None
+
+
+def test_a_gain_of_both_at_once_is_advised_with_all_figures() -> None:
+    found = joint(CAD, FAIR)
+    assert found.gain and found.headline() == (
+        "Use cad, which beats greedy decoding: +11.0 points of both at once on 100 held-out "
+        "problems (95 % interval +3.6 to +17.9, p = 0.0034; matched +15.0, kept -4.0 with "
+        "p = 0.29)."
+    )
+    # The least loss that is significant, and the largest that is not.
+    assert verdict.loss(row(CAD, (FAIR[0], FAIR[1], (0, 6))))
+    for kept in ((0, 5), (6, 0), (9, 9)):
+        assert joint(CAD, (FAIR[0], FAIR[1], kept)).gain
+
+
+@pytest.mark.parametrize(
+    ("cad", "plain", "said"),
+    [
+        # The most by far, and no rival: it loses what the setting keeps.
+        (FAIR, {TWICE: (((40, 0), (50, 0), (0, 20)), (0, 30))}, "Use cad, which beats"),
+        (SAME, {TWICE: (((40, 0), (50, 0), (0, 20)), (0, 30))},
+         "No setting and no plain prompt beats greedy decoding significantly without losing what "
+         "must be kept, so use that: cad differs by 0.0 points of both"),
+        # Another one is to be had.
+        (SAME, {TWICE: (((40, 0), (50, 0), (0, 20)), (0, 30)), BETTER: (FAIR, (0, 8))},
+         "Use a better prompt, and no contrast: +11.0 points of both"),
+        # The setting loses it, and the prompt does not.
+        (BARGAIN, {BETTER: (FAIR, (9, 9))}, "Use a better prompt, and no contrast: +11.0 points"),
+        (BARGAIN, {BETTER: (SAME, (9, 9))}, "Use greedy decoding: cad matches more (+20.0"),
+        # Both keep it: who has more of both at once, and of two with the same the prompt.
+        (FAIR, {BETTER: (FAIR, (6, 6))}, "Use a better prompt, and no contrast: +11.0 points"),
+        (FAIR, {BETTER: (((9, 2), (30, 2), (3, 4)), (12, 1))}, "Use cad, which beats greedy"),
+        (FAIR, {BETTER: (((20, 1), (30, 2), (3, 4)), (0, 8))}, "Use a better prompt, and no "),
+    ],
+)  # fmt: skip
+def test_plain_prompts_are_judged_by_both_at_once(
+    cad: Three, plain: dict[Setting, tuple[Three, Pair]], said: str
+) -> None:
+    found = joint(CAD, cad, plain)
+    assert found.headline().startswith(said)
+    assert found.gain is said.startswith("Use cad")
+    lost = "; cad matches more (+20.0 points) and loses what must be kept: -35.0 points (p = "
+    assert (lost in found.headline()) is (cad == BARGAIN and "no contrast" in said)
+
+
+def test_a_setting_need_not_beat_the_prompt_that_it_is_tried_by_if_that_is_not_to_be_used() -> None:
+    for kept, advised in (((0, 20), BOTH), ((2, 6), TWICE)):
+        found = joint(BOTH, FAIR, {TWICE: (((10, 4), (30, 0), kept), (5, 3))})
+        assert found.use is not None and found.use.setting == advised
+        assert "alone by" not in found.headline()
+    found = joint(BOTH, FAIR, {TWICE: (((10, 4), (30, 0), (2, 6)), (12, 1))})
+    assert found.gain and ", and the text twice alone by +11.0 (p =" in found.headline()
+
+
+def test_what_loses_on_the_dev_problems_is_picked_last() -> None:
+    rows = [row(GRID[0], FAIR), row(GRID[1], ((30, 0), (40, 0), (0, 9))), row(GRID[2], FAIR)]
+    assert verdict.pick(rows) is rows[0]  # the first of two with the same score
+    assert verdict.pick(rows[1:]) is rows[2]
+    assert verdict.pick([row(GRID[0], BARGAIN), rows[1]]) is rows[1]
+
+
+def test_what_is_lost_where_texts_do_not_answer_harms_there() -> None:
+    found = joint(CAD, FAIR, silent=((2, 2), (9, 0), (0, 30)))
+    assert found.only and not found.gain and found.best.lost is None
+    assert found.headline().startswith("Use cad only where the text is known to answer, which")
+    end = "; matched +9.0, kept -30.0 with p = 1.9e-09)."
+    assert found.headline().endswith(end)
+    silent: Three = ((2, 2), (9, 0), (0, 0))
+    for plain in ({}, {TWICE: (((40, 0), (50, 0), (0, 20)), (0, 30))}):  # which has more in all
+        assert joint(CAD, FAIR, plain, silent).gain
+    # On neither side significantly, on both together.
+    found = joint(CAD, (FAIR[0], FAIR[1], (0, 5)), silent=((2, 2), (9, 0), (0, 5)))
+    assert found.use is None and ": -5.0 points (p = 0.002), so it is" in found.headline()
+    # Where they answer, whatever it does elsewhere.
+    assert joint(CAD, BARGAIN, silent=((2, 2), (9, 0), (40, 0))).use is None
+
+
+COUNTS = st.tuples(*[st.sampled_from([0, 5, 6, 20])] * 2)
+
+
+@given(st.lists(st.tuples(COUNTS, COUNTS, COUNTS), min_size=4, max_size=4), COUNTS, COUNTS)
+def test_nothing_advised_loses_what_must_be_kept(said: list[Three], one: Pair, other: Pair) -> None:
+    found = joint(BOTH, said[0], {BETTER: (said[2], one), TWICE: (said[3], other)}, said[1])
+    if use := found.use:
+        assert use.keep is not None and not verdict.is_worse(use.keep.found)
+    if found.gain:
+        keep = found.best.keep
+        assert keep is not None and keep.silent is not None
+        assert not verdict.is_worse(keep.whole) and not verdict.is_worse(keep.silent)
+
+
+def test_what_is_told_of_both_before_the_search() -> None:
+    said = findings([row(NO_TEXT, SAME), row(TWICE, BARGAIN)], "instruction", False)
+    assert said == [
+        "The instruction has no clear effect: 50.0 % are right and kept with it, 50.0 % without "
+        "(100 problems, p = 1).",
+        "For nothing, the text twice: +11.0 points (p = 0.0034); what must be kept -35.0 points "
+        "(p = 5.8e-11).",
+    ]
+
+
+@pytest.mark.parametrize(("width", "keeps"), [(80, False), (40, False), (80, True)])
+def test_the_terminal_shows_all_and_what_is_pasted_in_one_piece(width: int, keeps: bool) -> None:
     found = judged(dict(zip(GRID, [(9, 3), (12, 1)], strict=False)), (10, 1))
     if width > 40:
         rows = {one: row._replace(silent=hundred(0, 8)) for one, row in found.dev.items()}
+        found = replace(found, dev=rows)
+    if keeps:
+        rows = {
+            one: row(one, (each, (20, 0), (0, 35)), silent=((0, 8), (0, 0), (0, 0)))
+            for one, each in zip(GRID, [(9, 3), (12, 1)], strict=False)
+        }
         found = replace(found, dev=rows)
     hostile, headline = "[bold]x[/bold] & <b> {{ 7 * 7 }}", found.headline()
     serve = "vllm serve '/models/a long name' --sampler cold --cold-alpha 0.1 --cold-beta 0.5"
@@ -299,7 +462,9 @@ def test_the_terminal_shows_all_and_what_is_pasted_in_one_piece(width: int) -> N
     text = console.file.getvalue()  # type: ignore[attr-defined]
     for part in (hostile, "Serve it with CoLD:", "Written: out.json"):
         assert part in " ".join(text.split())
-    for figure in ("+6.0", "+11.0", "9/3", "12/1", *(["-8.0", "50.0 %"] if width > 40 else [])):
+    more = ["-8.0", "50.0 %"] if width > 40 else []
+    more += ["matched", "70.0 %", "kept", "15.0 %", "both"] if keeps else []
+    for figure in ("+6.0", "+11.0", "9/3", "12/1", *more):
         assert figure in text
     lines = text.splitlines()
     assert serve in lines and lines[-1] == headline and "…" not in text

@@ -61,9 +61,9 @@ def add_parser(subparsers: Any) -> None:
         "data",
         metavar="PROBLEMS.jsonl",
         help='one problem a line: {"prompt": "...", "answer": "..."}; "messages" (a list of chat '
-        'messages) in place of "prompt", a list of answers, an "id", what the amateur reads, as in '
-        'a request (cold_without and others), and "answers": false, where the text that it does '
-        "not read has no answer, are understood",
+        'messages) in place of "prompt", a list of answers, "keep" (what must be kept), an "id", '
+        "what the amateur reads, as in a request (cold_without and others), and "
+        '"answers": false, where the text that it does not read has no answer, are understood',
     )
     what.add_argument(
         "--model",
@@ -80,8 +80,16 @@ def add_parser(subparsers: Any) -> None:
         "--match",
         default="exact",
         metavar="HOW",
-        help="exact (default), number, contains, regex, or a callable as module:function that "
-        "takes the output and the answer and returns a bool or a float from 0 to 1",
+        help="exact (default), number, contains, regex, ifeval (IFEval's instructions), or a "
+        "callable as module:function that takes the output and the answer and returns a bool or a "
+        "float from 0 to 1",
+    )
+    what.add_argument(
+        "--keep",
+        metavar="HOW",
+        help='what an output must have, too, by the row\'s "keep": as --match, where a callable '
+        "also gets None, of rows without one (default: contains, where rows have it). Settings are "
+        "picked and judged by both at once, and none that loses what must be kept is advised",
     )
     what.add_argument(
         "--chat", action="store_true", help='put each "prompt" into the model\'s chat template'

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,21 +35,35 @@ class Tuning:
         self._task = task
         self._answers = answers
         self._console = console
-        self._scores: dict[tuple[Setting | None, str], float] = {}
+        self._scores: dict[tuple[Setting | None, str], tuple[float, ...]] = {}
         self._decode: Decode | None = None
 
-    def _score(self, setting: Setting | None, problem: Problem) -> float:
+    def _each(self, setting: Setting | None, problem: Problem) -> tuple[float, ...]:
+        """The scores of ``--match`` and, if something must be kept, of ``--keep``."""
         at, job = (setting, problem.id), Job(setting, problem)
         if at not in self._scores:
-            self._scores[at] = self._task.matcher(self._answers[job.key].text, problem)
+            text, task = self._answers[job.key].text, self._task
+            rules = (task.matcher, *([task.keeper] if task.keeper else []))
+            self._scores[at] = tuple(rule(text, problem) for rule in rules)
         return self._scores[at]
 
+    def _score(
+        self, setting: Setting | None, problem: Problem, outcome: int | None = None
+    ) -> float:
+        """By one outcome, or (None) by all at once."""
+        each = self._each(setting, problem)
+        return math.prod(each) if outcome is None else each[outcome]
+
     def _compare(
-        self, setting: Setting, problems: Sequence[Problem], other: Setting | None = None
+        self,
+        setting: Setting,
+        problems: Sequence[Problem],
+        other: Setting | None = None,
+        outcome: int | None = None,
     ) -> verdict.Comparison:
         """A setting against another one, or greedy decoding."""
         found, than = (
-            np.array([self._score(one, problem) for problem in problems])
+            np.array([self._score(one, problem, outcome) for problem in problems])
             for one in (setting, other)
         )
         return verdict.compare(found, than)
@@ -59,9 +74,20 @@ class Tuning:
         answering, silent = (
             [p for p in problems if p.has_answer is kind] for kind in (True, False)
         )
+        parts = (answering, silent, problems)
+
+        def compare(one: Setting, some: Sequence[Problem], outcome: int | None = None) -> Any:
+            return self._compare(one, some, outcome=outcome) if some else None
+
         return {
             one: verdict.Row(
-                one, self._compare(one, answering), self._compare(one, silent) if silent else None
+                one,
+                compare(one, answering),
+                compare(one, silent),
+                *(
+                    verdict.Outcome(*(compare(one, some, each) for some in parts))
+                    for each in ((0, 1) if self._task.keeper else ())
+                ),
             )
             for one in settings
         }
@@ -116,7 +142,7 @@ class Tuning:
             def done(job: Job, answer: Answer) -> None:
                 self._answers.add(job, answer)
                 # At once, so that a callable that fails does so now and not in an hour.
-                self._score(*job)
+                self._each(*job)
                 progress.advance(bar)
 
             self._decode(list(missing), done)
@@ -131,8 +157,13 @@ class Tuning:
             scores = {f"{name}_score": self._score(*job) for name, job in jobs.items()}
             if scores["greedy_score"] != scores["cold_score"]:
                 texts = {name: self._answers[job.key].text for name, job in jobs.items()}
-                said = {"id": problem.id, "prompt": problem.kept}
-                changes.append({**said, "answers": list(problem.answers), **texts, **scores})
+                said = {"id": problem.id, "prompt": problem.kept, "answers": list(problem.answers)}
+                if self._task.keeper:
+                    said["keep"] = problem.keep
+                    for name, job in jobs.items():
+                        each = self._each(*job)
+                        scores |= zip((f"{name}_match", f"{name}_keep"), each, strict=True)
+                changes.append({**said, **texts, **scores})
         return sorted(changes, key=lambda one: one["cold_score"] < one["greedy_score"])
 
     def notes(self, best: Setting) -> list[str]:
@@ -146,11 +177,16 @@ class Tuning:
                     f"{self._task.options.max_tokens} tokens; a larger --max-tokens may change "
                     "scores."
                 )
-        if not any(self._scores.values()):
-            notes.append(
-                "Nothing is right, with either kind of decoding. Compare answers.jsonl with the "
-                "answers that you expect: --match, --chat, --stop or --max-tokens may be wrong."
-            )
+        what = (("right", "--match"), ("kept", "--keep"))
+        for (name, option), found in zip(
+            what, zip(*self._scores.values(), strict=True), strict=False
+        ):
+            if not any(found):
+                notes.append(
+                    f"Nothing is {name}, with either kind of decoding. Compare answers.jsonl with "
+                    f"the answers that you expect: {option}, --chat, --stop or --max-tokens may be "
+                    "wrong."
+                )
         return notes
 
 

@@ -20,9 +20,10 @@ from vllm_cold.method.arguments import parse_engine_defaults
 from vllm_cold.method.settings import PREFIX
 from vllm_cold.tools.adapters import Adapter
 from vllm_cold.tools.contrast import ROW_KEYS, merge, reads_args, request_args
+from vllm_cold.tools.tune.match import KEEP
 from vllm_cold.tools.tune.plain import BETTER, BETTER_PROMPT
 from vllm_cold.tools.tune.task import Task
-from vllm_cold.tools.tune.verdict import Row, Verdict, interval, percent, points
+from vllm_cold.tools.tune.verdict import Row, Verdict, interval, loss, percent, points
 
 FORMAT = 6  # of report.json
 
@@ -121,7 +122,17 @@ def make_report(
         "Measured with temperature 0 in each request; requests that sample are another matter. "
         f"The requests had max_tokens {options.max_tokens}{stop}.",
     ]
-    if must and (judged.gain or judged.only or best.setting.plain is None):
+    if best.match is not None and best.keep is not None:
+        each = [
+            f"{percent(one.found.greedy)} and {percent(one.found.cold)} are {name} (better on "
+            f"{one.found.better}, worse on {one.found.worse}, p = {one.found.p:.2g})"
+            for name, one in (("matched", best.match), ("kept", best.keep))
+        ]
+        notes.insert(1, f"These scores are of both at once; {', '.join(each)}.")
+    losing = [loss(row) for row in judged.held_out.values() if row is not best]
+    notes += [f"On the held-out problems {said}." for said in losing if said]
+    advised = judged.gain or judged.only
+    if must and (advised or (best.setting.plain is None and best.lost is None)):
         which = "Where the text is known to answer," if judged.only else "With CoLD"
         notes.append(f"{which} requests must also send {' and '.join(must)}.")
     if task.repeated:
@@ -129,20 +140,21 @@ def make_report(
     if task.lacks is not None and any(one.plain == BETTER_PROMPT for one in task.plain):
         said = json.dumps(options.better or BETTER[task.lacks])
         notes.append(f"A better prompt has {said} before the question; --better.")
+    keeps = task.keeper is not None
     return {
         "format": FORMAT,
         "gain": judged.gain,
         "headline": judged.headline(),
         "first": first,
         "best": {"name": str(best.setting), **best.setting.values},
-        **_figures("test", best),
+        **_figures("test", best, keeps),
         "settings": [
             {
                 "name": str(setting),
                 "picked": setting == judged.picked,
                 "setting": setting.values,
-                **_figures("dev", row),
-                **_figures("test", judged.held_out.get(setting)),
+                **_figures("dev", row, keeps),
+                **_figures("test", judged.held_out.get(setting), keeps),
             }
             for setting, row in judged.dev.items()
         ],
@@ -153,6 +165,7 @@ def make_report(
             "data": Path(options.data).name,
             "contrast": task.args,
             "match": options.match,
+            **({"keep": options.keep or KEEP} if keeps else {}),
             "seed": options.seed,
             "test_fraction": options.test_fraction,
             **{name: what for name, what in task.made_with().items() if name != "files"},
@@ -160,10 +173,16 @@ def make_report(
     }
 
 
-def _figures(part: str, row: Row | None) -> dict[str, Any]:
-    """A row's figures on a part of the problems, by kind, for JSON."""
-    found, silent = (None, None) if row is None else row[1:]
-    return {part: msgspec.to_builtins(found), f"{part}_silent": msgspec.to_builtins(silent)}
+def _figures(part: str, row: Row | None, keeps: bool) -> dict[str, Any]:
+    """A row's figures on a part of the problems, by kind, for JSON; ``keeps``: with those of each
+    outcome alone.
+    """
+    kinds = {"": row and row.found, "_silent": row and row.silent}
+    if keeps:
+        for name, one in (("match", row and row.match), ("keep", row and row.keep)):
+            kinds |= {f"_{name}": one and one.found, f"_{name}_silent": one and one.silent}
+            kinds[f"_{name}_all"] = one and one.whole
+    return {f"{part}{kind}": msgspec.to_builtins(found) for kind, found in kinds.items()}
 
 
 def show(console: Console, report: Mapping[str, Any], judged: Verdict, path: str) -> None:
@@ -187,8 +206,10 @@ def show(console: Console, report: Mapping[str, Any], judged: Verdict, path: str
 
 def _table(judged: Verdict) -> Table:
     """All settings on the dev problems."""
-    _, dev, silent = next(iter(judged.dev.values()))
+    _, dev, silent, match, keep = next(iter(judged.dev.values()))
     title = f"{dev.count} dev problems, which pick a setting; greedy: {percent(dev.greedy)}"
+    if match and keep:
+        title += f" (matched {percent(match.found.greedy)}, kept {percent(keep.found.greedy)})"
     if silent:
         title += f"\n{silent.count} whose text does not answer; greedy: {percent(silent.greedy)}"
     table = Table(
@@ -202,12 +223,14 @@ def _table(judged: Verdict) -> Table:
     )
     table.add_column("setting", overflow="fold")
     more = ("no answer: points",) if silent else ()
-    for name in ("score", "points", "better/worse", "95 % interval", *more):
+    scores = ("matched", "kept", "both") if keep else ("score",)
+    for name in (*scores, "points", "better/worse", "95 % interval", *more):
         table.add_column(name, justify="right", overflow="fold")
-    for setting, dev, silent in judged.dev.values():
+    for setting, dev, silent, *outcomes in judged.dev.values():
         is_picked = setting == judged.picked
         table.add_row(
             f"{setting} (picked)" if is_picked else str(setting),
+            *(percent(one.found.cold) for one in outcomes if one),
             percent(dev.cold),
             points(dev.difference),
             f"{dev.better}/{dev.worse}",

@@ -32,7 +32,7 @@ from vllm_cold.tools.engine import ENGINE_OPTIONS
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.server import Server
 from vllm_cold.tools.tune.grid import Setting, make_grid
-from vllm_cold.tools.tune.match import IFEVAL, Matcher, load_matcher
+from vllm_cold.tools.tune.match import IFEVAL, Matcher, load_keeper, load_matcher
 from vllm_cold.tools.tune.plain import BETTER_PROMPT, LONGEST, Lacks, plain_prompts
 from vllm_cold.tools.tune.problems import Problem, load_problems, split_problems
 
@@ -55,6 +55,7 @@ class Task:
     held_out: list[Problem]  # those that judge it
     repeated: int  # rows that were left out because they repeat a prompt
     matcher: Matcher
+    keeper: Matcher | None  # of what must be kept, too
     model: str  # folder (absolute) or hub name; with a server, its name there
     adapters: list[Adapter]  # the expert's first; with a server none
     expert: str | None  # the name of the expert's adapter, None for the base model
@@ -195,6 +196,7 @@ def read_task(options: argparse.Namespace) -> Task:
         *split_problems(problems, options.test_fraction, options.seed),
         repeated,
         load_matcher(options.match, problems),
+        load_keeper(options.keep, problems),
         model,
         adapters,
         expert,

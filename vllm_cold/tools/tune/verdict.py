@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,12 +75,24 @@ def compare(cold: Scores, greedy: Scores) -> Comparison:
     )
 
 
+class Outcome(NamedTuple):
+    """What is matched, or what is kept, alone."""
+
+    found: Comparison  # where texts answer
+    silent: Comparison | None  # where they do not, if there are such problems
+    whole: Comparison  # on all problems
+
+
 class Row(NamedTuple):
-    """A setting or a plain prompt against greedy decoding."""
+    """A setting or a plain prompt against greedy decoding. Where something must be kept, too, a
+    problem's score is that of both at once: the product.
+    """
 
     setting: Setting
     found: Comparison  # where texts answer: on all problems, but for those that say otherwise
     silent: Comparison | None = None  # on those that do, if there are any
+    match: Outcome | None = None  # where something must be kept, what is matched
+    keep: Outcome | None = None  # and what is kept
 
     @property
     def score(self) -> float:
@@ -96,13 +108,27 @@ class Row(NamedTuple):
 
     @property
     def harms(self) -> bool:
-        """Whether it is significantly worse where texts do not answer."""
-        return self.silent is not None and is_worse(self.silent)
+        """Whether it is significantly worse where texts do not answer, or keeps less there."""
+        parts = (self.silent, self.keep and self.keep.silent)
+        return any(part is not None and is_worse(part) for part in parts)
+
+    @property
+    def lost(self) -> Comparison | None:
+        """What must be kept, if it is significantly worse: where texts answer, or on all problems.
+        What is lost where texts do not answer harms there alone.
+        """
+        if self.keep is None:
+            return None
+        found, silent, whole = self.keep
+        parts = (found,) if silent is not None and is_worse(silent) else (found, whole)
+        return next(filter(is_worse, parts), None)
 
 
 def pick(rows: Sequence[Row]) -> Row:
-    """The setting with the best dev score, the first of several: a grid begins with the mildest."""
-    return max(rows, key=lambda row: row.score)
+    """The setting with the best dev score, the first of several: a grid begins with the mildest.
+    One that loses what must be kept is taken only where all do.
+    """
+    return max(rows, key=lambda row: (row.lost is None, row.score))
 
 
 def is_better(found: Comparison) -> bool:
@@ -131,11 +157,30 @@ def interval(found: Comparison) -> str:
     return f"{points(found.low)} to {points(found.high)}"
 
 
-def _figures(found: Comparison, which: str = "") -> str:
+def _figures(row: Row, part: Literal["found", "silent"] = "found", which: str = "") -> str:
     """A difference on held-out problems, with all that belongs to it."""
+    found: Comparison = getattr(row, part)
+    both, each = "", ""
+    if row.match is not None and row.keep is not None:
+        match, keep = (getattr(one, part) for one in (row.match, row.keep))
+        both = " of both at once"
+        each = f"; matched {points(match.difference)}, kept {points(keep.difference)}"
+        each += f" with p = {keep.p:.2g}"
     return (
-        f"{points(found.difference)} points on {found.count} held-out problems{which} "
-        f"(95 % interval {interval(found)}, p = {found.p:.2g})"
+        f"{points(found.difference)} points{both} on {found.count} held-out problems{which} "
+        f"(95 % interval {interval(found)}, p = {found.p:.2g}{each})"
+    )
+
+
+def loss(row: Row) -> str | None:
+    """That it loses what must be kept, if it does, as a sentence without its full stop."""
+    if row.match is None or row.keep is None or (lost := row.lost) is None:
+        return None
+    match = row.match.found if lost is row.keep.found else row.match.whole
+    more = f"matches more ({points(match.difference)} points) and " if match.difference > 0 else ""
+    return (
+        f"{row.setting} {more}loses what must be kept: {points(lost.difference)} points "
+        f"(p = {lost.p:.2g}), so it is not advised"
     )
 
 
@@ -145,13 +190,20 @@ def findings(plain: Sequence[Row], lacks: str, blind: bool) -> list[str]:
     """
     said = []
     for row in plain[:1]:
-        said.append(f"The {_help(row.found, lacks)}.")
+        right = "right" if row.keep is None else "right and kept"
+        said.append(f"The {_help(row.found, lacks, right)}.")
         if row.silent is not None:
-            said.append(f"Where it does not answer, the {_help(row.silent, lacks)}.")
+            said.append(f"Where it does not answer, the {_help(row.silent, lacks, right)}.")
     for row in plain[1:]:
-        parts = filter(None, row[1:])
+        parts = filter(None, (row.found, row.silent))
         told = [f"{points(part.difference)} points (p = {part.p:.2g})" for part in parts]
-        said.append(f"For nothing, {row.setting}: {', where it does not answer '.join(told)}.")
+        kept = ""
+        if row.keep is not None:
+            found = row.keep.whole
+            kept = f"; what must be kept {points(found.difference)} points (p = {found.p:.2g})"
+        said.append(
+            f"For nothing, {row.setting}: {', where it does not answer '.join(told)}{kept}."
+        )
     if blind:
         said.append(
             'Blind spot: no problem says "answers": false, so nothing is known of texts that do '
@@ -161,7 +213,7 @@ def findings(plain: Sequence[Row], lacks: str, blind: bool) -> list[str]:
     return said
 
 
-def _help(without: Comparison, lacks: str) -> str:
+def _help(without: Comparison, lacks: str, right: str) -> str:
     """Whether a text helps, by what is right without it."""
     does, advice = "has no clear effect", ""
     if is_worse(without):
@@ -169,7 +221,7 @@ def _help(without: Comparison, lacks: str) -> str:
     elif is_better(without):
         does, advice = "harms", ": better leave it out"
     return (
-        f"{lacks} {does}: {percent(without.greedy)} are right with it, {percent(without.cold)} "
+        f"{lacks} {does}: {percent(without.greedy)} are {right} with it, {percent(without.cold)} "
         f"without ({without.count} problems, p = {without.p:.2g}){advice}"
     )
 
@@ -189,15 +241,23 @@ class Verdict:
         """The picked setting on the held-out problems."""
         return self.held_out[self.picked]
 
+    @property
+    def _plain(self) -> list[Row]:
+        """The plain prompts on the held-out problems, but for those that lose what must be kept."""
+        rows = (self.held_out[one] for one in self.against)
+        return [row for row in rows if row.lost is None]
+
     def _alone(self, setting: Setting) -> Setting | None:
         """The plain prompt that a setting is tried by."""
-        return next((one for one in self.against if one.plain == setting.plain), None)
+        found = (row.setting for row in self._plain)
+        return next((one for one in found if one.plain == setting.plain), None)
 
     def _gains(self, row: Row) -> bool:
         """Whether it beats greedy decoding: significantly on the held-out problems, and at all on
-        the dev ones.
+        the dev ones; and does not lose what must be kept.
         """
-        return is_better(row.found) and self.dev[row.setting].found.difference > 0.0
+        gains = is_better(row.found) and self.dev[row.setting].found.difference > 0.0
+        return gains and row.lost is None
 
     @property
     def use(self) -> Row | None:
@@ -206,9 +266,9 @@ class Verdict:
         plain prompt, and has to beat the best one significantly if that is a gain for nothing. Nor
         may it score below one on all problems, whether or not their texts answer: that one is to be
         used, unless it is significantly worse where they do. It has to beat the plain prompt that
-        it is tried by significantly, whatever that gains.
+        it is tried by significantly, whatever that gains. What loses what must be kept is out.
         """
-        best, plain = self.best, [self.held_out[one] for one in self.against]
+        best, plain = self.best, self._plain
         if self._gains(best):
             rival = max(plain, key=lambda row: row.found.cold, default=None)
             if rival is None:
@@ -224,7 +284,7 @@ class Verdict:
             alone = self._alone(best.setting)
             return self.held_out[alone] if alone and not is_better(self.against[alone]) else best
         if plain:
-            rival = self.held_out[pick([self.dev[one] for one in self.against]).setting]
+            rival = self.held_out[pick([self.dev[row.setting] for row in plain]).setting]
             if self._gains(rival):
                 return rival
         return None
@@ -235,7 +295,7 @@ class Verdict:
         """
         if row.silent is None:
             return False
-        most = max((self.held_out[one].score for one in self.against), default=0.0)
+        most = max((row.score for row in self._plain), default=0.0)
         return row.harms or row.score <= row.greedy or row.score < most
 
     @property
@@ -252,13 +312,17 @@ class Verdict:
         """What to use, and what is known of it, in one sentence."""
         best, use = self.best, self.use
         row = use or best
-        figures = _figures(row.found, "" if row.silent is None else " whose text answers")
+        figures = _figures(row, which="" if row.silent is None else " whose text answers")
         only = " only where the text is known to answer" if self._is_for_answers(row) else ""
-        if use is None:
+        if use is None and (said := loss(best)):
+            said = f"Use greedy decoding: {said}; {figures}"
+        elif use is None:
             dev, tried = self.dev[best.setting].found, len(self.dev) - len(self.against)
+            fewer = len(self._plain) < len(self.against)
+            without = " without losing what must be kept" if fewer else ""
             said = (
                 f"No setting {'and no plain prompt ' if self.against else ''}beats greedy decoding "
-                f"significantly, so use that: {best.setting}"
+                f"significantly{without}, so use that: {best.setting}"
                 f"{f', picked from {tried} settings,' if tried > 1 else ''} "
                 f"{'is significantly worse,' if is_worse(best.found) else 'differs by'} "
                 f"{figures}; {points(dev.difference)} on {dev.count} dev problems"
@@ -270,12 +334,14 @@ class Verdict:
                 said += f", and {alone} alone by {points(found.difference)} (p = {found.p:.2g})"
         else:
             said = f"Use {use.setting}{only}, and no contrast: {figures}"
-            if is_better(best.found):
+            if lost := loss(best):
+                said += f"; {lost}"
+            elif is_better(best.found):
                 gained = points(best.found.difference)
                 less = "scores no more than that on all problems"
                 if not is_better(self.against[use.setting]):
                     less = "is not significantly better than that"
                 said += f"; {best.setting} ({gained}) {less}"
         if row.silent is not None:
-            return f"{said}; where the text does not answer, {_figures(row.silent)}."
+            return f"{said}; where the text does not answer, {_figures(row, 'silent')}."
         return said + ("; nothing is known of texts that do not answer." if self.blind else ".")
