@@ -197,6 +197,8 @@ CONTRASTS = (
     preset("grounded"),
     preset("adacad"),
     Method("alpha 0.1, beta 1", {"alpha": 0.1, "beta": 1.0}),
+    Method("cad, beta 0.25", {"alpha": 0.0, "beta": 0.25}),
+    Method("cad, beta 1", {"alpha": 0.0, "beta": 1.0}),
 )
 RULES = tuple(preset(name) for name in ("acd", "arr", "cocoa", "grd", "m3id", "mti"))
 CHOICE = Method("whole answers chosen", chooses=True)

@@ -49,7 +49,15 @@ _OTHERS = ("swapped", "squad-near", "squad")
 _FIRST = (*PLAIN, *_methods("cad"))
 # The plan that hypotheses.md declares, what matters most first. Dev is there for the judge of whole
 # answers alone; what no hypothesis asks for is left out.
+_TOLD = ("told-two", "told-long", "told-turns", "told-requests", "unrelated")
+_FOLLOWED = _methods("greedy", "part repeated", "cad", "part repeated + cad")
 ORDER: tuple[Step, ...] = (
+    Step(("told-facts",), (*_FOLLOWED, *_methods("cad, beta 0.25", "cad, beta 1"))),
+    Step(_TOLD, _FOLLOWED),
+    Step(
+        ("half-answered",),
+        _methods("greedy", "better prompt", "part repeated", "cad", "adacad", "grounded"),
+    ),
     Step((*_TEXTS, "instructions"), _FIRST),
     Step((*_OTHERS, "plain-questions"), _FIRST),
     Step(
@@ -71,6 +79,7 @@ ORDER: tuple[Step, ...] = (
 # The comparisons that hypotheses.md declares, on test: of cells, methods with a rival. Holm's
 # correction is over these, and what else a report has is shown without a mark.
 _SHORT = ("false", "near", "nothing")
+_ALL_TOLD = ("told-facts", "told-two", "told-long", "told-turns", "told-requests")
 _STAGES = ("words-r8-100", "words-r8-50", "words-r8-25", "gsm8k")
 COMPARED: tuple[tuple[Sequence[str], Sequence[str], str], ...] = (
     (("false",), ("cad", "better prompt"), "greedy"),
@@ -89,6 +98,13 @@ COMPARED: tuple[tuple[Sequence[str], Sequence[str], str], ...] = (
         ("cad", "better prompt", "part repeated", "part repeated + cad"),
         "greedy",
     ),
+    (_ALL_TOLD, ("cad",), "part repeated"),
+    (_ALL_TOLD, ("cad", "part repeated", "part repeated + cad"), "greedy"),
+    (_ALL_TOLD, ("part repeated + cad",), "cad"),
+    (("told-facts",), ("cad, beta 0.25", "cad, beta 1"), "cad"),
+    (("unrelated",), ("cad", "part repeated", "part repeated + cad"), "greedy"),
+    (("half-answered",), ("cad", "better prompt", "adacad", "grounded"), "greedy"),
+    (("half-answered",), ("cad",), "better prompt"),
     (("swapped",), ("cad", "better prompt"), "greedy"),
     (("squad",), ("cad", "grounded", "better prompt", "better prompt + cad"), "greedy"),
     (("squad-near",), ("without the part", "cad"), "greedy"),
@@ -97,6 +113,12 @@ COMPARED: tuple[tuple[Sequence[str], Sequence[str], str], ...] = (
     (_STAGES, ("cold",), "adapter x 1.5"),
     (("words-r8-100", "gsm8k"), ("drawn, cold",), "drawn"),
     (("words-r8-100", "gsm8k"), ("drawn, cold",), "drawn, min_p, sharper"),
+)
+# Comparisons of another measure than a cell's main one: what a gain there costs.
+COSTS: tuple[tuple[Sequence[str], Sequence[str], str, str], ...] = (
+    (_ALL_TOLD, ("cad", "part repeated", "part repeated + cad"), "greedy", "right"),
+    (("told-facts",), ("cad",), "part repeated", "right"),
+    (("half-answered",), ("cad", "better prompt"), "greedy", "rest"),
 )
 SEQUENCES = 128
 

@@ -17,7 +17,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from benchmarks.accuracy.answers import Bits, Folder, Judged, judge_of, judged
 from benchmarks.accuracy.methods import METHODS
 from benchmarks.accuracy.models import Model
-from benchmarks.accuracy.plan import COMPARED
+from benchmarks.accuracy.plan import COMPARED, COSTS
 from benchmarks.accuracy.problem import Cell, Split
 from benchmarks.accuracy.tasks import CELLS
 from benchmarks.accuracy.tasks.instructions import GROUP as INSTRUCTION
@@ -85,9 +85,14 @@ def compare(mine: Bits, other: Bits) -> Difference:
     return Difference(100 * found.difference, 100 * found.low, 100 * found.high, found.p)
 
 
-def differences(cell: str, split: Split, right: Mapping[str, Bits]) -> dict[str, Difference]:
+def differences(
+    cell: str,
+    split: Split,
+    right: Mapping[str, Bits],
+    measures: Mapping[str, Mapping[str, Bits]] | None = None,
+) -> dict[str, Difference]:
     """A cell's methods compared with greedy decoding, and with the rivals that are declared on
-    test: "cad - better prompt".
+    test: "cad - better prompt"; what is declared of other measures is behind: "cad: right".
     """
     found = {key: compare(bits, right[GREEDY]) for key, bits in right.items() if key != GREEDY}
     for cells, keys, rival in COMPARED if split == "test" else ():
@@ -95,6 +100,13 @@ def differences(cell: str, split: Split, right: Mapping[str, Bits]) -> dict[str,
             if key in right:
                 name = key if rival == GREEDY else f"{key} - {rival}"
                 found.setdefault(name, compare(right[key], right[rival])).declared = True
+    for cells, keys, rival, measure in COSTS if split == "test" and measures else ():
+        of = (measures or {}).get(measure, {})
+        for key in keys if cell in cells and rival in of else ():
+            if key in of:
+                name = f"{key}: {measure}" if rival == GREEDY else f"{key} - {rival}: {measure}"
+                found[name] = compare(of[key], of[rival])
+                found[name].declared = True
     return found
 
 
@@ -176,7 +188,7 @@ def column(
         cell.about + " (control)" * cell.control,
         len(right[GREEDY]),
         {key: _percent(bits) for key, bits in right.items()},
-        differences(cell.name, split, right),
+        differences(cell.name, split, right, measures),
         {name: {key: _percent(bits) for key, bits in by.items()} for name, by in measures.items()},
     )
 

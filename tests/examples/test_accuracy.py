@@ -518,9 +518,7 @@ def test_the_plan_is_what_is_declared_and_named_methods_go_before_it() -> None:
     declared, found = combinations(None), combinations(list(METHODS.values()))
     assert len(found) == len(set(found)) == len(CELLS) * 2 * len(METHODS)
     for each in (declared, found):  # the first matter most
-        assert each[:3] == [
-            ("false", "test", k) for k in ("greedy", "without the part", "better prompt")
-        ]
+        assert each[:3] == [("told-facts", "test", k) for k in ("greedy", "part repeated", "cad")]
     assert len(declared) == len(set(declared)) and {cell for cell, *_ in declared} == CELLS.keys()
     on_dev = {(cell, key) for cell, split, key in declared if split == "dev"}
     keys = ("greedy", "without the part", CHOICE.key)
@@ -531,6 +529,7 @@ def test_the_plan_is_what_is_declared_and_named_methods_go_before_it() -> None:
         for cell in cells
         for key in (*keys, rival)
     ]
+    compared += [(c, "test", k) for cells, keys, *_ in plan.COSTS for c in cells for k in keys]
     assert set(compared) <= set(declared), "all that is compared is decoded"
     own = replace(CELLS["false"], name="false+own")  # with somebody's adapter
     ((members, split, methods),) = plan.steps([own], ["test"])

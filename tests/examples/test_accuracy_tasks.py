@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks.accuracy.models import Model
 from benchmarks.accuracy.problem import Cell, Prompt, Split, data
-from benchmarks.accuracy.tasks import CELLS, memory, questions
+from benchmarks.accuracy.tasks import CELLS, joint, memory, questions
 from benchmarks.accuracy.tasks.instructions import NEUTRAL, requests
 from examples.facts import facts, names
 
@@ -21,7 +21,7 @@ CHAT = Model("small", "Small", "chat", "nowhere")
 BASE = replace(CHAT, kind="base")
 SPLITS: tuple[Split, ...] = ("dev", "test")
 # Of an adapter's stages, one: they have the same problems. Of others' data there may be none.
-FETCHED = ("swapped", "squad", "squad-near", "humaneval", "gsm8k")
+FETCHED = ("swapped", "squad", "squad-near", "humaneval", "gsm8k", "told-requests")
 ASKED = [c for c in CELLS.values() if c.name not in FETCHED and c.adapter in (None, "words-r8-100")]
 each_model = pytest.mark.parametrize("model", [CHAT, BASE], ids=["chat", "base"])
 each_cell = pytest.mark.parametrize("cell", ASKED, ids=lambda cell: cell.name)
@@ -34,7 +34,7 @@ def text_of(prompt: Prompt | None) -> str:
 
 @each_cell
 def test_problems_are_the_same_each_time_and_in_one_split(cell: Cell) -> None:
-    if cell.name == "instructions":
+    if cell.name == "instructions" or cell.name.startswith("told"):
         pytest.importorskip("langdetect")
     seen = set[str]()
     for split in SPLITS:
@@ -125,3 +125,56 @@ def test_a_question_of_which_nothing_special_is_asked_has_its_plain_prompts() ->
         assert problem.plain["repeated"][1]["content"] == f"{question} {told}"  # type: ignore[index]
         assert problem.plain["better"][0]["content"].startswith(f"{told} ")  # type: ignore[index]
         assert problem.plain["better"][1] == asked
+
+
+# Followed and right
+
+
+@each_model
+@pytest.mark.parametrize("name", ["told-facts", "told-two", "told-long", "told-turns"])
+def test_instructions_with_questions(name: str, model: Model) -> None:
+    """The amateur reads all but the system prompt; what is repeated is the instruction alone."""
+    for problem in CELLS[name].make(model, "test", 30):
+        judged: joint.Judged = problem.judged
+        said = " ".join(joint._words_of(*each) for each in judged.told)
+        whole, left = text_of(problem.prompt), text_of(problem.without)
+        assert said in whole and said not in left and whole.endswith(left)
+        again = text_of(problem.plain["repeated"])
+        assert again.count(said) == 2 and "".join(again.rsplit(f" {said}", 1)) == whole
+        assert judged.known is not None
+        known = replace(problem, judged=judged.known)
+        assert not memory.score(whole, known)["named"], "what is asked for is not said"
+        assert len(judged.told) == (2 if name == "told-two" else 1)
+
+
+def test_an_answer_must_follow_and_be_right() -> None:
+    (problem,) = (
+        problem for problem in CELLS["told-facts"].make(CHAT, "test", 10) if problem.kind == "title"
+    )
+    right = problem.judged.known.right[0]
+    for text, both, followed, is_right, parrots in (
+        (f"<<Answer>> {right}", True, True, True, False),
+        (f"<<{right}>>", True, True, True, False),
+        (right, False, False, True, False),
+        ("<<Answer>> none", False, True, False, False),
+        (f"<<poem of joy>> {right}", False, False, True, True),
+        (f"<<Poem of Joy>> <<Answer>> {right}", True, True, True, True),
+        ("", False, False, False, False),
+    ):
+        assert joint.score(text, problem) == {
+            "both": both, "followed": followed, "right": is_right, "parrots": parrots,
+            "disagree": False,
+        }, text  # fmt: skip
+
+
+def test_of_two_questions_each_half_is_judged() -> None:
+    problem = CELLS["half-answered"].make(CHAT, "test", 1)[0]
+    text, rest = problem.judged.by_text, problem.judged.by_memory
+    for answer, said in (
+        (f"{text.right[0]}. {rest.right[0]}", (True, True, True)),
+        (f"{text.right[0]}.", (False, True, False)),
+        (f"{text.wrong[0]}. {rest.right[0]}", (False, False, True)),
+    ):
+        assert tuple(joint.score_halves(answer, problem).values()) == said
+    assert text.right[0] in text_of(problem.prompt)
+    assert text.right[0] not in text_of(problem.without)

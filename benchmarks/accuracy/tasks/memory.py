@@ -92,7 +92,7 @@ def subjects(subject: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys((subject, re.sub("^the ", "", subject, flags=re.IGNORECASE))))
 
 
-def _false(fact: Fact, pool: list[Fact], rng: Random) -> tuple[str, ...]:
+def false_answer(fact: Fact, pool: list[Fact], rng: Random) -> tuple[str, ...]:
     """A wrong answer: its names, of which the first one is said."""
     first = rng.choice(others(fact, pool))
     # French is no name of Dutch, though Belgium has both.
@@ -123,7 +123,7 @@ def _make(said: Said, among: bool, model: Model, split: Split, count: int) -> li
     problems = []
     for place, fact in enumerate(order[:count]):
         rng, form = Random(f"{split} {fact.relation} {fact.subject}"), forms[place % len(forms)]
-        said_false = _false(fact, pool, rng)
+        said_false = false_answer(fact, pool, rng)
         mine, false = (names_of(fact.relation, each) for each in (fact.answers, said_false))
         distractors = _distractors(fact, mine + false, pool, rng)
         sentences = [sentence(each, form) for each in distractors] if among else []
