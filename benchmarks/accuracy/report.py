@@ -261,7 +261,7 @@ def of_texts(columns: Iterable[tuple[str, Column]]) -> list[list[str]]:
     found = {(each.name, model): each.differences for model, each in columns}
     models = list(dict.fromkeys(model for name, model in found if name in TEXTS))
     rows = [["", *(f"*{model}*" for model in models)]]
-    for key in [key for key in METHODS if key not in OVERVIEW.values()]:
+    for key in [key for key in METHODS if models and key not in OVERVIEW.values()]:
         about = f"{key}: "
         for name in TEXTS:
             entries = [str(found.get((name, model), {}).get(key, "")) for model in models]
