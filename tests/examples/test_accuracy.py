@@ -620,6 +620,15 @@ def test_the_figures_are_those_of_the_run(tmp_path: Path) -> None:
         assert [figure.strip() for figure in figures] == [each.strip() for each in known]
 
 
+def test_what_was_measured_jointly_is_that_of_the_run(tmp_path: Path) -> None:
+    kept, table = MEASURED / "outcomes-joint.jsonl", models.read()
+    before = read_outcomes(kept)
+    there = [table[name] for name, _ in before]
+    text, raw = render(Folder(tmp_path), there, list(CELLS.values()), "test", before=before)
+    assert text == (MEASURED / "report-joint.md").read_text(encoding="utf-8")
+    assert raw == kept.read_text(encoding="utf-8")
+
+
 # What measured/README.md calls a row of what was measured before, and the cells that it is of.
 _INSTRUCTIONS = ["language", "persona", "tone", "forbidden", "required", "length", "json"]
 _ADAPTED = ["sums", "sorting", "phonemes", "dates", "feelings", "verdicts", "people"]
