@@ -184,6 +184,15 @@ def test_what_is_not_listed_is_told_by_the_engine(
     assert all(step.winner is None for step in other.steps)
 
 
+def test_an_eager_engine_compiles_nothing(source: OfflineSource) -> None:
+    """There may be no compiler."""
+    torch._dynamo.reset()
+    counted = torch._dynamo.utils.counters["frames"]
+    before = counted["total"]
+    explained(source, TEXT)
+    assert counted["total"] == before
+
+
 def test_prompts(source: OfflineSource) -> None:
     """A text in the chat template; what does not fit is a sentence."""
     [read] = asyncio.run(collect.read_all(source, asked(["w1"], chat=True), TOKENS))

@@ -131,7 +131,7 @@ def test_an_engine_that_fails_is_a_sentence() -> None:
         raise RuntimeError("CoLD: the logits hold NaN")
 
     source = object.__new__(OfflineSource)
-    source.llm = SimpleNamespace(generate=generate)
+    source.llm, source._stance = SimpleNamespace(generate=generate), "default"
     with pytest.raises(ToolError, match="the engine failed while it decoded.*hold NaN"):
         source._generate([Stream(None, (1,))], None)
 

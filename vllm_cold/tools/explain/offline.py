@@ -77,6 +77,7 @@ class OfflineSource:
             max_logprobs=LARGEST_TOP,
             **options,
         )
+        self._stance = "force_eager" if options["enforce_eager"] else "default"
         from vllm.lora.request import LoRARequest
 
         from vllm_cold.vllm.versions import vllm_version
@@ -161,12 +162,15 @@ class OfflineSource:
         ]
 
     def _generate(self, texts: Sequence[Stream], params: Any) -> list[Any]:
+        import torch
+
         if not texts:
             return []
         loras = [text.adapter and self._adapters[text.adapter] for text in texts]
         try:
             prompts = [engine_prompt(self.llm, text) for text in texts]
-            with engine_errors():
+            # vLLM counts ranks by compiled code in eager engines, too: ten seconds, once, and g++.
+            with engine_errors(), torch.compiler.set_stance(self._stance):
                 found = self.llm.generate(prompts, params, lora_request=loras, use_tqdm=False)
         except ValueError as error:  # CoLD or vLLM refuses the request and says why
             raise ToolError(without_data(str(error))) from error
