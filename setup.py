@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import tomllib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -45,6 +46,18 @@ class BuildKernels(build_ext):
         super().run()
         if os.environ.get("ASCEND_HOME_PATH"):
             self._build_ascend(Path(self.get_ext_fullpath(CPU.name)).resolve().parent)
+
+    def build_extension(self, ext: Extension) -> None:
+        """With a compiler for each core: setuptools compiles one file after the other."""
+        compile_files = self.compiler.compile
+
+        def compile_all(sources: list[str], **options: object) -> list[str]:
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                made = pool.map(lambda source: compile_files([source], **options), sources)
+                return [name for names in made for name in names]
+
+        self.compiler.compile = compile_all
+        super().build_extension(ext)
 
     def get_ext_filename(self, fullname: str) -> str:
         """Without Python's ABI tag: the library is no Python module."""
