@@ -6,9 +6,7 @@
 PYTHON ?= python3
 PYTHONS ?= $(PYTHON)
 PY := .venv/bin/python
-INSTALL := $(PY) -m pip --disable-pip-version-check --quiet install --no-deps --no-compile
 PARALLEL := OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses auto --maxprocesses
-FIRST_IMPORT := import peft, vllm.entrypoints.openai.api_server, vllm.v1.engine.core, vllm.v1.worker.cpu_worker
 
 # No model is fetched from a hub and no usage is reported, by tests and demo alike.
 export HF_HUB_OFFLINE := 1
@@ -22,27 +20,9 @@ help: ## show this list
 
 venv: .venv/.installed ## make .venv and install everything into it
 
-# pip and setuptools go first: a newer pip is twice as fast, and the few packages without a wheel build with this
-# setuptools instead of fetching their own.
-.venv/.locked: requirements.lock
+.venv/.installed: requirements.lock pyproject.toml setup.py $(wildcard csrc/cpu/*)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")'
-	@echo '[1/5] virtual environment in .venv'
-	@test -x $(PY) || $(PYTHON) -m venv .venv
-	@echo '[2/5] packages of requirements.lock (a minute or two the first time)'
-	@$(INSTALL) $$(grep -E '^(pip|setuptools)==' requirements.lock)
-	@$(INSTALL) --no-build-isolation -r requirements.lock
-	@echo '[3/5] vllm-cold setup-cpu'
-	@$(PY) -m vllm_cold.tools.main setup-cpu
-	@echo '[4/5] first import of vLLM, which checks the installation'
-	@VLLM_LOGGING_LEVEL=ERROR $(PY) -W ignore -c '$(FIRST_IMPORT)'
-	@touch $@
-
-.venv/.installed: .venv/.locked pyproject.toml setup.py $(wildcard csrc/cpu/*)
-	@echo '[5/5] vllm-cold itself, editable, and its C++ kernels'
-	@rm -f vllm_cold/ops/_cpu.so
-	@PYTHONWARNINGS=ignore $(INSTALL) --no-build-isolation -e .
-	@test -f vllm_cold/ops/_cpu.so || { echo 'The C++ kernel was not built; see: $(PY) setup.py build_ext'; exit 1; }
-	@touch $@
+	@$(PYTHON) packaging/set_up.py
 
 demo: venv ## show CoLD at work on a small model, on the CPU
 	$(PY) -m examples.demo

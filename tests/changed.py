@@ -115,7 +115,7 @@ PARTS = (
     ),
     Part(
         "releases",
-        "tests/unit/test_release.py tests/ops/test_native.py",
+        "tests/unit/test_release.py tests/unit/test_set_up.py tests/ops/test_native.py",
         "packaging/* docker/* .github/* csrc/* CHANGELOG.md CITATION.cff vllm_cold/__init__.py",
     ),
 )
