@@ -22,6 +22,7 @@ def long_arguments(size: int, amateurs: int) -> Mapping[str, dict[str, Any]]:
 
     found = {
         "spans": {"cold_part": texts("0:1,")[:-1]},
+        "blanks": {"cold_part": " " * size + "x"},
         "positions": {"cold_part": [0, 1] * (size // 6)},
         "indices": {"cold_without": texts("1,")[:-1]},
         "roles": {"cold_without": ["tool"] * (size // 8)},

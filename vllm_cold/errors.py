@@ -2,9 +2,9 @@
 """The error that names what is wrong with a setting. Imports no vLLM."""
 
 from collections.abc import Mapping
-from itertools import islice
 
 _SHOWN = 100  # characters of a value: prompts are values too
+_DEEP = 5  # lists in lists
 
 
 class ColdError(ValueError):
@@ -27,16 +27,28 @@ def _cut(text: str) -> str:
 
 
 def _shown(value: object) -> str:
-    """The beginning of a value's repr, which would cost time where the value is long."""
-    return _cut(repr(_beginning(value)))
+    """The beginning of a value's repr: a client decides how long and how deep that would be."""
+    return _cut(_text(value, _SHOWN, _DEEP))
 
 
-def _beginning(value: object) -> object:
+def _text(value: object, room: int, deep: int) -> str:
     if isinstance(value, str):
-        return value[: _SHOWN + 1]
-    if isinstance(value, (list, tuple)):
-        found = [_beginning(each) for each in value[:_SHOWN]]
-        return tuple(found) if isinstance(value, tuple) else found
+        return repr(value[: room + 1])
+    if not isinstance(value, (list, tuple, Mapping)):
+        return repr(value)
+    if not deep:
+        return "..."
+    parts: list[str] = []
+    for each in value:
+        if room < 0:
+            break
+        said = _text(each, room, deep - 1)
+        if isinstance(value, Mapping):
+            said += f": {_text(value[each], room - len(said), deep - 1)}"
+        parts.append(said)
+        room -= len(said) + 2
     if isinstance(value, Mapping):
-        return {_beginning(k): _beginning(v) for k, v in islice(value.items(), _SHOWN)}
-    return value
+        return f"{{{', '.join(parts)}}}"
+    if isinstance(value, tuple):
+        return f"({', '.join(parts)}{',' * (len(value) == 1)})"
+    return f"[{', '.join(parts)}]"

@@ -135,6 +135,7 @@ def test_several_amateurs() -> None:
         ({"part": [True, 2]}, r"cold_part=\[True, 2\]: must be .start, end"),
         ({"without": [True]}, r"cold_without=\[True\]: must be a role"),
         ({"part": "0:1," * 1000 + "1:2"}, "has 1001 entries, and at most 1000 are allowed"),
+        ({"part": " " * 40_000}, "is longer than 32000 characters"),
         ({"part": [0, 1] * 1001}, "has 2002 entries, and at most 2000 are allowed"),
         ({"without": "1," * 1000 + "1"}, "has 1001 entries, and at most 1000 are allowed"),
         ({"without": ["1,1"] * 501}, "has 1002 entries, and at most 1000 are allowed"),

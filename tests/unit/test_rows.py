@@ -464,22 +464,45 @@ def test_no_memory_for_states_ends_their_requests_alone(
         counted(Batch({"lives": lives}), {"lives": step}, states)
 
     def little_memory(*shape: int, **options: Any) -> Tensor:
-        if math.prod(shape) > 10_000:
+        if len(shape) == 4:  # a table
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
         return torch.empty(*shape, **options).fill_(0)
 
     slots = [given.take() for _ in range(200)]
-    batch = Batch({"new": replace(lives, slot=slots[-1]), "gate": RULED["gate"]})
+    new = replace(lives, slot=slots[-1])
+    batch = Batch({"new": new, "gate": RULED["gate"], "lives": lives})
     with monkeypatch.context() as patch:
         patch.setattr(torch, "zeros", little_memory)
-        first = {rows[0]: 0 for rows in batch.rows.values()}
-        figures = asked(batch.match(), batch.draw(0), first, states)
-    assert (figures["new"][0].nonfinite, figures["gate"][0].nonfinite) == (RULE_FAILED, 0)
-    (said,) = logged
-    assert "rule 'counts' failed" in said.getMessage() and said.exc_info is not None
-    assert "out of memory" in str(said.exc_info[1])
-    counted(Batch({"lives": lives}), {"lives": 3}, states)
-    counted(Batch({"lives": lives, "new": batch.groups["new"]}), {"lives": 4, "new": 0}, states)
+        steps = {rows[0]: 3 * (name == "lives") for name, rows in batch.rows.items()}
+        figures = asked(batch.match(), batch.draw(0), steps, states)
+    told = {name: rows[0].nonfinite for name, rows in figures.items()}
+    assert told == {"new": RULE_FAILED, "gate": 0, "lives": 0}
+    assert "no memory for what rule 'counts' keeps" in logged[-1].getMessage()
+    assert logged[-1].exc_info is not None and "out of memory" in str(logged[-1].exc_info[1])
+    counted(Batch({"lives": lives}), {"lives": 4}, states)
+    counted(Batch({"lives": lives, "new": new}), {"lives": 5, "new": 0}, states)
+
+    # Nor does it matter where there is none for a smaller table, which is needed for nothing.
+    for slot in slots:
+        given.give_back(slot)
+    later = replace(lives, slot=given.take())
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "zeros", little_memory)
+        counted(Batch({"lives": lives, "later": later}), {"lives": 6, "later": 0}, states)
+
+
+def test_tables_of_all_rules_shrink(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also of one that nobody asks any more."""
+    monkeypatch.setitem(registry._added, "counts", Counts())
+    states, given = RuleStates(CPU), Slots()
+    many = [given.take() for _ in range(100)]
+    asks = Contrast((None,) * 2, rule="counts", slot=many[-1])
+    counted(Batch({"x": asks}), {"x": 0}, states)
+    for slot in many:
+        given.give_back(slot)
+    batch = Batch({"y": replace(RULED["decides"], slot=given.take())})
+    asked(batch.match(), batch.draw(0), {batch.rows["y"][0]: 0}, states)
+    assert {len(table) for table in states._tables.values()} == {16}
 
 
 def test_who_has_ended_has_no_weight(monkeypatch: pytest.MonkeyPatch) -> None:

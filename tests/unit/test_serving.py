@@ -9,6 +9,7 @@ import asyncio
 import inspect
 import json
 import re
+import time
 from collections.abc import AsyncGenerator
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,6 +25,7 @@ from vllm.renderers.inputs.preprocess import prompt_to_seq
 from vllm.renderers.params import TokenizeParams
 
 from tests.front_end import JUNK, ONE, TWO, Front
+from vllm_cold.errors import ColdError
 from vllm_cold.group import results
 from vllm_cold.group.stream import from_extra_args
 from vllm_cold.vllm import patching, versions
@@ -206,6 +208,35 @@ def test_what_is_refused(body: dict[str, Any], message: str, online: Online) -> 
     with pytest.raises(ValueError) as caught:
         beams.to_beam_search_params(4, {})
     assert type(caught.value).__name__ == "ColdRequestError"
+
+
+def test_errors_show_the_beginning_of_what_is_deep_or_long(online: Online) -> None:
+    deep, wide = "[" * 600 + "]" * 600, json.dumps([[[1] * 99] * 99] * 99)
+    for body in (
+        xargs(beta="mti", rule_parameters=f'{{"a": {deep}}}'),
+        xargs(beta="mti", rule_parameters=f'{{"beta": {deep}}}'),
+        {"cold_beta": json.loads(deep)},
+        {"cold_beta": json.loads(wide)},
+    ):
+        started = time.perf_counter()
+        with pytest.raises(ValueError) as caught:
+            online.answer({"prompt": " w1", **body})
+        assert type(caught.value).__name__ == "ColdRequestError" and len(str(caught.value)) < 500
+        assert time.perf_counter() - started < 0.5
+    error = str(ColdError("f", {"a": ["x", 1, (2,)], "b": {}}, "no"))
+    assert error == "f={'a': ['x', 1, (2,)], 'b': {}}: no"
+
+
+def test_a_search_by_beams_does_not_read_what_is_long(
+    online: Online, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(admission, "describe", None)
+    body = {"prompt": " w1", **xargs(amateur_prompt="a " * 50_000)}
+    beams = protocol(body)(model="one", use_beam_search=True, **body)
+    with pytest.raises(ValueError, match="use_beam_search=True: CoLD does not support beam search"):
+        beams.to_beam_search_params(4, {})
+    body["vllm_xargs"]["cold"] = 0
+    protocol(body)(model="one", use_beam_search=True, **body).to_beam_search_params(4, {})
 
 
 def test_what_cannot_be_sent_to_the_engine(online: Online) -> None:

@@ -42,7 +42,8 @@ class RuleStates:
     _tables: dict[str, Tensor] = field(default_factory=dict)
 
     def read(self, rule: Rule, slots: Tensor, step: Tensor, latest: Slot, amateurs: int) -> Tensor:
-        """[n, amateurs, K] what the rule returned at the steps before; 0 at the first.
+        """[n, amateurs, K] what the rule returned at the steps before; 0 at the first, and for a
+        slot that is ``missing``.
 
         Args:
             rule: Whose.
@@ -50,30 +51,51 @@ class RuleStates:
             step: [n] int64.
             latest: Of these slots.
             amateurs: S - 1.
-
-        Raises:
-            RuntimeError: there is no memory for more slots; what was kept still is.
         """
         if self._latest is None or latest.nth > self._latest.nth:
             self._latest = latest
-        table = self._table(rule, self._latest.in_use)
-        found = table[slots, (step - 1) % _KEPT_STEPS, :amateurs]
-        return found.masked_fill((step == 0)[:, None, None], 0.0)
+            for name, kept in self._tables.items():
+                self._resize(name, kept)
+        if (table := self._tables.get(rule.name)) is None:
+            shape = 0, _KEPT_STEPS, MAX_STREAMS - 1, rule.state
+            table = torch.empty(shape, device=self.device)
+        if len(table) < self._latest.in_use:
+            self._resize(rule.name, table)
+        if (missing := self.missing(rule, slots)) is None:
+            found = self._tables[rule.name][slots, (step - 1) % _KEPT_STEPS, :amateurs]
+            return found.masked_fill((step == 0)[:, None, None], 0.0)
+        found = table.new_zeros(len(slots), amateurs, rule.state)
+        if not missing.all():
+            found[~missing] = self.read(rule, slots[~missing], step[~missing], latest, amateurs)
+        return found
 
-    def _table(self, rule: Rule, in_use: int) -> Tensor:
-        table = self._tables.get(rule.name)
-        num = -(-in_use // _SLOTS_AT_ONCE) * _SLOTS_AT_ONCE
-        if table is None or not num <= len(table) <= 2 * num:
-            other = torch.zeros(num, _KEPT_STEPS, MAX_STREAMS - 1, rule.state, device=self.device)
-            if table is not None:
+    def missing(self, rule: Rule, slots: Tensor) -> Tensor | None:
+        """[n] bool: there is no memory for this slot; None where there is for all."""
+        assert self._latest is not None
+        num = len(self._tables[rule.name])
+        if num >= self._latest.in_use or not (found := slots >= num).any():
+            return None
+        return found
+
+    def _resize(self, name: str, table: Tensor) -> None:
+        """Make room for what is in use; without memory for that, what there is stays as it is."""
+        assert self._latest is not None
+        num = -(-self._latest.in_use // _SLOTS_AT_ONCE) * _SLOTS_AT_ONCE
+        if not num <= len(table) <= 2 * num:
+            try:
+                other = torch.zeros(num, *table.shape[1:], device=self.device)
                 other[: len(table)] = table[:num]
-            table = self._tables[rule.name] = other
-        return table
+                table = other
+            except RuntimeError:  # torch's of memory are some
+                logger.exception("CoLD: no memory for what rule %r keeps of %d requests", name, num)
+        self._tables[name] = table
 
     def write(self, rule: Rule, slots: Tensor, step: Tensor, state: Tensor) -> None:
         """Keep what the rule returned at this step; arguments as in ``read``, and state
         [n, amateurs, K].
         """
+        if (missing := self.missing(rule, slots)) is not None:
+            slots, step, state = slots[~missing], step[~missing], state[~missing]
         self._tables[rule.name][slots, step % _KEPT_STEPS, : state.shape[1]] = state
 
 
@@ -143,12 +165,14 @@ class RuleRows:
             if choice.done is not None:
                 bits = 1 << torch.arange(streams - 1, device=done.device)
                 done = ((choice.done & self.chooses & ~absent) * bits).sum(-1)
-        except Exception:  # others' code, or no memory: its requests end, the engine lives on
+        except Exception:  # others' code: its requests end, the engine lives on
             logger.exception("CoLD: rule %r failed", rule.name)
             nothing = torch.zeros_like(fixed)
             return Chosen(nothing, nothing.new_ones(num, dtype=torch.bool), torch.zeros_like(step))
         weights = weights.masked_fill(absent, 0.0)
         failed = ~weights.isfinite().all(-1)
+        if self.slots is not None and (missing := states.missing(rule, self.slots)) is not None:
+            failed |= missing
         return Chosen(weights.masked_fill(failed.unsqueeze(-1), 0.0), failed, done)
 
 

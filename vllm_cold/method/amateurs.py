@@ -556,6 +556,7 @@ def read_images(field: str, value: str) -> Without | Distorted:
     return Without(("images",)) if value == "none" else Distorted(read_view(field, value))
 
 
+_LONGEST = 32 * MOST_ITEMS  # of a text with positions
 _SPAN = re.compile(r"\s*(\d{1,9})\s*:\s*(\d{1,9})\s*", re.ASCII)
 
 
@@ -566,6 +567,8 @@ def read_part(field: str, value: str | int | Sequence[str | int]) -> Part:
     numbers: list[int] = []
     if isinstance(value, str):
         check_number(field, value, 1 + value.count(","), MOST_ITEMS)
+        if len(value) > _LONGEST:
+            raise ColdError(field, value, f"is longer than {_LONGEST} characters")
         for span in value.split(","):
             match = _SPAN.fullmatch(span)
             numbers += map(int, match.groups()) if match else [-1]

@@ -197,8 +197,9 @@ def parse_limits(config: object) -> dict[str, Any]:
 
 
 def load_rules(additional_config: object) -> None:
-    """Make the rules known in this process that an engine was started with: its
-    ``additional_config["cold"]["rules"]`` lists them as "module:Class". ColdError for others.
+    """Make the rules known in this process that an engine was started with, and those of installed
+    packages: its ``additional_config["cold"]["rules"]`` lists them as "module:Class". ColdError for
+    others.
     """
     cold = additional_config.get("cold") if isinstance(additional_config, Mapping) else None
     rules = cold.get("rules", ()) if isinstance(cold, Mapping) else ()
@@ -208,3 +209,4 @@ def load_rules(additional_config: object) -> None:
         )
     for path in rules:
         registry.add(path)
+    registry.load_installed()

@@ -63,6 +63,14 @@ def get(name: str, field: str = "beta") -> Rule:
     return made
 
 
+def load_installed() -> None:
+    """Load and try the rules of installed packages now, and not when a request names one: that
+    takes a moment. What is wrong with one is in the log, and told to those who name it.
+    """
+    for name in _installed():
+        _from_package(name)
+
+
 def is_known(name: str | None) -> bool:
     """Whether ``get`` has the rule; None is no rule, and known."""
     try:

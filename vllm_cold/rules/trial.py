@@ -37,8 +37,16 @@ def try_out(rule: Rule) -> None:
     """
     # An engine may load it amid a step, for the first request that names it.
     with torch.inference_mode(False), torch.no_grad():
-        _try_without_values(type(rule)())
-        _try_with_values(type(rule)())
+        try:
+            _try_without_values(type(rule)())
+            _try_with_values(type(rule)())
+        except (IndexError, RuntimeError) as error:
+            if "out of bounds" not in str(error):
+                raise
+            raise ValueError(
+                f"{error}: the made-up vocabulary has {_VOCABULARY} tokens, and an engine's may "
+                "have fewer than its parameters allow; clamp ids of tokens to s.vocabulary - 1"
+            ) from error
 
 
 def _try_without_values(rule: Rule) -> None:

@@ -405,6 +405,14 @@ class Admission:
         return says or self.defaults.enabled or isinstance(params, ColdParams)
 
 
+def says_much(said: Mapping[str, Any] | None) -> bool:
+    """Whether a request says what its amateurs read, and to read that would keep others waiting."""
+    if not _is_long(said):
+        return False
+    args = parse_request_args(said)
+    return args.enabled is not False and says_what(args.contrast)
+
+
 def _is_long(said: Mapping[str, Any] | None) -> bool:
     """Whether reading flat arguments would keep others waiting."""
     values = [value for key, value in (said or {}).items() if is_ours(key)]

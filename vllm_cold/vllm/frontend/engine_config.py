@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from vllm_cold.method.amateurs import read_without
-from vllm_cold.method.arguments import ColdArgs
+from vllm_cold.method.arguments import ColdArgs, load_rules
 from vllm_cold.method.settings import preset_of
 from vllm_cold.vllm import availability
 from vllm_cold.vllm.frontend import (
@@ -57,6 +57,7 @@ def _make(original: Callable[..., "VllmConfig"]) -> Callable[..., "VllmConfig"]:
             availability.install((*places, *weights.PATCH_POINTS))
             wrap_if_there(media.PATCH_POINTS, media.LOST)
             wrap_if_there(metrics.OFFLINE, "LLM.get_metrics() shows no metrics of CoLD")
+            load_rules(config.additional_config)
             _say(defaults := engine_defaults(config))
             _warn(defaults)
             _warn_of_attention(config)

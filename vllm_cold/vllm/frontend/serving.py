@@ -43,7 +43,7 @@ from vllm_cold.method.amateurs import Messages, Part
 from vllm_cold.method.arguments import check_placement
 from vllm_cold.params import ColdParams
 from vllm_cold.vllm.frontend import media
-from vllm_cold.vllm.frontend.admission import Admission, check_penalty
+from vllm_cold.vllm.frontend.admission import Admission, check_penalty, says_much
 from vllm_cold.vllm.frontend.capacity import fit, most_tokens
 from vllm_cold.vllm.frontend.config import is_configured
 from vllm_cold.vllm.frontend.contrast import Contrast
@@ -226,17 +226,23 @@ def _make_sampling_params(original: Callable[..., Any]) -> Callable[..., Any]:
     return to_sampling_params
 
 
+_NO_TEMPLATE = (
+    "vLLM makes this model's chats without a chat template, so an amateur cannot have a prompt of "
+    "its own there; send the prompt as a completion"
+)
+
+
 def _decide_without_prompt(server: Admission, request: Any) -> Contrast | None:
     """Of a request whose prompt vLLM makes without a chat template, nothing is known of it."""
+    has_none = server.config.model_config.hf_config.model_type == "gpt_oss"
+    if has_none and says_much(request.vllm_xargs):
+        raise ColdError("vllm_xargs", request.vllm_xargs, _NO_TEMPLATE)
     contrast = _decide(server, request)
     if contrast is None or (contrast.optional and not contrast.asked):
         return None
     for one in contrast.amateurs:
-        if one.source is not None and server.config.model_config.hf_config.model_type == "gpt_oss":
-            raise one.refused(
-                "vLLM makes this model's chats without a chat template, so an amateur cannot have "
-                "a prompt of its own there; send the prompt as a completion"
-            )
+        if one.source is not None and has_none:
+            raise one.refused(_NO_TEMPLATE)
     names = ("max_tokens", "max_completion_tokens", "max_output_tokens")
     return replace(contrast, unlimited=not any(getattr(request, name, None) for name in names))
 
@@ -246,8 +252,9 @@ def _make_beam_params(original: Callable[..., Any]) -> Callable[..., Any]:
         if (server := FRONT_END.server) is not None:
             source = PromptSource(messages=getattr(self, "messages", None))
             with refusals():
-                contrast = _decide(server, self)
-                if contrast is not None and contrast.applies(source):
+                refused = says_much(self.vllm_xargs)
+                contrast = None if refused else _decide(server, self)
+                if refused or (contrast is not None and contrast.applies(source)):
                     raise ColdError(
                         "use_beam_search",
                         True,
