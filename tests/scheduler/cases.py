@@ -626,3 +626,31 @@ def wrong_drafts_end_nobody(model: Path, is_async: bool = True) -> None:
         harness.step()
     harness.drain()
     assert harness.ended[cold] == "length"
+
+
+def two_leaders(model: Path) -> None:
+    """One leader has its last token left, and another one, which comes behind it in the batch, is
+    amid its prompt: what that one takes in the step is not room for the first one's follower.
+    """
+    for leave in range(6, 14):
+        setup = Setup(
+            num_blocks=120, block_size=2, budget=32, max_num_seqs=8, long_prefill=4, max_loras=3
+        )
+        harness = Harness(model, setup)
+        harness.sched.adaptive_long_prefill_threshold = False
+        harness.add(prompt(17), 1)  # the first one's amateur is cached
+        harness.until_idle()
+        harness.add(prompt(3, 500), 40)
+        harness.step()
+        first = harness.add(prompt(17), 4, adapter=1, cold=True)
+        harness.step()
+        # This one's amateur finds its prompt in what the expert is given when it is admitted.
+        amateurs = [(2, prompt(3, 300))]
+        second = harness.add(prompt(40, 300), 4, adapter=2, cold=True, amateurs=amateurs)
+        while harness.sched.requests[first].num_computed_tokens < 16:
+            harness.step()
+        assert [request.request_id for request in harness.sched.running[1:]] == [first, second]
+        harness.occupy(leave)
+        harness.step()
+        harness.step()
+        harness.drain()

@@ -44,7 +44,7 @@ from vllm.v1.structured_output.backend_types import StructuredOutputGrammar
 from tests.scheduler.connector import ConnectorWorkers, Ways, extra_config
 from tests.scheduler.media import Media, seen
 from tests.scheduler.states import StateLayers
-from tests.scheduler.workers import RELEASE, Workers, solo, weights_of
+from tests.scheduler.workers import RELEASE, WINDOW, Workers, solo, weights_of
 from vllm_cold.group import media as of_group
 from vllm_cold.group.step_stats import Report, RowStats, StepStats
 from vllm_cold.group.stream import AmateurStream, Stream
@@ -82,7 +82,9 @@ class Setup:
     dcp: int = 1
     """Ranks that share a request's KV (decode context parallelism)."""
     windows: int = 0
-    """KV cache groups with a sliding window of 8 tokens, beside the one with full attention."""
+    """KV cache groups with a sliding window, beside the one with full attention."""
+    unit: int | None = None
+    """vLLM's ``prefix_match_unit``, without layers that have states; those have their own."""
     layers: StateLayers | None = None
     """Layers with states."""
     max_model_len: int = MAX_MODEL_LEN
@@ -243,12 +245,14 @@ def make_scheduler(model: Path, setup: Setup, classes: Sequence[type] | None = N
     config.parallel_config.decode_context_parallel_size = setup.dcp
     shape: dict[str, Any] = {"num_kv_heads": 1, "head_size": 1, "dtype": torch.float32}
     full = FullAttentionSpec(block_size=setup.block_size // setup.dcp, **shape)
-    window = SlidingWindowSpec(block_size=setup.block_size, sliding_window=8, **shape)
+    window = SlidingWindowSpec(block_size=setup.block_size, sliding_window=WINDOW, **shape)
     groups = [
         KVCacheGroupSpec(["full"], full),
         *(KVCacheGroupSpec([f"window {i}"], window) for i in range(setup.windows)),
     ]
     sizes = {"block_size": setup.block_size}
+    if setup.unit is not None:
+        sizes["hash_block_size"] = config.cache_config.prefix_match_unit = setup.unit
     how: dict[str, Any] = {}
     if (layers := setup.layers) is not None:
         groups, how, sizes = _with_states(config, layers, groups)
@@ -409,7 +413,7 @@ class Harness:
     def __init__(self, model: Path, setup: Setup) -> None:
         self.setup = setup
         self.sched: Any = make_scheduler(model, setup)
-        unit = setup.layers.unit if setup.layers else None
+        unit = setup.layers.unit if setup.layers else setup.unit
         self.hasher = make_hasher(unit or setup.block_size)
         self.depth = setup.depth or (2 if setup.is_async else 1)
         if IS_0_23:
@@ -534,6 +538,7 @@ class Harness:
     def capacity_of(self, streams: int) -> int:
         """Tokens, prompt and output, of each of so many streams of a group that is admitted."""
         per_stream = (self.setup.num_blocks - 1 - self.setup.watermark) // streams
+        per_stream //= 1 + self.setup.windows
         if (layers := self.setup.layers) is not None:
             per_stream -= layers.blocks_of_a_stream(self.depth)
             if not layers.attention:

@@ -196,8 +196,8 @@ def cached_before_it_was_preempted(model: Path) -> None:
     harness.drain()
 
 
-def storms_of_images(kind: str) -> Callable[[Path], Any]:
-    return lambda model: [*storms(model, range(40), partial(with_images, kind=kind))]
+def storms_of_images(kind: str, *seeds: int) -> Callable[[Path], Any]:
+    return lambda model: [*storms(model, seeds or range(40), partial(with_images, kind=kind))]
 
 
 def _forget_images(harness: Harness) -> None:

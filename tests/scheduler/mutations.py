@@ -214,6 +214,9 @@ MUTATIONS = [
              ("if group.passed_over <= _MAX_PASSED_OVER:", "if True:"), cases.no_slots_for_a_group),
     Mutation("a group needs blocks for all prompts", "KVBlocks.fit",
              _yes),
+    Mutation("what other leaders take in a pass is no room for followers",
+             "GroupScheduler._promised",
+             _none, cases.two_leaders),
     # Layers with states.
     Mutation("a prompt is split where vLLM splits it", "StateSplit.split",
              _all_of_them, _storms_of_states),
@@ -280,7 +283,7 @@ MUTATIONS = [
     Mutation("tokens that vLLM takes off for a medium are others'", "Step.take_back",
              _nothing, media_cases.tokens_taken_off),
     Mutation("a stream that does not run keeps no media", "EncoderInputs.end_pass",
-             ("self._manager.free(each)", "pass"), media_cases.storms_of_images('dense')),
+             ("self._manager.free(each)", "pass"), media_cases.storms_of_images('dense', 229)),
     Mutation("what a request of the step counts on is encoded for it", "EncoderInputs.end_pass",
              ("if heirs:", "if False:"), media_cases.image_of_two),
     Mutation("that is one of its media whose data workers have", "EncoderInputs._needed",

@@ -17,7 +17,33 @@ from tests.scheduler.workers import RELEASE
 
 
 def random_setup(rng: random.Random) -> Setup:
-    """Any engine that takes CoLD requests."""
+    """Any engine that takes CoLD requests, without a KV connector and layers with states."""
+    setup = _full_attention(rng)
+    windows, size = rng.choice((0, 0, 1, 2)), setup.block_size
+    if not windows or setup.dcp > 1:
+        return _with_room(setup)
+    finer = setup.caching and RELEASE >= (0, 32)
+    units = [unit for unit in (1, 2, 4) if finer and unit < size and size % unit == 0]
+    return _with_room(
+        dataclasses.replace(
+            setup,
+            num_blocks=min(setup.num_blocks * (1 + windows), 65),  # of which each group takes some
+            windows=windows,
+            unit=rng.choice((None, None, *units)),
+            # Blocks are kept for as many steps as are under way, of which vLLM knows these.
+            depth=min(setup.depth, 1 + setup.is_async),
+        )
+    )
+
+
+def _with_room(setup: Setup) -> Setup:
+    """The same engine with blocks for a pair of three tokens each, at least."""
+    of_a_stream = -(-(3 + setup.lookahead) // setup.block_size) * (1 + setup.windows)
+    least = 1 + setup.watermark + 2 * of_a_stream
+    return dataclasses.replace(setup, num_blocks=max(setup.num_blocks, least))
+
+
+def _full_attention(rng: random.Random) -> Setup:
     block_size = rng.choice((1, 2, 3, 4, 8, 16))
     is_async = rng.random() < 0.5
     v2 = rng.random() < 0.5
@@ -54,7 +80,7 @@ def random_setup(rng: random.Random) -> Setup:
 
 def with_connector(rng: random.Random) -> Setup:
     """Any engine with a KV connector: loads late, in vain, for nobody, or nobody knows yet."""
-    setup = random_setup(rng)
+    setup = _full_attention(rng)
     late = rng.choice((0.0, 0.5, 1.0, 1.0))
     fails = rng.choice((0.0, 0.3))
     return dataclasses.replace(
@@ -80,9 +106,9 @@ def with_connector(rng: random.Random) -> Setup:
 
 def random_states(rng: random.Random, mode: str) -> Setup:
     """Any engine whose model has layers with states; those do without drafts."""
-    setup = random_setup(rng)
+    setup = _full_attention(rng)
     while setup.drafts:
-        setup = random_setup(rng)
+        setup = _full_attention(rng)
     size = setup.block_size
     units = [unit for unit in (1, 2, 4) if size % unit == 0 and unit < size]
     layers = StateLayers(
@@ -131,10 +157,10 @@ def with_images(rng: random.Random, kind: str, setup: Setup | None = None) -> Se
     if media.is_whole:
         # vLLM wants a step as wide as the longest image.
         budget = max(budget, LONGEST + setup.drafts + 2 * (1 + setup.draft_slots))
-    return dataclasses.replace(
+    made = dataclasses.replace(
         setup,
         # States have the room that they need and no more.
-        num_blocks=max(17, setup.num_blocks // 2)
+        num_blocks=max(17 * (1 + setup.windows), setup.num_blocks // 2)
         if dense and setup.layers is None
         else setup.num_blocks,
         budget=budget,
@@ -149,6 +175,7 @@ def with_images(rng: random.Random, kind: str, setup: Setup | None = None) -> Se
             and setup.max_loras >= 3,
         ),
     )
+    return _with_room(made)
 
 
 def can_draft(is_async: bool, depth: int) -> bool:

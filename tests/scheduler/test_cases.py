@@ -149,6 +149,36 @@ def test_decoding_pairs_are_not_held_back_by_a_long_prompt(
     harness.drain()
 
 
+@pytest.mark.parametrize("windows", [0, 1, 2])
+def test_a_group_fits_as_much_room_as_it_takes(windows: int, tiny: Path) -> None:
+    """Of prompts that are cached, longer than sliding windows are: behind a hit, vLLM takes blocks
+    for these that it does not count.
+    """
+    setup = Setup(num_blocks=300, block_size=2, budget=8, max_num_seqs=6, windows=windows)
+    harness = Harness(tiny / "model", setup)
+    for adapter in (0, 1):
+        harness.add(prompt(41), 1, adapter=adapter)
+    running = harness.add(prompt(3, 300), 60)
+    for _ in range(15):
+        harness.step()
+    assert [request.request_id for request in harness.sched.running] == [running]
+    harness.add(prompt(43), 3, adapter=1, cold=True)
+    (group,) = harness.groups()
+    manager, blocks = harness.sched.kv_cache_manager, harness.sched._blocks
+    found = {each: blocks.look_up(each) for each in group.streams}
+    before = harness.free_blocks()
+    for each, one in found.items():
+        assert one.num_tokens == 40
+        assert manager.allocate_slots(each, 3, 40, one.blocks, delay_cache_blocks=True)
+    taken = before - harness.free_blocks()
+    for each in group.streams:
+        manager.free(each)
+    for leave, fits in ((taken, True), (taken - 1, False)):
+        harness.occupy(leave)
+        assert blocks.fit(group, found) == fits
+    harness.drain()
+
+
 @pytest.mark.skipif(IS_0_23, reason="vLLM 0.23 itself dies of it")
 @both
 def test_a_grammar_that_does_not_compile_ends_the_pair(is_async: bool, tiny: Path) -> None:

@@ -33,6 +33,8 @@ RELEASE = tuple(int(part) for part in vllm_version().split(".")[:2])
 
 _MASK = (1 << 61) - 1
 FIRST_TOKEN, NUM_TOKENS = 3, 50
+WINDOW = 8
+"""Tokens that layers with a sliding window read, the last one included."""
 GARBAGE = 2
 """What is sampled from KV that was not loaded."""
 
@@ -124,6 +126,7 @@ class Row:
     decodes: bool = False  # whether it was sampled in the last step that it was in
     rejected: list[int] = field(default_factory=list)  # drafts of its last steps, that were wrong
     bad: bool = False  # whether it read KV in this step that a connector did not load
+    window_blocks: list[list[int]] = field(default_factory=list)  # of each group
     state_blocks: list[list[int]] = field(default_factory=list)
     state_at: int | None = None
     read: list[int] = field(default_factory=list)  # of the prompt: tokens, and images' embeddings
@@ -159,6 +162,7 @@ class Workers:
     def __init__(self, setup: "Setup") -> None:
         self.block_size = setup.block_size
         self.max_loras = setup.max_loras
+        self.num_windows = setup.windows
         self.is_async = setup.is_async
         self.v2 = setup.v2
         self.num_drafts = setup.drafts
@@ -270,6 +274,10 @@ class Workers:
         groups = self.layers.groups if self.layers else 0
         return [list(ids) for ids in block_ids[len(block_ids) - groups :]]
 
+    def _window_blocks(self, block_ids: Sequence[Sequence[int]]) -> list[list[int]]:
+        """Those of the groups with sliding windows, which follow the first one."""
+        return [list(ids) for ids in block_ids[1 : 1 + self.num_windows]]
+
     def _add(self, new: Sequence[Any]) -> dict[str, int]:
         computed = {}
         for request in new:
@@ -285,6 +293,7 @@ class Workers:
                 tokens=list(request.prefill_token_ids) if self.v2 else list(prompt),
                 num_prompt=len(prompt),
                 blocks=list(request.block_ids[0]),
+                window_blocks=self._window_blocks(request.block_ids),
                 adapter=request.lora_request.lora_int_id if request.lora_request else 0,
                 group=stream.group if stream else None,
                 index=(stream.index or 0) if stream else 0,
@@ -316,10 +325,13 @@ class Workers:
                 assert not self.v2 and request_id not in self.batch
                 assert blocks is not None
                 row.blocks = list(blocks[0])
+                row.window_blocks = self._window_blocks(blocks)
                 row.state_blocks = self._state_blocks(blocks)
                 row.decodes, row.rejected = False, []
             elif blocks is not None:
                 row.blocks += blocks[0]
+                for ids, more in zip(row.window_blocks, self._window_blocks(blocks), strict=True):
+                    ids += more
                 for ids, more in zip(row.state_blocks, self._state_blocks(blocks), strict=True):
                     ids += more
         return computed
@@ -360,6 +372,16 @@ class Workers:
                 self.kv[slot] = (
                     row.hash_at(position) if position < end else hashes[position - end + 1]
                 )
+        for ids in row.window_blocks:
+            for position in range(max(start - WINDOW + 1, 0), last):
+                slot = ids[position // size], position % size
+                if position >= start:
+                    assert slot[0], f"{request_id} has no block for position {position}"
+                    self.kv[slot] = self.kv[slots[position]]
+                else:
+                    assert self.kv.get(slot) == row.hash_at(position), (
+                        f"{request_id} reads wrong KV at position {position} of {start} in a window"
+                    )
         return hashes if end == len(row.tokens) else []
 
     def _sample(

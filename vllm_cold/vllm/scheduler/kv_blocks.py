@@ -72,6 +72,10 @@ class KVBlocks:
         free -= promised + getattr(scheduler.kv_cache_manager, "watermark_blocks", 0)
         return needed <= free
 
+    def to_come(self, request: Request) -> int:
+        """Blocks that one that runs still takes for its known tokens."""
+        return self._to_come(request, None, starts=False)
+
     def _others_hold_blocks(self, group: Group[Request]) -> bool:
         """Whether requests that do not run have blocks which they will free, or have ended."""
         scheduler = self._scheduler
@@ -89,7 +93,8 @@ class KVBlocks:
         its followers are there.
         """
         scheduler, manager = self._scheduler, self._scheduler.kv_cache_manager
-        if request.status == RequestStatus.RUNNING or request.num_computed_tokens:
+        holds = request.status == RequestStatus.RUNNING or request.num_computed_tokens > 0
+        if holds:
             found = Found(manager.empty_kv_cache_blocks, request.num_computed_tokens)
         elif found is None:
             found = self.look_up(request)
@@ -110,7 +115,30 @@ class KVBlocks:
         }
         terms |= {name: value for name, value in later.items() if name in self._counted_by}
         counted = int(manager.coordinator.get_num_blocks_to_allocate(**terms))
+        if not holds:
+            counted += self._windows_to_come(found, terms["num_tokens"])
         return counted + self._states_to_come(request, found) if starts else counted
+
+    def _windows_to_come(self, found: Found, num_tokens: int) -> int:
+        """Blocks for sliding windows that vLLM does not count of a stream that holds none yet. It
+        counts no more than a stream may hold at a time, and takes off all that is in front of the
+        end of its hit, also what the windows have left behind, which is not held.
+        """
+        manager, more = self._scheduler.kv_cache_manager, 0
+        for kind, cached in zip(
+            manager.coordinator.single_type_managers, found.blocks.blocks, strict=True
+        ):
+            in_0_23 = getattr(kind, "_max_admission_blocks_per_request", None)
+            most = getattr(kind, "max_admission_blocks_per_request", in_0_23)
+            if most is None:
+                continue
+            columns = -(-num_tokens // kind.block_size)
+            left_behind = kind.get_num_skipped_tokens(found.total) // kind.block_size
+            known = max(len(cached), left_behind)
+            held = len(cached[left_behind:])
+            counted = max(min(columns, most) - known, 0)
+            more += max(min(columns - known, most - held), 0) - counted
+        return more
 
     def _states_to_come(self, request: Request, found: Found) -> int:
         """Blocks for states of the request's known tokens that vLLM does not count. Where states

@@ -540,12 +540,19 @@ class GroupScheduler(Scheduler):
             and not any(map(self._loads.is_under_way, away))
             and all(one.is_known for one in found.values())
             and all(self._may_begin(f, cached.get(f, 0)) for f in away)
-            and self._blocks.fit(group, found)
+            and self._blocks.fit(group, found, 0 if waiting else self._promised(group))
         )
         can_finish = self._states.can_finish(group, num_cached, found)
         of_followers = [cached.get(f, 0) for f in group.followers]
         others = incomplete not in ([], [group])
         return Capacity(of_followers, missing, admissible, chunk, others, can_finish)
+
+    def _promised(self, group: RequestGroup) -> int:
+        """Blocks that leaders may still take in this pass which run without a follower, too."""
+        assert self._blocks is not None
+        others = (other for other in self._incomplete() if other is not group)
+        later = (o for o in others if o.turn.step is not self._step or o.turn.verdict is None)
+        return sum(self._blocks.to_come(other.leader) for other in later)
 
     def _may_begin(self, request: Request, num_cached: int) -> bool:
         """Whether vLLM would admit a request, as far as that is the request's matter."""
