@@ -275,7 +275,10 @@ def available(requirements: Sequence[str], *options: str) -> list[dict[str, obje
 def needs_cuda(metadata: dict[str, object]) -> bool:
     """Or another accelerator: gigabytes, which fail to load beside vLLM's build for CPUs."""
     wanted = metadata.get("requires_dist") or []
-    return any(re.match("nvidia|cuda|triton|pytorch-triton|rocm|intel-sycl", r) for r in wanted)
+    _, _, build = str(metadata.get("version", "")).partition("+")
+    return build not in ("", "cpu") or any(
+        re.match("nvidia|cuda|triton|pytorch-triton|rocm|intel-sycl", each) for each in wanted
+    )
 
 
 def torch_for_cpu(again: bool) -> tuple[list[str], str | None]:
@@ -355,6 +358,15 @@ def set_up() -> None:
         if not named.succeeds():
             raise Failed("vllm-cold setup-cpu failed: see above", named.written)
         say("[4/5] first import of vLLM, which checks the installation")
+        # Whoever was asked what there is, another may have installed it.
+        asked = "import sys, torch; sys.exit(torch.version.cuda or torch.version.hip)"
+        torch_built = Job(PYTHON, "-c", asked)
+        if not torch_built.succeeds():
+            raise Failed(
+                "the torch in .venv is no build for CPUs: see above; remove .venv, and the folder "
+                "or index that pip is configured for and that has this torch",
+                torch_built.written,
+            )
         quiet = variables() | {"VLLM_LOGGING_LEVEL": "ERROR"}
         imported = Job(PYTHON, "-W", "ignore", "-c", FIRST_IMPORT, environment=quiet)
         if not imported.succeeds():
@@ -378,7 +390,8 @@ def say(text: str) -> None:
 
 def main() -> int:
     """All steps; returns the exit status."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    for number in (signal.SIGTERM, signal.SIGHUP):  # told, or its terminal closed
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
     try:
         set_up()
         return 0
