@@ -29,7 +29,7 @@ def test_make() -> None:
         text=True,
         check=True,
     )
-    assert re.search("packaging/set_up.py\n.* -m examples.demo$", done.stdout), done.stdout
+    assert re.search("packaging/set_up.py\n.* -m examples.demo\n", done.stdout), done.stdout
 
 
 def test_commits_to_follow() -> None:

@@ -287,3 +287,20 @@ def freed_later(model: Path) -> None:
         harness.step()
     assert not harness.group_preemptions
     harness.drain()
+
+
+def paused_behind_a_retirement(model: Path) -> None:
+    """Admission is paused when an amateur that was loaded has just ended, and its group goes on."""
+    harness = Harness(model, Setup(budget=64, connector=Ways(late=1.0, delay=0)))
+    asked: dict[str, Any] = {"prompt": prompt(13), "adapter": 1, "cold": True}
+    harness.add(max_tokens=1, **asked)
+    harness.drain()
+    harness.reset(running=True)
+    cold = harness.add(max_tokens=9, lives=(1,), **asked)
+    while not harness.got[cold]:
+        harness.step()
+    assert harness.loads is not None and harness.loads.loads == 2
+    assert f"{cold}-amateur-1" not in harness.sched.requests
+    harness.pause(PauseState.PAUSED_NEW)
+    harness.drain()
+    assert harness.ended[cold] == "length"

@@ -648,6 +648,14 @@ def test_a_rule_that_admission_knew_and_this_process_does_not() -> None:
     assert figures["x"][0].nonfinite == RULE_FAILED
 
 
+def test_a_rule_with_state_whose_group_has_no_slot() -> None:
+    """It would find another group's."""
+    batch = Batch({"x": Contrast((None, None), rule="grd"), "gate": RULED["gate"]})
+    first = {rows[0]: 0 for rows in batch.rows.values()}
+    figures = asked(batch.match(), batch.draw(0), first, RuleStates(CPU))
+    assert (figures["x"][0].nonfinite, figures["gate"][0].nonfinite) == (RULE_FAILED, 0)
+
+
 @pytest.mark.parametrize("stream", [0, 1])
 def test_logits_that_are_no_numbers_are_not_the_rule_s_fault(stream: int) -> None:
     groups = {name: RULED[name] for name in ("one", "fixed", "three", "gate", "grows", "decides")}

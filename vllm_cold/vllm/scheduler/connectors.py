@@ -272,6 +272,8 @@ class Loads:
         ``groups``: by the id of each stream.
         """
         for follower in self._loading:
+            if not self.waits_with_blocks(follower):
+                continue  # it runs by now, or has ended
             leader = groups[follower.request_id].leader
             if leader.status != RequestStatus.RUNNING and not leader.num_computed_tokens:
                 self.release(follower)
