@@ -101,6 +101,10 @@ class Job:
             print("\r\x1b[K", end="", flush=True)
         return self._process.wait() == 0
 
+    def yields(self) -> None:
+        """It and all that it starts take what others leave of the machine."""
+        os.setpriority(os.PRIO_PGRP, self._process.pid, 10)
+
     def end(self) -> None:
         """End it and all that it has started."""
         if self._process.poll() is None:
@@ -342,12 +346,12 @@ def set_up() -> None:
         if not tools.succeeds():
             raise Failed(f"pip installs nothing: see above; {NEXT}", tools.written)
         kernels = build()
+        kernels.yields()
+        got = Job(*pip_install("--only-binary=uv", again=again), *locked("uv"))
         uv = for_uv(pip_settings())
-        if uv is not None:
-            got = Job(*pip_install("--only-binary=uv", again=again), *locked("uv"))
-            if not got.succeeds() or not Job(UV, "--version").succeeds():
-                uv = None
         torch, index = torch_for_cpu(again)
+        if not got.succeeds() or not Job(UV, "--version").succeeds():
+            uv = None
         if index is not None:
             install(torch, uv, index, again)
         rest = set(locked()) - set(locked("pip", "setuptools", "uv", "torch", "torchvision"))
