@@ -144,7 +144,16 @@ def test_the_doctor_names_it_where_a_package_breaks_vllm(monkeypatch: pytest.Mon
     assert machine.unusable() == "torchaudio cannot be loaded: run vllm-cold setup-cpu"
 
 
-def test_a_sentence_where_pip_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_uv_uninstalls_where_pip_is_missing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As in environments that it made; without either there is a sentence."""
     monkeypatch.setattr(setup_cpu.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(setup_cpu.ToolError, match="uninstall torchaudio with what installed it"):
         setup_cpu._uninstall("torchaudio")
+    (tmp_path / "uv").write_text(f"#!/bin/sh\necho $* > {tmp_path}/called\n")
+    (tmp_path / "uv").chmod(0o755)
+    setup_cpu._uninstall("torchaudio")
+    called = (tmp_path / "called").read_text()
+    assert called == f"pip uninstall --quiet --python {sys.executable} torchaudio\n"

@@ -139,8 +139,11 @@ def _write_name(provider: Distribution, before: Distribution | None) -> None:
 
 
 def _uninstall(name: str) -> None:
-    if importlib.util.find_spec("pip") is None:
-        raise ToolError(f"pip is not here; uninstall {name} with what installed it, as uv pip does")
-    command = [sys.executable, "-m", "pip", "uninstall", "--quiet", "--yes", name]
+    if importlib.util.find_spec("pip") is not None:
+        command = [sys.executable, "-m", "pip", "uninstall", "--quiet", "--yes", name]
+    elif uv := shutil.which("uv"):
+        command = [uv, "pip", "uninstall", "--quiet", "--python", sys.executable, name]
+    else:
+        raise ToolError(f"neither pip nor uv is here; uninstall {name} with what installed it")
     if subprocess.run(command, check=False).returncode:
         raise ToolError(f"{' '.join(command)} failed; its message is above")
