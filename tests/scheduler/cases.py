@@ -498,7 +498,11 @@ def counted_once(model: Path, is_async: bool = True) -> None:
         while len(harness.in_flight) < harness.depth:
             harness.schedule()
         output, result = harness.in_flight[0]
-        drafted += len(output.scheduled_spec_decode_tokens.get(cold, ()))
+        drafts = len(output.scheduled_spec_decode_tokens.get(cold, ()))
+        if drafts and not drafted:  # a grammar forbids one
+            output.num_invalid_spec_tokens = {cold: 1}
+            drafts -= 1
+        drafted += drafts
         if (at := result.req_id_to_index.get(cold)) is not None:
             accepted += max(len(result.sampled_token_ids[at]) - 1, 0)
         harness.deliver()
