@@ -395,7 +395,8 @@ def say(text: str) -> None:
 def main() -> int:
     """All steps; returns the exit status."""
     for number in (signal.SIGTERM, signal.SIGHUP):  # told, or its terminal closed
-        signal.signal(number, lambda number, _: sys.exit(128 + number))
+        if signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
+            signal.signal(number, lambda number, _: sys.exit(128 + number))
     try:
         set_up()
         return 0
