@@ -61,13 +61,13 @@ class RuleStates:
             table = torch.empty(shape, device=self.device)
         if len(table) < self._latest.in_use:
             self._resize(rule.name, table)
-        if (missing := self.missing(rule, slots)) is None:
-            found = self._tables[rule.name][slots, (step - 1) % _KEPT_STEPS, :amateurs]
-            return found.masked_fill((step == 0)[:, None, None], 0.0)
-        found = table.new_zeros(len(slots), amateurs, rule.state)
-        if not missing.all():
-            found[~missing] = self.read(rule, slots[~missing], step[~missing], latest, amateurs)
-        return found
+        table, unknown = self._tables[rule.name], step == 0
+        if (missing := self.missing(rule, slots)) is not None:
+            if not len(table):
+                return table.new_zeros(len(slots), amateurs, rule.state)
+            slots, unknown = slots.masked_fill(missing, 0), unknown | missing
+        found = table[slots, (step - 1) % _KEPT_STEPS, :amateurs]
+        return found.masked_fill(unknown[:, None, None], 0.0)
 
     def missing(self, rule: Rule, slots: Tensor) -> Tensor | None:
         """[n] bool: there is no memory for this slot; None where there is for all."""

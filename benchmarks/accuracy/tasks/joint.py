@@ -30,6 +30,7 @@ from benchmarks.accuracy.tasks import instructions, memory
 from benchmarks.accuracy.tasks.instructions import GROUP
 from benchmarks.accuracy.tasks.text import distinct, words
 from examples.facts import Fact, facts, names
+from vllm_cold.tools.tune.ifeval import kinds
 
 # Those that fit a short answer.
 KINDS = (
@@ -87,20 +88,6 @@ class Judged:
     known: memory.Judged | None
 
 
-@cache
-def _checkers() -> Mapping[str, Any]:
-    try:
-        import langdetect
-        from if_verifiable.ifeval.instructions_registry import INSTRUCTION_DICT
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"IFEval's checks need {error.name}: pip install if-verifiable", name=error.name
-        ) from error
-    langdetect.DetectorFactory.seed = 0  # else a text has another language each time
-    found: Mapping[str, Any] = INSTRUCTION_DICT
-    return found
-
-
 def _drawn(kind: str, rng: Random) -> dict[str, Any]:
     """The arguments of an instruction."""
     return {
@@ -113,17 +100,15 @@ def _drawn(kind: str, rng: Random) -> dict[str, Any]:
 
 def _words_of(kind: str, arguments: Mapping[str, Any]) -> str:
     """How IFEval says it."""
-    return str(_checkers()[kind](kind).build_description(**arguments)).strip()
+    return str(kinds()[kind](kind).build_description(**arguments)).strip()
 
 
 def follows(text: str, kind: str, arguments: Mapping[str, Any]) -> bool:
     """Whether an answer does, and not by copying an example alone."""
-    checker = _checkers()[kind](kind)
-    checker.build_description(**arguments)
     own = text
     for example in EXAMPLES:
         own = re.sub(re.escape(example), "", own, flags=re.IGNORECASE)
-    return bool(words(own)) and bool(checker.check_following(own))
+    return bool(words(own)) and _strict(own, kind, arguments)
 
 
 def _others_say(text: str, kind: str, arguments: Mapping[str, Any]) -> bool:
@@ -153,7 +138,7 @@ def score(text: str, problem: Problem) -> dict[str, bool]:
 
 
 def _strict(text: str, kind: str, arguments: Mapping[str, Any]) -> bool:
-    checker = _checkers()[kind](kind)
+    checker = kinds()[kind](kind)
     checker.build_description(**arguments)
     return bool(checker.check_following(text))
 
@@ -205,8 +190,8 @@ def _known(fact: Fact) -> memory.Judged:
     )
 
 
-def _told(kinds: Sequence[str], key: str) -> tuple[tuple[str, Mapping[str, Any]], ...]:
-    return tuple((kind, _drawn(kind, Random(f"{kind} {key}"))) for kind in kinds)
+def _told(named: Sequence[str], key: str) -> tuple[tuple[str, Mapping[str, Any]], ...]:
+    return tuple((kind, _drawn(kind, Random(f"{kind} {key}"))) for kind in named)
 
 
 def _make(form: str, model: Model, split: Split, n: int) -> list[Problem]:
@@ -219,8 +204,8 @@ def _make(form: str, model: Model, split: Split, n: int) -> list[Problem]:
     ]
     problems = []
     for place, fact in enumerate(pool[:n]):
-        kinds = PAIRS[place % len(PAIRS)] if form == "told-two" else (KINDS[place % len(KINDS)],)
-        told = _told(kinds, fact.question)
+        named = PAIRS[place % len(PAIRS)] if form == "told-two" else (KINDS[place % len(KINDS)],)
+        told = _told(named, fact.question)
         said = " ".join(_words_of(*each) for each in told)
         turns: tuple[str, ...] = (fact.question,)
         if form == "told-turns":
@@ -230,7 +215,7 @@ def _make(form: str, model: Model, split: Split, n: int) -> list[Problem]:
             earlier = [other for other in unsaid if other.subject != fact.subject][:2]
             turns = (*(t for one in earlier for t in (one.question, one.said())), *turns)
         system = LONG.format(said) if form == "told-long" else said
-        kind = " ".join(kind.partition(":")[2] for kind in kinds)
+        kind = " ".join(kind.partition(":")[2] for kind in named)
         judged = Judged(told, _known(fact))
         problems.append(_problem(model, system, said, turns, judged, kind))
     return problems
