@@ -672,3 +672,18 @@ def test_a_default_that_is_not_allowed(default: float) -> None:
         Parameter(default, 0.0, 1.0)
     with pytest.raises(ValueError, match="must be an integer from 0 to 2"):
         Parameter(default, 0, 2, integer=True)
+
+
+def test_a_token_id_beyond_the_vocabulary_is_told() -> None:
+    """A rule that looks one up must say what it does where an engine has no such token."""
+
+    class Looks(Rule):
+        name = "looks"
+        parameters = {"token": Parameter(3, 0, 2**17, integer=True)}
+
+        def weights(self, s: Statistics, p: Any) -> Tensor:
+            said = s.log_probabilities(1).gather(1, p.token.long())
+            return -said.exp().expand(-1, s.num_streams - 1)
+
+    with pytest.raises(ValueError, match="a vocabulary may lack a token: clamp ids of tokens"):
+        try_out(Looks())

@@ -37,16 +37,8 @@ def try_out(rule: Rule) -> None:
     """
     # An engine may load it amid a step, for the first request that names it.
     with torch.inference_mode(False), torch.no_grad():
-        try:
-            _try_without_values(type(rule)())
-            _try_with_values(type(rule)())
-        except (IndexError, RuntimeError) as error:
-            if "out of bounds" not in str(error):
-                raise
-            raise ValueError(
-                f"{error}: the made-up vocabulary has {_VOCABULARY} tokens, and an engine's may "
-                "have fewer than its parameters allow; clamp ids of tokens to s.vocabulary - 1"
-            ) from error
+        _try_without_values(type(rule)())
+        _try_with_values(type(rule)())
 
 
 def _try_without_values(rule: Rule) -> None:
@@ -273,6 +265,8 @@ def _ask(rule: Rule, batch: _Given) -> Choice:
     except Exception as error:
         few = streams == 2 and not rule.amateurs
         hint = "; if it needs more, `amateurs` must say how many" if few else ""
+        if f"with size {_VOCABULARY}" in str(error):
+            hint = "; a vocabulary may lack a token: clamp ids of tokens to s.vocabulary - 1"
         raise ValueError(
             f"asked about groups of {'one amateur' if streams == 2 else 'several amateurs'}, it "
             f"raises {type(error).__name__}: {error}{hint}"
