@@ -4,8 +4,10 @@
 An answer counts if it follows the instruction of the system prompt **and** is right ("both"). The
 instructions, their words and the check are IFEval's (arXiv 2311.07911, Apache-2.0) as the package
 if-verifiable keeps them; whether lm-evaluation-harness' check of the same answer says the same is a
-measure beside it. An answer that merely copies the example of the instruction's own words has not
-followed it. The amateur lacks the system prompt.
+measure beside it. Small and capital letters are judged by the letters alone: both packages ask
+langdetect besides whether the answer is English, for which "paris" is Indonesian. An answer that
+merely copies the example of the instruction's own words has not followed it. The amateur lacks the
+system prompt.
 
 Beside one instruction: two in one system prompt, one amid a long system prompt, one behind earlier
 turns, and users' requests that others wrote (IFBench, arXiv 2507.02833), whose answers nobody
@@ -48,6 +50,11 @@ PAIRS = (
     ("detectable_format:number_highlighted_sections", "keywords:existence"),
     ("detectable_format:title", "startend:end_checker"),
 )
+# Of which the packages ask langdetect for the language besides, which short answers fail.
+_LETTERS = {
+    "change_case:english_lowercase": str.islower,
+    "change_case:english_capital": str.isupper,
+}
 # What IFEval's words give as examples, which an answer may copy.
 EXAMPLES = ("<<poem of joy>>", "*highlighted section*")
 _ENDS = (
@@ -108,7 +115,8 @@ def follows(text: str, kind: str, arguments: Mapping[str, Any]) -> bool:
     own = text
     for example in EXAMPLES:
         own = re.sub(re.escape(example), "", own, flags=re.IGNORECASE)
-    return bool(words(own)) and _strict(own, kind, arguments)
+    letters = _LETTERS.get(kind)
+    return bool(words(own)) and (letters(own) if letters else _strict(own, kind, arguments))
 
 
 def _others_say(text: str, kind: str, arguments: Mapping[str, Any]) -> bool:
@@ -119,7 +127,8 @@ def _others_say(text: str, kind: str, arguments: Mapping[str, Any]) -> bool:
 
 def score(text: str, problem: Problem) -> dict[str, bool]:
     """ "both": follows the instructions and is right; "followed", "right": each; "parrots": has an
-    example of the instruction's; "disagree": the two packages' checks, by the text as it is.
+    example of the instruction's; "disagree": the two packages' checks, by the text as it is;
+    "misjudged": one of the texts whose letters are as told, which both fail for their language.
     """
     judged: Judged = problem.judged
     followed = all(follows(text, *each) for each in judged.told)
@@ -134,6 +143,11 @@ def score(text: str, problem: Problem) -> dict[str, bool]:
         "right": right,
         "parrots": any(example in text.lower() for example in EXAMPLES),
         "disagree": plain != all(_others_say(text, *each) for each in judged.told),
+        "misjudged": any(
+            _LETTERS[kind](text) and not _strict(text, kind, arguments)
+            for kind, arguments in judged.told
+            if kind in _LETTERS
+        ),
     }
 
 
