@@ -189,11 +189,14 @@ PLAIN = (
     MEMORY,
     Method("better prompt", prompt="better"),
     Method("part repeated", prompt="repeated"),
+    Method("best passage", prompt="best"),
+    Method("best passage or none", prompt="enough"),
 )
 CONTRASTS = (
     preset("cad"),  # cfg has the same values
     preset("cad", "better prompt + cad", "better"),
     preset("cad", "part repeated + cad", "repeated"),
+    preset("cad", "best passage or none + cad", "enough"),
     preset("grounded"),
     preset("adacad"),
     Method("alpha 0.1, beta 1", {"alpha": 0.1, "beta": 1.0}),

@@ -55,6 +55,19 @@ ORDER: tuple[Step, ...] = (
     Step(("told-facts",), (*_FOLLOWED, *_methods("cad, beta 0.25", "cad, beta 1"))),
     Step(_TOLD, _FOLLOWED),
     Step(
+        ("retrieved",),
+        _methods(
+            "greedy",
+            "without the part",
+            "better prompt",
+            "best passage",
+            "best passage or none",
+            "cad",
+            "grounded",
+            "best passage or none + cad",
+        ),
+    ),
+    Step(
         ("half-answered",),
         _methods("greedy", "better prompt", "part repeated", "cad", "adacad", "grounded"),
     ),
@@ -105,6 +118,12 @@ COMPARED: tuple[tuple[Sequence[str], Sequence[str], str], ...] = (
     (("unrelated",), ("cad", "part repeated", "part repeated + cad"), "greedy"),
     (("half-answered",), ("cad", "better prompt", "adacad", "grounded"), "greedy"),
     (("half-answered",), ("cad",), "better prompt"),
+    (
+        ("retrieved",),
+        ("best passage", "best passage or none", "better prompt", "cad", "grounded"),
+        "greedy",
+    ),
+    (("retrieved",), ("cad", "grounded", "best passage or none + cad"), "best passage or none"),
     (("swapped",), ("cad", "better prompt"), "greedy"),
     (("squad",), ("cad", "grounded", "better prompt", "better prompt + cad"), "greedy"),
     (("squad-near",), ("without the part", "cad"), "greedy"),

@@ -158,7 +158,9 @@ def test_the_mark_says_all_that_an_answer_depends_on(tmp_path: Path) -> None:
 def test_the_engine_is_told_all_of_it(key: str) -> None:
     engine = Engine.__new__(Engine)  # without a model
     engine._adapters, engine._model = {}, CHAT
-    asked = request(key, ADAPTED)
+    searched = CELLS["retrieved"].make(CHAT, "dev", 1)[0].plain
+    problem = replace(PROBLEM, plain={**PROBLEM.plain, **searched})
+    asked = METHODS[key].request(CHAT, ADAPTED, problem, Path("/adapters"))
     params = engine._params(asked)
     for name, value in {"min_p": 0.0, "seed": None, **asked.sampling, **asked.knobs}.items():
         assert getattr(params, name) == value

@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks.accuracy.models import Model
 from benchmarks.accuracy.problem import Cell, Prompt, Split, data
-from benchmarks.accuracy.tasks import CELLS, joint, memory, questions
+from benchmarks.accuracy.tasks import CELLS, joint, memory, questions, retrieved
 from benchmarks.accuracy.tasks.instructions import NEUTRAL, requests
 from examples.facts import facts, names
 
@@ -96,6 +96,27 @@ def test_no_other_entity_where_the_old_one_is_named_too(monkeypatch: pytest.Monk
     assert found == [asked.capitalize() for asked, *_, kept in items if kept]
 
 
+# Passages that a search found
+
+
+def test_the_passages_of_a_search() -> None:
+    """What the best passage says of its subject is right, and no other one names that by chance."""
+    problems = CELLS["retrieved"].make(CHAT, "test", 60)
+    assert {problem.kind for problem in problems} == set(retrieved.KINDS)
+    for problem, found in zip(problems, retrieved.found("test"), strict=False):
+        texts = [passage.text for passage in found.passages]
+        assert "\n\n".join(texts) in text_of(problem.prompt)
+        assert text_of(problem.plain["best"]).count("\n\n") == 2 and list(found.scores) == sorted(
+            found.scores, reverse=True
+        )
+        naming = [text for text in texts if names(text, problem.judged.right)]
+        assert len(naming) == (0 if problem.kind == "none answers" else 1) or not any(
+            passage.answers and passage.fact == found.fact for passage in found.passages
+        )
+        shown = found.scores[0] >= retrieved.fitted()
+        assert problem.plain["enough"] == (problem.plain["best"] if shown else problem.without)
+
+
 # Instructions
 
 
@@ -163,8 +184,22 @@ def test_an_answer_must_follow_and_be_right() -> None:
     ):
         assert joint.score(text, problem) == {
             "both": both, "followed": followed, "right": is_right, "parrots": parrots,
-            "disagree": False,
+            "disagree": False, "misjudged": False,
         }, text  # fmt: skip
+
+
+def test_short_answers_are_judged_by_their_letters() -> None:
+    """ "paris" is Indonesian, says langdetect, which IFEval's checks ask."""
+    pytest.importorskip("langdetect")
+    kinds = {"english_lowercase": str.lower, "english_capital": str.upper}
+    for problem in CELLS["told-facts"].make(CHAT, "test", 10):
+        if said := kinds.get(problem.kind):
+            right = said(problem.judged.known.right[0])
+            found = joint.score(right, problem)
+            assert found["both"] and not found["disagree"]
+            assert not joint.score(f"{right} {right.swapcase()}", problem)["followed"]
+    problem = replace(problem, judged=joint.Judged((("change_case:english_lowercase", {}),), None))
+    assert joint.score("paris", problem)["misjudged"]
 
 
 def test_of_two_questions_each_half_is_judged() -> None:

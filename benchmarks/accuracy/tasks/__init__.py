@@ -4,11 +4,19 @@
 from __future__ import annotations
 
 from benchmarks.accuracy.problem import Cell
-from benchmarks.accuracy.tasks import adapters, code, instructions, joint, memory, questions
+from benchmarks.accuracy.tasks import (
+    adapters,
+    code,
+    instructions,
+    joint,
+    memory,
+    questions,
+    retrieved,
+)
 
 MODULES = {
     module.__name__.rpartition(".")[2]: module
-    for module in (memory, instructions, joint, questions, code, adapters)
+    for module in (memory, retrieved, instructions, joint, questions, code, adapters)
 }
 CELLS: dict[str, Cell] = {cell.name: cell for each in MODULES.values() for cell in each.CELLS}
 
