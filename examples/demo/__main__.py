@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.spinner import Spinner
 
-from examples.demo import ADAPTERS, adapted, documents, page, quiet
+from examples.demo import ADAPTERS, adapted, documents, instructions, page, quiet
 from vllm_cold.tools.errors import ToolError
 
 FOLDER = Path("results")
@@ -68,22 +68,28 @@ def show(console: Console, progress: Callable[[str], None]) -> None:
     heading(console, "2. A harm, by the same contrast: documents that do not answer")
     console.print(documents.table(beside, others), documents.note_beside(others))
 
+    progress("answering under instructions")
+    told = instructions.held_out()
+    heading(console, "3. Instructions: what is followed, and what that costs")
+    console.print(instructions.table(told, instructions.answer(source.llm, told)))
+    console.print(instructions.note(told[0]))
+
     progress("answering with adapters")
     items = adapted.items()
     adapted.answer(source.llm, items)
-    heading(console, "3. LoRA adapters, against the model without them")
+    heading(console, "4. LoRA adapters, against the model without them")
     console.print(adapted.table(items, source.llm.get_tokenizer()), adapted.NOTE)
 
     progress("writing the page")
     FOLDER.mkdir(exist_ok=True)
     page.write_page(source, shown[0], FOLDER / "demo.html")
     source.close()
-    heading(console, "4. The first two answers, token by token")
+    heading(console, "5. The first two answers, token by token")
     console.print(f"{FOLDER / 'demo.html'}: open it in a browser")
 
     page.write_prompts(shown, FOLDER / "demo.jsonl")
     page.write_request(shown[0], FOLDER / "demo.json")
-    heading(console, "5. What to type next")
+    heading(console, "6. What to type next")
     for what, command in page.commands(model, FOLDER / "demo.jsonl", FOLDER / "demo.json"):
         console.print(f"# {what}", style="dim", soft_wrap=True)
         console.print(command, markup=False, soft_wrap=True)

@@ -19,7 +19,7 @@ from rich.console import Console
 
 from benchmarks.accuracy.problem import split_of
 from examples.demo import __main__ as demo
-from examples.demo import adapted, documents
+from examples.demo import adapted, documents, instructions
 from tests.vllm_parser import serve_parser
 
 ROOT = Path(__file__).parents[2]
@@ -111,6 +111,21 @@ def test_the_counts_are_those_of_the_cases() -> None:
     assert ["10 held out", "✓ 6 of 10", "✓ 4 of 10", "✓ 1 of 10"] in rows
     first = next(row for row in rows if len(row) == 4)
     assert first[1:] == ["✓ It is Paris.", "✓ It is Paris.", "✗ Maputo."]
+
+
+# Instructions
+
+
+@pytest.mark.unit
+def test_followed_and_right_are_counted() -> None:
+    problems = [each for each in instructions.held_out() if each.kind == "title"][:3]
+    rights = [each.judged.known.right[0] for each in problems]
+    answers = {
+        "greedy": [f"<<{rights[0]}>>", rights[1], "<<No idea>>"],
+        "contrast": ["<<poem of joy>>", "", f"<<Well>> {rights[2]}"],
+    }
+    rows = cells(instructions.table(problems, answers))
+    assert ["greedy", "2", "2", "1"] in rows and ["contrast", "1", "1", "1"] in rows
 
 
 # Adapters
@@ -222,6 +237,13 @@ class TestAsAProgram:
         assert 10 < harm[0] < 50
         assert harm[2] + 5 < harm[1] <= 50
 
+    def test_instructions_are_followed_more_often_and_cost_right_answers(self, shown: str) -> None:
+        rows = [[cell.strip() for cell in row.split("│")[1:-1]] for row in shown.splitlines()]
+        found = {row[0]: [int(n) for n in row[1:]] for row in rows if row and row[-1].isdigit()}
+        greedy, both = found["greedy"], found["twice, contrast"]
+        assert greedy[0] < both[0] and both[1] < greedy[1]
+        assert all(row[2] <= min(row[:2]) for row in found.values())
+
     def test_adapters(self, shown: str) -> None:
         assert re.search(r"right +│ [0-4] of 4 +│ [0-4] of 4 ", shown)
 
@@ -234,7 +256,7 @@ class TestAsAProgram:
     def test_the_three_commands_work(self, shown: str, monkeypatch: pytest.MonkeyPatch) -> None:
         from examples.smollm2 import model_path
 
-        _, *blocks = re.split(r"^# .*\n", shown.partition("5. What")[2], flags=re.M)
+        _, *blocks = re.split(r"^# .*\n", shown.partition("6. What")[2], flags=re.M)
         explain, serve, curl = blocks
         check_serve(serve, str(model_path()))
         monkeypatch.chdir(ROOT)

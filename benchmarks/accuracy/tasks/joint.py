@@ -125,18 +125,24 @@ def _others_say(text: str, kind: str, arguments: Mapping[str, Any]) -> bool:
     return bool(text.strip()) and bool(checker.check_following(text))
 
 
+def outcome(text: str, problem: Problem) -> tuple[bool, bool]:
+    """Whether an answer follows its instructions, and whether it is right."""
+    judged: Judged = problem.judged
+    if judged.known is None:
+        right = bool(words(text)) and distinct(words(text), 4) >= _DISTINCT
+    else:
+        right = memory.score(text, Problem(problem.prompt, problem.without, judged.known))["right"]
+    return all(follows(text, *each) for each in judged.told), right
+
+
 def score(text: str, problem: Problem) -> dict[str, bool]:
     """ "both": follows the instructions and is right; "followed", "right": each; "parrots": has an
     example of the instruction's; "disagree": the two packages' checks, by the text as it is;
     "misjudged": one of the texts whose letters are as told, which both fail for their language.
     """
     judged: Judged = problem.judged
-    followed = all(follows(text, *each) for each in judged.told)
+    followed, right = outcome(text, problem)
     plain = all(bool(text.strip()) and _strict(text, *each) for each in judged.told)
-    if judged.known is None:
-        right = bool(words(text)) and distinct(words(text), 4) >= _DISTINCT
-    else:
-        right = memory.score(text, Problem(problem.prompt, problem.without, judged.known))["right"]
     return {
         "both": followed and right,
         "followed": followed,
