@@ -21,7 +21,7 @@ HELD_OUT = 50
 PRESET = "cfg"
 _CELL = CELLS["told-facts"]
 _CHAT = Model("demo", "the demo's", "chat", "examples.smollm2")
-# By what the table calls it: whether the instruction is said twice, and whether there is a contrast.
+# As the table calls it: is the instruction said twice, and is there a contrast?
 WAYS: Mapping[str, tuple[bool, bool]] = {
     "greedy": (False, False),
     "said twice": (True, False),
@@ -72,7 +72,7 @@ def note(problem: Problem) -> str:
     """How the table came about, and what to learn from it."""
     system, user = (str(each["content"]) for each in problem.prompt if not isinstance(each, str))
     return (
-        f'[dim]Asked as in "{user}", under "{system}". The problems were drawn by lot. The contrast '
+        f'[dim]Asked as in "{user}", under "{system}". Drawn by lot. The contrast '
         f"is with the same model without the instruction (preset {PRESET}). What makes this model "
         "follow more makes fewer answers right; on larger ones less so (docs/accuracy.md). Count "
         "both at once on your own questions: vllm-cold tune --keep.[/]"
