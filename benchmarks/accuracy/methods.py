@@ -165,6 +165,9 @@ class Method:
         }  # fmt: skip
         if "temperature" in self.sampling:
             sampling["seed"] = 0
+        # A prompt without the part has nothing to be contrasted with.
+        if any((each.prompt, each.adapter) == (mine, expert.adapter) for each in amateurs):
+            return Request(model, expert, (), {}, sampling)
         return Request(model, expert, tuple(amateurs), self.knobs, sampling)
 
 

@@ -120,6 +120,12 @@ def test_who_reads_what() -> None:
         assert [(e.prompt, e.adapter) for e in (asked.expert, *asked.amateurs)] == streams, key
 
 
+def test_a_prompt_without_the_part_is_not_contrasted_with_itself() -> None:
+    problem = replace(PROBLEM, plain={"enough": PROBLEM.without})
+    asked = METHODS["best passage or none + cad"].request(CHAT, CELL, problem, Path("/adapters"))
+    assert asked == request("without the part")
+
+
 def test_an_adapter_of_a_models_entry_may_be_a_folder(tmp_path: Path) -> None:
     model = replace(CHAT, adapters={"t-r4-100": str(tmp_path), "t-r4-25": "hub/name"})
     asked = request("cold, amateur: quarter", ADAPTED, model)
