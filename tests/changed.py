@@ -35,8 +35,7 @@ class Part(NamedTuple):
 _SCHEDULING = "vllm_cold/group/* vllm_cold/vllm/scheduler/* tests/scheduler/*"
 _COMPUTING = (
     "vllm_cold/vllm/* vllm_cold/group/* vllm_cold/ops/* vllm_cold/cpu/* csrc/cpu/* "
-    "vllm_cold/method/* vllm_cold/rules/* vllm_cold/params.py vllm_cold/environment.py "
-    "vllm_cold/adapter_config.py tests/engine/*.py"
+    "vllm_cold/method/* vllm_cold/rules/* vllm_cold/*.py tests/engine/*.py"
 )
 PARTS = (
     Part(
@@ -65,7 +64,7 @@ PARTS = (
     Part(
         "the quick start",
         "tests/docs/test_quick_start.py",
-        "README.md examples/* vllm_cold/vllm/frontend/* vllm_cold/cpu/*",
+        "README.md examples/* vllm_cold/vllm/frontend/* vllm_cold/cpu/* vllm_cold/*.py",
     ),
     Part(
         "the site",
@@ -85,7 +84,8 @@ PARTS = (
     Part(
         "vllm-ascend's own classes",
         "tests/ascend/*",
-        _SCHEDULING + " csrc/ascend/* vllm_cold/ops/* vllm_cold/npu/* vllm_cold/vllm/*ascend*",
+        f"{_SCHEDULING} csrc/ascend/* vllm_cold/ops/* vllm_cold/npu/* vllm_cold/*.py "
+        "vllm_cold/vllm/*ascend*",
     ),
     Part(
         "what an engine does beside decoding",

@@ -8,7 +8,9 @@ or refuses to start.
 import os
 from typing import Final
 
-ENABLED: Final = "COLD_ENABLED"
+ENABLED: Final = "COLD_ENABLED"  # everything
+CONTRAST: Final = "COLD_CONTRAST"
+CPU_KERNELS: Final = "COLD_CPU_KERNELS"
 SCORING: Final = "COLD_SCORING"
 LORA: Final = "COLD_LORA"
 LINEAR: Final = "COLD_LINEAR"
@@ -20,6 +22,6 @@ def read(name: str) -> str | None:
     return os.environ.get(name) or None
 
 
-def switched_off() -> bool:
-    """Whether ``COLD_ENABLED`` is 0, false, no or off, in any case of letters."""
-    return (read(ENABLED) or "").strip().lower() in _OFF
+def is_off(name: str) -> bool:
+    """Whether one of our switches is 0, false, no or off, in any case of letters."""
+    return (read(name) or "").strip().lower() in _OFF

@@ -17,7 +17,7 @@ def make_engine(tiny: Path) -> Any:
     with LoRA as vLLM has it when nothing is said.
     """
     from tests.front_end import Front
-    from vllm_cold.vllm import plugin
+    from vllm_cold import plugin
 
     plugin.register()
 

@@ -5,8 +5,8 @@ import pytest
 from vllm_ascend.lora.punica_npu import PunicaWrapperNPU
 
 from tests.contracts.source import contains, find, in_order, source_of
+from vllm_cold import patching, places
 from vllm_cold.npu import npu_platform
-from vllm_cold.vllm import contracts
 
 _PUNICA = "vllm_ascend.lora.punica_npu:PunicaWrapperNPU"
 _BASE = "vllm.lora.punica_wrapper.punica_base:PunicaWrapperBase"
@@ -15,8 +15,9 @@ _ROWS = "x, w_t_all, y, self._get_token_lora_indices(x), "
 
 
 def test_names_and_parameters() -> None:
-    assert _PUNICA in {contract.where for contract in contracts.needed()}
-    assert contracts.problems(contracts.needed()) is None
+    kernels = places.rows(places.PLATFORM, places.LORA)
+    assert _PUNICA in {contract.where for touch in kernels for contract in touch.relies}
+    assert patching.problems(kernels) is None and places.problem(*places.EVERY_ENGINE) is None
     assert hasattr(find("vllm.config"), "get_current_vllm_config_or_none")
     assert npu_platform.named() == npu_platform.STOCK
 

@@ -20,6 +20,7 @@ from vllm_ascend.ascend_config import get_ascend_config
 from vllm_ascend.sample.sampler import AscendSampler
 
 from tests.contrast import Contrast
+from vllm_cold.patching import original_of
 from vllm_cold.vllm.worker.processor_v1 import ColdLogitsProcessorV1
 
 VOCAB = 1000
@@ -89,7 +90,7 @@ def test_amateurs_get_their_experts_token(
 
     expert_x, plain, amateur_x, expert_y, amateur_y = sample(AscendSampler.forward)
     assert (amateur_x, amateur_y) == (expert_x, expert_y)
-    alone = sample(Sampler.forward._vllm_cold_original)
+    alone = sample(original_of(Sampler.forward))
     # They drew other tokens, and nobody else's was changed.
     assert alone[2] != expert_x and alone[4] != expert_y
     assert [alone[0], alone[1], alone[3]] == [expert_x, plain, expert_y]

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from vllm_cold.patching import original_of
 from vllm_cold.vllm import versions
 
 
@@ -20,7 +21,7 @@ def find(where: str) -> Any:
     for name in path.split(".") if path else ():
         found = inspect.getattr_static(found, name)
     found = getattr(found, "__func__", getattr(found, "fget", found))
-    return getattr(found, "_vllm_cold_original", found)
+    return original_of(found)
 
 
 def source_of(code: Any) -> str:

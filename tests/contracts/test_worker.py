@@ -29,38 +29,11 @@ def later(where: str, *parts: str) -> typing.Any:
 @pytest.mark.parametrize(
     ("where", "parts"),
     [
-        # V1: the configured class is loaded; scores come behind masks and before penalties; the
-        # token is told behind the sample.
-        row(f"{_V1}.__init__", "model_config.logits_processors", "build_logitsprocs("),
-        row(f"{_V1}._sample", "return self.sampler("),
-        row(
-            "vllm.v1.sample.sampler:Sampler.apply_logits_processors",
-            "sampling_metadata.allowed_token_ids_mask",
-            "apply_bad_words(",
-            "sampling_metadata.logitsprocs.non_argmax_invariant",
-            "processor.apply(logits)",
-            "self.apply_penalties(",
-        ),
-        row(
-            "vllm.v1.sample.sampler:Sampler.forward",
-            "self.apply_logits_processors(",
-            "self.sample(",
-            "SamplerOutput(sampled_token_ids=sampled.unsqueeze(-1)",
-            "return sampler_output",
-        ),
-        # V2: the same.
+        # The order of V1's sampler is in the table, and a part of V2's.
         later(
             "vllm.v1.worker.gpu.sample.sampler:Sampler.__init__",
             "self.logits_processors: list[LogitsProcessor] = [",
             "*custom_logits_processors]",
-        ),
-        later(
-            "vllm.v1.worker.gpu.sample.sampler:Sampler.apply_sampling_params",
-            "in self.logits_processors",
-            "processor.apply(logits, ctx)",
-            ".apply_temperature(",
-            ".apply_min_p(",
-            ".apply_top_k_top_p(",
         ),
         later(
             "vllm.v1.worker.gpu.sample.sampler:Sampler.__call__",

@@ -44,8 +44,7 @@ def run(
 
 def lose(where: str) -> None:
     """To the package, vLLM has not this place; vLLM itself is whole, and goes on using it."""
-    from vllm_cold.vllm.contracts import Contract
-    from vllm_cold.vllm.patching import PatchPoint
+    from vllm_cold.patching import Contract, PatchPoint
 
     for kind in (PatchPoint, Contract):
         look = kind.problem
@@ -155,12 +154,15 @@ def engine(tiny: Path, **options: Any) -> dict[str, Any]:
         [{"prompt_token_ids": PROMPTS[0]}], BeamSearchParams(beam_width=2, max_tokens=3)
     )
     # Base and adapter in batches of their own: mixed, stock gives base rows the adapter on CPU.
+    core: Any = llm.llm_engine.engine_core.engine_core
+    model = core.model_executor.driver_worker.worker.model_runner.model
     result = {
+        "products": any(hasattr(module, "_vllm_cold_linears") for module in model.modules()),
         "base": [tokens(SamplingParams(**kind), None) for kind in KINDS],
         "adapter": [tokens(SamplingParams(**kind), _lora(tiny)) for kind in KINDS],
         "ColdParams": tokens(ColdParams(alpha=0.05, beta=2.0, **greedy), _lora(tiny)),
         "extra_args": tokens(SamplingParams(extra_args=asked, **greedy), _lora(tiny)),
-        "scheduler": type(llm.llm_engine.engine_core.engine_core.scheduler).__module__,
+        "scheduler": type(core.scheduler).__module__,
         "beam search": [list(s.tokens) for output in beams for s in output.sequences],
         "reason": _reason(),
         "compiled": int(llm.llm_engine.vllm_config.compilation_config.mode) != 0,

@@ -32,12 +32,10 @@ def allow_async_scheduling(patch: pytest.MonkeyPatch) -> None:
     """
     from vllm.platforms.cpu import CpuPlatform
 
-    from vllm_cold.cpu import cpu_platform
-    from vllm_cold.vllm import patching
+    from vllm_cold import patching, places
 
-    patching.install(
-        cpu_platform.patch_points()
-    )  # now, or it would be undone together with the patch
+    # Now, or it would be undone together with the patch.
+    patching.install(places.rows(places.PLATFORM))
     original = CpuPlatform.check_and_update_config
 
     @functools.wraps(original.__func__)  # the plugin looks at vLLM's

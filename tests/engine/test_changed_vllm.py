@@ -91,8 +91,8 @@ def test_front_end(run: Run, lost: str) -> None:
         assert [result[way] for way in (*ways, "reason")] == [None] * 4
 
 
-# What comes to light late must not leave vLLM's own LoRA, which cannot be compiled, in a model that
-# is: the last one.
+# Where LoRA is vLLM's own, which cannot be compiled, the model must not be; what else is lost takes
+# nothing from LoRA, however late it comes to light (the last one).
 @pytest.mark.parametrize(
     "lost",
     [
@@ -101,10 +101,10 @@ def test_front_end(run: Run, lost: str) -> None:
     ],
 )
 def test_engine(run: Run, stock: Result, lost: str) -> None:
-    result = run("engine", lost, enforce_eager=lost != OFFLINE)
+    result = run("engine", lost, enforce_eager=lost not in (LOST[2], OFFLINE))
     check_plain(result, stock)
     check_refused(result, lost, "ColdParams", "extra_args", "additional_config")
-    assert not result["compiled"]
+    assert result["compiled"] == (lost == OFFLINE)
 
 
 def test_an_engine_that_lacks_nothing(run: Run, stock: Result) -> None:
@@ -124,6 +124,25 @@ def test_it_can_be_switched_off(stock: Result) -> None:
 def test_it_can_be_switched_off_by_itself(run: Run, stock: Result) -> None:
     result = run("engine", environment={"COLD_ENABLED": "0"})
     assert "COLD_ENABLED=0 is set" in result["ColdParams"]
+    check_plain(result, stock)
+
+
+def test_the_contrast_can_be_switched_off_alone(run: Run, stock: Result) -> None:
+    """Kernels are ours: the model is compiled, with LoRA in its products."""
+    result = run("engine", environment={"COLD_CONTRAST": "0"}, enforce_eager=False)
+    assert "COLD_CONTRAST=0 is set" in result["ColdParams"]
+    assert result["scheduler"] == stock["scheduler"] and result["compiled"]
+    assert result["products"] == (linear_ops.missing() is None)
+    check_plain(result, stock)
+
+
+def test_kernels_can_be_switched_off_alone(run: Run, stock: Result) -> None:
+    result = run("engine", environment={"COLD_CPU_KERNELS": "0"})
+    assert result["reason"] is None and not result["products"]
+    assert "LoRA on CPU falls back to torch operations" in result["log"]
+    assert "scoring on cpu falls back to torch" in result["log"]
+    assert result["log"].count("COLD_CPU_KERNELS=0 is set") >= 2
+    assert result["ColdParams"] == run("engine")["ColdParams"] != stock["adapter"][0]
     check_plain(result, stock)
 
 

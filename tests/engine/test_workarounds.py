@@ -22,11 +22,13 @@ TOKENS = 24
 @pytest.fixture
 def stock(monkeypatch: pytest.MonkeyPatch) -> None:
     """Places are as in a process that has had no engine yet."""
-    from vllm_cold.vllm.worker import workarounds
+    from vllm_cold import places
+    from vllm_cold.patching import original_of
 
-    for place in workarounds.patch_points():
-        owner, name, method = place._find()
-        monkeypatch.setattr(owner, name, getattr(method, "_vllm_cold_original", method))
+    for touch in places.rows(places.CURES, places.EMBEDS):
+        for place in touch.wraps:
+            owner, name, method = place.find()
+            monkeypatch.setattr(owner, name, original_of(method))
 
 
 def test_speculation_with_random_requests_and_chunked_prompts(

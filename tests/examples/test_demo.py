@@ -161,10 +161,9 @@ def words(command: str, program: str) -> list[str]:
 
 
 def check_serve(command: str, model: str) -> None:
-    from vllm_cold.vllm import patching
-    from vllm_cold.vllm.frontend import cli
+    from vllm_cold import patching, places
 
-    patching.install(cli.PATCH_POINTS)
+    patching.install(places.rows(places.START))
     verb, *rest = words(command, "vllm")
     options = serve_parser().parse_args(rest)
     assert verb == "serve" and options.model_tag == model and options.sampler == "cold"

@@ -28,7 +28,8 @@ from tests.ops import test_lora
 from tests.ops.ascend_host import clean_environment
 from tests.ops.conformance import DTYPES, LAYOUTS, Case, make_case
 from tests.ops.lora_cases import Case as LoraCase
-from vllm_cold.ops import cpu_library, scoring_cpu
+from vllm_cold import cpu_library
+from vllm_cold.ops import scoring_cpu
 from vllm_cold.ops.interface import replace_nonfinite
 
 pytestmark = [pytest.mark.unit, pytest.mark.slow]

@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from vllm_cold import cpu_library
 from vllm_cold.ops import (
     Groups,
     contrastive_scores,
     contrastive_topk,
-    cpu_library,
     registry,
     scoring_cpu,
 )

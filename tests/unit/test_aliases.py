@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from vllm_cold.patching import original_of
 from vllm_cold.vllm.frontend import aliases
 
 pytestmark = pytest.mark.unit
@@ -49,7 +50,7 @@ def check(models: Models, request: Any) -> Any:
 
     owner = next(c for c in OpenAIServingCompletion.__mro__ if "_check_model" in vars(c))
     original = vars(owner)["_check_model"]
-    original = getattr(original, "_vllm_cold_original", original)
+    original = original_of(original)
     serving = object.__new__(OpenAIServingCompletion)
     serving.models, serving.request_logger = models, None  # type: ignore[assignment]
     return asyncio.run(aliases._make(original)(serving, request))

@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 
 from tests.front_end import Front
+from tests.places import add
+from vllm_cold import places
+from vllm_cold.patching import PatchPoint
 from vllm_cold.vllm.frontend import config
-from vllm_cold.vllm.patching import PatchPoint
 from vllm_cold.vllm.worker import amateur_tokens
 
 pytestmark = pytest.mark.unit
@@ -70,9 +72,8 @@ def test_engines_of_the_v2_runner_miss_its_sampler(
 ) -> None:
     """The others do not."""
     engine = Front(tiny / "model").config
-    (place,) = amateur_tokens.V2
-    gone = PatchPoint(place.where.replace("__call__", "call"), place.make, place.takes)
-    monkeypatch.setattr(amateur_tokens, "V2", (gone,))
+    lost = PatchPoint("vllm.v1.worker.gpu.sample.sampler:Sampler.call", "")
+    add(monkeypatch, places.V2, lost)
     assert config.unsupported(engine) is None
     monkeypatch.setattr(config, "uses_v2_runner", lambda config: True)
     said = config.unsupported(engine)

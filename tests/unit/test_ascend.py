@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from tests.unit.test_engine_config import config
+from vllm_cold import hardware, places, plugin
 from vllm_cold.npu import npu_platform
-from vllm_cold.vllm import versions
+from vllm_cold.vllm import availability, versions
 from vllm_cold.vllm.frontend import ascend
 from vllm_cold.vllm.frontend.config import unsupported
 
@@ -21,7 +22,8 @@ pytestmark = pytest.mark.unit
 @pytest.fixture
 def npu(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if this were vllm-ascend's platform."""
-    monkeypatch.setattr(npu_platform, "is_npu", lambda: True)
+    monkeypatch.setattr(hardware, "is_on", lambda platform: platform == "npu")
+    monkeypatch.setattr(availability, "_adapters", plugin._unsupported_adapters)
     monkeypatch.setattr(npu_platform, "named", lambda: npu_platform.STOCK)
     monkeypatch.setattr(npu_platform, "computes_with_torch", lambda rank: rank >= 128)
     monkeypatch.setattr(versions, "ascend_version", lambda: "0.23.0")
@@ -168,6 +170,6 @@ def test_other_lora_and_context_parallelism(npu: None, monkeypatch: pytest.Monke
 
 
 def test_nothing_of_it_counts_elsewhere() -> None:
-    assert not npu_platform.is_npu() and npu_platform.patch_points() == ()
+    assert "npu" not in {touch.platform for touch in places.rows()}
     for additional in ON:
         assert unsupported(engine(additional, ranks=2, max_lora_rank=1)) is None

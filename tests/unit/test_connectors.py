@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from vllm_cold.vllm import contracts, versions
+from vllm_cold.vllm import versions
 from vllm_cold.vllm.frontend.connectors import unsupported
 
 pytestmark = [
@@ -102,7 +102,6 @@ def test_a_vllm_that_has_changed(monkeypatch: pytest.MonkeyPatch) -> None:
     from vllm.v1.core.sched.scheduler import Scheduler
 
     monkeypatch.delattr(Scheduler, "_handle_invalid_blocks")
-    assert contracts.OF_CONNECTORS
     assert unsupported(config(None)) is None
     said = str(unsupported(config(transfer("SimpleCPUOffloadConnector"))))
     assert "Scheduler has no _handle_invalid_blocks any more. Start it without" in said

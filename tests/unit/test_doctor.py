@@ -15,13 +15,15 @@ import pytest
 
 from tests.docs.blocks import ROOT
 from tests.naive import Amateur, Group, NaiveCold, Trace
-from vllm_cold import __version__
+from tests.places import add
+from vllm_cold import __version__, cpu_library, places, plugin
 from vllm_cold.cpu import cpu_platform, lora_ops
-from vllm_cold.ops import cpu_library, registry
+from vllm_cold.ops import registry
+from vllm_cold.patching import Contract
 from vllm_cold.tools.doctor import machine, report, sections, self_test, tiny
 from vllm_cold.tools.doctor.cases import CASES, Case
 from vllm_cold.tools.doctor.report import Entry, Section, Status
-from vllm_cold.vllm import availability, contracts, plugin, versions
+from vllm_cold.vllm import availability, versions
 
 pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
@@ -234,15 +236,17 @@ def test_lora(
 
 
 def test_what_changed_in_vllm_is_a_problem_or_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert [entry.status for entry in sections.contracts()] == [Status.OK]
-    lost = contracts.Contract("vllm:LLM", has="gone")
-    monkeypatch.setattr(contracts, "OF_SPECULATION", (lost,))
-    hold, entry = sections.contracts()
+    assert [entry.status for entry in sections.interfaces()] == [Status.OK]
+    lost = Contract("vllm:LLM", has="gone")
+    add(monkeypatch, places.DRAFTS, lost)
+    hold, entry = sections.interfaces()
     assert hold.status is entry.status is Status.WARNING
     assert entry.value == "vllm.LLM has no gone any more"
-    monkeypatch.setattr(contracts, "NEEDED", (lost,))
-    hold, first, second = sections.contracts()
-    assert (hold.status, first.status, second.status) == (*[Status.PROBLEM] * 2, Status.WARNING)
+    add(monkeypatch, places.CONFIGURED, lost)
+    hold, first, second = sections.interfaces()
+    assert (hold.status, first.status, second.status) == (
+        Status.PROBLEM, Status.WARNING, Status.PROBLEM,
+    )  # fmt: skip
 
 
 def test_compare_names_the_first_token_that_differs() -> None:

@@ -26,8 +26,11 @@ from vllm.v1.sample.sampler import Sampler
 from vllm.v1.spec_decode.metadata import SpecDecodeMetadata
 
 from tests.contrast import Contrast
-from vllm_cold.vllm import patching, versions
-from vllm_cold.vllm.worker import amateur_tokens, drafts_v1, outputs, workarounds
+from vllm_cold import patching, places
+from vllm_cold.cpu import workarounds
+from vllm_cold.patching import original_of
+from vllm_cold.vllm import versions
+from vllm_cold.vllm.worker import amateur_tokens, drafts_v1, outputs
 from vllm_cold.vllm.worker.processor_v1 import ColdLogitsProcessorV1
 
 pytestmark = [
@@ -41,7 +44,7 @@ PLAIN = SamplingParams()
 
 
 def original(function: Any) -> Any:
-    return getattr(function, "_vllm_cold_original", function)
+    return original_of(function)
 
 
 @pytest.fixture(autouse=True)
@@ -394,7 +397,6 @@ def build(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Any, list[Any]]]:
     """CoLD's ``build_logitsprocs``, and what is installed by it; nothing is."""
     installed: list[Any] = []
     monkeypatch.setattr(patching, "install", installed.extend)
-    monkeypatch.setattr(patching, "install_workarounds", installed.extend)
     monkeypatch.setattr(amateur_tokens, "wrap_built_on_v1", lambda: None)
     yield drafts_v1._make_build(original(logits_processor.build_logitsprocs)), installed
 
@@ -407,9 +409,8 @@ def test_it_is_loaded_beside_min_tokens(build: tuple[Any, list[Any]]) -> None:
         assert isinstance(found, LogitsProcessors)
         assert [type(p) for p in found.all] == [MinTokensLogitsProcessor, ColdLogitsProcessorV1]
         assert found.argmax_invariant == []
-    assert set(drafts_v1.PATCH_POINTS) <= set(installed)
-    assert set(workarounds.PATCH_POINTS) <= set(installed)
-    assert set(amateur_tokens.V1) <= set(installed)
+    wanted = places.rows(places.DRAFTS_V1, places.CURES, places.EMBEDS, places.V1)
+    assert set(wanted) <= set(installed)
 
 
 def test_other_processors_end_with_vllms_sentence(build: tuple[Any, list[Any]]) -> None:
@@ -425,14 +426,9 @@ def test_it_is_wrapped_wherever_a_runner_has_it_from(monkeypatch: pytest.MonkeyP
     """A runner's module that was loaded before the plugin has vLLM's under a name of its own."""
     runner = "vllm.v1.worker.gpu_model_runner"
     monkeypatch.delitem(sys.modules, runner, raising=False)
-    (place,) = drafts_v1.builders()
-    assert place.problem() is None
-    monkeypatch.setitem(
-        sys.modules,
-        runner,
-        SimpleNamespace(build_logitsprocs=place._find()[2]),  # type: ignore[arg-type]
-    )
-    places = drafts_v1.builders()
-    assert [p.where for p in places] == [
-        "vllm.v1.sample.logits_processor:build_logitsprocs", f"{runner}:build_logitsprocs"
-    ]  # fmt: skip
+    (touch,) = places.rows(places.DRAFTS)
+    assert touch.wraps[0].problem() is None
+    assert [place.is_used for place in touch.wraps] == [True, False]
+    own = SimpleNamespace(build_logitsprocs=touch.wraps[0].find()[2])
+    monkeypatch.setitem(sys.modules, runner, own)  # type: ignore[arg-type]
+    assert [place.is_used for place in touch.wraps] == [True, True]

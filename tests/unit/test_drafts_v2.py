@@ -16,6 +16,7 @@ from vllm.sampling_params import SamplingParams
 
 from tests.contrast import Contrast
 from vllm_cold.group.rows import GroupRows
+from vllm_cold.patching import original_of
 from vllm_cold.vllm import versions
 from vllm_cold.vllm.worker import drafts_v2
 
@@ -29,7 +30,7 @@ def vllms_chunks(cu_num_logits: np.ndarray, most: int) -> list[tuple[int, int]]:
     from vllm.v1.worker.gpu.spec_decode import rejection_sampler
 
     chunks = rejection_sampler._iter_request_chunks
-    return list(getattr(chunks, "_vllm_cold_original", chunks)(cu_num_logits, most))
+    return list(original_of(chunks)(cu_num_logits, most))
 
 
 def groups_of(members: Sequence[Sequence[int]]) -> GroupRows:

@@ -92,7 +92,7 @@ def test_layers_that_stay_vllms(engine: SimpleNamespace, monkeypatch: pytest.Mon
         assert len(dispatch(layer_of())) == 1
         patch.setenv("COLD_LINEAR", "fast")
         with pytest.raises(ValueError, match="COLD_LINEAR='fast': must be packed or stock"):
-            linear_layers.install()
+            dispatch(layer_of())
     ours = layer_of()
     assert dispatch(ours) == []
     ours.weight = weights()

@@ -24,9 +24,9 @@ from vllm import SamplingParams
 
 from tests.front_end import ONE, TWO, Front, make_seeing
 from tests.unit.test_serving import Online, chat, protocol, xargs
-from vllm_cold import Amateur, Blur, ColdParams, Noise, adapter_config
+from vllm_cold import Amateur, Blur, ColdParams, Noise, adapter_config, patching, places
 from vllm_cold.group.stream import from_extra_args
-from vllm_cold.vllm import patching, versions
+from vllm_cold.vllm import versions
 from vllm_cold.vllm.frontend import intake, media
 from vllm_cold.vllm.frontend.intake import FRONT_END
 from vllm_cold.vllm.frontend.prompts import media_kept
@@ -471,7 +471,7 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return original(self, address, *args, **kwargs)
 
     monkeypatch.setattr(MediaConnector, "_load_data_url", load)
-    patching.wrap_if_there(media.PATCH_POINTS, media.LOST)
+    patching.install(places.rows(places.FRONT_END))
     return found
 
 

@@ -428,17 +428,3 @@ def test_experts_of_another_process_are_noticed() -> None:
     experts._number = experts._number + 1
     with pytest.raises(RuntimeError, match="wants experts of another process"):
         case.run(experts, layer)
-
-
-@pytest.mark.parametrize("asked", [None, "stock"])
-def test_it_is_installed_unless_lora_is_vllms(
-    asked: str | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from vllm_cold.cpu import cpu_platform, moe_lora
-    from vllm_cold.vllm import patching
-
-    installed: list[Any] = []
-    monkeypatch.setattr(patching, "wrap_if_there", lambda places, lost: installed.extend(places))
-    monkeypatch.setattr(cpu_platform, "choice", lambda: asked or "cpp")
-    moe_lora.install()
-    assert installed == ([] if asked else list(moe_lora.PATCH_POINTS))

@@ -18,10 +18,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from vllm_cold.vllm import availability, contracts, patching, plugin, versions
-from vllm_cold.vllm.contracts import OF_CONNECTORS, OF_MEDIA, OF_SPECULATION, OF_V2, Contract
-from vllm_cold.vllm.frontend import refusal
-from vllm_cold.vllm.patching import PatchPoint, PatchPointMissing
+from tests.places import add, row
+from vllm_cold import patching, places, plugin
+from vllm_cold.patching import Contract, PatchPoint, PatchPointMissing, Touch
+from vllm_cold.vllm import availability, versions
 
 pytestmark = pytest.mark.unit
 
@@ -105,7 +105,7 @@ def loud(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def place(path: str, takes: str = "", kind: type | None = None) -> PatchPoint:
-    return PatchPoint(f"{NAME}:{path}", loud, tuple(takes.split()), kind)
+    return PatchPoint(f"{NAME}:{path}", loud, takes, kind)
 
 
 def relied_on(path: str, **what: Any) -> Contract:
@@ -173,17 +173,17 @@ def test_a_place_that_cannot_be_looked_at_has_a_problem(
 
 
 def test_each_kind_is_wrapped_once(module: Any) -> None:
+    """Each engine of a process asks again."""
+    wanted = (
+        place("Owner.plain", "x"),
+        place("Owner.static", "x", staticmethod),
+        place("Owner.of_class", "x", classmethod),
+        place("Owner.inherited", "x"),
+        place("function", "x"),
+        place("Child.plain"),  # what is wrapped already is inherited like that
+    )
     for _ in range(2):
-        patching.install(
-            (
-                place("Owner.plain", "x"),
-                place("Owner.static", "x", staticmethod),
-                place("Owner.of_class", "x", classmethod),
-                place("Owner.inherited", "x"),
-                place("function", "x"),
-                place("Child.plain"),  # what is wrapped already is inherited like that
-            )
-        )
+        patching.install([row("", *wanted)])
     owner = module.Owner()
     assert owner.plain(1, y=2) == module.Child().plain(1, y=2) == "<plain 1 2>"
     assert module.Owner.static(1) == owner.static(1) == "<static 1>"
@@ -195,46 +195,60 @@ def test_each_kind_is_wrapped_once(module: Any) -> None:
     assert owner.inherited(1) == "<base 1 0>" and module.Base().inherited(1) == "base 1 0"
 
 
+def test_two_reasons_to_wrap_a_method_stack(module: Any) -> None:
+    """In any order, and however often each is asked for."""
+
+    def louder(original: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *args, **kwargs: f"{original(*args, **kwargs)}!"
+
+    inner, outer = place("Owner.plain"), PatchPoint(f"{NAME}:Owner.plain", louder)
+    for one in (inner, outer, inner, outer):
+        patching.install([row("", one)])
+    assert module.Owner().plain(1) == "<plain 1 0>!"
+    assert patching.original_of(module.Owner.plain) is Owner.plain
+
+
 def test_all_are_looked_at_before_one_is_wrapped(module: Any) -> None:
     with pytest.raises(PatchPointMissing) as caught:
-        patching.install((place("Owner.plain"), place("Owner.gone"), place("Owner.prop")))
+        wanted = place("Owner.plain"), place("Owner.gone"), place("Owner.prop")
+        patching.install([row("", *wanted)])
     assert str(caught.value) == (
         f"{NAME}.Owner.gone is gone; {NAME}.Owner.prop is no plain method any more"
     )
     assert module.Owner().plain(1) == "plain 1 0"
 
 
+def test_a_place_that_has_moved_is_found_where_it_was(module: Any) -> None:
+    for where in ("a_module_of_no_vllm:Owner.plain", "a_module.below:Owner.plain"):
+        moved = PatchPoint(where, loud, "x", before=f"{NAME}:Owner.plain")
+        assert moved.problem() is None and moved.find()[0] is module.Owner
+
+
+# ---- the table -----------------------------------------------------------------------------------
+
 # They replace what vLLM does, and take what it takes today.
 CLOSED = {"build_logitsprocs", "LLMEngine.get_metrics", "expand_batch_to_tokens"}
 
 
 def test_vllm_may_give_more_than_it_does_today() -> None:
-    """A release adds parameters; who wraps passes them on."""
-    from vllm_cold.vllm import patch_points
-    from vllm_cold.vllm.worker import amateur_tokens, drafts_v1, penalties_v2, workarounds
-
-    own = (patch_points.at_start, patch_points.later, patch_points.of_front_ends)
-    places = [p for asked in (*own, patch_points.dispensable, drafts_v1.builders) for p in asked()]
-    places += (*amateur_tokens.V2, *penalties_v2.V2, *refusal.PATCH_POINTS)
+    """A release adds parameters; who wraps passes them on. Each row's maker is there."""
     closed = set()
-    for place in (*places, *workarounds.PATCH_POINTS):  # these on CPU alone
-        made = inspect.signature(place.make(lambda *args, **kwargs: None))
+    for point in (point for touch in places.TABLE for point in touch.wraps):
+        made = inspect.signature(point.made()(lambda *args, **kwargs: None))
         if not any(p.kind is p.VAR_KEYWORD for p in made.parameters.values()):
-            closed.add(place.where.partition(":")[2])
-    assert len(places) > 30
+            closed.add(point.where.partition(":")[2])
     assert closed == CLOSED
 
 
 @pytest.mark.parametrize(
-    "contract",
-    (*contracts.needed(), *OF_SPECULATION, *OF_V2, *OF_CONNECTORS, *OF_MEDIA),
-    ids=lambda contract: contract.where,
+    ("touch", "wanted"),
+    [(touch, wanted) for touch in places.rows() for wanted in touch.places],
+    ids=lambda value: getattr(value, "where", ""),
 )
-def test_the_installed_vllm_has_all_of_it(contract: Contract) -> None:
-    later = contract in (*OF_V2, *OF_CONNECTORS, *OF_MEDIA) and versions.is_before(0, 31)
-    if later or (contract in OF_SPECULATION and versions.is_before(0, 32)):
+def test_the_installed_vllm_has_all_of_it(touch: Touch, wanted: PatchPoint | Contract) -> None:
+    if versions.is_before(*map(int, touch.since.split("."))):
         pytest.skip("came with a later vLLM")
-    assert contract.problem() is None
+    assert wanted.problem() is None
 
 
 # ---- whether CoLD can be had ---------------------------------------------------------------------
@@ -246,20 +260,26 @@ def undecided(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(availability, "_look", plugin._look)
     monkeypatch.setattr(availability, "_reason", None)
     monkeypatch.setattr(availability, "_verified", False)
-    monkeypatch.setattr(availability, "without_speculation", None)
-    monkeypatch.setattr(refusal, "PATCH_POINTS", ())
+    monkeypatch.setattr(patching, "install_quietly", lambda touches: None)
 
 
 def test_the_first_reason_stays(
-    module: Any, undecided: None, logged: list[logging.LogRecord]
+    module: Any,
+    undecided: None,
+    monkeypatch: pytest.MonkeyPatch,
+    logged: list[logging.LogRecord],
 ) -> None:
-    assert availability.install((place("Owner.static", "", staticmethod),))
-    assert availability.unavailable() is None
-    assert not availability.install((place("Owner.gone"),))
+    for when, wanted in (
+        ("first", place("Owner.static", "", staticmethod)),
+        ("second", place("Owner.gone")),
+        ("third", place("Owner.prop")),
+        ("fourth", place("Owner.plain")),  # it would be of no use
+    ):
+        add(monkeypatch, when, wanted)
+    assert availability.install("first") and availability.unavailable() is None
+    assert not any(availability.install(when) for when in ("second", "third", "fourth"))
     reason = availability.unavailable()
     assert reason is not None and f"takes part: {NAME}.Owner.gone is gone. Install" in reason
-    assert not availability.install((place("Owner.prop"),))
-    assert not availability.install((place("Owner.plain"),))  # it would be of no use
     assert module.Owner().plain(1) == "plain 1 0"
     assert availability.verify() == availability.unavailable() == reason
     assert [r.getMessage() for r in logged] == [
@@ -309,7 +329,7 @@ def test_what_speculation_alone_relies_on_takes_cold_from_nobody_else(
 
     monkeypatch.setattr(metadata, "SamplingMetadata", SamplingMetadata)
     assert availability.verify() is None
-    assert "has the new field mood" in str(availability.without_speculation)
+    assert "has the new field mood" in str(places.problem(places.DRAFTS))
 
 
 @pytest.mark.usefixtures("undecided")

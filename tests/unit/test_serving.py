@@ -25,10 +25,12 @@ from vllm.renderers.inputs.preprocess import prompt_to_seq
 from vllm.renderers.params import TokenizeParams
 
 from tests.front_end import JUNK, ONE, TWO, Front
+from tests.places import wrapped
+from vllm_cold import patching, places
 from vllm_cold.errors import ColdError
 from vllm_cold.group import results
 from vllm_cold.group.stream import from_extra_args
-from vllm_cold.vllm import patching, versions
+from vllm_cold.vllm import versions
 from vllm_cold.vllm.frontend import admission, intake, serving
 from vllm_cold.vllm.frontend.capacity import most_tokens
 from vllm_cold.vllm.frontend.intake import FRONT_END
@@ -60,8 +62,8 @@ class Online:
     """What a server makes of a body."""
 
     def __init__(self, front: Front) -> None:
-        patching.install(serving.online())
-        owner = serving.online_renderer()
+        patching.install(places.rows(places.ONLINE))
+        owner, _, _ = wrapped(".preprocess_chat").find()
         given = {
             "model_config": front.config.model_config,
             "renderer": front.renderer,

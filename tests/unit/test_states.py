@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from vllm_cold.vllm import versions
+from tests.places import wrapped
+from vllm_cold import places
 from vllm_cold.vllm.worker import states
 
 pytestmark = pytest.mark.unit
@@ -33,9 +34,9 @@ class Spec:
 
 
 def test_a_layer_on_cpu_declares_no_checkpoint() -> None:
-    place = states.PATCH_POINTS[0]
+    place = wrapped("MambaMixer2.get_kv_cache_spec")
     own: list[Any] = [Spec(1, 1), Spec(0, None), object(), None]
-    spec_of = place.make(lambda layer, config: own[config])
+    spec_of = place.made()(lambda layer, config: own[config])
     assert spec_of(None, 0) == Spec(0, None)
     for index in (1, 2, 3):
         assert spec_of(None, index) is own[index]
@@ -43,13 +44,13 @@ def test_a_layer_on_cpu_declares_no_checkpoint() -> None:
 
 def test_rotary_embeddings_get_flat_heads() -> None:
     """Whether the kernel writes in place or not, with keys or without."""
-    place = states.PATCH_POINTS[1]
+    place = wrapped("RotaryEmbedding.forward_cpu")
 
     def kernel(layer: Any, positions: Any, query: Tensor, key: Tensor | None) -> Any:
         assert query.dim() == 2 and (key is None or key.dim() == 2)
         return query.mul_(2), None if key is None else key + 1
 
-    turn = place.make(kernel)
+    turn = place.made()(kernel)
     query, key = torch.ones(3, 4, 8), torch.ones(3, 2, 8)
     turned, keys = turn(None, None, query.clone(), key)
     assert torch.equal(turned, 2 * query) and torch.equal(keys, key + 1)
@@ -62,8 +63,6 @@ def test_rotary_embeddings_get_flat_heads() -> None:
 def test_they_are_cured_where_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     from vllm.platforms import current_platform
 
-    for version, places in (("0.31.2", 0), ("0.32.0", 2), ("0.33.0", 2)):
-        monkeypatch.setattr(versions, "vllm_version", lambda version=version: version)
-        assert len(states.patch_points()) == places
+    assert len(places.rows(places.STATES)) == 2
     monkeypatch.setattr(type(current_platform), "is_cpu", lambda self: False)
-    assert not states.patch_points()
+    assert not places.rows(places.STATES)

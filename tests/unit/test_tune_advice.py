@@ -94,12 +94,11 @@ def test_weights_take_the_place_of_beta() -> None:
 
 def parse(line: str) -> Any:
     """The line, as ``vllm serve`` reads it with the plugin."""
-    from vllm_cold.vllm import patching
-    from vllm_cold.vllm.frontend import cli
+    from vllm_cold import patching, places
 
     words = shlex.split(line)
     assert words[:2] == ["vllm", "serve"]
-    patching.install(cli.PATCH_POINTS)
+    patching.install(places.rows(places.START))
     return serve_parser().parse_args(words[2:])
 
 

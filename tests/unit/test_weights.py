@@ -21,12 +21,12 @@ from vllm_cold.vllm.frontend import weights
 
 pytestmark = pytest.mark.unit
 
-PLACE = weights.PATCH_POINTS[0]
+WHERE = "vllm.v1.engine.output_processor:RequestState.make_request_output"
 
 
 @pytest.fixture(autouse=True)
 def patched(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(RequestState, "make_request_output", weights._make(find(PLACE.where)))
+    monkeypatch.setattr(RequestState, "make_request_output", weights._make(find(WHERE)))
 
 
 class Request:

@@ -17,9 +17,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from vllm_cold.vllm import patching
-from vllm_cold.vllm.patching import PatchPoint
-from vllm_cold.vllm.worker import workarounds
+from tests.places import row
+from vllm_cold import patching
+from vllm_cold.cpu import workarounds
+from vllm_cold.patching import PatchPoint, original_of
 
 pytestmark = pytest.mark.unit
 
@@ -38,7 +39,7 @@ def test_each_row_gets_its_requests_value(value: Tensor) -> None:
     from vllm.v1.sample import rejection_sampler
 
     original = rejection_sampler.expand_batch_to_tokens
-    expand = workarounds._make_expand(getattr(original, "_vllm_cold_original", original))
+    expand = workarounds._make_expand(original_of(original))
     before = value.clone()
     expected = value[[0, 0, 2, 2, 2, 3]]
     assert torch.equal(expand(value, ENDS, 6), expected)
@@ -82,7 +83,7 @@ ROWS = np.array([0, 3, 4, 6])  # of logits: 3, 1 and 2
 
 
 def _original(method: Any) -> Any:
-    return getattr(method, "_vllm_cold_original", method)
+    return original_of(method)
 
 
 def test_rows_without_a_token_keep_their_place_among_those_that_have_one() -> None:
@@ -148,14 +149,15 @@ def test_a_cure_is_for_what_is_used_and_there(
     module = ModuleType("vllm_that_is_loaded")
     module.sick = lambda: "sick"  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    patching.install_workarounds(
-        PatchPoint(where, lambda original: lambda: "well")
+    cures = [
+        PatchPoint(where, lambda original: lambda: "well", if_loaded=True)
         for where in (
             "vllm_that_is_loaded:sick",
             "vllm_that_is_loaded:gone",
             "vllm_of_the_other_runner:sick",
         )
-    )
+    ]
+    patching.install([row("", *cures, lost="a bug of vLLM is not cured here")])
     assert module.sick() == "well"
     (said,) = [record.getMessage() for record in logged]
     assert said.endswith("a bug of vLLM is not cured here, as vllm_that_is_loaded.gone is gone.")

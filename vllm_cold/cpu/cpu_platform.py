@@ -1,23 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Touches vLLM: ``CpuPlatform.get_punica_wrapper`` (which class runs LoRA on CPU) and
-``CpuPlatform.check_and_update_config`` (which switches compilation off for LoRA on CPU).
-
-Why: see ``lora_fallback`` and ``lora_wrapper``, which the platform is made to name. vLLM's own
-LoRA operations on CPU cannot be compiled; ours can, and a compiled model is up to twice as fast. So
-the configuration is made as if there were no LoRA. ``--enforce-eager`` switches compilation off, as
-everywhere. Only engines with LoRA, and only on CPU, see a difference.
+"""Has vLLM's platform for CPUs name our class for LoRA, and compile models with LoRA as others.
+``--enforce-eager`` switches compilation off, as everywhere.
 ``COLD_LORA`` chooses by hand: ``cpp``, ``torch`` or ``stock``.
-Since: 0.23 to 0.33. Can go together with ``lora_fallback``.
 """
 
 import inspect
 import logging
 from collections.abc import Callable
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from vllm_cold import environment
-from vllm_cold.vllm import availability
-from vllm_cold.vllm.patching import PatchPoint
+from vllm_cold import environment, hardware, patching, places
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -26,7 +19,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger("vllm." + __name__)
 
 ENV = environment.LORA
-_WRAPPER, _CONFIG = "get_punica_wrapper", "check_and_update_config"
 STOCK = "vllm.lora.punica_wrapper.punica_cpu.PunicaWrapperCPU"
 WRAPPERS = {
     "cpp": "vllm_cold.cpu.lora_wrapper.NativePunicaWrapperCPU",
@@ -35,38 +27,33 @@ WRAPPERS = {
 }
 
 
-def patch_points() -> tuple[PatchPoint, ...]:
-    """What makes the CPU platform name our wrapper and compile; none on other platforms."""
-    from vllm.platforms import current_platform
-
-    if not current_platform.is_cpu():
-        return ()
-    where = "vllm.platforms:current_platform."
-    return (
-        PatchPoint(where + _WRAPPER, _make_wrapper, kind=classmethod),
-        PatchPoint(where + _CONFIG, _make_config, ("vllm_config",), classmethod),
-    )
-
-
 def _is_stock(cls: type[Any]) -> bool:
     """Whether the platform names vLLM's own wrapper, not one that it brings itself."""
-    method = inspect.getattr_static(cls, _WRAPPER).__func__
-    return bool(getattr(method, "_vllm_cold_original", method)(cls) == STOCK)
+    method = inspect.getattr_static(cls, "get_punica_wrapper").__func__
+    return bool(patching.original_of(method)(cls) == STOCK)
+
+
+@cache
+def _lacks() -> str | None:
+    """What ours needs and this vLLM has not; None if it has it."""
+    if (problem := patching.problems(places.rows(places.PLATFORM, places.LORA))) is not None:
+        logger.warning("vllm-cold: LoRA on CPU is left to vLLM, as %s.", problem)
+    return problem
 
 
 def choice() -> str:
-    """What computes LoRA on CPU: a key of ``WRAPPERS``; "stock" where CoLD is unavailable.
+    """What computes LoRA on CPU: a key of ``WRAPPERS``; "stock" where this vLLM lacks something.
 
     Raises:
         ValueError: if ``COLD_LORA`` names none.
         RuntimeError: if it names one that cannot run here.
     """
-    if availability.verify() is not None:
-        return "stock"
     name = environment.read(ENV)
     if name is not None and name not in WRAPPERS:
         raise ValueError(f"{ENV}={name!r}: must be one of {', '.join(WRAPPERS)}.")
-    if name not in (None, "cpp"):
+    if name == "stock" or _lacks() is not None:
+        return "stock"
+    if name == "torch":
         return name
     from vllm_cold.cpu import lora_ops
 
@@ -78,11 +65,16 @@ def choice() -> str:
     return "torch"
 
 
-def uses_stock_lora() -> bool:
-    """Whether this is a CPU whose LoRA was left to vLLM's own operations, by hand."""
-    from vllm.platforms import current_platform
-
-    return current_platform.is_cpu() and environment.read(ENV) == "stock"
+def unsupported(config: "VllmConfig") -> str | None:
+    """Why rows with an adapter and without cannot be in one batch, with the remedy; None if they
+    can, or if this is no CPU.
+    """
+    if config.lora_config is None or not hardware.is_on("cpu") or environment.read(ENV) != "stock":
+        return None
+    return (
+        f"{ENV}=stock leaves LoRA on CPU to vLLM's own operations, which CoLD does not use (before "
+        "0.33 they give rows of the base model an adapter); unset it."
+    )
 
 
 def _make_wrapper(original: Callable[..., str]) -> Callable[..., str]:

@@ -1,13 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Touches vLLM: ``dispatch_cpu_unquantized_gemm``, which gives a layer on CPU its product.
+"""Products of linear layers with few rows on CPU, by ``linear_ops``, in the engines that are ours.
 
-Why: vLLM has oneDNN compute all products, and with up to 8 rows, as in decoding at small batches,
-that takes half as long again as reading the weights. Here those of an engine that CoLD uses,
-with CoLD or without it, are given to ``packed``; the results are the same, bit for bit. Layers that
-vLLM would not give to oneDNN, and whose weights ``packed`` does not know, are left alone. Weights
-that are shared (of the embedding and the logits) are packed once, not twice.
+Layers that vLLM would not give to oneDNN, and whose weights ``packed`` does not know, are left
+alone. Weights that are shared (of the embedding and the logits) are packed once, not twice.
 ``COLD_LINEAR=stock`` switches it off.
-Since: 0.23 to 0.33. Can go: when oneDNN's small-M GEMM is as fast.
 """
 
 import logging
@@ -18,10 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vllm_cold import environment
+from vllm_cold import environment, hardware
 from vllm_cold.cpu import linear_ops
-from vllm_cold.vllm import patching
-from vllm_cold.vllm.patching import PatchPoint
 
 # Below "vllm." so that a server's logging shows it.
 logger = logging.getLogger("vllm." + __name__)
@@ -42,20 +36,8 @@ def problem() -> str | None:
     return f"{_ENV}=stock" if asked == "stock" else linear_ops.missing()
 
 
-def install() -> None:
-    """Have the layers of models that are loaded from now on computed here, in CoLD's engines."""
-    from vllm.platforms import current_platform
-
-    if not current_platform.is_cpu():
-        return
-    if (reason := problem()) is None:
-        patching.wrap_if_there(PATCH_POINTS, "small-M GEMMs are not faster here")
-    else:
-        _say(reason)
-
-
 def _is_for_onednn(weight: Tensor) -> bool:
-    """Whether vLLM would have oneDNN compute a product with a weight, in an engine of CoLD's.
+    """Whether vLLM would have oneDNN compute a product with a weight, in an engine of ours.
 
     Raises:
         ImportError, AttributeError: if this vLLM does not say.
@@ -65,10 +47,7 @@ def _is_for_onednn(weight: Tensor) -> bool:
     from vllm.platforms import current_platform
 
     engine = get_current_vllm_config_or_none()
-    if engine is None or problem() is not None:
-        return False
-    # What prepares an engine for CoLD sets its scheduler; those of a process may differ.
-    if not str(engine.scheduler_config.scheduler_cls).startswith("vllm_cold."):
+    if engine is None or not hardware.serves(engine):  # those of a process may differ
         return False
     if weight.is_meta or weight.ndim != 2 or not utils.ops._supports_onednn:
         return False
@@ -81,7 +60,16 @@ def _takes(layer: Any, remove_weight: bool) -> bool:
     """Give a layer its product; False if it is vLLM's to do so."""
     weight, bias = layer.weight, getattr(layer, "bias", None)
     try:
-        if not _is_for_onednn(weight) or not linear_ops.fits(weight):
+        if not _is_for_onednn(weight):
+            return False
+    except (ImportError, AttributeError) as error:
+        _say(str(error))
+        return False
+    if (reason := problem()) is not None:
+        _say(reason)
+        return False
+    try:
+        if not linear_ops.fits(weight):
             return False
         if _is_loaded_anew(layer, weight, bias):
             return True
@@ -89,7 +77,7 @@ def _takes(layer: Any, remove_weight: bool) -> bool:
         linears = [linear_ops.Linear(weights, None)]
         if bias is not None:
             linears.append(linear_ops.Linear(weights, bias.data))
-    except (ValueError, RuntimeError, OSError, ImportError, AttributeError) as error:
+    except (ValueError, RuntimeError, OSError) as error:
         _say(str(error))
         return False
     layer.cpu_linear = _product(linears, None)
@@ -163,21 +151,14 @@ def _say(error: str) -> None:
 
 
 def _make(original: Callable[..., None]) -> Callable[..., None]:
-    def dispatch_cpu_unquantized_gemm(layer: Any, remove_weight: bool) -> None:
+    def dispatch_cpu_unquantized_gemm(
+        layer: Any, remove_weight: bool, *args: Any, **kwargs: Any
+    ) -> None:
         if not _takes(layer, remove_weight):
             vars(layer).pop(_LINEARS, None)  # of weights before, which are nobody's any more
-            original(layer, remove_weight)
+            original(layer, remove_weight, *args, **kwargs)
         elif remove_weight:
             empty = torch.empty(0, dtype=layer.weight.dtype, device=layer.weight.device)
             layer.weight = torch.nn.Parameter(empty, requires_grad=False)
 
     return dispatch_cpu_unquantized_gemm
-
-
-PATCH_POINTS = (
-    PatchPoint(
-        "vllm.model_executor.layers.utils:dispatch_cpu_unquantized_gemm",
-        _make,
-        ("layer", "remove_weight"),
-    ),
-)

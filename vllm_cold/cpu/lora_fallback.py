@@ -1,16 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Touches vLLM: the class that runs LoRA on CPU (``CpuPlatform.get_punica_wrapper``), and its two
-products, ``_apply_shrink`` and ``_apply_expand``.
-
-Why: vLLM's CPU LoRA ops (``vllm/lora/ops/torch_ops/lora_ops.py``) index the stacked adapter
-weights with each row's slot number, and a base-model row's -1 wraps around to the last slot. In a
-batch with an adapter row, base rows silently get the adapter; with the default ``max_loras=1``
-always. CoLD has a base row beside every adapter row.
-Since: vLLM 0.23. vLLM 0.33 masks these rows; there these classes only avoid the per-row copies of
-the weights. Can go: when 0.32 is no longer supported and stock groups rows by adapter.
-The wrapper in use is ``lora_wrapper``'s, which builds on this one; ``GroupedPunicaWrapperCPU`` is
-for machines without the C++ library: rows are grouped by adapter once per step, and each group is
-two dense products. A row of no adapter belongs to no group, so it is never touched.
+"""What our classes for LoRA on CPU have in common, and the one for machines without the C++
+library: rows are grouped by adapter once per step, and each group is two dense products. A row of
+no adapter belongs to no group, so it is never touched.
 """
 
 from abc import abstractmethod
@@ -22,7 +13,8 @@ import torch
 from torch import Tensor
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 
-from vllm_cold.vllm.worker import workarounds
+from vllm_cold import patching, places
+from vllm_cold.cpu import workarounds
 
 # (adapter slot, rows): rows is a slice where they are contiguous (no copy), else an index tensor.
 RowGroup = tuple[int, slice | Tensor]
@@ -99,7 +91,7 @@ class ColdPunicaWrapperCPU(PunicaWrapperCPU):  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         # This is where engines with LoRA on CPU are known, with CoLD or without it.
-        workarounds.install()
+        patching.install(places.rows(places.CURES, places.EMBEDS))
         workarounds.wrappers.add(self)
         self._drafting = False
 

@@ -1,13 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Touches vLLM: the class that runs LoRA on CPU, and ``BaseLayerWithLoRA.set_mapping``, where a
-LoRA layer gets it.
-
-Why: see ``lora_fallback``; this one calls the C++ kernels (``lora_ops``). All linear
-layers would share one wrapper and pass it their weights at each call. Here each layer gets an
-object of its own that knows them: a call then has three tensors instead of up to nine, and a
-compiled model looks up one tensor a layer instead of two a slice. Everything that a step changes
-is in the plan, which the kernels read: a compiled model has no other way to see it.
-Since: 0.23 to 0.33. Can go: together with ``lora_fallback``.
+"""LoRA on CPU by the C++ kernels (``lora_ops``). Each layer gets an object of its own that knows
+its weights. Everything that a step changes is in the plan, which the kernels read: a compiled model
+has no other way to see it.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -23,10 +17,9 @@ from vllm.lora.layers import (
 )
 from vllm.lora.layers.base_linear import BaseLinearLayerWithLoRA
 
+from vllm_cold import patching, places
 from vllm_cold.cpu import linear_layers, lora_ops, memory
 from vllm_cold.cpu.lora_fallback import ColdPunicaWrapperCPU
-from vllm_cold.vllm import patching
-from vllm_cold.vllm.patching import PatchPoint
 
 
 class Bound:
@@ -107,7 +100,7 @@ class NativePunicaWrapperCPU(ColdPunicaWrapperCPU):
         reason = lora_ops.missing()
         if reason is not None:
             raise RuntimeError(f"vllm-cold: no C++ kernels for LoRA. {reason}")
-        patching.install(PATCH_POINTS)  # the layers are made after this
+        patching.install(places.rows(places.LORA))  # the layers are made after this
         self._tokens = lora_ops.Plan(max_num_batched_tokens)
         self._of_logits = lora_ops.Plan(max_num_batched_tokens)
         # By the address of B and the columns of logits; they keep the weights alive.
@@ -177,8 +170,3 @@ def _make(original: Callable[..., None]) -> Callable[..., None]:
             punica_wrapper.bind(self)
 
     return set_mapping
-
-
-PATCH_POINTS = (
-    PatchPoint("vllm.lora.layers:BaseLayerWithLoRA.set_mapping", _make, ("punica_wrapper",)),
-)

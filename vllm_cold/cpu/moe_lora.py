@@ -1,15 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Touches vLLM: ``select_unquantized_moe_backend``, which gives a mixture of experts its kernel,
-and the kernels for CPUs, which classes here extend.
+"""LoRA on mixtures of experts on CPU: vLLM's kernels for them learn to take adapters.
 
-Why: in engines with LoRA it names Triton's kernel, on a CPU too, where that cannot run: no engine
-with LoRA starts on such a model. Here it is asked which one it takes without LoRA, and that one
-learns to take adapters. Rows of the base model, and those whose adapter leaves the experts alone,
-are the kernel's as before. For the others torch operations compute one expert after the other from
-the kernel's own weights: one is unpacked at a time, so that there is no second copy of all. vLLM
-compiles a model on CPU with its experts; which rows have an adapter is looked at in an operator.
-Since: 0.31 to 0.33; in 0.23 experts on CPU are of another make, which refuses LoRA. Can go: when
-vLLM's kernels for CPUs support LoRA; nothing is changed then.
+Rows of the base model, and those whose adapter leaves the experts alone, are the kernel's as
+before. For the others torch operations compute one expert after the other from the kernel's own
+weights: one is unpacked at a time, so that there is no second copy of all. vLLM compiles a model on
+CPU with its experts; which rows have an adapter is looked at in an operator. In vLLM 0.23 experts
+on CPU are of another make, which refuses LoRA.
 """
 
 import logging
@@ -26,8 +22,6 @@ from vllm.model_executor.layers.fused_moe.experts.lora_experts_mixin import LoRA
 
 from vllm_cold.cpu import cpu_platform
 from vllm_cold.cpu.lora_fallback import RowGroup, expand_add, group_rows, shrink
-from vllm_cold.vllm import patching
-from vllm_cold.vllm.patching import PatchPoint
 
 # Below "vllm." so that a server's logging shows it.
 logger = logging.getLogger("vllm." + __name__)
@@ -303,7 +297,7 @@ def _make(original: Callable[..., Any]) -> Callable[..., Any]:
     def select_unquantized_moe_backend(moe_config: Any, *args: Any, **kwargs: Any) -> Any:
         from vllm.model_executor.layers.fused_moe.experts.cpu_moe import CPUUnquantizedExperts
 
-        if not moe_config.is_lora_enabled:
+        if not moe_config.is_lora_enabled or cpu_platform.choice() == "stock":
             return original(moe_config, *args, **kwargs)
         moe_config.is_lora_enabled = False
         try:
@@ -315,21 +309,3 @@ def _make(original: Callable[..., Any]) -> Callable[..., Any]:
         return original(moe_config, *args, **kwargs)
 
     return select_unquantized_moe_backend
-
-
-PATCH_POINTS = (
-    PatchPoint(
-        "vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method:"
-        "select_unquantized_moe_backend",
-        _make,
-        ("moe_config",),
-    ),
-)
-
-
-def install() -> None:
-    """Have mixtures of experts that are loaded from now on take adapters, unless LoRA was left to
-    vLLM by hand.
-    """
-    if cpu_platform.choice() != "stock":
-        patching.wrap_if_there(PATCH_POINTS, "LoRA on mixtures of experts does not run")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from vllm_cold.ops import cpu_library
+from vllm_cold import cpu_library
 
 # struct Torch, in its order.
 _TORCH_FUNCTIONS = (

@@ -1,20 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Touches vLLM Ascend: ``PunicaWrapperNPU``, which computes LoRA on NPUs; used in engines with
-CoLD instead of it.
-
-Why: the batches of CoLD are those that it computes wrongly. vLLM's V1 runner says "prefill" in
-every step, so that vllm-ascend uses its SGMV kernels, which are told how many runs of equal
-adapters the batch's rows form. That is a Python number, and a compiled model keeps the one that it
-was traced with: with ``max_loras=1``, vLLM's default, it is 1. The kernels then leave the rows
-behind the first run without an adapter, and with pairs nearly every row begins a run: experts lose
-their adapters silently. The BGMV kernels, taken when the step is no prefill, read each row's own
-adapter from a tensor, whatever was traced, and do not search the runs row by row.
-
-For ``max_lora_rank`` of 128 and more, and on 310P, vllm-ascend takes vLLM's torch operations, which
-give rows of the base model (-1) the adapter in the last slot. Here such rows get nothing.
-Since: vllm-ascend 0.23. Can go: when vllm-ascend passes no Python number to its kernels, and leaves
-rows of the base model alone.
-"""
+"""LoRA on Ascend NPUs by vllm-ascend's BGMV kernels alone, in the engines that are ours."""
 
 from dataclasses import replace
 from typing import Any

@@ -1,33 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Touches vLLM Ascend: ``NPUPlatform.get_punica_wrapper`` (which class runs LoRA on Ascend NPUs).
-
-Why: see ``lora_bgmv``, which the platform is made to name in engines that CoLD is in. All others
-keep vllm-ascend's.
-Since: vllm-ascend 0.23. Can go together with ``lora_bgmv``.
-"""
+"""Has vllm-ascend's platform name our class for LoRA (``lora_bgmv``) in engines of ours."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from vllm_cold.vllm.patching import PatchPoint
+from vllm_cold import environment, hardware
+from vllm_cold.patching import original_of
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
 
 STOCK = "vllm_ascend.lora.punica_npu.PunicaWrapperNPU"
 OURS = "vllm_cold.npu.lora_bgmv.BgmvPunicaWrapperNPU"
-
-
-def is_npu() -> bool:
-    """Whether vLLM runs on vllm-ascend's platform."""
-    from vllm.platforms import current_platform
-
-    return bool(current_platform.is_out_of_tree()) and current_platform.device_type == "npu"
-
-
-def patch_points() -> tuple[PatchPoint, ...]:
-    """What makes vllm-ascend's platform name our wrapper; none on other platforms."""
-    if not is_npu():
-        return ()
-    where = "vllm.platforms:current_platform.get_punica_wrapper"
-    return (PatchPoint(where, _make_wrapper, kind=classmethod),)
+# Its kernels for the first half of LoRA copy 32 bytes of float32 at least, until 0.26; those for
+# the second half know ranks of 8, 16, 32 and 64.
+_LEAST_RANK = 8
 
 
 def named() -> str:
@@ -35,7 +22,7 @@ def named() -> str:
     from vllm.platforms import current_platform
 
     method = type(current_platform).get_punica_wrapper.__func__
-    return str(getattr(method, "_vllm_cold_original", method)(type(current_platform)))
+    return str(original_of(method)(type(current_platform)))
 
 
 def computes_with_torch(max_lora_rank: int) -> bool:
@@ -45,22 +32,41 @@ def computes_with_torch(max_lora_rank: int) -> bool:
     return max_lora_rank >= 128 or get_ascend_device_type() == AscendDeviceType._310P
 
 
+def unsupported(config: "VllmConfig") -> str | None:
+    """Why LoRA here is not right for CoLD, with the remedy; None if it is, or if this is no NPU."""
+    if (lora := config.lora_config) is None or not hardware.is_on("npu"):
+        return None
+    if (name := named()) != STOCK:
+        return (
+            f"vllm-ascend computes LoRA with {name}, which CoLD does not know; "
+            "install vllm-ascend 0.23, or a newer vllm-cold."
+        )
+    if (asked := environment.read(environment.LORA)) not in (None, "bgmv"):
+        return f"{environment.LORA}={asked!r}: on NPUs it may only be bgmv, the default; unset it."
+    rank = lora.max_lora_rank
+    if getattr(lora, "fully_sharded_loras", False):
+        rank //= getattr(config.parallel_config, "tensor_parallel_size", 1)
+    if rank < _LEAST_RANK and not computes_with_torch(lora.max_lora_rank):
+        return (
+            f"max_lora_rank={lora.max_lora_rank}: vllm-ascend's kernels need {_LEAST_RANK} or more "
+            "on each device; set it (--max-lora-rank) higher."
+        )
+    return None
+
+
 def _make_wrapper(original: Callable[..., str]) -> Callable[..., str]:
     def get_punica_wrapper(cls: type[Any], *args: Any, **kwargs: Any) -> str:
         name = original(cls, *args, **kwargs)
-        return OURS if name == STOCK and _is_for_cold() else name
+        return OURS if name == STOCK and _is_for_ours() else name
 
     return get_punica_wrapper
 
 
-def _is_for_cold() -> bool:
-    """Whether the engine that is being loaded has CoLD. If vLLM does not say which it is: yes, as
-    ours is right in any.
+def _is_for_ours() -> bool:
+    """Whether the engine that is being loaded is one of ours. If vLLM does not say which it is:
+    yes, as ours is right in any.
     """
     from vllm.config import get_current_vllm_config_or_none
 
     config = get_current_vllm_config_or_none()
-    if config is None:
-        return True
-    processors = config.model_config.logits_processors or ()
-    return any(str(processor).startswith("vllm_cold.") for processor in processors)
+    return config is None or hardware.serves(config)

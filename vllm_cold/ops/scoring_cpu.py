@@ -10,7 +10,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from vllm_cold.ops import cpu_library
+from vllm_cold import cpu_library
 from vllm_cold.ops.interface import Backend, Groups
 
 # csrc/cpu/scoring.h

@@ -9,40 +9,51 @@ What an engine needs depends on the installed vLLM alone, so that its processes,
 it out for itself, agree. What only one kind of front end needs, that one looks at, before it makes
 the engine's configuration.
 
-What there is to be looked at, ``plugin`` says, which knows all places: everybody else imports this
-module, so it imports none of them. It imports no vLLM.
+What there is to be looked at, and what this hardware does with adapters, the plugin says, which
+knows all floors. This module imports none of them, and no vLLM.
 """
 
 import logging
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from vllm_cold import environment
-from vllm_cold.vllm import patching, versions
+from vllm_cold import environment, patching, places
+from vllm_cold.vllm import versions
 from vllm_cold.vllm.frontend import refusal
-from vllm_cold.vllm.patching import PatchPoint
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
 
 logger = logging.getLogger("vllm." + __name__)
 
 _reason: str | None = None
 _verified = False
-# What engines with speculative decoding rely on and this vLLM has not, where CoLD can be had.
-without_speculation: str | None = None
-# What ``verify`` asks: the plugin's, once vLLM has loaded it.
+# What ``verify`` and ``unsupported_adapters`` ask: the plugin's, once vLLM has loaded it.
 _look: Callable[[], str | None] | None = None
+_adapters: "Callable[[VllmConfig], str | None] | None" = None
 
 
-def register(places: Iterable[PatchPoint], look: Callable[[], str | None]) -> None:
+def register(
+    look: Callable[[], str | None], adapters: "Callable[[VllmConfig], str | None]"
+) -> None:
     """What the plugin does when vLLM loads it; counts once in a process.
 
     Args:
-        places: What is wrapped at once.
         look: See ``verify``: looks at everything that is wrapped later, and says what is wrong.
+        adapters: See ``unsupported_adapters``.
     """
-    global _look
+    global _look, _adapters
     if _look is None:
-        _look = look
-        install(places)
+        _look, _adapters = look, adapters
+        install(places.START)
+
+
+def unsupported_adapters(config: "VllmConfig") -> str | None:
+    """Why an engine's adapters cannot be contrasted on this hardware, with the remedy; None if they
+    can, or if it has none.
+    """
+    return None if _adapters is None else _adapters(config)
 
 
 def unavailable() -> str | None:
@@ -52,8 +63,9 @@ def unavailable() -> str | None:
 
 def inactive() -> str | None:
     """Why CoLD is not at work in this process: unavailable, or the plugin was not loaded."""
-    if environment.switched_off():
-        return "COLD_ENABLED=0 is set; unset it to use CoLD."
+    for name in (environment.ENABLED, environment.CONTRAST):
+        if environment.is_off(name):
+            return f"{name}=0 is set; unset it to use CoLD."
     if _look is not None:
         return _reason
     if os.environ.get("VLLM_PLUGINS") is None:
@@ -70,13 +82,11 @@ def require_active() -> None:
         raise ValueError(f"CoLD: the vllm-cold plugin is not active: {reason}")
 
 
-def install(places: Iterable[PatchPoint]) -> bool:
-    """Wrap all of them, or none and give up; whether CoLD is available. ``places`` may import vLLM
-    when they are asked for.
-    """
+def install(*when: str) -> bool:
+    """Wrap what there is for these times, or nothing and give up; whether CoLD is available."""
     if _reason is None:
         try:
-            patching.install(places)
+            patching.install(places.rows(*when))
         except patching.PatchPointMissing as error:
             give_up(str(error))
         except Exception as error:  # vLLM calls plugins unguarded: nobody else may suffer

@@ -102,33 +102,22 @@ def engine() -> list[Entry]:
     return [*entries, Entry("CoLD", "can be used in it", Status.OK)]
 
 
-def contracts() -> list[Entry]:
+def interfaces() -> list[Entry]:
     """What the installed vLLM has of all that the package relies on."""
-    from vllm_cold.vllm import contracts, patch_points
-    from vllm_cold.vllm.contracts import Contract
-    from vllm_cold.vllm.patching import PatchPoint
-    from vllm_cold.vllm.worker import workarounds
+    from vllm_cold import places
+    from vllm_cold.vllm import versions
 
-    needed: tuple[PatchPoint | Contract, ...]
-    dispensable: tuple[PatchPoint | Contract, ...]
-    needed = (
-        *patch_points.at_start(),
-        *patch_points.later(),
-        *patch_points.of_front_ends(),
-        *contracts.needed(),
-    )
-    dispensable = (
-        *patch_points.dispensable(),
-        *contracts.OF_SPECULATION,
-        *workarounds.patch_points(),
-    )
-    entries = []
-    for looked_at, status in ((needed, Status.PROBLEM), (dispensable, Status.WARNING)):
-        for it in looked_at:
-            if (problem := it.problem()) is not None:
+    always = (places.START, places.LORA, places.ONLINE, places.OFFLINE, *places.EVERY_ENGINE)
+    entries, count = [], 0
+    for touch in places.rows():
+        if versions.is_before(*map(int, touch.since.split("."))):
+            continue
+        status = Status.WARNING if touch.lost or touch.when not in always else Status.PROBLEM
+        for place in touch.places:
+            count += 1
+            if (problem := place.problem()) is not None:
                 entries.append(Entry("changed", problem, status))
-    count = len(needed) + len(dispensable)
-    worst = entries[0].status if entries else Status.OK
+    worst = max((entry.status for entry in entries), key=list(Status).index, default=Status.OK)
     return [Entry("hold", f"{count - len(entries)} of {count}", worst), *entries]
 
 
@@ -137,7 +126,8 @@ def scoring() -> list[Entry]:
     import torch
     from vllm.platforms import current_platform
 
-    from vllm_cold.ops import cpu_library, registry, scoring_cpu
+    from vllm_cold import cpu_library
+    from vllm_cold.ops import registry, scoring_cpu
 
     entries = [_switch(registry.ENV)]
     reason = cpu_library.missing()
@@ -171,11 +161,11 @@ def lora() -> list[Entry]:
     """What computes LoRA."""
     from vllm.platforms import current_platform
 
+    from vllm_cold import cpu_library, hardware
     from vllm_cold.cpu import cpu_platform, lora_ops
     from vllm_cold.npu import npu_platform
-    from vllm_cold.ops import cpu_library
 
-    if npu_platform.is_npu():
+    if hardware.is_on("npu"):
         if (named := npu_platform.named()) != npu_platform.STOCK:
             return [Entry("LoRA", f"not known to CoLD: {named}", Status.PROBLEM)]
         what = f"bgmv in engines with CoLD, else {npu_platform.STOCK}"
@@ -200,5 +190,5 @@ SECTIONS: Mapping[str, Callable[[], Sequence[Entry]]] = {
     "A LoRA engine here": engine,
     "Scoring": scoring,
     "LoRA": lora,
-    "vLLM's interfaces": contracts,
+    "vLLM's interfaces": interfaces,
 }

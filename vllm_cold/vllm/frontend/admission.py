@@ -39,6 +39,7 @@ from vllm_cold.method.settings import (
     preset_of,
 )
 from vllm_cold.params import ColdParams
+from vllm_cold.patching import at_once
 from vllm_cold.rules import registry
 from vllm_cold.vllm.frontend import media, prompts
 from vllm_cold.vllm.frontend.capacity import fit
@@ -53,7 +54,6 @@ from vllm_cold.vllm.frontend.config import (
 )
 from vllm_cold.vllm.frontend.contrast import Contrast, of_params, same
 from vllm_cold.vllm.frontend.prompts import UNDECIDED
-from vllm_cold.vllm.patching import at_once
 from vllm_cold.vllm.scheduler.encoder import room_of
 
 _LONG = 2**15  # characters, which are read in about a millisecond

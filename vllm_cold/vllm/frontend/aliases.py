@@ -1,19 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Touches vLLM: ``BaseServing._check_model``.
-
-Why: a client that can send no field of ours can still name a model. ``NAME:PRESET`` is the model or
-adapter NAME with ``cold_preset``. Every endpoint asks here first whether a request's model is
-served, and reads its name and its ``vllm_xargs`` afterwards. What vLLM serves by the whole name
-comes first: an adapter may have a colon in its own.
-Since: 0.23 to 0.33. Can go: when vLLM lets plugins resolve the names of models.
+"""``NAME:PRESET``, where a client can send no field of ours: the model or adapter NAME with
+``cold_preset``. What vLLM serves by the whole name comes first: an adapter may have a colon in its
+own.
 """
 
 from collections.abc import Callable
-from importlib.util import find_spec
 from typing import Any
 
 from vllm_cold.method.presets import PRESETS
-from vllm_cold.vllm.patching import PatchPoint
 
 
 def _make(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -51,11 +45,3 @@ def missing(asked: str, name: str) -> str:
         f"The model '{asked}' does not exist: behind '{name}:' must stand a preset, one of "
         f"{', '.join(PRESETS)}."
     )
-
-
-def patch_points() -> tuple[PatchPoint, ...]:
-    """For an API server process."""
-    owner = "vllm.entrypoints.serve.engine.serving:BaseServing"
-    if find_spec("vllm.entrypoints.serve.engine") is None:  # in 0.23
-        owner = "vllm.entrypoints.openai.engine.serving:OpenAIServing"
-    return (PatchPoint(f"{owner}._check_model", _make, ("request",)),)

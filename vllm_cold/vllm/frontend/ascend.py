@@ -7,8 +7,7 @@ import logging
 import os
 from typing import TYPE_CHECKING, Any
 
-from vllm_cold import environment
-from vllm_cold.npu import npu_platform
+from vllm_cold import hardware
 from vllm_cold.vllm import versions
 
 if TYPE_CHECKING:
@@ -36,14 +35,11 @@ _VARIABLES = {
     "enable_flashcomm2_parallel_size": "VLLM_ASCEND_FLASHCOMM2_PARALLEL_SIZE",
     _TESTED: "VLLM_ASCEND_BALANCE_SCHEDULING",
 }
-# Its kernels for the first half of LoRA copy 32 bytes of float32 at least, until 0.26; those for
-# the second half know ranks of 8, 16, 32 and 64.
-_LEAST_RANK = 8
 
 
 def unsupported(config: "VllmConfig") -> str | None:
     """Why CoLD cannot work in this engine, with the remedy; None if it can, or not on an NPU."""
-    if not npu_platform.is_npu():
+    if not hardware.is_on("npu"):
         return None
     parallel, lora = config.parallel_config, config.lora_config
     ranks = getattr(parallel, "tensor_parallel_size", 1)
@@ -67,29 +63,12 @@ def unsupported(config: "VllmConfig") -> str | None:
         )
     if getattr(parallel, "prefill_context_parallel_size", 1) > 1:
         return "prefill context parallelism is on, which CoLD does not support on NPUs."
-    if lora is None:
-        return None
-    if (named := npu_platform.named()) != npu_platform.STOCK:
-        return (
-            f"vllm-ascend computes LoRA with {named}, which CoLD does not know; "
-            "install vllm-ascend 0.23, or a newer vllm-cold."
-        )
-    if (asked := environment.read(environment.LORA)) not in (None, "bgmv"):
-        return f"{environment.LORA}={asked!r}: on NPUs it may only be bgmv, the default; unset it."
-    rank = lora.max_lora_rank
-    if getattr(lora, "fully_sharded_loras", False):
-        rank //= ranks
-    if rank < _LEAST_RANK and not npu_platform.computes_with_torch(lora.max_lora_rank):
-        return (
-            f"max_lora_rank={lora.max_lora_rank}: vllm-ascend's kernels need {_LEAST_RANK} or more "
-            "on each device; set it (--max-lora-rank) higher."
-        )
     return None
 
 
 def warn(config: "VllmConfig") -> None:
     """Log what vllm-ascend computes wrongly in this engine, which has CoLD; nothing elsewhere."""
-    if config.lora_config is None or not npu_platform.is_npu():
+    if config.lora_config is None or not hardware.is_on("npu"):
         return
     graphs = config.compilation_config
     mode, apart = graphs.cudagraph_mode, getattr(graphs, "cudagraph_specialize_lora", True)

@@ -1,13 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Touches vLLM: ``EngineArgs.add_cli_args`` and ``EngineArgs.from_cli_args``.
-
-Why: ``vllm serve --sampler cold --cold-alpha ... --cold-beta ...``, which also makes them keys of
-vLLM's ``--config`` YAML. The values end up in ``additional_config["cold"]``, vLLM's carrier for
-settings of extensions. (``AsyncEngineArgs.add_cli_args`` loads the plugins itself, so the first
-call in a process runs before it could be wrapped; it calls this one right after that.)
-``from_cli_args`` also names the middleware that tells clients what was used in vLLM's option
-``--middleware``, where CoLD may be used.
-Since: 0.23 to 0.33. Can go: when plugins can add arguments.
+"""``vllm serve --sampler cold --cold-alpha ... --cold-beta ...``, for vLLM's parser and its engine
+arguments. ``AsyncEngineArgs.add_cli_args`` loads the plugins itself, so the first call in a process
+runs before it could be wrapped; it calls the one that is right after that.
 """
 
 import argparse
@@ -27,7 +21,6 @@ from vllm_cold.method.settings import (
     preset_knobs,
     read,
 )
-from vllm_cold.vllm.patching import PatchPoint
 
 _SAMPLER = "--sampler"
 _RULE = "--cold-rule"
@@ -120,13 +113,3 @@ def _make_from(original: Callable[..., Any]) -> Callable[..., Any]:
         return engine_args
 
     return from_cli_args
-
-
-PATCH_POINTS = (
-    PatchPoint(
-        "vllm.engine.arg_utils:EngineArgs.add_cli_args", _make_add, ("parser",), staticmethod
-    ),
-    PatchPoint(
-        "vllm.engine.arg_utils:EngineArgs.from_cli_args", _make_from, ("args",), classmethod
-    ),
-)

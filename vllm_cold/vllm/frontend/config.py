@@ -5,12 +5,12 @@ in the way. Changes nothing; ``engine_config`` does.
 
 from typing import TYPE_CHECKING
 
-from vllm_cold.cpu import cpu_platform
+from vllm_cold import places
 from vllm_cold.method.arguments import ColdArgs, parse_engine_defaults, parse_limits
 from vllm_cold.method.settings import DEFAULT_MEGAPIXELS, MAX_AMATEURS
-from vllm_cold.vllm import availability, contracts, versions
+from vllm_cold.vllm import availability, versions
 from vllm_cold.vllm.frontend import ascend, connectors
-from vllm_cold.vllm.worker import amateur_tokens, drafts_v1, penalties_v2
+from vllm_cold.vllm.worker import drafts_v1
 from vllm_cold.vllm.worker.states import has_states
 
 if TYPE_CHECKING:
@@ -93,12 +93,7 @@ def unsupported(config: "VllmConfig") -> str | None:
             '(--enable-lora), or to contrast prompts alone with additional_config={"cold": True} '
             "(--sampler cold)."
         )
-    if config.lora_config is not None and cpu_platform.uses_stock_lora():
-        return (
-            f"{cpu_platform.ENV}=stock leaves LoRA on CPU to vLLM's own operations, which CoLD "
-            "does not use (before 0.33 they give rows of the base model an adapter); unset it."
-        )
-    if (reason := ascend.unsupported(config)) is not None:
+    if reason := availability.unsupported_adapters(config) or ascend.unsupported(config):
         return reason
     if scheduler.scheduler_cls is not None and not is_configured(config):
         return (
@@ -135,9 +130,7 @@ def unsupported(config: "VllmConfig") -> str | None:
             f"pipeline_parallel_size={stages}: before 0.27, vLLM gives wrong tokens to requests "
             "that are preempted in a pipeline of more than two stages; use two, or vLLM 0.31."
         )
-    of_v2 = (*amateur_tokens.V2, *penalties_v2.V2, *contracts.OF_V2)
-    needed = of_v2 if uses_v2_runner(config) else ()
-    if (changed := contracts.problems(needed)) is not None:
+    if uses_v2_runner(config) and (changed := places.problem(places.V2)) is not None:
         return (
             f"this vLLM's V2 model runner has changed where vllm-cold takes part: {changed}. "
             f"Install vLLM {versions.RANGE}, or a newer vllm-cold, or set "
@@ -283,13 +276,8 @@ def _unsupported_speculation(config: "VllmConfig") -> str | None:
             f"speculative decoding is on ({method}) with the V1 model runner, which CoLD "
             'supports with V2 only; use "ngram".'
         )
-    places = (*drafts_v1.PATCH_POINTS, *drafts_v1.builders())
-    if uses_v2_runner(config):
-        from vllm_cold.vllm.worker import drafts_v2
-
-        places = drafts_v2.PATCH_POINTS
-    problems = [*(place.problem() for place in places), availability.without_speculation]
-    if changed := "; ".join(problem for problem in problems if problem is not None):
+    runner = places.DRAFTS_V2 if uses_v2_runner(config) else places.DRAFTS_V1
+    if (changed := places.problem(places.DRAFTS, runner)) is not None:
         return (
             f"speculative decoding is on ({method}), and this vLLM has changed where vllm-cold "
             f"takes part in it: {changed}. Switch it off, install vLLM {versions.RANGE}, or a "

@@ -10,7 +10,8 @@ decodes may share what such a connector keeps: each finds the KV of every stream
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from vllm_cold.vllm import contracts, versions
+from vllm_cold import places
+from vllm_cold.vllm import versions
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -35,7 +36,7 @@ def unsupported(config: "VllmConfig") -> str | None:
             f"it has the KV connector {config.kv_transfer_config.kv_connector}, which CoLD "
             "supports with vLLM 0.31 and newer; start it without."
         )
-    if (changed := contracts.problems(contracts.OF_CONNECTORS)) is not None:
+    if (changed := places.problem(places.CONNECTOR)) is not None:
         return (
             f"it has a KV connector, and this vLLM has changed where vllm-cold takes part: "
             f"{changed}. Start it without, or install vLLM {versions.RANGE}, or a newer vllm-cold."

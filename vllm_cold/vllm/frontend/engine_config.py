@@ -1,33 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Touches vLLM: ``EngineArgs.create_engine_config``, where every engine's configuration is final.
-
-Why: an engine with LoRA, or one that asks for CoLD, gets CoLD's scheduler and the logits processor
-of its model runner through two public options, ``scheduler_config.scheduler_cls`` and
-``model_config.logits_processors``. (The entry point ``vllm.logits_processors`` would not do: each
-model runner refuses the other's class there, which would break every engine on the machine.)
-Other engines without LoRA, and engines in which CoLD cannot work, are left as they are.
-``ModelConfig.is_mm_prefix_lm`` says of which models vLLM's attention on CPU reads images wrongly.
-Since: 0.23 to 0.33. Can go: when vLLM lets plugins set these options.
+"""Prepares engines for CoLD where their configuration is final: those with LoRA, and those that ask
+for it. Others, and engines in which CoLD cannot work, are left as they are.
 """
 
 import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from vllm_cold import places
 from vllm_cold.method.amateurs import read_without
 from vllm_cold.method.arguments import ColdArgs, load_rules
 from vllm_cold.method.settings import preset_of
 from vllm_cold.vllm import availability
-from vllm_cold.vllm.frontend import (
-    aliases,
-    ascend,
-    intake,
-    media,
-    metrics,
-    prompts,
-    serving,
-    weights,
-)
+from vllm_cold.vllm.frontend import ascend
 from vllm_cold.vllm.frontend.config import (
     ASYNC_SCHEDULER,
     PROCESSOR_V1,
@@ -38,7 +23,6 @@ from vllm_cold.vllm.frontend.config import (
     unsupported,
     uses_v2_runner,
 )
-from vllm_cold.vllm.patching import PatchPoint, wrap_if_there
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -53,10 +37,7 @@ def _make(original: Callable[..., "VllmConfig"]) -> Callable[..., "VllmConfig"]:
         config = original(self, *args, **kwargs)
         configure(config)
         if is_configured(config):
-            places = (*metrics.PATCH_POINTS, *intake.ASYNC, *prompts.PATCH_POINTS)
-            availability.install((*places, *weights.PATCH_POINTS))
-            wrap_if_there(media.PATCH_POINTS, media.LOST)
-            wrap_if_there(metrics.OFFLINE, "LLM.get_metrics() shows no metrics of CoLD")
+            availability.install(places.FRONT_END)
             load_rules(config.additional_config)
             _say(defaults := engine_defaults(config))
             _warn(defaults)
@@ -67,20 +48,12 @@ def _make(original: Callable[..., "VllmConfig"]) -> Callable[..., "VllmConfig"]:
     return create_engine_config
 
 
-PATCH_POINTS = (
-    PatchPoint("vllm.engine.arg_utils:EngineArgs.create_engine_config", _make, ("usage_context",)),
-)
-
-
 def _prepare_front_end(usage_context: Any) -> None:
     context = getattr(usage_context, "name", None)  # of vLLM's UsageContext
     if context in ("OPENAI_API_SERVER", "OPENAI_BATCH_RUNNER"):
-        availability.install(serving.online())
-        wrap_if_there(
-            aliases.patch_points(), "names of models with a preset (sql:cold) are unknown here"
-        )
+        availability.install(places.ONLINE)
     elif context == "LLM_CLASS":
-        availability.install(serving.OFFLINE)
+        availability.install(places.OFFLINE)
 
 
 def _say(defaults: ColdArgs) -> None:
@@ -147,8 +120,7 @@ def configure(config: "VllmConfig") -> None:
     if is_configured(config):
         return
     try:
-        # Once more: a look at vLLM may have found what speculation lacks.
-        problem = unsupported(config) or availability.verify() or unsupported(config)
+        problem = unsupported(config) or availability.verify()
     except (AttributeError, ImportError) as error:  # the configuration is another one
         availability.give_up(f"{type(error).__name__}: {error}")
         problem = availability.unavailable()

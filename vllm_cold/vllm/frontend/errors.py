@@ -1,9 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Touches vLLM: ``vllm.exceptions``.
-
-Why: it is how a request is refused, and how one that failed is reported.
-Since: 0.23 to 0.33. Can go: when vLLM answers any ValueError at admission with HTTP 400.
-"""
+"""The ways of vLLM's to refuse a request (``vllm.exceptions``) and to report one that failed."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

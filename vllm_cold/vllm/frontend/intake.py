@@ -26,7 +26,6 @@ from vllm_cold.vllm.frontend.admission import Admission
 from vllm_cold.vllm.frontend.contrast import Contrast
 from vllm_cold.vllm.frontend.errors import refusals
 from vllm_cold.vllm.frontend.prompts import UNDECIDED
-from vllm_cold.vllm.patching import PatchPoint
 
 if TYPE_CHECKING:
     from vllm.v1.engine import EngineCoreRequest
@@ -146,19 +145,3 @@ async def _decided(admission: Admission, prompt: dict[str, Any], params: Any, ex
     if (contrast := prompts.decision_in(params.extra_args)) is UNDECIDED:
         contrast = await admission.decide_aside(params.extra_args, expert, params)
     return await admission.prepare(prompt, contrast, expert)
-
-
-PATCH_POINTS = (
-    PatchPoint(
-        "vllm.v1.engine.input_processor:InputProcessor.process_inputs",
-        _make,
-        ("request_id", "prompt", "params"),
-    ),
-)
-ASYNC = (
-    PatchPoint(
-        "vllm.v1.engine.async_llm:AsyncLLM.add_request",
-        _make_add_request,
-        ("request_id", "prompt", "params", "arrival_time", "lora_request"),
-    ),
-)

@@ -27,6 +27,7 @@ from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from vllm_cold import places
 from vllm_cold.method.amateurs import (
     MEDIA,
     AmateurSpec,
@@ -35,8 +36,8 @@ from vllm_cold.method.amateurs import (
     has_media,
     media_parts,
 )
-from vllm_cold.vllm import contracts, versions
-from vllm_cold.vllm.patching import PatchPoint, in_form_of, result_of
+from vllm_cold.patching import in_form_of, result_of
+from vllm_cold.vllm import versions
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -81,14 +82,6 @@ def _make_load(original: Callable[..., Any]) -> Callable[..., Any]:
 
     return in_form_of(original, load)
 
-
-_CONNECTOR = "vllm.multimodal.media.connector:MediaConnector."
-_TAKES = ("url", "media_io")
-PATCH_POINTS = (
-    PatchPoint(_CONNECTOR + "load_from_url", _make_load, _TAKES),
-    PatchPoint(_CONNECTOR + "load_from_url_async", _make_load, _TAKES),
-)
-LOST = "media of prompts that amateurs share with their expert are fetched again"
 
 # ---- what prompts have ---------------------------------------------------------------------------
 
@@ -251,7 +244,7 @@ def append(request: "EngineCoreRequest", amateurs: Sequence[AmateurSpec]) -> Non
 
 @cache
 def _changed() -> str | None:
-    return contracts.problems(contracts.OF_MEDIA)
+    return places.problem(places.MEDIA)
 
 
 def unsupported(config: "VllmConfig") -> str | None:

@@ -1,11 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Touches vLLM: ``BaseRenderer.render_messages`` and ``tokenize_prompt``.
-
-Why: the tools of ``vllm-cold`` need a chat with images as the dictionary that ``LLM.generate``
-takes, to put an answer's tokens behind it: token ids, in which an image is its placeholder, and the
-decoded images. ``render_chat`` would go on to the model's own processor, whose cache then takes the
-images for sent.
-Since: 0.23 to 0.33. Can go: when ``LLM.chat`` takes tokens of an answer's beginning.
+"""A chat with images as the dictionary that ``LLM.generate`` takes: token ids, in which an image is
+its placeholder, and the decoded images.
 """
 
 from collections.abc import Sequence

@@ -1,17 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Touches vLLM: ``StatLoggerManager.__init__`` and ``.record``; ``LLMEngine.get_metrics``.
-
-Why: the figures that a scheduler sent (``scheduler.stats``) become the metrics of ``prometheus``.
-(vLLM's entry point for such loggers would not do: a logger there switches statistics on in engines
-that had them switched off, and in those without LoRA too.)
-Since: 0.23 to 0.33. Can go: when vLLM has a channel for the figures of plugins.
-"""
+"""The figures that a scheduler sent (``scheduler.stats``) become the metrics of ``prometheus``."""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from vllm_cold.vllm.frontend.config import is_configured
-from vllm_cold.vllm.patching import PatchPoint
 from vllm_cold.vllm.scheduler.stats import detach
 
 if TYPE_CHECKING:
@@ -99,15 +92,3 @@ def _histograms(family: "Family") -> "Iterable[Histogram]":
         elif sample.name.endswith("_sum"):
             one.sum = sample.value
     return found.values()
-
-
-PATCH_POINTS = (
-    PatchPoint(
-        "vllm.v1.metrics.loggers:StatLoggerManager.__init__", _make_manager_init, ("vllm_config",)
-    ),
-    PatchPoint(
-        "vllm.v1.metrics.loggers:StatLoggerManager.record", _make_record, ("scheduler_stats",)
-    ),
-)
-# Where it is missing, the registry of prometheus_client has the figures all the same.
-OFFLINE = (PatchPoint("vllm.v1.engine.llm_engine:LLMEngine.get_metrics", _make_get_metrics),)

@@ -36,10 +36,10 @@ from vllm_cold.method.amateurs import (
     Without,
     has_media,
 )
+from vllm_cold.patching import at_once, in_form_of, result_of
 from vllm_cold.vllm import versions
 from vllm_cold.vllm.frontend import media
 from vllm_cold.vllm.frontend.config import is_configured
-from vllm_cold.vllm.patching import PatchPoint, at_once, in_form_of, result_of
 
 logger = logging.getLogger("vllm." + __name__)
 
@@ -294,15 +294,7 @@ def _noting(sources_of: Callable[..., list[PromptSource]]) -> Callable[..., Any]
     return make
 
 
-_CMPL = (_noting(_completions), ("prompts", "tok_params"))
-_CHAT = (_noting(_chats), ("conversations", "chat_params", "tok_params"))
-_BASE = "vllm.renderers.base:BaseRenderer."
-PATCH_POINTS = (
-    PatchPoint(_BASE + "render_cmpl", *_CMPL),
-    PatchPoint(_BASE + "render_cmpl_async", *_CMPL),
-    PatchPoint(_BASE + "render_chat", *_CHAT),
-    PatchPoint(_BASE + "render_chat_async", *_CHAT),
-)
+_make_cmpl, _make_chat = _noting(_completions), _noting(_chats)
 
 
 # ---- amateurs' prompts ---------------------------------------------------------------------------

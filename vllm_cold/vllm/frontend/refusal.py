@@ -1,31 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Touches vLLM: ``SamplingParams.verify``, ``FlexibleArgumentParser.parse_known_args`` and
-``EngineArgs.__post_init__``, where CoLD is unavailable and only there.
-
-Why: who asks for CoLD must be told why it is not there, and must not get plain decoding, or
-"unrecognized arguments", without a word. These places are none of those that CoLD itself needs, so
-that a change of vLLM hardly ever takes both. Whichever of them is missing too is left out.
-Since: 0.23 to 0.33. Can go: never; it is the net.
-"""
+"""Tells whoever asks for CoLD why it is not there, where it is unavailable and only there."""
 
 import sys
 from collections.abc import Callable
 from typing import Any
 
+from vllm_cold import patching, places
 from vllm_cold.method.arguments import parse_engine_defaults, parse_request_args
 from vllm_cold.vllm.frontend.errors import refusals
-from vllm_cold.vllm.patching import PatchPoint
 
 _reason = ""
 
 
 def install(reason: str) -> None:
-    """Wrap what there is of the three; ``reason``: why CoLD is unavailable."""
+    """Wrap what there is to tell it; ``reason``: why CoLD is unavailable."""
     global _reason
     _reason = reason
-    for place in PATCH_POINTS:
-        if place.problem() is None:
-            place.wrap()
+    patching.install_quietly(places.rows(places.NO_COLD))
 
 
 def _make_verify(original: Callable[..., None]) -> Callable[..., None]:
@@ -63,14 +54,3 @@ def _make_post_init(original: Callable[..., None]) -> Callable[..., None]:
             )
 
     return __post_init__
-
-
-PATCH_POINTS = (
-    PatchPoint("vllm.sampling_params:SamplingParams.verify", _make_verify),
-    PatchPoint(
-        "vllm.utils.argparse_utils:FlexibleArgumentParser.parse_known_args",
-        _make_parse,
-        ("args",),
-    ),
-    PatchPoint("vllm.engine.arg_utils:EngineArgs.__post_init__", _make_post_init),
-)

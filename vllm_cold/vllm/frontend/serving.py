@@ -31,7 +31,6 @@ from contextlib import aclosing
 from dataclasses import replace
 from functools import cache
 from importlib import import_module
-from importlib.util import find_spec
 from itertools import chain
 from typing import Any
 
@@ -56,7 +55,6 @@ from vllm_cold.vllm.frontend.prompts import (
     prompt_source_of,
     with_decision,
 )
-from vllm_cold.vllm.patching import PatchPoint
 
 HEADER = b"x-cold"
 _LISTED = 100  # choices in it
@@ -325,7 +323,7 @@ class Header:
 @cache
 def _streams_have_them() -> bool:
     """Whether vLLM itself puts ``kv_transfer_params`` into streams."""
-    protocol = import_module(_OPENAI + "completion.protocol")
+    protocol = import_module("vllm.entrypoints.openai.completion.protocol")
     return "kv_transfer_params" in protocol.CompletionStreamResponse.model_fields
 
 
@@ -369,47 +367,3 @@ def _make_beam_search(original: Callable[..., Any]) -> Callable[..., Any]:
         return original(self, prompts, params, lora_request, *args, **kwargs)
 
     return beam_search
-
-
-_OPENAI = "vllm.entrypoints.openai."
-OFFLINE = (
-    PatchPoint("vllm:LLM.beam_search", _make_beam_search, ("prompts", "params", "lora_request")),
-)
-
-
-_RENDERER = "vllm.renderers.online_renderer:OnlineRenderer"
-_RENDERER_023 = "vllm.entrypoints.serve.render.serving:OpenAIServingRender"
-
-
-def _renderer() -> str:
-    return _RENDERER if find_spec(_RENDERER.partition(":")[0]) else _RENDERER_023
-
-
-def online_renderer() -> Any:
-    """The class of vLLM's that makes prompts of requests."""
-    module, _, name = _renderer().partition(":")
-    return getattr(import_module(module), name)
-
-
-def online() -> tuple[PatchPoint, ...]:
-    """For an API server process."""
-    searching = (
-        "completion.protocol:CompletionRequest",
-        "chat_completion.protocol:ChatCompletionRequest",
-    )
-    sampling = (*searching, "responses.protocol:ResponsesRequest")
-    renderer = _renderer()
-    return (
-        *(
-            PatchPoint(f"{renderer}.{name}", _make_preprocess, ("request",))
-            for name in ("preprocess_chat", "preprocess_cmpl")
-        ),
-        PatchPoint(_OPENAI + "models.serving:OpenAIServingModels.__init__", _make_models_init),
-        *(PatchPoint(f"{_OPENAI}{p}.to_beam_search_params", _make_beam_params) for p in searching),
-        *(PatchPoint(f"{_OPENAI}{p}.to_sampling_params", _make_sampling_params) for p in sampling),
-        PatchPoint(
-            "vllm.v1.engine.async_llm:AsyncLLM.generate",
-            _make_generate,
-            ("prompt", "sampling_params", "request_id"),
-        ),
-    )

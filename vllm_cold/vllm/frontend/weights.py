@@ -1,18 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Touches vLLM: ``RequestState.make_request_output``, which makes what callers see of an output.
-
-Why: the engine sends the weights of each token once, with the token; a client that asks is told all
-of them with the last one. Outputs that are not handed on (``FINAL_ONLY``, ``stream_interval``), and
-of those that are merged all but the last, lose what stands beside their tokens. And where a stop
-string ends an answer, this is the first to know, and has no tokens behind it any more.
-Since: 0.23 to 0.33. Can go: when vLLM has a channel for what plugins say of tokens.
-"""
+"""The weights of each token, for the client: collected, and told with the last one."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from vllm_cold.group import results
-from vllm_cold.vllm.patching import PatchPoint
 
 
 def _make(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -37,9 +29,3 @@ def _make(original: Callable[..., Any]) -> Callable[..., Any]:
         return original(self, *asked, *args, **kwargs)
 
     return make_request_output
-
-
-_TAKES = "new_token_ids", "pooling_output", "finish_reason", "stop_reason", "kv_transfer_params"
-PATCH_POINTS = (
-    PatchPoint("vllm.v1.engine.output_processor:RequestState.make_request_output", _make, _TAKES),
-)

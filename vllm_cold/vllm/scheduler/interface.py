@@ -2,11 +2,11 @@
 """What is used of vLLM's scheduler, with types: vLLM's own names are Any to a type checker here.
 
 The scheduler stands behind these classes for mypy alone (``TYPE_CHECKING``); at run time it stands
-behind vLLM's, as ``tests/scheduler`` does with each of them.
+behind vLLM's, which must have what they have: ``places`` looks at it.
 """
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from vllm_cold.group.lockstep import Tokens
 
@@ -33,7 +33,46 @@ class Request(Tokens, Protocol):
         """Events for whoever measures, which are forgotten."""
 
 
-class Scheduler:
+class WithConnector:
+    """What of it is used where there is a KV connector; not in 0.23."""
+
+    connector: Any
+    defer_block_free: bool
+    sched_step_seq: int
+    deferred_frees: Any
+    recompute_kv_load_failures: bool
+    finished_recving_kv_req_ids: set[str]
+    failed_recving_kv_req_ids: set[str]
+    finished_req_ids: set[str]
+    kv_holding_waiting: Any
+    deferred_waiting: Any
+    max_num_active_reqs: int
+    _inflight_prefills: set[Request]
+
+    def has_finished_requests(self) -> bool:
+        """Whether the workers must hear of requests that have ended."""
+        return False
+
+    def set_pause_state(self, pause_state: Any) -> None:
+        """Stop admission, everything or nothing."""
+
+    def _handle_blocked_waiting_request(self, request: Request) -> bool:
+        return True
+
+    def _build_kv_connector_meta(self, connector: Any, scheduler_output: Any) -> Any: ...
+
+    def _handle_invalid_blocks(
+        self, invalid_block_ids: set[int], num_scheduled_tokens: dict[str, int]
+    ) -> set[str]:
+        return set()
+
+    def _free_request_blocks(self, request: Request) -> None: ...
+
+    def _request_remaining_blocks(self, request: Request) -> int:
+        return 0
+
+
+class Scheduler(WithConnector):
     """``vllm.v1.core.sched.scheduler.Scheduler``."""
 
     vllm_config: Any
@@ -58,18 +97,6 @@ class Scheduler:
     num_waiting_for_streaming_input: int
     need_mamba_block_aligned_split: bool
     log_stats: bool
-    finished_req_ids: set[str]
-    # Of a KV connector; not in 0.23.
-    connector: Any
-    defer_block_free: bool
-    sched_step_seq: int
-    deferred_frees: Any
-    recompute_kv_load_failures: bool
-    finished_recving_kv_req_ids: set[str]
-    failed_recving_kv_req_ids: set[str]
-    kv_holding_waiting: Any
-    max_num_active_reqs: int
-    _inflight_prefills: set[Request]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None: ...
 
@@ -99,11 +126,15 @@ class Scheduler:
         """Take a step's results, by client."""
         return {}
 
-    def _mamba_block_aligned_split(self, request: Request, num_new_tokens: int, *args: Any) -> int:
+    def _mamba_block_aligned_split(
+        self,
+        request: Request,
+        num_new_tokens: int,
+        num_new_local_computed_tokens: int = 0,
+        num_external_computed_tokens: int = 0,
+        *args: Any,
+    ) -> int:
         return num_new_tokens
-
-    def _handle_blocked_waiting_request(self, request: Request) -> bool:
-        return True
 
     def _preempt_request(self, request: Request, timestamp: float) -> None: ...
 
@@ -119,27 +150,10 @@ class Scheduler:
 
     def _update_after_schedule(self, scheduler_output: Any) -> None: ...
 
-    def has_finished_requests(self) -> bool:
-        """Whether the workers must hear of requests that have ended."""
-        return False
-
-    def set_pause_state(self, pause_state: Any) -> None:
-        """Stop admission, everything or nothing."""
-
     def reset_prefix_cache(self, reset_running_requests: bool = False) -> bool:
         """Forget what is cached; whether it was possible."""
         return False
 
-    def _build_kv_connector_meta(self, connector: Any, scheduler_output: Any) -> Any: ...
+    if TYPE_CHECKING:  # since 0.32, and vLLM alone calls it
 
-    def _handle_invalid_blocks(
-        self, invalid_block_ids: set[int], num_scheduled_tokens: dict[str, int]
-    ) -> set[str]:
-        return set()
-
-    def _free_request_blocks(self, request: Request) -> None: ...
-
-    def _set_kv_fetch_stage(self, request: Request, stage: str | None) -> None: ...
-
-    def _request_remaining_blocks(self, request: Request) -> int:
-        return 0
+        def _set_kv_fetch_stage(self, request: Request, stage: str | None) -> None: ...

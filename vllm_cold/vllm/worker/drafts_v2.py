@@ -1,17 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Touches vLLM: ``rejection_sampler.RejectionSampler.__call__`` and ``_iter_request_chunks``, and
-``GPUModelRunner.sample_tokens`` (V2 runner).
-
-Why: with speculative decoding a request has a row of logits for each draft and one more.
-
-- Logits processors are not told on the host how many rows a request has: CoLD's is.
-- Large batches are verified in chunks of requests. A chunk ends where no group is apart: the rows
-  of half a group are nothing that can be scored.
-- What the expert was given (tokens, how many, how many drafts were wrong) is told to its amateurs,
-  as are the drafts for the next step. A drafter may have others for them: it may read their hidden
-  states, or prompts of their own.
-
-Since: 0.32. Can go: when logits processors are asked after sampling too.
+"""Speculative decoding on V2, where a request has a row of logits for each draft and one more. A
+drafter may have other drafts for amateurs than for their expert: it may read their hidden states,
+or prompts of their own. So they are told the expert's.
 """
 
 import threading
@@ -22,7 +12,6 @@ import numpy as np
 import torch
 
 from vllm_cold.group.rows import GroupRows
-from vllm_cold.vllm.patching import PatchPoint
 
 
 class _Batch(threading.local):
@@ -48,13 +37,13 @@ def _bounds(num_requests: int, groups: GroupRows) -> np.ndarray:
 
 def _make_chunks(original: Callable[..., Any]) -> Callable[..., Any]:
     def _iter_request_chunks(
-        cu_num_logits: np.ndarray, max_chunk_logits: int
+        cu_num_logits: np.ndarray, max_chunk_logits: int, *args: Any, **kwargs: Any
     ) -> Iterator[tuple[int, int]]:
         if _batch.groups is None:
-            yield from original(cu_num_logits, max_chunk_logits)
+            yield from original(cu_num_logits, max_chunk_logits, *args, **kwargs)
             return
         bounds = _bounds(len(cu_num_logits) - 1, _batch.groups)
-        for start, end in original(cu_num_logits[bounds], max_chunk_logits):
+        for start, end in original(cu_num_logits[bounds], max_chunk_logits, *args, **kwargs):
             yield int(bounds[start]), int(bounds[end])
 
     return _iter_request_chunks
@@ -95,13 +84,3 @@ def _make_sample(original: Callable[..., Any]) -> Callable[..., Any]:
         return output
 
     return sample_tokens
-
-
-_REJECTION = "vllm.v1.worker.gpu.spec_decode.rejection_sampler:"
-PATCH_POINTS = (
-    PatchPoint(_REJECTION + "RejectionSampler.__call__", _make_call, ("logits", "input_batch")),
-    PatchPoint(
-        _REJECTION + "_iter_request_chunks", _make_chunks, ("cu_num_logits", "max_chunk_logits")
-    ),
-    PatchPoint("vllm.v1.worker.gpu.model_runner:GPUModelRunner.sample_tokens", _make_sample),
-)

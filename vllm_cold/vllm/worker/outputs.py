@@ -1,10 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Touches vLLM: ``ModelRunnerOutput.__init__``.
-
-Why: what a worker found of the groups that it scored (``group.step_stats``) has to get to the
-scheduler, which may be another process. It travels as the attribute ``cold`` of a step's own
-output, an ordinary object that is pickled with its attributes.
-Since: 0.23 to 0.33. Can go: when vLLM has a channel for the figures of plugins.
+"""Brings what a worker found of the groups that it scored (``group.step_stats``) to the scheduler,
+which may be another process: as the attribute ``cold`` of a step's own output, an ordinary object
+that is pickled with its attributes.
 """
 
 import threading
@@ -12,7 +9,6 @@ from collections.abc import Callable
 from typing import Any
 
 from vllm_cold.group.step_stats import RowStats, StepStats
-from vllm_cold.vllm.patching import PatchPoint
 
 
 class _Pending(threading.local):
@@ -47,9 +43,6 @@ def _make_output_init(original: Callable[..., None]) -> Callable[..., None]:
             self.cold, _pending.step_stats = _pending.step_stats, []
 
     return __init__
-
-
-PATCH_POINTS = (PatchPoint("vllm.v1.outputs:ModelRunnerOutput.__init__", _make_output_init),)
 
 
 def from_worker(output: Any) -> dict[str, list[RowStats]]:

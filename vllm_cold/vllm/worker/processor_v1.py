@@ -1,12 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Touches vLLM: the logits processor interface of the V1 model runner.
-
-Why: it is where a row's logits can be changed between the forward pass and sampling; vLLM calls
-it after the grammar, ``allowed_token_ids``, ``bad_words``, ``min_tokens`` and ``logit_bias`` have
-been applied and before penalties, temperature and top-k / top-p, which is the order that CoLD
-needs. Public interface (``vllm.v1.sample.logits_processor``). Since: 0.10. Can go: never.
-V1 runs on CPU, on Ascend, and on GPUs before 0.32.
-"""
+"""The logits processor of the V1 model runner: on CPU, on Ascend, and on GPUs before 0.32."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -18,14 +11,13 @@ from vllm.v1.sample.logits_processor.interface import (
     MoveDirectionality,
 )
 
-from vllm_cold.cpu import linear_layers
+from vllm_cold import patching, places
 from vllm_cold.group.rows import GroupRows
 from vllm_cold.group.stream import Stream, from_extra_args
 from vllm_cold.group.weights import RuleStates
 from vllm_cold.method.arguments import load_rules
 from vllm_cold.ops import registry
-from vllm_cold.vllm import patching
-from vllm_cold.vllm.worker import amateur_tokens, outputs, states, workarounds
+from vllm_cold.vllm.worker import amateur_tokens, outputs, states
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -45,15 +37,11 @@ class ColdLogitsProcessorV1(LogitsProcessor):  # type: ignore[misc]
         load_rules(vllm_config.additional_config)
         self._rows: GroupRows | None = None
         registry.choose(device)  # says which; a missing one fails now, not at a request
-        patching.install((*outputs.PATCH_POINTS, *amateur_tokens.V1))
+        # The model is loaded after this.
+        times = places.WORKER, places.V1, places.EMBEDS, places.MODEL_ON_CPU
+        patching.install(places.rows(*times))
         amateur_tokens.wrap_built_on_v1()
-        patching.install_workarounds((workarounds.EMBEDS,))
-        linear_layers.install()  # the model is loaded after this
         states.install(vllm_config)
-        if device.type == "cpu" and getattr(vllm_config, "lora_config", None) is not None:
-            from vllm_cold.cpu import moe_lora
-
-            moe_lora.install()
 
     def is_argmax_invariant(self) -> bool:
         """False: CoLD changes which token is best."""

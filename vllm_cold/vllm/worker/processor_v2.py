@@ -1,13 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Touches vLLM: the logits processor interface of the V2 model runner (GPU).
-
-Why: it is where a row's logits can be changed between the forward pass and sampling. It is applied
-after the grammar, ``allowed_token_ids``, ``min_tokens``, ``logit_bias`` and ``bad_words`` and, as
-``penalties_v2`` sees to, before penalties, the thinking budget, temperature, min_p and top-k /
-top-p, which is V1's order too. Public interface
-(``vllm.v1.worker.gpu.sample.logits_processor``). Since: 0.31. Can go: never. V2 is the default on
-GPUs since 0.32.
-"""
+"""The logits processor of the V2 model runner, the default on GPUs since 0.32."""
 
 import numpy as np
 import torch
@@ -19,18 +11,14 @@ from vllm.v1.worker.gpu.sample.logits_processor.interface import (
     LogitsProcRequestState,
 )
 
+from vllm_cold import patching, places
 from vllm_cold.group.rows import GroupRows
 from vllm_cold.group.stream import Stream, from_extra_args
 from vllm_cold.group.weights import RuleStates
 from vllm_cold.method.arguments import load_rules
 from vllm_cold.ops import registry
-from vllm_cold.vllm import patching
 from vllm_cold.vllm.worker import (
-    amateur_tokens,
-    block_zeroer,
-    drafts_v2,
     outputs,
-    penalties_v2,
     states,
 )
 
@@ -39,14 +27,13 @@ class ColdLogitsProcessorV2(LogitsProcessor):  # type: ignore[misc]
     """Scores the experts' rows of complete groups; leaves every other row alone."""
 
     def __init__(self, vllm_config: VllmConfig, req_states: LogitsProcRequestState) -> None:
-        patching.install((*outputs.PATCH_POINTS, *amateur_tokens.V2, *penalties_v2.V2))
+        patching.install(places.rows(places.WORKER, places.V2, places.BLOCKS_V2))
         if getattr(vllm_config, "speculative_config", None) is not None:
-            patching.install(drafts_v2.PATCH_POINTS)
+            patching.install(places.rows(places.DRAFTS_V2))
         self._device: torch.device = req_states.device
         self._lengths = req_states
         self._states = RuleStates(self._device)
         load_rules(vllm_config.additional_config)
-        patching.install_workarounds((block_zeroer.PATCH_POINT,))
         states.install(vllm_config)
         registry.choose(self._device)  # says which; a missing one fails now, not at a request
         self._num_rows = np.ones(req_states.max_num_reqs, dtype=np.int64)  # by slot

@@ -1,22 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Touches vLLM: what has a bug on CPU in models with state-space layers.
-
-Wrapped for good in a process that makes an engine with such a model that CoLD uses.
-
-Why:
-
-- ``MambaMixer2.get_kv_cache_spec`` (0.32, 0.33): with prefix caching, a Mamba 2 layer declares that
-  a prompt's last step also exports the state at the last block boundary before its end, so that the
-  scheduler need not end a step there. The scan on CPU returns the states at the prompts' ends only:
-  stock vLLM stops with an ``IndexError`` at the first prompt that is longer than a block. Here the
-  layer does not declare it, and the scheduler ends a step at the boundary, as for layers of other
-  kinds.
-- ``RotaryEmbedding.forward_cpu`` (0.32, 0.33): the kernel takes queries [T, heads * size] and, as
-  LFM2 gives them, [T, heads, size]; of the latter it turns one head in place of all. Here it gets
-  the former.
-
-Since: 0.32, which is where CoLD takes models with states. Can go: each when its test in
-``tests/contracts/test_cpu.py`` says so.
+"""Cures of bugs on CPU in models with state-space layers; the table says of each which. Wrapped for
+good in a process that makes an engine with such a model that CoLD uses.
 """
 
 from collections.abc import Callable
@@ -25,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from vllm_cold.vllm import patching, versions
-from vllm_cold.vllm.patching import PatchPoint
+from vllm_cold import patching, places
 
 if TYPE_CHECKING:
     from vllm.config import ModelConfig, VllmConfig
@@ -60,22 +43,7 @@ def _make_forward(original: Callable[..., Any]) -> Callable[..., Any]:
     return forward_cpu
 
 
-_SPEC = "vllm.model_executor.layers.mamba.mamba_mixer2:MambaMixer2.get_kv_cache_spec"
-_ROTARY = "vllm.model_executor.layers.rotary_embedding.base:RotaryEmbedding.forward_cpu"
-PATCH_POINTS = (
-    PatchPoint(_SPEC, _make_spec),
-    PatchPoint(_ROTARY, _make_forward, ("positions", "query", "key")),
-)
-
-
-def patch_points() -> tuple[PatchPoint, ...]:
-    """Where they are cured on this platform, in this release."""
-    from vllm.platforms import current_platform
-
-    return () if not current_platform.is_cpu() or versions.is_before(0, 32) else PATCH_POINTS
-
-
 def install(config: "VllmConfig") -> None:
     """Cure them in this process if the engine needs it: before its model is loaded."""
     if has_states(config.model_config):
-        patching.wrap_if_there(patch_points(), "a bug of vLLM is not cured here")
+        patching.install(places.rows(places.STATES))

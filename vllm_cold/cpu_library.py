@@ -11,6 +11,8 @@ from pathlib import Path
 
 import torch
 
+from vllm_cold import environment
+
 # Below "vllm." so that a server's logging shows it.
 logger = logging.getLogger("vllm." + __name__)
 
@@ -19,7 +21,7 @@ _INTERFACE = 11
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 ISAS = ("portable", "avx2", "avx512", "avx512bf16")
 
-PATH = Path(__file__).with_name("_cpu.so")
+PATH = Path(__file__).parent / "ops" / "_cpu.so"
 
 
 @cache
@@ -45,6 +47,8 @@ def library() -> ctypes.CDLL:
 
 def missing() -> str | None:
     """Why the library cannot be used, with the remedy; None if it can."""
+    if environment.is_off(environment.CPU_KERNELS):
+        return f"{environment.CPU_KERNELS}=0 is set."
     if not PATH.exists():
         return (
             "Its library was not built: reinstall vllm-cold where a C++ compiler (g++) is; "

@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The page of what is touched in vLLM: ``python -m docs.places`` writes it from the table."""
+
+from pathlib import Path
+
+from vllm_cold import places
+from vllm_cold.patching import Contract, PatchPoint, Touch
+
+PAGE = Path(__file__).parent / "reference" / "places.md"
+_HEAD = """# What it touches in vLLM
+
+Made from `vllm_cold/places.py`, which the plugin, `vllm-cold doctor` and the tests read, by
+`python -m docs.places`. Where vLLM lacks a place, CoLD is unavailable in that engine and says which
+one it is, or does without as the row says. What would let most of it go:
+[for vLLM's maintainers](../for-vllm.md).
+"""
+
+
+def text() -> str:
+    """The page."""
+    times = dict.fromkeys(touch.when for touch in places.TABLE)
+    return _HEAD + "\n".join(line for when in times for line in _section(when)) + "\n"
+
+
+def _section(when: str) -> list[str]:
+    rows = [touch for touch in places.TABLE if touch.when == when]
+    return ["", f"## {when[0].upper()}{when[1:]}", *(line for row in rows for line in _row(row))]
+
+
+def _row(touch: Touch) -> list[str]:
+    lost = f" Without it: {touch.lost}." if touch.lost else ""
+    platform = f" On {touch.platform.upper()} alone." if touch.platform else ""
+    extends = [f"- extended: {touch.extends}"] if touch.extends else []
+    return [
+        "",
+        f"### `{touch.file}`",
+        f"{touch.why} Since {touch.since}.{platform}{lost} *Can go*: {touch.can_go}",
+        "",
+        *extends,
+        *(_wrapped(place) for place in touch.wraps),
+        *(_relied_on(contract) for contract in touch.relies),
+    ]
+
+
+def _wrapped(place: PatchPoint) -> str:
+    taken = f"({', '.join(place.takes.split())}, ...)" if place.takes else ""
+    before = f"; before, `{place.before.replace(':', '.')}`" if place.before else ""
+    return f"- wrapped: `{place.where.replace(':', '.')}{taken}`{before}"
+
+
+def _relied_on(contract: Contract) -> str:
+    methods = [f"{name}({', '.join(taken.split())})" for name, taken in contract.takes.items()]
+    said = [*contract.has.split(), *methods, *contract.fields.split(), *contract.sets.split()]
+    if contract.others is not None:
+        said.append("and no field that is not known")
+    if contract.uses:
+        said.append(f"in this order: {', '.join(contract.uses.split())}")
+    if contract.like:
+        said.append(f"what `{contract.like.replace(':', '.')}` has")
+    return f"- relied on: `{contract.where.replace(':', '.')}`: {', '.join(said)}"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(text(), encoding="utf-8")

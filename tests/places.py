@@ -1,0 +1,25 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The table of vLLM's places, changed for a test."""
+
+from typing import Any
+
+import pytest
+
+from vllm_cold import places
+from vllm_cold.patching import Contract, PatchPoint, Touch
+
+
+def wrapped(name: str) -> PatchPoint:
+    """The one place whose path ends like this."""
+    (found,) = [p for touch in places.TABLE for p in touch.wraps if p.here.endswith(name)]
+    return found
+
+
+def row(when: str, *own: PatchPoint | Contract, lost: str = "") -> Touch:
+    """One of no file, for makers that are functions."""
+    return Touch("", when, "", "", *own, lost=lost)
+
+
+def add(patch: pytest.MonkeyPatch, when: str, *own: Any, lost: str = "") -> None:
+    """Have the table one row more."""
+    patch.setattr(places, "TABLE", (*places.TABLE, row(when, *own, lost=lost)))

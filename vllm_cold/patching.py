@@ -1,0 +1,329 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a row of the table of vLLM's places (``places``) is made of, and the one place where methods
+of vLLM are wrapped: looked at first, recognisably, with the original still reachable.
+
+Imports no vLLM, and nothing else of this package: everything that touches vLLM stands on it.
+"""
+
+import functools
+import importlib
+import inspect
+import logging
+import sys
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
+from typing import Any, TypeVar, cast
+
+logger = logging.getLogger("vllm." + __name__)
+
+_T = TypeVar("_T")
+Make = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+class PatchPointMissing(Exception):
+    """vLLM has not what is to be wrapped, or has it in another form; says what."""
+
+
+def _named(where: str) -> Any:
+    """What stands at "module:path" or "module"."""
+    module, _, path = where.partition(":")
+    found: Any = importlib.import_module(module)
+    for name in path.split(".") if path else ():
+        found = getattr(found, name)
+    return found
+
+
+def _problem_of(where: str, look: Callable[[str], str | None]) -> str | None:
+    """What is wrong with a place of vLLM; None if nothing is.
+
+    Args:
+        where: "module:path".
+        look: Takes the place's name for people, and says so. If it raises, that is wrong.
+    """
+    label = where.replace(":", ".")
+    try:
+        return look(label)
+    except (ImportError, AttributeError):
+        return f"{label} is gone"
+    except Exception as error:  # whatever vLLM raises when it is imported or looked at
+        return f"{label} cannot be looked at ({type(error).__name__}: {error})"
+
+
+@dataclass(frozen=True, slots=True)
+class PatchPoint:
+    """A method of vLLM that is to be wrapped. Names are separated by spaces.
+
+    Attributes:
+        where: "module:Class.method", "module:object.method" (then it is the object's class that is
+            changed) or "module:function". A class may have the method from a base class, which is
+            left as it is.
+        make: Takes the original as a plain function (with ``self`` or ``cls`` first where it has
+            one) and returns the replacement; or "module:name" of one that does.
+        takes: The first parameters that the original must take by position, behind ``self`` or
+            ``cls``.
+        kind: staticmethod or classmethod where it must be one.
+        before: Where it stands in releases that lack the module of ``where``.
+        if_loaded: Whether it is nobody's in a process that has not loaded its module.
+    """
+
+    where: str
+    make: Make | str
+    takes: str = ""
+    kind: type | None = None
+    before: str = ""
+    if_loaded: bool = False
+
+    @property
+    def here(self) -> str:
+        """``where`` or ``before``, whichever the installed vLLM has."""
+        if self.before:
+            try:
+                found = find_spec(self.where.partition(":")[0])
+            except ModuleNotFoundError:  # a package above it
+                found = None
+            return self.where if found else self.before
+        return self.where
+
+    @property
+    def is_used(self) -> bool:
+        """Whether this process may use it."""
+        return not self.if_loaded or self.here.partition(":")[0] in sys.modules
+
+    def find(self) -> tuple[Any, str, Any]:
+        """What has the method, the method's name, and the method as it stands in a class."""
+        path, _, name = self.here.rpartition("." if "." in self.here.partition(":")[2] else ":")
+        owner = _named(path)
+        if not inspect.isclass(owner) and not inspect.ismodule(owner):
+            owner = type(owner)
+        return owner, name, inspect.getattr_static(owner, name)
+
+    def problem(self) -> str | None:
+        """What is wrong with it in this vLLM; None if it can be wrapped."""
+        return _problem_of(self.here, self._look)
+
+    def _look(self, label: str) -> str | None:
+        _, _, method = self.find()
+        if getattr(method, "__isabstractmethod__", False):
+            return f"{label} is gone"  # only declared
+        kind = type(method) if isinstance(method, (staticmethod, classmethod)) else None
+        function = method.__func__ if kind else method
+        if kind is not self.kind or not callable(function):
+            return f"{label} is no {self.kind.__name__ if self.kind else 'plain method'} any more"
+        wanted = self.takes.split()
+        if not wanted:
+            return None
+        parameters = [
+            name
+            for name, parameter in inspect.signature(function).parameters.items()
+            if name not in ("self", "cls") and parameter.kind is not parameter.KEYWORD_ONLY
+        ]
+        if (found := parameters[: len(wanted)]) != wanted:
+            return f"{label} takes ({', '.join(found)}), not ({', '.join(wanted)})"
+        return None
+
+    def made(self) -> Make:
+        """``make``, looked up."""
+        return cast(Make, _named(self.make)) if isinstance(self.make, str) else self.make
+
+    def wrap(self) -> None:
+        """Replace it. What others made of it is wrapped once more; what ``make`` made of it before
+        stays as it is, as each engine of a process asks again.
+        """
+        owner, name, method = self.find()
+        original = method.__func__ if self.kind else method
+        make = self.made()
+        if make in (wrapper._vllm_cold_make for wrapper in _wrappers(original)):
+            return
+        replacement = functools.wraps(original)(make(original))
+        replacement._vllm_cold_original = original  # type: ignore[attr-defined]
+        replacement._vllm_cold_make = make  # type: ignore[attr-defined]
+        setattr(owner, name, self.kind(replacement) if self.kind else replacement)
+
+
+def _wrappers(function: Any) -> Iterator[Any]:
+    """Those of ours around vLLM's function, from the outside."""
+    while hasattr(function, "_vllm_cold_original"):
+        yield function
+        function = function._vllm_cold_original
+
+
+def original_of(function: Any) -> Any:
+    """The function of vLLM's, without what we put around it."""
+    return ([function] + [w._vllm_cold_original for w in _wrappers(function)])[-1]
+
+
+@dataclass(frozen=True, slots=True)
+class Contract:
+    """What is relied on of one class, function or module of vLLM. Names are separated by spaces.
+
+    Attributes:
+        where: "module:Class", "module:Class.method" or "module".
+        has: Attributes, or an enumeration's members.
+        takes: By a method's name, the first parameters behind ``self``.
+        fields: Of a dataclass or struct.
+        others: Which fields it may have beside these; None for any.
+        sets: What instances get when they are made.
+        uses: Names that a function uses, for the first time in this order.
+        like: "module:Class" of ours that says it: a method for each that it must have with these
+            parameters, a variable for each attribute that it has or sets.
+    """
+
+    where: str
+    has: str = ""
+    takes: Mapping[str, str] = field(default_factory=dict)
+    fields: str = ""
+    others: str | None = None
+    sets: str = ""
+    uses: str = ""
+    like: str = ""
+
+    def problem(self) -> str | None:
+        """What is wrong with it in this vLLM; None if it holds."""
+        return _problem_of(self.where, lambda label: next(self._problems(label), None))
+
+    def _problems(self, label: str) -> Iterator[str]:
+        found: Any = _named(self.where)
+        takes, names = dict(self.takes), self.sets.split()
+        if self.like:
+            ours = vars(_named(self.like))
+            names += [name for name in ours["__annotations__"] if not hasattr(found, name)]
+            takes |= {n: _positional(m) for n, m in ours.items() if inspect.isfunction(m)}
+        if missing := [n for n in (*self.has.split(), *takes) if not hasattr(found, n)]:
+            yield f"{label} has no {', '.join(missing)} any more"
+        for name, parameters in takes.items():
+            method = inspect.unwrap(getattr(found, name))
+            if getattr(method, "__isabstractmethod__", False):
+                yield f"{label} only declares {name}"
+            given = [p for p in inspect.signature(method).parameters if p not in ("self", "cls")]
+            if (first := given[: len(parameters.split())]) != parameters.split():
+                yield f"{label} has a {name} that takes ({', '.join(first)})"
+        if self.fields:
+            of_dataclass = getattr(found, "__dataclass_fields__", ())
+            known = set(getattr(found, "__struct_fields__", of_dataclass))
+            if gone := set(self.fields.split()) - known:
+                yield f"{label} has no field {', '.join(sorted(gone))} any more"
+            may = f"{self.fields} {self.others or ''}".split()
+            if self.others is not None and (new := known.difference(may)):
+                yield f"{label} has the new field {', '.join(sorted(new))}"
+        if names:
+            makers = [c.__init__ for c in found.__mro__ if inspect.isfunction(c.__init__)]
+            found_there = {n for init in makers for n in inspect.unwrap(init).__code__.co_names}
+            if unset := set(names) - found_there:
+                yield f"{label} sets no {', '.join(sorted(unset))} any more"
+        if expected := self.uses.split():
+            order = [n for n in inspect.unwrap(found).__code__.co_names if n in expected]
+            if order != expected:
+                used, want = ", ".join(order), ", ".join(expected)
+                yield f"{label} uses ({used}), not ({want}) in this order"
+
+
+def _positional(method: Any) -> str:
+    """What a method of ours takes by position behind ``self``."""
+    taken = list(inspect.signature(method).parameters.values())[1:]
+    return " ".join(p.name for p in taken if p.kind is p.POSITIONAL_OR_KEYWORD)
+
+
+class Touch:
+    """A row of the table: what of vLLM is touched by one file for one reason.
+
+    Args:
+        file: Whose it is, as a module below ``vllm_cold``.
+        when: When it is needed, one of the times in ``places``.
+        why: The reason.
+        can_go: What vLLM has to have before it can go.
+        places: Methods that are wrapped, by makers in ``file``, and what is relied on beside them.
+        since: The release of vLLM from which on it is needed.
+        extends: A class of vLLM that one of ours extends, for people.
+        lost: What is lost without it, where CoLD does without.
+        platform: "cpu" or "npu" where it is of that alone.
+    """
+
+    def __init__(
+        self,
+        file: str,
+        when: str,
+        why: str,
+        can_go: str,
+        *places: PatchPoint | Contract,
+        since: str = "0.23",
+        extends: str = "",
+        lost: str = "",
+        platform: str = "",
+    ) -> None:
+        self.file, self.when, self.why, self.can_go = file, when, why, can_go
+        self.since, self.extends, self.lost, self.platform = since, extends, lost, platform
+        self.relies = tuple(place for place in places if isinstance(place, Contract))
+        self.wraps = tuple(
+            replace(place, make=f"vllm_cold.{file}:{place.make}")
+            if isinstance(place.make, str)
+            else place
+            for place in places
+            if isinstance(place, PatchPoint)
+        )
+        self.places: tuple[PatchPoint | Contract, ...] = (*self.wraps, *self.relies)
+
+
+def problems(touches: Iterable[Touch]) -> str | None:
+    """What is wrong with them in this process, in one sentence without its full stop; None if
+    nothing is.
+    """
+    found = []
+    for touch in touches:
+        found += [place.problem() for place in touch.wraps if place.is_used]
+        found += [contract.problem() for contract in touch.relies]
+    return "; ".join(said for said in found if said is not None) or None
+
+
+def install(touches: Iterable[Touch]) -> None:
+    """Wrap the methods of these rows: all of those that CoLD cannot do without, or none at all. Of
+    another one that is missing, a warning says what is lost.
+
+    Raises:
+        PatchPointMissing: some cannot be wrapped; names them.
+    """
+    touches = tuple(touches)
+    needed = [place for touch in touches if not touch.lost for place in touch.wraps]
+    if missing := [said for place in needed if (said := place.problem()) is not None]:
+        raise PatchPointMissing("; ".join(missing))
+    for place in needed:
+        place.wrap()
+    for touch in touches:
+        for place in touch.wraps if touch.lost else ():
+            if not place.is_used:
+                continue
+            if (problem := place.problem()) is None:
+                place.wrap()
+            else:
+                logger.warning("vllm-cold: %s, as %s.", touch.lost, problem)
+
+
+def install_quietly(touches: Iterable[Touch]) -> None:
+    """Wrap what there is of them; who needs one looks at it again, and says so."""
+    for place in (place for touch in touches for place in touch.wraps if place.is_used):
+        if place.problem() is None:
+            place.wrap()
+
+
+def at_once(coroutine: Coroutine[Any, Any, _T]) -> _T:
+    """The result of one that does not wait."""
+    try:
+        coroutine.send(None)
+    except StopIteration as done:
+        return cast(_T, done.value)
+    coroutine.close()
+    raise RuntimeError("this coroutine waits")
+
+
+async def result_of(found: Any) -> Any:
+    """What a method returned, or what it will, if it is one to be awaited."""
+    return await found if inspect.isawaitable(found) else found
+
+
+def in_form_of(
+    original: Callable[..., Any], replacement: Callable[..., Coroutine[Any, Any, Any]]
+) -> Callable[..., Any]:
+    """A replacement that is awaited if the original is, for what vLLM has in both forms."""
+    if inspect.iscoroutinefunction(original):
+        return replacement
+    return lambda *args, **kwargs: at_once(replacement(*args, **kwargs))

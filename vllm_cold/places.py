@@ -1,0 +1,790 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The table of vLLM's places: all that is wrapped, extended or relied on in it, by the time when it
+is needed. docs/reference/places.md is made from it.
+
+Each process that makes or runs an engine with CoLD looks at its rows first
+(``availability.verify``): a vLLM that has changed one ends in a sentence that names the place, and
+not in the middle of a request. Looked at are names, parameters and fields, and in samplers the
+order in which names come; that takes milliseconds. What only a running engine shows, the scheduler
+notices (streams out of step, rows that nobody scored), and ``vllm-cold doctor``, which decodes.
+
+Data alone: a row names its file, which is loaded when its methods are wrapped.
+"""
+
+from vllm_cold.hardware import is_on
+from vllm_cold.patching import Contract, PatchPoint, Touch, problems
+
+# When a row is needed.
+START = "in every process, when vLLM loads the plugin"
+PLATFORM = START + ", on CPU and on NPUs"
+NO_COLD = "in every process where this vLLM lacks what CoLD needs"
+CONFIGURED = "in every process of an engine with CoLD"
+FRONT_END = "in its front end"
+ONLINE, OFFLINE = "in an API server", "in a process with `LLM`"
+MEDIA = "in a front end, for prompts with media"
+CONNECTOR = "in an engine with a KV connector"
+WORKER, V1, V2 = "in its workers", "with the V1 model runner", "with the V2 model runner"
+DRAFTS = "with speculative decoding"
+DRAFTS_V1, DRAFTS_V2 = (f"{DRAFTS}, {runner}" for runner in (V1, V2))
+BLOCKS_V2 = V2 + ", on CPU"
+STATES = "in workers on CPU, for models with state-space layers"
+LORA = "in engines with LoRA, with CoLD or without it"
+MODEL_ON_CPU = "in workers on CPU, before the model is loaded"
+CURES = "in workers on CPU with LoRA, with CoLD or without it"
+EMBEDS = "in workers with LoRA and `enable_prompt_embeds`"
+TOOLS = "in the commands of `vllm-cold`"
+# What is looked at before an engine is prepared for CoLD, whatever it serves.
+EVERY_ENGINE = (CONFIGURED, FRONT_END, WORKER, V1)
+
+# What docs/for-vllm.md asks for.
+GROUPS = "when vLLM schedules groups of requests that go in step."
+LOGITS = "when vLLM has a hook after the logits of all rows."
+DERIVED = "when vLLM renders prompts for a derived request."
+CHANNEL = "when vLLM has a channel for what plugins found."
+_BUG = "when its test in `tests/contracts/test_cpu.py` says so."
+_NOT_CURED = "a bug of vLLM is not cured here"
+_ENGINE_ARGS = "vllm.engine.arg_utils:EngineArgs."
+_OPENAI = "vllm.entrypoints.openai."
+_COMPLETION = _OPENAI + "completion.protocol:CompletionRequest."
+_CHAT = _OPENAI + "chat_completion.protocol:ChatCompletionRequest."
+_ONLINE = "vllm.renderers.online_renderer:OnlineRenderer."
+_ONLINE_023 = "vllm.entrypoints.serve.render.serving:OpenAIServingRender."
+_RENDERER = "vllm.renderers.base:BaseRenderer"
+_SCHED, _SAMPLE = "vllm.v1.core.sched.", "vllm.v1.sample."
+_GPU = "vllm.v1.worker.gpu."
+_RUNNER_V1 = "vllm.v1.worker.gpu_model_runner:GPUModelRunner."
+_RUNNER_V2 = _GPU + "model_runner:GPUModelRunner."
+_EXPERTS = "vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method:"
+
+
+# fmt: off
+TABLE = (
+    # ---- every process ---------------------------------------------------------------------------
+    Touch(
+        "vllm.frontend.engine_config", START,
+        "Here an engine's configuration is final. One with LoRA, or that asks for CoLD, gets "
+        "CoLD's scheduler and the logits processor of its model runner, by two public options: "
+        "`scheduler_config.scheduler_cls`, `model_config.logits_processors`. (The entry point "
+        "`vllm.logits_processors` would not do: each model runner refuses the other's class "
+        "there, which would break every engine on the machine.)",
+        "when vLLM lets plugins set these options.",
+        PatchPoint(_ENGINE_ARGS + "create_engine_config", "_make", "usage_context"),
+    ),
+    Touch(
+        "vllm.frontend.cli", START,
+        "`vllm serve --sampler cold --cold-beta ...`, which are also keys of vLLM's `--config` "
+        'YAML. The values end up in `additional_config["cold"]`. `from_cli_args` also names the '
+        "middleware that tells clients what was used, in vLLM's option `--middleware`.",
+        "when plugins can add arguments.",
+        PatchPoint(_ENGINE_ARGS + "add_cli_args", "_make_add", "parser", staticmethod),
+        PatchPoint(_ENGINE_ARGS + "from_cli_args", "_make_from", "args", classmethod),
+    ),
+    Touch(
+        "vllm.frontend.intake", START,
+        "Every request passes it in the front end, and it is the one place that sees a request's "
+        "parameters, its adapter and its prompt's length before the engine core does. "
+        "(`LogitsProcessor.validate_params` would see the parameters only.)",
+        DERIVED,
+        PatchPoint(
+            "vllm.v1.engine.input_processor:InputProcessor.process_inputs", "_make",
+            "request_id prompt params",
+        ),
+    ),
+    Touch(
+        "vllm.frontend.refusal", NO_COLD,
+        "Who asks for CoLD must be told why it is not there, and must not get plain decoding, or "
+        '"unrecognized arguments", without a word. These places are none of those that CoLD '
+        "itself needs, so that a change of vLLM hardly ever takes both.",
+        "never; it is the net.",
+        PatchPoint("vllm.sampling_params:SamplingParams.verify", "_make_verify"),
+        PatchPoint(
+            "vllm.utils.argparse_utils:FlexibleArgumentParser.parse_known_args", "_make_parse",
+            "args",
+        ),
+        PatchPoint(_ENGINE_ARGS + "__post_init__", "_make_post_init"),
+        lost="who asks for CoLD is not always told why it is unavailable",
+    ),
+    # ---- front ends ------------------------------------------------------------------------------
+    Touch(
+        "vllm.frontend.intake", FRONT_END,
+        "It calls `process_inputs` on an event loop, where neither an amateur's prompt is made "
+        "nor the file of its adapter is read. (A worker that cannot load an adapter takes the "
+        "engine down with it.)",
+        DERIVED,
+        PatchPoint(
+            "vllm.v1.engine.async_llm:AsyncLLM.add_request", "_make_add_request",
+            "request_id prompt params arrival_time lora_request",
+        ),
+        Contract(
+            "vllm.v1.engine:EngineCoreRequest",
+            fields="sampling_params lora_request mm_features resumable prompt_token_ids "
+            "prompt_embeds",
+        ),
+        Contract("vllm.lora.request:LoRARequest", fields="lora_name lora_int_id lora_path"),
+    ),
+    Touch(
+        "vllm.frontend.prompts", FRONT_END,
+        "An amateur's prompt becomes token ids as its expert's did: with the same chat template, "
+        "tools, template arguments and tokenizer's arguments. Only here are these together, for "
+        "`LLM.generate`, `LLM.chat` and all endpoints of a server; so what vLLM makes of a prompt "
+        "carries along how it was made.",
+        DERIVED,
+        PatchPoint(_RENDERER + ".render_cmpl", "_make_cmpl", "prompts tok_params"),
+        PatchPoint(_RENDERER + ".render_cmpl_async", "_make_cmpl", "prompts tok_params"),
+        PatchPoint(
+            _RENDERER + ".render_chat", "_make_chat", "conversations chat_params tok_params",
+        ),
+        PatchPoint(
+            _RENDERER + ".render_chat_async", "_make_chat", "conversations chat_params tok_params",
+        ),
+    ),
+    Touch(
+        "vllm.frontend.weights", FRONT_END,
+        "The engine sends the weights of each token once, with the token; a client that asks is "
+        "told all of them with the last one. Outputs that are not handed on lose what stands "
+        "beside their tokens, and where a stop string ends an answer, this is the first to know.",
+        CHANNEL,
+        PatchPoint(
+            "vllm.v1.engine.output_processor:RequestState.make_request_output", "_make",
+            "new_token_ids pooling_output finish_reason stop_reason kv_transfer_params",
+        ),
+    ),
+    Touch(
+        "vllm.frontend.metrics", FRONT_END,
+        "The figures that a scheduler sent become metrics. (vLLM's entry point for such loggers "
+        "would not do: a logger there switches statistics on in engines that had them switched "
+        "off, and in those without LoRA too.)",
+        CHANNEL,
+        PatchPoint(
+            "vllm.v1.metrics.loggers:StatLoggerManager.__init__", "_make_manager_init",
+            "vllm_config",
+        ),
+        PatchPoint(
+            "vllm.v1.metrics.loggers:StatLoggerManager.record", "_make_record", "scheduler_stats",
+        ),
+    ),
+    Touch(
+        "vllm.frontend.metrics", FRONT_END,
+        "The same figures, offline; prometheus_client's registry has them all the same.",
+        CHANNEL,
+        PatchPoint("vllm.v1.engine.llm_engine:LLMEngine.get_metrics", "_make_get_metrics"),
+        lost="LLM.get_metrics() shows no metrics of CoLD",
+    ),
+    Touch(
+        "vllm.frontend.media", FRONT_END,
+        "An amateur that reads the expert's conversation in another way must not have its media "
+        "fetched and decoded once more.",
+        DERIVED,
+        PatchPoint(
+            "vllm.multimodal.media.connector:MediaConnector.load_from_url", "_make_load",
+            "url media_io",
+        ),
+        PatchPoint(
+            "vllm.multimodal.media.connector:MediaConnector.load_from_url_async", "_make_load",
+            "url media_io",
+        ),
+        since="0.31",
+        lost="media of prompts that amateurs share with their expert are fetched again",
+    ),
+    Touch(
+        "vllm.frontend.media", MEDIA,
+        "The media of amateurs' prompts travel behind their expert's in "
+        "`EngineCoreRequest.mm_features`, so that all that vLLM does with media on their way is "
+        "done with them. And vLLM's front end sends an image once and from then on its hash, in "
+        "the order in which images were processed: a request whose amateurs' prompts are still to "
+        "be made would be overtaken. So what is contrasted brings its data along, and the sender "
+        "is told when it is on its way.",
+        DERIVED,
+        Contract(
+            "vllm.multimodal.inputs:MultiModalFeatureSpec",
+            fields="data modality identifier mm_position mm_hash", others="",
+        ),
+        Contract("vllm.multimodal.utils", has="argsort_mm_positions"),
+        Contract("vllm.multimodal.image", has="convert_image_mode normalize_image"),
+        Contract("vllm.multimodal.media", has="MediaWithBytes"),
+        Contract(
+            "vllm.multimodal.cache", has="LruKeyReplicatedSenderCache ShmObjectStoreSenderCache",
+        ),
+        Contract(
+            _RENDERER, has="mm_processor_cache render_messages_async",
+            sets="_mm_processor_only_cache _mm_executor",
+        ),
+        Contract(
+            "vllm.v1.engine.input_processor:InputProcessor", sets="mm_encoder_cache_size renderer",
+        ),
+        Contract(
+            "vllm.config:SchedulerConfig",
+            fields="max_num_batched_tokens long_prefill_token_threshold disable_chunked_mm_input",
+        ),
+        since="0.31",
+    ),
+    Touch(
+        "vllm.frontend.serving", ONLINE,
+        "Right behind the renderer a request is decided about and its amateurs' prompts are made: "
+        "the body and the template's arguments are known, a wrong request gets its HTTP 400 "
+        "before a streamed response starts, and it is off the event loop. `to_sampling_params` "
+        "says which of the prompts are sent to the engine; of some models vLLM makes the prompts "
+        "elsewhere, and their requests are decided about there.",
+        DERIVED,
+        PatchPoint(
+            _ONLINE + "preprocess_chat", "_make_preprocess", "request",
+            before=_ONLINE_023 + "preprocess_chat",
+        ),
+        PatchPoint(
+            _ONLINE + "preprocess_cmpl", "_make_preprocess", "request",
+            before=_ONLINE_023 + "preprocess_cmpl",
+        ),
+        PatchPoint(_COMPLETION + "to_sampling_params", "_make_sampling_params"),
+        PatchPoint(_CHAT + "to_sampling_params", "_make_sampling_params"),
+        PatchPoint(
+            _OPENAI + "responses.protocol:ResponsesRequest.to_sampling_params",
+            "_make_sampling_params",
+        ),
+    ),
+    Touch(
+        "vllm.frontend.serving", ONLINE,
+        "`cold_amateur` names an adapter, and only the server's list of loaded adapters knows "
+        "what the name stands for.",
+        "when vLLM resolves names of adapters for extensions.",
+        PatchPoint(_OPENAI + "models.serving:OpenAIServingModels.__init__", "_make_models_init"),
+    ),
+    Touch(
+        "vllm.frontend.serving", ONLINE,
+        "Beam search makes its own sampling parameters: a request for both would silently lose "
+        "CoLD.",
+        "when vLLM passes `vllm_xargs` on in beam search.",
+        PatchPoint(_COMPLETION + "to_beam_search_params", "_make_beam_params"),
+        PatchPoint(_CHAT + "to_beam_search_params", "_make_beam_params"),
+    ),
+    Touch(
+        "vllm.frontend.serving", OFFLINE,
+        "The same, offline.",
+        "when vLLM passes `extra_args` on in beam search.",
+        PatchPoint("vllm:LLM.beam_search", "_make_beam_search", "prompts params lora_request"),
+    ),
+    Touch(
+        "vllm.frontend.serving", ONLINE,
+        "A request that the scheduler ends with an error has its sentence in `stop_reason`; "
+        "vLLM's servers would say \"Internal server error\". And a client sees what its tokens "
+        "were chosen with, in the header `x-cold`, and the weights of each step in "
+        "`kv_transfer_params`, which streams have since 0.33; before, they are added here.",
+        "when vLLM reports the reason of an error and lets plugins add to a response.",
+        PatchPoint(
+            "vllm.v1.engine.async_llm:AsyncLLM.generate", "_make_generate",
+            "prompt sampling_params request_id",
+        ),
+    ),
+    Touch(
+        "vllm.frontend.aliases", ONLINE,
+        "A client that can send no field of ours can still name a model: `NAME:PRESET` is NAME "
+        "with `cold_preset`. Every endpoint asks here first whether a request's model is served.",
+        "when vLLM lets plugins resolve the names of models.",
+        PatchPoint(
+            "vllm.entrypoints.serve.engine.serving:BaseServing._check_model", "_make", "request",
+            before=_OPENAI + "engine.serving:OpenAIServing._check_model",
+        ),
+        lost="names of models with a preset (sql:cold) are unknown here",
+    ),
+    Touch(
+        "vllm.frontend.media_prompts", TOOLS,
+        "A chat with images as the dictionary that `LLM.generate` takes, to put an answer's "
+        "tokens behind it. `render_chat` would go on to the model's own processor, whose cache "
+        "then takes the images for sent.",
+        "when `LLM.chat` takes tokens of an answer's beginning.",
+        Contract(_RENDERER, has="render_messages tokenize_prompt"),
+        lost="the commands of vllm-cold cannot read chats with images",
+    ),
+    # ---- scheduler -------------------------------------------------------------------------------
+    Touch(
+        "vllm.scheduler.scheduler", CONFIGURED,
+        "A CoLD request is several requests that are scheduled in step. "
+        "`_mamba_block_aligned_split` is called for every request that is about to get tokens, "
+        "whenever `need_mamba_block_aligned_split` is true: the one place where tokens can be "
+        "capped *before* blocks are allocated and hashed. `_handle_blocked_waiting_request` "
+        "passes a waiting request over. The end of `schedule()` is `_update_after_schedule`, "
+        "where what is left of a group that was split is taken out.",
+        GROUPS,
+        Contract(
+            _SCHED + "scheduler:Scheduler", like="vllm_cold.vllm.scheduler.interface:Scheduler",
+        ),
+        Contract(_SCHED + "interface:PauseState", has="UNPAUSED PAUSED_NEW PAUSED_ALL"),
+        Contract(
+            _SCHED + "output:CachedRequestData",
+            fields="req_ids resumed_req_ids new_token_ids all_token_ids new_block_ids "
+            "num_computed_tokens num_output_tokens",
+            others="",
+        ),
+        Contract(
+            _SCHED + "output:SchedulerOutput",
+            fields="scheduled_new_reqs scheduled_cached_reqs num_scheduled_tokens "
+            "total_num_scheduled_tokens preempted_req_ids scheduled_spec_decode_tokens "
+            "scheduled_encoder_inputs free_encoder_mm_hashes",
+            others="scheduled_encoder_input_stats encoder_input_updates kv_connector_metadata "
+            "kv_connector_block_state ec_connector_metadata ec_manager_metadata "
+            "aux_output_connector_metadata has_sync_kv_loads block_table_updates "
+            "num_common_prefix_blocks finished_req_ids new_block_ids_to_zero "
+            "kv_cache_block_copies num_spec_tokens_to_schedule skip_drafts "
+            "num_invalid_spec_tokens has_structured_output_requests "
+            "pending_structured_output_tokens",
+        ),
+        Contract(_SCHED + "output:NewRequestData", fields="req_id mm_features"),
+        Contract(
+            "vllm.v1.request:RequestStatus",
+            has="WAITING RUNNING PREEMPTED FINISHED_ABORTED FINISHED_ERROR",
+        ),
+        Contract(
+            "vllm.v1.engine:EngineCoreOutput",
+            fields="request_id new_token_ids finish_reason stop_reason events trace_headers "
+            "kv_transfer_params",
+        ),
+        extends="Scheduler and AsyncScheduler, by the public option `scheduler_cls`",
+    ),
+    Touch(
+        "vllm.scheduler.amateurs", CONFIGURED,
+        "Amateurs are requests like their expert, without what would be done twice or for nobody.",
+        GROUPS,
+        Contract(
+            "vllm.sampling_params:SamplingParams",
+            fields="extra_args top_p top_k min_p logprobs prompt_logprobs structured_outputs "
+            "stop_token_ids repetition_detection min_tokens bad_words allowed_token_ids "
+            "_eos_token_id _bad_words_token_ids",
+        ),
+    ),
+    Touch(
+        "vllm.scheduler.queues", CONFIGURED,
+        "Only one stream of a group waits in a queue; the others are put right behind it for the "
+        "time of a pass, so that counts and order are those of the clients' requests.",
+        GROUPS,
+        Contract(_SCHED + "request_queue", has="create_request_queue"),
+        Contract(
+            _SCHED + "request_queue:FCFSRequestQueue",
+            has="insert peek_request pop_request remove_requests",
+        ),
+        Contract(_SCHED + "request_queue:SchedulingPolicy", has="FCFS PRIORITY"),
+    ),
+    Touch(
+        "vllm.scheduler.kv_blocks", CONFIGURED,
+        "A group is admitted if all its streams fit the KV cache; blocks that a step hashed and "
+        "will not write leave the prefix cache.",
+        GROUPS,
+        Contract(
+            "vllm.v1.core.kv_cache_manager:KVCacheManager",
+            takes={
+                "evict_blocks": "block_ids",
+                "get_block_ids": "request_id",
+                "get_computed_blocks": "request",
+            },
+        ),
+        Contract("vllm.v1.core.block_pool:BlockPool", has="evict_blocks get_num_free_blocks"),
+    ),
+    Touch(
+        "vllm.scheduler.encoder", CONFIGURED,
+        "vLLM takes tokens off a request whose next medium does not fit the encoder, after the "
+        "cap that keeps a group in step, and counts a medium as encoded when it has planned that, "
+        "whether or not the request stays in the step.",
+        GROUPS,
+        Contract(
+            "vllm.v1.core.encoder_cache_manager:EncoderCacheManager",
+            takes={
+                "check_and_update_cache": "request input_id",
+                "free": "request",
+                "free_encoder_input": "request input_id",
+                "get_cached_input_ids": "request",
+                "get_freed_mm_hashes": "",
+            },
+            sets="cache_size num_free_slots num_freeable_slots cached freeable freed",
+        ),
+        Contract(
+            "vllm.multimodal.inputs:MultiModalFeatureSpec", fields="data identifier mm_position",
+        ),
+        Contract(
+            "vllm.multimodal.inputs:PlaceholderRange", has="get_num_embeds", fields="offset length",
+        ),
+    ),
+    Touch(
+        "vllm.scheduler.stats", CONFIGURED,
+        "What the scheduler counted gets to the process that serves /metrics in a dictionary "
+        "beside what a KV connector counted.",
+        CHANNEL,
+        Contract("vllm.v1.metrics.stats:SchedulerStats", fields="kv_connector_stats"),
+    ),
+    Touch(
+        "vllm.scheduler.connectors", CONNECTOR,
+        "The streams of a group wait for each other, so also for what a connector loads for one "
+        "of them, over steps.",
+        GROUPS,
+        Contract(
+            _SCHED + "scheduler:Scheduler", like="vllm_cold.vllm.scheduler.interface:WithConnector",
+        ),
+        Contract(_SCHED + "output:KVConnectorBlockState", fields="req_ids"),
+        Contract(
+            "vllm.distributed.kv_transfer.kv_connector.v1.base:KVConnectorBase_V1",
+            has="get_num_new_matched_tokens has_pending_block_frees",
+            takes={"on_new_request": "request"},
+        ),
+        Contract("vllm.v1.outputs:ModelRunnerOutput", fields="kv_connector_output"),
+        Contract("vllm.v1.outputs:KVConnectorOutput", fields="invalid_block_ids"),
+        Contract("vllm.v1.request:RequestStatus", has="WAITING_FOR_REMOTE_KVS"),
+        since="0.31",
+    ),
+    # ---- workers ---------------------------------------------------------------------------------
+    Touch(
+        "vllm.worker.outputs", WORKER,
+        "What a worker found of the groups that it scored travels to the scheduler as an "
+        "attribute of a step's own output.",
+        CHANNEL,
+        PatchPoint("vllm.v1.outputs:ModelRunnerOutput.__init__", "_make_output_init"),
+    ),
+    Touch(
+        "vllm.worker.processor_v1", V1,
+        "Scores come behind the grammar, `allowed_token_ids`, `bad_words`, `min_tokens` and "
+        "`logit_bias`, and before penalties, temperature and top-k / top-p.",
+        "never.",
+        Contract(_SAMPLE + "logits_processor.interface:BatchUpdate", fields="removed added moved"),
+        Contract(_SAMPLE + "logits_processor.interface:MoveDirectionality", has="SWAP"),
+        Contract(
+            _SAMPLE + "sampler:Sampler.apply_logits_processors",
+            uses="allowed_token_ids_mask apply_bad_words non_argmax_invariant apply_penalties",
+        ),
+        extends="the logits processor interface of V1, public",
+    ),
+    Touch(
+        "vllm.worker.processor_v2", V2,
+        "The same on V2, the default on GPUs since 0.32.",
+        "never.",
+        Contract(
+            _GPU + "sample.logits_processor.interface:LogitsContext",
+            fields="idx_mapping_np input_ids expanded_local_pos",
+        ),
+        Contract(
+            _GPU + "sample.sampler:Sampler.apply_sampling_params",
+            uses="logits_processors apply_temperature apply_min_p apply_top_k_top_p",
+        ),
+        since="0.31", extends="the logits processor interface of V2, public",
+    ),
+    Touch(
+        "vllm.worker.amateur_tokens", V1,
+        "Each amateur gets the token that was drawn from the expert's row: its entry of what the "
+        "sampler returns is overwritten, whatever was drawn there. That is the first point at "
+        "which the tokens are known, and they are still on the device.",
+        LOGITS,
+        PatchPoint(
+            _SAMPLE + "sampler:Sampler.forward", "_make_forward", "logits sampling_metadata",
+        ),
+        Contract(_SAMPLE + "sampler:Sampler.forward", uses="apply_logits_processors sample"),
+    ),
+    Touch(
+        "vllm.worker.amateur_tokens", V2,
+        "The same on V2.",
+        LOGITS,
+        PatchPoint(_GPU + "sample.sampler:Sampler.__call__", "_make_call", "logits input_batch"),
+        since="0.31",
+    ),
+    Touch(
+        "vllm.worker.penalties_v2", V2,
+        "V2 applies penalties before custom processors, to each row by the tokens of its own "
+        "prompt, and an amateur with a prompt of its own has other ones than its expert. Here "
+        "CoLD scores before penalties and behind `bad_words`, as on V1. For plain requests "
+        "nothing changes: what `bad_words` forbid is -inf before penalties as behind them.",
+        LOGITS,
+        PatchPoint(_GPU + "sample.sampler:Sampler.__init__", "_make_init"),
+        Contract(_GPU + "sample.sampler", has="PenaltiesState BadWordsState"),
+        since="0.31",
+    ),
+    Touch(
+        "vllm.worker.block_zeroer", BLOCKS_V2,
+        "Blocks that hold NaN are cleared before somebody else gets them, by the list that vLLM's "
+        "scheduler has for its own clearing. V2 has what follows it only where the KV cache wants "
+        "its new blocks cleared, and stops with an assertion elsewhere.",
+        "when V2 makes one for every cache, or when vLLM's attention on CPU does not read behind "
+        "a sequence.",
+        PatchPoint(
+            "vllm.v1.worker.cpu.model_runner:CPUModelRunner.initialize_kv_cache",
+            "_make_initialize",
+        ),
+        Contract("vllm.v1.worker.cpu.model_runner:CPUModelRunner", has="_init_kv_zero_meta"),
+        since="0.31", lost=_NOT_CURED, platform="cpu",
+    ),
+    Touch(
+        "vllm.worker.drafts_v1", DRAFTS,
+        "V1 loads no logits processor under speculation, which cannot know of the rows of drafts, "
+        "and says so with an error; ours does, so it is loaded.",
+        LOGITS,
+        PatchPoint(
+            _SAMPLE + "logits_processor:build_logitsprocs", "_make_build",
+            "vllm_config device is_pin_memory is_pooling_model custom_logitsprocs",
+        ),
+        PatchPoint(
+            "vllm.v1.worker.gpu_model_runner:build_logitsprocs", "_make_build",
+            "vllm_config device is_pin_memory is_pooling_model custom_logitsprocs", if_loaded=True,
+        ),
+        Contract(_SCHED + "scheduler:Scheduler", sets="num_spec_tokens num_lookahead_tokens"),
+        Contract(
+            _SAMPLE + "metadata:SamplingMetadata",
+            fields="allowed_token_ids_mask bad_words_token_ids logitsprocs no_penalties "
+            "thinking_budget_state_holder prompt_token_ids frequency_penalties presence_penalties "
+            "repetition_penalties",
+            others="temperature all_greedy all_random top_p top_k generators max_num_logprobs "
+            "output_token_ids logprob_token_ids spec_token_ids",
+        ),
+        Contract(
+            "vllm.v1.spec_decode.metadata:SpecDecodeMetadata",
+            fields="num_draft_tokens draft_token_ids",
+        ),
+        since="0.32",
+    ),
+    Touch(
+        "vllm.worker.drafts_v1", DRAFTS_V1,
+        "V1 asks its logits processors about a request's last row alone, the one behind its "
+        "drafts. Here CoLD also scores the rows in which drafts are verified, and the amateurs "
+        "are told the expert's drafts and those that were right.",
+        LOGITS,
+        PatchPoint(
+            _SAMPLE + "rejection_sampler:RejectionSampler.apply_logits_processors", "_make_apply",
+            "logits sampling_metadata metadata",
+        ),
+        PatchPoint(
+            _SAMPLE + "rejection_sampler:RejectionSampler.forward", "_make_forward",
+            "metadata draft_probs logits sampling_metadata",
+        ),
+        PatchPoint(_RUNNER_V1 + "propose_draft_token_ids", "_make_propose"),
+        since="0.32",
+    ),
+    Touch(
+        "vllm.worker.drafts_v2", DRAFTS_V2,
+        "Logits processors are not told on the host how many rows a request has: CoLD's is. Large "
+        "batches are verified in chunks of requests; a chunk ends where no group is apart. What "
+        "the expert was given, and its drafts for the next step, are told to its amateurs.",
+        LOGITS,
+        PatchPoint(
+            _GPU + "spec_decode.rejection_sampler:RejectionSampler.__call__", "_make_call",
+            "logits input_batch",
+        ),
+        PatchPoint(
+            _GPU + "spec_decode.rejection_sampler:_iter_request_chunks", "_make_chunks",
+            "cu_num_logits max_chunk_logits",
+        ),
+        PatchPoint(_RUNNER_V2 + "sample_tokens", "_make_sample"),
+        since="0.32",
+    ),
+    Touch(
+        "vllm.worker.states", STATES,
+        "With prefix caching, a Mamba 2 layer declares that a prompt's last step also exports the "
+        "state at the last block boundary before its end. The scan on CPU returns the states at "
+        "the prompts' ends only: stock vLLM stops with an `IndexError` at the first prompt that "
+        "is longer than a block. Here the layer does not declare it, and the scheduler ends a "
+        "step at the boundary, as for layers of other kinds.",
+        _BUG,
+        PatchPoint(
+            "vllm.model_executor.layers.mamba.mamba_mixer2:MambaMixer2.get_kv_cache_spec",
+            "_make_spec",
+        ),
+        since="0.32", lost=_NOT_CURED, platform="cpu",
+    ),
+    Touch(
+        "vllm.worker.states", STATES,
+        "The kernel takes queries [T, heads * size] and, as LFM2 gives them, [T, heads, size]; of "
+        "the latter it turns one head in place of all. Here it gets the former.",
+        _BUG,
+        PatchPoint(
+            "vllm.model_executor.layers.rotary_embedding.base:RotaryEmbedding.forward_cpu",
+            "_make_forward", "positions query key",
+        ),
+        since="0.32", lost=_NOT_CURED, platform="cpu",
+    ),
+    # ---- kernels for one kind of hardware --------------------------------------------------------
+    Touch(
+        "cpu.cpu_platform", PLATFORM,
+        "Which class runs LoRA on CPU: ours. vLLM's operations cannot be compiled, so it switches "
+        "compilation off for LoRA; ours can, and a compiled model is up to twice as fast. So the "
+        "configuration is made as if there were no LoRA. Only engines with LoRA see a difference.",
+        "with `cpu.lora_fallback`.",
+        PatchPoint(
+            "vllm.platforms:current_platform.get_punica_wrapper", "_make_wrapper", kind=classmethod,
+        ),
+        PatchPoint(
+            "vllm.platforms:current_platform.check_and_update_config", "_make_config",
+            "vllm_config", classmethod,
+        ),
+        lost="LoRA on CPU is vLLM's", platform="cpu",
+    ),
+    Touch(
+        "cpu.lora_fallback", LORA,
+        "vLLM's operations index the stacked adapter weights with each row's slot number, and a "
+        "base-model row's -1 wraps around to the last slot: in a batch with an adapter row, base "
+        "rows silently get the adapter. vLLM 0.33 masks these rows; there these classes only "
+        "avoid the copies of the weights for each row.",
+        "when 0.32 is no longer supported and stock groups rows by adapter.",
+        Contract(
+            "vllm.lora.punica_wrapper.punica_cpu:PunicaWrapperCPU",
+            has="token_lora_indices sampler_indices update_metadata",
+            takes={
+                "add_shrink": "y x lora_a_stacked scale",
+                "add_expand": "y x lora_b_stacked output_slices offset_start add_inputs",
+                "add_lora_embedding": "y x lora_b_stacked add_inputs",
+                "add_lora_linear": "y x lora_a_stacked lora_b_stacked scale output_slices buffer",
+                "add_lora_logits": "y x lora_a_stacked lora_b_stacked scale buffer",
+                "_apply_shrink": "y x w_t_all scale",
+                "_apply_expand": "y x w_t_all y_offset y_slice_size add_inputs",
+            },
+        ),
+        extends="PunicaWrapperCPU, which runs LoRA on CPU", platform="cpu",
+    ),
+    Touch(
+        "cpu.lora_wrapper", LORA,
+        "All linear layers would share one wrapper and pass it their weights at each call. Here "
+        "each gets an object of its own that knows them: a call has three tensors instead of up "
+        "to nine, and a compiled model looks up one tensor a layer instead of two a slice.",
+        "with `cpu.lora_fallback`.",
+        PatchPoint("vllm.lora.layers:BaseLayerWithLoRA.set_mapping", "_make", "punica_wrapper"),
+        platform="cpu",
+    ),
+    Touch(
+        "cpu.linear_layers", MODEL_ON_CPU,
+        "vLLM has oneDNN compute all products, and with up to 8 rows, as in decoding at small "
+        "batches, that takes half as long again as reading the weights. The results are the same, "
+        "bit for bit.",
+        "when oneDNN's small-M GEMM is as fast.",
+        PatchPoint(
+            "vllm.model_executor.layers.utils:dispatch_cpu_unquantized_gemm", "_make",
+            "layer remove_weight",
+        ),
+        lost="small-M GEMMs are not faster here", platform="cpu",
+    ),
+    Touch(
+        "cpu.moe_lora", MODEL_ON_CPU,
+        "In engines with LoRA a mixture of experts gets Triton's kernel, on a CPU too, where that "
+        "cannot run: no engine with LoRA starts on such a model. Here it is asked which one it "
+        "takes without LoRA, and that one learns to take adapters.",
+        "when vLLM's kernels for CPUs support LoRA; nothing is changed then.",
+        PatchPoint(
+
+            _EXPERTS + "select_unquantized_moe_backend",
+            "_make", "moe_config",
+        ),
+        since="0.31", extends="vLLM's kernels for experts on CPU",
+        lost="LoRA on mixtures of experts does not run", platform="cpu",
+    ),
+    Touch(
+        "cpu.workarounds", CURES,
+        "V1 rewinds the random generator of each seeded request that is still prefilling with "
+        "`Generator.set_offset`, which CPU generators do not have: a seeded request whose prompt "
+        "is split over steps kills the engine. Here such rows keep their generator out of the "
+        "step: their sample is thrown away anyway.",
+        _BUG,
+        PatchPoint(
+            "vllm.v1.worker.cpu_model_runner:CPUModelRunner.sample_tokens", "_make_sample",
+            if_loaded=True,
+        ),
+        lost=_NOT_CURED, platform="cpu",
+    ),
+    Touch(
+        "cpu.workarounds", CURES,
+        "V1 gives each draft's row the temperature, top-k and top-p of its request. The kernel "
+        "behind it writes into an int64 copy of the output, and what comes back is memory that "
+        "nobody wrote: as soon as one request of a batch samples at random, the tokens of all are "
+        "wrong, greedy ones too.",
+        _BUG,
+        PatchPoint(
+            _SAMPLE + "rejection_sampler:expand_batch_to_tokens", "_make_expand",
+            "x cu_num_tokens num_tokens replace_from replace_to", if_loaded=True,
+        ),
+        lost=_NOT_CURED, platform="cpu",
+    ),
+    Touch(
+        "cpu.workarounds", CURES,
+        "A linear LoRA layer takes the device of the base layer's weight. Where weights and "
+        "inputs are int8, oneDNN's kernel leaves None in its place, so that no engine with LoRA "
+        "starts on a CPU without AMX.",
+        "when 0.32 is no longer supported.",
+        PatchPoint(
+            "vllm.lora.layers.base_linear:_get_lora_device", "_make_device", "base_layer",
+            if_loaded=True,
+        ),
+        lost=_NOT_CURED, platform="cpu",
+    ),
+    Touch(
+        "cpu.workarounds", CURES,
+        "Drafters such as EAGLE and MTP compute with the target's embedding, which is a LoRA "
+        "layer, for rows of their own. It would take the adapters of the rows of the last step, "
+        "of which there are another number: so our LoRA raises. Drafts are made without adapters; "
+        "right or wrong, they are verified.",
+        "when its test in `tests/unit/test_workarounds.py` says so.",
+        PatchPoint(
+            "vllm.v1.spec_decode.llm_base_proposer:SpecDecodeBaseProposer.propose", "_make_drafter",
+            if_loaded=True,
+        ),
+        PatchPoint(
+            "vllm.v1.spec_decode.llm_base_proposer:SpecDecodeBaseProposer.dummy_run",
+            "_make_drafter", if_loaded=True,
+        ),
+        PatchPoint(
+            _GPU + "spec_decode.target_dependent_ar.speculator:TargetDependentARSpeculator.propose",
+            "_make_drafter", if_loaded=True,
+        ),
+        since="0.32", lost=_NOT_CURED, platform="cpu",
+    ),
+    Touch(
+        "cpu.workarounds", EMBEDS,
+        "V1 embeds the rows of a step that are tokens and leaves out those that bring their "
+        "embeddings along. Of the rows that are left the LoRA layer takes the first adapters of "
+        "all: another request's. Here all rows are embedded, and those that were asked for taken.",
+        _BUG,
+        PatchPoint(
+            _RUNNER_V1 + "_preprocess", "_make_preprocess", "scheduler_output", if_loaded=True,
+        ),
+        lost=_NOT_CURED,
+    ),
+    Touch(
+        "cpu.workarounds", CURES,
+        "V2 tells the LoRA layers one adapter for each request, but with speculative decoding a "
+        "request has a row of logits for each draft and one more: LoRA of the output layer takes "
+        "other requests' adapters. Here each request's adapter is repeated as often as it has "
+        "rows, as V1 does it.",
+        _BUG,
+        PatchPoint(_RUNNER_V2 + "prepare_inputs", "_make_prepare", if_loaded=True),
+        PatchPoint(_GPU + "lora_utils:LoraState.make_lora_inputs", "_make_inputs", if_loaded=True),
+        lost=_NOT_CURED, platform="cpu",
+    ),
+    Touch(
+        "npu.npu_platform", PLATFORM,
+        "Which class runs LoRA on Ascend NPUs: in engines with CoLD `npu.lora_bgmv`.",
+        "with `npu.lora_bgmv`.",
+        PatchPoint(
+            "vllm.platforms:current_platform.get_punica_wrapper", "_make_wrapper", kind=classmethod,
+        ),
+        lost="LoRA on NPUs is vllm-ascend's", platform="npu",
+    ),
+    Touch(
+        "npu.lora_bgmv", LORA,
+        "vLLM's V1 runner says `prefill` in every step, so that vllm-ascend uses its SGMV "
+        "kernels, which are told how many runs of equal adapters the batch's rows form. That is a "
+        "Python number, and a compiled model keeps the one that it was traced with: the rows "
+        "behind the first runs get no adapter, and with pairs nearly every row begins a run. The "
+        "BGMV kernels read each row's own adapter from a tensor. For `max_lora_rank` of 128 and "
+        "more, and on 310P, vllm-ascend takes torch operations, which give rows of the base model "
+        "the adapter in the last slot; here such rows get nothing.",
+        "when vllm-ascend passes no Python number to its kernels, and leaves rows of the base "
+        "model alone.",
+        Contract(
+            "vllm_ascend.lora.punica_npu:PunicaWrapperNPU",
+            has="_shrink_decode _expand_decode _expand_slice_decode _get_token_lora_indices",
+            takes={"update_metadata": "mapping"},
+        ),
+        extends="vllm-ascend's PunicaWrapperNPU, which runs LoRA on NPUs", platform="npu",
+    ),
+)
+# fmt: on
+
+
+def rows(*when: str) -> tuple[Touch, ...]:
+    """Those of these times, of all if none is given, on this platform."""
+    asked = (touch for touch in TABLE if not when or touch.when in when)
+    return tuple(touch for touch in asked if not touch.platform or is_on(touch.platform))
+
+
+def problem(*when: str) -> str | None:
+    """What is wrong with what CoLD cannot do without at these times, in one sentence without its
+    full stop; None if nothing is.
+    """
+    return problems(touch for touch in rows(*when) if not touch.lost)
