@@ -1,27 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Touches vLLM: ``OpenAIServingModels.__init__``, the protocols' ``to_beam_search_params`` and
-``to_sampling_params``, ``OnlineRenderer.preprocess_chat`` and ``.preprocess_cmpl``,
-``AsyncLLM.generate``, and ``LLM.beam_search``.
+"""What API servers and ``LLM`` do with requests beside the engine: the way of a prompt into it, the
+ways of beam search, errors, and what a client is told.
 
-Why:
-
-- ``cold_amateur`` names an adapter, and only the server's list of loaded adapters (static or loaded
-  at run time) knows what the name stands for.
-- ``OnlineRenderer`` makes a request's prompt. Right behind it the request is decided about and its
-  amateurs' prompts are made: the body and the template's arguments are known, a wrong request gets
-  its HTTP 400 before a streamed response starts, and it is off the event loop. The body may hold
-  our keys where vLLM ignores them.
-- ``to_sampling_params`` says which of the prompts are sent to the engine. Of some models vLLM makes
-  the prompts elsewhere: their requests are decided about there.
-- Beam search makes its own sampling parameters, so a request for both would silently lose one.
-- A request that the scheduler ends with an error has its sentence in ``stop_reason``; vLLM's
-  servers would say "Internal server error".
-- A client should see what its tokens were chosen with: the header ``x-cold`` of the response says
-  it, and the weights of each step, where it asks for them, are in ``kv_transfer_params``, which
-  vLLM's response bodies have, and since 0.33 streams; before, they are added there.
-
-Since: 0.23 to 0.33. Can go: when vLLM resolves adapter names for extensions, passes ``vllm_xargs``
-on in beam search, reports the reason of an error, and lets plugins add to a response.
+Right behind the renderer a request is decided about and its amateurs' prompts are made. Of some
+models vLLM makes the prompts elsewhere: their requests are decided about in ``to_sampling_params``,
+which also says which of the prompts are sent. The body may hold our keys where vLLM ignores them. A
+client should see what its tokens were chosen with: the header ``x-cold`` of the response says it,
+and the weights of each step, where it asks for them, are in ``kv_transfer_params``.
 """
 
 import asyncio
