@@ -1,15 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Touches vLLM: ``InputProcessor.process_inputs``, which every request passes in the front end,
-offline and online, and ``AsyncLLM.add_request``, which calls it on an event loop.
+"""Where every request comes in, offline and online: a CoLD request leaves with its ``Stream``.
 
-Why: it is the one place that sees a request's parameters, its adapter and its prompt length
-before the engine core does; a CoLD request leaves it with its ``Stream``.
-(``LogitsProcessor.validate_params`` would see the parameters only.) What was decided before, on a
-server when its prompt was made (``serving``), travels in what vLLM made of the prompt. A worker
-that cannot load an adapter takes the engine down with it, so the file of an amateur that the caller
-brings along is looked at; not on an event loop, where an amateur's prompt is not made either, hence
-the second place. (A server has loaded its adapters already when they can be named.)
-Since: 0.23 to 0.33. Can go: when ``validate_params`` gets the request.
+What was decided before, on a server when its prompt was made (``serving``), travels in what vLLM
+made of the prompt. A worker that cannot load an adapter takes the engine down with it, so the file
+of an amateur that the caller brings along is looked at; not on an event loop, where an amateur's
+prompt is not made either. (A server has loaded its adapters already when they can be named.)
 """
 
 from collections.abc import Callable
