@@ -1,14 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Touches vLLM: ``BaseRenderer.render_cmpl`` and ``render_chat``, with ``_async`` and without.
+"""How an amateur's prompt becomes token ids: as its expert's did, and what it does without is left
+out of what the expert reads. So what vLLM makes of a prompt carries along how it was made
+(``PromptSource``).
 
-Why: an amateur's prompt becomes token ids as its expert's did: with the same chat template, tools,
-template arguments and tokenizer's arguments, and what it does without is left out of what the
-expert reads. Only here are these together, for ``LLM.generate``, ``LLM.chat`` and all endpoints of
-a server; so what vLLM makes of a prompt carries along how it was made (``PromptSource``). An
-amateur's own is made later, where the request's parameters are known, by the same methods: off the
-event loop where vLLM renders so. And ``BaseRenderer.queue_mm_cache_invalidations`` (0.33) or
+An amateur's own is made later, where the request's parameters are known, by the same methods: off
+the event loop where vLLM renders so. And ``BaseRenderer.queue_mm_cache_invalidations`` (0.33) or
 ``_mm_executor`` (before) forget the images of a request that is refused.
-Since: 0.23 to 0.33. Can go: when vLLM shows extensions a request before it is rendered.
 """
 
 import asyncio
