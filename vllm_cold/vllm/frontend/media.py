@@ -1,23 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Touches vLLM: ``MediaConnector.load_from_url`` and ``.load_from_url_async``,
-``MultiModalFeatureSpec``, and the front end's caches of processed media.
+"""Media of amateurs' prompts: fetched once (``remembering``), sent behind their expert's, split off
+by the scheduler (``scheduler.amateurs``). What vLLM looks at in a client's prompt with media,
+``admission`` looks at in amateurs'.
 
-Why: an amateur that reads the expert's conversation in another way must not have its media fetched
-and decoded once more (``remembering``). The media of amateurs' own prompts travel behind their
-expert's in ``EngineCoreRequest.mm_features``, so that all that vLLM does with media on their way is
-done with them; the scheduler splits them off (``scheduler.amateurs``). What vLLM looks at in a
-client's prompt with media, ``admission`` looks at in amateurs'.
-
-With its usual cache, vLLM's front end sends an image once and from then on its hash, and relies on
-the engine core getting requests in the order in which their images were processed. A request whose
-amateurs' prompts are still to be made would be overtaken: then the hash comes first, and a request
-that has nothing to do with CoLD is sent back. So on a server what is contrasted always brings its
-data along, out of the cache that vLLM has for those who send nothing (``always_sent``), and the
-sender is told when it is on its way (``tell_sent``). Of media that are named by their uuids alone,
-only the engine core has the data: beside others they are refused. Offline each prompt is sent
-before the next is processed.
-Since: 0.31 to 0.33; before, prompts with media are refused. Can go: when vLLM renders several
-prompts of one request.
+On a server what is contrasted always brings its data along, out of the cache that vLLM has for
+those who send nothing (``always_sent``), and the sender is told when it is on its way
+(``tell_sent``). Of media that are named by their uuids alone, only the engine core has the data:
+beside others they are refused. Offline each prompt is sent before the next is processed.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
