@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Touches vLLM: the KV connector of its scheduler, which brings KV from elsewhere.
+"""The KV connector of vLLM's scheduler, which brings KV from elsewhere.
 
-Why: the streams of a group wait for each other, so also for what a connector loads for one of
+The streams of a group wait for each other, so also for what a connector loads for one of
 them. Loads that a step waits for (synchronous) count as found in the prefix cache. Loads that take
 steps (asynchronous) are started for all streams before the leader is admitted, and the group begins
 when all have come. A follower whose KV has come waits as any follower does, outside of the queues,
@@ -17,8 +17,6 @@ but holds blocks. What it relies on, beside what ``scheduler`` lists:
 - ``_handle_invalid_blocks(ids, num_scheduled_tokens)``: the requests that ran on KV that did not
   come, of which vLLM drops the step's tokens.
 - ``max_num_active_reqs``: when as many requests run, nobody else is looked at in the pass.
-
-Since: 0.31. Can go: when vLLM schedules groups of requests.
 """
 
 from collections.abc import Callable, Container, Iterable, Mapping

@@ -1,10 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Media (images, videos, audios): how much of a prompt the encoder lets a stream compute in a step.
 
-Touches vLLM: ``Scheduler._try_schedule_encoder_inputs`` and ``EncoderCacheManager``; of a step
-``scheduled_encoder_inputs``, ``encoder_input_updates`` and the media of requests that are new.
-
-Why: a step encodes so many embeddings, and the encoder's cache holds so many. vLLM takes tokens off
+A step encodes so many embeddings, and the encoder's cache holds so many. vLLM takes tokens off
 a request whose next medium does not fit, *after* the cap that keeps a group in step, and counts a
 medium as encoded when it has planned that, whether or not the request stays in the step. What it
 relies on:
@@ -17,8 +14,6 @@ relies on:
   ``free(request)`` keeps what was planned in the cache, as if it had been encoded.
 - A prompt's media that the prefix cache covers are sent to workers without their data. Those of the
   V1 runner are not sent them again when the request is preempted and computes them.
-
-Since: 0.23. Can go: when vLLM schedules groups of requests.
 """
 
 from collections.abc import Callable, Iterable, Mapping

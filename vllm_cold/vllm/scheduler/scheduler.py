@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Touches vLLM: the scheduler, as ``SchedulerConfig.scheduler_cls`` (public option).
+"""The scheduler, as ``SchedulerConfig.scheduler_cls``.
 
-Why: a CoLD request is several requests that must be scheduled in step. The rules are
+A CoLD request is several requests that must be scheduled in step. The rules are
 ``vllm_cold.group.lockstep``; this file only connects them to vLLM's scheduler, without a fork of
 ``schedule()``. What it relies on:
 
@@ -10,8 +10,7 @@ Why: a CoLD request is several requests that must be scheduled in step. The rule
   before block allocation, whenever ``need_mamba_block_aligned_split`` is true; a 0 passes the
   request over (running) or ends admission for this step (waiting). It is the one place where
   tokens can be capped *before* blocks are allocated and hashed. It is replaced only during a pass
-  in which a group may get some, in which ``states`` asks vLLM's own rule first. Can go: when vLLM
-  offers a per-request cap.
+  in which a group may get some, in which ``states`` asks vLLM's own rule first.
 - ``_handle_blocked_waiting_request(request)``: called for the head of a queue before anything else
   is done for it; False passes it over and goes on with the next. Not in 0.23, where a group that
   lacks an adapter's slot ends the step's admission.
@@ -27,7 +26,7 @@ Why: a CoLD request is several requests that must be scheduled in step. The rule
   scheduling pass only, right behind it (or, if it already runs, in front of everything else); so
   waiting counts and queue order are those of the clients' requests.
 
-Since: 0.23. ``interface`` has all that is used of vLLM's scheduler, ``queues`` puts followers into
+``interface`` has all that is used of vLLM's scheduler, ``queues`` puts followers into
 queues, ``kv_blocks`` asks the KV cache, ``connectors`` a KV connector, ``states`` splits prompts
 for layers with states, ``encoder`` for media, ``amateurs`` makes the other streams, ``stats`` sends
 figures to the front end.

@@ -1,14 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Models with states (Mamba, linear attention): how much of a prompt a stream computes in a step.
 
-Touches vLLM: ``Scheduler._mamba_block_aligned_split``, vLLM's own rule behind the hook that
-``scheduler`` takes; ``Request.shared_prefix_boundary`` and ``block_hashes``, which it and the
-prefix cache go by.
-
-Why: where prefixes are cached (``mamba_cache_mode="align"``), a layer's state is kept for the end
+Where prefixes are cached (``mamba_cache_mode="align"``), a layer's state is kept for the end
 of each block: a chunk that begins within a block must not pass its end, or a wrong state is cached.
 And nobody is admitted who finds a state that is computed in the same step. Where nothing is cached
-(mode "none") there is nothing to see to here. Since: 0.32. Can go: with the hook.
+(mode "none") there is nothing to see to here.
 """
 
 from collections.abc import Mapping, MutableMapping

@@ -1,10 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Touches vLLM: ``SchedulerStats.kv_connector_stats``.
-
-Why: what the scheduler counted has to get to the process that serves /metrics. It travels in a
-dictionary beside what a KV connector counted. vLLM sends a step's statistics to one front end, so
-with several API servers each figure is added up once.
-Since: 0.23 to 0.33. Can go: when vLLM has a channel for the figures of plugins.
+"""Sends what the scheduler counted to the process that serves /metrics, in a dictionary beside what
+a KV connector counted. vLLM sends a step's statistics to one front end, so with several API servers
+each figure is added up once.
 """
 
 from typing import TYPE_CHECKING, Any
