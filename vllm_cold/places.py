@@ -54,6 +54,7 @@ _SCHED, _SAMPLE = "vllm.v1.core.sched.", "vllm.v1.sample."
 _GPU = "vllm.v1.worker.gpu."
 _RUNNER_V1 = "vllm.v1.worker.gpu_model_runner:GPUModelRunner."
 _RUNNER_V2 = _GPU + "model_runner:GPUModelRunner."
+_LINEAR = "y x lora_a_stacked lora_b_stacked scale"
 _EXPERTS = "vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method:"
 
 
@@ -85,10 +86,8 @@ TABLE = (
         "parameters, its adapter and its prompt's length before the engine core does. "
         "(`LogitsProcessor.validate_params` would see the parameters only.)",
         DERIVED,
-        PatchPoint(
-            "vllm.v1.engine.input_processor:InputProcessor.process_inputs", "_make",
-            "request_id prompt params",
-        ),
+        PatchPoint("vllm.v1.engine.input_processor:InputProcessor.process_inputs", "_make",
+                   "request_id prompt params"),
     ),
     Touch(
         "vllm.frontend.refusal", NO_COLD,
@@ -97,10 +96,8 @@ TABLE = (
         "itself needs, so that a change of vLLM hardly ever takes both.",
         "never; it is the net.",
         PatchPoint("vllm.sampling_params:SamplingParams.verify", "_make_verify"),
-        PatchPoint(
-            "vllm.utils.argparse_utils:FlexibleArgumentParser.parse_known_args", "_make_parse",
-            "args",
-        ),
+        PatchPoint("vllm.utils.argparse_utils:FlexibleArgumentParser.parse_known_args",
+                   "_make_parse", "args"),
         PatchPoint(_ENGINE_ARGS + "__post_init__", "_make_post_init"),
         lost="who asks for CoLD is not always told why it is unavailable",
     ),
@@ -111,15 +108,11 @@ TABLE = (
         "nor the file of its adapter is read. (A worker that cannot load an adapter takes the "
         "engine down with it.)",
         DERIVED,
-        PatchPoint(
-            "vllm.v1.engine.async_llm:AsyncLLM.add_request", "_make_add_request",
-            "request_id prompt params arrival_time lora_request",
-        ),
-        Contract(
-            "vllm.v1.engine:EngineCoreRequest",
-            fields="sampling_params lora_request mm_features resumable prompt_token_ids "
-            "prompt_embeds",
-        ),
+        PatchPoint("vllm.v1.engine.async_llm:AsyncLLM.add_request", "_make_add_request",
+                   "request_id prompt params arrival_time lora_request"),
+        Contract("vllm.v1.engine:EngineCoreRequest",
+                 fields="sampling_params lora_request mm_features resumable prompt_token_ids "
+                 "prompt_embeds"),
         Contract("vllm.lora.request:LoRARequest", fields="lora_name lora_int_id lora_path"),
     ),
     Touch(
@@ -131,12 +124,10 @@ TABLE = (
         DERIVED,
         PatchPoint(_RENDERER + ".render_cmpl", "_make_cmpl", "prompts tok_params"),
         PatchPoint(_RENDERER + ".render_cmpl_async", "_make_cmpl", "prompts tok_params"),
-        PatchPoint(
-            _RENDERER + ".render_chat", "_make_chat", "conversations chat_params tok_params",
-        ),
-        PatchPoint(
-            _RENDERER + ".render_chat_async", "_make_chat", "conversations chat_params tok_params",
-        ),
+        PatchPoint(_RENDERER + ".render_chat", "_make_chat",
+                   "conversations chat_params tok_params"),
+        PatchPoint(_RENDERER + ".render_chat_async", "_make_chat",
+                   "conversations chat_params tok_params"),
     ),
     Touch(
         "vllm.frontend.weights", FRONT_END,
@@ -144,10 +135,8 @@ TABLE = (
         "told all of them with the last one. Outputs that are not handed on lose what stands "
         "beside their tokens, and where a stop string ends an answer, this is the first to know.",
         CHANNEL,
-        PatchPoint(
-            "vllm.v1.engine.output_processor:RequestState.make_request_output", "_make",
-            "new_token_ids pooling_output finish_reason stop_reason kv_transfer_params",
-        ),
+        PatchPoint("vllm.v1.engine.output_processor:RequestState.make_request_output", "_make",
+                   "new_token_ids pooling_output finish_reason stop_reason kv_transfer_params"),
     ),
     Touch(
         "vllm.frontend.metrics", FRONT_END,
@@ -155,13 +144,10 @@ TABLE = (
         "would not do: a logger there switches statistics on in engines that had them switched "
         "off, and in those without LoRA too.)",
         CHANNEL,
-        PatchPoint(
-            "vllm.v1.metrics.loggers:StatLoggerManager.__init__", "_make_manager_init",
-            "vllm_config",
-        ),
-        PatchPoint(
-            "vllm.v1.metrics.loggers:StatLoggerManager.record", "_make_record", "scheduler_stats",
-        ),
+        PatchPoint("vllm.v1.metrics.loggers:StatLoggerManager.__init__", "_make_manager_init",
+                   "vllm_config"),
+        PatchPoint("vllm.v1.metrics.loggers:StatLoggerManager.record", "_make_record",
+                   "scheduler_stats"),
     ),
     Touch(
         "vllm.frontend.metrics", FRONT_END,
@@ -175,14 +161,10 @@ TABLE = (
         "An amateur that reads the expert's conversation in another way must not have its media "
         "fetched and decoded once more.",
         DERIVED,
-        PatchPoint(
-            "vllm.multimodal.media.connector:MediaConnector.load_from_url", "_make_load",
-            "url media_io",
-        ),
-        PatchPoint(
-            "vllm.multimodal.media.connector:MediaConnector.load_from_url_async", "_make_load",
-            "url media_io",
-        ),
+        PatchPoint("vllm.multimodal.media.connector:MediaConnector.load_from_url", "_make_load",
+                   "url media_io"),
+        PatchPoint("vllm.multimodal.media.connector:MediaConnector.load_from_url_async",
+                   "_make_load", "url media_io"),
         since="0.31",
         lost="media of prompts that amateurs share with their expert are fetched again",
     ),
@@ -195,27 +177,21 @@ TABLE = (
         "be made would be overtaken. So what is contrasted brings its data along, and the sender "
         "is told when it is on its way.",
         DERIVED,
-        Contract(
-            "vllm.multimodal.inputs:MultiModalFeatureSpec",
-            fields="data modality identifier mm_position mm_hash", others="",
-        ),
+        # They are made anew.
+        Contract("vllm.multimodal.inputs:MultiModalFeatureSpec",
+                 fields="data modality identifier mm_position mm_hash", others=""),
         Contract("vllm.multimodal.utils", has="argsort_mm_positions"),
         Contract("vllm.multimodal.image", has="convert_image_mode normalize_image"),
         Contract("vllm.multimodal.media", has="MediaWithBytes"),
-        Contract(
-            "vllm.multimodal.cache", has="LruKeyReplicatedSenderCache ShmObjectStoreSenderCache",
-        ),
-        Contract(
-            _RENDERER, has="mm_processor_cache render_messages_async",
-            sets="_mm_processor_only_cache _mm_executor",
-        ),
-        Contract(
-            "vllm.v1.engine.input_processor:InputProcessor", sets="mm_encoder_cache_size renderer",
-        ),
-        Contract(
-            "vllm.config:SchedulerConfig",
-            fields="max_num_batched_tokens long_prefill_token_threshold disable_chunked_mm_input",
-        ),
+        Contract("vllm.multimodal.cache",
+                 has="LruKeyReplicatedSenderCache ShmObjectStoreSenderCache"),
+        Contract(_RENDERER, has="mm_processor_cache render_messages_async",
+                 sets="_mm_processor_only_cache _mm_executor"),
+        Contract("vllm.v1.engine.input_processor:InputProcessor",
+                 sets="mm_encoder_cache_size renderer"),
+        Contract("vllm.config:SchedulerConfig",
+                 fields="max_num_batched_tokens long_prefill_token_threshold "
+                 "disable_chunked_mm_input"),
         since="0.31",
     ),
     Touch(
@@ -226,20 +202,14 @@ TABLE = (
         "says which of the prompts are sent to the engine; of some models vLLM makes the prompts "
         "elsewhere, and their requests are decided about there.",
         DERIVED,
-        PatchPoint(
-            _ONLINE + "preprocess_chat", "_make_preprocess", "request",
-            before=_ONLINE_023 + "preprocess_chat",
-        ),
-        PatchPoint(
-            _ONLINE + "preprocess_cmpl", "_make_preprocess", "request",
-            before=_ONLINE_023 + "preprocess_cmpl",
-        ),
+        PatchPoint(_ONLINE + "preprocess_chat", "_make_preprocess", "request",
+                   before=_ONLINE_023 + "preprocess_chat"),
+        PatchPoint(_ONLINE + "preprocess_cmpl", "_make_preprocess", "request",
+                   before=_ONLINE_023 + "preprocess_cmpl"),
         PatchPoint(_COMPLETION + "to_sampling_params", "_make_sampling_params"),
         PatchPoint(_CHAT + "to_sampling_params", "_make_sampling_params"),
-        PatchPoint(
-            _OPENAI + "responses.protocol:ResponsesRequest.to_sampling_params",
-            "_make_sampling_params",
-        ),
+        PatchPoint(_OPENAI + "responses.protocol:ResponsesRequest.to_sampling_params",
+                   "_make_sampling_params"),
     ),
     Touch(
         "vllm.frontend.serving", ONLINE,
@@ -269,20 +239,16 @@ TABLE = (
         "were chosen with, in the header `x-cold`, and the weights of each step in "
         "`kv_transfer_params`, which streams have since 0.33; before, they are added here.",
         "when vLLM reports the reason of an error and lets plugins add to a response.",
-        PatchPoint(
-            "vllm.v1.engine.async_llm:AsyncLLM.generate", "_make_generate",
-            "prompt sampling_params request_id",
-        ),
+        PatchPoint("vllm.v1.engine.async_llm:AsyncLLM.generate", "_make_generate",
+                   "prompt sampling_params request_id"),
     ),
     Touch(
         "vllm.frontend.aliases", ONLINE,
         "A client that can send no field of ours can still name a model: `NAME:PRESET` is NAME "
         "with `cold_preset`. Every endpoint asks here first whether a request's model is served.",
         "when vLLM lets plugins resolve the names of models.",
-        PatchPoint(
-            "vllm.entrypoints.serve.engine.serving:BaseServing._check_model", "_make", "request",
-            before=_OPENAI + "engine.serving:OpenAIServing._check_model",
-        ),
+        PatchPoint("vllm.entrypoints.serve.engine.serving:BaseServing._check_model", "_make",
+                   "request", before=_OPENAI + "engine.serving:OpenAIServing._check_model"),
         lost="names of models with a preset (sql:cold) are unknown here",
     ),
     Touch(
@@ -304,51 +270,41 @@ TABLE = (
         "passes a waiting request over. The end of `schedule()` is `_update_after_schedule`, "
         "where what is left of a group that was split is taken out.",
         GROUPS,
-        Contract(
-            _SCHED + "scheduler:Scheduler", like="vllm_cold.vllm.scheduler.interface:Scheduler",
-        ),
+        Contract(_SCHED + "scheduler:Scheduler",
+                 like="vllm_cold.vllm.scheduler.interface:Scheduler"),
         Contract(_SCHED + "interface:PauseState", has="UNPAUSED PAUSED_NEW PAUSED_ALL"),
-        Contract(
-            _SCHED + "output:CachedRequestData",
-            fields="req_ids resumed_req_ids new_token_ids all_token_ids new_block_ids "
-            "num_computed_tokens num_output_tokens",
-            others="",
-        ),
-        Contract(
-            _SCHED + "output:SchedulerOutput",
-            fields="scheduled_new_reqs scheduled_cached_reqs num_scheduled_tokens "
-            "total_num_scheduled_tokens preempted_req_ids scheduled_spec_decode_tokens "
-            "scheduled_encoder_inputs free_encoder_mm_hashes",
-            others="scheduled_encoder_input_stats encoder_input_updates kv_connector_metadata "
-            "kv_connector_block_state ec_connector_metadata ec_manager_metadata "
-            "aux_output_connector_metadata has_sync_kv_loads block_table_updates "
-            "num_common_prefix_blocks finished_req_ids new_block_ids_to_zero "
-            "kv_cache_block_copies num_spec_tokens_to_schedule skip_drafts "
-            "num_invalid_spec_tokens has_structured_output_requests "
-            "pending_structured_output_tokens",
-        ),
+        # All columns of a request are taken out of a step that its group is held back from.
+        Contract(_SCHED + "output:CachedRequestData",
+                 fields="req_ids resumed_req_ids new_token_ids all_token_ids new_block_ids "
+                 "num_computed_tokens num_output_tokens", others=""),
+        Contract(_SCHED + "output:SchedulerOutput",
+                 fields="scheduled_new_reqs scheduled_cached_reqs num_scheduled_tokens "
+                 "total_num_scheduled_tokens preempted_req_ids scheduled_spec_decode_tokens "
+                 "scheduled_encoder_inputs free_encoder_mm_hashes",
+                 # Of 0.33's encoders and of connectors; of no single request; written later.
+                 others="scheduled_encoder_input_stats encoder_input_updates "
+                 "kv_connector_metadata kv_connector_block_state ec_connector_metadata "
+                 "ec_manager_metadata aux_output_connector_metadata has_sync_kv_loads "
+                 "block_table_updates num_common_prefix_blocks finished_req_ids "
+                 "new_block_ids_to_zero kv_cache_block_copies num_spec_tokens_to_schedule "
+                 "skip_drafts num_invalid_spec_tokens has_structured_output_requests "
+                 "pending_structured_output_tokens"),
         Contract(_SCHED + "output:NewRequestData", fields="req_id mm_features"),
-        Contract(
-            "vllm.v1.request:RequestStatus",
-            has="WAITING RUNNING PREEMPTED FINISHED_ABORTED FINISHED_ERROR",
-        ),
-        Contract(
-            "vllm.v1.engine:EngineCoreOutput",
-            fields="request_id new_token_ids finish_reason stop_reason events trace_headers "
-            "kv_transfer_params",
-        ),
+        Contract("vllm.v1.request:RequestStatus",
+                 has="WAITING RUNNING PREEMPTED FINISHED_ABORTED FINISHED_ERROR"),
+        Contract("vllm.v1.engine:EngineCoreOutput",
+                 fields="request_id new_token_ids finish_reason stop_reason events "
+                 "trace_headers kv_transfer_params"),
         extends="Scheduler and AsyncScheduler, by the public option `scheduler_cls`",
     ),
     Touch(
         "vllm.scheduler.amateurs", CONFIGURED,
         "Amateurs are requests like their expert, without what would be done twice or for nobody.",
         GROUPS,
-        Contract(
-            "vllm.sampling_params:SamplingParams",
-            fields="extra_args top_p top_k min_p logprobs prompt_logprobs structured_outputs "
-            "stop_token_ids repetition_detection min_tokens bad_words allowed_token_ids "
-            "_eos_token_id _bad_words_token_ids",
-        ),
+        Contract("vllm.sampling_params:SamplingParams",
+                 fields="extra_args top_p top_k min_p logprobs prompt_logprobs "
+                 "structured_outputs stop_token_ids repetition_detection min_tokens bad_words "
+                 "allowed_token_ids _eos_token_id _bad_words_token_ids"),
     ),
     Touch(
         "vllm.scheduler.queues", CONFIGURED,
@@ -356,10 +312,8 @@ TABLE = (
         "time of a pass, so that counts and order are those of the clients' requests.",
         GROUPS,
         Contract(_SCHED + "request_queue", has="create_request_queue"),
-        Contract(
-            _SCHED + "request_queue:FCFSRequestQueue",
-            has="insert peek_request pop_request remove_requests",
-        ),
+        Contract(_SCHED + "request_queue:FCFSRequestQueue",
+                 has="insert peek_request pop_request remove_requests"),
         Contract(_SCHED + "request_queue:SchedulingPolicy", has="FCFS PRIORITY"),
     ),
     Touch(
@@ -367,14 +321,12 @@ TABLE = (
         "A group is admitted if all its streams fit the KV cache; blocks that a step hashed and "
         "will not write leave the prefix cache.",
         GROUPS,
-        Contract(
-            "vllm.v1.core.kv_cache_manager:KVCacheManager",
-            takes={
-                "evict_blocks": "block_ids",
-                "get_block_ids": "request_id",
-                "get_computed_blocks": "request",
-            },
-        ),
+        Contract("vllm.v1.core.kv_cache_manager:KVCacheManager",
+                 takes={
+                     "evict_blocks": "block_ids",
+                     "get_block_ids": "request_id",
+                     "get_computed_blocks": "request",
+                 }),
         Contract("vllm.v1.core.block_pool:BlockPool", has="evict_blocks get_num_free_blocks"),
     ),
     Touch(
@@ -383,23 +335,18 @@ TABLE = (
         "cap that keeps a group in step, and counts a medium as encoded when it has planned that, "
         "whether or not the request stays in the step.",
         GROUPS,
-        Contract(
-            "vllm.v1.core.encoder_cache_manager:EncoderCacheManager",
-            takes={
-                "check_and_update_cache": "request input_id",
-                "free": "request",
-                "free_encoder_input": "request input_id",
-                "get_cached_input_ids": "request",
-                "get_freed_mm_hashes": "",
-            },
-            sets="cache_size num_free_slots num_freeable_slots cached freeable freed",
-        ),
-        Contract(
-            "vllm.multimodal.inputs:MultiModalFeatureSpec", fields="data identifier mm_position",
-        ),
-        Contract(
-            "vllm.multimodal.inputs:PlaceholderRange", has="get_num_embeds", fields="offset length",
-        ),
+        Contract("vllm.v1.core.encoder_cache_manager:EncoderCacheManager",
+                 takes={
+                     "check_and_update_cache": "request input_id",
+                     "free": "request",
+                     "free_encoder_input": "request input_id",
+                     "get_cached_input_ids": "request",
+                     "get_freed_mm_hashes": "",
+                 }, sets="cache_size num_free_slots num_freeable_slots cached freeable freed"),
+        Contract("vllm.multimodal.inputs:MultiModalFeatureSpec",
+                 fields="data identifier mm_position"),
+        Contract("vllm.multimodal.inputs:PlaceholderRange", has="get_num_embeds",
+                 fields="offset length"),
     ),
     Touch(
         "vllm.scheduler.stats", CONFIGURED,
@@ -413,15 +360,12 @@ TABLE = (
         "The streams of a group wait for each other, so also for what a connector loads for one "
         "of them, over steps.",
         GROUPS,
-        Contract(
-            _SCHED + "scheduler:Scheduler", like="vllm_cold.vllm.scheduler.interface:WithConnector",
-        ),
+        Contract(_SCHED + "scheduler:Scheduler",
+                 like="vllm_cold.vllm.scheduler.interface:WithConnector"),
         Contract(_SCHED + "output:KVConnectorBlockState", fields="req_ids"),
-        Contract(
-            "vllm.distributed.kv_transfer.kv_connector.v1.base:KVConnectorBase_V1",
-            has="get_num_new_matched_tokens has_pending_block_frees",
-            takes={"on_new_request": "request"},
-        ),
+        Contract("vllm.distributed.kv_transfer.kv_connector.v1.base:KVConnectorBase_V1",
+                 has="get_num_new_matched_tokens has_pending_block_frees",
+                 takes={"on_new_request": "request"}),
         Contract("vllm.v1.outputs:ModelRunnerOutput", fields="kv_connector_output"),
         Contract("vllm.v1.outputs:KVConnectorOutput", fields="invalid_block_ids"),
         Contract("vllm.v1.request:RequestStatus", has="WAITING_FOR_REMOTE_KVS"),
@@ -442,24 +386,19 @@ TABLE = (
         "never.",
         Contract(_SAMPLE + "logits_processor.interface:BatchUpdate", fields="removed added moved"),
         Contract(_SAMPLE + "logits_processor.interface:MoveDirectionality", has="SWAP"),
-        Contract(
-            _SAMPLE + "sampler:Sampler.apply_logits_processors",
-            uses="allowed_token_ids_mask apply_bad_words non_argmax_invariant apply_penalties",
-        ),
+        Contract(_SAMPLE + "sampler:Sampler.apply_logits_processors",
+                 uses="allowed_token_ids_mask apply_bad_words non_argmax_invariant "
+                 "apply_penalties"),
         extends="the logits processor interface of V1, public",
     ),
     Touch(
         "vllm.worker.processor_v2", V2,
         "The same on V2, the default on GPUs since 0.32.",
         "never.",
-        Contract(
-            _GPU + "sample.logits_processor.interface:LogitsContext",
-            fields="idx_mapping_np input_ids expanded_local_pos",
-        ),
-        Contract(
-            _GPU + "sample.sampler:Sampler.apply_sampling_params",
-            uses="logits_processors apply_temperature apply_min_p apply_top_k_top_p",
-        ),
+        Contract(_GPU + "sample.logits_processor.interface:LogitsContext",
+                 fields="idx_mapping_np input_ids expanded_local_pos"),
+        Contract(_GPU + "sample.sampler:Sampler.apply_sampling_params",
+                 uses="logits_processors apply_temperature apply_min_p apply_top_k_top_p"),
         since="0.31", extends="the logits processor interface of V2, public",
     ),
     Touch(
@@ -468,9 +407,8 @@ TABLE = (
         "sampler returns is overwritten, whatever was drawn there. That is the first point at "
         "which the tokens are known, and they are still on the device.",
         LOGITS,
-        PatchPoint(
-            _SAMPLE + "sampler:Sampler.forward", "_make_forward", "logits sampling_metadata",
-        ),
+        PatchPoint(_SAMPLE + "sampler:Sampler.forward", "_make_forward",
+                   "logits sampling_metadata"),
         Contract(_SAMPLE + "sampler:Sampler.forward", uses="apply_logits_processors sample"),
     ),
     Touch(
@@ -498,10 +436,8 @@ TABLE = (
         "its new blocks cleared, and stops with an assertion elsewhere.",
         "when V2 makes one for every cache, or when vLLM's attention on CPU does not read behind "
         "a sequence.",
-        PatchPoint(
-            "vllm.v1.worker.cpu.model_runner:CPUModelRunner.initialize_kv_cache",
-            "_make_initialize",
-        ),
+        PatchPoint("vllm.v1.worker.cpu.model_runner:CPUModelRunner.initialize_kv_cache",
+                   "_make_initialize"),
         Contract("vllm.v1.worker.cpu.model_runner:CPUModelRunner", has="_init_kv_zero_meta"),
         since="0.31", lost=_NOT_CURED, platform="cpu",
     ),
@@ -510,27 +446,21 @@ TABLE = (
         "V1 loads no logits processor under speculation, which cannot know of the rows of drafts, "
         "and says so with an error; ours does, so it is loaded.",
         LOGITS,
-        PatchPoint(
-            _SAMPLE + "logits_processor:build_logitsprocs", "_make_build",
-            "vllm_config device is_pin_memory is_pooling_model custom_logitsprocs",
-        ),
-        PatchPoint(
-            "vllm.v1.worker.gpu_model_runner:build_logitsprocs", "_make_build",
-            "vllm_config device is_pin_memory is_pooling_model custom_logitsprocs", if_loaded=True,
-        ),
+        PatchPoint(_SAMPLE + "logits_processor:build_logitsprocs", "_make_build",
+                   "vllm_config device is_pin_memory is_pooling_model custom_logitsprocs"),
+        PatchPoint("vllm.v1.worker.gpu_model_runner:build_logitsprocs", "_make_build",
+                   "vllm_config device is_pin_memory is_pooling_model custom_logitsprocs",
+                   if_loaded=True),
         Contract(_SCHED + "scheduler:Scheduler", sets="num_spec_tokens num_lookahead_tokens"),
-        Contract(
-            _SAMPLE + "metadata:SamplingMetadata",
-            fields="allowed_token_ids_mask bad_words_token_ids logitsprocs no_penalties "
-            "thinking_budget_state_holder prompt_token_ids frequency_penalties presence_penalties "
-            "repetition_penalties",
-            others="temperature all_greedy all_random top_p top_k generators max_num_logprobs "
-            "output_token_ids logprob_token_ids spec_token_ids",
-        ),
-        Contract(
-            "vllm.v1.spec_decode.metadata:SpecDecodeMetadata",
-            fields="num_draft_tokens draft_token_ids",
-        ),
+        # What changes logits is applied to drafts once: drafts_v1 has to know it.
+        Contract(_SAMPLE + "metadata:SamplingMetadata",
+                 fields="allowed_token_ids_mask bad_words_token_ids logitsprocs no_penalties "
+                 "thinking_budget_state_holder prompt_token_ids frequency_penalties "
+                 "presence_penalties repetition_penalties",
+                 others="temperature all_greedy all_random top_p top_k generators "
+                 "max_num_logprobs output_token_ids logprob_token_ids spec_token_ids"),
+        Contract("vllm.v1.spec_decode.metadata:SpecDecodeMetadata",
+                 fields="num_draft_tokens draft_token_ids"),
         since="0.32",
     ),
     Touch(
@@ -539,14 +469,10 @@ TABLE = (
         "drafts. Here CoLD also scores the rows in which drafts are verified, and the amateurs "
         "are told the expert's drafts and those that were right.",
         LOGITS,
-        PatchPoint(
-            _SAMPLE + "rejection_sampler:RejectionSampler.apply_logits_processors", "_make_apply",
-            "logits sampling_metadata metadata",
-        ),
-        PatchPoint(
-            _SAMPLE + "rejection_sampler:RejectionSampler.forward", "_make_forward",
-            "metadata draft_probs logits sampling_metadata",
-        ),
+        PatchPoint(_SAMPLE + "rejection_sampler:RejectionSampler.apply_logits_processors",
+                   "_make_apply", "logits sampling_metadata metadata"),
+        PatchPoint(_SAMPLE + "rejection_sampler:RejectionSampler.forward", "_make_forward",
+                   "metadata draft_probs logits sampling_metadata"),
         PatchPoint(_RUNNER_V1 + "propose_draft_token_ids", "_make_propose"),
         since="0.32",
     ),
@@ -556,14 +482,10 @@ TABLE = (
         "batches are verified in chunks of requests; a chunk ends where no group is apart. What "
         "the expert was given, and its drafts for the next step, are told to its amateurs.",
         LOGITS,
-        PatchPoint(
-            _GPU + "spec_decode.rejection_sampler:RejectionSampler.__call__", "_make_call",
-            "logits input_batch",
-        ),
-        PatchPoint(
-            _GPU + "spec_decode.rejection_sampler:_iter_request_chunks", "_make_chunks",
-            "cu_num_logits max_chunk_logits",
-        ),
+        PatchPoint(_GPU + "spec_decode.rejection_sampler:RejectionSampler.__call__", "_make_call",
+                   "logits input_batch"),
+        PatchPoint(_GPU + "spec_decode.rejection_sampler:_iter_request_chunks", "_make_chunks",
+                   "cu_num_logits max_chunk_logits"),
         PatchPoint(_RUNNER_V2 + "sample_tokens", "_make_sample"),
         since="0.32",
     ),
@@ -575,10 +497,8 @@ TABLE = (
         "is longer than a block. Here the layer does not declare it, and the scheduler ends a "
         "step at the boundary, as for layers of other kinds.",
         _BUG,
-        PatchPoint(
-            "vllm.model_executor.layers.mamba.mamba_mixer2:MambaMixer2.get_kv_cache_spec",
-            "_make_spec",
-        ),
+        PatchPoint("vllm.model_executor.layers.mamba.mamba_mixer2:MambaMixer2.get_kv_cache_spec",
+                   "_make_spec"),
         since="0.32", lost=_NOT_CURED, platform="cpu",
     ),
     Touch(
@@ -586,10 +506,8 @@ TABLE = (
         "The kernel takes queries [T, heads * size] and, as LFM2 gives them, [T, heads, size]; of "
         "the latter it turns one head in place of all. Here it gets the former.",
         _BUG,
-        PatchPoint(
-            "vllm.model_executor.layers.rotary_embedding.base:RotaryEmbedding.forward_cpu",
-            "_make_forward", "positions query key",
-        ),
+        PatchPoint("vllm.model_executor.layers.rotary_embedding.base:RotaryEmbedding.forward_cpu",
+                   "_make_forward", "positions query key"),
         since="0.32", lost=_NOT_CURED, platform="cpu",
     ),
     # ---- kernels for one kind of hardware --------------------------------------------------------
@@ -599,13 +517,10 @@ TABLE = (
         "compilation off for LoRA; ours can, and a compiled model is up to twice as fast. So the "
         "configuration is made as if there were no LoRA. Only engines with LoRA see a difference.",
         "with `cpu.lora_fallback`.",
-        PatchPoint(
-            "vllm.platforms:current_platform.get_punica_wrapper", "_make_wrapper", kind=classmethod,
-        ),
-        PatchPoint(
-            "vllm.platforms:current_platform.check_and_update_config", "_make_config",
-            "vllm_config", classmethod,
-        ),
+        PatchPoint("vllm.platforms:current_platform.get_punica_wrapper", "_make_wrapper",
+                   kind=classmethod),
+        PatchPoint("vllm.platforms:current_platform.check_and_update_config", "_make_config",
+                   "vllm_config", classmethod),
         lost="LoRA on CPU is vLLM's", platform="cpu",
     ),
     Touch(
@@ -615,19 +530,17 @@ TABLE = (
         "rows silently get the adapter. vLLM 0.33 masks these rows; there these classes only "
         "avoid the copies of the weights for each row.",
         "when 0.32 is no longer supported and stock groups rows by adapter.",
-        Contract(
-            "vllm.lora.punica_wrapper.punica_cpu:PunicaWrapperCPU",
-            has="token_lora_indices sampler_indices update_metadata",
-            takes={
-                "add_shrink": "y x lora_a_stacked scale",
-                "add_expand": "y x lora_b_stacked output_slices offset_start add_inputs",
-                "add_lora_embedding": "y x lora_b_stacked add_inputs",
-                "add_lora_linear": "y x lora_a_stacked lora_b_stacked scale output_slices buffer",
-                "add_lora_logits": "y x lora_a_stacked lora_b_stacked scale buffer",
-                "_apply_shrink": "y x w_t_all scale",
-                "_apply_expand": "y x w_t_all y_offset y_slice_size add_inputs",
-            },
-        ),
+        Contract("vllm.lora.punica_wrapper.punica_cpu:PunicaWrapperCPU",
+                 has="token_lora_indices sampler_indices update_metadata",
+                 takes={
+                     "add_shrink": "y x lora_a_stacked scale",
+                     "add_expand": "y x lora_b_stacked output_slices offset_start add_inputs",
+                     "add_lora_embedding": "y x lora_b_stacked add_inputs",
+                     "add_lora_linear": f"{_LINEAR} output_slices buffer",
+                     "add_lora_logits": f"{_LINEAR} buffer",
+                     "_apply_shrink": "y x w_t_all scale",
+                     "_apply_expand": "y x w_t_all y_offset y_slice_size add_inputs",
+                 }),
         extends="PunicaWrapperCPU, which runs LoRA on CPU", platform="cpu",
     ),
     Touch(
@@ -645,10 +558,8 @@ TABLE = (
         "batches, that takes half as long again as reading the weights. The results are the same, "
         "bit for bit.",
         "when oneDNN's small-M GEMM is as fast.",
-        PatchPoint(
-            "vllm.model_executor.layers.utils:dispatch_cpu_unquantized_gemm", "_make",
-            "layer remove_weight",
-        ),
+        PatchPoint("vllm.model_executor.layers.utils:dispatch_cpu_unquantized_gemm", "_make",
+                   "layer remove_weight"),
         lost="small-M GEMMs are not faster here", platform="cpu",
     ),
     Touch(
@@ -657,11 +568,7 @@ TABLE = (
         "cannot run: no engine with LoRA starts on such a model. Here it is asked which one it "
         "takes without LoRA, and that one learns to take adapters.",
         "when vLLM's kernels for CPUs support LoRA; nothing is changed then.",
-        PatchPoint(
-
-            _EXPERTS + "select_unquantized_moe_backend",
-            "_make", "moe_config",
-        ),
+        PatchPoint(_EXPERTS + "select_unquantized_moe_backend", "_make", "moe_config"),
         since="0.31", extends="vLLM's kernels for experts on CPU",
         lost="LoRA on mixtures of experts does not run", platform="cpu",
     ),
@@ -672,10 +579,8 @@ TABLE = (
         "is split over steps kills the engine. Here such rows keep their generator out of the "
         "step: their sample is thrown away anyway.",
         _BUG,
-        PatchPoint(
-            "vllm.v1.worker.cpu_model_runner:CPUModelRunner.sample_tokens", "_make_sample",
-            if_loaded=True,
-        ),
+        PatchPoint("vllm.v1.worker.cpu_model_runner:CPUModelRunner.sample_tokens", "_make_sample",
+                   if_loaded=True),
         lost=_NOT_CURED, platform="cpu",
     ),
     Touch(
@@ -685,10 +590,8 @@ TABLE = (
         "nobody wrote: as soon as one request of a batch samples at random, the tokens of all are "
         "wrong, greedy ones too.",
         _BUG,
-        PatchPoint(
-            _SAMPLE + "rejection_sampler:expand_batch_to_tokens", "_make_expand",
-            "x cu_num_tokens num_tokens replace_from replace_to", if_loaded=True,
-        ),
+        PatchPoint(_SAMPLE + "rejection_sampler:expand_batch_to_tokens", "_make_expand",
+                   "x cu_num_tokens num_tokens replace_from replace_to", if_loaded=True),
         lost=_NOT_CURED, platform="cpu",
     ),
     Touch(
@@ -697,10 +600,8 @@ TABLE = (
         "inputs are int8, oneDNN's kernel leaves None in its place, so that no engine with LoRA "
         "starts on a CPU without AMX.",
         "when 0.32 is no longer supported.",
-        PatchPoint(
-            "vllm.lora.layers.base_linear:_get_lora_device", "_make_device", "base_layer",
-            if_loaded=True,
-        ),
+        PatchPoint("vllm.lora.layers.base_linear:_get_lora_device", "_make_device", "base_layer",
+                   if_loaded=True),
         lost=_NOT_CURED, platform="cpu",
     ),
     Touch(
@@ -710,18 +611,14 @@ TABLE = (
         "of which there are another number: so our LoRA raises. Drafts are made without adapters; "
         "right or wrong, they are verified.",
         "when its test in `tests/unit/test_workarounds.py` says so.",
-        PatchPoint(
-            "vllm.v1.spec_decode.llm_base_proposer:SpecDecodeBaseProposer.propose", "_make_drafter",
-            if_loaded=True,
-        ),
-        PatchPoint(
-            "vllm.v1.spec_decode.llm_base_proposer:SpecDecodeBaseProposer.dummy_run",
-            "_make_drafter", if_loaded=True,
-        ),
-        PatchPoint(
-            _GPU + "spec_decode.target_dependent_ar.speculator:TargetDependentARSpeculator.propose",
-            "_make_drafter", if_loaded=True,
-        ),
+        PatchPoint("vllm.v1.spec_decode.llm_base_proposer:SpecDecodeBaseProposer.propose",
+                   "_make_drafter", if_loaded=True),
+        # Beside other ranks, where a text is at its end.
+        PatchPoint("vllm.v1.spec_decode.llm_base_proposer:SpecDecodeBaseProposer.dummy_run",
+                   "_make_drafter", if_loaded=True),
+        PatchPoint(_GPU + "spec_decode.target_dependent_ar.speculator:"
+                   "TargetDependentARSpeculator.propose",
+                   "_make_drafter", if_loaded=True),
         since="0.32", lost=_NOT_CURED, platform="cpu",
     ),
     Touch(
@@ -730,9 +627,8 @@ TABLE = (
         "embeddings along. Of the rows that are left the LoRA layer takes the first adapters of "
         "all: another request's. Here all rows are embedded, and those that were asked for taken.",
         _BUG,
-        PatchPoint(
-            _RUNNER_V1 + "_preprocess", "_make_preprocess", "scheduler_output", if_loaded=True,
-        ),
+        PatchPoint(_RUNNER_V1 + "_preprocess", "_make_preprocess", "scheduler_output",
+                   if_loaded=True),
         lost=_NOT_CURED,
     ),
     Touch(
@@ -750,9 +646,8 @@ TABLE = (
         "npu.npu_platform", PLATFORM,
         "Which class runs LoRA on Ascend NPUs: in engines with CoLD `npu.lora_bgmv`.",
         "with `npu.lora_bgmv`.",
-        PatchPoint(
-            "vllm.platforms:current_platform.get_punica_wrapper", "_make_wrapper", kind=classmethod,
-        ),
+        PatchPoint("vllm.platforms:current_platform.get_punica_wrapper", "_make_wrapper",
+                   kind=classmethod),
         lost="LoRA on NPUs is vllm-ascend's", platform="npu",
     ),
     Touch(
@@ -766,11 +661,9 @@ TABLE = (
         "the adapter in the last slot; here such rows get nothing.",
         "when vllm-ascend passes no Python number to its kernels, and leaves rows of the base "
         "model alone.",
-        Contract(
-            "vllm_ascend.lora.punica_npu:PunicaWrapperNPU",
-            has="_shrink_decode _expand_decode _expand_slice_decode _get_token_lora_indices",
-            takes={"update_metadata": "mapping"},
-        ),
+        Contract("vllm_ascend.lora.punica_npu:PunicaWrapperNPU",
+                 has="_shrink_decode _expand_decode _expand_slice_decode _get_token_lora_indices",
+                 takes={"update_metadata": "mapping"}),
         extends="vllm-ascend's PunicaWrapperNPU, which runs LoRA on NPUs", platform="npu",
     ),
 )

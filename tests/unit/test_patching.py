@@ -79,6 +79,28 @@ class Struct(msgspec.Struct):
     ids: int
 
 
+class Like:
+    """As ours say of ``Owner``: two that it sets, one that it has, and what a method takes."""
+
+    running: list[int]
+    waiting: int
+    attribute: int
+
+    def plain(self, x: int, y: int = 0, **more: Any) -> str:
+        return ""
+
+
+class Unlike(Like):
+    gone: int
+
+
+class UnlikeMethod:
+    waiting: int
+
+    def plain(self, y: int) -> str:
+        return ""
+
+
 def function(x: int) -> str:
     return f"function {x}"
 
@@ -87,7 +109,7 @@ def function(x: int) -> str:
 def module(monkeypatch: pytest.MonkeyPatch) -> Any:
     """What is above in a module of its own, those that are wrapped as copies."""
     made: Any = types.ModuleType(NAME)
-    for cls in (Base, Interface, Colour, Row, Struct):
+    for cls in (Base, Interface, Colour, Row, Struct, Like, Unlike, UnlikeMethod):
         setattr(made, cls.__name__, cls)
     made.Owner = type("Owner", (Base,), {k: v for k, v in vars(Owner).items() if k[:2] != "__"})
     made.Child = type("Child", (made.Owner,), {})
@@ -146,6 +168,9 @@ def relied_on(path: str, **what: Any) -> Contract:
         (relied_on("Struct", fields="gone"), ".Struct has no field gone any more"),
         (relied_on("Owner", sets="running waiting"), None),
         (relied_on("Owner", sets="running gone"), ".Owner sets no gone any more"),
+        (relied_on("Owner", like=f"{NAME}:Like"), None),
+        (relied_on("Owner", like=f"{NAME}:Unlike"), ".Owner sets no gone any more"),
+        (relied_on("Owner", like=f"{NAME}:UnlikeMethod"), ".Owner has a plain that takes (x)"),
         (relied_on("Owner.score", uses="mask penalties"), None),
         (relied_on("Owner.score", uses="penalties mask"),
          ".Owner.score uses (mask, penalties), not (penalties, mask) in this order"),
