@@ -42,6 +42,7 @@ unit: venv ## the tests of a minute: units and the scheduler, no engine, no kern
 
 docs: venv ## the documentation as a site, in site/
 	$(PY) -m docs.pictures
+	$(PY) -m docs.places
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
 
 # 130 MB are downloaded the first time.
