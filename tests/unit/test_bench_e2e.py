@@ -146,21 +146,6 @@ def test_naive_groups_are_the_references(tiny: Path, naive: Any) -> None:
             assert made.gap(mode, texts, [tokens[-1], (tokens[-1] + 1) % 50])["gap"] > 1e-3
 
 
-def test_repeated_runs_are_compared() -> None:
-    job = jobs.Job(jobs.SYSTEMS["naive"], "x", PROMPTS[:2], 3, 1, 2)
-    assert job.compare([[1, 2], [3, 4]], 2) == []
-    assert job.compare([[1, 2, 5], [3, 4, 6]], 3) == []
-    assert job.compare([[1, 2], [3, 4]], 2) == []
-    assert job.output == [[1, 2, 5], [3, 4, 6]]  # the longest one counts
-    assert "other tokens" in job.compare([[1, 2, 5], [3, 4, 7]], 3)[0]
-    assert "did not generate 3" in job.compare([[1, 2], [3, 4]], 3)[0]
-    assert "did not generate 3" in job.compare([[1, 2, 5]], 3)[0]
-    job.may_part = True
-    assert job.compare([[1, 2, 5], [3, 4, 7]], 3) == [] and job.parted == 1
-    job.stops = []  # an answer may end, and then a repeated one ends there, too
-    assert job.compare([[1, 2], [3, 4, 6]], 3) == [] and job.parted == 2
-
-
 def test_only_ties_may_differ() -> None:
     [cell] = run.system_cells("float32", bench.parse(["--batch", "1", "--tokens", "4"]), PROMPTS)
     for job in cell.jobs.values():
@@ -212,23 +197,6 @@ def test_speeds_beside_right_results(tmp_path: Path, capsys: pytest.CaptureFixtu
     # Seconds, TTFT, TPOT, tokens per second (8 tokens), blocks, ratio.
     numbers = [cell.split()[0] for cell in row.strip("| ").split("|")[2:]]
     assert numbers == ["1.90", "950", "136", "4.21", "2.00", "0.47"]
-
-
-@pytest.mark.usefixtures("faked")
-@pytest.mark.parametrize("form", ["--groups", "--speculation"])
-def test_forms(form: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert bench.main([form, "--quick", "--json", str(tmp_path / "out.json")]) == 0
-    printed = " ".join(capsys.readouterr().out.split())
-    runs = json.loads((tmp_path / "out.json").read_text())["runs"]
-    if form == "--groups":
-        assert "| CoLD, 3 streams / 3 x plugin base | 0.50 (" in printed
-    else:
-        assert len(runs) == 4 * 2 * 3  # ways, batches, workloads
-        assert all(each["amateur_prompt_tokens"] or "orders" in each["cell"]
-                   or "greedy" in each["system"] for each in runs)  # fmt: skip
-        for said in ("tokens a step | 3.00 (", "drafts a step | 2.00 (", "accepted | 1.00 ("):
-            assert f"| CoLD, drafts, {said}" in printed
-        assert "| CoLD, drafts / CoLD, TPOT | 1.00 (" in printed
 
 
 @pytest.mark.usefixtures("faked")

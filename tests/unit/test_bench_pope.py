@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -94,18 +93,6 @@ def test_one_command_goes_on_where_it_was_stopped(
     more = ["--engine-args", '{"dtype": "half"}']
     assert bench.main([*given, *more], lambda _: pytest.fail("another engine")) == 2
     assert "holds answers of other settings (engine changed)" in capsys.readouterr().err
-
-
-def test_questions_that_are_none(given: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    for line, said in {
-        '{"question_id": 1, "image": "0.png", "text": "?"}': "line 1: .*`label`",
-        '{"question_id": 1, "image": "0.png", "text": "?", "label": "maybe"}': "line 1: Invalid",
-        '{"question_id": 1, "image": "x", "text": "?", "label": "no"}': "line 1: no such image",
-        "": "needs questions",
-    }.items():
-        Path(given[3]).write_text(line)
-        assert bench.main(given, lambda _: pytest.fail("nothing to ask")) == 2
-        assert re.search(said, capsys.readouterr().err)
 
 
 def test_the_figures() -> None:

@@ -85,30 +85,6 @@ def test_what_a_change_is_counted_from(clone: Path, monkeypatch: pytest.MonkeyPa
     assert changed.now() == []
 
 
-def test_without_git_everything_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(changed, "ROOT", tmp_path)
-    monkeypatch.delenv("COLD_TEST_BASE", raising=False)
-    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    assert changed.base() is None and changed.now() == []
-
-
-FAILS, PASSES = ("-c", "raise SystemExit(3)"), ("-c", "")
-
-
-def test_steps_are_all_run_and_the_failed_ones_named(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(suite, "steps", lambda everything: {"one": FAILS, suite.V2: PASSES})
-    monkeypatch.setattr("sys.argv", ["tests"])
-    with pytest.raises(SystemExit, match=r"Failed: one\."):
-        suite.main()
-    printed = capsys.readouterr().out
-    assert "one FAILED\n" in printed and f"{suite.V2}\n" in printed and "Left out" in printed
-    monkeypatch.setattr("sys.argv", ["tests", "--v2"])  # alone: it says nothing of the others
-    suite.main()
-    assert "Not run on the V2 model runner" in capsys.readouterr().out
-
-
 def test_a_step_has_each_folder() -> None:
     """Tests of engines and servers are where their step looks for them; in two folders are no
     others.

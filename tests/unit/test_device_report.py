@@ -9,7 +9,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 
 from benchmarks import device_report as report
 from tests.unit.test_bench_e2e import FakeWorkers
@@ -36,17 +35,6 @@ def test_what_is_wrong_has_no_speed() -> None:
     assert not right and "FAIL" in text and report.DRY_NOTE in text
     assert ran == [stage.title for stage in stages if not stage.speed]
     assert text.count("left out") == 3 and "output of scoring" not in text
-
-
-def test_a_device_has_its_kernels_or_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLD_SCORING", "torch")
-    monkeypatch.setenv("COLD_ENABLED", "0")
-    for device, backend in (("cuda", "triton"), ("npu", "ascend")):
-        for stage in report.plan(device, False):
-            found = report.environment_of(stage, device)
-            assert found["COLD_SCORING"] == backend and "COLD_ENABLED" not in found
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert report.find_device() == "cpu" and report.main([]) == 2
 
 
 def test_a_wrong_kernel_is_seen(
