@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The block that calls make, and the commits that CONTRIBUTING.md names.
+"""The block that calls make.
 
 Make's targets take minutes and are run elsewhere: ``examples.demo`` by tests/examples,
 ``make venv`` by whoever runs this.
@@ -30,18 +30,3 @@ def test_make() -> None:
         check=True,
     )
     assert re.search("packaging/set_up.py\n.* -m examples.demo\n", done.stdout), done.stdout
-
-
-def test_commits_to_follow() -> None:
-    """Each that CONTRIBUTING.md names is there, and is called so."""
-    page = (ROOT / "CONTRIBUTING.md").read_text()
-    named = re.findall(r"`([0-9a-f]{7})` (.+?)(?=;| \|)", page)
-    assert len(named) >= 8
-    history = subprocess.run(
-        ["git", "log", "--format=%h %s", "--abbrev=7"], cwd=ROOT, capture_output=True, text=True
-    )
-    commits = dict(line.split(" ", 1) for line in history.stdout.splitlines())
-    if named[-1][0] not in commits:
-        pytest.skip("not the whole history")  # a release's sources, or a shallow clone
-    for commit, subject in named:
-        assert commits[commit].startswith(subject), f"{commit}: {commits[commit]}"

@@ -35,25 +35,6 @@ def find(entries: Sequence[Entry] | Section, name: str) -> Entry:
     return found
 
 
-def test_the_report_in_both_forms() -> None:
-    entries = [
-        Entry("n", "v | w\nx <b>", Status.PROBLEM),
-        Entry("m", "fine"),
-        Entry("w", "-", Status.WARNING),
-    ]
-    found = [Section("S", entries, "a ``` b")]
-    told = json.loads(report.to_json(found))
-    assert told["verdict"] == "Problems: 1. Warnings: 1."
-    (section,) = told["sections"]
-    assert section["entries"][0] == {"name": "n", "value": "v | w\nx <b>", "status": "problem"}
-    assert (section["title"], section["details"]) == ("S", "a ``` b")
-    lines = report.to_markdown(found).splitlines()
-    assert lines[2] == "Problems: 1. Warnings: 1."
-    assert lines[4:7] == ["## S", "- **problem** n: v | w x \\<b>", "- m: fine"]
-    assert sum("```" in line for line in lines) == 2 and "a ''' b" in lines
-    assert report.verdict([Section("S", entries[1:2])]) == "No problem found."
-
-
 def test_a_section_that_fails_is_a_problem_and_not_the_end() -> None:
     def look() -> list[Entry]:
         raise RuntimeError(f"{Path.home()}/lib.so\nsecond " + "x" * 1000)
@@ -62,26 +43,6 @@ def test_a_section_that_fails_is_a_problem_and_not_the_end() -> None:
     assert entry.status is Status.PROBLEM
     assert entry.value.startswith("failed with RuntimeError: ~/lib.so second xxx")
     assert len(entry.value) < 700
-
-
-@pytest.mark.parametrize(
-    ("version", "status", "said"),
-    [
-        ("0.32.1+cpu", Status.OK, "engines are run with vLLM 0.32.1+cpu"),
-        (
-            "0.34.0",
-            Status.WARNING,
-            "vLLM 0.34.0 is not among the validated versions (0.23, 0.32); supported are 0.31 to "
-            "0.33 (with vllm-ascend: 0.23)",
-        ),
-        ("unknown", Status.FACT, "no version of vLLM is known here"),
-    ],
-)
-def test_versions_say_whether_this_vllm_was_validated(
-    version: str, status: Status, said: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(versions, "vllm_version", lambda: version)
-    assert find(machine.installed(), "validated") == Entry("validated", said, status)
 
 
 # Python as it would be without some packages.
@@ -247,23 +208,6 @@ def test_what_changed_in_vllm_is_a_problem_or_a_warning(monkeypatch: pytest.Monk
     assert (hold.status, first.status, second.status) == (
         Status.PROBLEM, Status.WARNING, Status.PROBLEM,
     )  # fmt: skip
-
-
-def test_compare_names_the_first_token_that_differs() -> None:
-    right = [list(case.right) for case in CASES]
-    assert {e.status for e in self_test.compare(right)} == {Status.OK}
-    got = [right[0], [*right[1][:1], 9, *right[1][2:]], right[2][:2], [*right[3], 4], [], right[5]]
-    entries = self_test.compare(got)
-    assert [e.status for e in entries] == [
-        Status.OK, *[Status.PROBLEM] * 4, Status.OK, Status.PROBLEM,
-    ]  # fmt: skip
-    assert [e.value.partition("differs first at ")[2] for e in entries[1:5]] == [
-        "token 1: the engine has 9, the reference 448",
-        "token 2: the engine has nothing, the reference 103",
-        "token 24: the engine has 4, the reference nothing",
-        "token 0: the engine has nothing, the reference 303",
-    ]
-    assert entries[-1].value == "FAIL: 4 of 6 differ"
 
 
 def test_the_tokens_are_the_references_and_the_cases_differ(tmp_path: Path) -> None:

@@ -243,17 +243,6 @@ since_speculation = pytest.mark.skipif(
 
 
 @since_speculation
-@pytest.mark.parametrize(("method", "v2"), [("ngram", False), ("eagle", True), ("ngram_gpu", True)])
-def test_an_engine_that_speculates_is_prepared(method: str, v2: bool) -> None:
-    engine = speculating(method)
-    engine.use_v2_model_runner = v2
-    engine.num_prefill_lookahead_tokens = 1
-    assert unsupported(engine) is None
-    configure(engine)
-    assert engine.scheduler_config.scheduler_cls is not None
-
-
-@since_speculation
 @pytest.mark.parametrize(
     ("option", "value", "said"),
     [

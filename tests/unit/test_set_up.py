@@ -5,7 +5,6 @@ fails or is broken off leaves behind. Without a network; commands are stood in f
 
 import contextlib
 import os
-import re
 import signal
 import socket
 import subprocess
@@ -125,20 +124,6 @@ def test_torch_comes_from_pytorch(
     assert set_up.torch_for_cpu(False) == (CPU, f"{index}/pytorch")
 
 
-def test_an_index_that_does_not_answer_is_left_soon(
-    set_up: ModuleType, folders: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("PIP_NO_INDEX")
-    monkeypatch.setenv("PIP_INDEX_URL", folders.parent.as_uri())
-    monkeypatch.setattr(set_up, "PATIENCE", 1)
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        monkeypatch.setattr(set_up, "PYTORCH", f"http://127.0.0.1:{silent.getsockname()[1]}")
-        started = time.monotonic()
-        with pytest.raises(set_up.Failed, match="neither on pip's indexes nor at http://127"):
-            set_up.torch_for_cpu(False)
-    assert 2 <= time.monotonic() - started < 20
-
-
 def test_a_torch_that_is_installed_stays(
     set_up: ModuleType, folders: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -149,81 +134,6 @@ def test_a_torch_that_is_installed_stays(
     assert set_up.torch_for_cpu(False) == (CPU, None)
     with pytest.raises(set_up.Failed):
         set_up.torch_for_cpu(True)  # it may be half of it
-
-
-def test_pip_settings_are_what_pip_reads(
-    set_up: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "pip.conf").write_text(
-        "[global]\ntimeout = 7\nindex-url = https://global.invalid\n"
-        "[install]\nindex-url = https://install.invalid\nfind-links =\n    a\n    b\n"
-        "[list]\nformat = columns\n"
-    )
-    monkeypatch.setenv("PIP_CONFIG_FILE", str(tmp_path / "pip.conf"))
-    monkeypatch.setenv("PIP_TIMEOUT", "8")
-    found = set_up.pip_settings()
-    assert {name: found[name] for name in ("timeout", "index-url", "find-links")} == {
-        "timeout": ["8"],
-        "index-url": ["https://install.invalid"],
-        "find-links": ["a", "b"],
-    }
-    assert "format" not in found
-
-
-def test_uv_is_told_what_pip_is_configured_for(
-    set_up: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("UV_EXCLUDE_NEWER", "2020-01-01")
-    monkeypatch.setenv("UV_CACHE_DIR", "kept")
-    monkeypatch.setenv("SSL_CERT_DIR", "other")
-    variables, options = set_up.for_uv(
-        {
-            "index-url": ["https://name:secret@index.invalid/simple"],
-            "extra-index-url": ["https://one.invalid", "https://two.invalid"],
-            "find-links": [str(tmp_path), str(tmp_path / "missing"), "https://page.invalid"],
-            "trusted-host": ["one.invalid", "two.invalid:8443"],
-            "constraint": ["a.txt", "b.txt"],
-            "cert": ["bundle.pem"],
-            "client-cert": ["client.pem"],
-            "proxy": ["http://proxy.invalid:3128"],
-            "default-timeout": ["180"],
-            "retries": ["2"],
-            "no-index": ["0"],
-            "no-cache-dir": ["on"],
-            "disable-pip-version-check": ["1"],
-        }
-    )
-    assert options == ["--no-cache"]
-    inherited = {name: os.environ.get(name) for name in variables}
-    assert {k: v for k, v in variables.items() if v != inherited[k]} == {
-        "PIP_NO_INPUT": "1",
-        "PIP_DISABLE_PIP_VERSION_CHECK": "1",
-        "PIP_EXTRA_INDEX_URL": "",
-        "UV_NO_CONFIG": "1",
-        "UV_SYSTEM_CERTS": "1",
-        "UV_INDEX_STRATEGY": "unsafe-best-match",
-        "UV_DEFAULT_INDEX": "https://name:secret@index.invalid/simple",
-        "UV_INDEX": "https://one.invalid https://two.invalid",
-        "UV_FIND_LINKS": f"{tmp_path},https://page.invalid",
-        "UV_INSECURE_HOST": "one.invalid two.invalid:8443",
-        "UV_CONSTRAINT": "a.txt b.txt",
-        "UV_HTTP_TIMEOUT": "180",
-        "UV_HTTP_RETRIES": "2",
-        "SSL_CERT_FILE": "bundle.pem",
-        "SSL_CLIENT_CERT": "client.pem",
-        **dict.fromkeys(
-            ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://proxy.invalid:3128"
-        ),
-    }
-    assert variables["UV_CACHE_DIR"] == "kept"
-    assert "UV_EXCLUDE_NEWER" not in variables and "SSL_CERT_DIR" not in variables
-
-
-@pytest.mark.parametrize(
-    "setting", [{"only-binary": [":all:"]}, {"no-index": ["perhaps"]}, {"find-links": ["a,b"]}]
-)
-def test_what_uv_cannot_be_told_pip_does(setting: dict[str, list[str]], set_up: ModuleType) -> None:
-    assert set_up.for_uv(setting) is None
 
 
 def test_uv_takes_it(
@@ -331,21 +241,6 @@ def test_without_uv_pip_installs(
     assert [line for line in found if line.endswith(f"{' '.join(CPU)} six==1")]
 
 
-def test_where_uv_fails_pip_installs(
-    set_up: ModuleType,
-    steps: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.setenv("FAILS", "--default-index")
-    monkeypatch.setattr(set_up, "torch_for_cpu", lambda again: (CPU, "https://pytorch.invalid"))
-    assert set_up.main() == 0
-    assert "the reason\n      uv failed: see above; now by pip" in capsys.readouterr().out
-    torch = [line for line in calls(steps) if CPU[0] in line]
-    assert len(torch) == 2  # and not among the others, which come from pip's own index
-    assert f"--index-url https://pytorch.invalid {' '.join(CPU)}" in torch[1]
-
-
 @pytest.mark.parametrize(
     ("fails", "says", "left"),
     [
@@ -412,45 +307,6 @@ def test_broken_off(
     assert living(int(hangs.read_text())) == []
     if sign == signal.SIGINT:
         assert said == "\nmake venv: stopped; `make venv` goes on from here\n"
-
-
-def test_a_broken_pip_is_replaced(
-    set_up: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """By a new environment, where one of the same name does not mend it."""
-    made = tmp_path / "venv" / "bin" / "python"
-    made.parent.mkdir(parents=True)
-    made.symlink_to(tmp_path / "gone")
-    monkeypatch.setattr(set_up, "PYTHON", made)
-    asked: list[str] = []
-
-    def works() -> bool:
-        return "--clear" in asked
-
-    class Venv(set_up.Job):
-        def __init__(self, *command: str | Path) -> None:
-            asked.extend(map(str, command))
-            super().__init__("true")
-
-    monkeypatch.setattr(set_up, "pip_works", works)
-    monkeypatch.setattr(set_up, "Job", Venv)
-    set_up.environment()
-    assert asked == [
-        *(sys.executable, "-m", "venv", str(set_up.VENV)),
-        *(sys.executable, "-m", "venv", "--clear", str(set_up.VENV)),
-    ]
-
-
-def test_pytorch_has_one_address(set_up: ModuleType) -> None:
-    """Here, on README.md, and where others install what it says."""
-    for name in (
-        "README.md",
-        "requirements.lock",
-        ".github/workflows/wheels.yml",
-        "docker/cpu/Dockerfile",
-    ):
-        found = re.findall(r"https://download\.pytorch\.org[^\s`]*", (ROOT / name).read_text())
-        assert set(found) == {set_up.PYTORCH}, name
 
 
 def test_a_machine_without_a_compiler_is_told_at_once(
