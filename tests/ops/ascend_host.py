@@ -26,7 +26,6 @@ ASCEND = Path(__file__).parents[2] / "csrc" / "ascend"
 SCORING = "contrastive_scoring.cpp", "host/runner.cpp"
 WARNINGS = ("-std=c++17", "-Wall", "-Wextra", "-Werror")
 STRICT = ("-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
-QUICK = ("-O0",)
 TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 
 
@@ -41,24 +40,15 @@ def clean_environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
 
 
-def compile_host(
-    *units: str, flags: tuple[str, ...] = STRICT, changed: dict[str, str] | None = None
-) -> Path:
-    """A program of the named files of csrc/ascend, built once per content.
-
-    Args:
-        units: Paths below csrc/ascend.
-        flags: For the compiler, ``STRICT`` or ``QUICK``.
-        changed: Text to use instead of a file's, by its path.
-    """
+def compile_host(*units: str) -> Path:
+    """A program of the named files of csrc/ascend, built once per content."""
     paths = [*(ASCEND / unit for unit in units), *ASCEND.glob("*.h"), *ASCEND.glob("host/*.h")]
     files = {str(path.relative_to(ASCEND)): path.read_text() for path in sorted(paths)}
-    files |= changed or {}
-    objects = [_compile(unit, files, flags) for unit in units]
+    objects = [_compile(unit, files) for unit in units]
     program = objects[0].with_name(_digest([path.name for path in objects]))
     with _missing(program) as missing:
         if missing:
-            _run_compiler(program, *flags, *map(str, objects))
+            _run_compiler(program, *STRICT, *map(str, objects))
     return program
 
 
@@ -107,10 +97,10 @@ def _digest(content: object) -> str:
     return hashlib.sha256(repr(content).encode()).hexdigest()[:20]
 
 
-def _compile(unit: str, files: dict[str, str], flags: tuple[str, ...]) -> Path:
+def _compile(unit: str, files: dict[str, str]) -> Path:
     # The runner does not see the kernels' source, nor a kernel the runner's.
     seen = {name: text for name, text in files.items() if name.endswith(".h") or name == unit}
-    digest = _digest((seen, unit, flags))
+    digest = _digest((seen, unit, STRICT))
     built = _cache() / f"{digest}.o"
     with _missing(built) as missing:
         if not missing:
@@ -120,7 +110,7 @@ def _compile(unit: str, files: dict[str, str], flags: tuple[str, ...]) -> Path:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_text(text)
         include = (f"-I{folder}/host", f"-I{folder}")
-        _run_compiler(built, *WARNINGS, *flags, *include, "-c", str(folder / unit))
+        _run_compiler(built, *WARNINGS, *STRICT, *include, "-c", str(folder / unit))
         shutil.rmtree(folder)
     return built
 

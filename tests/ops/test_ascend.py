@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The AscendC kernels, compiled by g++ against the strict stand-in for CANN (csrc/ascend/host).
-
-That they are right, here; and in test_ascend_checks.py that the stand-in's checks bite.
-"""
+"""The AscendC kernels, compiled by g++ against the strict stand-in for CANN (csrc/ascend/host)."""
 
 import math
 import re
