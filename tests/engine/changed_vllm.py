@@ -37,7 +37,7 @@ def run(
     os.dup2(output, 2)
     if lost:
         lose(lost)
-    result = {"server": server, "engine": engine, "command": command}[task](tiny, **options)
+    result = {"server": server, "engine": engine}[task](tiny, **options)
     sys.stdout.flush()
     return result | {"log": log.read_text()}
 
@@ -171,15 +171,3 @@ def engine(tiny: Path, **options: Any) -> dict[str, Any]:
         again = arguments | {"additional_config": {"cold": True}}
         result["additional_config"] = said(lambda: LLM(**again))
     return result
-
-
-def command(tiny: Path, arguments: tuple[str, ...]) -> dict[str, Any]:
-    """``vllm serve`` with a command line that it refuses."""
-    from vllm.entrypoints.cli.main import main
-
-    sys.argv = ["vllm", "serve", str(tiny / "model"), *arguments]
-    try:
-        main()
-    except SystemExit as error:
-        return {"exit": error.code}
-    raise AssertionError("it was not refused")

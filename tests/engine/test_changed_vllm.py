@@ -211,27 +211,3 @@ def test_an_option_of_the_same_name_is_vllms(run: Run) -> None:
     assert result["own"] == "other" and result["reason"] is None
     assert result["additional"]["cold"] == {"enabled": False, "alpha": 0.2}
     assert "argument --sampler: invalid choice: 'cold'" in result["--sampler cold"]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (
-            ("--cold-alpha", "2"),
-            "vllm serve: error: argument --cold-alpha: '2': must be a number in [0, 1]",
-        ),
-        (
-            ("--cold-beta-max", "1"),
-            "vllm: error: --cold-beta-max=1.0: is for a rule, and beta is 0.5",
-        ),
-        (("--sampler", "coald"), "vllm serve: error: argument --sampler: invalid choice: 'coald'"),
-    ],
-    ids=lambda value: value[0] if isinstance(value, tuple) else "",
-)
-def test_a_wrong_option_is_named(run: Run, arguments: tuple[str, ...], message: str) -> None:
-    result = run("command", arguments=arguments)
-    said = result["log"] if result["exit"] == 2 else f"{result['exit']}\n"
-    *before, last = said.splitlines()
-    assert last.startswith(message)
-    if result["exit"] == 2:
-        assert before[-1] == "usage: vllm serve [model_tag] [options]"

@@ -4,7 +4,6 @@ request compared with the same request alone.
 """
 
 import random
-import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from tests.engine.conftest import scheduler
 from tests.engine.pressure import Engines, drive, engines, preempted_pairs
 from tests.engine.streams import JUDGE, Job
 from tests.naive import Amateur, Group, pair
@@ -179,79 +177,3 @@ def test_feature(feature: str, engines: Engines, tiny: Path) -> None:
     pairs = zip(jobs, BARE, strict=True)
     changed = sum(engines.alone(job).tokens != engines.alone(bare).tokens for job, bare in pairs)
     assert changed == 0 if feature in UNCHANGED else changed >= 4, changed
-
-
-@pytest.mark.full
-def test_streaming_shapes(engines: Engines) -> None:
-    """One message a token or only one, and the same text in the end."""
-    deltas, whole, final = (
-        [engines.alone(job) for job in FEATURES[kind](engines)]
-        for kind in ("DELTA", "CUMULATIVE", "FINAL_ONLY")
-    )
-    for delta, cumulative, last in zip(deltas, whole, final, strict=True):
-        assert delta.tokens == cumulative.tokens == last.tokens
-        assert delta.text == cumulative.text == last.text
-        assert cumulative.completions[0].messages > 10
-        assert delta.completions[0].messages > 10
-        assert last.completions[0].messages == 1
-
-
-def test_requests_wait_for_their_grammar(engines: Engines, tiny: Path) -> None:
-    """Its compilation takes long: until then the others run, and the group holds nothing."""
-    slow = FEATURES["regex"](engines)
-    jobs = [*slow, *BARE]
-    llm = engines.get(**PRESSURE)
-    sched, released = scheduler(llm), threading.Event()
-    manager = sched.structured_output_manager
-    compile_grammar = manager._create_grammar
-    progress: list[tuple[int, int]] = []
-
-    def wait_and_compile(request: Any) -> Any:
-        assert released.wait(60)
-        return compile_grammar(request)
-
-    def look(step: int) -> None:
-        if released.is_set():
-            return
-        experts = [p.expert for i, p in sched._groups.items() if i == p.expert.request_id]
-        waiting = [r for r in experts if r.structured_output_request]
-        for request in waiting:
-            assert request.status.name == "WAITING_FOR_STRUCTURED_OUTPUT_GRAMMAR"
-            for stream in sched._groups[request.request_id].streams:
-                assert not any(sched.kv_cache_manager.get_block_ids(stream.request_id))
-        progress.append((len(waiting), sum(r.num_output_tokens for r in experts)))
-        if step == 40:
-            released.set()
-
-    manager._create_grammar = wait_and_compile
-    try:
-        with preempted_pairs(llm) as preempted:
-            results = drive(llm, tiny, jobs, seed=4, disturb=look)
-    finally:
-        released.set()
-        del manager._create_grammar
-    assert progress[-1][0] >= 5
-    assert max(tokens for _, tokens in progress) > 20
-    assert preempted
-    engines.check(jobs, results)
-
-
-def test_a_grammar_that_cannot_be_compiled(engines: Engines, tiny: Path) -> None:
-    """The request ends with an error, alone."""
-    jobs = [*FEATURES["choice"](engines)[:3], *BARE]
-    llm = engines.get(**PRESSURE)
-    manager = scheduler(llm).structured_output_manager
-
-    def fail(request: Any) -> Any:
-        raise RuntimeError("no such grammar")
-
-    manager._create_grammar = fail
-    try:
-        results = drive(llm, tiny, jobs, seed=5)
-    finally:
-        del manager._create_grammar
-    for i in range(3):
-        failed = results.pop(i)
-        assert failed.completions[0].finish_reason == "error"
-        assert not failed.tokens[0]
-    engines.check(jobs, results)

@@ -8,17 +8,16 @@ computed.
 """
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarks import bench_pope
 from tests.engine import drafters
-from tests.engine.conftest import Pool, free_blocks, lora, scheduler
+from tests.engine.conftest import free_blocks, lora, scheduler
 from tests.engine.families import RANK
 from tests.engine.media import (
     CHATS,
@@ -36,7 +35,7 @@ from tests.engine.media import (
     make_chats,
     of_vllm,
 )
-from tests.engine.pressure import Engines, assert_idle, drive, preempted_pairs, some
+from tests.engine.pressure import assert_idle, preempted_pairs, some
 from tests.engine.streams import Job, generate, tokens_of
 from tests.engine.test_speculation import counted
 from tests.naive import Trace, assert_same_tokens
@@ -271,33 +270,6 @@ def test_configurations(
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("family", ["qwen2-vl"])
-def test_the_benchmark(
-    family: str, folders: Path, make_llm: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """On yes/no questions, from its command line to its answers."""
-
-    def start(model: str, **engine: Any) -> Any:
-        return make_llm(**options(folders / family), **engine)
-
-    monkeypatch.setattr(bench_pope, "start_llm", start)
-    lines, command = [], ["--model", family]
-    for picture in (SEEN, OTHER):
-        picture.make().save(tmp_path / f"{picture.seed}.png")
-        asked = {"text": QUESTION, "label": "yes", "image": f"{picture.seed}.png"}
-        lines.append(json.dumps({"question_id": picture.seed, **asked}))
-    (tmp_path / "pope.json").write_text("\n".join(lines))
-    for option, name in (("questions", "pope.json"), ("images", "."), ("output", "out")):
-        command += [f"--{option}", str(tmp_path / name)]
-    assert bench_pope.main(command) == 0
-    _, *rows = map(json.loads, (tmp_path / "out").read_text().splitlines())
-    texts = {(row["system"], row["question"]): row["text"] for row in rows}
-    assert len(texts) == 2 * len(bench_pope.SYSTEMS)
-    for one, other in (("vcd", "greedy"), ("vcd", "image against none"), ("careful", "greedy")):
-        assert any(texts[one, each.seed] != texts[other, each.seed] for each in (SEEN, OTHER))
-
-
-@pytest.mark.full
 @pytest.mark.parametrize("cache", ["lru", "shm"])
 @pytest.mark.parametrize("size", [4.0, 1e-5])  # the smaller one holds a few images
 @pytest.mark.parametrize("family", IN_EVERY_RUN)
@@ -312,82 +284,3 @@ def test_caches_of_processed_images(
     expected = expected_of(folder)
     for _ in range(2):
         check(llm, folder, expected)
-
-
-def structured() -> dict[str, Any]:
-    from vllm.sampling_params import StructuredOutputsParams
-
-    return {"structured_outputs": StructuredOutputsParams(regex="([a-f]{3}-){3}[0-9]{2}")}
-
-
-def streamed() -> dict[str, Any]:
-    from vllm.sampling_params import RequestOutputKind
-
-    return {"output_kind": RequestOutputKind.DELTA}
-
-
-def jobs_under_pressure(folder: Path) -> list[MediaJob]:
-    """The family's requests, each with a feature of vLLM's; most outgrow their first blocks."""
-    features: list[tuple[dict[str, Any], Callable[[], dict[str, Any]]]] = [
-        ({"max_tokens": 40}, streamed),
-        ({"temperature": 1.2, "seed": 7, "max_tokens": 33}, dict),
-        ({"max_tokens": 17}, dict),
-        ({"max_tokens": 15, "ignore_eos": False}, structured),
-        ({"n": 2, "temperature": 1.0, "seed": 3, "max_tokens": 20}, dict),
-        ({"max_tokens": 12, "logprobs": 2}, dict),
-        ({"max_tokens": 40}, dict),
-    ]
-    return [
-        replace(job, options=features[i % 7][0], make_options=features[i % 7][1])
-        for i, job in enumerate(jobs_of(folder))
-    ]
-
-
-PRESSURE: dict[str, dict[str, Any]] = {
-    "priority, no prefix cache": {
-        "num_gpu_blocks_override": 20,
-        "scheduling_policy": "priority",
-        "enable_prefix_caching": False,
-        "max_num_batched_tokens": 37,
-    },
-    "long prefill": {
-        "async_scheduling": True,
-        "num_gpu_blocks_override": 20,
-        "long_prefill_token_threshold": 7,
-        "max_num_batched_tokens": 48,
-    },
-    "whole images": {
-        "num_gpu_blocks_override": 20,
-        "max_num_batched_tokens": 40,
-        "disable_chunked_mm_input": True,
-    },
-    "one adapter": {
-        "async_scheduling": True,
-        "num_gpu_blocks_override": 20,
-        "max_num_batched_tokens": 24,
-        "max_num_seqs": 9,
-        "max_loras": 1,
-    },
-}
-
-
-@pytest.mark.full
-@pytest.mark.parametrize("seed", range(2))
-@pytest.mark.parametrize("name", PRESSURE)
-@pytest.mark.parametrize("family", IN_EVERY_RUN)
-def test_survivors_get_what_they_get_alone(
-    family: str, name: str, seed: int, folders: Path, pool: Pool
-) -> None:
-    """A cache far too small, requests that come and go at any moment: seeds, grammars, several
-    answers, streams whose clients hang up.
-    """
-    folder = folders / family
-    engines = Engines(folder, pool, **options(folder))
-    chosen = PRESSURE[name]
-    jobs = [job for job in jobs_under_pressure(folder) if is_taken(job, chosen)]
-    llm = engines.get(**chosen)
-    with preempted_pairs(llm) as preempted:
-        results = drive(llm, folder, jobs, seed, abort=1 / 3)
-    assert preempted
-    assert_no_media(llm)
-    engines.check(jobs, results)

@@ -86,44 +86,6 @@ def test_features_keep_their_meaning(llm: Any, tiny: Path, naive: NaiveCold) -> 
     assert not scheduler(llm).requests
 
 
-def test_bad_requests(shared_llm: Any, tiny: Path) -> None:
-    """What each field allows is fine, but not together, or not in this engine."""
-    from vllm import SamplingParams
-
-    from vllm_cold import ColdParams
-
-    llm = shared_llm(num_gpu_blocks_override=14, max_loras=1)
-
-    def run(params: Any, adapter: str | None = "one", length: int = 10) -> Any:
-        request = lora(tiny, adapter) if adapter else None
-        return llm.generate(
-            {"prompt_token_ids": [5] * length}, params, lora_request=request, use_tqdm=False
-        )
-
-    with pytest.raises(ValueError, match=r"cold_alpha=-1: must be a number in \[0, 1\]"):
-        run(SamplingParams(max_tokens=2, extra_args={"cold_alpha": -1}))
-    with pytest.raises(ValueError, match="cold_gamma=1: unknown key, allowed are cold, cold_alp"):
-        run(SamplingParams(max_tokens=2, extra_args={"cold_gamma": 1}))
-    with pytest.raises(ValueError, match="needs an adapter as expert"):
-        run(ColdParams(max_tokens=2), adapter=None)
-    with pytest.raises(ValueError, match="amateur='one': must differ from the expert"):
-        run(ColdParams(max_tokens=2, amateur=lora(tiny, "one")))
-    with pytest.raises(ValueError, match="max_loras=1"):
-        run(ColdParams(max_tokens=2, amateur=lora(tiny, "two")))
-    with pytest.raises(ValueError, match=r"need 16 KV cache blocks of 32 tokens.*has 13"):
-        run(ColdParams(max_tokens=246))
-    missing = lora(tiny, "two")
-    missing.lora_path = str(tiny / "nowhere")
-    with pytest.raises(ValueError, match="max_loras=1"):
-        run(ColdParams(max_tokens=2, amateur=missing))
-    params = ColdParams(max_tokens=2)
-    params.alpha = 7.0
-    with pytest.raises(ValueError, match="alpha=7.0"):
-        run(params)
-    assert len(tokens(run(ColdParams(max_tokens=3, ignore_eos=True)))[0]) == 3
-    assert not scheduler(llm).requests
-
-
 def test_engine_defaults(make_llm: Any, tiny: Path, naive: NaiveCold) -> None:
     """additional_config makes CoLD the default for adapters; a request says otherwise."""
     from vllm import SamplingParams

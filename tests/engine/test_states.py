@@ -27,10 +27,9 @@ from tests.engine.families import (
     WITH_STATES_IN_BFLOAT16,
     long_groups_of,
 )
-from tests.engine.pressure import assert_idle, drive, preempted_pairs
-from tests.engine.streams import LONGEST, MAX_TOKENS, Job, decode, generate, length, tokens_of
+from tests.engine.pressure import assert_idle, preempted_pairs
+from tests.engine.streams import LONGEST, MAX_TOKENS, decode, generate, length, tokens_of
 from tests.engine.test_families import traces_of
-from tests.engine.test_pause import Pauses
 from tests.naive import Amateur, Group, Trace, assert_same_tokens, pair, step
 from tests.tiny import copy_adapter
 from vllm_cold.ops.interface import NOT_FINITE
@@ -113,23 +112,6 @@ def test_tokens_equal_the_reference(family: str, name: str, folders: Path, make_
     grows = cached or family != "mamba-2"  # a state alone is as large at the end as at first
     assert bool(preempted) == (name.endswith("tight") and bool(grows))
     assert bool(cached) == name.startswith("align")
-
-
-@pytest.mark.parametrize("level", [0, 1])
-@pytest.mark.parametrize("name", ["align-tight", "none-tight"])
-@pytest.mark.parametrize("family", ["granite-4-hybrid", "mamba-2"])
-def test_arrivals_priorities_aborts_and_pauses(
-    family: str, name: str, level: int, folders: Path, make_llm: Any
-) -> None:
-    folder = folders / family
-    groups, expected = cases(folder, name)
-    llm = engine_of(make_llm, folder, name, scheduling_policy="priority")
-    jobs = list(map(Job, groups)) * 2
-    pauses = Pauses(llm, level)
-    results = drive(llm, folder, jobs, seed=level, abort=0.2, disturb=pauses)
-    assert pauses.count
-    got = {i: result.tokens[0] for i, result in results.items()}
-    assert_same_tokens(list(got.values()), [expected[i % len(groups)] for i in got])
 
 
 @pytest.mark.parametrize(

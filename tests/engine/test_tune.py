@@ -17,9 +17,8 @@ import pytest
 
 from tests.docs.blocks import block
 from tests.engine.conftest import Make
-from tests.naive import Amateur, Group, NaiveCold, Trace, pair
+from tests.naive import NaiveCold, Trace, pair
 from tests.server.conftest import serve
-from vllm_cold.method.presets import PRESETS
 from vllm_cold.tools.main import main
 from vllm_cold.tools.tune import decode
 from vllm_cold.tools.tune.grid import Setting
@@ -248,62 +247,6 @@ def test_a_gain_is_found_over_an_interruption_and_its_line_serves_what_was_measu
         assert main([*words, "--concurrency", "8", "--output", "asked"]) == 0
         check_outputs(tmp_path / "asked", case)
         assert report(tmp_path / "asked")["run"]["server"] == server.url
-
-
-@pytest.mark.full
-def test_plain_prompts(tiny: Path, naive: NaiveCold, tmp_path: Path, starts: list[Any]) -> None:
-    """Each is decoded greedily as the reference reads it, the best one with a contrast, too, and
-    the verdict follows from what is right.
-    """
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(tiny / "model")
-    plain = {
-        "no text": "w{1} w{2}",
-        "a better prompt": "w{0} w9 w{1} w{2}",
-        "the text twice": "w{0} w{0} w{1} w{2}",
-    }
-    both = Setting("cad", plain="a better prompt")
-    right: dict[tuple[Setting, str], Trace] = {}
-    rows: list[dict[str, Any]] = []
-    for n in range(10, 46):
-        words = (n, n + 100, 3 * n + 10)
-        for name, form in plain.items():
-            ids = tokenizer.encode(form.format(*words))
-            right[Setting(plain=name), str(n)] = naive.greedy(ids, "one", MAX_TOKENS)
-        lacking, better = (tokenizer.encode(plain[one].format(*words)) for one in list(plain)[:2])
-        cad = PRESETS["cad"].knobs
-        amateurs = [Amateur(-cad["beta"], "one", lacking)]
-        group = Group(better, "one", amateurs, cad["alpha"], MAX_TOKENS)
-        right[both, str(n)] = naive.decode(group)
-        # Right is what the better prompt says; where the text does not answer, what none says.
-        best = Setting(plain=list(plain)[n % 3 > 0])
-        rows.append(
-            {
-                "prompt": "w{} w{} w{}".format(*words),
-                "answer": tokenizer.decode(right[best, str(n)].tokens),
-                "answers": n % 3 > 0,
-                "cold_part": [0, len(f"w{n} ")],
-                "id": str(n),
-            }
-        )
-    problems = _write(tmp_path / "p.jsonl", rows)
-    engine = ("--dtype", "float32", "--max-model-len", "128", "--max-num-seqs", "8")
-    folder = tmp_path / "out"
-    command = ["tune", problems, "--model", str(tiny / "model"), "--adapter", str(tiny / "one")]
-    options = ("--preset", "cad", "--better", "w9", "--max-tokens", str(MAX_TOKENS))
-    assert main([*command, *engine, *options, "--output", str(folder)]) == 1
-    found, settled = outputs(folder), 0
-    for key, trace in right.items():
-        if trace.settled() == MAX_TOKENS and (key[0] != both or key in found):
-            settled += 1
-            assert found[key] == tokenizer.decode(trace.tokens), key
-    on_dev = {id for setting, id in found if setting == both}
-    assert settled > len(rows) and len(on_dev) >= len(rows) // 2
-    said = report(folder)
-    assert [row["name"] for row in said["settings"]] == [*plain, "cad", str(both)]
-    assert said["headline"].startswith("Use a better prompt, and no contrast: +")
-    assert said["first"][1].startswith("Where it does not answer, the text harms: ")
 
 
 def page(command: str, *replaced: tuple[str, str]) -> list[str]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import pytest
 import torch
@@ -76,32 +75,6 @@ def test_every_figure(server: Server, naive: NaiveCold) -> None:
     assert after["candidates_count"] == after["generation_tokens_total"]
     assert after["candidates_sum"] == sum(c for c, _ in want)
     assert after["changed_tokens_total"] == changed
-
-
-def by_kind(server: Server, name: str) -> Counter[tuple[str, str]]:
-    """A counter by method and adapter."""
-    found: Counter[tuple[str, str]] = Counter()
-    for sample in server.samples(f"vllm_cold_{name}"):
-        found[sample.labels["method"], sample.labels["adapter"]] += int(sample.value)
-    return found
-
-
-def test_each_kind_apart(server: Server) -> None:
-    server.ask(PROMPTS[0], cold=1)
-    before = [by_kind(server, name) for name in ("requests_total", "candidates_count")]
-    asked: list[tuple[str, str, dict[str, Any]]] = [
-        ("cold", "one", {"cold_beta": 1}),
-        ("cold", "two", {"cold_amateur": "one"}),
-        ("custom", "one", {"cold_part": [0, 3]}),
-        ("cad", "one", {"cold_part": [0, 3], "cold_preset": "cad"}),
-        ("dexperts", "base", {"cold_amateur": ["one", "two"], "cold_preset": "dexperts"}),
-    ]
-    for _, model, xargs in asked:
-        server.ask(PROMPTS[1], model, **xargs)
-    after = [by_kind(server, name) for name in ("requests_total", "candidates_count")]
-    kinds = Counter((method, model.replace("base", "")) for method, model, _ in asked)
-    assert after[0] - before[0] == kinds
-    assert after[1] - before[1] == Counter({kind: MAX_TOKENS for kind in kinds})
 
 
 def test_requests_in_flight_and_gone(server: Server) -> None:

@@ -11,7 +11,6 @@ import pytest
 
 from tests.naive import NaiveCold
 from tests.server.conftest import Server
-from vllm_cold.method.settings import DEFAULT_BETA
 
 pytestmark = pytest.mark.server
 
@@ -41,45 +40,6 @@ def test_a_request_asks_for_it(server: Server, naive: NaiveCold) -> None:
     assert complete(server, xargs={"other": 1}) == greedy
     assert complete(server, xargs={"cold_beta": 2, "cold_expert_top_k": 1}) == greedy
     assert complete(server, model="base") == naive.greedy(PROMPT, None, 16).tokens
-
-
-def test_another_adapter_as_amateur(server: Server, naive: NaiveCold) -> None:
-    got = complete(server, xargs={"cold_alpha": 0.05, "cold_beta": 1.0, "cold_amateur": "two"})
-    assert got == cold(naive, 0.05, 1.0, amateur="two")
-
-
-def adaptive(naive: NaiveCold, alpha: float, beta_max: float) -> list[int]:
-    """Tokens that rounding cannot change, which are neither greedy's nor those of a fixed beta."""
-    common: dict[str, Any] = {"expert": "one", "alpha": alpha, "max_tokens": 16}
-    most = {"beta_max": beta_max}
-    trace = naive.generate(PROMPT, **common, beta=0.0, rule="adaptive", rule_parameters=most)
-    assert trace.settled() == 16
-    for beta in (0.0, DEFAULT_BETA, beta_max):
-        assert trace.tokens != naive.generate(PROMPT, **common, beta=beta).tokens
-    return trace.tokens
-
-
-def test_an_adaptive_beta(server: Server, naive: NaiveCold) -> None:
-    xargs = {"cold_alpha": 0.02, "cold_beta": "adaptive", "cold_beta_max": 50.0}
-    expected = adaptive(naive, 0.02, 50.0)
-    assert complete(server, xargs=xargs) == expected
-    body = {"vllm_xargs": xargs}
-    stream = server.client.completions.create(
-        model="one", prompt=PROMPT, stream=True, extra_body=body, **OPTIONS
-    )
-    whole = server.client.completions.create(model="one", prompt=PROMPT, extra_body=body, **OPTIONS)
-    assert "".join(chunk.choices[0].text for chunk in stream) == whole.choices[0].text
-    xargs = {**xargs, "cold_rule_parameters": '{"beta_max": 50}'}
-    del xargs["cold_beta_max"]
-    assert complete(server, xargs=xargs) == expected
-    # Without a most of its own: the rule's.
-    default = naive.generate(
-        PROMPT, expert="one", alpha=0.02, beta=0.0, rule="adaptive", max_tokens=16
-    )
-    count = default.settled()
-    assert count > 4 and default.tokens[:count] != expected[:count]
-    got = complete(server, xargs={"cold_alpha": 0.02, "cold_beta": "adaptive"})
-    assert got[:count] == default.tokens[:count]
 
 
 def test_the_server_default(default_server: Server, naive: NaiveCold) -> None:

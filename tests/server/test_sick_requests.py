@@ -9,8 +9,6 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-import threading
-import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -21,7 +19,6 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from tests.long_bodies import long_arguments
 from tests.naive import NaiveCold, Trace
 from tests.server.clients import ALPHA, Asked, assert_right, references, storm
 from tests.server.conftest import Server
@@ -158,56 +155,6 @@ def test_the_log_says_what_is_the_default(default_server: Server) -> None:
 
 
 # ---- long bodies ---------------------------------------------------------------------------------
-
-
-class Pings(threading.Thread):
-    """Asks a server for its health, again and again; ``longest`` is how many seconds that took."""
-
-    def __init__(self, server: Server) -> None:
-        super().__init__()
-        self.longest, self._over = 0.0, threading.Event()
-        self._client = httpx.Client(base_url=server.url, timeout=120)
-
-    def run(self) -> None:
-        while not self._over.wait(0.002):
-            started = time.perf_counter()
-            self._client.get("/health")
-            self.longest = max(self.longest, time.perf_counter() - started)
-
-    def __enter__(self) -> Pings:
-        self._client.get("/health")  # connects
-        self.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self.join()
-        self._client.close()
-
-
-@pytest.mark.parametrize("megabytes", [1, 4, 10])
-def test_nobody_waits_while_a_long_body_is_read(megabytes: int, server: Server) -> None:
-    """Not longer than for a body of as many bytes that has nothing to do with CoLD; the server
-    allows eight amateurs.
-    """
-    chat = {"model": "one", "max_tokens": 1, **BODIES[CHAT]}
-    kinds = ("spans", "indices", "messages", "media", "own media", "keys")
-    for number in (8, 32):
-        arguments = long_arguments(megabytes * 10**6, number)
-        for kind in kinds:
-            ours = {**chat, "vllm_xargs": arguments[kind]}
-            others = {**chat, "vllm_xargs": {f"x{k}": v for k, v in arguments[kind].items()}}
-            with Pings(server) as plain:
-                assert httpx.post(server.url + CHAT, json=others, timeout=120).status_code == 200
-            waited = []
-            for _ in range(3):  # others use this machine, too
-                with Pings(server) as pings:
-                    answer = httpx.post(server.url + CHAT, json=ours, timeout=120)
-                assert answer.status_code == 400, answer.text[:300]
-                waited.append(pings.longest)
-                if waited[-1] <= 3 * plain.longest:
-                    break
-            assert min(waited) <= max(3 * plain.longest, 0.1), (kind, number, waited, plain.longest)
 
 
 # ---- every sampling parameter, at its limits and beyond -----------------------------------------
