@@ -130,12 +130,6 @@ def eagle3(target: Path, folder: Path, tokens: int = 3) -> dict[str, Any]:
     return {"method": "eagle3", "model": model, "num_speculative_tokens": tokens}
 
 
-def _layer(weights: Weights, layer: int) -> Weights:
-    """The weights of a layer, by their names within it."""
-    start = f"model.layers.{layer}."
-    return {name.removeprefix(start): w for name, w in weights.items() if name.startswith(start)}
-
-
 def make_mtp_model(tiny: Path, folder: Path) -> Path:
     """Write a random model that carries its own drafter; return the folder.
 

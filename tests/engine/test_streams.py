@@ -11,22 +11,18 @@ from typing import Any
 import pytest
 import torch
 
-from tests.engine.conftest import BLOCK, Pool, free_blocks, scheduler
+from tests.engine.conftest import BLOCK, Pool, free_blocks
 from tests.engine.pressure import (
     Engines,
-    Receiver,
-    add,
     assert_idle,
     preempted_pairs,
     scheduled,
 )
 from tests.engine.streams import (
-    KINDS,
     LONGEST,
     MAX_TOKENS,
     RULES,
     SHORT,
-    Job,
     decode,
     generate,
     length,
@@ -55,47 +51,6 @@ def engines(tiny: Path, pool: Pool) -> Engines:
 @pytest.fixture(scope="module")
 def expected(naive: NaiveCold) -> list[Trace]:
     return naive.generate_many(GROUPS)
-
-
-def different(traces: list[Trace], others: list[Trace]) -> float:
-    """Which part of them."""
-    pairs = list(zip(traces, others, strict=True))
-    return sum(a.tokens != b.tokens for a, b in pairs) / len(pairs)
-
-
-def test_every_part_of_a_group_counts(naive: NaiveCold, expected: list[Trace]) -> None:
-    """Or an engine that leaves it out would pass the tests below."""
-
-    def changed(kind: str, **changes: Any) -> float:
-        groups = GROUPS[KINDS.index(kind) :: len(KINDS)][:4]
-        others = [
-            replace(
-                group,
-                **{
-                    name: value(group) if callable(value) else value
-                    for name, value in changes.items()
-                },
-            )
-            for group in groups
-        ]
-        traces = expected[KINDS.index(kind) :: len(KINDS)][:4]
-        return different(traces, naive.generate_many(others))
-
-    def each(**fields: Any) -> Any:
-        return lambda group: [replace(a, **fields) for a in group.amateurs]
-
-    for kind in KINDS[:-1]:
-        least = 0.2 if kind == "a judge" else 0.5  # which may say no
-        assert changed(kind, amateurs=(), rule=None) > least, kind
-    for kind in ("a rule and fixed", "four streams"):
-        assert changed(kind, amateurs=each(prompt_ids=None)) > 0.5, kind
-        for leave_out in range(3 if kind == "four streams" else 2):
-            fewer = lambda g, i=leave_out: [*g.amateurs[:i], *g.amateurs[i + 1 :]]  # noqa: E731
-            assert changed(kind, amateurs=fewer) > 0.2, (kind, leave_out)
-    for kind in ("guidance", "longer amateur", "two adapters", "a rule"):
-        assert changed(kind, alpha=0.1) > 0.2, kind
-    for kind in ("a rule", "a rule and fixed"):
-        assert changed(kind, amateurs=each(weight=-1.0), rule=None) > 0.2, kind
 
 
 CONFIGURATIONS: dict[str, dict[str, Any]] = {
@@ -159,28 +114,6 @@ def test_an_engine_without_lora(engines: Engines, naive: NaiveCold, tiny: Path) 
     )
     assert_same_tokens(decode(llm, tiny, groups), naive.generate_many(groups))
     assert_idle(llm)
-
-
-def test_a_weight_of_one_is_the_amateur(engines: Engines, naive: NaiveCold, tiny: Path) -> None:
-    """Without a mask nothing is left of the expert; opposite weights leave nothing but it."""
-    prompts = [(PROMPT, OTHER), (OTHER, PROMPT), ((9,), PROMPT * 5), (PROMPT * 5, (9,))]
-    groups = [
-        Group(mine, expert, [Amateur(1.0, amateur, other)], 0.0, MAX_TOKENS)
-        for mine, other in prompts
-        for expert in (None, "two")
-        for amateur in (None, "one")
-    ]
-    traces = [
-        naive.greedy(list(a.prompt_ids or ()), a.adapter, MAX_TOKENS)
-        for group in groups
-        for a in group.amateurs
-    ]
-    opposite = [
-        replace(g, amateurs=[replace(a, weight=w) for a in g.amateurs for w in (0.7, -0.7)])
-        for g in groups
-    ]
-    traces += [naive.greedy(list(g.prompt_ids), g.expert, MAX_TOKENS) for g in opposite]
-    assert_same_tokens(decode(engines.get(), tiny, groups + opposite), traces)
 
 
 def test_a_prompt_is_cached_for_whoever_has_it(engines: Engines, tiny: Path) -> None:
@@ -297,23 +230,3 @@ def test_structured_output(engines: Engines, naive: NaiveCold, tiny: Path) -> No
             max_tokens=1,
         )
         assert list(output.outputs[0].token_ids) == [int(scores.argmax())]
-
-
-def test_abort_frees_all_streams(engines: Engines, tiny: Path) -> None:
-    """At every stage: queued, in the middle of chunked prompts, decoding."""
-    llm = engines.get(max_num_batched_tokens=64)
-    before, amateurs = free_blocks(llm), [Amateur(-0.5, "one", OTHER), Amateur(0.2, "two")]
-    for steps in range(7):
-        prompt = tuple((7 * i + steps) % 500 + 4 for i in range(120))
-        asked = Job(Group(prompt, "one", amateurs, 0.0, 50))
-        receiver = Receiver()
-        receiver.expect("r", asked)
-        request_id = add(llm, tiny, asked, "r")
-        for _ in range(steps):
-            receiver.take(llm.llm_engine.step())
-        assert len(scheduler(llm).requests) == 3
-        llm.llm_engine.abort_request([request_id], internal=True)
-        assert_idle(llm)
-        llm.llm_engine.step()
-        assert free_blocks(llm) == before
-    assert receiver.results["r"].tokens  # the last one had begun to answer

@@ -203,55 +203,6 @@ def test_plain_requests_beside_them(server: Server, seeing: Path) -> None:
     server.wait_until_idle()
 
 
-def test_mistakes(server: Server) -> None:
-    for args, why in (
-        ({"cold_images": "noise:1000"}, "cold_images='noise:1000': must be 'none', 'noise:500'"),
-        ({"cold_images": "noise:5", "cold_without": "images"}, "has a prompt already, by"),
-        ({"cold_without": "audios"}, "cold_without='audios': the conversation has no audios"),
-        (
-            {"cold_amateur_messages": json.dumps(messages(*[url(SEEN)] * 3))},
-            "cold_amateur_messages=",
-        ),
-        ({"cold_amateur_messages": json.dumps(messages("data:x"))}, "no prompt can be made"),
-        (
-            {"cold_amateur_messages": json.dumps(messages("file:///etc/passwd"))},
-            "no prompt can be made",
-        ),
-    ):
-        for stream in (False, True):
-            one = body("base", messages(url(SEEN)), vllm_xargs=args, stream=stream)
-            status, text = server.post("/v1/chat/completions", one)
-            assert status == 400 and why in json.loads(text)["error"]["message"], text
-    completion = {"model": "base", "prompt": " w1", "vllm_xargs": {"cold_preset": "vcd"}}
-    status, text = server.post("/v1/completions", completion)
-    assert status == 400 or '"cold": 0' in text or "choices" in text
-    # The picture that came with a refused request is not believed to be there.
-    for seed in range(200, 204):
-        bad = body("base", messages(url(Picture(seed))), vllm_xargs={"cold_without": "videos"})
-        assert server.post("/v1/chat/completions", bad)[0] == 400
-        assert tokens(server, body("base", messages(url(Picture(seed))), vllm_xargs={"cold": 0}))
-    server.wait_until_idle()
-
-
-@full
-def test_an_engine_whose_default_is_vcd(seeing: Path, tmp_path: Path) -> None:
-    """From a YAML file; with shared memory for what was made of pictures."""
-    config = tmp_path / "server.yaml"
-    config.write_text("sampler: cold\ncold-preset: vcd\nmm-processor-cache-type: shm\n")
-    with serve(tmp_path, [*arguments(seeing), "--config", str(config)]) as server:
-        wanted = traces(seeing)
-        got = []
-        for model in ("base", "one"):
-            got.append(tokens(server, body(model, messages(url(SEEN)))))
-        assert_same_tokens(got, [wanted[0], wanted[4]])
-        own = bodies(url(SEEN), url(OTHER))
-        assert_same_tokens([tokens(server, one) for one in own], wanted)
-        text = body("base", [{"role": "user", "content": " w3"}])
-        off = tokens(server, {**text, "vllm_xargs": {"cold": 0}})
-        assert tokens(server, text) == off
-        server.wait_until_idle()
-
-
 @full
 def test_several_front_ends(seeing: Path, tmp_path: Path) -> None:
     """Each of which has a cache of its own, before two engines."""

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import logging
 from types import SimpleNamespace
 from typing import Any
 
@@ -78,17 +77,6 @@ def test_options_that_need_ranks_or_lora(npu: None) -> None:
     assert "short_request_first_config is on" in str(unsupported(prompts_alone))
 
 
-@pytest.mark.parametrize(("value", "is_on"), [("1", True), ("0", False), ("", False)])
-def test_options_of_the_environment(
-    npu: None, value: str, is_on: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    option, variable = "enable_flashcomm1", "VLLM_ASCEND_ENABLE_FLASHCOMM1"
-    monkeypatch.setenv(variable, value)
-    said = unsupported(engine(ranks=2))
-    assert f"vllm-ascend's {option} is on" in str(said) if is_on else said is None
-    assert unsupported(engine({option: False}, ranks=2)) is None  # this counts, and alone
-
-
 @pytest.mark.parametrize(("version", "known"), [("0.23.1", True), ("0.25.1", False), (None, False)])
 def test_balance_scheduling_is_for_releases_that_tests_ran_on(
     npu: None, version: str | None, known: bool, monkeypatch: pytest.MonkeyPatch
@@ -126,39 +114,6 @@ def test_a_choice_of_lora_that_cannot_be_is_refused(
     assert unsupported(prompts_alone) is None
     monkeypatch.setenv("COLD_LORA", "bgmv")
     assert unsupported(engine()) is None
-
-
-@pytest.mark.parametrize(
-    ("full", "apart", "mla", "said"),
-    [
-        (True, False, False, []),
-        (False, True, False, []),
-        (None, True, False, []),
-        (True, False, True, ["does not apply adapters to MLA attention"]),
-        (True, True, True, ["vllm-ascend 0.23.0 keeps one list", "MLA attention"]),
-    ],
-)
-def test_warnings(
-    npu: None,
-    full: bool | None,
-    apart: bool,
-    mla: bool,
-    said: list[str],
-    caplog: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(ascend, "logger", logging.getLogger("test of ascend"))
-    made = engine()
-    mode = None if full is None else SimpleNamespace(has_full_cudagraphs=lambda: full)
-    made.compilation_config = SimpleNamespace(cudagraph_mode=mode, cudagraph_specialize_lora=apart)
-    made.model_config.use_mla = mla
-    ascend.warn(made)
-    assert len(caplog.messages) == len(said)
-    assert all(part in text for part, text in zip(said, caplog.messages, strict=True))
-    caplog.clear()
-    made.lora_config = None
-    ascend.warn(made)
-    assert caplog.messages == []
 
 
 def test_other_lora_and_context_parallelism(npu: None, monkeypatch: pytest.MonkeyPatch) -> None:
