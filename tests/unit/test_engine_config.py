@@ -3,6 +3,7 @@
 
 import argparse
 import logging
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -107,170 +108,137 @@ def test_models_whose_images_are_read_wrongly_on_cpu(
     assert all("its answers about images are not those of its makers" in line for line in logged)
 
 
-@pytest.mark.parametrize(
-    ("option", "value", "said"),
-    [
-        ("model_config.runner_type", "pooling", "pooling model"),
-        ("model_config.is_encoder_decoder", True, "it has an encoder-decoder model, which CoLD"),
-        ("model_config.enable_trace_replay", True, "it has enable_trace_replay, which CoLD does"),
-        ("ec_transfer_config", object(), "it has an encoder-cache connector, which CoLD does not"),
-        (
-            "parallel_config.enable_batch_sharded_sampling",
-            True,
-            "it has batch-sharded sampling, whi",
-        ),
-        ("scheduler_config.enable_chunked_prefill", False, "(--enable-chunked-prefill)"),
-        ("scheduler_config.scheduler_cls", "their.own", "leave scheduler_cls (--scheduler-cls)"),
-        ("lora_config", None, "LoRA is off, and the engine was not asked for CoLD"),
-        ("scheduler_config.max_num_seqs", 1, "(--max-num-seqs) to 2 or more"),
-        ("scheduler_config.max_num_active_seqs", 1, "(--max-num-active-seqs) to 2 or more"),
-        ("scheduler_config.max_num_batched_tokens", 1, "(--max-num-batched-tokens) to 2 or more"),
-        ("scheduler_config.max_num_scheduled_tokens", 1, "takes 2 tokens a step; set it"),
-        ("scheduler_config.max_num_scheduled_tokens", 2, None),
-        ("scheduler_config.max_num_seqs", None, None),
-    ],
-)
-def test_engines_that_cannot(option: str, value: Any, said: str | None) -> None:
-    """Whoever did not ask for CoLD keeps the engine."""
-    engine = config()
-    put(engine, option, value)
-    before = engine.scheduler_config.scheduler_cls
-    configure(engine)
-    if said is None:
-        assert "ColdAsyncScheduler" in engine.scheduler_config.scheduler_cls
-        return
-    assert said in str(unsupported(engine))
-    assert engine.scheduler_config.scheduler_cls == before
-    assert engine.model_config.logits_processors is None
-    engine.additional_config = {"cold": True}
-    if option != "lora_config":  # then it is for prompts
-        with pytest.raises(ValueError, match="CoLD is this engine's default sampler, but "):
-            configure(engine)
-
-
 def put(engine: Any, option: str, value: Any) -> None:
     *owner, name = option.split(".")
     setattr(getattr(engine, owner[0]) if owner else engine, name, value)
 
 
-@pytest.mark.parametrize(
-    ("option", "value", "said"),
-    [
-        ("cache_config.mamba_cache_mode", "none", None),
-        ("cache_config.mamba_cache_mode", "all", "supports none and align; set one of them (--ma"),
-        ("cache_config.use_replayssm", True, "(--no-use-replayssm)"),
-        ("cache_config.prefix_match_unit", 8, "vLLM may keep a wrong state then"),
-        ("parallel_config.decode_context_parallel_size", 2, "(--decode-context-parallel-size)"),
-        ("parallel_config.tensor_parallel_size", 2, "other than Mamba 2's, with which CoLD"),
-        ("speculative_config", SimpleNamespace(method="mtp", num_speculative_tokens=1),
-         "speculative decoding is on (mtp) with state-space layers"),
-    ],
-)  # fmt: skip
-def test_models_with_states(
-    option: str, value: Any, said: str | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """By vLLM's release and options, not by family; each says what to do."""
+def with_states() -> Any:
+    """An engine that CoLD supports of a model with state-space layers."""
     engine = config(is_hybrid=True)
     engine.cache_config = SimpleNamespace(mamba_cache_mode="align")
-    monkeypatch.setattr(versions, "vllm_version", lambda: "0.32.0")
-    assert unsupported(engine) is None
-    put(engine, option, value)
-    found = unsupported(engine)
-    assert found is None if said is None else said in str(found)
-    if option == "speculative_config":
-        engine.use_v2_model_runner = True
-        assert "not shown to be right on vLLM's V2 model runner" in str(unsupported(engine))
-    if option == "parallel_config.tensor_parallel_size":
-        engine.lora_config, engine.additional_config = None, {"cold": True}
-        assert unsupported(engine) is None
-    monkeypatch.setattr(versions, "vllm_version", lambda: "0.31.2")
-    engine.model_config = config(is_attention_free=True).model_config
-    assert "CoLD supports with vLLM 0.32 and newer; update vLLM" in str(unsupported(engine))
+    return engine
 
 
-@pytest.mark.parametrize(
-    ("text", "ranks", "fully", "said"),
-    [
-        ({"mamba_n_groups": 8}, 2, False, None),
-        ({"n_groups": 2}, 2, False, None),
-        ({"n_groups": 2}, 4, False, "of 2 groups, whose adapters vLLM cuts wrongly then; switch"),
-        ({"mamba_ngroups": 1}, 2, False, "tensor_parallel_size=2 and LoRA are on with state-space"),
-        ({"n_groups": 1}, 1, False, None),
-        ({"n_groups": 1}, 1, True, "whose adapters vLLM leaves out in part then; switch it off"),
-    ],
-)
-def test_adapters_of_models_with_states(
-    text: dict[str, int],
-    ranks: int,
-    fully: bool,
-    said: str | None,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(versions, "vllm_version", lambda: "0.32.0")
-    engine = config(is_hybrid=True, hf_text_config=SimpleNamespace(**text))
-    engine.cache_config = SimpleNamespace(mamba_cache_mode="align")
-    engine.lora_config.fully_sharded_loras = fully
-    engine.parallel_config.tensor_parallel_size = ranks
-    found = unsupported(engine)
-    assert found is None if said is None else said in str(found)
-
-
-@pytest.mark.parametrize(
-    ("stages", "version", "wrong"),
-    [(2, "0.23.0", False), (3, "0.23.0", True), (3, "0.27.0", False), (3, "dev", False)],
-)
-def test_pipelines_in_which_vllm_is_wrong(
-    stages: int, version: str, wrong: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(versions, "vllm_version", lambda: version)
-    engine = config()
-    engine.parallel_config.pipeline_parallel_size = stages
-    said = unsupported(engine)
-    assert str(said).startswith("pipeline_parallel_size=3: before 0.27") if wrong else said is None
-
-
-def speculating(method: str = "ngram", **fields: Any) -> Any:
+def speculating(**fields: Any) -> Any:
     """An engine with speculative decoding that CoLD supports."""
     engine = config()
-    engine.speculative_config = SimpleNamespace(method=method, num_speculative_tokens=3, **fields)
+    engine.speculative_config = SimpleNamespace(method="ngram", num_speculative_tokens=3, **fields)
     engine.parallel_config.pipeline_parallel_size = 1
     return engine
 
 
+def of_groups(ranks: int, fully: bool = False, **text: int) -> dict[str, Any]:
+    """Changes: a model whose state-space layers have so many groups, on so many ranks."""
+    return {
+        "model_config.hf_text_config": SimpleNamespace(**text),
+        "parallel_config.tensor_parallel_size": ranks,
+        "lora_config.fully_sharded_loras": fully,
+    }
+
+
+STAGES, RANKS = "parallel_config.pipeline_parallel_size", "parallel_config.tensor_parallel_size"
+MTP = {"speculative_config": SimpleNamespace(method="mtp", num_speculative_tokens=1)}
+PROMPTS_ALONE = {"lora_config": None, "additional_config": {"cold": True}}
+# An engine that CoLD supports, what is changed in it ("vllm" is its version), and what is said.
+ENGINES: list[tuple[Any, dict[str, Any], str | None]] = [
+    (config, {"model_config.runner_type": "pooling"}, "pooling model"),
+    (config, {"model_config.is_encoder_decoder": True}, "has an encoder-decoder model, which CoLD"),
+    (config, {"model_config.enable_trace_replay": True}, "it has enable_trace_replay, which CoLD"),
+    (config, {"ec_transfer_config": object()}, "it has an encoder-cache connector, which CoLD"),
+    (config, {"parallel_config.enable_batch_sharded_sampling": True}, "has batch-sharded sampling"),
+    (config, {"scheduler_config.enable_chunked_prefill": False}, "(--enable-chunked-prefill)"),
+    (config, {"scheduler_config.scheduler_cls": "x.y"}, "leave scheduler_cls (--scheduler-cls)"),
+    (config, {"lora_config": None}, "LoRA is off, and the engine was not asked for CoLD"),
+    (config, PROMPTS_ALONE, None),
+    (config, {"scheduler_config.max_num_seqs": 1}, "(--max-num-seqs) to 2 or more"),
+    (config, {"scheduler_config.max_num_seqs": None}, None),
+    (config, {"scheduler_config.max_num_active_seqs": 1}, "(--max-num-active-seqs) to 2 or more"),
+    (config, {"scheduler_config.max_num_batched_tokens": 1}, "(--max-num-batched-tokens) to 2 or "),
+    (config, {"scheduler_config.max_num_scheduled_tokens": 1}, "takes 2 tokens a step; set it"),
+    (config, {"scheduler_config.max_num_scheduled_tokens": 2}, None),
+    # Pipelines in which vLLM is wrong.
+    (config, {STAGES: 2, "vllm": "0.23.0"}, None),
+    (config, {STAGES: 3, "vllm": "0.23.0"}, "pipeline_parallel_size=3: before 0.27"),
+    (config, {STAGES: 3, "vllm": "0.27.0"}, None),
+    (config, {STAGES: 3, "vllm": "dev"}, None),
+    # Models with states: by vLLM's release and options, not by family.
+    (with_states, {"cache_config.mamba_cache_mode": "none"}, None),
+    (with_states, {"cache_config.mamba_cache_mode": "all"}, "supports none and align; set one of"),
+    (with_states, {"cache_config.use_replayssm": True}, "(--no-use-replayssm)"),
+    (with_states, {"cache_config.prefix_match_unit": 8}, "vLLM may keep a wrong state then"),
+    (with_states, {"parallel_config.decode_context_parallel_size": 2}, "(--decode-context-paralle"),
+    (with_states, {RANKS: 2}, "other than Mamba 2's, with which CoLD"),
+    (with_states, {RANKS: 2, **PROMPTS_ALONE}, None),
+    (with_states, MTP, "speculative decoding is on (mtp) with state-space layers"),
+    (with_states, {**MTP, "use_v2_model_runner": True}, "not shown to be right on vLLM's V2 model"),
+    (with_states, {"vllm": "0.31.2"}, "CoLD supports with vLLM 0.32 and newer; update vLLM"),
+    (
+        with_states,
+        {"model_config.is_hybrid": False, "model_config.is_attention_free": True, "vllm": "0.31.2"},
+        "CoLD supports with vLLM 0.32 and newer; update vLLM",
+    ),
+    (with_states, of_groups(2, mamba_n_groups=8), None),
+    (with_states, of_groups(2, n_groups=2), None),
+    (with_states, of_groups(4, n_groups=2), "of 2 groups, whose adapters vLLM cuts wrongly then"),
+    (with_states, of_groups(2, mamba_ngroups=1), "=2 and LoRA are on with state-space"),
+    (with_states, of_groups(1, n_groups=1), None),
+    (with_states, of_groups(1, True, n_groups=1), "whose adapters vLLM leaves out in part then"),
+]
+DRAFTS = [
+    ({"speculative_config.method": "ngram_gpu"}, 'supports with V2 only; use "ngram".'),
+    ({"speculative_config.method": "eagle", "use_v2_model_runner": True}, None),
+    ({"speculative_config.enable_adaptive_verification": True}, "different drafts in the stream"),
+    ({"num_prefill_lookahead_tokens": 1}, None),
+    ({"num_prefill_lookahead_tokens": 2}, "several MTP modules, which want prompts split"),
+    ({STAGES: 2}, "pipeline parallelism, which CoLD does not"),
+    ({"vllm": "0.31.2"}, "supports with vLLM 0.32 and newer; switch it off."),
+    ({"platform": "other"}, "supports with vLLM's own CPU and GPU workers only; switch it off."),
+]
 since_speculation = pytest.mark.skipif(
     versions.is_before(0, 32), reason="CoLD speculates since vLLM 0.32"
 )
 
 
-@since_speculation
 @pytest.mark.parametrize(
-    ("option", "value", "said"),
-    [
-        ("speculative_config.method", "ngram_gpu", 'supports with V2 only; use "ngram".'),
-        ("speculative_config.enable_adaptive_verification", True, "different drafts in the stream"),
-        ("num_prefill_lookahead_tokens", 2, "several MTP modules, which want prompts split"),
-        ("parallel_config.pipeline_parallel_size", 2, "pipeline parallelism, which CoLD does not"),
-        ("version", "0.31.2", "supports with vLLM 0.32 and newer; switch it off."),
-        ("platform", None, "supports with vLLM's own CPU and GPU workers only; switch it off."),
-    ],
+    ("make", "changes", "said"),
+    [*ENGINES, *(pytest.param(speculating, *row, marks=since_speculation) for row in DRAFTS)],
 )
-def test_speculation_that_cannot(
-    option: str, value: Any, said: str, monkeypatch: pytest.MonkeyPatch
+def test_which_engines_can(
+    make: Callable[[], Any],
+    changes: dict[str, Any],
+    said: str | None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Each says what is on, and what to do."""
+    """Who did not ask for CoLD keeps an engine that cannot; who did is told what to do."""
     from vllm.platforms import current_platform
 
-    engine = speculating()
+    monkeypatch.setattr(versions, "vllm_version", lambda: "0.32.0")
+    engine = make()
     assert unsupported(engine) is None
-    if option == "version":
-        monkeypatch.setattr(versions, "vllm_version", lambda: value)
-    elif option == "platform":
-        monkeypatch.setattr(type(current_platform), "is_out_of_tree", lambda self: True)
-    else:
-        put(engine, option, value)
-    reason = str(unsupported(engine))
-    assert reason.startswith(f"speculative decoding is on ({engine.speculative_config.method})")
-    assert said in reason
+    for option, value in changes.items():
+        if option == "vllm":
+            monkeypatch.setattr(versions, "vllm_version", lambda version=value: version)
+        elif option == "platform":
+            monkeypatch.setattr(type(current_platform), "is_out_of_tree", lambda self: True)
+        else:
+            put(engine, option, value)
+    before = engine.scheduler_config.scheduler_cls
+    found = unsupported(engine)
+    configure(engine)
+    if said is None:
+        assert found is None
+        assert "ColdAsyncScheduler" in engine.scheduler_config.scheduler_cls
+        return
+    assert said in str(found)
+    if make is speculating:
+        assert str(found).startswith("speculative decoding is on (ngram")
+    assert engine.scheduler_config.scheduler_cls == before
+    assert engine.model_config.logits_processors is None
+    if engine.lora_config is not None:  # without, such an engine is for prompts
+        engine.additional_config = {"cold": True}
+        with pytest.raises(ValueError, match="CoLD is this engine's default sampler, but "):
+            configure(engine)
 
 
 @pytest.mark.parametrize(
