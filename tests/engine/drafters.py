@@ -23,6 +23,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from tests.engine.conftest import scheduler
 from tests.tiny import SPECIAL_TOKENS, make_tiny_model
 
 Weights = dict[str, Tensor]
@@ -327,3 +328,9 @@ def oracle(
 
     patch.setattr(NgramGPUSpeculator, "propose", propose)
     return ngram(tokens, device=True)
+
+
+def counted(llm: Any) -> tuple[int, int]:
+    """Drafts of CoLD requests, and those of them that were right."""
+    sums = scheduler(llm)._counters.sums.values()
+    return sum(s.draft_tokens for s in sums), sum(s.accepted_draft_tokens for s in sums)

@@ -18,6 +18,7 @@ import pytest
 
 from tests.engine import drafters
 from tests.engine.conftest import free_blocks, lora, scheduler
+from tests.engine.drafters import counted
 from tests.engine.families import RANK
 from tests.engine.media import (
     CHATS,
@@ -37,7 +38,6 @@ from tests.engine.media import (
 )
 from tests.engine.pressure import assert_idle, preempted_pairs, some
 from tests.engine.streams import Job, generate, tokens_of
-from tests.engine.test_speculation import counted
 from tests.naive import Trace, assert_same_tokens
 from vllm_cold.group.drafting import DraftController
 

@@ -2,14 +2,11 @@
 """What a request may carry and what is refused, offline."""
 
 import math
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from scipy.stats import chisquare
 
 from tests.engine.conftest import lora, scheduler
 from tests.naive import NaiveCold
@@ -26,21 +23,6 @@ def tokens(outputs: list[Any]) -> list[list[int]]:
 @pytest.fixture
 def llm(shared_llm: Any) -> Any:
     return shared_llm()
-
-
-def check_distribution(drawn: Sequence[int], expected: torch.Tensor) -> None:
-    """Whether tokens may have been drawn from ``expected``, which is [V]."""
-    counts = torch.bincount(torch.tensor(drawn), minlength=len(expected)).double()
-    assert counts[expected == 0].sum() == 0
-    likely = expected * len(drawn) >= 5
-    observed = [*counts[likely].tolist(), counts[~likely].sum().item()]
-    wanted = [*(expected[likely] * len(drawn)).tolist()]
-    wanted.append((expected[~likely] * len(drawn)).sum().item())
-    if wanted[-1] < 5:  # too rare for a cell of its own
-        observed[0] += observed.pop()
-        wanted[0] += wanted.pop()
-    assert len(wanted) >= 3, "the distribution is too sharp to test"
-    assert chisquare(observed, wanted).pvalue > 1e-4
 
 
 def test_features_keep_their_meaning(llm: Any, tiny: Path, naive: NaiveCold) -> None:

@@ -14,12 +14,13 @@ import torch
 
 from tests.engine import drafters, families
 from tests.engine.conftest import free_blocks, lora, scheduler
+from tests.engine.drafters import counted
+from tests.engine.draws import check_distribution
 from tests.engine.pressure import Engines, drive, engines, preempted_pairs, scheduled
 from tests.engine.streams import decode, generate
 from tests.engine.test_features_under_pressure import BARE, FEATURES, UNCHANGED
 from tests.engine.test_reference import CASES as ALL_CASES
 from tests.engine.test_reference import CONFIGURATIONS
-from tests.engine.test_requests import PROMPT, check_distribution
 from tests.naive import NaiveCold, Trace, assert_same_tokens
 from vllm_cold.group.drafting import DraftController
 
@@ -28,6 +29,7 @@ __all__ = ["engines"]
 pytestmark = pytest.mark.engine
 
 CASES = ALL_CASES[:48]  # with drafts they take longer
+PROMPT = list(range(20, 60))
 
 
 @pytest.fixture(scope="module")
@@ -73,12 +75,6 @@ def drafter(tiny: Path, folder: Path, runner: str, monkeypatch: pytest.MonkeyPat
     # Whether drafts pay depends on this machine's times; here all that are made are verified.
     monkeypatch.setattr(DraftController, "break_even", lambda *args: None)
     return Drafters(tiny, folder, runner, monkeypatch)
-
-
-def counted(llm: Any) -> tuple[int, int]:
-    """Drafts of CoLD requests, and those of them that were right."""
-    sums = scheduler(llm)._counters.sums.values()
-    return sum(s.draft_tokens for s in sums), sum(s.accepted_draft_tokens for s in sums)
 
 
 DRAFTS = 3  # of EAGLE here
@@ -158,27 +154,17 @@ def test_mtp(make_llm: Any, tiny: Path, folder: Path) -> None:
     assert 0 < accepted < drafted
 
 
-# What a request asks for, without what vLLM refuses under speculation (min_p, logit_bias) and what
-# draws other random numbers there.
-GREEDY = [name for name in FEATURES if name not in (
-    "logit_bias", "eos", "ignore_eos", "min_tokens", "n", "top_p, top_k, min_p"
-)]  # fmt: skip
-WITH_A_MODEL = ("json", "repetition", "bad_words", "stop", "logprobs")
+FEATURED = ("json", "repetition", "bad_words", "stop", "logprobs")
 OFTEN = ("repetition", "stop")
-FEATURE_CASES = [
-    *(
-        pytest.param("draft_model", name, marks=() if name in OFTEN else pytest.mark.full)
-        for name in WITH_A_MODEL
-    ),
-    *(pytest.param("eagle", name, marks=pytest.mark.full) for name in GREEDY),
-]
 
 
-@pytest.mark.parametrize(("name", "feature"), FEATURE_CASES)
-def test_feature(name: str, feature: str, drafter: Drafters, engines: Engines, tiny: Path) -> None:
+@pytest.mark.parametrize(
+    "feature", [pytest.param(f, marks=() if f in OFTEN else pytest.mark.full) for f in FEATURED]
+)
+def test_feature(feature: str, drafter: Drafters, engines: Engines, tiny: Path) -> None:
     """As without speculation, under pressure, some requests beside them drawn at random."""
-    pressure = {"num_gpu_blocks_override": 14, "async_scheduling": name == "draft_model"}
-    llm = engines.get(**pressure, speculative_config=drafter(name))
+    pressure = {"num_gpu_blocks_override": 14, "async_scheduling": True}
+    llm = engines.get(**pressure, speculative_config=drafter("draft_model"))
     jobs = FEATURES[feature](engines)
     with preempted_pairs(llm) as preempted:
         results = drive(llm, tiny, jobs, seed=3)

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from tests.engine.conftest import BLOCK, Pool, free_blocks
+from tests.engine.draws import check_distribution
 from tests.engine.pressure import (
     Engines,
     assert_idle,
@@ -31,7 +32,6 @@ from tests.engine.streams import (
     short_groups,
     short_rules,
 )
-from tests.engine.test_requests import check_distribution
 from tests.naive import Amateur, Group, NaiveCold, Trace, assert_same_tokens
 
 pytestmark = pytest.mark.engine
@@ -60,16 +60,8 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
         "max_num_batched_tokens": 64,
         "scheduling_policy": "priority",
     },
-    # Those below only in full.
-    "tiny-budget": {"async_scheduling": True, "max_num_batched_tokens": 5, "max_num_seqs": 5},
+    # Only in full; ``test_reference`` has more.
     "one-lora": {"max_loras": 1, "async_scheduling": True, "block_size": 128},
-    "compiled-pressure": {
-        "enforce_eager": False,
-        "num_gpu_blocks_override": 100,
-        "async_scheduling": True,
-        "max_num_batched_tokens": 64,
-        "max_loras": 4,
-    },
 }
 EVERY_RUN = tuple(CONFIGURATIONS)[:2]
 
@@ -82,7 +74,7 @@ def test_tokens_equal_the_reference(
     name: str, engines: Engines, tiny: Path, expected: list[Trace], runner: str
 ) -> None:
     options = CONFIGURATIONS[name]
-    few = name == "tiny-budget" or runner == "v2"  # many steps, or long ones
+    few = runner == "v2"  # whose steps are long
     if few and "pressure" in name:
         options = options | {"num_gpu_blocks_override": 40}  # which short groups fill
     chosen = [
@@ -101,8 +93,6 @@ def test_tokens_equal_the_reference(
     assert_idle(llm)
     assert bool(preempted) == ("pressure" in name)
     assert {group.rule for group, _ in chosen} >= dict(RULES).keys()
-    mode = llm.llm_engine.vllm_config.compilation_config.mode
-    assert (mode.name != "NONE") == name.startswith("compiled")
 
 
 def test_an_engine_without_lora(engines: Engines, naive: NaiveCold, tiny: Path) -> None:

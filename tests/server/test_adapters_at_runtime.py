@@ -57,12 +57,6 @@ def unload(server: Server) -> None:
     assert status == 200, text
 
 
-def check(server: Server, reference: NaiveCold, asked: list[Asked], name: str) -> None:
-    """The requests get what they get with the adapter ``name`` as ``late``."""
-    got = asyncio.run(storm(server.url, asked, [None] * len(asked)))
-    assert_right(got, asked, references(reference, asked, {"late": name}))
-
-
 def during(server: Server, asked: list[Asked], act: Callable[[], None]) -> list[Got]:
     """What the requests get if something happens while all of them stream."""
 
@@ -121,25 +115,3 @@ def test_loaded_again_in_flight(
     assert_right(answers, again, references(reference, again, {"late": "four"}))
     assert_right(got, asked, references(reference, asked, {"late": "three"}))
     server.wait_until_idle()
-
-
-def test_same_path(
-    server: Server, reference: NaiveCold, adapters: dict[str, Path], tiny: Path, tmp_path: Path
-) -> None:
-    """vLLM tells adapters apart by name and path in its prefix cache, in which the prompts are,
-    computed with the weights before. With changed files in the same place it has to be told to
-    forget.
-    """
-    for name in ("three", "four"):
-        load(server, adapters[name])
-        check(server, reference, uses(8), name)
-        unload(server)
-    folder = make_tiny_adapter(tiny / "model", tmp_path / "same", seed=3, scale=0.1)
-    load(server, folder)
-    check(server, reference, uses(8), "three")
-    unload(server)
-    make_tiny_adapter(tiny / "model", folder, seed=4, scale=0.1)
-    load(server, folder)
-    server.wait_until_idle()
-    assert server.post("/reset_prefix_cache", {})[0] == 200
-    check(server, reference, uses(8), "four")

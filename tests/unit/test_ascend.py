@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.unit.test_engine_config import config
+from tests.engine_config import config
 from vllm_cold import hardware, places, plugin
 from vllm_cold.npu import npu_platform
 from vllm_cold.vllm import availability, versions

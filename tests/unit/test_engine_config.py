@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.engine_config import config
 from vllm_cold.errors import ColdError
 from vllm_cold.method.amateurs import AmateurSpec
 from vllm_cold.method.arguments import parse_engine_defaults
@@ -19,34 +20,6 @@ from vllm_cold.vllm.frontend.config import lacks_seats, unsupported
 from vllm_cold.vllm.frontend.engine_config import configure
 
 pytestmark = pytest.mark.unit
-
-
-def config(**model: Any) -> Any:
-    """As much of a VllmConfig as is looked at."""
-    fields = {
-        "runner_type": "generate",
-        "is_encoder_decoder": False,
-        "is_hybrid": False,
-        "logits_processors": None,
-        "max_model_len": 64,
-        **model,
-    }
-    return SimpleNamespace(
-        model_config=SimpleNamespace(**fields),
-        scheduler_config=SimpleNamespace(
-            scheduler_cls=None,
-            max_num_seqs=8,
-            max_num_batched_tokens=64,
-            async_scheduling=True,
-            enable_chunked_prefill=True,
-        ),
-        lora_config=SimpleNamespace(max_lora_rank=8, max_loras=2),
-        parallel_config=SimpleNamespace(),
-        speculative_config=None,
-        kv_transfer_config=None,
-        additional_config={},
-        use_v2_model_runner=False,
-    )
 
 
 def test_an_ordinary_engine_is_prepared() -> None:
