@@ -60,7 +60,7 @@ def adaptive(naive: NaiveCold, alpha: float, beta_max: float) -> list[int]:
 
 
 def test_an_adaptive_beta(server: Server, naive: NaiveCold) -> None:
-    xargs = {"cold_alpha": 0.02, "cold_beta": "adaptive", "cold_beta_max": 50.0}
+    xargs = {"cold_alpha": 0.02, "cold_rule": "adaptive", "cold_beta_max": 50.0}
     expected = adaptive(naive, 0.02, 50.0)
     assert complete(server, xargs=xargs) == expected
     body = {"vllm_xargs": xargs}
@@ -78,7 +78,7 @@ def test_an_adaptive_beta(server: Server, naive: NaiveCold) -> None:
     )
     count = default.settled()
     assert count > 4 and default.tokens[:count] != expected[:count]
-    got = complete(server, xargs={"cold_alpha": 0.02, "cold_beta": "adaptive"})
+    got = complete(server, xargs={"cold_alpha": 0.02, "cold_rule": "adaptive"})
     assert got[:count] == default.tokens[:count]
 
 
@@ -117,7 +117,7 @@ def test_chat_streaming_and_n(default_server: Server) -> None:
 # One of each kind; tests/unit has them all.
 BAD: dict[str, tuple[dict[str, Any], str]] = {
     "parameter": (
-        {"cold_beta": "mti", "cold_rule_parameters": '{"tau": -1}'},
+        {"cold_rule": "mti", "cold_rule_parameters": '{"tau": -1}'},
         "cold_rule_parameters['tau']=-1: must be a number from 0 to 100",
     ),
     "amateur": ({"cold_amateur": "nobody"}, "no such adapter is loaded (loaded: "),

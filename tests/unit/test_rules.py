@@ -635,12 +635,12 @@ def test_rules_of_installed_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(registry.get("half"), Half)
     assert not isinstance(registry.get("mti"), Half)
     assert {"half", "another", "gone"} < set(registry.names())
-    with pytest.raises(ColdError, match="beta='another': the package that offers this rule is bro"):
+    with pytest.raises(ColdError, match="rule='another': the package that offers this rule is bro"):
         registry.get("another")
     with pytest.raises(ColdError, match="no_such_module"):
         registry.get("gone")
-    with pytest.raises(ColdError, match="cold_beta='nobody': must be a number, or the name of a r"):
-        registry.get("nobody", "cold_beta")
+    with pytest.raises(ColdError, match="cold_rule='nobody': must be the name of a rule: acd, "):
+        registry.get("nobody", "cold_rule")
 
 
 @pytest.mark.parametrize(

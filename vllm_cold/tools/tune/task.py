@@ -207,7 +207,7 @@ def read_task(options: argparse.Namespace) -> Task:
 
 
 def _engine_arguments(options: argparse.Namespace, adapters: Sequence[Adapter]) -> dict[str, Any]:
-    engine = engine_arguments(adapters, options.rule)
+    engine = engine_arguments(adapters, options.rules)
     given = {name: getattr(options, name) for name in ENGINE_OPTIONS}
     engine |= {name: value for name, value in given.items() if value is not None}
     try:
