@@ -48,7 +48,7 @@ def ask(server: Server, rule: str, **xargs: Any) -> tuple[int, dict[str, Any]]:
             "temperature": 0.0,
             "ignore_eos": True,
             "return_token_ids": True,
-            "vllm_xargs": {"cold_alpha": ALPHA, "cold_beta": rule, **xargs},
+            "vllm_xargs": {"cold_alpha": ALPHA, "cold_rule": rule, **xargs},
         },
     )
     return status, json.loads(text)
@@ -87,7 +87,7 @@ def test_a_name_that_nobody_has(server: Server) -> None:
     status, answer = ask(server, "os:system")
     assert status == 400
     assert answer["error"]["message"].startswith(
-        "cold_beta='os:system': must be a number, or the name of a rule: acd, "
+        "cold_rule='os:system': must be the name of a rule: acd, "
     )
     assert "breaks, cocoa, conflict, fading" in answer["error"]["message"]
     status, answer = ask(server, "conflict", cold_rule_parameters='{"bata": 1}')
