@@ -76,7 +76,7 @@ def judge(
     *before, last = row["with"]
     asked = [*before, {**last, "content": f"{last['content']}\n\n{question}"}]
     contrast = {
-        "cold_beta": "judge",
+        "cold_rule": "judge",
         "cold_rule_parameters": json.dumps(parameters),
         "cold_amateur_messages": [json.dumps(row["without"]), json.dumps(asked)],
         "cold_explain": 1,  # the weights of each step are told

@@ -45,7 +45,8 @@ class Contrast:
         return Stream(
             ColdSettings(
                 self.alpha,
-                self.rule or DEFAULT_BETA,
+                DEFAULT_BETA,
+                self.rule,
                 registry.parameters_of(registry.get(self.rule), self.parameters, "parameters")
                 if self.rule
                 else None,

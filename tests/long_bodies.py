@@ -33,7 +33,7 @@ def long_arguments(size: int, amateurs: int) -> Mapping[str, dict[str, Any]]:
         "embeddings": {"cold_amateur_prompt_embeds": texts("A")},
         "images": {"cold_images": texts("noise:1,")},
         "parameters": {
-            "cold_beta": "mti",
+            "cold_rule": "mti",
             "cold_rule_parameters": json.dumps({f"p{i}": 1 for i in range(size // 12)}),
         },
         "rule": {"cold_beta": texts("mti ")},

@@ -23,6 +23,7 @@ from vllm_cold.method.settings import (
     check_switch,
     combine,
     merge,
+    with_rule,
 )
 from vllm_cold.vllm import availability
 
@@ -104,13 +105,13 @@ class ColdParams(SamplingParams, kw_only=True, omit_defaults=True, dict=True):  
     At each step a token is a candidate if the expert (the request itself) gives it at least
     ``alpha`` times the probability of its best token; candidates are scored
     ``(1 + beta) * expert - beta * amateur`` in logits (arXiv 2505.14620), or with each amateur's
-    own weight (``Amateur``). A rule, by its name instead of a number, chooses the weights at each
-    step (docs/methods.md lists them).
+    own weight (``Amateur``). A rule chooses the weights at each step (docs/methods.md lists them).
 
     Attributes:
         alpha: Plausibility threshold in [0, 1]; default 0.1. 1 equals greedy, 0 is no mask.
         beta: Contrast strength, >= 0 (at most 1e6); default 0.5. 0 equals the adapter alone.
-            Or the name of a rule, such as "adaptive", which chooses it at each step.
+        rule: The name of a rule, such as "adaptive", which chooses the strength at each step in
+            place of ``beta``.
         beta_max: The rule's parameter of this name, >= 0 (at most 1e6); None for its default. An
             error without a rule that has one.
         rule_parameters: The rule's parameters by name; those that are left out have their defaults.
@@ -132,6 +133,7 @@ class ColdParams(SamplingParams, kw_only=True, omit_defaults=True, dict=True):  
 
     alpha: float = DEFAULT_ALPHA
     beta: float | str = DEFAULT_BETA
+    rule: str | None = None
     beta_max: float | None = None
     rule_parameters: dict[str, float] | None = None
     expert_top_k: int | None = None
@@ -168,8 +170,9 @@ class ColdParams(SamplingParams, kw_only=True, omit_defaults=True, dict=True):  
         weights = [getattr(one, "weight", None) for one in given]
         own = {knob: fields[knob] for knob in KNOBS if knob in fields}
         # What the caller's fields leave nothing to do for is left out.
-        values = merge(own, weights, defaults=preset.knobs)
-        made = cls(**{"method": name, **values, **fields})
+        values = merge(with_rule(own), weights, defaults=preset.knobs)
+        others = {field: value for field, value in fields.items() if field not in KNOBS}
+        made = cls(**{"method": name, **values, **others})
         amateurs = made.contrast()
         check_preset(
             ("preset", name),

@@ -35,7 +35,7 @@ WRONG = 9  # the step at which the engine took another token
 ENDS = 29  # the step at which the rule's amateur ends
 PARTS = 5  # the step at which the answers part
 
-RULE = {"beta": "adaptive", "rule_parameters": {"beta_max": 6.0}}
+RULE = {"rule": "adaptive", "rule_parameters": {"beta_max": 6.0}}
 PLAIN = ((-1.0, Amateur(label=f"{BASE}, weight -1", pieces=(), tokens=23)),)
 SEVERAL = (
     (

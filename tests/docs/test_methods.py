@@ -66,7 +66,7 @@ def test_the_server_takes_it(tiny: Path) -> None:
     (said,) = re.findall(r'additional_config=({"cold": .+?}})', (ROOT / PAGE).read_text())
     assert {"cold": cold} == eval(said, {})
     assert "conflict" in registry.names()
-    parsed.cold_rule = ["my_rules:Nothing"]
+    parsed.cold_rules = ["my_rules:Nothing"]
     with pytest.raises(SystemExit, match="^vllm: error: --cold-rule='my_rules:Nothing': cannot be"):
         AsyncEngineArgs.from_cli_args(parsed)
 
@@ -90,6 +90,6 @@ def test_each_rule_is_in_the_table_with_its_defaults() -> None:
     presets = rows("docs/parameters.md", "## Presets")
     assert presets.keys() == PRESETS.keys()
     for name, preset in PRESETS.items():
-        rule = preset.knobs.get("beta")
+        rule = preset.knobs.get("rule")
         if isinstance(rule, str):
             assert f"| {preset.knobs['alpha']:g} | rule `{rule}` |" in presets[name]

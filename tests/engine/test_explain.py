@@ -34,7 +34,7 @@ CONTRASTS: dict[str, tuple[Prompt, dict[str, Any]]] = {
     "no mask": (CHAT, {"without": "system", "preset": "cfg", "beta": 2.0}),
     "a rule of the whole vocabulary": (
         CHAT,
-        {"without": 0, "beta": "mti", "alpha": 0.05, "rule_parameters": '{"beta": 2, "tau": 4.5}'},
+        {"without": 0, "rule": "mti", "alpha": 0.05, "rule_parameters": '{"beta": 2, "tau": 4.5}'},
     ),
     "a stream that ends": (CHAT, {"without": 0, "preset": "grd"}),
     "two amateurs": (

@@ -73,7 +73,7 @@ def test_engine_defaults(make_llm: Any, tiny: Path, naive: NaiveCold) -> None:
     from vllm import SamplingParams
     from vllm.sampling_params import BeamSearchParams
 
-    default = {"alpha": 0.02, "beta": "adaptive", "beta_max": 500.0}
+    default = {"alpha": 0.02, "rule": "adaptive", "beta_max": 500.0}
     llm = make_llm(additional_config={"cold": default})
 
     def run(adapter: str | None, **extra: Any) -> list[int]:
@@ -90,10 +90,10 @@ def test_engine_defaults(make_llm: Any, tiny: Path, naive: NaiveCold) -> None:
     adaptive = partial(cold, 0.0, "adaptive")
     expected = [adaptive(beta_max=500.0), cold(0.5), adaptive(beta_max=8.0), cold(0.0, "acd")]
     assert len(set(map(tuple, expected))) == 4
-    assert run("one") == run("one", cold_beta="adaptive") == expected[0]
+    assert run("one") == run("one", cold_rule="adaptive") == expected[0]
     assert run("one", cold_beta=0.5) == expected[1]
     assert run("one", cold_beta_max=8.0) == expected[2]
-    assert run("one", cold_beta="acd") == expected[3]
+    assert run("one", cold_rule="acd") == expected[3]
     assert run("one", cold=0) == naive.greedy(PROMPT, "one", 16).tokens
     assert run(None) == naive.greedy(PROMPT, None, 16).tokens
     with pytest.raises(ValueError, match="cold_beta_max=2.0: is for a rule, and beta is 0.5"):

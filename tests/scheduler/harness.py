@@ -172,7 +172,7 @@ class Asked:
             return ColdSettings()
         lives = {f"life_{i}": float(life) for i, life in enumerate(self.lives, 1)}
         return ColdSettings(
-            beta="lives_with_state" if self.keeps_state else "lives", rule_parameters=lives
+            rule="lives_with_state" if self.keeps_state else "lives", rule_parameters=lives
         )
 
 

@@ -28,8 +28,8 @@ CONTRASTS: dict[str, tuple[str | None, Prompt, dict[str, Any]]] = {
     "a text as a chat": ("one", " w5 w6 hello", {"beta": 2.0, "chat": True}),
     "the base model": (None, CHAT, {"without": "system", "beta": 2.0}),
     "messages": ("one", CHAT, {"amateur_messages": json.dumps(PARTS), "beta": 2.0}),
-    "a rule": ("one", TEXT, {"beta": "adaptive", "beta_max": 300.0}),
-    "a stream that ends": ("one", CHAT, {"beta": "grd", "without": "system"}),
+    "a rule": ("one", TEXT, {"rule": "adaptive", "beta_max": 300.0}),
+    "a stream that ends": ("one", CHAT, {"rule": "grd", "without": "system"}),
     "two amateurs": (
         "one",
         TEXT,

@@ -48,7 +48,7 @@ def ask(server: Server, rule: str, **xargs: Any) -> tuple[int, dict[str, Any]]:
             "temperature": 0.0,
             "ignore_eos": True,
             "return_token_ids": True,
-            "vllm_xargs": {"cold_alpha": ALPHA, "cold_beta": rule, **xargs},
+            "vllm_xargs": {"cold_alpha": ALPHA, "cold_rule": rule, **xargs},
         },
     )
     return status, json.loads(text)

@@ -74,7 +74,7 @@ def test_chat_streaming_and_n(default_server: Server) -> None:
 # One of each kind; tests/unit has them all.
 BAD: dict[str, tuple[dict[str, Any], str]] = {
     "parameter": (
-        {"cold_beta": "mti", "cold_rule_parameters": '{"tau": -1}'},
+        {"cold_rule": "mti", "cold_rule_parameters": '{"tau": -1}'},
         "cold_rule_parameters['tau']=-1: must be a number from 0 to 100",
     ),
     "amateur": ({"cold_amateur": "nobody"}, "no such adapter is loaded (loaded: "),

@@ -234,7 +234,7 @@ FIELDS: dict[str, list[str]] = {
     "vllm_xargs": [
         *('{"cold": 0}', '{"cold": 1}', '{"cold_beta": 0}', '{"cold_beta": 1e6}', "[" * 5000),
         *('{"cold_alpha": 1}', '{"cold_alpha": 1e-45}', '{"cold_alpha": 1e-300}'),
-        *('{"cold_beta": "adaptive", "cold_beta_max": 1e6}', '{"cold_amateur": "two"}'),
+        *('{"cold_rule": "adaptive", "cold_beta_max": 1e6}', '{"cold_amateur": "two"}'),
         *('{"cold_expert_top_k": 1}', '{"cold_expert_top_k": 2147483647}', '{"other": 1}', *ODD),
         *(f'{{"cold_{name}": {value}}}' for name in ("alpha", "beta", "amateur") for value in ODD),
         *(f'{{"cold_beta": {number}}}' for number in (*LARGE, "9" * 5000)),

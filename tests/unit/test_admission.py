@@ -173,8 +173,8 @@ def test_workers_can_unpickle_it(front: Front) -> None:
     for params in (
         ColdParams(beta_max=1.0, amateur=Amateur(prompt=" w1", weight="adaptive")),
         ColdParams(amateur=Amateur(prompt=" w1", weight=-1)),
-        ColdParams(beta="adaptive", beta_max=2.0),
-        ColdParams(beta="mti", rule_parameters={"tau": 2.0}),
+        ColdParams(rule="adaptive", beta_max=2.0),
+        ColdParams(rule="mti", rule_parameters={"tau": 2.0}),
     ):
         found = front.request(front.text(" w2"), params).sampling_params
         assert pickle.loads(pickle.dumps(found)).extra_args == found.extra_args
@@ -239,26 +239,26 @@ def test_wrong_prompts(front: Front) -> None:
 def test_rules(front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
     """One for each request, which the engine's own may be; none that drafts would confuse."""
     text = front.text(" w1 w2")
-    mti = ColdSettings(beta="mti", rule_parameters={"tau": 2.0})
+    mti = ColdSettings(rule="mti", rule_parameters={"tau": 2.0})
     for tau in ('{"tau": 2}', {"tau": 2}):
-        assert front.streams(text, beta="mti", rule_parameters=tau).settings == mti
+        assert front.streams(text, rule="mti", rule_parameters=tau).settings == mti
     two: dict[str, Any] = {"amateur_prompt": [" w8", " w9"]}
-    front.serve(default={"beta": "adaptive", "beta_max": 3})
-    own = ColdSettings(beta="adaptive", rule_parameters={"beta_max": 3.0})
+    front.serve(default={"rule": "adaptive", "beta_max": 3})
+    own = ColdSettings(rule="adaptive", rule_parameters={"beta_max": 3.0})
     assert front.streams(text).settings == own
-    assert front.streams(text, beta="acd").settings == ColdSettings(beta="acd")
+    assert front.streams(text, rule="acd").settings == ColdSettings(rule="acd")
     assert front.streams(text, preset="cold").settings == ColdSettings()
     stream = front.streams(text, weights=["mti", 0.5], **two)
-    assert stream.settings == ColdSettings(beta="mti")
+    assert stream.settings == ColdSettings(rule="mti")
     assert [a.weight for a in stream.amateurs] == [None, 0.5]
     drafts = SimpleNamespace(num_speculative_tokens=1)
     monkeypatch.setattr(front.config, "speculative_config", drafts)
-    front.streams(text, beta="mti")
+    front.streams(text, rule="mti")
     said = "'grd': this rule keeps state from step to step, which speculative decoding may"
     for name, args in (
-        ("cold_beta", {"beta": "grd"}),
+        ("cold_rule", {"rule": "grd"}),
         ("cold_weights", {"weights": "grd"}),
-        ("beta", {"params": ColdParams(beta="grd")}),
+        ("rule", {"params": ColdParams(rule="grd")}),
     ):
         assert refused(front, text, **args).startswith(f"{name}={said}")
 
@@ -266,14 +266,14 @@ def test_rules(front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_whose_weights_are_told(front: Front) -> None:
     """Of requests that ask, where a rule chooses them, and have one answer."""
     text = front.text(" w1 w2")
-    assert not front.streams(text, beta="mti").explain
+    assert not front.streams(text, rule="mti").explain
     assert not front.streams(text, beta=0.5, explain=1).explain
-    assert front.streams(text, beta="mti", explain=1).explain
-    assert front.streams(text, ColdParams(beta="mti", explain=True)).explain
-    assert not front.streams(text, ColdParams(beta="mti")).explain
-    many = ColdParams(beta="mti", explain=True, n=2, temperature=1.0)
+    assert front.streams(text, rule="mti", explain=1).explain
+    assert front.streams(text, ColdParams(rule="mti", explain=True)).explain
+    assert not front.streams(text, ColdParams(rule="mti")).explain
+    many = ColdParams(rule="mti", explain=True, n=2, temperature=1.0)
     assert "n=2: must be 1 where the weights are asked for" in refused(front, text, params=many)
-    front.streams(text, ColdParams(beta="mti", n=2, temperature=1.0))
+    front.streams(text, ColdParams(rule="mti", n=2, temperature=1.0))
 
 
 def same_but(change: Any) -> Any:

@@ -220,8 +220,8 @@ def test_the_tokens_are_the_references_and_the_cases_differ(tmp_path: Path) -> N
         if case.cold is None:
             return naive.greedy(case.prompt, case.adapter, length)
         knobs = dict(case.cold)
-        rule = beta if isinstance(beta := knobs.pop("beta"), str) else None
-        amateur = Amateur(-beta if rule is None else None, case.amateur)
+        rule = knobs.pop("rule", None)
+        amateur = Amateur(-knobs.pop("beta") if rule is None else None, case.amateur)
         how = {"max_tokens": length, "rule": rule, **knobs}
         return naive.decode(Group(case.prompt, case.adapter, [amateur], **how))
 

@@ -309,6 +309,8 @@ def test_states_take_blocks_too(
         ({"cold_max_amateurs": 4}, None, {"enabled": False, "max_amateurs": 4}),
         ({"cold_beta": 2.0, "sampler": "cold"}, {"alpha": 0.3, "beta": 1.0},
          {"alpha": 0.3, "beta": 2.0, "enabled": True}),
+        ({"cold_rule": "mti"}, {"beta": 1.0}, {"rule": "mti"}),
+        ({"cold_beta": "mti"}, {"rule": "acd"}, {"beta": "mti"}),
         ({"cold_beta": 2.0}, "x", "x"),  # refused when the engine is configured
     ],
 )  # fmt: skip

@@ -87,7 +87,7 @@ def test_a_step_is_that_of_the_op(
     expert, _ = logits(seed)
     amateurs = [logits(seed + 1 + i)[1] for i in range(len(weights))]
     amateurs[0][:zero] = -math.inf
-    settings = ColdSettings(alpha, "acd" if rule else 0.5, expert_top_k=cap)
+    settings = ColdSettings(alpha, rule="acd" if rule else None, expert_top_k=cap)
     got = step([row(expert), *map(row, amateurs)], weights, settings)
     strengths = [one or 0.0 for one in weights]
     expected = group_scores(expert, amateurs, ln(alpha), strengths, cap or 0)
@@ -135,7 +135,7 @@ def test_what_is_not_listed_may_win() -> None:
 
     def made(token: int, weights: list[float] | None, **more: Any) -> Step:
         rows = [row(expert, *{*ten, token}), row(amateur, *ten, token)]
-        settings = ColdSettings(0.0, "acd")
+        settings = ColdSettings(0.0, rule="acd")
         return step(rows, weights, settings, token=token, known=10, **more)
 
     assert made(ten[0], [-0.5], greedy_answer=True).winner is None
@@ -156,7 +156,7 @@ def test_no_weight_is_made_up() -> None:
     """
     expert, amateur = logits(3)
     rows = [row(expert), row(amateur), row(amateur)]
-    settings = ColdSettings(0.1, "mti")
+    settings = ColdSettings(0.1, rule="mti")
     for greedy_answer, winner in ((False, 7), (True, None)):
         got = step(rows, None, settings, token=7, greedy_answer=greedy_answer)
         assert (got.weights, got.winner, got.complete) == (None, winner, True)
@@ -428,7 +428,7 @@ def test_what_the_report_says_of_amateurs() -> None:
 
     parts = '[{"role": "user", "content": "x"}]'
     for found, said in (
-        (of("ab", beta="adaptive"), [("base model, weight adaptive", [])]),
+        (of("ab", rule="adaptive"), [("base model, weight adaptive", [])]),
         (
             of("ab", **TWO, weights=["mti", 0.25]),
             [("base model, weight mti", []), ("adapter, text of its own, weight +0.25", ["xy"])],

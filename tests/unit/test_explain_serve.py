@@ -71,7 +71,7 @@ def source(url: str, expert: str | None = ADAPTER) -> ServerSource:
     [
         {"beta": 1.0},
         {"part": "0:1", "preset": "adacad"},
-        {"part": "0:1", "beta": "adaptive", "beta_max": 3.0},
+        {"part": "0:1", "rule": "adaptive", "beta_max": 3.0},
         {"part": "0:1", "preset": "mti"},
         {"amateur": ["", "two"], "part": ["0:1", ""], "weights": [-0.5, "adaptive"]},
         {"amateur": ["", "two"], "weights": [-0.5, 0.25], "preset": "dexperts"},
@@ -96,8 +96,8 @@ def test_a_servers_defaults_have_no_say(
     for defaults in (
         {},
         {"cold_alpha": 0.7, "cold_beta": 3.0, "cold_expert_top_k": 1},
-        {"cold_beta": "mti", "cold_rule_parameters": {"tau": 9}, "cold_preset": "cfg"},
-        {"cold_beta": "adaptive", "cold_beta_max": 9.0},
+        {"cold_rule": "mti", "cold_rule_parameters": {"tau": 9}, "cold_preset": "cfg"},
+        {"cold_rule": "adaptive", "cold_beta_max": 9.0},
     ):
         settings, found = request.settings(parse_request_args(defaults), weights)
         assert settings.expert_top_k == 2**31 - 1
@@ -110,12 +110,13 @@ def test_a_servers_defaults_have_no_say(
 def test_weights_that_are_not_told(upstream: tuple[str, MadeUp]) -> None:
     """A server that leaves them out is found out."""
     url, made = upstream
-    report = ask(url, preset="", alpha="0.02", beta="adaptive", rule_parameters='{"beta_max": 99}')
+    ruled = {"preset": "", "alpha": "0.02", "beta": "", "rule": "adaptive"}
+    report = ask(url, **ruled, rule_parameters='{"beta_max": 99}')
     steps = report[-1]["report"]["explanations"][0]["answers"][0]["steps"]
     assert [len(step["weights"]) for step in steps] == [1] * 6
     assert any(step["weights"][0] for step in steps)
     made.changed = {"weights": None}
-    (*_, error) = ask(url, preset="", alpha="0.02", beta="adaptive")
+    (*_, error) = ask(url, **ruled)
     assert error["event"] == "error"
     assert "does not return kv_transfer_params.cold.weights as vLLM does" in error["text"]
 
@@ -232,8 +233,15 @@ def test_a_chat_with_context(upstream: tuple[str, MadeUp]) -> None:
     [
         ({"prompt": ""}, "prompt: String should have at least 1 character"),
         ({"alpha": "2"}, "--alpha=2.0: must be a number in [0, 1]"),
-        ({"beta": "mti", "rule_parameters": "tau=2"}, "must be an object of numbers by name"),
-        ({"beta": "mti", "beta_max": "2"}, "--beta-max=2.0: rule 'mti' has no such parameter"),
+        ({"rule": "mti", "rule_parameters": "tau=2"}, "must be an object of numbers by name"),
+        (
+            {"rule": "mti"},
+            "--rule='mti': chooses the strength, and --beta is 3.0; leave one of them out",
+        ),
+        (
+            {"beta": "", "rule": "mti", "beta_max": "2"},
+            "--beta-max=2.0: rule 'mti' has no such parameter",
+        ),
         ({"adapter": "nobody"}, "--adapter=nobody: no such adapter on the server (loaded: "),
         ({"adapter": "", "preset": ""}, "--prompt: nothing to contrast with: give --adapter"),
         ({"max_tokens": 0}, "--max-tokens=0: must be >= 1"),

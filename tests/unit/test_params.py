@@ -14,7 +14,7 @@ from vllm.sampling_params import StructuredOutputsParams
 
 from vllm_cold import Amateur, Blur, ColdParams, Noise
 from vllm_cold.method.presets import PRESETS
-from vllm_cold.method.settings import ColdSettings, combine
+from vllm_cold.method.settings import KNOBS, ColdSettings, combine
 
 pytestmark = pytest.mark.unit
 
@@ -39,7 +39,7 @@ COMMON: dict[str, Any] = {
     "extra_args": {"mine": 1},
     "structured_outputs": StructuredOutputsParams(regex="a+"),
 }
-NAMES = ("alpha", "beta", "beta_max", "rule_parameters", "expert_top_k", "amateur", "amateurs")
+NAMES = (*KNOBS, "amateur", "amateurs")
 MESSAGES = [{"role": "user", "content": "Who?"}]
 
 
@@ -60,8 +60,11 @@ def test_our_fields_are_keywords() -> None:
 @pytest.mark.parametrize(
     "changed",
     [
-        {"amateur": OTHER, "beta": "adaptive", "beta_max": 3.0},
-        {"amateur": Amateur(prompt=MESSAGES), "beta": "mti", "rule_parameters": {"tau": 2.0}},
+        {"amateur": OTHER, "beta": 0.5, "rule": "adaptive", "beta_max": 3.0},
+        {
+            "amateurs": [Amateur(prompt=MESSAGES), Amateur(weight="mti")],
+            "rule_parameters": {"tau": 2.0},
+        },
         {"amateurs": [Amateur(prompt="x"), Amateur(lora_request=None)]},
     ],
 )
@@ -77,7 +80,8 @@ def test_copies_keep_everything(changed: dict[str, Any]) -> None:
 
 def test_repr() -> None:
     text = repr(cold(amateur=OTHER))
-    start = "ColdParams(alpha=0.3, beta=2.0, beta_max=None, rule_parameters=None, expert_top_k=5, "
+    start = "ColdParams(alpha=0.3, beta=2.0, rule=None, beta_max=None, rule_parameters=None, "
+    start += "expert_top_k=5, "
     assert text.startswith(start + "amateur='other', n=2, ")
     assert "temperature=0.7" in text and text.count("(") == text.count(")")
     several = repr(ColdParams(amateurs=[Amateur(prompt="Who?")]))
@@ -150,9 +154,9 @@ def test_weights() -> None:
     amateurs = [Amateur(prompt="a", weight=1), Amateur(prompt="b"), Amateur(weight="adaptive")]
     settings, weights = ColdParams(beta=2, beta_max=3, amateurs=amateurs).combine()
     assert weights == (1.0, -2.0, None)
-    assert settings == ColdSettings(beta="adaptive", rule_parameters={"beta_max": 3.0})
+    assert settings == ColdSettings(beta=2.0, rule="adaptive", rule_parameters={"beta_max": 3.0})
     own = Amateur(prompt="a", weight=-0.5)
-    with pytest.raises(ValueError, match="^beta=2: no amateur uses it, as each has a weight of"):
+    with pytest.raises(ValueError, match="^beta=2.0: no amateur uses it, as each has a weight of"):
         ColdParams(beta=2, amateur=own)
     assert ColdParams(alpha=0, amateur=own).combine() == (ColdSettings(0.0), (-0.5,))
 
@@ -168,8 +172,11 @@ def test_presets() -> None:
     # What the caller's fields leave nothing to do for is left out.
     for given, wanted in (
         ({"beta": 0.5}, ColdSettings(0.0, 0.5)),
-        ({"beta": "mti"}, ColdSettings(0.0, "mti")),
-        ({"rule_parameters": {"beta_max": 2}}, ColdSettings(0.0, "adaptive", {"beta_max": 2.0})),
+        ({"rule": "mti"}, ColdSettings(0.0, rule="mti")),
+        (
+            {"rule_parameters": {"beta_max": 2}},
+            ColdSettings(0.0, rule="adaptive", rule_parameters={"beta_max": 2.0}),
+        ),
     ):
         assert ColdParams.preset("adacad", amateur=own, **given).settings() == wanted
     weighted = ColdParams.preset("adacad", amateur=Amateur(prompt="Who?", weight=-0.25))

@@ -640,7 +640,7 @@ def test_a_rule_that_fails_ends_its_own_groups(how: int, monkeypatch: pytest.Mon
 
 
 def test_a_rule_that_admission_knew_and_this_process_does_not() -> None:
-    settings = ColdSettings(0.1, "elsewhere", {"strength": 1.0})
+    settings = ColdSettings(0.1, rule="elsewhere", rule_parameters={"strength": 1.0})
     streams = [Stream(settings, (AmateurStream(None),), "x", index) for index in range(2)]
     found = GroupRows.of(enumerate(streams), CPU)
     assert found is not None

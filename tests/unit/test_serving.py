@@ -215,8 +215,8 @@ def test_what_is_refused(body: dict[str, Any], message: str, online: Online) -> 
 def test_errors_show_the_beginning_of_what_is_deep_or_long(online: Online) -> None:
     deep, wide = "[" * 600 + "]" * 600, json.dumps([[[1] * 99] * 99] * 99)
     for body in (
-        xargs(beta="mti", rule_parameters=f'{{"a": {deep}}}'),
-        xargs(beta="mti", rule_parameters=f'{{"beta": {deep}}}'),
+        xargs(rule="mti", rule_parameters=f'{{"a": {deep}}}'),
+        xargs(rule="mti", rule_parameters=f'{{"beta": {deep}}}'),
         {"cold_beta": json.loads(deep)},
         {"cold_beta": json.loads(wide)},
     ):
@@ -352,14 +352,14 @@ def test_a_client_is_told_what_was_used(online: Online, front: Front) -> None:
 
     async def all_of_them() -> list[Any]:
         asked = ((text, "one"), ({**text, "vllm_xargs": {"cold": 0}}, "one"), (text, "base"),
-                 ({**text, **xargs(beta="adaptive", expert_top_k=5, amateur="two")}, "one"),
+                 ({**text, **xargs(rule="adaptive", expert_top_k=5, amateur="two")}, "one"),
                  (chat(SYSTEM, USER, **xargs(without="system")), "one"),
                  (chat(SYSTEM, USER, **xargs(preset="adacad", without=0)), "one"),
                  ({**text, **xargs(weights=-0.75, amateur="base")}, "one"),
                  (chat(USER, **xargs(weights=[1, "mti"], amateur=["two", ""],
                                      rule_parameters='{"tau": 2}', amateur_prompt=["", " w9"])),
                   "one"),
-                 ({**text, **xargs(beta="acd")}, "one"))  # fmt: skip
+                 ({**text, **xargs(rule="acd")}, "one"))  # fmt: skip
         answers = await asyncio.gather(*(online.answer_async(*one) for one in asked))
         return [said for said, _ in answers]
 
@@ -368,15 +368,15 @@ def test_a_client_is_told_what_was_used(online: Online, front: Front) -> None:
         {**common, "beta": 0.5, "amateur": None},
         {"cold": 0},
         {"cold": 0},
-        {**common, "beta": "adaptive", **most, "expert_top_k": 5, "amateur": "two"},
+        {**common, "rule": "adaptive", **most, "expert_top_k": 5, "amateur": "two"},
         {**common, "beta": 0.5, "amateur": "one", "prompt": "without system"},
-        {"cold": 1, "alpha": 0.0, "beta": "adaptive", **most, "preset": "adacad",
+        {"cold": 1, "alpha": 0.0, "rule": "adaptive", **most, "preset": "adacad",
          "amateur": "one", "prompt": "without 0"},
         {**common, "amateur": None, "weight": -0.75},
         {**common, "rule_parameters": {"beta": 0.5, "tau": 2.0}, "amateurs": [
             {"amateur": "two", "weight": 1.0},
             {"amateur": "one", "prompt": "text", "weight": "mti"}]},
-        {**common, "beta": "acd", "amateur": None},
+        {**common, "rule": "acd", "amateur": None},
     ]  # fmt: skip
 
 
@@ -498,8 +498,9 @@ def test_a_preset_alone(online: Online, front: Front) -> None:
                 asked = {"vllm_xargs": {"cold_preset": preset, **more}}
                 said, _ = online.answer(body | asked)
                 assert (said["prompt"], said["alpha"]) == (f"without {without}", 0)
-                own = 0.5 if preset != "adacad" else "adaptive"
-                assert said["beta"] == more.get("cold_beta", own)
+                of_preset = ("beta", 0.5) if preset != "adacad" else ("rule", "adaptive")
+                name, value = ("beta", 1) if "cold_beta" in more else of_preset
+                assert said[name] == value and len(said.keys() & {"beta", "rule"}) == 1
                 assert online.answer(plain | asked) == ({"cold": 0}, [None])
             field = f"cold_without ({preset}'s default)='{without}': "
             cut = chat(SYSTEM, USER, TOOL, truncate_prompt_tokens=2)

@@ -49,6 +49,7 @@ RULES = sorted(name for name in BUILT_IN if not get(name).amateurs)  # for any n
 BAD: dict[str, list[Any]] = {
     "alpha": [-1e-9, 1.0000001, math.nan, -math.inf, HUGE, None, True, "0.1", [0.1], 1j],
     "beta": [-1e-9, 1000001, math.nan, math.inf, HUGE, -HUGE, None, True, b"mti", ["mti"], {}],
+    "rule": [0.5, HUGE, True, b"mti", ["mti"], {}],
     "beta_max": [-1e-9, 1000001, math.nan, HUGE, "adaptive", True],
     "rule_parameters": [0.5, [["tau", 1]], b"{}", {1: 2.0}, "", "tau=1", "[1]", '"tau"', MANY],
     "expert_top_k": [0, 1.0, 2.5, math.nan, HUGE, 2**31, True, "1", [1]],
@@ -64,7 +65,8 @@ BAD: dict[str, list[Any]] = {
 }
 GOOD: dict[str, list[Any]] = {
     "alpha": [0, -0.0, 5e-324, 0.1, 1],
-    "beta": [0, 0.5, 1e6, *RULES],
+    "beta": [0, 0.5, 1e6],
+    "rule": [*RULES],
     "expert_top_k": [1, 2**31 - 1],
     "amateur": ["b", "", ["a", "b"]],
     "amateur_prompt": ["", ["one", "two", ""]],
@@ -133,11 +135,14 @@ NO_RULES = ["", "0.1", "Adaptive", "adaptive,mti", "\ud800", "os:system", "../ac
 def test_a_request_names_rules_and_no_code(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is imported for a name that is no rule's."""
     monkeypatch.setattr(importlib, "import_module", None)
-    allowed = f"must be a number, or the name of a rule: {', '.join(names())}"
+    allowed = f"the name of a rule: {', '.join(names())}"
     assert set(BUILT_IN) <= set(names())
     for field, read_it in (
+        ("rule", lambda: ColdParams(rule=name)),
+        ("rule", lambda: ColdSettings(rule=name)),
+        ("cold_rule", lambda: parse_request_args({"cold_rule": name})),
+        ('additional_config["cold"]["rule"]', lambda: parse_engine_defaults({"rule": name})),
         ("beta", lambda: ColdParams(beta=name)),
-        ("beta", lambda: ColdSettings(beta=name)),
         ("weight", lambda: Amateur(weight=name)),
         ("cold_beta", lambda: parse_request_args({"cold_beta": name})),
         ("cold_weights", lambda: parse_request_args({"cold_weights": name})),
@@ -148,14 +153,14 @@ def test_a_request_names_rules_and_no_code(name: str, monkeypatch: pytest.Monkey
             read_it()
         assert raised.value.field == field
         assert raised.value.value == name or not name
-        assert str(raised.value).endswith(allowed)
+        or_number = "" if "rule" in field else "a number, or "
+        assert str(raised.value).endswith(f": must be {or_number}{allowed}")
 
 
 def test_only_an_engine_names_code() -> None:
     """And what is no rule stops its start."""
-    for key in ("cold_rules", "cold_rule"):
-        with pytest.raises(ColdError, match=f"^{key}=.*: unknown key"):
-            parse_request_args({key: ["os:system"]})
+    with pytest.raises(ColdError, match="^cold_rules=.*: unknown key"):
+        parse_request_args({"cold_rules": ["os:system"]})
     said = "^rules='os:system': cannot be used as a rule.*no subclass of vllm_cold.rules.Rule"
     with pytest.raises(ColdError, match=said):
         parse_engine_defaults({"rules": ["os:system"]})
@@ -201,8 +206,8 @@ def test_whose_a_key_is() -> None:
 @hypothesis_settings(deadline=None)
 @given(st.dictionaries(KEYS, JUNK, max_size=4))
 @example({"cold": HUGE})
-@example({"cold_beta": "mti", "cold_rule_parameters": {"tau": HUGE}})
-@example({"cold_beta": "mti", "cold_rule_parameters": '{"tau": NaN}'})
+@example({"cold_rule": "mti", "cold_rule_parameters": {"tau": HUGE}})
+@example({"cold_rule": "mti", "cold_rule_parameters": '{"tau": NaN}'})
 def test_junk_is_refused_or_in_range(args: dict[str, Any]) -> None:
     """No other exception comes out, and nothing out of range gets through."""
     try:
@@ -305,27 +310,27 @@ def test_a_preset_in_a_request_and_in_an_engine(name: Any) -> None:
 
 
 def test_parameters_beside_a_preset() -> None:
-    two = ColdSettings(0.0, "adaptive", {"beta_max": 2.0})
+    two = ColdSettings(0.0, rule="adaptive", rule_parameters={"beta_max": 2.0})
     assert settings({"cold_preset": "adacad", "cold_beta_max": 2}) == two
-    assert settings({"cold_preset": "adacad", "cold_beta": "mti"}) == ColdSettings(0.0, "mti")
+    assert settings({"cold_preset": "adacad", "cold_rule": "mti"}) == ColdSettings(0.0, rule="mti")
     own = settings({"cold_preset": "mti", "cold_rule_parameters": {"tau": 2}})
-    assert own == ColdSettings(0.0, "mti", {"tau": 2.0})
+    assert own == ColdSettings(0.0, rule="mti", rule_parameters={"tau": 2.0})
     # What an engine says to its own rule is not for a preset's.
     for engine in ({"beta_max": 3}, {"rule_parameters": {"beta_max": 3}}):
-        other = parse_engine_defaults({"beta": "adaptive", **engine})
-        assert settings({"cold_preset": "mti"}, other) == ColdSettings(0.0, "mti")
+        other = parse_engine_defaults({"rule": "adaptive", **engine})
+        assert settings({"cold_preset": "mti"}, other) == ColdSettings(0.0, rule="mti")
         # Nor for the same one, of which the preset has its own word.
-        preset = ColdSettings(0.0, "adaptive", {"beta_max": 1.0})
+        preset = ColdSettings(0.0, rule="adaptive", rule_parameters={"beta_max": 1.0})
         assert settings({"cold_preset": "adacad"}, other) == preset
 
 
 def test_weights() -> None:
     """beta is what an amateur without a weight has; a rule chooses where None is left."""
     assert combine({"beta": 2}, [None, 0.5, -3]) == (ColdSettings(beta=2.0), (-2.0, 0.5, -3.0))
-    adaptive = ColdSettings(beta="adaptive", rule_parameters={"beta_max": 3.0})
+    adaptive = ColdSettings(beta=2.0, rule="adaptive", rule_parameters={"beta_max": 3.0})
     assert combine({"beta": 2, "beta_max": 3}, [None, "adaptive"]) == (adaptive, (-2.0, None))
-    assert combine({"beta": "mti"}, [None, 1, "mti"]) == (
-        ColdSettings(beta="mti"), (None, 1.0, None),
+    assert combine({"rule": "mti"}, [None, 1, "mti"]) == (
+        ColdSettings(rule="mti"), (None, 1.0, None),
     )  # fmt: skip
     with pytest.raises(ColdError, match="^cold_beta_max=3.0: is for a rule, and beta is 2"):
         combine({"beta": 2, "beta_max": 3}, [None, -1.0], "cold_")
@@ -333,40 +338,73 @@ def test_weights() -> None:
     with pytest.raises(ColdError, match="^cold_beta=1.0: no amateur uses it"):
         asked.settings(ColdArgs(), [-0.5, 0.5])
     assert asked.settings(ColdArgs(), [-0.5, None])[1] == (-0.5, -1.0)
-    with pytest.raises(ColdError, match="^cold_beta='mti': no amateur uses it"):
-        parse_request_args({"cold_beta": "mti"}).settings(ColdArgs(), ["mti"])
+    with pytest.raises(ColdError, match="^cold_rule='mti': no amateur uses it"):
+        parse_request_args({"cold_rule": "mti"}).settings(ColdArgs(), ["mti"])
     # The engine's is nobody's mistake.
-    engine = parse_engine_defaults({"beta": "adaptive", "beta_max": 2})
+    engine = parse_engine_defaults({"rule": "adaptive", "beta_max": 2})
     assert ColdArgs().settings(engine, [-0.5]) == (ColdSettings(), (-0.5,))
-    most = ColdSettings(beta="adaptive", rule_parameters={"beta_max": 2.0})
+    most = ColdSettings(rule="adaptive", rule_parameters={"beta_max": 2.0})
     assert ColdArgs().settings(engine, ["adaptive"]) == (most, (None,))
-    assert ColdArgs().settings(engine, ["mti", 0.5]) == (ColdSettings(beta="mti"), (None, 0.5))
+    assert ColdArgs().settings(engine, ["mti", 0.5]) == (ColdSettings(rule="mti"), (None, 0.5))
     # Nor is a preset's, which has no use where each has a weight of its own.
     adacad = parse_request_args({"cold_preset": "adacad"})
     assert adacad.settings(ColdArgs(), [-0.5])[0] == ColdSettings(0.0)
-    one = ColdSettings(0.0, "adaptive", {"beta_max": 1.0})
+    one = ColdSettings(0.0, rule="adaptive", rule_parameters={"beta_max": 1.0})
     assert adacad.settings(ColdArgs(), [-0.5, None])[0] == one
     adacad = parse_request_args({"cold_preset": "adacad", "cold_beta_max": 2})
-    two = ColdSettings(0.0, "adaptive", {"beta_max": 2.0})
+    two = ColdSettings(0.0, rule="adaptive", rule_parameters={"beta_max": 2.0})
     assert adacad.settings(ColdArgs(), ["adaptive"])[0] == two
     with pytest.raises(ColdError, match="^cold_beta_max=2.*: is for a rule, and beta is 0.5"):
         adacad.settings(ColdArgs(), [-0.5])
 
 
+@pytest.mark.parametrize("beyond", [{}, {"beta": 2}, {"rule": "acd"}, {"beta": "acd"}], ids=str)
+def test_a_beta_may_name_a_rule(beyond: dict[str, Any]) -> None:
+    """As it had to before rules had a field: whoever says it, and whatever the engine says."""
+    engine = parse_engine_defaults(beyond)
+    mti = ColdSettings(rule="mti")
+    for name in ("rule", "beta"):
+        assert ColdParams(**{name: "mti"}).settings() == mti
+        assert combine({name: "mti"}, [None, 2.0]) == (mti, (None, 2.0))
+        assert parse_engine_defaults({name: "mti"}).settings()[0] == mti
+        asked = parse_request_args({f"cold_{name}": "mti"})
+        assert asked.given == {"rule": "mti"} and asked.settings(engine)[0] == mti
+        params = ColdParams.preset("adacad", amateur=Amateur(prompt="a"), **{name: "mti"})
+        assert params.settings() == ColdSettings(0.0, rule="mti")
+    # A number, too, takes the place of an engine's rule.
+    assert settings({"cold_beta": 0.25}, engine) == ColdSettings(beta=0.25)
+
+
+def test_a_rule_beside_a_beta_is_an_error() -> None:
+    for beta in (0.25, "acd"):
+        said = f"='mti': chooses the strength, and %sbeta is {beta}; leave one of them out"
+        for prefix, read_it in (
+            ("", lambda beta=beta: ColdParams(rule="mti", beta=beta)),
+            ("cold_", lambda beta=beta: settings({"cold_rule": "mti", "cold_beta": beta})),
+            (
+                'additional_config["cold"].',
+                lambda beta=beta: parse_engine_defaults({"rule": "mti", "beta": beta}),
+            ),
+        ):
+            with pytest.raises(ColdError) as raised:
+                read_it()
+            assert str(raised.value) == f"{prefix}rule{said % prefix}"
+
+
 def test_a_request_has_one_rule() -> None:
     said = "names acd and mti; a request has one rule"
-    for args, weights in (({"cold_beta": "mti"}, [None, "acd"]), ({}, ["mti", -0.5, "acd"])):
+    for args, weights in (({"cold_rule": "mti"}, [None, "acd"]), ({}, ["mti", -0.5, "acd"])):
         with pytest.raises(ColdError) as raised:
             parse_request_args(args).settings(ColdArgs(), weights)
         assert str(raised.value) == f"cold_weights={weights}: {said}"
     amateurs = [Amateur(prompt="a", weight="acd"), Amateur(prompt="b")]
     with pytest.raises(ColdError, match=f"^weights=.*{said}"):
-        ColdParams(beta="mti", amateurs=amateurs)
+        ColdParams(rule="mti", amateurs=amateurs)
 
 
 def test_a_rule_for_two_amateurs() -> None:
     """It never meets another number of them, which would end others' requests of its batch."""
-    judge = {"cold_beta": "judge", "cold_rule_parameters": '{"token": 7}'}
+    judge = {"cold_rule": "judge", "cold_rule_parameters": '{"token": 7}'}
     settings, weights = parse_request_args(judge).settings(ColdArgs(), [None, None])
     assert settings.rule_parameters == {"token": 7.0, "threshold": 0.5, "beta": 0.5}
     assert weights == (None, None)
@@ -377,12 +415,12 @@ def test_a_rule_for_two_amateurs() -> None:
     for own in ([None], [None] * 3, [None, -0.5], [None, None, -0.5]):
         with pytest.raises(ColdError) as raised:
             parse_request_args(judge).settings(ColdArgs(), own)
-        assert str(raised.value).startswith("cold_beta='judge': this rule chooses the weights of 2")
+        assert str(raised.value).startswith("cold_rule='judge': this rule chooses the weights of 2")
         assert str(raised.value).endswith(
             f"it would choose those of {own.count(None)} of {len(own)}"
         )
-    with pytest.raises(ColdError, match="^beta='judge': this rule chooses the weights of 2"):
-        ColdParams(beta="judge", amateur=Amateur(prompt="a"))
+    with pytest.raises(ColdError, match="^rule='judge': this rule chooses the weights of 2"):
+        ColdParams(rule="judge", amateur=Amateur(prompt="a"))
     with pytest.raises(ColdError, match="^weights='judge': this rule .* those of 1 of 2"):
         combine(given, ["judge", None])  # as it was said
 
@@ -393,7 +431,7 @@ def test_parameters_beside_a_number_are_an_error() -> None:
         for beta in ({}, {"beta": 0.25}):
             both = {name: value, **beta}
             number = beta.get("beta", DEFAULT_BETA)
-            said = f"is for a rule, and beta is {number}; leave it out or set beta to a rule's name"
+            said = f"is for a rule, and beta is {number}; leave it out or set "
             args = parse_request_args({f"cold_{k}": v for k, v in both.items()})
             for prefix, read_it in (
                 ("", lambda both=both: ColdParams(**both)),
@@ -402,7 +440,7 @@ def test_parameters_beside_a_number_are_an_error() -> None:
             ):
                 with pytest.raises(ColdError) as raised:
                     read_it()
-                assert str(raised.value) == f"{prefix}{name}={value}: {said}"
+                assert str(raised.value) == f"{prefix}{name}={value}: {said}{prefix}rule"
 
 
 MTI = {"beta": 0.5, "tau": 1.0}
@@ -414,75 +452,70 @@ def test_parameters_of_a_rule() -> None:
         wanted = {**MTI, **said}
         for value in (said, f" {json.dumps(said)}\n"):
             for found in (
-                ColdParams(beta="mti", rule_parameters=value).settings(),
-                settings({"cold_beta": "mti", "cold_rule_parameters": value}),
-                parse_engine_defaults({"beta": "mti", "rule_parameters": value}).settings()[0],
+                ColdParams(rule="mti", rule_parameters=value).settings(),
+                settings({"cold_rule": "mti", "cold_rule_parameters": value}),
+                parse_engine_defaults({"rule": "mti", "rule_parameters": value}).settings()[0],
                 combine({"rule_parameters": value}, ["mti", -1.0])[0],
             ):
                 assert (found.rule, found.rule_parameters) == ("mti", wanted)
-                assert found.as_dict() == {"alpha": 0.1, "beta": "mti", "rule_parameters": wanted}
-    assert settings({"cold_beta": "acd"}).as_dict() == {"alpha": 0.1, "beta": "acd"}
+                assert found.as_dict() == {"alpha": 0.1, "rule": "mti", "rule_parameters": wanted}
+    assert settings({"cold_rule": "acd"}).as_dict() == {"alpha": 0.1, "rule": "acd"}
 
 
 @pytest.mark.parametrize(
-    ("beta", "given", "of", "said"),
+    ("rule", "given", "of"),
     [
-        ("mti", {"taw": 1.0}, "taw", "rule 'mti' has no such parameter, allowed are: beta, tau"),
-        ("acd", {"tau": 1.0}, "tau", "rule 'acd' has no such parameter, allowed are: none"),
-        ("mti", {"beta_max": 1.0}, "beta_max", "rule 'mti' has no such parameter, allowed are: "),
-        *(
-            ("mti", {"beta": 1.0, "tau": wrong}, "tau", "must be a number from 0 to 100")
-            for wrong in (-1, 100.1, math.nan, HUGE, "1", None, True, [1.0])
-        ),
+        ("mti", {"taw": 1.0}, "taw"),
+        ("acd", {"beta_max": 1.0}, "beta_max"),
+        ("mti", {"tau": -1}, "tau"),
     ],
 )
-def test_wrong_parameters_of_a_rule(beta: str, given: Any, of: str, said: str) -> None:
+def test_wrong_parameters_of_a_rule(rule: str, given: Any, of: str) -> None:
     with pytest.raises(ColdError) as raised:
-        settings({"cold_beta": beta, "cold_rule_parameters": given})
+        settings({"cold_rule": rule, "cold_rule_parameters": given})
     assert raised.value.field == f"cold_rule_parameters[{of!r}]"
     assert raised.value.value is given[of]
-    assert said in raised.value.problem
 
 
 def test_beta_max_is_short_for_the_parameter() -> None:
-    wanted = ColdSettings(beta="arr", rule_parameters={"beta_max": 3.0})
+    wanted = ColdSettings(rule="arr", rule_parameters={"beta_max": 3.0})
     for said in ({"beta_max": 3}, {"rule_parameters": {"beta_max": 3.0}}):
-        assert ColdParams(beta="arr", **said).settings() == wanted
-        assert parse_engine_defaults({"beta": "arr", **said}).settings()[0] == wanted
-    both = {"cold_beta": "arr", "cold_beta_max": 3, "cold_rule_parameters": {"beta_max": 0}}
+        assert ColdParams(rule="arr", **said).settings() == wanted
+        assert parse_engine_defaults({"rule": "arr", **said}).settings()[0] == wanted
+    both = {"cold_rule": "arr", "cold_beta_max": 3, "cold_rule_parameters": {"beta_max": 0}}
     with pytest.raises(ColdError, match="^cold_beta_max=3.0: rule_parameters has it, too"):
         settings(both)
     with pytest.raises(ColdError, match="^cold_beta_max=3.0: rule 'mti' has no such parameter$"):
-        settings({"cold_beta": "mti", "cold_beta_max": 3})
+        settings({"cold_rule": "mti", "cold_beta_max": 3})
 
 
 @pytest.mark.parametrize("most", [{"beta_max": 2}, {"rule_parameters": {"beta_max": 2}}], ids=str)
 def test_the_rule_of_a_request_and_of_its_engine(most: dict[str, Any]) -> None:
-    engine = parse_engine_defaults({"beta": "adaptive", **most})
+    engine = parse_engine_defaults({"rule": "adaptive", **most})
 
     def adaptive(number: float) -> ColdSettings:
-        return ColdSettings(beta="adaptive", rule_parameters={"beta_max": number})
+        return ColdSettings(rule="adaptive", rule_parameters={"beta_max": number})
 
     assert engine.settings()[0] == adaptive(2.0)
     assert settings({"cold": 1}, engine) == adaptive(2.0)
-    assert settings({"cold_beta": "adaptive"}, engine) == adaptive(2.0)
+    assert settings({"cold_rule": "adaptive"}, engine) == adaptive(2.0)
     # A number has no use for the engine's, nor has another rule, if it has one of the name or not.
     assert settings({"cold_beta": 0}, engine) == ColdSettings(beta=0.0)
     for rule in {*RULES} - {"adaptive"}:
-        assert settings({"cold_beta": rule}, engine) == ColdSettings(beta=rule)
-    tau = {"cold_beta": "mti", "cold_rule_parameters": '{"tau": 2}'}
+        assert settings({"cold_rule": rule}, engine) == ColdSettings(rule=rule)
+    tau = {"cold_rule": "mti", "cold_rule_parameters": '{"tau": 2}'}
     assert settings(tau, engine).rule_parameters == {**MTI, "tau": 2.0}
     # The nearer word counts, whichever way each is said.
     for own in ({"cold_beta_max": 3}, {"cold_rule_parameters": {"beta_max": 3}}):
         assert settings(own, engine) == adaptive(3.0)
-        assert settings({"cold_beta": "adaptive", **own}, engine) == adaptive(3.0)
+        assert settings({"cold_rule": "adaptive", **own}, engine) == adaptive(3.0)
         with pytest.raises(ColdError, match="is for a rule, and beta is 1"):
             settings({"cold_beta": 1, **own}, engine)
         number = parse_engine_defaults({"beta": 2})
-        assert settings({"cold_beta": "adaptive", **own}, number) == adaptive(3.0)
+        assert settings({"cold_rule": "adaptive", **own}, number) == adaptive(3.0)
         with pytest.raises(ColdError, match="is for a rule, and beta is 2"):
             settings(own, number)
-    assert settings({"cold_beta": "adaptive"}, number) == adaptive(1.0)
+    assert settings({"cold_rule": "adaptive"}, number) == adaptive(1.0)
 
 
 def test_one_declaration() -> None:

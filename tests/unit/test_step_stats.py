@@ -239,8 +239,8 @@ def test_what_a_request_is_counted_under(tiny: Path) -> None:
     own = Amateur(prompt=" w9")
     assert method(part="0:1") == method(params=ColdParams(amateurs=[own, Amateur()])) == "custom"
     assert method(part="0:1", preset="cad") == method(part="0:1", preset="cad", beta=2) == "cad"
-    assert method(beta="mti") == method(part="0:1", weights="mti") == "mti"
-    assert method(part="0:1", preset="cad", beta="mti") == "mti"
+    assert method(rule="mti") == method(part="0:1", weights="mti") == "mti"
+    assert method(part="0:1", preset="cad", rule="mti") == "mti"
     assert method(params=ColdParams.preset("cad", amateur=own, beta=1.0)) == "cad"
     assert method(lora=None, amateur=["one", "two"], preset="dexperts") == "dexperts"
     front.serve(default={"preset": "cfg", "without": "system"})

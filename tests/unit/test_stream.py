@@ -22,7 +22,8 @@ pytestmark = pytest.mark.unit
 SETTINGS = st.builds(
     ColdSettings,
     alpha=st.floats(0, 1),
-    beta=st.floats(0, 1e6) | st.sampled_from(sorted({*BUILT_IN} - {"judge"})),  # wants a token
+    beta=st.floats(0, 1e6),
+    rule=st.none() | st.sampled_from(sorted({*BUILT_IN} - {"judge"})),  # which wants a token
     expert_top_k=st.none() | st.integers(1, 2**31 - 1),
 )
 EMBEDDINGS = st.builds(

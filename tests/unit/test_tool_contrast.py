@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
 from pathlib import Path
@@ -22,6 +23,7 @@ from vllm_cold.tools.contrast import (
     Content,
     Stream,
     adapter_of,
+    add_rule_option,
     add_rules,
     expert_reads,
     merge,
@@ -41,12 +43,21 @@ def test_rules_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
     """As a server was started with; what is none is a sentence."""
     monkeypatch.setattr(registry, "_added", {})
     add_rules(None)
-    with pytest.raises(ColdError, match="^cold_beta='fading': must be a number, or the name"):
-        read_contrast({"cold_beta": "fading"})
+    with pytest.raises(ColdError, match="^cold_rule='fading': must be the name"):
+        read_contrast({"cold_rule": "fading"})
     add_rules([OWN + "Fading", OWN + "Fading"])
-    assert read_contrast({"cold_beta": "fading"}).weights == (None,)
+    assert read_contrast({"cold_rule": "fading"}).weights == (None,)
     with pytest.raises(ToolError, match="^--rule='nowhere:Rule': cannot be used as a rule .Module"):
         add_rules(["nowhere:Rule"])
+
+
+def test_the_option_for_rules() -> None:
+    """One that is named, and those that can be."""
+    parser = argparse.ArgumentParser()
+    add_rule_option(parser.add_argument_group())
+    assert vars(parser.parse_args([])) == {"rule": None, "rules": None}
+    given = ["--rule", "a:One", "--rule", "mti", "--rule", "b:Other"]
+    assert vars(parser.parse_args(given)) == {"rule": "mti", "rules": ["a:One", "b:Other"]}
 
 
 CHAT = (("system", "Be brief."), ("context", "It rains."), ("user", "Weather?"))

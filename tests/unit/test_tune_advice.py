@@ -23,21 +23,25 @@ ONE, TWO = '{"beta_max": 1.0}', '{"beta_max": 2.0}'
 
 
 def test_the_grid_is_a_product_each_point_once_the_mildest_first() -> None:
-    found = make_grid({"alpha": "0.3, 0.1,0.1", "beta": "1,adaptive, 0.5,acd"})
-    assert found == [
-        Setting(alpha=0.3, beta=0.5),
-        Setting(alpha=0.1, beta=0.5),
-        Setting(alpha=0.3, beta=1.0),
-        Setting(alpha=0.1, beta=1.0),
-        Setting(alpha=0.3, beta="acd"),
-        Setting(alpha=0.1, beta="acd"),
-        Setting(alpha=0.3, beta="adaptive", rule_parameters=ONE),
-        Setting(alpha=0.1, beta="adaptive", rule_parameters=ONE),
-    ]
+    found = make_grid({"alpha": "0.3, 0.1,0.1", "beta": "1, 0.5,1", "rule": "adaptive,acd"})
+    assert (
+        found
+        == make_grid({"alpha": "0.3,0.1", "beta": "1,adaptive, 0.5,acd"})
+        == [
+            Setting(alpha=0.3, beta=0.5),
+            Setting(alpha=0.1, beta=0.5),
+            Setting(alpha=0.3, beta=1.0),
+            Setting(alpha=0.1, beta=1.0),
+            Setting(alpha=0.3, rule="acd"),
+            Setting(alpha=0.1, rule="acd"),
+            Setting(alpha=0.3, rule="adaptive", rule_parameters=ONE),
+            Setting(alpha=0.1, rule="adaptive", rule_parameters=ONE),
+        ]
+    )
     assert len(make_grid({})) == 9
     assert make_grid({"alpha": "0.1"}) == make_grid({"alpha": "0.1", "beta": AXES["beta"]})
-    (one,) = make_grid({"alpha": "0.1", "beta": "adaptive", "beta_max": "2", "expert_top_k": "20"})
-    assert str(one) == f"alpha 0.1, beta adaptive, rule_parameters {TWO}, expert_top_k 20"
+    (one,) = make_grid({"alpha": "0.1", "rule": "adaptive", "beta_max": "2", "expert_top_k": "20"})
+    assert str(one) == f"alpha 0.1, rule adaptive, rule_parameters {TWO}, expert_top_k 20"
     assert Setting(**json.loads(json.dumps(one.values))) == one
     assert hash(one) != hash(found[0])  # answers are kept by it
 
@@ -46,10 +50,12 @@ def test_parameters_are_for_the_rules_that_have_them() -> None:
     tau = '{"beta": 0.5, "tau": 2.0}'
     for more in ({"beta_max": "2", "rule_parameters": '{"tau": 2}'},
                  {"rule_parameters": '{"tau": 2, "beta_max": 2}'}):  # fmt: skip
-        assert make_grid({"alpha": "0.1", "beta": "0.5,mti,adaptive", **more}, "mti") == [
+        assert make_grid(
+            {"alpha": "0.1", "beta": "0.5", "rule": "mti,adaptive", **more}, "mti"
+        ) == [
             Setting(alpha=0.1, beta=0.5),
-            Setting(alpha=0.1, beta="adaptive", rule_parameters=TWO),
-            Setting(alpha=0.1, beta="mti", rule_parameters=tau),
+            Setting(alpha=0.1, rule="adaptive", rule_parameters=TWO),
+            Setting(alpha=0.1, rule="mti", rule_parameters=tau),
             Setting("mti", rule_parameters=tau),
         ]
 
@@ -67,13 +73,13 @@ def test_presets_stand_beside_a_grid_or_in_its_place() -> None:
 
 def test_a_rule_for_several_amateurs() -> None:
     parameters = '{"token": 7.0, "threshold": 0.5, "beta": 0.5}'
-    judge = Setting(alpha=0.1, beta="judge", rule_parameters=parameters)
-    given = {"alpha": "0.1", "beta": "judge,1", "rule_parameters": '{"token": 7}'}
+    judge = Setting(alpha=0.1, rule="judge", rule_parameters=parameters)
+    given = {"alpha": "0.1", "beta": "1", "rule": "judge", "rule_parameters": '{"token": 7}'}
     assert make_grid(given) == [Setting(alpha=0.1, beta=1.0), judge]
     for settings in (judge.args, {**judge.args, "cold_weights": ["", ""]}):
         read_contrast({**settings, "cold_amateur_prompt": ["a", "b"]})
-    with pytest.raises(ColdError, match="cold_beta='judge': this rule chooses the weights of 2 am"):
-        make_grid({"beta": "judge"}, weights=["", -0.5])
+    with pytest.raises(ColdError, match="cold_rule='judge': this rule chooses the weights of 2 am"):
+        make_grid({"rule": "judge"}, weights=["", -0.5])
 
 
 def test_weights_take_the_place_of_beta() -> None:
@@ -146,8 +152,8 @@ def test_the_greedy_line_has_no_cold_in_it() -> None:
     ("setting", "args"),
     [
         (Setting(alpha=0.1, beta=0.5), {"cold_without": ["system", 2]}),
-        (Setting(alpha=0.1, beta="adaptive", rule_parameters='{"beta_max": 1.5}'), {}),
-        (Setting(alpha=0.1, beta="acd"), {}),
+        (Setting(alpha=0.1, rule="adaptive", rule_parameters='{"beta_max": 1.5}'), {}),
+        (Setting(alpha=0.1, rule="acd"), {}),
         (Setting("adacad", rule_parameters=TWO, expert_top_k=7), {"cold_without": "tool"}),
         (Setting("cold"), {}),
     ],
@@ -156,7 +162,7 @@ def test_what_a_server_has_as_its_default(setting: Setting, args: dict[str, Any]
     """A request that says nothing is decoded as one with the arguments was."""
     defaults = server_defaults({**args, **setting.args})
     found = vars(parse(serve_line("M", [], engine_arguments([], ["a:B", "c:D"]), defaults)))
-    assert (found["sampler"], found.pop("cold_rule")) == ("cold", ["a:B", "c:D"])
+    assert (found["sampler"], found.pop("cold_rules")) == ("cold", ["a:B", "c:D"])
     engine = {name[5:]: v for name, v in found.items() if name[:5] == "cold_" and v is not None}
     told = parse_engine_defaults(engine)
     settings, weights = parse_request_args({}).settings(told, [None])

@@ -25,7 +25,7 @@ JOBS = [
     Job(None, Problem("a", 1, "a", ("x",))),
     Job(None, CHAT),
     Job(Setting(alpha=0.1, beta=0.5), CHAT),
-    Job(Setting(alpha=0.1, beta="adaptive", rule_parameters='{"beta_max": 2.0}'), CHAT),
+    Job(Setting(alpha=0.1, rule="adaptive", rule_parameters='{"beta_max": 2.0}'), CHAT),
     Job(Setting("cad"), CHAT),
     Job(Setting(plain="no text"), BETTER),
 ]

@@ -239,13 +239,15 @@ def test_texts_and_adapters(fake: Fake) -> None:
     ]
     rows[0]["cold_part"] = [0, 5]
     fake.write(rows)
-    more = ("--adapter", "sql", "--alpha", "0.1", "--beta", "adaptive,1", "--expert-top-k", "9")
+    more = ("--adapter", "sql", "--alpha", "0.1", "--beta", "1", "--rule", "adaptive")
+    more += ("--expert-top-k", "9")
     assert fake.tune(*more) == 0
     assert {body["model"] for body in fake.bodies} == {"sql"}
     assert "It is 0. What?" in {body["prompt"] for body in fake.bodies}
     # What is not said would be the server's default: the cap, and what it leaves out of chats.
-    number = {"cold": 1, "cold_expert_top_k": 9, "cold_alpha": 0.1, "cold_beta": 1.0}
-    adaptive = number | {"cold_beta": "adaptive", "cold_rule_parameters": '{"beta_max": 1.0}'}
+    both = {"cold": 1, "cold_expert_top_k": 9, "cold_alpha": 0.1}
+    number = both | {"cold_beta": 1.0}
+    adaptive = both | {"cold_rule": "adaptive", "cold_rule_parameters": '{"beta_max": 1.0}'}
     whole = [args for args in fake.cold if "cold_part" not in args]
     assert len(whole) == 2  # which of them came first is chance
     assert all(one | {"cold_amateur": "base"} in whole for one in (number, adaptive))

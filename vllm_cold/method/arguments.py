@@ -29,6 +29,7 @@ from vllm_cold.method.settings import (
     merge,
     preset_knobs,
     preset_of,
+    with_rule,
 )
 from vllm_cold.rules import registry
 
@@ -83,14 +84,16 @@ class Contrast:
     weights: tuple[float | None, ...]
 
 
-def _checked(said: Iterable[tuple[str, str, Any]]) -> tuple[dict[str, Any], ContrastArgs]:
+def _checked(
+    said: Iterable[tuple[str, str, Any]], prefix: str
+) -> tuple[dict[str, Any], ContrastArgs]:
     """The knobs and what is contrasted with, of (name, what an error calls it, value)."""
     given: dict[str, Any] = {}
     contrast: dict[str, Any] = {}
     for name, called, value in said:
         if (checked := check(name, value, called)) is not None:
             (given if name in KNOBS else contrast)[name] = checked
-    return given, ContrastArgs(**contrast)
+    return with_rule(given, prefix), ContrastArgs(**contrast)
 
 
 def check_placement(fields: Mapping[str, Any] | None) -> None:
@@ -133,7 +136,7 @@ def parse_request_args(args: Mapping[str, Any] | None) -> ColdArgs:
             said.append((key.removeprefix(PREFIX), key, value))
     if enabled is None and any(is_ours(key) for key in args or () if key != EXPLAIN or explain):
         enabled = True
-    return ColdArgs(enabled, *_checked(said), explain)
+    return ColdArgs(enabled, *_checked(said, PREFIX), explain)
 
 
 def parse_engine_defaults(config: object) -> ColdArgs:
@@ -158,7 +161,7 @@ def parse_engine_defaults(config: object) -> ColdArgs:
     load_rules({"cold": config})
     parse_limits(config)
     said = ((key, f'{where}["{key}"]', config[key]) for key in config if key in ENGINE)
-    defaults = ColdArgs(enabled, *_checked(said))
+    defaults = ColdArgs(enabled, *_checked(said, f"{where}."))
     without, name = defaults.contrast.without, defaults.contrast.preset
     if without is not None:
         read_without(f'{where}["without"]', without)

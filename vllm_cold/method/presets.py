@@ -60,7 +60,7 @@ class Preset:
 
 
 def _of_rule(rule: str, about: str) -> Preset:
-    return Preset(about, {"alpha": 0.0, "beta": rule}, without="tool")
+    return Preset(about, {"alpha": 0.0, "rule": rule}, without="tool")
 
 
 PRESETS: Mapping[PresetName, Preset] = {
@@ -75,7 +75,7 @@ PRESETS: Mapping[PresetName, Preset] = {
     # arXiv 2409.07394: a is the Jensen-Shannon divergence at each step
     "adacad": Preset(
         "the same, as strong as the two differ",
-        {"alpha": 0.0, "beta": "adaptive", "beta_max": 1.0},
+        {"alpha": 0.0, "rule": "adaptive", "beta_max": 1.0},
         without="tool",
     ),
     # The rules of these names, whose files say where each is from; none has a mask

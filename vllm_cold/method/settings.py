@@ -8,6 +8,7 @@ its YAML keys (``--cold-<name>``), and what the tools take.
 Plain Python without vLLM.
 """
 
+import argparse
 import json
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, NamedTuple
@@ -58,15 +59,20 @@ KNOBS: Mapping[str, Knob] = {
         float,
     ),
     "beta": Knob(
-        _Strength | str,
-        f"Contrast strength, >= 0, default {DEFAULT_BETA}; or a rule that chooses it at each step: "
-        f"{', '.join(registry.BUILT_IN)}, or a further one's name.",
-        "must be a number >= 0, at most 1e6, or the name of a rule",
+        _Strength | str,  # see ``with_rule``
+        f"Contrast strength, >= 0, default {DEFAULT_BETA}.",
+        "must be a number >= 0, at most 1e6",
         float,
+    ),
+    "rule": Knob(
+        str | None,
+        "Rule that chooses the strength at each step, in place of beta: "
+        f"{', '.join(registry.BUILT_IN)}, or a further one's name; default none.",
+        "must be the name of a rule",
     ),
     "beta_max": Knob(
         _Strength | None,
-        "The most that a rule's beta reaches, >= 0: its parameter beta_max, if it has one.",
+        "The most that a rule's strength reaches, >= 0: its parameter beta_max, if it has one.",
         "must be a number >= 0, at most 1e6",
         float,
     ),
@@ -156,24 +162,27 @@ LIMITS: Mapping[str, Knob] = {
 ENGINE = {**KNOBS, "without": CONTRAST["without"], "preset": CONTRAST["preset"]}
 _WEIGHT = Knob(_Weight | None, "The weight of one amateur.", _WEIGHT_ALLOWED, float)
 _ALL = {**KNOBS, **CONTRAST, **LIMITS, "weight": _WEIGHT}
+_STRENGTH = ("beta", "rule")  # whoever says one of them says nothing of the other
 # Lists that are not of amateurs may be longer.
 _MOST_ENTRIES = {"without": MOST_ITEMS, "part": 2 * MOST_ITEMS}
 
 
 class ColdSettings(msgspec.Struct, frozen=True):
     """The knobs of the method (arXiv 2505.14620, section 3; see docs/method.md), checked, as
-    ``KNOBS`` says; ``rule_parameters`` are all of the rule's, None without one.
+    ``KNOBS`` says. ``rule`` chooses weights at each step, None where all are fixed;
+    ``rule_parameters`` are all of the rule's, None without one.
     """
 
     alpha: float = DEFAULT_ALPHA
-    beta: float | str = DEFAULT_BETA
+    beta: float = DEFAULT_BETA
+    rule: str | None = None
     rule_parameters: dict[str, float] | None = None
     expert_top_k: int | None = None
 
     def __post_init__(self) -> None:
-        names = ["alpha", "expert_top_k"]
+        names = ["alpha", "beta", "expert_top_k"]
         if self.rule_parameters is None or registry.is_known(self.rule):
-            names.append("beta")
+            names.append("rule")
             given = check("rule_parameters", self.rule_parameters)
             found = rule_parameters(self.rule, {"rule_parameters": given}, "", self.beta)
             msgspec.structs.force_setattr(self, "rule_parameters", found)
@@ -181,14 +190,11 @@ class ColdSettings(msgspec.Struct, frozen=True):
         for name in names:
             msgspec.structs.force_setattr(self, name, check(name, getattr(self, name)))
 
-    @property
-    def rule(self) -> str | None:
-        """The rule that chooses weights at each step, None where they are fixed."""
-        return self.beta if isinstance(self.beta, str) else None
-
     def as_dict(self) -> dict[str, Any]:
         """What is in force, by name; without what is not."""
         values = {name: getattr(self, name) for name in self.__struct_fields__}
+        if self.rule is not None:
+            del values["beta"]
         return {name: value for name, value in values.items() if value not in (None, {})}
 
 
@@ -233,11 +239,11 @@ def check(name: str, value: object, field: str | None = None) -> Any:
     # Some releases say SystemError of an integer that no float holds.
     except (msgspec.ValidationError, SystemError):
         raise ColdError(field or name, value, _ALL[name].allowed) from None
-    if name in ("beta", "weight", "weights"):
+    if name in ("beta", "rule", "weight", "weights"):
         for each in found if isinstance(found, list) else (found,):
             # "" in a list is for what an amateur does not say.
             if isinstance(each, str) and (each or each is found):
-                registry.get(each, field or name)
+                registry.get(each, field or name, or_number=name != "rule")
     return found
 
 
@@ -257,7 +263,7 @@ def _json_object(text: str) -> object:
 
 
 def rule_parameters(
-    rule: str | None, values: Mapping[str, Any], prefix: str, beta: object
+    rule: str | None, values: Mapping[str, Any], prefix: str, beta: float
 ) -> dict[str, float] | None:
     """All parameters of a rule; None without one, for which there must not be any.
 
@@ -265,7 +271,7 @@ def rule_parameters(
         rule: Its name.
         values: Of knobs, by name: ``rule_parameters``, and ``beta_max`` for that parameter.
         prefix: In front of the knobs' names in errors.
-        beta: What is in force, for errors.
+        beta: What is in force without one, for errors.
     """
     given = {name: values.get(name) for name in ("beta_max", "rule_parameters")}
     if rule is None:
@@ -274,7 +280,7 @@ def rule_parameters(
                 raise ColdError(
                     prefix + name,
                     value,
-                    f"is for a rule, and beta is {beta}; leave it out or set beta to a rule's name",
+                    f"is for a rule, and beta is {beta}; leave it out or set {prefix}rule",
                 )
         return None
     found = dict(given["rule_parameters"] or {})
@@ -305,10 +311,12 @@ def combine(
     Raises:
         ColdError: a value is wrong, or one of ``own`` has no use.
     """
-    said = {"alpha": DEFAULT_ALPHA, "beta": DEFAULT_BETA, **merge(own, weights, prefix, defaults)}
-    values = {name: check(name, said.get(name), prefix + name) for name in KNOBS}
-    beta = values["beta"]
-    used = [beta if weight is None else weight for weight in weights]
+    checked = {name: check(name, value, prefix + name) for name, value in own.items()}
+    said = with_rule({k: value for k, value in checked.items() if value is not None}, prefix)
+    values = {"alpha": DEFAULT_ALPHA, **merge(said, weights, prefix, defaults)}
+    beta = values.get("beta", DEFAULT_BETA)
+    strength = values.get("rule") or beta
+    used = [strength if weight is None else weight for weight in weights]
     if len(rules := sorted({each for each in used if isinstance(each, str)})) > 1:
         problem = f"names {' and '.join(rules)}; a request has one rule"
         raise ColdError(prefix + "weights", list(weights), problem)
@@ -324,9 +332,10 @@ def combine(
         )
     settings = ColdSettings(
         alpha=values["alpha"],
-        beta=beta if rule is None else rule,
+        beta=beta,
+        rule=rule,
         rule_parameters=rule_parameters(rule, values, prefix, beta),
-        expert_top_k=values["expert_top_k"],
+        expert_top_k=values.get("expert_top_k"),
     )
     return settings, tuple(
         None if isinstance(each, str) else float(-beta if weight is None else each)
@@ -336,7 +345,32 @@ def combine(
 
 def named_by(weights: Sequence[object]) -> str:
     """The knob in which a request with these weights has named its rule."""
-    return "weights" if any(isinstance(each, str) for each in weights) else "beta"
+    return "weights" if any(isinstance(each, str) for each in weights) else "rule"
+
+
+def with_rule(given: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Values of knobs, in which a rule's name stands as ``rule``. It may be given as ``beta``, too:
+    rules had no field of their own once.
+
+    Raises:
+        ColdError: a rule and a beta are given.
+    """
+    found = dict(given)
+    if found.keys() >= set(_STRENGTH):
+        problem = (
+            f"chooses the strength, and {prefix}beta is {found['beta']}; leave one of them out"
+        )
+        raise ColdError(prefix + "rule", found["rule"], problem)
+    if isinstance(found.get("beta"), str):
+        found["rule"] = found.pop("beta")
+    return found
+
+
+def on_top(own: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
+    """Values on top of others: a beta also takes the place of a rule, and a rule that of a beta."""
+    if own.keys() & set(_STRENGTH):
+        before = {name: value for name, value in before.items() if name not in _STRENGTH}
+    return {**before, **own}
 
 
 def merge(
@@ -345,20 +379,23 @@ def merge(
     prefix: str = "",
     defaults: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The values of knobs that ``combine`` goes by; raises ColdError for a beta without a use."""
-    before = dict(defaults or {})
-    values = {**before, **own}
+    """The values of knobs that ``combine`` goes by, ``own`` being those of ``with_rule``; raises
+    ColdError for a beta or a rule without a use.
+    """
+    before = defaults or {}
+    values = on_top(own, before)
     if None not in weights:
-        if "beta" in own:
-            raise ColdError(
-                prefix + "beta",
-                own["beta"],
-                "no amateur uses it, as each has a weight of its own; leave it out",
-            )
-        values.pop("beta", None)
-    named = {each for each in (values.get("beta"), *weights) if isinstance(each, str)}
+        for name in _STRENGTH:
+            if name in own:
+                raise ColdError(
+                    prefix + name,
+                    own[name],
+                    "no amateur uses it, as each has a weight of its own; leave it out",
+                )
+            values.pop(name, None)
+    named = {each for each in (values.get("rule"), *weights) if isinstance(each, str)}
     parameters = {"beta_max", "rule_parameters"}
-    if before.get("beta") in named and not parameters & own.keys():
+    if before.get("rule") in named and not parameters & own.keys():
         return values
     # A default's are for its own rule alone, and not beside what is said nearer by.
     return {name: each for name, each in values.items() if name in own or name not in parameters}
@@ -373,6 +410,26 @@ def read(name: str, text: str) -> Any:
         except ValueError:
             continue
     return text
+
+
+class RuleOption(argparse.Action):
+    """A command line's option for the rule: its name, or "module:Class" for one of your own, which
+    can then be named; those are listed at the option's ``dest`` with an s.
+    """
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        """Called by argparse."""
+        if ":" in values:
+            own = f"{self.dest}s"
+            setattr(namespace, own, [*(getattr(namespace, own) or ()), values])
+        else:
+            setattr(namespace, self.dest, values)
 
 
 def check_switch(field: str, value: object) -> bool:

@@ -74,7 +74,7 @@ class Choice(NamedTuple):
 
 
 class Rule:
-    """Chooses the weights of the amateurs at each step. A request names it as its ``beta``.
+    """Chooses the weights of the amateurs at each step. A request names it as its ``rule``.
 
     It is asked about all groups of a step that use it at once, and computes with tensors alone: no
     ``item()``, ``if`` or shape that depends on their values, so that no device is waited for. It

@@ -43,20 +43,24 @@ def names() -> tuple[str, ...]:
     return tuple(sorted({*BUILT_IN, *_added, *_installed()}))
 
 
-def get(name: str, field: str = "beta") -> Rule:
+def get(name: str, field: str = "rule", *, or_number: bool = False) -> Rule:
     """The rule of this name.
 
+    Args:
+        name: Its.
+        field: What an error names.
+        or_number: Whether a number might stand there, too, for errors.
+
     Raises:
-        ColdError: there is none, or what a package offers by this name is none; names ``field``.
+        ColdError: there is none, or what a package offers by this name is none.
     """
     if name in _added:
         return _added[name]
     if name in BUILT_IN:
         return _built_in(name)
     if name not in _installed():
-        raise ColdError(
-            field, name, f"must be a number, or the name of a rule: {', '.join(names())}"
-        )
+        what = "a number, or the name" if or_number else "the name"
+        raise ColdError(field, name, f"must be {what} of a rule: {', '.join(names())}")
     made = _from_package(name)
     if isinstance(made, str):
         raise ColdError(field, name, made)

@@ -32,8 +32,10 @@ from vllm_cold.method.arguments import Contrast as Contrast  # for other tools, 
 from vllm_cold.method.arguments import parse_request_args
 from vllm_cold.method.settings import (
     CONTRAST,
+    KNOBS,
     MAX_EXPERT_TOP_K,
     PREFIX,
+    RuleOption,
     check,
     is_known,
     is_ours,
@@ -71,19 +73,22 @@ def option_of(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def add_rule_option(group: argparse._ArgumentGroup) -> None:
-    """Describe a command's option for rules of others."""
+def add_rule_option(group: argparse._ArgumentGroup, about: str = "") -> None:
+    """Describe a command's option for a rule, and for rules of the user's own."""
+    group.set_defaults(rules=None)
     group.add_argument(
         "--rule",
-        action="append",
-        metavar="MODULE:CLASS",
-        help="a rule of your own, as vllm serve's --cold-rule names it, which a server must have "
-        "been started with; may be repeated",
+        action=RuleOption,
+        metavar="NAME or MODULE:CLASS",
+        help=f"{KNOBS['rule'].about}{about} Or a rule of your own, as vllm serve's --cold-rule "
+        "takes it, which a server must have been started with; may be repeated",
     )
 
 
 def add_rules(paths: Sequence[str] | None) -> None:
-    """Make the rules of ``--rule`` known here; ToolError for one that is none."""
+    """Make the rules known here that ``--rule`` says where to find; ToolError for one that is
+    none.
+    """
     try:
         for path in paths or ():
             registry.add(path)

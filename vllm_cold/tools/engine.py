@@ -12,7 +12,6 @@ from dataclasses import replace
 from typing import Any
 
 from vllm_cold.method.amateurs import AmateurSpec, Messages
-from vllm_cold.method.settings import DEFAULT_BETA
 from vllm_cold.tools.contrast import Content, Contrast, Stream, media_in
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.pictures import as_sent, without_data
@@ -175,7 +174,7 @@ def cold_params(
 
     return ColdParams(
         alpha=settings.alpha,
-        beta=settings.beta if any(each is None for each in contrast.weights) else DEFAULT_BETA,
+        rule=settings.rule,
         rule_parameters=settings.rule_parameters,
         expert_top_k=settings.expert_top_k,
         amateurs=[

@@ -15,10 +15,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from vllm_cold.method.images import View
 from vllm_cold.tools.errors import ToolError
-
-View = Callable[[Any], Any]
-"""What an amateur sees of a picture: a function of a PIL image, such as ``Noise``."""
 
 _DATA = re.compile(r"(data:[\w.+-]*/?[\w.+-]*;base64,)[\w+/=-]+")
 

@@ -96,9 +96,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     knobs = parser.add_argument_group("Contrastive LoRA Decoding")
     cold = knobs.add_argument
     for name, knob in KNOBS.items():
-        cold(option_of(name), type=partial(read, name), help=knob.about)
+        if name == "rule":
+            add_rule_option(knobs)
+        else:
+            cold(option_of(name), type=partial(read, name), help=knob.about)
     cold("--preset", help=CONTRAST["preset"].about)
-    add_rule_option(knobs)
     reads = parser.add_argument_group(
         "what amateurs read, and how much they count",
         "As a request's cold_* keys, for all prompts. Repeated, an option has a value for each\n"
@@ -138,5 +140,5 @@ def _run(options: argparse.Namespace) -> int:
             from vllm_cold.tools.explain.serve import run
         else:
             from vllm_cold.tools.explain.command import run
-        add_rules(options.rule)
+        add_rules(options.rules)
     return run(options)

@@ -120,7 +120,7 @@ def run(options: argparse.Namespace) -> int:
         _tell("starting the engine")
         engine = {name: getattr(options, name) for name in ENGINE_OPTIONS}
         amateurs = amateur_paths(options)
-        source = OfflineSource(options.model, options.adapter, amateurs, options.rule, **engine)
+        source = OfflineSource(options.model, options.adapter, amateurs, options.rules, **engine)
         with closing(source), kept_interrupts():
             report = asyncio.run(_explain(source, asked, options, nullcontext()))
     try:

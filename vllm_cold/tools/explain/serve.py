@@ -62,6 +62,7 @@ class _Form(BaseModel):
     preset: str = ""
     alpha: str = ""
     beta: str = ""
+    rule: str = ""
     beta_max: str = ""
     rule_parameters: str = ""
     expert_top_k: str = ""

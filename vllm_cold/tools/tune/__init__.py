@@ -122,20 +122,22 @@ def add_parser(subparsers: Any) -> None:
         help="of a better prompt, what it has before the question (default: "
         f"{' or '.join(map(json.dumps, BETTER.values()))})",
     )
+    several = " Here several, with commas between them"
     for name, knob in KNOBS.items():
-        several = f" Here several, with commas between them: {AXES.get(name)} if left out."
+        if name == "rule":
+            add_rule_option(search, f"{several}; the grid has them behind the values of --beta.")
+            continue
         search.add_argument(
             option_of(name),
             metavar="X,X" if name in AXES else "X",
-            help=knob.about + (several if name in AXES else ""),
+            help=knob.about + (f"{several}: {AXES[name]} if left out." if name in AXES else ""),
         )
     search.add_argument(
         "--preset",
         metavar="NAME,NAME",
         help=f"{CONTRAST['preset'].about} Several with commas between them; beside the grid if "
-        "there is --alpha or --beta, else in place of it.",
+        "there is --alpha, --beta or --rule, else in place of it.",
     )
-    add_rule_option(search)
     search.add_argument(
         "--test-fraction",
         type=_share,
@@ -181,5 +183,5 @@ def run(options: argparse.Namespace) -> int:
         # What judges and prints, too: what is missing is named before anything is decoded.
         from vllm_cold.tools.tune import command
 
-        add_rules(options.rule)
+        add_rules(options.rules)
     return command.run(options)

@@ -24,7 +24,8 @@ class Setting(msgspec.Struct, frozen=True, omit_defaults=True):
 
     preset: PresetName | None = None
     alpha: float | None = None
-    beta: float | str | None = None  # None where each amateur has a weight of its own
+    beta: float | None = None  # None, as is the rule, where each amateur has a weight of its own
+    rule: str | None = None
     rule_parameters: str | None = None  # JSON text; of requests with a rule, all of them
     expert_top_k: int | None = None
     plain: str | None = None  # a plain prompt's name; alone, it is decoded without a contrast
@@ -50,23 +51,32 @@ class Setting(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 def _values(name: str, text: str) -> list[Any]:
-    """What an option says, each value once and in order, rules behind the numbers."""
-    parts = text.split(",") if name in AXES else [text]
+    """What an option says, each value once."""
+    parts = text.split(",") if name in (*AXES, "rule") else [text]
     found = [check(name, read(name, part.strip()), option_of(name)) for part in parts]
-    if name not in AXES:
-        return found
-    return sorted(set(found), key=lambda value: (isinstance(value, str), value))
+    return list(dict.fromkeys(found)) if len(parts) > 1 else found
+
+
+def _strengths(values: dict[str, list[Any]]) -> list[dict[str, Any]]:
+    """The betas to try from the mildest, and the rules behind them; takes them out of ``values``.
+    A beta may name a rule, as in a request.
+    """
+    betas, rules = values.pop("beta", []), values.pop("rule", [])
+    numbers = sorted(one for one in betas if not isinstance(one, str))
+    named = sorted({*rules, *(one for one in betas if isinstance(one, str))})
+    return [*({"beta": one} for one in numbers), *({"rule": one} for one in named)]
 
 
 def make_grid(
     given: Mapping[str, str | None], presets: str | None = None, weights: Any = None
 ) -> list[Setting]:
-    """All pairs of alpha and beta, the mildest first: by beta, then alpha from the largest; then
-    the presets, as given. With presets and neither alpha nor beta it is these alone.
+    """All pairs of alpha and a beta or rule, the mildest first: by beta, then alpha from the
+    largest; then the presets, as given. With presets and none of these it is presets alone.
 
     Args:
-        given: Texts of options, by the knob's name: those of ``AXES`` are values separated by
-            commas, others hold for each point, a rule's parameters where the rule has them.
+        given: Texts of options, by the knob's name: those of ``AXES`` and rules are values
+            separated by commas, others hold for each point, a rule's parameters where the rule has
+            them.
         presets: Names, separated by commas.
         weights: ``cold_weights`` of all requests, which takes the place of beta; None for none.
 
@@ -76,33 +86,31 @@ def make_grid(
     values = {name: _values(name, text) for name in KNOBS if (text := given.get(name)) is not None}
     names = presets.split(",") if presets is not None else ()
     points = [{"preset": check("preset", name.strip(), "--preset")} for name in names]
-    if not points or values.keys() & AXES:
+    strengths = _strengths(values)
+    if not points or strengths or "alpha" in values:
         axes = {name: values.get(name) or _values(name, text) for name, text in AXES.items()}
-        # A beta that is given all the same is refused by the method.
-        betas = (
-            [{}]
-            if weights is not None and "beta" not in values
-            else [{"beta": b} for b in axes["beta"]]
-        )
-        grid = [{"alpha": a, **beta} for beta in betas for a in reversed(axes["alpha"])]
-        points = [*grid, *points]
+        # One that is given beside weights all the same is refused by the method.
+        if not strengths:
+            strengths = [{}] if weights is not None else _strengths({"beta": axes["beta"]})
+        alphas = sorted(axes["alpha"], reverse=True)
+        points = [*({"alpha": a, **one} for one in strengths for a in alphas), *points]
     whole = {name: found[0] for name, found in values.items() if name not in AXES}
     wanted = {"beta_max": whole["beta_max"]} if "beta_max" in whole else {}
     wanted |= whole.get("rule_parameters") or {}
     settings, used = [], set[str]()
     for point in points:
         preset = preset_knobs(point.get("preset"))
-        beta = point.get("beta", preset.get("beta"))
         several = weights if isinstance(weights, list) else [weights]
-        strengths = [None if one == "" else one for one in several]
-        in_use = [beta if one is None else one for one in strengths]
+        of_each = [None if one == "" else one for one in several]
+        named = {**preset, **point}.get("rule") if None in of_each else None
+        in_use = [named, *of_each]
         rule = next((registry.get(one) for one in in_use if isinstance(one, str)), None)
         if rule is not None and weights is None:
-            strengths *= rule.amateurs or 1  # how many there are is not known here
+            of_each *= rule.amateurs or 1  # how many there are is not known here
         own = {name: value for name, value in wanted.items() if rule and name in rule.parameters}
         used.update(own)
         said = {**point, "rule_parameters": own} if own else point
-        parameters = combine(said, strengths, PREFIX, preset)[0].rule_parameters
+        parameters = combine(said, of_each, PREFIX, preset)[0].rule_parameters
         # Said here and now: to a request that does not, a server's own default would apply.
         text = json.dumps(parameters) if parameters else None
         settings.append(

@@ -25,7 +25,7 @@ from vllm_cold.tools.tune.plain import BETTER, BETTER_PROMPT
 from vllm_cold.tools.tune.task import Task
 from vllm_cold.tools.tune.verdict import Row, Verdict, interval, loss, percent, points
 
-FORMAT = 6  # of report.json
+FORMAT = 7  # of report.json
 
 
 def server_defaults(args: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -40,28 +40,41 @@ ENGINE_ONLY = (*ENGINE_OPTIONS, "engine_args")
 SERVER_ONLY = (*servers.OPTIONS, "concurrency")
 
 
-@dataclass
-class Task:
+@dataclass(kw_only=True)
+class Models:
+    """What decodes: models and adapters of an engine, or of a server."""
+
+    model: str  # folder (absolute) or hub name; with a server, its name there
+    adapters: list[Adapter]  # the expert's first; with a server none
+    expert: str | None  # the name of the expert's adapter, None for the base model
+    loaded: list[str]  # the names of all adapters
+    engine: dict[str, Any]  # further arguments of vllm.LLM
+    server: Server | None  # what decodes in place of an engine
+
+
+@dataclass(kw_only=True)
+class Plain:
+    """What is tried without a contrast."""
+
+    plain: list[Setting]  # the plain prompts that all problems have
+    lacks: Lacks | None  # of their experts' prompts; None where an amateur reads all
+    untried: list[str]  # plain prompts that not all problems have, and which one has none
+    problems: list[Problem]
+
+
+@dataclass(kw_only=True)
+class Task(Models, Plain):
     """What the options ask for, checked, before anything is started."""
 
     options: argparse.Namespace
     grid: list[Setting]
-    plain: list[Setting]  # the plain prompts that all problems have
     combined: list[Setting]  # the grid's contrasts by those of them that an amateur does not read
-    lacks: Lacks | None  # of their experts' prompts; None where an amateur reads all
-    untried: list[str]  # plain prompts that not all problems have, and which one has none
-    problems: list[Problem]
     dev: list[Problem]  # those that pick a setting
     held_out: list[Problem]  # those that judge it
     repeated: int  # rows that were left out because they repeat a prompt
     matcher: Matcher
     keeper: Matcher | None  # of what must be kept, too
-    model: str  # folder (absolute) or hub name; with a server, its name there
-    adapters: list[Adapter]  # the expert's first; with a server none
-    expert: str | None  # the name of the expert's adapter, None for the base model
     args: dict[str, Any]  # flat arguments of all problems, what they do not say themselves
-    engine: dict[str, Any]  # further arguments of vllm.LLM
-    server: Server | None  # what decodes in place of an engine
 
     def made_with(self) -> dict[str, Any]:
         """All that answers depend on beside problem and setting, as JSON."""
@@ -94,8 +107,42 @@ class Task:
 def read_task(options: argparse.Namespace) -> Task:
     """Check all options and read all small files; ToolError names the first mistake."""
     servers.check_options(options, ENGINE_ONLY, SERVER_ONLY)
+    models, named = _read_models(options)
+    args = option_args(options, named)
+    try:
+        given = {name: getattr(options, name) for name in KNOBS}
+        grid = make_grid(given, options.preset, args.get(PREFIX + "weights"))
+    except ColdError as error:
+        raise ToolError(as_written(error)) from None
+    objects = options.match == IFEVAL
+    problems, repeated = load_problems(options.data, args, options.chat, objects)
+    by_preset = [_amateurs(problem, grid, models) for problem in problems]
+    several = {name for one in by_preset for name, found in one.items() if len(found) > 1}
+    plain = _read_plain(options, grid, problems, [_first_alone(one) for one in by_preset])
+    dev, held_out = split_problems(plain.problems, options.test_fraction, options.seed)
+    return Task(
+        **vars(models),
+        **vars(plain),
+        options=options,
+        grid=grid,
+        combined=[
+            msgspec.structs.replace(one, plain=more.plain)
+            for more in plain.plain[1:]
+            for one in grid
+            if one.preset not in several
+        ],
+        dev=dev,
+        held_out=held_out,
+        repeated=repeated,
+        matcher=load_matcher(options.match, plain.problems),
+        keeper=load_keeper(options.keep, plain.problems),
+        args=args,
+    )
+
+
+def _read_models(options: argparse.Namespace) -> tuple[Models, dict[str, str]]:
+    """What decodes, and what an amateur's adapter is called there, by what the options say."""
     amateurs = options.amateur or ()
-    server, adapters, engine = None, list[Adapter](), dict[str, Any]()
     if options.url is not None:
         server = Server(
             options.url,
@@ -105,109 +152,103 @@ def read_task(options: argparse.Namespace) -> Task:
             options.api_key,
             options.insecure_http,
         )
-        model, expert, names = server.base, server.expert, server.loaded
-        named = {text: text for text in amateurs}
-    elif options.model is None:
+        models = Models(
+            model=server.base,
+            adapters=[],
+            expert=server.expert,
+            loaded=server.loaded,
+            engine={},
+            server=server,
+        )
+        return models, {text: text for text in amateurs}
+    if options.model is None:
         raise ToolError("--model is missing: name the base model, or a server with --url")
-    else:
-        model = read_model(options.model)
-        # What is no adapter: whichever the amateur has where none is named, and the base model.
-        named = {"": "", options.model: model}
-        folders = [text for text in amateurs if text not in named]
-        adapters = read_adapters(options.adapter, folders)
-        names = [adapter.name for adapter in adapters]
-        expert = None if options.adapter is None else names[0]
-        named |= zip(folders, names[expert is not None :], strict=True)
-        engine = _engine_arguments(options, adapters)
-    args = option_args(options, named)
+    model = read_model(options.model)
+    # What is no adapter: whichever the amateur has where none is named, and the base model.
+    named = {"": "", options.model: model}
+    folders = [text for text in amateurs if text not in named]
+    adapters = read_adapters(options.adapter, folders)
+    names = [adapter.name for adapter in adapters]
+    expert = None if options.adapter is None else names[0]
+    named |= zip(folders, names[expert is not None :], strict=True)
+    engine = _engine_arguments(options, adapters)
+    models = Models(
+        model=model, adapters=adapters, expert=expert, loaded=names, engine=engine, server=None
+    )
+    return models, named
+
+
+def _amateurs(
+    problem: Problem, grid: Sequence[Setting], models: Models
+) -> dict[str | None, tuple[AmateurSpec, ...]]:
+    """A problem's amateurs by preset; ToolError for what can be said of them before anything is
+    started.
+    """
+    found: dict[str | None, tuple[AmateurSpec, ...]] = {}
     try:
-        given = {name: getattr(options, name) for name in KNOBS}
-        grid = make_grid(given, options.preset, args.get(PREFIX + "weights"))
-    except ColdError as error:
-        raise ToolError(as_written(error)) from None
-
-    several = set[str | None]()  # presets with more than one amateur
-
-    def amateurs_of(problem: Problem) -> list[AmateurSpec]:
-        """Of each preset; ToolError for what can be said of them before anything is started."""
-        found = list[AmateurSpec]()
-        try:
-            for setting in {setting.preset: setting for setting in grid}.values():
-                amateurs = read_contrast({**problem.args, **setting.args}).amateurs
-                several.update([setting.preset] if len(amateurs) > 1 else [])
-                # First one that is alone: by it what is lacked is known.
-                found = [*amateurs, *found] if len(amateurs) == 1 else [*found, *amateurs]
-            for one in found:
+        for setting in {setting.preset: setting for setting in grid}.values():
+            amateurs = read_contrast({**problem.args, **setting.args}).amateurs
+            found[setting.preset] = amateurs
+            for one in amateurs:
                 amateur_reads(expert_reads(problem.prompt), one)
-                if one.source is None and adapter_of(one, expert, model, names) == expert:
+                if one.source is None and models.expert == adapter_of(
+                    one, models.expert, models.model, models.loaded
+                ):
                     refuse_equal(problem.place)
-        except ColdError as error:
-            raise ToolError(f"{problem.place}: {as_written(error, problem.own_keys)}") from None
-        return found
+    except ColdError as error:
+        raise ToolError(f"{problem.place}: {as_written(error, problem.own_keys)}") from None
+    return found
 
-    objects = options.match == IFEVAL
-    problems, repeated = load_problems(options.data, args, options.chat, objects)
+
+def _first_alone(by_preset: Mapping[str | None, Sequence[AmateurSpec]]) -> AmateurSpec | None:
+    """The amateur by which is known what is lacked: it reads another prompt, and is alone if one
+    is.
+    """
+    ordered = sorted(by_preset.values(), key=lambda amateurs: len(amateurs) > 1)
+    return next((one for amateurs in ordered for one in amateurs if one.source is not None), None)
+
+
+def _read_plain(
+    options: argparse.Namespace,
+    grid: Sequence[Setting],
+    problems: list[Problem],
+    amateurs: Sequence[AmateurSpec | None],
+) -> Plain:
+    """The problems with their plain prompts, if each has an amateur that reads another prompt."""
     known = [
-        (problem.prompt, one)
-        for problem in problems
-        for one in [each for each in amateurs_of(problem) if each.source is not None][:1]
-        if not isinstance(problem.prompt, Pictured)
+        None if one is None or isinstance(problem.prompt, Pictured) else (problem.prompt, one)
+        for problem, one in zip(problems, amateurs, strict=True)
     ]
-    plain, lacks, untried = list[Setting](), None, list[str]()
-    if len(known) == len(problems) > 0:
-        presets = {setting.preset for setting in grid if setting.preset}
-        # A preset says what system prompts are: cad's amateur lacks texts, cfg's instructions.
-        texts = "cfg" not in presets and any(PRESETS[name].of_texts for name in presets)
-        texts |= not all(problem.has_answer for problem in problems)
-        lacks, prompts, fewer = plain_prompts(known, options.better, texts=texts)
-        plain = [Setting(plain=name) for name in prompts[0]]
-        untried = [
-            f"{name}, for {problems[at].place} has none: "
-            + (
-                f"what would be said twice has more than {LONGEST} characters"
-                if BETTER_PROMPT in prompts[0]
-                else f"its question is not found apart from the {lacks}"
-            )
-            for name, at in fewer.items()
-        ]
-        problems = [replace(p, plain=one) for p, one in zip(problems, prompts, strict=True)]
-    elif options.better is not None:
-        raise ToolError("--better: is for amateurs that read another prompt; leave it out")
-    elif known:
-        there = [prompt for prompt, _ in known]
-        other = next(p for at, p in enumerate(problems) if there[at : at + 1] != [p.prompt])
-        untried = [
-            f"plain prompts, for {other.place} has none: it has pictures, or its amateur reads "
-            "the same prompt"
-        ]
-    return Task(
-        options,
-        grid,
-        plain,
-        [
-            msgspec.structs.replace(one, plain=more.plain)
-            for more in plain[1:]
-            for one in grid
-            if one.preset not in several
-        ],
-        lacks,
-        untried,
-        problems,
-        *split_problems(problems, options.test_fraction, options.seed),
-        repeated,
-        load_matcher(options.match, problems),
-        load_keeper(options.keep, problems),
-        model,
-        adapters,
-        expert,
-        args,
-        engine,
-        server,
+    there = [one for one in known if one is not None]
+    if len(there) < len(known) or not known:
+        if options.better is not None:
+            raise ToolError("--better: is for amateurs that read another prompt; leave it out")
+        untried = []
+        if there:
+            place = problems[known.index(None)].place
+            untried = [
+                f"plain prompts, for {place} has none: it has pictures, or its amateur reads the "
+                "same prompt"
+            ]
+        return Plain(plain=[], lacks=None, untried=untried, problems=problems)
+    presets = {setting.preset for setting in grid if setting.preset}
+    # A preset says what system prompts are: cad's amateur lacks texts, cfg's instructions.
+    texts = "cfg" not in presets and any(PRESETS[name].of_texts for name in presets)
+    texts |= not all(problem.has_answer for problem in problems)
+    lacks, prompts, fewer = plain_prompts(there, options.better, texts=texts)
+    why = f"its question is not found apart from the {lacks}"
+    if BETTER_PROMPT in prompts[0]:
+        why = f"what would be said twice has more than {LONGEST} characters"
+    return Plain(
+        plain=[Setting(plain=name) for name in prompts[0]],
+        lacks=lacks,
+        untried=[f"{name}, for {problems[at].place} has none: {why}" for name, at in fewer.items()],
+        problems=[replace(p, plain=one) for p, one in zip(problems, prompts, strict=True)],
     )
 
 
 def _engine_arguments(options: argparse.Namespace, adapters: Sequence[Adapter]) -> dict[str, Any]:
-    engine = engine_arguments(adapters, options.rule)
+    engine = engine_arguments(adapters, options.rules)
     given = {name: getattr(options, name) for name in ENGINE_OPTIONS}
     engine |= {name: value for name, value in given.items() if value is not None}
     try:

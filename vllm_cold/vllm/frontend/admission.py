@@ -317,7 +317,8 @@ class Admission:
             # This request's own copy: all is said now. What is left must go together: whoever
             # unpickles it, as workers do, checks it again.
             sampling.amateur = sampling.amateurs = None
-            sampling.beta, sampling.beta_max, sampling.rule_parameters = DEFAULT_BETA, None, None
+            sampling.beta, sampling.rule = DEFAULT_BETA, None
+            sampling.beta_max, sampling.rule_parameters = None, None
 
     def _contrast(
         self, prompt: Any, sampling: Any, request: "EngineCoreRequest"

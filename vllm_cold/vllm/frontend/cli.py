@@ -16,8 +16,10 @@ from vllm_cold.method.settings import (
     KNOBS,
     LIMITS,
     REQUEST_KEYS,
+    RuleOption,
     check,
     combine,
+    on_top,
     preset_knobs,
     read,
 )
@@ -65,15 +67,19 @@ def _make_add(original: Callable[..., Any]) -> Callable[..., Any]:
                 default=None,
                 help="'cold': decode every request that names an adapter with CoLD.",
             )
-        group.add_argument(
-            _RULE,
-            action="append",
-            metavar="MODULE:CLASS",
-            default=None,
-            help="A rule of your own, which requests name as their beta; may be given again.",
-        )
         for name, knob in {**ENGINE, **LIMITS}.items():
-            group.add_argument(_option(name), type=_checked(name), default=None, help=knob.about)
+            if name != "rule":
+                option = _option(name)
+                group.add_argument(option, type=_checked(name), default=None, help=knob.about)
+                continue
+            group.set_defaults(cold_rules=None)
+            group.add_argument(
+                _RULE,
+                action=RuleOption,
+                metavar="NAME or MODULE:CLASS",
+                help=f"{knob.about} Or a rule of your own, which can then be named; may be given "
+                "again.",
+            )
         return parser
 
     return add_cli_args
@@ -84,7 +90,7 @@ def _make_from(original: Callable[..., Any]) -> Callable[..., Any]:
         cls: type[Any], args: argparse.Namespace, *further: Any, **kwargs: Any
     ) -> Any:
         said = {key: getattr(args, f"cold_{key}", None) for key in (*ENGINE, *LIMITS)}
-        said["rules"] = getattr(args, "cold_rule", None)
+        said["rules"] = getattr(args, "cold_rules", None)
         said["enabled"] = True if getattr(args, "sampler", None) == "cold" else None
         given = {key: value for key, value in said.items() if value is not None}
         additional = getattr(args, "additional_config", None)
@@ -99,7 +105,7 @@ def _make_from(original: Callable[..., Any]) -> Callable[..., Any]:
             base = {"enabled": bool(base)}
         if not given or not isinstance(base, dict):
             return engine_args  # what is no mapping is refused when the engine is configured
-        cold = {**base, **given}
+        cold = on_top(given, base)
         try:
             load_rules({"cold": cold})
             own = {key: value for key, value in cold.items() if key in KNOBS}

@@ -100,7 +100,7 @@ class Contrast(arguments.Contrast):
         rule = None if name is None else registry.get(name)
         # A preset whose rule is another one, or none, is not what the request is decoded by.
         preset = self.preset
-        if preset is not None and name is not None and PRESETS[preset].knobs.get("beta") != name:
+        if preset is not None and name is not None and PRESETS[preset].knobs.get("rule") != name:
             preset = None
         return Stream(
             self.settings,
@@ -125,11 +125,10 @@ class Contrast(arguments.Contrast):
             if one.source is not None:
                 amateurs[-1]["prompt"] = str(one.source)[:_SHOWN]
             amateurs[-1]["weight"] = self.settings.rule if weight is None else weight
-        beta = self.settings.beta
-        if len(amateurs) == 1 and self.weights[0] == (None if isinstance(beta, str) else -beta):
-            del amateurs[0]["weight"]  # beta says it
+        if len(amateurs) == 1 and self.weights[0] in (None, -self.settings.beta):
+            del amateurs[0]["weight"]  # the rule or beta says it
         else:
-            del told["beta"]
+            told = {name: value for name, value in told.items() if name not in ("beta", "rule")}
         return {**told, **amateurs[0]} if len(amateurs) == 1 else {**told, "amateurs": amateurs}
 
 

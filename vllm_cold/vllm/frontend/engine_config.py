@@ -86,7 +86,7 @@ def _warn(defaults: ColdArgs) -> None:
         return
     does = "is followed whether it answers or not: where it does not"
     rows = 'that say "answers": false'
-    if defaults.settings()[0].beta in ("acd", "arr", "grd"):
+    if defaults.settings()[0].rule in ("acd", "arr", "grd"):
         does = "is followed less: where it contradicts what the model remembers"
         rows = "of such texts"
     logger.warning(
