@@ -42,7 +42,7 @@ import numpy as np
 
 from benchmarks.accuracy.report import Difference, compare, correct, signed
 from benchmarks.rounds import positive, progress, table
-from vllm_cold.tools.engine import prepare_environment, start_llm
+from examples.engine import prepare_environment, start_llm
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.pictures import as_sent, read_picture
 

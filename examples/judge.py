@@ -79,7 +79,7 @@ def judge(
         "cold_rule": "judge",
         "cold_rule_parameters": json.dumps(parameters),
         "cold_amateur_messages": [json.dumps(row["without"]), json.dumps(asked)],
-        "cold_explain": 1,  # the weights of each step are told
+        "cold_explain": 1,  # how each token came about is told, with the weights
     }
 
     def answer(xargs: Mapping[str, Any]) -> Any:
@@ -92,7 +92,7 @@ def judge(
         )
 
     judged, alone = answer(contrast), answer({"cold": 0})
-    weight, _ = judged.kv_transfer_params["cold"]["weights"][0]
+    weight, _ = judged.kv_transfer_params["cold"]["steps"][0]["weights"]
     return Judged(
         weight != 0,
         weight,

@@ -159,7 +159,7 @@ def naive(tiny: Path):  # type: ignore[no-untyped-def]
 
 @pytest.fixture(autouse=True, scope="module")
 def logs_of_the_next_module() -> Iterator[None]:
-    """A command that runs in this process (``vllm_cold.tools.engine``) silences vLLM for all that
+    """A command that runs in this process (``examples.engine``) silences vLLM for all that
     starts later, such as servers whose logs are looked at.
     """
     before = os.environ.get("VLLM_LOGGING_LEVEL")

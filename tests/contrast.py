@@ -29,7 +29,7 @@ class Contrast:
         rule: Its name, None for a request without.
         parameters: Those of the rule's that are not the defaults.
         slot: Of the rule's state; of one of 32 that are in use, its number.
-        explain: Whether its client asks for the weights.
+        explain: Of how many tokens its client asks.
     """
 
     weights: tuple[float | None, ...] = (-0.5,)
@@ -38,7 +38,7 @@ class Contrast:
     rule: str | None = None
     parameters: Mapping[str, float] = field(default_factory=dict)
     slot: Slot | int | None = None
-    explain: bool = False
+    explain: int = 0
 
     def stream(self, group: str, index: int) -> Stream:
         """One of the request's; beta, which fixed weights follow from, is the default's."""

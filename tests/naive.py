@@ -37,8 +37,9 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMultimodalLM
 
 from tests import naive_rules
-from vllm_cold.ops.scoring_reference import group_scores
 
+# What differences and sums saturate at: float32's largest.
+_LARGEST = torch.finfo(torch.float32).max
 # How often and how far logits are moved, to see whether rounding could decide.
 _MOVES, _MOVED = 4, 2e-4
 
@@ -152,6 +153,25 @@ def pair(
         rule,
         rule_parameters or {},
     )
+
+
+def group_scores(
+    expert: Tensor,
+    amateurs: Sequence[Tensor],
+    log_alpha: float,
+    weights: Sequence[float],
+    cap: int = 0,
+) -> Tensor:
+    """The formula above, of logits [V] in float64: scores [V]; a cap of 0 is none. An amateur's
+    -inf counts as 0.
+    """
+    scores = expert.clamp(-_LARGEST, _LARGEST)
+    for amateur, weight in zip(amateurs, weights, strict=True):
+        allowed = amateur.masked_fill(amateur == -math.inf, 0.0)
+        difference = (allowed - expert).clamp(-_LARGEST, _LARGEST)
+        scores = (scores + weight * difference).clamp(-_LARGEST, _LARGEST)
+    valid = (expert >= _threshold(expert, log_alpha, cap)) & (expert > -math.inf)
+    return scores.masked_fill(~valid, -math.inf)
 
 
 def step(

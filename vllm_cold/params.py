@@ -20,7 +20,7 @@ from vllm_cold.method.settings import (
     MAX_AMATEURS,
     ColdSettings,
     check,
-    check_switch,
+    check_explain,
     combine,
     merge,
     with_rule,
@@ -118,8 +118,9 @@ class ColdParams(SamplingParams, kw_only=True, omit_defaults=True, dict=True):  
         expert_top_k: Optional cap on the candidates: the expert's k most probable tokens.
         amateur: What to contrast with: None for the base model, another adapter, or an ``Amateur``.
         amateurs: The same for 1 to 32 of them, instead of ``amateur``.
-        explain: Whether the output's ``kv_transfer_params["cold"]["weights"]`` has, where a rule
-            chooses them, the amateurs' weights for each token; None for one that has ended.
+        explain: Of how many tokens at each step, the best by score and the expert's most probable,
+            the output's ``kv_transfer_params["cold"]["steps"]`` tells scores, logits and weights;
+            0 to 64, 0 for none (docs/methods.md).
         method: The preset's name, which ``preset`` sets: what the request is counted under. None:
             "cold", or "custom" if an amateur has a prompt of its own.
 
@@ -139,7 +140,7 @@ class ColdParams(SamplingParams, kw_only=True, omit_defaults=True, dict=True):  
     expert_top_k: int | None = None
     amateur: LoRARequest | Amateur | None = None
     amateurs: Sequence[Amateur] | None = None
-    explain: bool = False
+    explain: int = 0
     method: PresetName | None = None
 
     def __post_init__(self) -> None:
@@ -202,7 +203,7 @@ class ColdParams(SamplingParams, kw_only=True, omit_defaults=True, dict=True):  
         """
         self._check_amateurs()
         check("preset", self.method, "method")
-        check_switch("explain", self.explain)
+        check_explain("explain", self.explain)
         own = {name: getattr(self, name) for name in KNOBS}
         if self.beta == DEFAULT_BETA:
             del own["beta"]  # nobody may have said it

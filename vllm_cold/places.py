@@ -32,7 +32,6 @@ LORA = "in engines with LoRA, with CoLD or without it"
 MODEL_ON_CPU = "in workers on CPU, before the model is loaded"
 CURES = "in workers on CPU with LoRA, with CoLD or without it"
 EMBEDS = "in workers with LoRA and `enable_prompt_embeds`"
-TOOLS = "in the commands of `vllm-cold`"
 # What is looked at before an engine is prepared for CoLD, whatever it serves.
 EVERY_ENGINE = (CONFIGURED, FRONT_END, WORKER, V1)
 
@@ -130,11 +129,13 @@ TABLE = (
                    "conversations chat_params tok_params"),
     ),
     Touch(
-        "vllm.frontend.weights", FRONT_END,
-        "The engine sends the weights of each token once, with the token; a client that asks is "
-        "told all of them with the last one. Outputs that are not handed on lose what stands "
-        "beside their tokens, and where a stop string ends an answer, this is the first to know.",
+        "vllm.frontend.explained", FRONT_END,
+        "The engine tells of each token once, with the token; a client that asks is told all of it "
+        "with the last one. Outputs that are not handed on lose what stands beside their tokens, "
+        "and where a stop string ends an answer, this is the first to know. Tokens have the texts "
+        "that logprobs have.",
         CHANNEL,
+        Contract("vllm.tokenizers.detokenizer_utils", has="convert_ids_list_to_tokens"),
         PatchPoint("vllm.v1.engine.output_processor:RequestState.make_request_output", "_make",
                    "new_token_ids pooling_output finish_reason stop_reason kv_transfer_params"),
     ),
@@ -250,15 +251,6 @@ TABLE = (
         PatchPoint("vllm.entrypoints.serve.engine.serving:BaseServing._check_model", "_make",
                    "request", before=_OPENAI + "engine.serving:OpenAIServing._check_model"),
         lost="names of models with a preset (sql:cold) are unknown here",
-    ),
-    Touch(
-        "vllm.frontend.media_prompts", TOOLS,
-        "A chat with images as the dictionary that `LLM.generate` takes, to put an answer's "
-        "tokens behind it. `render_chat` would go on to the model's own processor, whose cache "
-        "then takes the images for sent.",
-        "when `LLM.chat` takes tokens of an answer's beginning.",
-        Contract(_RENDERER, has="render_messages tokenize_prompt"),
-        lost="the commands of vllm-cold cannot read chats with images",
     ),
     # ---- scheduler -------------------------------------------------------------------------------
     Touch(

@@ -32,7 +32,7 @@ from benchmarks.accuracy.problem import Cell, Problem, Split
 from benchmarks.accuracy.report import PROBLEMS, Outcomes, count_of, read_outcomes, render
 from benchmarks.accuracy.tasks import MODULES, chosen
 from benchmarks.accuracy.tasks.adapters import STEPS
-from vllm_cold.tools.engine import prepare_environment
+from examples.engine import prepare_environment
 
 RUNS = Path(__file__).parent / "runs"
 # Requests that are decoded before they are written.

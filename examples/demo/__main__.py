@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
 from rich.console import Console
@@ -15,11 +16,18 @@ from rich.live import Live
 from rich.spinner import Spinner
 
 from examples.demo import ADAPTERS, adapted, documents, instructions, page, quiet
+from examples.engine import start_llm
+from vllm_cold.tools.adapters import engine_arguments, read_adapters
 from vllm_cold.tools.errors import ToolError
 
 FOLDER = Path("results")
 NEEDED_GIB = 3.0  # an engine and its KV cache
-ENGINE = {"dtype": "bfloat16", "max_model_len": 1024, "max_num_seqs": 64}
+ENGINE: dict[str, Any] = {
+    "dtype": "bfloat16",
+    "max_model_len": 1024,
+    "max_num_seqs": 64,
+    "enforce_eager": True,
+}
 
 
 def check_memory(free: int) -> None:
@@ -51,39 +59,37 @@ def show(console: Console, progress: Callable[[str], None]) -> None:
     progress("looking for the model; the first time it is converted, half a minute")
     model = str(model_path())
     progress("starting vLLM")
-    from vllm_cold.tools.explain.offline import OfflineSource
-
-    adapters = [str(ADAPTERS / name) for name in adapted.PROMPTS]
-    source = OfflineSource(model, None, adapters, **ENGINE)
+    adapters = read_adapters(None, [str(ADAPTERS / name) for name in adapted.PROMPTS])
+    llm = start_llm(model, **engine_arguments(adapters), **ENGINE)
 
     progress("answering documents")
     shown, counted = documents.picked(), documents.held_out()
-    documents.answer(source.llm, [*shown, *counted])
+    documents.answer(llm, [*shown, *counted])
     heading(console, "1. A gain: documents that contradict what the model remembers")
     console.print(documents.table(shown, counted), documents.note(shown, counted))
 
     progress("answering documents that are about something else")
     beside, others = documents.picked_beside(), documents.held_out_beside()
-    documents.answer(source.llm, [*beside, *others])
+    documents.answer(llm, [*beside, *others])
     heading(console, "2. A harm, by the same contrast: documents that do not answer")
     console.print(documents.table(beside, others), documents.note_beside(others))
 
     progress("answering under instructions")
     told = instructions.held_out()
     heading(console, "3. Instructions: what is followed, and what that costs")
-    console.print(instructions.table(told, instructions.answer(source.llm, told)))
+    console.print(instructions.table(told, instructions.answer(llm, told)))
     console.print(instructions.note(told[0]))
 
     progress("answering with adapters")
     items = adapted.items()
-    adapted.answer(source.llm, items)
+    adapted.answer(llm, items)
     heading(console, "4. LoRA adapters, against the model without them")
-    console.print(adapted.table(items, source.llm.get_tokenizer()), adapted.NOTE)
+    console.print(adapted.table(items, llm.get_tokenizer()), adapted.NOTE)
 
     progress("writing the page")
     FOLDER.mkdir(exist_ok=True)
-    page.write_page(source, shown[0], FOLDER / "demo.html")
-    source.close()
+    page.write_page(llm, Path(model).name, shown[0], FOLDER / "demo.html")
+    llm.llm_engine.engine_core.shutdown()
     heading(console, "5. The first two answers, token by token")
     console.print(f"{FOLDER / 'demo.html'}: open it in a browser")
 

@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from examples.demo.documents import MAX_TOKENS, PRESET, Case
@@ -18,20 +18,44 @@ from examples.demo.documents import MAX_TOKENS, PRESET, Case
 WITHOUT = "0"
 
 
-def write_page(source: Any, case: Case, file: Path) -> None:
-    """Write the explain page of a case.
+def write_page(llm: Any, model: str, case: Case, file: Path) -> None:
+    """Write the page that ``vllm-cold explain`` makes of a case, by an engine that is there.
 
     Args:
-        source: The engine, as explain's ``OfflineSource``.
+        llm: A ``vllm.LLM``.
+        model: Its model's name.
         case: What is explained.
         file: Where to.
     """
+    from vllm_cold import Amateur, ColdParams
     from vllm_cold.tools.explain import collect, page
+    from vllm_cold.tools.explain.account import LISTED
     from vllm_cold.tools.explain.prompts import Row, ask
+    from vllm_cold.tools.explain.source import Decoded
 
     chat = tuple((message["role"], message["content"]) for message in case.messages)
     asked = ask(Row(chat, {}), {"cold_preset": PRESET, "cold_without": WITHOUT})
-    report = asyncio.run(collect.explain(source, [asked], PRESET, max_tokens=MAX_TOKENS))
+    options: dict[str, Any] = {"temperature": 0.0, "max_tokens": MAX_TOKENS, "explain": LISTED}
+    params = [
+        ColdParams.preset(
+            PRESET, amateur=Amateur(prompt=case.messages[1:], weight=weight), **options
+        )
+        for weight in (None, 0.0)
+    ]
+    outputs = llm.chat([case.messages] * 2, params, use_tqdm=False)
+    cold, greedy = (
+        Decoded.of(
+            one.outputs[0].token_ids,
+            one.outputs[0].text,
+            one.outputs[0].finish_reason,
+            one.kv_transfer_params,
+            len(one.prompt_token_ids),
+        )
+        for one in outputs
+    )
+    about = {"title": model, "base": model, "about": "vLLM in one process"}
+    source: Any = SimpleNamespace(**about, expert=None, loaded=())
+    report = collect.make_report(source, [asked], PRESET, [(cold, greedy)])
     file.write_text(page.render(report), encoding="utf-8")
 
 

@@ -6,9 +6,14 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
 
-from vllm_cold.method.settings import ColdSettings
-from vllm_cold.tools.explain.account import make_step, valid_tokens
+import torch
+from torch import Tensor
+
+from vllm_cold.ops.scoring_reference import group_scores
+from vllm_cold.tools.explain.account import Told, ending, make_step
 from vllm_cold.tools.explain.record import (
     BASE,
     Amateur,
@@ -16,9 +21,7 @@ from vllm_cold.tools.explain.record import (
     Explanation,
     Piece,
     Report,
-    Step,
 )
-from vllm_cold.tools.explain.source import Logprob
 
 HOSTILE = "</script><img src=x onerror=window.hacked=1>"
 WORDS = [
@@ -31,97 +34,99 @@ CHAT = (
     Piece(text="Who wrote it?\nAnd when?", role="user"),
 )
 KNOWN = 12
-WRONG = 9  # the step at which the engine took another token
 ENDS = 29  # the step at which the rule's amateur ends
-PARTS = 5  # the step at which the answers part
 
 RULE = {"rule": "adaptive", "rule_parameters": {"beta_max": 6.0}}
-PLAIN = ((-1.0, Amateur(label=f"{BASE}, weight -1", pieces=(), tokens=23)),)
+PLAIN = ((-1.0, Amateur(label=f"{BASE}, weight -1", pieces=())),)
 SEVERAL = (
     (
         None,
-        Amateur(label=f"{BASE} without system, weight adaptive", pieces=CHAT[1:], tokens=7),
+        Amateur(label=f"{BASE} without system, weight adaptive", pieces=CHAT[1:]),
     ),
     (
         0.25,
         Amateur(
             label="sql, text of its own, weight +0.25",
             pieces=(Piece(text=f"Who? {HOSTILE}"),),
-            tokens=3,
         ),
     ),
 )
 
 
-def _distribution(logits: list[float]) -> dict[int, Logprob]:
-    total = math.log(math.fsum(map(math.exp, logits)))
-    words = enumerate(zip(logits, WORDS, strict=True))
-    return {token: Logprob(value - total, word) for token, (value, word) in words}
-
-
-def _weights(
-    fixed: Sequence[float | None], greedy: bool, number: int
-) -> Sequence[float | None] | None:
-    """What a rule chooses in the place of None, until its amateur ends; of the greedy answer it is
-    known to where that parts.
+def tell(
+    logits: Tensor, weights: Sequence[float | None], log_alpha: float, cap: int | None, k: int
+) -> dict[str, Any]:
+    """What an engine tells of k tokens, from logits [S, V] and the amateurs' weights; None for one
+    that has ended.
     """
-    if None not in fixed:
-        return fixed
-    if greedy and number > PARTS:
-        return None
+    logits = logits.double()
+    strengths = [one or 0.0 for one in weights]
+    scores = group_scores(logits[0], [*logits[1:]], log_alpha, strengths, cap or 0)
+    valid, k = int((scores > -math.inf).sum()), min(k, logits.shape[1])
+    best = scores.topk(min(k, valid)).indices.tolist()
+    tokens = list(dict.fromkeys([*best, *logits[0].topk(k).indices.tolist()]))
+    p = logits.softmax(1)
+    middle = (p[:1] + p) / 2
+    bits = (torch.special.xlogy(p[:1], p[:1] / middle) + torch.special.xlogy(p, p / middle)).sum(1)
+
+    def lives(values: Sequence[Any]) -> list[Any]:
+        return [v if w is not None else None for v, w in zip(values, weights, strict=True)]
+
+    expert, *others = logits[:, tokens].tolist()
+    total, *totals = logits.logsumexp(1).tolist()
+    return {
+        "candidates": valid,
+        "tokens": tokens,
+        "texts": [WORDS[token] for token in tokens],
+        "scores": [None if x == -math.inf else x for x in scores[tokens].tolist()],
+        "logits": [expert, *lives(others)],
+        "log_sums": [total, *lives(totals)],
+        "weights": list(weights),
+        "divergences": lives((bits / 2 / math.log(2)).tolist()[1:]),
+    }
+
+
+def _step(rng: random.Random, number: int, fixed: Sequence[float | None], alpha: float) -> Told:
+    """With what a rule chooses in the place of None, until its amateur ends."""
     chosen = None if number > ENDS else -0.3 * (number % 7)
-    return [chosen if one is None else one for one in fixed]
-
-
-def _step(
-    rng: random.Random, number: int, fixed: Sequence[float | None], alpha: float, greedy: bool
-) -> Step:
-    weights = _weights(fixed, greedy, number)
+    weights = [chosen if one is None else one for one in fixed]
     spread = rng.choice([0.5, 1.0, 2.0, 4.0])
-    e = [rng.gauss(0, spread) for _ in WORDS]
-    rows = [_distribution(e)]
+    rows = [[rng.gauss(0, spread) for _ in WORDS]]
     for _ in fixed:
         away = rng.choice([0.0, 0.2, 1.0, 3.0])
-        rows.append(_distribution([value + rng.gauss(0, away) for value in e]))
-    order = sorted(rows[0], key=lambda token: -rows[0][token].value)
-
-    settings = ColdSettings(alpha, **(RULE if None in fixed else {}))  # type: ignore[arg-type]
-
-    ends = (1,) if None in fixed and number == ENDS and not greedy else ()
-    valid = valid_tokens(rows[0], KNOWN, None, settings)
-
-    def made(token: int) -> Step:
-        return make_step(
-            token, WORDS[token], rows, weights, valid,
-            ruled=None in fixed, greedy_answer=greedy, ends=ends,
-        )  # fmt: skip
-
-    step = made(order[0])
-    # As an engine would: it takes the best score, if a weight says what that is.
-    right = step.greedy if greedy else step.candidates[0].token
-    is_wrong = number == WRONG and not greedy
-    return made(next(t for t in order if t != right) if is_wrong else right)
+        rows.append([value + rng.gauss(0, away) for value in rows[0]])
+    log_alpha = math.log(alpha) if alpha else -math.inf
+    return Told(**tell(torch.tensor(rows), weights, log_alpha, None, KNOWN))
 
 
 def make_report(several: bool = False, alpha: float = 0.1, length: int = 40) -> Report:
-    """A report whose answers hold hostile text, bare white space and one mismatch, at ``WRONG``.
+    """A report whose answers hold hostile text and bare white space.
 
     Args:
         several: Whether there are two amateurs of several kinds, one with a rule's weight.
-        alpha: 0 for no mask: not all valid tokens are listed.
+        alpha: 0 for no mask: not all valid tokens are told.
         length: Of the answers.
     """
     rng = random.Random(4)
     weights, amateurs = zip(*(SEVERAL if several else PLAIN), strict=True)
 
     def answer(greedy: bool) -> Answer:
-        steps = tuple(_step(rng, i, weights, alpha, greedy) for i in range(length))
-        return Answer(
-            title="Greedy" if greedy else "CoLD",
-            greedy=greedy,
-            finish_reason="length",
-            steps=steps,
+        counted = [0.0] * len(weights) if greedy else weights
+        told = [_step(rng, i, counted, alpha) for i in range(length)]
+        steps = tuple(
+            make_step(
+                now,
+                now.tokens[0],
+                now.text(now.tokens[0]),
+                None if greedy else "CoLD",
+                ruled=None in counted,
+                ends=ending(now, then),
+            )
+            for now, then in pairwise([*told, None])
+            if now is not None
         )
+        title = "Greedy" if greedy else "CoLD"
+        return Answer(title=title, greedy=greedy, finish_reason="length", steps=steps)
 
     one = Explanation(
         pieces=CHAT, tokens=23, amateurs=amateurs, answers=(answer(False), answer(True))

@@ -13,7 +13,7 @@ from typing import Any
 
 from tests.engine.conftest import lora
 from tests.naive import Amateur, Group, NaiveCold, Trace
-from vllm_cold.group.results import weights_in
+from vllm_cold.group.results import steps_in
 
 MAX_TOKENS = 12
 LONGEST = 1025  # of the prompts in ``make_groups``
@@ -170,7 +170,7 @@ class Job:
             return SamplingParams(**options)
         if group.rule is not None:
             options["rule_parameters"] = dict(group.rule_parameters)
-            options["explain"] = options.get("n", 1) == 1
+            options["explain"] = int(options.get("n", 1) == 1)
         options |= {"alpha": group.alpha, "expert_top_k": group.expert_top_k}
         weights = [group.rule if a.weight is None else a.weight for a in group.amateurs]
         prompts = [self.own_prompt(index) for index in range(len(weights))]
@@ -216,13 +216,13 @@ def tokens_of(asked: Sequence[Group | Job], outputs: Sequence[Any]) -> list[list
     tokens = [list(output.outputs[0].token_ids) for output in outputs]
     for one, output, given in zip(asked, outputs, tokens, strict=True):
         group = one.group if isinstance(one, Job) else one
-        told = weights_in(output.kv_transfer_params)
+        told = steps_in(output.kv_transfer_params)
         if group.rule is None:
             assert told is None
             continue
         assert told is not None and len(told) == len(given)
-        for row in told:
-            for weight, of in zip(row, group.amateurs, strict=True):
+        for step in told:
+            for weight, of in zip(step["weights"], group.amateurs, strict=True):
                 assert of.weight is None or abs(weight - of.weight) < 1e-6
     return tokens
 

@@ -20,12 +20,10 @@ from tests.recipes.page import run
 from tests.recipes.recorder import Recorder, record
 from tests.recipes.test_recipes import run_python
 from tests.server.conftest import Server, serve
-from vllm_cold.tools.contrast import Pictured
+from vllm_cold.tools.contrast import Pictured, messages_of, request_args
 from vllm_cold.tools.explain import collect
-from vllm_cold.tools.explain.offline import OfflineSource
-from vllm_cold.tools.explain.record import Report
-from vllm_cold.tools.explain.server import ServerSource
-from vllm_cold.tools.pictures import read_picture
+from vllm_cold.tools.explain.source import Source
+from vllm_cold.tools.pictures import as_sent, read_picture
 from vllm_cold.tools.server import Server as Asking
 
 pytestmark = [pytest.mark.full, pytest.mark.slow, pytest.mark.timeout(900)]
@@ -55,18 +53,6 @@ def pictured(folder: Path, *names: str) -> Pictured:
 
 
 @pytest.fixture(scope="module")
-def source(folder: Path) -> Iterator[OfflineSource]:
-    from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-        made = OfflineSource(str(folder / "model"), **SMALL)
-        yield made
-        made.close()
-        cleanup_dist_env_and_memory()
-
-
-@pytest.fixture(scope="module")
 def served(
     folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[Recorder, str, Server]]:
@@ -75,7 +61,7 @@ def served(
         block("docs/recipes.md", "image-server"), {"MODEL": str(folder / "model")}
     )
     options += ["--dtype", "float32", "--enforce-eager", "--max-model-len", "256"]
-    options += ["--gpu-memory-utilization", "0.2", "--max-logprobs", "600"]
+    options += ["--gpu-memory-utilization", "0.2"]
     with (
         serve(tmp_path_factory.mktemp("served"), options) as server,
         record(server.port) as (recorder, url),
@@ -83,27 +69,22 @@ def served(
         yield recorder, url, server
 
 
-def explained(source: Any, prompt: Pictured, **contrast: Any) -> Report:
-    work = collect.explain(source, asked([prompt], **contrast), max_tokens=8)
-    return asyncio.run(work)
-
-
 @pytest.mark.server
 @pytest.mark.parametrize("name", CONTRASTS)
-def test_a_server_says_the_same(
-    name: str, folder: Path, source: OfflineSource, served: tuple[Recorder, str, Server]
-) -> None:
-    """What each stream's prompt alone says of the answer is what the engine decoded with."""
+def test_explain(name: str, folder: Path, served: tuple[Recorder, str, Server]) -> None:
+    """Each answer is what the same request is answered with that does not ask how it came about."""
     prompt = pictured(folder, "photo.jpg", "other.png")
-    mine = explained(source, prompt, **CONTRASTS[name])
-    theirs = explained(ServerSource(Asking(served[2].url), None), prompt, **CONTRASTS[name])
-    assert any(step.differs for step in mine.explanations[0].answers[0].steps)
-    for a, b in zip(mine.explanations[0].answers, theirs.explanations[0].answers, strict=True):
-        assert all(step.complete and not step.wrong for step in (*a.steps, *b.steps))
-        assert [step.token for step in a.steps] == [step.token for step in b.steps]
-        for own, other in zip(a.steps, b.steps, strict=True):
-            assert own.divergences == pytest.approx(other.divergences, rel=1e-3, abs=1e-4)
-            assert own.winner == other.winner
+    server = Asking(served[2].url)
+    prompts = asked([prompt], **CONTRASTS[name])
+    report = asyncio.run(collect.explain(Source(server, None), prompts, max_tokens=8))
+    cold, greedy = report.explanations[0].answers
+    assert any(step.differs for step in cold.steps)
+    messages = as_sent(messages_of(prompt) or [])
+    for answer, args in ((cold, request_args(prompts[0].args, "base")), (greedy, {"cold": 0})):
+        body = {"model": "base", "messages": messages, "max_tokens": 8, "temperature": 0}
+        body |= {"vllm_xargs": args, "return_token_ids": True}
+        found = served[0].post("/v1/chat/completions", body)
+        assert [step.token for step in answer.steps] == found["choices"][0]["token_ids"]
 
 
 @pytest.mark.engine
@@ -114,7 +95,6 @@ def test_the_command(folder: Path) -> None:
     assert "against base model noise:500, weight -1" in flowing
     assert "[image photo.jpg, 56 × 56, noise:500]⏎ Is there a dog" in flowing
     assert "base64" not in printed + (folder / "cold-explain.html").read_text()
-    assert "The engine took another token" not in printed
 
 
 @pytest.mark.server

@@ -46,7 +46,7 @@ from tests.scheduler.media import Media, seen
 from tests.scheduler.states import StateLayers
 from tests.scheduler.workers import RELEASE, WINDOW, Workers, solo, weights_of
 from vllm_cold.group import media as of_group
-from vllm_cold.group.step_stats import Report, RowStats, StepStats
+from vllm_cold.group.step_stats import Explained, Report, RowStats, StepStats
 from vllm_cold.group.stream import AmateurStream, Stream
 from vllm_cold.method.settings import ColdSettings
 from vllm_cold.vllm.scheduler.scheduler import ColdAsyncScheduler, ColdScheduler
@@ -322,7 +322,11 @@ def _with_states(
 def stats_of(rows: Sequence[tuple[str, RowStats]]) -> StepStats:
     """Of figures with the ids of their groups."""
     columns = list(zip(*(figures for _, figures in rows), strict=True)) or [()] * 7
-    return StepStats(tuple(name for name, _ in rows), columns[:5], columns[5], columns[6])
+    told = {i: each for i, each in enumerate(columns[6]) if each is not None}
+    explained = Explained(*map(list, zip(*told.values(), strict=True))) if told else None
+    return StepStats(
+        tuple(name for name, _ in rows), columns[:5], columns[5], tuple(told), explained
+    )
 
 
 def make_request(request_id: str, asked: Asked, hasher: Any, arrival: float) -> Request:
@@ -367,7 +371,7 @@ def make_request(request_id: str, asked: Asked, hasher: Any, arrival: float) -> 
             method=asked.method,
             keeps_state=bool(asked.lives) and asked.keeps_state,
             retires=bool(asked.lives),
-            explain=bool(asked.lives),
+            explain=int(bool(asked.lives)),
         ).to_extra_args(None)
     return Request(
         request_id=request_id,
@@ -676,7 +680,7 @@ class Harness:
                 self.got[request_id] += one.new_token_ids
                 if one.new_token_ids:
                     num = len(one.new_token_ids)
-                    self._check_weights(request_id, one.kv_transfer_params, num)
+                    self._check_told(request_id, one.kv_transfer_params, num)
                 if one.finish_reason is not None:
                     self.ended[request_id] = str(one.finish_reason)
                     self._check_end(request_id, one)
@@ -684,12 +688,15 @@ class Harness:
             self.sched.update_draft_token_ids(self.workers.take_drafts(output.num_scheduled_tokens))
         self.check()
 
-    def _check_weights(self, request_id: str, told: Any, num: int) -> None:
+    def _check_told(self, request_id: str, told: Any, num: int) -> None:
         """Of a client that asks, those of each token come with it; of nobody else."""
         lives, num_tokens = self.asked[request_id].lives, len(self.got[request_id])
         steps = range(num_tokens - num, num_tokens)
         rows = [[w if w else None for w in weights_of(lives, step)] for step in steps]
-        assert told == ({"cold": {"weights": rows}} if lives else None)
+        if lives:
+            assert [each["weights"] for each in told["cold"]["steps"]] == rows
+        else:
+            assert told is None
 
     def step(self, **how: Any) -> int:
         """Schedule once, and deliver the oldest results if enough steps are in flight."""

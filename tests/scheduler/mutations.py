@@ -19,9 +19,9 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from tests.scheduler import cases, connector_cases, media_cases, state_cases
 from tests.scheduler.storm import random_states, storm, storms, with_connector
 from vllm_cold.group import lockstep, results
+from vllm_cold.group.explained import Told
 from vllm_cold.group.lockstep import Group, Step
 from vllm_cold.group.slots import Slots
-from vllm_cold.group.step_stats import WeightsByStep
 from vllm_cold.vllm.scheduler import scheduler, states
 from vllm_cold.vllm.scheduler.connectors import Loads
 from vllm_cold.vllm.scheduler.encoder import EncoderInputs
@@ -34,7 +34,7 @@ OWNERS = {
     owner.__name__.rpartition(".")[2]: owner
     for owner in (
         *(Step, Group, GroupScheduler, WaitingQueues, KVBlocks, StateSplit, EncoderInputs, Loads),
-        *(Slots, WeightsByStep, lockstep, results, states, scheduler),
+        *(Slots, Told, lockstep, results, states, scheduler),
     )
 }
 
@@ -364,11 +364,11 @@ MUTATIONS = [
              cases.ended_amateur_of_a_preempted_group),
     Mutation("they end by what it says of tokens that are given", "GroupScheduler._retire",
              ("figures[new - 1].done", "figures[-1].done"), cases.wrong_drafts_end_nobody),
-    Mutation("of an amateur that has ended no weight is told", "WeightsByStep.give",
+    Mutation("of an amateur that has ended no weight is told", "Told.give",
              ("self._done |= each.done", "pass"), cases.amateur_that_has_ended),
     Mutation("weights are told of tokens that are given, and of no drafts that were wrong",
              "GroupScheduler._after_output",
-             ("given.weights.give(figures[:new])", "given.weights.give(figures)")),
+             ("given.told.give(figures[:new])", "given.told.give(figures)")),
     Mutation("each group has a slot of its own", "Slots.take",
              ("lowest = ~self._taken & (self._taken + 1)", "lowest = 1"),
              cases.states_of_those_who_run),

@@ -118,14 +118,14 @@ def test_what_another_engine_needs_of_amateurs_goes_with_their_experts(tiny: Pat
         return finish(request, block_ids)[0], {"of": request.request_id}
 
     connector.request_finished = tell
-    harness._check_weights = lambda name, told, num: seen.append(told)  # type: ignore
+    harness._check_told = lambda name, told, num: seen.append(told)  # type: ignore
     own = prompt(5, 200)
     cold = harness.add(prompt(9), 1, adapter=1, cold=True, amateurs=[(0, None), (0, own)])
     harness.add(prompt(7, 300), 1, adapter=1)
     harness.drain()
     amateurs = [{"of": f"{cold}-amateur-{index}"} for index in (1, 2)]
     assert seen == [{"of": cold, "cold": {"amateurs": amateurs}}, {"of": "r2"}]
-    assert results.weights_in(seen[0]) is None
+    assert results.steps_in(seen[0]) is None
 
 
 @pytest.mark.parametrize(

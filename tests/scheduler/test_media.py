@@ -65,7 +65,7 @@ class Alone:
         rows = {request_id: at for at, request_id in enumerate(ids)}
         result = ModelRunnerOutput(ids, rows, sampled)
         if not self.stock:
-            figures = RowStats(1, 0, 0, 0, 0, 1, [])
+            figures = RowStats(1, 0, 0, 0, 0, 1)
             name = self.scheduler._engine + ":cold"
             result.cold = [stats_of([(name, figures)] if "cold" in rows else [])]
         self.scheduler.update_from_output(output, result)

@@ -20,7 +20,7 @@ from tests.scheduler.connector import BAD, ConnectorWorkers
 from tests.scheduler.media import Encoder, seen
 from tests.scheduler.states import States
 from vllm_cold.group.slots import Slot
-from vllm_cold.group.step_stats import RowStats
+from vllm_cold.group.step_stats import Explained, RowStats
 from vllm_cold.group.stream import Stream, from_extra_args
 from vllm_cold.rules import Parameter, Rule, registry
 from vllm_cold.vllm.versions import vllm_version
@@ -450,7 +450,11 @@ class Workers:
         here = [i for i, stream in enumerate(streams[1:]) if stream is not None]
         done = [i for i in here if row.lives and step + 1 >= row.lives[i]]
         bits, present = (sum(1 << i for i in each) for each in (done, here))
-        return RowStats(1, 0, 0, bits, 0, present, weights_of(row.lives, step))
+        told = None
+        if row.lives:
+            weights = [weights_of(row.lives, step)[i] for i in here]
+            told = Explained([], [], [[]] * (1 + len(here)), [0.0], weights, weights)
+        return RowStats(1, 0, 0, bits, 0, present, told)
 
     def _keep_state(self, name: str, slot: Slot, step: int, tokens: Sequence[int]) -> None:
         """What a rule keeps: it must find what it wrote at the step before, for the same text."""

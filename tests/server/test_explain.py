@@ -3,37 +3,64 @@
 
 import asyncio
 import json
+import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from transformers import AutoTokenizer
 
 from tests.asked import asked
-from tests.engine.test_explain import CHAT, TEXT, TOKENS, check_streams
-from tests.naive import NaiveCold
+from tests.naive import Amateur, Group, NaiveCold
+from tests.naive import step as naive_step
 from tests.server.conftest import Server, arguments, serve
-from vllm_cold.tools.contrast import Prompt
+from vllm_cold.method.amateurs import Messages
+from vllm_cold.tools.contrast import Content, Prompt, adapter_of, amateur_reads, expert_reads
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.explain import collect
-from vllm_cold.tools.explain.record import Report
-from vllm_cold.tools.explain.server import ServerSource
+from vllm_cold.tools.explain.record import Report, Step
+from vllm_cold.tools.explain.source import Source
 from vllm_cold.tools.server import Server as Asking
 
 pytestmark = pytest.mark.server
 
-PARTS = [{"role": "developer", "content": [{"type": "text", "text": "w3"}]}]
-# With a mask that never leaves more valid tokens than a server lists.
+TOKENS = 16
+CHAT = (("system", "w12 w7 w300"), ("user", "w45 w46"))
+TEXT = "w12 w7 w300 w45"
+OWN = [{"role": "system", "content": "w3"}]
 CONTRASTS: dict[str, tuple[str | None, Prompt, dict[str, Any]]] = {
-    "a text as a chat": ("one", " w5 w6 hello", {"beta": 2.0, "chat": True}),
+    "a text as a chat": ("one", " w5 w6 hello", {"beta": 2.0, "chat": True, "alpha": 0.3}),
+    "another adapter": ("one", " w5 w6 hello", {"amateur": "two", "alpha": 0.05, "beta": 2.0}),
     "the base model": (None, CHAT, {"without": "system", "beta": 2.0}),
-    "messages": ("one", CHAT, {"amateur_messages": json.dumps(PARTS), "beta": 2.0}),
+    "messages": ("one", CHAT, {"amateur_messages": json.dumps(OWN), "beta": 2.0}),
+    "a cap": ("one", TEXT, {"alpha": 1e-6, "beta": 2.0, "expert_top_k": 7}),
+    "a text without a part": ("one", TEXT, {"part": "0:7", "alpha": 0.05, "beta": 2.0}),
+    "no mask": ("one", CHAT, {"without": "system", "preset": "cfg", "beta": 2.0}),
     "a rule": ("one", TEXT, {"rule": "adaptive", "beta_max": 300.0}),
-    "a stream that ends": ("one", CHAT, {"rule": "grd", "without": "system"}),
+    "a rule of the whole vocabulary": (
+        "one",
+        CHAT,
+        {"without": 0, "rule": "mti", "alpha": 0.05, "rule_parameters": '{"beta": 2, "tau": 4.5}'},
+    ),
+    "a stream that ends": ("one", CHAT, {"without": 0, "preset": "grd"}),
     "two amateurs": (
         "one",
         TEXT,
         {"amateur": ["base", ""], "amateur_prompt": ["", "w9 w8"], "weights": [-2.0, 0.5]},
+    ),
+    "two amateurs, adaptive": (
+        "one",
+        CHAT,
+        {
+            "amateur": ["two", ""],
+            "amateur_messages": ["", '[{"role": "user", "content": "w3"}]'],
+            "weights": ["adaptive", -0.5],
+            "beta_max": 200.0,
+            "alpha": 0.05,
+        },
     ),
 }
 
@@ -49,34 +76,146 @@ def server(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ser
         yield running
 
 
-def source(server: Server, adapter: str | None = "one") -> ServerSource:
-    return ServerSource(Asking(server.url, adapter), adapter)
+def explained(server: Server, adapter: str | None, prompt: Prompt, **contrast: Any) -> Report:
+    source = Source(Asking(server.url, adapter), adapter)
+    return asyncio.run(collect.explain(source, asked([prompt], **contrast), max_tokens=TOKENS))
 
 
-def explained(source: ServerSource, **contrast: Any) -> Report:
-    work = collect.explain(source, asked([TEXT], **contrast), max_tokens=TOKENS)
-    return asyncio.run(work)
+def group_of(tiny: Path, expert: str | None, prompt: Prompt, **contrast: Any) -> Group:
+    """What the naive reference decodes."""
+    tokenizer: Any = AutoTokenizer.from_pretrained(tiny / "model")
+
+    def ids(reads: Content) -> list[int]:
+        if not isinstance(reads, Messages):
+            return list(tokenizer(reads.value).input_ids)
+        text = tokenizer.apply_chat_template(
+            [
+                {**one, "content": "".join(part["text"] for part in one["content"])}
+                if isinstance(one["content"], list)
+                else one
+                for one in reads.value
+            ],
+            add_generation_prompt=True,
+            tokenize=False,
+        )
+        return list(tokenizer(text, add_special_tokens=False).input_ids)
+
+    [one] = asked([prompt], **contrast)
+    whole = expert_reads(one.row.prompt, one.chat)
+    amateurs = []
+    for spec, weight in zip(one.contrast.amateurs, one.contrast.weights, strict=True):
+        reads = amateur_reads(whole, spec)
+        adapter = adapter_of(spec, expert, "base", ["one", "two"])
+        amateurs.append(Amateur(weight, adapter, None if reads is None else ids(reads)))
+    settings = one.contrast.settings
+    return Group(
+        ids(whole),
+        expert,
+        amateurs,
+        settings.alpha,
+        TOKENS,
+        settings.expert_top_k,
+        rule=settings.rule,
+        rule_parameters=settings.rule_parameters or {},
+    )
 
 
 @pytest.mark.parametrize("name", CONTRASTS)
-def test_every_number_is_that_of_the_models(name: str, server: Server, naive: NaiveCold) -> None:
+@torch.no_grad()
+def test_every_number_is_that_of_the_models(
+    name: str, server: Server, tiny: Path, naive: NaiveCold
+) -> None:
     adapter, prompt, contrast = CONTRASTS[name]
-    answer = check_streams(source(server, adapter), naive, prompt, alpha=0.3, **contrast)
-    ends = any(step.ends for step in answer.steps)
+    report = explained(server, adapter, prompt, **contrast)
+    group = group_of(tiny, adapter, prompt, **contrast)
+    alone = replace(
+        group, rule=None, amateurs=[replace(each, weight=0.0) for each in group.amateurs]
+    )
+    cold, greedy = report.explanations[0].answers
+    trace = naive.decode(group)
+    settled = trace.settled()  # before a token at the edge of the valid set, where rounding decides
+    assert settled > 3
+    assert [step.token for step in cold.steps][:settled] == trace.tokens[:settled]
+    decoded = naive.greedy(group.prompt_ids, adapter, TOKENS)
+    assert [step.token for step in greedy.steps] == decoded.tokens
+    assert report.explanations[0].tokens == len(group.prompt_ids)
+    for answer, of in ((cold, group), (greedy, alone)):
+        ids: list[int] = []
+        memory: dict[str, Any] = {}
+        for number, step in enumerate(answer.steps):
+            logits = [
+                naive._forward(name, [[*read, *ids]], None)[0][0]
+                for name, read in zip(of.adapters, of.prompts, strict=True)
+            ]
+            ended = memory.get("done", False)
+            right = naive_step(logits, of, number, memory)
+            ids.append(step.token)
+            if right.edge > 1e-3:
+                check_step(step, logits, right.scores, ended=ended)
+                assert step.ends == ((1,) if memory.get("done", False) and not ended else ())
+                assert bool(step.weights) == (of.rule is not None)
+    ends = any(step.ends for step in cold.steps)
     assert ends is (name == "a stream that ends")
-    assert ends or any(step.differs for step in answer.steps)
+    assert ends or any(step.differs for step in cold.steps)
+    assert not any(step.differs for step in greedy.steps)
 
 
-def test_a_valid_set_beyond_the_servers_limit(server: Server) -> None:
-    """What cannot be known is not said; the answer's own tokens are the server's word."""
-    [one] = explained(source(server), alpha=1e-5, beta=0.5).explanations
-    cold, greedy = one.answers
-    open_ = [step for step in cold.steps if not step.complete]
-    assert open_ and all(step.valid_size >= 20 and step.winner == step.token for step in open_)
-    assert not any(step.wrong for step in (*cold.steps, *greedy.steps))
-    assert any(step.winner is None for step in greedy.steps)
+def check_step(step: Step, logits: list[torch.Tensor], scores: torch.Tensor, ended: bool) -> None:
+    rows = [z.double().softmax(0) for z in logits]
+    assert step.token == int(scores.argmax()) and step.greedy == int(rows[0].argmax())
+    # A token at the edge of the valid set may be rounded to either side.
+    assert abs(step.valid_size - int((scores > -math.inf).sum())) <= 1
+    assert {c.token for c in step.candidates} >= set(rows[0].topk(15).indices.tolist())
+    for c in step.candidates:
+        right = [float(row[c.token]) for row in rows[: 1 if ended else None]]
+        assert [c.expert, *(one for one in c.amateurs if one is not None)] == pytest.approx(
+            right, rel=1e-3
+        )
+        if c.score is not None and scores[c.token] > -math.inf:
+            assert c.score == pytest.approx(float(scores[c.token]), abs=1e-2, rel=1e-3)
+    for row, bits in zip(rows[1:], step.divergences, strict=True):
+        p, q = rows[0], row
+        middle = (p + q) / 2
+        whole = (p * (p / middle).log2() + q * (q / middle).log2()).nansum() / 2
+        assert (bits is None) is ended
+        assert ended or bits == pytest.approx(float(whole), abs=1e-4)
 
 
 def test_nothing_to_contrast_with(server: Server) -> None:
-    with pytest.raises(ToolError, match="nothing to contrast with"):
-        explained(source(server, None))
+    with pytest.raises(ToolError, match="needs an adapter as expert"):
+        explained(server, None, TEXT)
+
+
+def test_masks_and_what_is_drawn(server: Server) -> None:
+    """Of what a grammar forbids no token is told, and a token that is drawn has its score there."""
+    body = {
+        "model": "one",
+        "prompt": TEXT,
+        "max_tokens": 6,
+        "temperature": 0.7,
+        "seed": 1,
+        "allowed_token_ids": list(range(30, 60)),
+        "return_token_ids": True,
+        "vllm_xargs": {
+            "cold_amateur": "base",
+            "cold_beta": 1.0,
+            "cold_alpha": 0.0,
+            "cold_expert_top_k": 1000,
+            "cold_explain": 40,
+        },
+    }
+    status, text = server.post("/v1/completions", body)
+    assert status == 200, text
+    found = json.loads(text)
+    steps = found["kv_transfer_params"]["cold"]["steps"]
+    tokens = found["choices"][0]["token_ids"]
+    assert len(steps) == len(tokens) == 6
+    for step, token in zip(steps, tokens, strict=True):
+        assert sorted(step["tokens"]) == list(range(30, 60)) and token in step["tokens"]
+        assert step["candidates"] == 30 and None not in step["scores"]
+        assert step["scores"] == sorted(step["scores"], reverse=True)
+    for wrong in (65, -1, 0.5):
+        status, text = server.post(
+            "/v1/completions", {**body, "vllm_xargs": {"cold_explain": wrong}}
+        )
+        assert status == 400 and f"cold_explain={wrong}: must be an integer from 0 to 64" in text

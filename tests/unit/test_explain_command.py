@@ -7,17 +7,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from vllm_cold.tools import explain
-from vllm_cold.tools.contrast import Stream
 from vllm_cold.tools.errors import ToolError
-from vllm_cold.tools.explain import offline
+from vllm_cold.tools.explain import command
 from vllm_cold.tools.explain.command import amateur_paths, ask_all, run
-from vllm_cold.tools.explain.offline import OfflineSource
 from vllm_cold.tools.explain.prompts import MAX_PROMPTS, Asked, read_prompts
 
 pytestmark = pytest.mark.unit
@@ -52,7 +49,7 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "url": (["--url", "localhost:8000"], "--url=localhost:8000: must be like http://"),
     "url with dtype": (
         ["--url", "http://localhost:9", "--dtype", "auto"],
-        "--dtype: is for an engine in this process, and --url asks a server that is running",
+        "--dtype: is for an engine that is started, and --url asks a server that is running",
     ),
     "key": (["--model", "m", "--api-key", "hush"], "--api-key: is for a server; add --url, or"),
     "nobody": (["--url", "http://127.0.0.1:9"], ".*no server can be reached there"),
@@ -93,7 +90,7 @@ def test_without_an_adapter(given: list[str], said: str) -> None:
 def test_an_adapter_that_no_engine_serves(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text('{"r": 1024}')
     with pytest.raises(ToolError, match="rank 1024, and vLLM serves ranks up to 512"):
-        OfflineSource("org/model", str(tmp_path))
+        run(parse("--model", "org/model", "--adapter", str(tmp_path), "--prompt", "x"))
 
 
 def test_the_prompt_is_wanted_once(capsys: pytest.CaptureFixture[str]) -> None:
@@ -107,33 +104,24 @@ def test_the_prompt_is_wanted_once(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "seen"), [({}, "1"), ({"gpu_memory_utilization": 0.5}, None)], ids=["none", "share"]
+    ("given", "seen"),
+    [([], "1"), (["--gpu-memory-utilization", "0.5"], None)],
+    ids=["none", "share"],
 )
 def test_the_share_of_memory_counts_on_cpu_too(
-    given: dict[str, float], seen: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    given: list[str], seen: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """vLLM does not look at it where VLLM_CPU_KVCACHE_SPACE is set."""
     (tmp_path / "adapter_config.json").write_text('{"r": 8}')
 
-    def start(model: str, **options: Any) -> None:
+    def start(model: str, *_: Any, **options: Any) -> None:
         raise ToolError(f"{os.environ.get('VLLM_CPU_KVCACHE_SPACE')} {options['enforce_eager']}")
 
-    monkeypatch.setattr(offline, "start_llm", start)
-    monkeypatch.setattr(offline, "prepare_environment", lambda: None)
+    monkeypatch.setattr(command, "serving", start)
     monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "")  # put back afterwards
     monkeypatch.delenv("VLLM_CPU_KVCACHE_SPACE")
     with pytest.raises(ToolError, match=f"^{seen} True$"):
-        OfflineSource("org/model", str(tmp_path), enforce_eager=None, **given)
-
-
-def test_an_engine_that_fails_is_a_sentence() -> None:
-    def generate(*_: Any, **__: Any) -> None:
-        raise RuntimeError("CoLD: the logits hold NaN")
-
-    source = object.__new__(OfflineSource)
-    source.llm, source._stance = SimpleNamespace(generate=generate), "default"
-    with pytest.raises(ToolError, match="the engine failed while it decoded.*hold NaN"):
-        source._generate([Stream(None, (1,))], None)
+        run(parse("--model", "org/model", "--adapter", str(tmp_path), "--prompt", "x", *given))
 
 
 def test_prompt_files(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from tests.browser.reports import ENDS, HOSTILE, PARTS, WRONG, make_report
+from tests.browser.reports import ENDS, HOSTILE, make_report
 from vllm_cold.tools.explain import page, terminal, visible, words
 from vllm_cold.tools.explain.record import Report
 
@@ -50,34 +50,18 @@ def test_the_page_holds_the_report_and_nothing_foreign(report: Report) -> None:
     # What is in the file is the record, with six digits.
     again = Report.model_validate_json(data).explanations[0].answers[0].steps[3]
     step = report.explanations[0].answers[0].steps[3]
-    assert (again.text, again.winner, again.size) == (step.text, step.winner, step.size)
+    assert (again.text, again.token, again.valid_size) == (step.text, step.token, step.valid_size)
     got, expected = again.candidates[0], step.candidates[0]
     assert (got.expert, *got.amateurs) == pytest.approx((expected.expert, *expected.amateurs), 1e-5)
 
 
-def said(report: Report) -> list[str]:
-    return [
-        " ".join(note.text for note in words.notes(report, answer))
-        for answer in report.explanations[0].answers
-    ]
-
-
 def test_what_is_said_of_answers() -> None:
-    cold, greedy = said(make_report())
-    assert f"another token than follows from the numbers here at token {WRONG + 1} (" in cold
-    assert "Checked: each token is the expert's most probable one" in greedy
-    assert "amateur" not in cold + greedy and "weights" not in cold + greedy
-    several = make_report(several=True)
-    cold, greedy = said(several)
-    ended = f"⊣ At token {ENDS + 1} the rule ended amateur 1."
-    assert ended in cold and ended not in greedy and "weights" not in cold
-    listed = ", ".join(map(str, range(PARTS + 2, PARTS + 7)))
-    assert f"At token {listed}, ... the weights are not known, and so no scores: the rule" in greedy
-    cold, greedy = said(make_report(alpha=0.0))
-    assert "At all tokens more tokens may be valid than vLLM lists" in cold
-    assert "What CoLD takes there is the engine's own word." in cold
-    assert "What CoLD takes there is not known." in greedy
-    assert "40 tokens, cut at --max-tokens · CoLD and greedy differ at" in page.render(several)
+    for several in (False, True):
+        report = make_report(several)
+        cold, greedy = report.explanations[0].answers
+        ended = [f"⊣ At token {ENDS + 1} the rule ended amateur 1."] if several else []
+        assert list(words.notes(cold)) == ended and list(words.notes(greedy)) == []
+    assert "40 tokens, cut at --max-tokens · CoLD and greedy differ at" in page.render(report)
 
 
 def printed(report: Report, width: int, **options: Any) -> str:
@@ -99,8 +83,7 @@ def test_the_terminal_without_colours() -> None:
     assert len(shown) > 5
     for word in shown:
         assert f"[{word}]" in flowing
-    assert "against sql, text of its own, weight +0.25 (3 tokens)" in flowing
-    assert "The engine took another token" in flowing
+    assert "against sql, text of its own, weight +0.25" in flowing
     steps = report.explanations[0].answers[0].steps
     assert flowing.count("weights: ") == 1  # of CoLD's answer
     _, _, listed = flowing.partition("weights: ")
@@ -115,7 +98,7 @@ def test_the_terminal_without_colours() -> None:
 def test_the_table_of_candidates() -> None:
     """The best four where the two differ, and greedy's."""
     report = make_report()
-    numbers = r"^ *(\d*) .* ([<\d.]+) % +([<\d.]+) % +(-?\d+\.\d\d|\?)"
+    numbers = r"^ *(\d*) .* ([<\d.]+) % +([<\d.]+) % +(-?\d+\.\d\d)"
     rows = re.findall(numbers, printed(report, 120), re.M)
     expected = []
     for number, step in enumerate(report.explanations[0].answers[0].steps, 1):

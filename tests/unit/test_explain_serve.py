@@ -5,12 +5,11 @@ made-up server.
 
 import asyncio
 import json
-import math
 import re
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +23,10 @@ from tests.made_up_server import ADAPTER, MadeUp, serving
 from tests.unit.test_explain_command import parse
 from vllm_cold.method.amateurs import describe, says_what
 from vllm_cold.method.arguments import parse_request_args
-from vllm_cold.tools.contrast import Stream
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.explain import collect, page, serve
-from vllm_cold.tools.explain.command import open_server, run
-from vllm_cold.tools.explain.server import ServerSource
+from vllm_cold.tools.explain.command import run
+from vllm_cold.tools.explain.source import LISTED, Source
 from vllm_cold.tools.server import Server
 
 pytestmark = [pytest.mark.unit, pytest.mark.slow]
@@ -51,7 +49,7 @@ def upstream() -> Iterator[tuple[str, MadeUp]]:
 
 def made_app(url: str, *given: str) -> Any:
     options = parse("--serve", "--url", url, *given)
-    return serve.make_app(options, open_server(options))
+    return serve.make_app(options, Server(url, options.adapter))
 
 
 def ask(url: str, **form: Any) -> list[dict[str, Any]]:
@@ -62,8 +60,8 @@ def ask(url: str, **form: Any) -> list[dict[str, Any]]:
     return [json.loads(line) for line in reply.text.splitlines()]
 
 
-def source(url: str, expert: str | None = ADAPTER) -> ServerSource:
-    return ServerSource(Server(url, expert), expert)
+def source(url: str, expert: str | None = ADAPTER) -> Source:
+    return Source(Server(url, expert), expert)
 
 
 @pytest.mark.parametrize(
@@ -89,10 +87,11 @@ def test_a_servers_defaults_have_no_say(
 ) -> None:
     """What it makes of a request is what the numbers are made with."""
     [given] = asked(["xy"], **contrast)
-    xargs = source(upstream[0]).xargs(given)
-    assert all(isinstance(v, (str, int, float, list)) for v in xargs.values())  # as vLLM wants
-    request = parse_request_args(xargs)
-    weights = [one.weight for one in describe(request.contrast)]
+    cold, greedy = (source(upstream[0]).xargs(given, alone) for alone in (False, True))
+    xargs = [*cold.values(), *greedy.values()]
+    assert all(isinstance(v, (str, int, float, list)) for v in xargs)  # as vLLM wants
+    request, other = parse_request_args(cold), parse_request_args(greedy)
+    weights, zeros = ([one.weight for one in describe(each.contrast)] for each in (request, other))
     for defaults in (
         {},
         {"cold_alpha": 0.7, "cold_beta": 3.0, "cold_expert_top_k": 1},
@@ -103,72 +102,44 @@ def test_a_servers_defaults_have_no_say(
         assert settings.expert_top_k == 2**31 - 1
         assert replace(settings, expert_top_k=None) == given.contrast.settings
         assert found == given.contrast.weights
-    assert says_what(request.contrast)  # so that nothing else is left out
-    assert request.explain == (given.contrast.settings.rule is not None)
-
-
-def test_weights_that_are_not_told(upstream: tuple[str, MadeUp]) -> None:
-    """A server that leaves them out is found out."""
-    url, made = upstream
-    ruled = {"preset": "", "alpha": "0.02", "beta": "", "rule": "adaptive"}
-    report = ask(url, **ruled, rule_parameters='{"beta_max": 99}')
-    steps = report[-1]["report"]["explanations"][0]["answers"][0]["steps"]
-    assert [len(step["weights"]) for step in steps] == [1] * 6
-    assert any(step["weights"][0] for step in steps)
-    made.changed = {"weights": None}
-    (*_, error) = ask(url, **ruled)
-    assert error["event"] == "error"
-    assert "does not return kv_transfer_params.cold.weights as vLLM does" in error["text"]
-
-
-ASKS: dict[str, Callable[[ServerSource], Any]] = {
-    "read": lambda one: collect.read_all(one, asked(["x"]), 2),
-    "score": lambda one: one.score([Stream(ADAPTER, (1, 2))], 3),
-    "look up": lambda one: one.look_up([(Stream(ADAPTER, (1,)), [2])]),
-}
+        alone, found = other.settings(parse_request_args(defaults), zeros)
+        assert (alone.rule, alone.alpha) == (None, settings.alpha)
+        assert alone.expert_top_k == 2**31 - 1 and found == (0.0,) * len(weights)
+    for each in (request, other):
+        assert says_what(each.contrast)  # so that nothing else is left out
+        assert each.explain == LISTED
 
 
 @pytest.mark.parametrize(
-    ("ask", "fields", "what"),
+    ("fields", "what"),
     [
-        ("read", {"prompt_token_ids": None}, "prompt_token_ids"),
-        ("score", {"prompt_logprobs": None}, "prompt_logprobs"),
-        ("look up", {"logprobs": None}, "logprobs"),
-        # An older server answers with its own choice of tokens.
-        ("look up", {"logprobs": {"top_logprobs": [{"token_id:5": -1}]}}, "logprobs of logprob_.*"),
-        ("look up", {"logprobs": {"top_logprobs": [None]}}, "logprobs of logprob_token_ids"),
-        ("score", "<html></html>", "JSON"),
+        ({"prompt_token_ids": None}, "prompt_token_ids"),
+        ({"steps": None}, "kv_transfer_params.cold"),
     ],
 )
 def test_what_a_server_does_not_return_is_named(
-    ask: str, fields: Any, what: str, upstream: tuple[str, MadeUp]
+    fields: dict[str, Any], what: str, upstream: tuple[str, MadeUp]
 ) -> None:
     url, made = upstream
-    if isinstance(fields, str):
-        made.text = fields
-    else:
-        made.changed = fields
-    said = f"--url={url}: the server does not return {what} as vLLM does; vLLM 0.23 or newer is"
-    with pytest.raises(ToolError, match=f"^{said}"):
-        asyncio.run(ASKS[ask](source(url)))
+    made.changed = fields
+    said = f"--url={url}: the server does not return {what}"
+    with pytest.raises(ToolError, match=f"^{said}.* as vLLM does; vLLM 0.23 or newer is"):
+        asyncio.run(collect.explain(source(url), asked(["x"]), max_tokens=2))
 
 
-def test_odd_replies(upstream: tuple[str, MadeUp]) -> None:
-    url, made = upstream
-    named = {"top_logprobs": [{"token_id:5": -0.5, "token_id:6": -9999.0}]}
-    made.changed = {"logprobs": named}
-    found = asyncio.run(source(url).look_up([(Stream(None, (1,)), [5, 6])]))
-    assert found == [{5: -0.5, 6: -math.inf}]  # which JSON does not have
-    made.changed = {}
-
-    async def another() -> None:
-        asking = source(url)
-        [read] = await collect.read_all(asking, asked(["xy"]), 2)
-        made.changed = {"prompt_token_ids": [1, 3]}
-        await asking.decode([read], True, 2)
-
-    with pytest.raises(ToolError, match="the server reads the prompt 'xy' in another way each"):
-        asyncio.run(another())
+def test_weights_that_a_rule_chooses(upstream: tuple[str, MadeUp]) -> None:
+    report = ask(
+        upstream[0],
+        preset="",
+        alpha="0.02",
+        beta="",
+        rule="adaptive",
+        rule_parameters='{"beta_max": 99}',
+    )
+    cold, greedy = report[-1]["report"]["explanations"][0]["answers"]
+    assert [len(step["weights"]) for step in cold["steps"]] == [1] * 6
+    assert any(step["weights"][0] for step in cold["steps"])
+    assert not any(step["weights"] for step in greedy["steps"])
 
 
 def test_the_command(
@@ -184,14 +155,14 @@ def test_the_command(
     assert run(parse(*given, "--without", "system", "--beta", "2", "--html", str(html))) == 0
     shown = capsys.readouterr()
     printed = " ".join(shown.out.split())
-    assert "CoLD (alpha 0.1): against adapter without system, weight -2 (2 tokens)" in printed
+    assert "CoLD (alpha 0.1): against adapter without system, weight -2" in printed
     assert "decoding with CoLD ..." in shown.err
     assert f"server at {url}" in printed and f"page: {html}" in printed
     text = html.read_text(encoding="utf-8")
-    assert text.count('role="option"') == 8 and text.count("Checked: each token is") == 2
+    assert text.count('role="option"') == 8
     asked_ = [body for _, body in made.bodies if "messages" in body]
-    assert [one["messages"] for one in asked_] == [chat, chat[1:], chat, chat]
-    assert [one["vllm_xargs"]["cold"] for one in asked_] == [0, 0, 1, 0]
+    assert [one["messages"] for one in asked_] == [chat, chat]
+    assert [one["vllm_xargs"].get("cold_weights") for one in asked_] == [None, 0.0]
     for body in (body for _, body in made.bodies[1:]):
         assert body["return_token_ids"] and body["model"] == ADAPTER
         assert (body["temperature"], body["repetition_penalty"], body["top_k"]) == (0.0, 1.0, 0)
@@ -203,7 +174,7 @@ def test_the_answers_come_while_they_are_decoded(upstream: tuple[str, MadeUp]) -
     made.delay = 0.03
     events = ask(url)
     kinds = [event["event"] for event in events]
-    assert kinds[0] == "start" and kinds[-1] == "report" and "status" in kinds
+    assert kinds[0] == "start" and kinds[-1] == "report"
     first = next(i for i, event in enumerate(events) if event["event"] == "text")
     assert {event["place"] for event in events[first : first + 6]} == {0, 1}  # side by side
     assert events[0]["html"].count('role="listbox"') == 2
@@ -245,7 +216,6 @@ def test_a_chat_with_context(upstream: tuple[str, MadeUp]) -> None:
         ({"adapter": "nobody"}, "--adapter=nobody: no such adapter on the server (loaded: "),
         ({"adapter": "", "preset": ""}, "--prompt: nothing to contrast with: give --adapter"),
         ({"max_tokens": 0}, "--max-tokens=0: must be >= 1"),
-        ({"max_tokens": 400}, "--max-tokens=400: the prompt 'ab' has 2 tokens; with the answer"),
         ({"preset": "cad", "chat": True}, "--preset=cad: leaves tool out of a chat"),
         ({"more": 1}, "more: Extra inputs are not permitted"),
     ],
@@ -346,10 +316,10 @@ def test_what_cannot_be_served(upstream: tuple[str, MadeUp]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         for given, said in (
-            ([], "--serve: asks a running server; name it with --url"),
+            ([], "--model is missing: name the base model, or a server with --url"),
             (["--url", url, "--port", port], f"--port={port}: no page can be put at 127.0.0.1"),
             (["--url", url, "--port", "70000"], "--port=70000: no page can be put"),
-            (["--url", url, "--dtype", "auto"], "--dtype: is for an engine in this process"),
+            (["--url", url, "--dtype", "auto"], "--dtype: is for an engine that is started"),
             (["--url", url, "--without", "a", "--without", "b"], "--without: the page has a field"),
             (["--url", "http://127.0.0.1:9"], "no server can be reached there"),
         ):

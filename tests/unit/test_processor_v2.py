@@ -289,7 +289,7 @@ def test_no_sync(counts: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
         processor = mixed("meta")
         if rule is not None:
             given = NEEDED.get(rule, {})
-            asked = Contrast((None, None), rule=rule, parameters=given, slot=3, explain=True)
+            asked = Contrast((None, None), rule=rule, parameters=given, slot=3, explain=1)
             for index, slot in enumerate(MIXED["z"][1]):
                 processor.add_request(slot, params("z", index, asked))
         expect(processor, range(10), counts)

@@ -17,9 +17,10 @@ from torch import Tensor
 from tests import naive_rules
 from tests.contrast import Contrast, assert_scored
 from vllm_cold.group import results
+from vllm_cold.group.explained import Told
 from vllm_cold.group.rows import GroupRows
 from vllm_cold.group.slots import Slot, Slots
-from vllm_cold.group.step_stats import OTHER_DRAFTS, RULE_FAILED, RowStats
+from vllm_cold.group.step_stats import OTHER_DRAFTS, RULE_FAILED, Explained, RowStats
 from vllm_cold.group.stream import AmateurStream, Stream
 from vllm_cold.group.weights import RuleStates
 from vllm_cold.method.settings import ColdSettings
@@ -285,29 +286,78 @@ def test_what_rules_choose_arrives_at_the_scores() -> None:
 
 
 @pytest.mark.parametrize("num", [1, 3])
-def test_weights_are_told_where_a_client_asks(num: int) -> None:
-    """Those with which each row was scored; of steps that nobody asks for, none."""
-    steps = dict.fromkeys(range(num * len(RULED) * 4), 3)
-    for asking in ((), ("three", "too")):
-        groups = {name: replace(one, explain=name in asking) for name, one in RULED.items()}
-        batch, found = Batch(groups), None
-        if (found := batch.match()) is not None and num > 1:
-            found = found.spread([num] * batch.num_rows)
-        drawn = torch.Generator().manual_seed(5)
-        before = 3 * torch.randn(num * batch.num_rows, VOCAB, generator=drawn)
-        logits = before.clone()
-        figures = asked(found, logits, {r: 3 for r in steps if r < len(before)}, RuleStates(CPU))
-        for name, rows in batch.rows.items():
-            assert len(figures[name]) == num
-            for nth, figure in enumerate(figures[name]):
-                if name not in asking:
-                    assert asking or figure.weights == ()
-                    continue
-                weights = tuple(figure.weights[: len(rows) - 1])
-                at = [num * row + nth for row in rows]
-                want = replace(RULED[name], rule=None, weights=weights).scores(before[at])
-                torch.testing.assert_close(logits[at[0]].double(), want, rtol=1e-4, atol=1e-3)
-                assert any(weights)
+@pytest.mark.parametrize(
+    "absent", [(), [("decides", 1), ("decides", 2), ("too", 1)]], ids=["all", "some"]
+)
+def test_a_client_that_asks_is_told_what_scores_follow_from(num: int, absent: Any) -> None:
+    """The best by score and the expert's best, where they were scored; others nothing."""
+    asking = {"three": 3, "too": 64, "two": 2, "one": 5, "decides": 4}
+    groups = {**ASKED, **RULED}
+    groups = {name: replace(one, explain=asking.get(name, 0)) for name, one in groups.items()}
+    batch, states = Batch(groups), RuleStates(CPU)
+    found = batch.match(*absent)
+    assert found is not None
+    found = found.spread([num] * batch.num_rows) if num > 1 else found
+    before = 3 * torch.randn(
+        num * batch.num_rows, VOCAB, generator=torch.Generator().manual_seed(5)
+    )
+    before[:, 7] = -math.inf  # a mask, of all streams
+    logits = before.clone()
+    figures = asked(found, logits, dict.fromkeys(range(len(before)), 3), states)
+    for name, rows in batch.rows.items():
+        for nth, figure in enumerate(figures[name]):
+            if name not in asking:
+                assert figure.explained is None
+                continue
+            (step,) = Told(len(rows) - 1, asking[name]).give([figure])
+            here = [num * r + nth for i, r in enumerate(rows) if (name, i) not in absent]
+            scores = logits[here[0]]
+            assert step["candidates"] == int((scores > -math.inf).sum())
+            k = min(asking[name], VOCAB - 1)
+            best = scores.topk(min(k, step["candidates"])).indices.tolist()
+            mine = before[here[0]].topk(k).indices.tolist()
+            assert step["tokens"] == list(dict.fromkeys([*best, *mine]))
+            assert step["scores"] == [
+                None if s == -math.inf else s for s in scores[step["tokens"]].tolist()
+            ]
+            streams = [i for i in range(len(rows)) if (name, i) not in absent]
+            assert [step["logits"][i] for i in streams] == before[here][:, step["tokens"]].tolist()
+            sums = torch.tensor([step["log_sums"][i] for i in streams])
+            torch.testing.assert_close(sums, before[here].logsumexp(1))
+            weights = [step["weights"][i - 1] for i in streams[1:]]
+            e, *others = (row.double() for row in before[here])
+            again = e + sum(
+                (w * (a - e) for w, a in zip(weights, others, strict=True)), torch.zeros(())
+            )
+            kept = [t for t, s in zip(step["tokens"], step["scores"], strict=True) if s is not None]
+            torch.testing.assert_close(scores[kept].double(), again[kept], rtol=1e-4, atol=1e-3)
+            assert all(0 <= step["divergences"][i - 1] <= 1 for i in streams[1:])
+
+
+def test_of_an_amateur_that_has_ended_nothing_is_told() -> None:
+    """Whether or not a step was under way that still had a row of it."""
+
+    def row(weights: list[float], present: int, done: int = 0) -> RowStats:
+        told = Explained(
+            [4, 4], [1.0, 1.0], [[2.0, 2.0]] * (1 + len(weights)), [3.0] * (1 + len(weights)),
+            weights, weights,
+        )  # fmt: skip
+        return RowStats(1, 0, 0, done, 0, present, told)
+
+    told = Told(2, 1)
+    steps = (
+        [row([-0.5, 0.0, 0.0], 0b11)],  # a wider group is in the batch
+        [row([-0.25, 0.0], 0b11, done=0b1)],
+        [row([0.0, 0.5], 0b11, done=0b1), row([-1.0, 0.0], 0b10)],
+        [row([-1.0, 0.0], 0b10, done=0b10), row([0.0, 0.0], 0b0)],  # all have ended
+    )
+    given = [each for figures in steps for each in told.give(figures)]
+    assert [each["weights"] for each in given] == [
+        [-0.5, 0.0], [-0.25, 0.0], [None, 0.5], [None, -1], [None, -1], [None, None]
+    ]  # fmt: skip
+    for each in given:
+        lives = [[2.0], *(None if w is None else [2.0] for w in each["weights"])]
+        assert (each["tokens"], each["scores"], each["logits"]) == ([4], [1.0], lives)
 
 
 def test_each_row_of_drafts_has_its_own_step() -> None:
@@ -561,7 +611,7 @@ def test_amateurs_that_have_ended() -> None:
         kept_tokens = rows[0].clone()
         kept_tokens[num:] = -math.inf
         torch.testing.assert_close(got, kept_tokens, rtol=1e-6, atol=1e-6)
-        assert figure == (num, 0, 0, 0, 1, 0, ())
+        assert figure == (num, 0, 0, 0, 1, 0, None)
         assert alone is not None and alone.members == ([0],)
         assert alone.rules == ()  # nobody is asked any more
         # Where drafts are verified, too.

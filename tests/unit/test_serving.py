@@ -195,8 +195,7 @@ def test_a_request_is_parsed_once(
         (chat(USER, **xargs(amateur_messages=json.dumps([USER]))), "the amateur is the expert"),
         ({"prompt": " w1", **xargs(without="system")}, "cold_without='system': is for chats"),
         ({"prompt": [" w1", " w2"], **xargs(part="0:1")}, "cold_part=2: is for one prompt"),
-        ({"prompt": [" w1", " w2"], **xargs(explain=1)}, "prompt=2: must be 1 where the weights"),
-        ({"prompt": " w1", "n": 3, **xargs(explain=1)}, "n=3: must be 1 where the weights are ask"),
+        ({"prompt": [" w1", " w2"], **xargs(explain=1)}, "prompt=2: must be one beside cold_expl"),
         ({"prompt": "Text: w1", "suffix": " w2", **xargs(part="0:3")}, "for a prompt without a su"),
     ],
 )  # fmt: skip
@@ -387,13 +386,13 @@ def test_weights_follow_a_streamed_answer(
     """All of them, behind its last part, for who asks; unless vLLM puts them there itself."""
     assert serving._streams_have_them() is (versions.vllm_version() >= "0.33")
     monkeypatch.setattr(serving, "_streams_have_them", lambda: has)
-    rows = [[-0.5, None], [-0.25, None]]
+    rows = [{"weights": [-0.5, None]}, {"weights": [-0.25, None]}]
     parts = [b'data: {"choices": []}\n\n', b"data: [DONE]\n\n", b""]
     sent: list[bytes] = []
 
     async def outputs() -> AsyncGenerator[Any, None]:
         for num in (1, 2):
-            told = results.with_weights({"theirs": 1}, rows[:num]) if asks else {"theirs": 1}
+            told = results.with_steps({"theirs": 1}, rows[:num]) if asks else {"theirs": 1}
             yield SimpleNamespace(outputs=[], kv_transfer_params=told)
         yield SimpleNamespace(outputs=[], kv_transfer_params=None)
 
@@ -415,7 +414,7 @@ def test_weights_follow_a_streamed_answer(
     told, done, rest = sent[2].split(b"\n\n")
     assert (done, rest) == (b"data: [DONE]", b"")
     assert json.loads(told.removeprefix(b"data: ")) == {
-        "choices": [], "kv_transfer_params": {"cold": {"weights": rows}},
+        "choices": [], "kv_transfer_params": {"cold": {"steps": rows}},
     }  # fmt: skip
 
 

@@ -27,10 +27,10 @@ from vllm_cold.group.step_stats import (
     RULE_FAILED,
     Counters,
     CountersByKind,
+    Explained,
     Report,
     RowStats,
     StepStats,
-    WeightsByStep,
 )
 from vllm_cold.ops.interface import NOT_FINITE, OUT_OF_RANGE
 from vllm_cold.vllm.frontend import metrics
@@ -88,19 +88,27 @@ def test_an_output_takes_the_figures_of_its_step_along() -> None:
     assert outputs.from_worker(second) == {}
 
 
+def explained(weight: float) -> Explained:
+    return Explained([1, 1], [0.5, 0.5], [[0.5, 0.5]] * 2, [1.0, 1.0], [weight], [0.1])
+
+
+def columns(rows: list[Explained]) -> Explained:
+    return Explained(*(list(column) for column in zip(*rows, strict=True)))
+
+
 def test_figures_are_in_the_order_of_the_tokens() -> None:
     """Where drafts are verified a group has several, and V1 asks about the last row first."""
     # Where a rule chooses, with what it said.
     outputs.hand_over(StepStats(("b", "a"), [[5, 3], [0, 1], [0, 0], [2, 0], [0, 1]], (3, 1)))
-    weights = [[-0.5, 0.25], [0.0, 1.0]]  # that somebody asks for
-    first = StepStats(("a", "a"), [[1, 2], [0, 1], [0, 0]], (1, 1), weights)
+    told = [explained(0.5), explained(1.0)]  # what somebody asks for
+    first = StepStats(("a", "a"), [[1, 2], [0, 1], [0, 0]], (1, 1), (0, 1), columns(told))
     outputs.hand_over(first, in_front=True)
     outputs.hand_over(StepStats(("c",), [[9], [0], [1]], (0,)))
     carried: Any = Output()
     for output in (carried, pickle.loads(pickle.dumps(SimpleNamespace(cold=carried.cold)))):
         assert outputs.from_worker(output) == {
             "a": [
-                RowStats(1, 0, 0, 0, 0, 1, weights[0]), RowStats(2, 1, 0, 0, 0, 1, weights[1]),
+                RowStats(1, 0, 0, 0, 0, 1, told[0]), RowStats(2, 1, 0, 0, 0, 1, told[1]),
                 RowStats(3, 1, 0, 0, 1, 1),
             ],
             "b": [RowStats(5, 0, 0, 2, 0, 3)], "c": [RowStats(9, 0, 1, 0, 1, 0)],
@@ -111,14 +119,15 @@ def test_figures_are_in_the_order_of_the_tokens() -> None:
 
 def test_rows_of_figures_must_match_their_groups() -> None:
     """A worker that has more of one than of the other has mixed something up."""
-    for ids, present, weights in (
-        (("a",), (1, 1), None),
-        (("a", "b", "c"), (1, 1), None),
-        (("a", "b"), (1,), None),
-        (("a", "b"), (1, 1), [[-0.5]]),
+    for ids, present, asked in (
+        (("a",), (1, 1), ()),
+        (("a", "b", "c"), (1, 1), ()),
+        (("a", "b"), (1,), ()),
+        (("a", "b"), (1, 1), (0, 1)),
     ):
         with pytest.raises(ValueError, match="zip"):
-            list(StepStats(ids, [[1, 2], [0, 0], [0, 0]], present, weights).figures())
+            of_one = columns([explained(0.5)]) if asked else None
+            list(StepStats(ids, [[1, 2], [0, 0], [0, 0]], present, asked, of_one).figures())
 
 
 def test_figures_on_a_device_are_waited_for_when_they_are_read(
@@ -155,41 +164,25 @@ def test_figures_on_a_device_are_waited_for_when_they_are_read(
     with monkeypatch.context() as patch:
         patch.setattr(torch, "empty", empty)
         patch.setattr(torch, "get_device_module", lambda device: SimpleNamespace(Event=Event))
-        rows: list[Any] = [OnDevice([[2, 0, 1]]), OnDevice([[7, 8]])]
-        late = StepStats(("a",), rows[0], (1,), rows[1])
-    assert calls == ["record", "record"]
-    assert list(late.figures()) == [("a", RowStats(2, 0, 1, present=1, weights=[7, 8]))]
-    assert calls == ["record", "record", "synchronize"]  # the later one comes last
+        rows: list[Any] = [OnDevice([[2, 0, 1]]), *(OnDevice([[i]]) for i in range(6))]
+        late = StepStats(("a",), rows[0], (1,), (0,), Explained(*rows[1:]))
+    assert calls == ["record"] * 7
+    told = Explained(*([i] for i in range(6)))
+    assert list(late.figures()) == [("a", RowStats(2, 0, 1, present=1, explained=told))]
+    assert calls == [*["record"] * 7, "synchronize"]  # the later one comes last
 
 
-def test_weights_of_an_amateur_that_has_ended() -> None:
-    """Whether or not a step was under way that still had a row of it."""
-    told = WeightsByStep(2)
-    steps = (
-        [RowStats(1, 0, 0, weights=[-0.5, 0.0, 0.0])],  # a wider group is in the batch
-        [RowStats(1, 0, 0, done=0b1, weights=[-0.25, 0.0])],
-        [RowStats(1, 0, 0, done=0b1, weights=[0.0, 0.5]), RowStats(1, 0, 0, weights=[0, -1])],
-        [RowStats(1, 0, 0, done=0b10, weights=[0, -1]), RowStats(1, 0, 0)],  # all have ended
-    )
-    assert list(map(told.give, steps)) == [
-        [[-0.5, 0.0]],
-        [[-0.25, 0.0]],
-        [[None, 0.5], [None, -1]],
-        [[None, -1], [None, None]],
-    ]
-
-
-def test_weights_stand_beside_what_a_connector_says() -> None:
-    rows: list[list[float | None]] = [[-0.5, 0.0], [None, 0.5]]
+def test_steps_stand_beside_what_a_connector_says() -> None:
+    rows = [{"weights": [-0.5, 0.0]}, {"weights": [None, 0.5]}]
     theirs = {"remote_block_ids": [1]}
-    given = results.with_weights(theirs, rows)
-    assert given == {**theirs, "cold": {"weights": rows}} and theirs.keys() == {*theirs}
-    assert results.weights_in(given) == rows
-    assert results.weights_in(theirs) is results.weights_in(None) is None
-    assert results.without_weights(given) == theirs
-    assert results.without_weights(results.with_weights(None, rows)) is None
+    given = results.with_steps(theirs, rows)
+    assert given == {**theirs, "cold": {"steps": rows}} and theirs.keys() == {*theirs}
+    assert results.steps_in(given) == rows
+    assert results.steps_in(theirs) is results.steps_in(None) is None
+    assert results.without_steps(given) == theirs
+    assert results.without_steps(results.with_steps(None, rows)) is None
     of_all = results.with_amateurs(theirs, [{"remote_block_ids": [2]}])
-    assert results.without_weights(results.with_weights(of_all, rows)) == of_all
+    assert results.without_steps(results.with_steps(of_all, rows)) == of_all
 
 
 def test_counts_are_taken_once() -> None:

@@ -5,33 +5,24 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from tokenizers.processors import TemplateProcessing
-from transformers import AutoTokenizer
 
-from tests.front_end import MAX_LEN, Front
-from tests.tiny import BOS_ID
 from vllm_cold.errors import ColdError
 from vllm_cold.method.amateurs import Messages, Text
 from vllm_cold.rules import registry
 from vllm_cold.tools.contrast import (
     Content,
-    Stream,
     adapter_of,
     add_rule_option,
     add_rules,
+    amateur_reads,
     expert_reads,
     merge,
     read_contrast,
-    read_streams,
     row_args,
 )
-from vllm_cold.tools.engine import prompt_maker
 from vllm_cold.tools.errors import ToolError
 
 pytestmark = pytest.mark.unit
@@ -63,70 +54,22 @@ def test_the_option_for_rules() -> None:
 CHAT = (("system", "Be brief."), ("context", "It rains."), ("user", "Weather?"))
 
 
-def make(field: str, reads: Content) -> list[int]:
-    """One token a character, 1 in front of a text, 2 in front of each message."""
-    if isinstance(reads, Text):
-        return [1, *map(ord, reads.value)]
-    return ids(*(message["content"] for message in reads.value))
+def read(prompt: Any, **args: Any) -> Content | None:
+    [one] = read_contrast({f"cold_{k}": v for k, v in args.items()}).amateurs
+    return amateur_reads(expert_reads(prompt), one)
 
 
-def ids(*texts: str) -> list[int]:
-    return [i for text in texts for i in (2, *map(ord, text))]
-
-
-def streams(prompt: Any, chat: bool = False, **args: Any) -> tuple[Stream, ...]:
-    amateurs = read_contrast({f"cold_{k}": v for k, v in args.items()}).amateurs
-    return read_streams(expert_reads(prompt, chat), amateurs, make, "sql", "base", ["sql", "old"])
-
-
-def read(prompt: Any, **args: Any) -> list[int]:
-    return list(streams(prompt, **args)[1].ids)
-
-
-def test_each_stream_reads_what_a_server_would_give_it() -> None:
-    assert streams("Hi", beta=1.0)[0] == Stream("sql", (1, ord("H"), ord("i")))
-    assert streams("Hi", chat=True)[0].ids == tuple(ids("Hi"))
-    expert, amateur = streams(CHAT)
-    assert expert == Stream("sql", tuple(ids("Be brief.", "It rains.", "Weather?")))
-    assert amateur == Stream(None, expert.ids)
-    assert read(CHAT, without="system") == ids("It rains.", "Weather?")
-    assert read(CHAT, without=[0, 1]) == ids("Weather?")
-    assert read("It rains. Weather?", part="0:10") == [1, *map(ord, "Weather?")]
-    assert read(CHAT, amateur_prompt="Why") == [1, *map(ord, "Why")]
-    own = json.dumps([{"role": "user", "content": "Why"}])
-    assert read("Hi", amateur_messages=own) == ids("Why")
-    with pytest.raises(ColdError, match="^cold_amateur_prompt='Hi': gives the amateur the tokens"):
-        read("Hi", amateur_prompt="Hi")
-
-
-def test_vllm_makes_what_the_streams_read(tiny: Path, tmp_path: Path) -> None:
-    """As a server renders chats: content in parts, any role, a template of the engine's own."""
-    tokenizer = AutoTokenizer.from_pretrained(tiny / "model")
-    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
-        single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", BOS_ID)]
-    )
-    tokenizer.save_pretrained(tmp_path)
-    shutil.copy(tiny / "model" / "config.json", tmp_path)
-    front = Front(tmp_path)
-    llm = SimpleNamespace(
-        llm_engine=SimpleNamespace(input_processor=front.processor), chat_template=None
-    )
-    made = prompt_maker(llm)
-    parts = [{"type": "text", "text": "w1"}, {"type": "text", "text": "w2"}]
-    messages = [{"role": "developer", "content": "w3"}, {"role": "user", "content": parts}]
-    text = made("prompt", Messages(messages))
-    assert text == front.chat(messages)["prompt_token_ids"]
-    assert "type" not in front.tokenizer.decode(text) and BOS_ID not in text
-    text = made("prompt", Text("w1 w2"))
-    assert text == front.text("w1 w2")["prompt_token_ids"] and text[0] == BOS_ID
-    assert len(made("prompt", Text("w1 " * 2 * MAX_LEN))) > MAX_LEN  # which a command refuses
-    llm.chat_template = "{{ messages[0]['content'] }}"
-    assert prompt_maker(llm)("prompt", Messages([{"role": "user", "content": "w5"}])) == (
-        front.tokenizer.encode("w5", add_special_tokens=False)
-    )
-    llm.chat_template = "{{ raise_exception('roles must alternate') }}"
-    with pytest.raises(ColdError, match="^cold_without=.*can be made of it: roles must alternate"):
-        prompt_maker(llm)("cold_without", Messages([{"role": "user", "content": "w5"}]))
+def test_what_an_amateur_reads() -> None:
+    turns = [{"role": role, "content": text} for role, text in CHAT]
+    assert expert_reads("Hi") == Text("Hi") and expert_reads(CHAT) == Messages(turns)
+    assert expert_reads("Hi", chat=True) == Messages([{"role": "user", "content": "Hi"}])
+    assert read("Hi", beta=1.0) is None
+    assert read(CHAT, without="system") == Messages(turns[1:])
+    assert read(CHAT, without=[0, 1]) == Messages(turns[2:])
+    assert read("It rains. Weather?", part="0:10") == Text("Weather?")
+    assert read(CHAT, amateur_prompt="Why") == Text("Why")
+    own = [{"role": "user", "content": "Why"}]
+    assert read("Hi", amateur_messages=json.dumps(own)) == Messages(own)
 
 
 def test_a_row_says_what_its_amateur_reads_and_no_more() -> None:

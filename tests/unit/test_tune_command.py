@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``vllm-cold tune`` from its options to its exit status, with an engine that is a function."""
+"""``vllm-cold tune`` from its options to its exit status, with a function in place of a server."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from vllm_cold.method.presets import PresetName
 from vllm_cold.method.settings import ENGINE, MAX_EXPERT_TOP_K
 from vllm_cold.tools import tune
 from vllm_cold.tools.main import build_parser, main
-from vllm_cold.tools.tune import decode
+from vllm_cold.tools.tune import command as tune_command
 from vllm_cold.tools.tune.answers import Answer, Job
 from vllm_cold.tools.tune.grid import Setting
 from vllm_cold.tools.tune.problems import load_problems
@@ -63,9 +63,9 @@ class Command:
         self.end: int | None = None
         self.error: BaseException = KeyboardInterrupt()
 
-    def start(self, task: Task) -> Command:
+    def start(self, task: Task, stack: Any) -> Any:
         self.tasks.append(task)
-        return self
+        return self.run
 
     def run(self, jobs: Iterable[Job], done: Callable[[Job, Answer], None]) -> None:
         for job in jobs:
@@ -126,7 +126,7 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
     for name in ("sql", "chat"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "adapter_config.json").write_text('{"r": 8}')
-    monkeypatch.setattr(decode, "Engine", made.start)
+    monkeypatch.setattr(tune_command, "decoder", made.start)
     return made
 
 
@@ -152,7 +152,6 @@ MISTAKES = """
 --without tool                     | (line 1): --without='tool': is for chat
 --engine-args [1]                  | --engine-args='[1]': must be a JSON object (Expected `object`
 --engine-args {"hf_token":"hf_x"}  | set HF_TOKEN
---concurrency 2                    | --concurrency: is for a server; add --url, or leave it out
 """
 
 

@@ -294,7 +294,7 @@ def test_ctrl_c_keeps_what_is_there(fake: Fake, capsys: pytest.CaptureFixture[st
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        (("--dtype", "half"), "--dtype: is for an engine in this process, and --url asks"),
+        (("--dtype", "half"), "--dtype: is for an engine that is started, and --url asks"),
         (("--adapter", "none"), "--adapter=none: no such adapter on the server (loaded: chat, sql"),
         (("--amateur", "base"), "nothing to contrast with"),
     ],

@@ -28,7 +28,7 @@ from vllm_cold.group.drafting import Drafting
 from vllm_cold.group.slots import Slot
 
 if TYPE_CHECKING:  # which needs torch
-    from vllm_cold.group.step_stats import WeightsByStep
+    from vllm_cold.group.explained import Told
 
 
 class Tokens(Protocol):
@@ -100,7 +100,7 @@ class Group(Generic[R]):
         keeps_state: Whether its rule does.
         slot: Where workers keep that; None until it gets its first tokens.
         retires: Whether its rule may end amateurs.
-        weights: Those that its rule has chosen, where its client asks for them.
+        told: What its client is told of its tokens; None where it does not ask.
         failed_alone: How often in a row the group was split while nothing else ran; one that does
             not fit an otherwise empty KV cache never will.
         drafting: How well its drafts do.
@@ -120,7 +120,7 @@ class Group(Generic[R]):
     keeps_state: bool = False
     slot: Slot | None = None
     retires: bool = False
-    weights: "WeightsByStep | None" = None
+    told: "Told | None" = None
     failed_alone: int = 0
     drafting: Drafting = field(default_factory=Drafting)
     turn: Turn = field(default_factory=Turn)

@@ -47,17 +47,17 @@ def problem(
     return None
 
 
-def with_weights(
-    transfer: Mapping[str, Any] | None, rows: Sequence[Sequence[float | None]]
+def with_steps(
+    transfer: Mapping[str, Any] | None, steps: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
-    """What goes to the client beside its tokens, with their weights.
+    """What goes to the client beside its tokens, with what it is told of each.
 
     Args:
         transfer: vLLM's ``kv_transfer_params``, the one field of an output for extensions, in which
             a KV connector may have keys of its own.
-        rows: As ``WeightsByStep`` gives them.
+        steps: As ``Told`` gives them.
     """
-    return _with_ours(transfer, weights=list(rows))
+    return _with_ours(transfer, steps=list(steps))
 
 
 def _with_ours(transfer: Mapping[str, Any] | None, **ours: Any) -> dict[str, Any]:
@@ -91,17 +91,17 @@ def of_amateur(transfer: Any, index: int) -> dict[str, Any] | None:
     return {name: value for name, value in transfer.items() if not name.startswith("remote_")}
 
 
-def without_weights(transfer: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What is left without what ``with_weights`` put there; None if nothing is."""
-    ours = {name: value for name, value in transfer[_OURS].items() if name != "weights"}
+def without_steps(transfer: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What is left without what ``with_steps`` put there; None if nothing is."""
+    ours = {name: value for name, value in transfer[_OURS].items() if name != "steps"}
     others = {name: value for name, value in transfer.items() if name != _OURS}
     return ({**others, _OURS: ours} if ours else others) or None
 
 
-def weights_in(transfer: Mapping[str, Any] | None) -> list[list[float | None]] | None:
-    """The rows that ``with_weights`` put there; None if it did not."""
+def steps_in(transfer: Mapping[str, Any] | None) -> list[dict[str, Any]] | None:
+    """What ``with_steps`` put there; None if it did not."""
     ours = (transfer or {}).get(_OURS)
-    return None if ours is None else ours.get("weights")
+    return None if ours is None else ours.get("steps")
 
 
 def out_of_step(expert: Tokens, amateur: Tokens, most: int) -> bool:

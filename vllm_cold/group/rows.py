@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vllm_cold.errors import ColdError
+from vllm_cold.group.explained import explain, scored
 from vllm_cold.group.step_stats import OTHER_DRAFTS, StepStats
 from vllm_cold.group.stream import Stream
 from vllm_cold.group.weights import RuleRows, RuleStates, mark_failed
@@ -185,7 +186,13 @@ class GroupRows:
             groups.weights[rule.at, : order.shape[1]] = chosen.weights.gather(1, order)
             found.append((rule, chosen))
         statistics = torch.empty(len(self.ids), 3, dtype=torch.int64, device=logits.device)
+        asked, told = self._asked(), None
+        if asked:
+            most = max(stream.explain for stream in self.streams)
+            explained, told = explain(logits, groups, asked, most)
         contrastive_scores(logits, groups, inplace=True, statistics=statistics, check=False)
+        if told is not None:
+            told = scored(logits, explained, told)
         for rule, chosen in found:
             mark_failed(statistics, rule.at, chosen.failed)
         if found:
@@ -194,17 +201,16 @@ class GroupRows:
                 idle = (chosen.weights == 0).all(1)
                 choices[rule.at] = torch.stack([chosen.done, idle.long()], 1)
             statistics = torch.cat([statistics, choices], 1)
-        weights = None
-        if found and any(stream.explain for stream in self.streams):
-            most = max(chosen.weights.shape[1] for _, chosen in found)
-            weights = torch.zeros(len(self.ids), most, device=logits.device)
-            for rule, chosen in found:
-                weights[rule.at, : chosen.weights.shape[1]] = chosen.weights
         if drafts is not None:
             rows = groups.rows
             drafted = drafts[torch.where(rows < 0, rows[:, :1], rows)]
             statistics[:, 2].masked_fill_((drafted != drafted[:, :1]).any(1), OTHER_DRAFTS)
-        return StepStats(self.ids, statistics, self.present, weights)
+        return StepStats(self.ids, statistics, self.present, asked, told)
+
+    def _asked(self) -> list[int]:
+        """The rows that are written of whose groups a client asks what it is told."""
+        asking = {stream.group for stream in self.streams if stream.explain}
+        return [i for i, group in enumerate(self.ids) if group in asking] if asking else []
 
     def tell_amateurs(self, found: Tensor | list[Any]) -> None:
         """What the experts were given becomes the amateurs' too: tokens, drafts, counts of them.

@@ -6,7 +6,7 @@ was scored how many candidates there were, whether CoLD changed the token, and w
 were numbers at all (``RowStats``); the scheduler adds requests, tokens and groups
 (``CountersByKind``) and sends a ``Report`` of them; the front end makes metrics of these
 (``prometheus``). Each hands over what is new since it was last asked, so that whoever adds it up
-needs no history. A client that asks is told the weights themselves (``WeightsByStep``).
+needs no history. What a client that asks is told of its tokens goes with them (``explained``).
 """
 
 from collections import defaultdict
@@ -25,6 +25,29 @@ OTHER = "other"  # stands for further ones
 OTHER_DRAFTS, RULE_FAILED = 2, 4  # in ``RowStats.nonfinite``, beside 1 and ``OUT_OF_RANGE``
 
 
+class Explained(NamedTuple):
+    """What is told of E groups of up to S streams at one position: tensors, or the same as lists.
+    In both amateurs that have ended leave no gap, as in ``Groups``.
+
+    Attributes:
+        tokens: [E, 2k] int64: the k best by score, then the k that the expert finds most probable,
+            each the best first, ties to the lower id; -1 where there are fewer.
+        scores: [E, 2k] float32, theirs; -inf for what is no candidate.
+        logits: [E, S, 2k] float32, theirs in each stream; -inf where a token is not allowed.
+        log_sums: [E, S] float32: ln of the sum of a stream's exp(logit), over the tokens that the
+            expert may take.
+        weights: [E, S - 1] float32, the amateurs'.
+        divergences: [E, S - 1] float32: see ``Statistics.divergence``.
+    """
+
+    tokens: Any
+    scores: Any
+    logits: Any
+    log_sums: Any
+    weights: Any
+    divergences: Any
+
+
 class RowStats(NamedTuple):
     """What was found of one group at one position: a row of the op's statistics, and
     what its rule said.
@@ -38,7 +61,7 @@ class RowStats(NamedTuple):
         done: Amateurs that its rule needs no more: bit i for the i-th.
         idle: 1 if its rule gave each amateur the weight 0, or has ended them all.
         present: Amateurs that were there, in bits as ``done``.
-        weights: Of the amateurs, and maybe zeros behind; where a client of the step asks for them.
+        explained: What the group's client is told, as lists; None where it does not ask.
     """
 
     candidates: int
@@ -47,7 +70,7 @@ class RowStats(NamedTuple):
     done: int = 0
     idle: int = 0
     present: int = 0
-    weights: Sequence[float] = ()
+    explained: Explained | None = None
 
 
 class StepStats:
@@ -63,7 +86,8 @@ class StepStats:
         statistics: [rows, 3 or 5] int64, the columns of ``RowStats`` up to ``idle``, which the
             device has written or will write; or the columns.
         present: Of each row of figures, the amateurs that were there.
-        weights: [rows, amateurs] float32, or a list of rows; None where nobody asks for them.
+        asked: Those rows of whose groups the clients ask what they are told.
+        explained: Of these; tensors, or lists.
     """
 
     def __init__(
@@ -71,16 +95,18 @@ class StepStats:
         ids: tuple[str, ...],
         statistics: Tensor | Sequence[Sequence[int]],
         present: tuple[int, ...],
-        weights: Tensor | Sequence[Sequence[float]] | None = None,
+        asked: Sequence[int] = (),
+        explained: Explained | None = None,
     ) -> None:
         self._ids = ids
         self._present = present
         self._arrives: Any = None  # an event of the device; None for what is there already
         self._statistics: Any = self._to_host(statistics)
-        self._weights: Any = self._to_host(weights)
+        self._asked = tuple(asked)
+        self._explained = explained and Explained(*map(self._to_host, explained))
 
     def _to_host(self, found: Any) -> Any:
-        if found is None or isinstance(found, Sequence) or found.device.type == "cpu":
+        if isinstance(found, Sequence) or found.device.type == "cpu":
             return found
         host = torch.empty(found.shape, dtype=found.dtype, pin_memory=True)
         host.copy_(found, non_blocking=True)
@@ -90,55 +116,31 @@ class StepStats:
 
     def figures(self) -> Iterator[tuple[str, RowStats]]:
         """Each row's group and figures."""
-        columns, weights = self._numbers()
-        by_row = weights or [()] * len(self._ids)
-        for group, present, chosen, *row in zip(
-            self._ids, self._present, by_row, *columns, strict=True
+        columns, explained = self._numbers()
+        told = dict(
+            zip(self._asked, map(Explained._make, zip(*explained, strict=True)), strict=True)
+        )
+        for at, (group, present, *row) in enumerate(
+            zip(self._ids, self._present, *columns, strict=True)
         ):
-            of_row = RowStats(*row)._replace(present=present, weights=chosen)
+            of_row = RowStats(*row)._replace(present=present, explained=told.get(at))
             yield group, of_row if present else of_row._replace(idle=1)
 
-    def _numbers(self) -> tuple[Sequence[Sequence[int]], Sequence[Sequence[float]] | None]:
-        """The columns of the statistics, and the rows of the weights."""
+    def _numbers(self) -> tuple[Sequence[Sequence[int]], Explained]:
+        """The columns of the statistics, and what is told of rows, as lists."""
         if self._arrives is not None:
             self._arrives.synchronize()
-        columns, weights = self._statistics, self._weights
+        columns = self._statistics
+        explained = self._explained or Explained([], [], [], [], [], [])
         return (
             columns.t().tolist() if isinstance(columns, Tensor) else columns,
-            weights.tolist() if isinstance(weights, Tensor) else weights,
+            Explained(*(x.tolist() if isinstance(x, Tensor) else x for x in explained)),
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Numbers: a tensor may be sent as a handle, which somebody has to keep open.
-        columns, weights = self._numbers()
-        return StepStats, (self._ids, columns, self._present, weights)
-
-
-class WeightsByStep:
-    """The weights of a group's amateurs, for a client that asks for them.
-
-    Args:
-        amateurs: How many it has at its first step.
-    """
-
-    def __init__(self, amateurs: int) -> None:
-        self._amateurs = amateurs
-        self._done = 0
-
-    def give(self, figures: Sequence[RowStats]) -> list[list[float | None]]:
-        """The client is given the tokens that were sampled there.
-
-        Returns:
-            Of each, each amateur's weight; None for one that had ended, of which a step that was
-            under way may still have had a row.
-        """
-        rows: list[list[float | None]] = []
-        for each in figures:
-            # A group without amateurs may be beside none that has a weight.
-            weights = enumerate((*each.weights, *[0.0] * self._amateurs)[: self._amateurs])
-            rows.append([None if not w and self._done >> i & 1 else w for i, w in weights])
-            self._done |= each.done
-        return rows
+        columns, explained = self._numbers()
+        return StepStats, (self._ids, columns, self._present, self._asked, explained)
 
 
 class Counters(msgspec.Struct, omit_defaults=True):

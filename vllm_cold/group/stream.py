@@ -55,7 +55,7 @@ class Stream(msgspec.Struct, frozen=True):
         retires: Whether the rule may end amateurs.
         slot: Where workers keep the state of the group's rule; None for a rule without, and until
             the group runs.
-        explain: Whether the client is told the weights that the rule chooses.
+        explain: Of how many tokens of each step the client is told scores and logits; 0 for none.
     """
 
     settings: ColdSettings
@@ -66,7 +66,7 @@ class Stream(msgspec.Struct, frozen=True):
     keeps_state: bool = False
     retires: bool = False
     slot: Slot | None = None
-    explain: bool = False
+    explain: int = 0
 
     def to_extra_args(self, extra_args: Mapping[str, Any] | None) -> dict[str, Any]:
         """``extra_args`` without the request's own ``cold_*`` keys, with this stream added."""

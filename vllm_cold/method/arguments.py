@@ -22,6 +22,7 @@ from vllm_cold.method.settings import (
     ColdSettings,
     ContrastArgs,
     check,
+    check_explain,
     check_switch,
     combine,
     is_known,
@@ -47,13 +48,13 @@ class ColdArgs:
             of its conversation.
         given: Values of knobs, by name.
         contrast: Of the amateurs.
-        explain: Of a request: whether its client is told the weights of each step.
+        explain: Of a request: of how many tokens of each step its client is told; 0 for none.
     """
 
     enabled: bool | None = None
     given: Mapping[str, Any] = field(default_factory=dict)
     contrast: ContrastArgs = ContrastArgs()
-    explain: bool = False
+    explain: int = 0
 
     @property
     def values(self) -> dict[str, Any]:
@@ -121,7 +122,7 @@ def parse_request_args(args: Mapping[str, Any] | None) -> ColdArgs:
             value outside its range.
     """
     enabled: bool | None = None
-    explain = False
+    explain = 0
     said = []
     for key, value in (args or {}).items():
         if not (is_ours(key) or is_known(key)):
@@ -131,7 +132,7 @@ def parse_request_args(args: Mapping[str, Any] | None) -> ColdArgs:
         if key == "cold":
             enabled = check_switch(key, value)
         elif key == EXPLAIN:
-            explain = check_switch(key, value)
+            explain = check_explain(key, value)
         else:
             said.append((key.removeprefix(PREFIX), key, value))
     if enabled is None and any(is_ours(key) for key in args or () if key != EXPLAIN or explain):

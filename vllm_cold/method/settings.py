@@ -439,6 +439,16 @@ def check_switch(field: str, value: object) -> bool:
     raise ColdError(field, value, "must be 0 or 1 (false or true)")
 
 
+MAX_EXPLAIN = 64  # as many as ``contrastive_topk`` finds
+
+
+def check_explain(field: str, value: object) -> int:
+    """Return ``value`` as a number of tokens."""
+    if isinstance(value, (bool, int, float)) and value in range(MAX_EXPLAIN + 1):
+        return int(value)
+    raise ColdError(field, value, f"must be an integer from 0 to {MAX_EXPLAIN}")
+
+
 PREFIX = "cold_"
 EXPLAIN = PREFIX + "explain"
 # The request's own keys, as they stand in vllm_xargs / extra_args.

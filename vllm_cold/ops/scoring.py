@@ -153,9 +153,9 @@ def contrastive_topk(
 ) -> tuple[Tensor, Tensor]:
     """The k best scores of each group and their token ids, best first, ties to the lower id.
 
-    For those who look at candidates, or sample from them themselves. vLLM's sampler takes whole
-    rows, so the engine does not use it. The scores are those of ``contrastive_scores``, bit for
-    bit, of which it needs all [G, V] for a moment.
+    For those who look at candidates (``group.explained``), or sample from them themselves. The
+    scores are those of ``contrastive_scores``, bit for bit, of which it needs all [G, V] for a
+    moment.
 
     Takes what ``contrastive_scores`` takes, and:
 

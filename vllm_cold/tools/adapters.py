@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Models and adapters as they are named on a command line."""
+"""Models, adapters and the engine's options as they are named on a command line."""
 
 from __future__ import annotations
 
@@ -13,6 +13,19 @@ from vllm_cold import adapter_config
 from vllm_cold.tools.errors import ToolError
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # vLLM's choices for --max-lora-rank
+# Arguments of vllm serve.
+ENGINE_OPTIONS: dict[str, Any] = {
+    "dtype": {"help": "(default: the model's)"},
+    "max_model_len": {"type": int, "help": "(default: the model's)"},
+    "max_num_seqs": {"type": int, "help": "a CoLD request counts twice or more"},
+    "gpu_memory_utilization": {"type": float},
+    "tensor_parallel_size": {"type": int},
+    "enforce_eager": {
+        "action": "store_true",
+        "default": None,
+        "help": "do not compile the model",
+    },
+}
 
 
 @dataclass(frozen=True, slots=True)

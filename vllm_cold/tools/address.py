@@ -21,7 +21,7 @@ def add_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--url",
         metavar="URL",
-        help="use this server, such as http://localhost:8000, instead of an engine here",
+        help="use this server, such as http://localhost:8000, instead of starting one",
     )
     group.add_argument(
         "--api-key",

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn, cast
 
@@ -299,80 +299,6 @@ def amateur_reads(whole: Content, one: AmateurSpec) -> Content | None:
             return Messages(seen(cast(Messages, whole).value, source.view))
 
 
-@dataclass(frozen=True, slots=True)
-class Stream:
-    """What the model reads to predict a token.
-
-    Attributes:
-        adapter: The name of its adapter, None for the base model.
-        ids: Its prompt's token ids, those of the chat template included.
-        media: The messages that the ids are of, where there is more than text in them.
-        answer: Which of the ids, the last ones, are no more of the prompt.
-    """
-
-    adapter: str | None
-    ids: tuple[int, ...]
-    media: Messages | None = None
-    answer: tuple[int, ...] = ()
-
-
 def media_in(reads: Content | None) -> Messages | None:
     """What is read, if there is more than text in it."""
     return reads if isinstance(reads, Messages) and has_media(reads.value) else None
-
-
-def make_streams(
-    amateurs: Sequence[AmateurSpec],
-    own: tuple[Content, Sequence[int]],
-    others: Sequence[tuple[Content, Sequence[int]] | None],
-    expert: str | None,
-    base: str,
-    loaded: Sequence[str],
-) -> tuple[Stream, ...]:
-    """The streams of a prompt: the expert's, then its amateurs'.
-
-    Args:
-        amateurs: One or more.
-        own: What the expert reads, and its token ids.
-        others: The same of each amateur; None for one that reads the expert's prompt.
-        expert: The name of the expert's adapter, if it has one.
-        base: The base model's name.
-        loaded: The names of all adapters.
-
-    Raises:
-        ColdError: an amateur reads what its expert does with the same adapter, or one has none.
-    """
-
-    def stream(adapter: str | None, content: Content, ids: Sequence[int]) -> Stream:
-        return Stream(adapter, tuple(ids), media_in(content))
-
-    streams = [stream(expert, *own)]
-    for one, reads in zip(amateurs, others, strict=True):
-        streams.append(stream(adapter_of(one, expert, base, loaded), *(reads or own)))
-        if streams[-1] == streams[0]:
-            raise ColdError(
-                one.prompt_field if one.source else one.field,
-                one.source.value if one.source else one.adapter,
-                "gives the amateur the tokens that the expert reads, with the same adapter, so "
-                "there is nothing to contrast with; give it another prompt",
-            )
-    return tuple(streams)
-
-
-def read_streams(
-    whole: Content,
-    amateurs: Sequence[AmateurSpec],
-    make: Callable[[str, Content], Sequence[int]],
-    expert: str | None,
-    base: str,
-    loaded: Sequence[str],
-) -> tuple[Stream, ...]:
-    """As ``make_streams``, of what the expert reads, whose token ids ``make`` makes, of what an
-    error names and what is read.
-    """
-    own = whole, make("prompt", whole)
-    others: list[tuple[Content, Sequence[int]] | None] = []
-    for one in amateurs:
-        reads = amateur_reads(whole, one)
-        others.append(None if reads is None else (reads, make(one.prompt_field, reads)))
-    return make_streams(amateurs, own, others, expert, base, loaded)

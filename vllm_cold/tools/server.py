@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A running vLLM server that a command asks: its address and key, its models, its errors."""
+"""A vLLM server that a command asks: its address and key, its models, its errors."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NoReturn
 
 import httpx
@@ -22,6 +23,7 @@ from vllm_cold.tools.address import (
 )
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.pictures import without_data
+from vllm_cold.vllm.versions import vllm_version
 
 # Options of a command that are for a server; False and None: not given.
 OPTIONS = ("api_key", "insecure_http")
@@ -32,7 +34,6 @@ class Card(BaseModel):
 
     id: str
     parent: str | None = None
-    max_model_len: int | None = None
 
 
 class _Cards(BaseModel):
@@ -51,12 +52,14 @@ class Server:
             that is served.
         api_key: None for the environment's ``COLD_API_KEY``, if there is one.
         insecure_http: Whether a key or a password may be sent unencrypted to another machine.
+        own: What ``--model`` says, of a server that the command itself has started.
 
     Attributes:
         client: Asks it, within one event loop.
         base, expert, loaded: The names of the base model, of the expert's adapter and of all.
-        max_model_len: Of the base model.
         root: The address without ``/v1``, name and password.
+        called: What errors begin with: the option that names the server.
+        title, about: The base model's name and where answers come from, as they are shown.
 
     Raises:
         ToolError: a key or password would be sent unencrypted; no answer, a name that is not
@@ -71,8 +74,10 @@ class Server:
         model: str | None = None,
         api_key: str | None = None,
         insecure_http: bool = False,
+        own: str | None = None,
     ) -> None:
         self._url = without_user(url)
+        self.called = f"--url={self._url}" if own is None else f"--model={own!r}"
         root = url.rstrip("/").removesuffix("/v1")
         self.root = without_user(root)
         self._key = read_key(api_key)
@@ -89,17 +94,19 @@ class Server:
                 self._client = openai.OpenAI(**options)
                 self.client = openai.AsyncOpenAI(**options)
         except Exception:  # of the client: more rules for names, in a class of its own
-            raise ToolError(f"--url={self._url}: must be like http://localhost:8000") from None
+            raise ToolError(f"{self.called}: must be like http://localhost:8000") from None
         if (self._key or self._url != url) and not insecure_http:
             target = self._client.base_url
             if target.scheme != "https" and not is_loopback(target.host):
                 raise ToolError(
-                    f"--url={self._url}: a key or password would cross the network unencrypted; "
+                    f"{self.called}: a key or password would cross the network unencrypted; "
                     "use https://, or --insecure-http to send it all the same"
                 )
         cards = self._list_models()
         self.expert, self.base, self.loaded = self._names(cards, adapter, amateurs, model)
-        self.max_model_len: int | None = cards[self.base].max_model_len
+        self.title, self.about = self.base, f"server at {self.root}"
+        if own is not None:
+            self.title, self.about = Path(own).name, f"vLLM {vllm_version()} on this machine"
         self._require_cold()
 
     def close(self) -> None:
@@ -135,20 +142,20 @@ class Server:
 
     def _list_models(self) -> dict[str, Card]:
         """What the server tells of its models, by their names."""
-        with self._errors():
+        with self.errors():
             try:
                 reply = self._client.models.with_raw_response.list()
                 return {card.id: card for card in _Cards.model_validate_json(reply.text).data}
             except (ValidationError, openai.NotFoundError) as error:
                 raise ToolError(
-                    f"--url={self._url}: what answers there is no vLLM server; give the address "
+                    f"{self.called}: what answers there is no vLLM server; give the address "
                     "of one, like http://localhost:8000"
                 ) from error
 
     def _require_cold(self) -> None:
         """A server without the plugin ignores ``cold_*``; one with it refuses alpha -1."""
         try:
-            with self._errors():
+            with self.errors():
                 self._client.completions.create(
                     model=self.expert or self.base,
                     prompt=[0],
@@ -160,26 +167,26 @@ class Server:
                 return
             raise
         raise ToolError(
-            f"--url={self._url}: this server ignores cold_alpha, so vllm-cold is not active there; "
+            f"{self.called}: this server ignores cold_alpha, so vllm-cold is not active there; "
             "install it beside the server's vLLM, and unset COLD_ENABLED=0 if it is set"
         )
 
     @contextmanager
-    def _errors(self) -> Iterator[None]:
+    def errors(self) -> Iterator[None]:
         """The clients' exceptions as sentences."""
         try:
             yield
         except openai.AuthenticationError as error:
             raise ToolError(
-                f"--url={self._url}: wants {'another' if self._key else 'an'} API key; set "
+                f"{self.called}: wants {'another' if self._key else 'an'} API key; set "
                 f"{KEY_VARIABLE}, or give --api-key"
             ) from error
         except openai.APITimeoutError as error:
-            raise ToolError(f"--url={self._url}: no answer in time") from error
+            raise ToolError(f"{self.called}: no answer in time") from error
         except (openai.APIConnectionError, httpx.HTTPError) as error:  # the latter in a stream
             reason = error.__cause__ or error
             raise ToolError(
-                f"--url={self._url}: no server can be reached there ({reason}); start it with "
+                f"{self.called}: no server can be reached there ({reason}); start it with "
                 "vllm serve, or correct the address"
             ) from error
         except openai.APIError as error:
@@ -189,15 +196,15 @@ class Server:
             if self._key:
                 said = said.replace(self._key, "...")
             if not isinstance(error, openai.APIStatusError):  # in a stream
-                raise ToolError(f"--url={self._url}: {said}") from error
-            raise ToolError(f"--url={self._url}: HTTP {error.status_code}: {said}") from error
+                raise ToolError(f"{self.called}: {said}") from error
+            raise ToolError(f"{self.called}: HTTP {error.status_code}: {said}") from error
         except ValidationError as error:
-            self._lacks(".".join(map(str, error.errors()[0]["loc"])) or "JSON", error)
+            self.lacks(".".join(map(str, error.errors()[0]["loc"])) or "JSON", error)
 
-    def _lacks(self, what: str, error: Exception | None = None) -> NoReturn:
+    def lacks(self, what: str, error: Exception | None = None) -> NoReturn:
         """Refuse a reply without a field that vLLM's have."""
         raise ToolError(
-            f"--url={self._url}: the server does not return {what} as vLLM does; vLLM 0.23 or "
+            f"{self.called}: the server does not return {what} as vLLM does; vLLM 0.23 or "
             "newer is needed, without a proxy that strips fields"
         ) from error
 
@@ -223,6 +230,6 @@ def check_options(
         if options.url is None:
             raise ToolError(f"{option}: is for a server; add --url, or leave it out")
         raise ToolError(
-            f"{option}: is for an engine in this process, and --url asks a server that is running; "
+            f"{option}: is for an engine that is started, and --url asks a server that is running; "
             "leave one of them out"
         )

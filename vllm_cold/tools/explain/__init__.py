@@ -19,7 +19,7 @@ Writes one HTML page that needs no network, and prints the same in the terminal.
 
 EPILOG = """\
 examples:
-  in this process:     vllm-cold explain --model MODEL --adapter sql=/path/to/sql \\
+  with a model:        vllm-cold explain --model MODEL --adapter sql=/path/to/sql \\
                            --prompt "List all users."
   a running server:    vllm-cold explain --url http://localhost:8000 --adapter sql \\
                            --prompts prompts.jsonl --chat
@@ -56,7 +56,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     one(
         "--serve",
         action="store_true",
-        help="with --url: a page at a port of its own, which takes prompts and shows their answers "
+        help="a page at a port of its own, which takes prompts and shows their answers "
         "while they are decoded; the other options are what it starts with",
     )
     prompts(
@@ -110,7 +110,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         metavar = name.rpartition("_")[2].upper()
         reads(option_of(name), metavar=metavar, action="append", help=CONTRAST[name].about)
 
-    engine = parser.add_argument_group("engine in this process (without --url)").add_argument
+    engine = parser.add_argument_group("the server that is started (without --url)").add_argument
     dtypes = ("auto", "bfloat16", "float16", "float32")
     engine("--dtype", choices=dtypes, help="as vLLM's (auto)")
     engine("--max-model-len", metavar="N", type=int, help="as vLLM's")

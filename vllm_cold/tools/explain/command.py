@@ -7,29 +7,27 @@ import argparse
 import asyncio
 import os
 import sys
-from collections.abc import Sequence
-from contextlib import AbstractAsyncContextManager, closing, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
 from vllm_cold.errors import ColdError
 from vllm_cold.method.amateurs import read_prompt
 from vllm_cold.method.settings import KNOBS, PREFIX
-from vllm_cold.tools.adapters import read_adapters
+from vllm_cold.tools.adapters import engine_arguments, read_adapters
 from vllm_cold.tools.contrast import option_args, refuse_equal, with_pictures
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.explain import collect, page, terminal
 from vllm_cold.tools.explain.prompts import Asked, Row, ask, read_prompts
 from vllm_cold.tools.explain.record import Report
-from vllm_cold.tools.explain.server import ServerSource
 from vllm_cold.tools.explain.source import Source
-from vllm_cold.tools.interrupts import kept_interrupts
+from vllm_cold.tools.own_server import serving
 from vllm_cold.tools.pictures import read_picture
 from vllm_cold.tools.server import Server, check_options
 
-# What only an engine in this process can be asked; None: not given.
+# What a running server cannot be asked; None: not given.
 ENGINE_OPTIONS = ("dtype", "max_model_len", "gpu_memory_utilization", "enforce_eager")
 
 
@@ -52,9 +50,11 @@ def ask_all(options: argparse.Namespace, rows: Sequence[Row] | None = None) -> l
     """
     rows = _read_rows(options) if rows is None else rows
     named: dict[str, str] = {}
-    if options.url is None and (paths := amateur_paths(options)):
-        adapters = read_adapters(options.adapter, paths)[-len(paths) :]
-        named = {path: one.name for path, one in zip(paths, adapters, strict=True)}
+    if options.url is None:
+        paths = amateur_paths(options)
+        named = {
+            path: one.name for path, one in zip(paths, read_adapters(None, paths), strict=True)
+        }
     args = option_args(options, named)
     for name in (*KNOBS, "preset"):
         if (value := getattr(options, name)) is not None:
@@ -90,16 +90,30 @@ def check_page(path: Path) -> None:
         raise ToolError(f"--html={path}: cannot be written; name a file in a folder that is there")
 
 
-def open_server(options: argparse.Namespace) -> Server:
-    """The server that ``--url`` names."""
-    return Server(
-        options.url,
-        options.adapter,
-        amateur_paths(options),
-        options.model,
-        options.api_key,
-        options.insecure_http,
-    )
+@contextmanager
+def opened_server(options: argparse.Namespace) -> Iterator[Server]:
+    """The server that ``--url`` names, or one of the command's own."""
+    amateurs = amateur_paths(options)
+    if options.url is not None:
+        names = options.adapter, amateurs, options.model
+        with closing(Server(options.url, *names, options.api_key, options.insecure_http)) as server:
+            yield server
+        return
+    if options.model is None:
+        raise ToolError("--model is missing: name the base model, or a server with --url")
+    adapters = read_adapters(options.adapter, amateurs)
+    given = {name: getattr(options, name) for name in ENGINE_OPTIONS}
+    if options.gpu_memory_utilization is None:  # which it would win over
+        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB: a few prompts
+    engine = {
+        **engine_arguments(adapters, options.rules),
+        "enforce_eager": True,
+        "max_num_seqs": 64,  # a prompt with 32 amateurs has 33
+        **{name: value for name, value in given.items() if value is not None},
+    }
+    expert = None if options.adapter is None else adapters[0].name
+    with serving(options.model, adapters, expert, **engine) as server:
+        yield server
 
 
 def run(options: argparse.Namespace) -> int:
@@ -107,22 +121,8 @@ def run(options: argparse.Namespace) -> int:
     check(options)
     asked = ask_all(options)
     check_page(options.html)
-    # With kept_interrupts, as asyncio's own would wait for an engine.
-    if options.url is not None:
-        with closing(open_server(options)) as server, kept_interrupts():
-            asking = ServerSource(server, server.expert)
-            report = asyncio.run(_explain(asking, asked, options, server.client))
-    elif options.model is None:
-        raise ToolError("--model is missing: name the base model, or a server with --url")
-    else:
-        from vllm_cold.tools.explain.offline import OfflineSource
-
-        _tell("starting the engine")
-        engine = {name: getattr(options, name) for name in ENGINE_OPTIONS}
-        amateurs = amateur_paths(options)
-        source = OfflineSource(options.model, options.adapter, amateurs, options.rules, **engine)
-        with closing(source), kept_interrupts():
-            report = asyncio.run(_explain(source, asked, options, nullcontext()))
+    with opened_server(options) as server:
+        report = asyncio.run(_explain(server, asked, options))
     try:
         options.html.write_text(page.render(report), encoding="utf-8")
     except OSError as error:
@@ -133,14 +133,9 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-async def _explain(
-    source: Source,
-    asked: Sequence[Asked],
-    options: argparse.Namespace,
-    client: AbstractAsyncContextManager[Any],
-) -> Report:
-    async with client:
-        method = options.preset or "CoLD"
+async def _explain(server: Server, asked: Sequence[Asked], options: argparse.Namespace) -> Report:
+    method, source = options.preset or "CoLD", Source(server, server.expert)
+    async with server.client:
         return await collect.explain(
             source, asked, method, max_tokens=options.max_tokens, progress=_tell
         )

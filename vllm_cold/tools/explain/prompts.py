@@ -15,7 +15,6 @@ from vllm_cold.method.settings import PREFIX, preset_of
 from vllm_cold.tools.contrast import (
     Contrast,
     Prompt,
-    Stream,
     amateur_reads,
     as_written,
     expert_reads,
@@ -67,14 +66,12 @@ class Asked:
         chat: Whether a text goes through the chat template, as a user's message.
         args: All ``cold_*`` keys, as a client would send them.
         contrast: What they say.
-        streams: What the expert and each amateur read; none until a source has been asked.
     """
 
     row: Row
     chat: bool
     args: Mapping[str, Any]
     contrast: Contrast
-    streams: tuple[Stream, ...] = ()
 
 
 def ask(row: Row, options: Mapping[str, Any], chat: bool = False) -> Asked:

@@ -28,61 +28,54 @@ class Candidate(_Record):
     Attributes:
         text: As it is shown: ``visible.alone``.
         expert: The expert's probability.
-        amateurs: Those of the amateurs.
-        score: ``ln(expert) + sum of weight * (ln(amateur) - ln(expert))`` up to a constant of the
-            step; None if it is not valid, not finite, or a weight is not known.
-        valid: Whether it survived alpha (and the cap on the candidates).
-        taken_by: Who takes it: the method, "greedy", and "engine" if that took neither's.
+        amateurs: Those of the amateurs; None for one that has ended.
+        score: The engine's; None if alpha (or the cap on the candidates) cut it off.
+        taken_by: Who takes it: the method, "greedy".
     """
 
     token: int
     text: str
     expert: Number
-    amateurs: tuple[Number, ...]
+    amateurs: tuple[Number | None, ...]
     score: Number | None
-    valid: bool
     taken_by: tuple[str, ...] = ()
+
+    @property
+    def valid(self) -> bool:
+        """Whether it survived alpha and the cap."""
+        return self.score is not None
 
 
 class Step(_Record):
     """One position of an answer.
 
     Attributes:
-        token: What the engine put there.
+        token: What the answer has there.
         text: Its piece of the answer.
-        candidates: The valid ones, best score first, then others, most probable first.
-        valid_size: How many tokens are valid; at least, if ``complete`` is false.
-        complete: Whether every valid token is known.
-        divergences: Of the expert and each amateur, in bits; see ``account.divergence_bits``.
+        candidates: Those that the engine told: the valid ones, best score first, then others, most
+            probable first.
+        valid_size: How many tokens are valid in all.
+        divergences: Jensen-Shannon, of the expert and each amateur, in bits; None for one that has
+            ended.
         greedy: What greedy decoding of the expert takes here.
-        winner: What the method takes here; None if it is not known. If not all valid tokens are
-            known, it is what the engine took, unless a listed one is better for certain.
         weights: The amateurs' weights here, where a rule chooses one; None for one that had ended.
-            Empty where all are fixed, None where they are not known: no rule was asked there.
-        ends: The amateurs, from 1, that the rule needs no more behind this token of the method's
-            answer.
-        wrong: Whether ``token`` is not what follows from the numbers.
-        margin: By how much what follows wins then, in nats of score or ln-probability; None if
-            ``token`` is not valid by the numbers.
+            Empty where all are fixed.
+        ends: The amateurs, from 1, that the rule needs no more behind this token.
     """
 
     token: int
     text: str
     candidates: tuple[Candidate, ...]
     valid_size: int
-    complete: bool
-    divergences: tuple[Number, ...]
+    divergences: tuple[Number | None, ...]
     greedy: int
-    winner: int | None
-    weights: tuple[Number | None, ...] | None = ()
+    weights: tuple[Number | None, ...] = ()
     ends: tuple[int, ...] = ()
-    wrong: bool = False
-    margin: Number | None = None
 
     @property
     def divergence(self) -> float:
         """Of the expert and that amateur which is farthest from it."""
-        return max(self.divergences)
+        return max((one for one in self.divergences if one is not None), default=0.0)
 
     @property
     def level(self) -> int:
@@ -92,12 +85,7 @@ class Step(_Record):
     @property
     def differs(self) -> bool:
         """Whether the method takes another token here than greedy decoding."""
-        return self.winner not in (None, self.greedy)
-
-    @property
-    def size(self) -> str:
-        """How many tokens are valid, in words."""
-        return str(self.valid_size) if self.complete else f"at least {self.valid_size}"
+        return self.token != self.greedy
 
 
 class Answer(_Record):
@@ -129,21 +117,19 @@ class Amateur(_Record):
     Attributes:
         label: Its name, what it reads and its weight.
         pieces: What it reads; none where that is the expert's prompt.
-        tokens: The length of what it reads.
     """
 
     label: str
     pieces: tuple[Piece, ...]
-    tokens: int
 
 
 class Explanation(_Record):
-    """One prompt, its length in tokens, its amateurs, and its two answers: the method's, and the
-    greedy one.
+    """One prompt, its length in tokens (None while it is not known), its amateurs, and its two
+    answers: the method's, and the greedy one.
     """
 
     pieces: tuple[Piece, ...]
-    tokens: int
+    tokens: int | None
     amateurs: tuple[Amateur, ...]
     answers: tuple[Answer, Answer]
 

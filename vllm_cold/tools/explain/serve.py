@@ -28,11 +28,10 @@ from vllm_cold.tools.address import is_loopback
 from vllm_cold.tools.contrast import Prompt, with_pictures
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.explain import collect, page, visible
-from vllm_cold.tools.explain.command import ask_all, check, open_server
+from vllm_cold.tools.explain.command import ask_all, check, opened_server
 from vllm_cold.tools.explain.prompts import Row
-from vllm_cold.tools.explain.record import Answer, Report
-from vllm_cold.tools.explain.server import ServerSource
-from vllm_cold.tools.explain.source import Decoded, side_by_side
+from vllm_cold.tools.explain.record import Report
+from vllm_cold.tools.explain.source import Decoded, Source, side_by_side
 from vllm_cold.tools.pictures import picture_of_url
 from vllm_cold.tools.server import Server
 
@@ -93,8 +92,8 @@ class _Form(BaseModel):
 
 
 async def _work(server: Server, options: argparse.Namespace, body: bytes, events: Events) -> None:
-    """Tell what the page is told: "start" with empty answers, "text" of them, "status" in words,
-    and "report" with all that is known; or "error" with a sentence.
+    """Tell what the page is told: "start" with empty answers, "text" of them, and "report" with all
+    that is known; or "error" with a sentence.
     """
     tell = events.put_nowait
     try:
@@ -106,11 +105,9 @@ async def _work(server: Server, options: argparse.Namespace, body: bytes, events
         given = form.on(options)
         check(given)
         method = given.preset or "CoLD"
-        source = ServerSource(server, given.adapter)
-        asked = ask_all(given, [Row(form.prompt_with(), {})])
-        prompts = await collect.read_all(source, asked, given.max_tokens)
-        empty = (Answer(title=method, greedy=False), Answer(title="Greedy", greedy=True))
-        tell(_shown("start", collect.make_report(source, prompts, method, [empty])))
+        source = Source(server, given.adapter)
+        prompts = ask_all(given, [Row(form.prompt_with(), {})])
+        tell(_shown("start", collect.make_report(source, prompts, method, [(None, None)])))
 
         def follow(place: int, greedy: bool) -> Awaitable[Decoded]:
             def told(text: str) -> None:
@@ -119,9 +116,7 @@ async def _work(server: Server, options: argparse.Namespace, body: bytes, events
             return source.answer(prompts[0], greedy, given.max_tokens, told)
 
         cold, greedy = await side_by_side((follow(0, False), follow(1, True)))
-        tell({"event": "status", "text": "asking for probabilities …"})
-        report = await collect.account_for(source, prompts, method, ([cold], [greedy]))
-        tell(_shown("report", report))
+        tell(_shown("report", collect.make_report(source, prompts, method, [(cold, greedy)])))
     except ToolError as error:
         tell({"event": "error", "text": str(error)})
     finally:
@@ -188,15 +183,17 @@ def make_app(options: argparse.Namespace, server: Server) -> Starlette:
 
 def run(options: argparse.Namespace) -> int:
     """Serve the page until Ctrl-C; returns the exit status."""
-    if options.url is None:
-        raise ToolError("--serve: asks a running server; name it with --url")
     check(options)
     for name in ("without", "images"):
         if len(getattr(options, name) or ()) > 1:
             raise ToolError(f"--{name}: the page has a field for one; give it once")
     if options.image:
         raise ToolError("--image: the page has a field for it; leave it out")
-    server = open_server(options)
+    with opened_server(options) as server:
+        return _serve(options, server)
+
+
+def _serve(options: argparse.Namespace, server: Server) -> int:
     family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
     try:
         listening = socket.create_server((options.host, options.port), family=family)

@@ -45,7 +45,7 @@ def show(console: Console, report: Report) -> None:
         console.print(_pieces(explanation.pieces))
         for one in explanation.amateurs:
             said = f"{report.method} ({report.settings}): against {one.label}"
-            console.print(Text(f"{said} ({one.tokens} tokens)"))
+            console.print(Text(said))
             if one.pieces:
                 console.print(Padding(_pieces(one.pieces), (0, 0, 0, 2)))
         for answer in explanation.answers:
@@ -55,9 +55,8 @@ def show(console: Console, report: Report) -> None:
             console.print(Padding(_tokens(answer, colours), (0, 0, 0, 2)))
             if not answer.greedy and any(step.weights for step in answer.steps):
                 console.print(Padding(_weights(answer), (0, 0, 0, 2)))
-            for note in words.notes(report, answer):
-                style = "yellow" if note.warns else "dim"
-                console.print(Padding(Text(note.text, style=style), (0, 2)))
+            for note in words.notes(answer):
+                console.print(Padding(Text(note, style="dim"), (0, 2)))
             if not answer.greedy and any(step.differs for step in answer.steps):
                 console.print(_table(report, explanation, answer))
 
@@ -134,14 +133,16 @@ def _table(report: Report, explanation: Explanation, answer: Answer) -> Table:
                 Text(candidate.text),
                 Text(", ".join(candidate.taken_by)),
                 *map(_percent, (candidate.expert, *candidate.amateurs)),
-                "?" if candidate.score is None else f"{candidate.score:.2f}",
-                *(("", "") if line else (f"{step.divergence:.2f}", step.size)),
+                "" if candidate.score is None else f"{candidate.score:.2f}",
+                *(("", "") if line else (f"{step.divergence:.2f}", str(step.valid_size))),
             )
         table.add_row()  # a line between steps
     return table
 
 
-def _percent(share: float) -> str:
+def _percent(share: float | None) -> str:
+    if share is None:
+        return "ended"
     value = 100 * share
     number = f"{value:.1f}" if value >= 1 else f"{value:.2g}"
     return f"{'<0.001' if 0 < value < 0.001 else number} %"

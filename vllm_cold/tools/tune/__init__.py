@@ -3,8 +3,8 @@
 
 First it tells what is to be had without a contrast: by other prompts, and without what an amateur
 lacks. Then a grid of settings is decoded, with greedy decoding and these prompts as baselines. Dev
-problems pick a setting, held-out ones judge it. ``task`` checks the options, ``decode`` asks an
-engine or a server, ``command`` puts all in order.
+problems pick a setting, held-out ones judge it. ``task`` checks the options, ``decode`` asks a
+server, ``command`` puts all in order.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from collections.abc import Callable
 from typing import Any
 
 from vllm_cold.method.settings import CONTRAST, KNOBS
+from vllm_cold.tools.adapters import ENGINE_OPTIONS
 from vllm_cold.tools.address import add_options
 from vllm_cold.tools.contrast import OPTIONS, add_rule_option, add_rules, option_of
-from vllm_cold.tools.engine import ENGINE_OPTIONS
 from vllm_cold.tools.errors import named_libraries
 from vllm_cold.tools.tune.grid import AXES
 from vllm_cold.tools.tune.plain import BETTER
@@ -156,7 +156,7 @@ def add_parser(subparsers: Any) -> None:
     )
     files.add_argument("--verbose", action="store_true", help="show vLLM's own log")
 
-    engine = parser.add_argument_group("engine, as for vllm serve")
+    engine = parser.add_argument_group("the server that is started, as for vllm serve")
     for name, option in ENGINE_OPTIONS.items():
         engine.add_argument(option_of(name), **option)
     engine.add_argument(
@@ -165,10 +165,13 @@ def add_parser(subparsers: Any) -> None:
         help='more arguments of vllm.LLM, such as \'{"quantization": "fp8"}\'',
     )
 
-    server = parser.add_argument_group("a running server in place of an engine")
+    server = parser.add_argument_group("a running server in place of that")
     add_options(server)
     server.add_argument(
-        "--concurrency", type=_at_least(1), metavar="N", help="requests at a time (default: 32)"
+        "--concurrency",
+        type=_at_least(1),
+        metavar="N",
+        help="requests at a time (default: 32, 256 of a server that is started)",
     )
     parser.set_defaults(run=run)
 

@@ -8,6 +8,7 @@ import json
 import math
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 from rich.text import Text
 
-from vllm_cold.tools.engine import prepare_environment
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.tune import report, verdict
 from vllm_cold.tools.tune.answers import Answer, Answers, Job, open_answers
@@ -31,8 +31,9 @@ CUT = 0.05  # share of answers cut off by --max-tokens that is worth a word
 class Tuning:
     """One run: which answers are wanted, which are there, and how they score."""
 
-    def __init__(self, task: Task, answers: Answers, console: Console) -> None:
+    def __init__(self, task: Task, answers: Answers, console: Console, stack: ExitStack) -> None:
         self._task = task
+        self._stack = stack  # ends a server that is started
         self._answers = answers
         self._console = console
         self._scores: dict[tuple[Setting | None, str], tuple[float, ...]] = {}
@@ -133,7 +134,7 @@ class Tuning:
             return
         if self._decode is None:
             # It starts before the bar, so that nothing of it is drawn over that.
-            self._decode = decoder(self._task)
+            self._decode = decoder(self._task, self._stack)
         columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         hidden = not self._console.is_terminal
         with Progress(*columns, console=self._console, disable=hidden) as progress:
@@ -192,16 +193,15 @@ class Tuning:
 
 def run(options: argparse.Namespace) -> int:
     """Decode what is missing, judge, write the report and print it; see ``tune.run``."""
-    prepare_environment(options.verbose)
     task = read_task(options)
     progress = Console(stderr=True, highlight=False, soft_wrap=True)
-    with open_answers(options.output, task.made_with()) as answers:
+    with open_answers(options.output, task.made_with()) as answers, ExitStack() as stack:
         more = ", and again by a plain prompt that gains" if task.combined else ""
         progress.print(
             f"{len(task.problems)} problems ({len(task.dev)} dev, {len(task.held_out)} held out), "
             f"{len(task.grid)} settings{more}. {len(answers)} answers are there already."
         )
-        tuning = Tuning(task, answers, progress)
+        tuning = Tuning(task, answers, progress, stack)
         try:
             first, judged = tuning.judge()
         except KeyboardInterrupt:

@@ -20,6 +20,7 @@ from vllm_cold.method.arguments import parse_engine_defaults
 from vllm_cold.method.settings import PREFIX
 from vllm_cold.tools.adapters import Adapter
 from vllm_cold.tools.contrast import ROW_KEYS, merge, reads_args, request_args
+from vllm_cold.tools.own_server import words_of
 from vllm_cold.tools.tune.match import KEEP
 from vllm_cold.tools.tune.plain import BETTER, BETTER_PROMPT
 from vllm_cold.tools.tune.task import Task
@@ -56,18 +57,10 @@ def serve_line(
     """The command that serves what was measured, quoted for a shell. CoLD's defaults are those of
     ``server_defaults``; None for a server that decodes greedily.
     """
-    words = ["vllm", "serve", model]
     more = engine.get("additional_config") or {}
-    # What is said of CoLD there is for the engine that tunes.
+    # What is said of CoLD there is for the server that tunes.
     rest = {key: value for key, value in more.items() if key != "cold"} or None
-    for name, value in {**engine, "additional_config": rest}.items():
-        option = "--" + name.replace("_", "-")
-        if isinstance(value, bool):
-            words.append(option if value else f"--no-{option[2:]}")
-        elif value not in (None, []):  # vLLM's parser has no words for these
-            # A list is one option with several words.
-            several = value if isinstance(value, list) else [value]
-            words += [option, *(v if isinstance(v, str) else json.dumps(v) for v in several)]
+    words = ["vllm", "serve", model, *words_of({**engine, "additional_config": rest})]
     if adapters:
         words += ["--lora-modules", *map(_module, adapters)]
     if defaults is not None:

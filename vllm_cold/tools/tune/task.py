@@ -17,7 +17,13 @@ from vllm_cold.method.amateurs import AmateurSpec
 from vllm_cold.method.presets import PRESETS
 from vllm_cold.method.settings import KNOBS, PREFIX
 from vllm_cold.tools import server as servers
-from vllm_cold.tools.adapters import Adapter, engine_arguments, read_adapters, read_model
+from vllm_cold.tools.adapters import (
+    ENGINE_OPTIONS,
+    Adapter,
+    engine_arguments,
+    read_adapters,
+    read_model,
+)
 from vllm_cold.tools.contrast import (
     Pictured,
     adapter_of,
@@ -28,7 +34,6 @@ from vllm_cold.tools.contrast import (
     read_contrast,
     refuse_equal,
 )
-from vllm_cold.tools.engine import ENGINE_OPTIONS
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.server import Server
 from vllm_cold.tools.tune.grid import Setting, make_grid
@@ -37,19 +42,18 @@ from vllm_cold.tools.tune.plain import BETTER_PROMPT, LONGEST, Lacks, plain_prom
 from vllm_cold.tools.tune.problems import Problem, load_problems, split_problems
 
 ENGINE_ONLY = (*ENGINE_OPTIONS, "engine_args")
-SERVER_ONLY = (*servers.OPTIONS, "concurrency")
 
 
 @dataclass(kw_only=True)
 class Models:
-    """What decodes: models and adapters of an engine, or of a server."""
+    """What decodes: models and adapters, or a server that has them."""
 
     model: str  # folder (absolute) or hub name; with a server, its name there
     adapters: list[Adapter]  # the expert's first; with a server none
     expert: str | None  # the name of the expert's adapter, None for the base model
     loaded: list[str]  # the names of all adapters
-    engine: dict[str, Any]  # further arguments of vllm.LLM
-    server: Server | None  # what decodes in place of an engine
+    engine: dict[str, Any]  # arguments of a server that is started, as of vllm.LLM
+    server: Server | None  # a running one, in place of that
 
 
 @dataclass(kw_only=True)
@@ -106,7 +110,7 @@ class Task(Models, Plain):
 
 def read_task(options: argparse.Namespace) -> Task:
     """Check all options and read all small files; ToolError names the first mistake."""
-    servers.check_options(options, ENGINE_ONLY, SERVER_ONLY)
+    servers.check_options(options, ENGINE_ONLY)
     models, named = _read_models(options)
     args = option_args(options, named)
     try:

@@ -303,7 +303,6 @@ class Admission:
                 "CoLD does not support streaming-input sessions; send the whole prompt."
             )
         _check_embeds(self.config.model_config, request)
-        contrast.check_alone("n", params.n)
         length = len(request.prompt_token_ids or request.prompt_embeds)
         unlimited = contrast.unlimited or params.max_tokens is None
         most = fit(self.config, contrast.amateurs, length, sampling.max_tokens, unlimited)

@@ -33,26 +33,24 @@ class Contrast(arguments.Contrast):
         asked: Whether the request says anything itself, and so is told of all else that is in the
             way.
         unlimited: Whether nobody said how many tokens the request gets.
-        explain: Whether the client is told the weights of each step.
+        explain: Of how many tokens of each step the client is told; 0 for none.
     """
 
     preset: PresetName | None = None
     optional: bool = False
     asked: bool = True
     unlimited: bool = False
-    explain: bool = False
+    explain: int = 0
 
     @property
     def gives_way(self) -> bool:
         """Whether nobody is told what is in the way: the request asked for nothing."""
         return self.optional and not self.asked
 
-    def check_alone(self, field: str, answers: int) -> None:
-        """Refuse to tell the weights of several answers: there is room for those of one."""
-        if self.explain and answers > 1:
-            raise ColdError(
-                field, answers, "must be 1 where the weights are asked for; send a request for each"
-            )
+    def check_alone(self, prompts: int) -> None:
+        """Refuse to tell of the steps of several prompts: there is room for those of one."""
+        if self.explain and prompts > 1:
+            raise ColdError("prompt", prompts, "must be one beside cold_explain; send each alone")
 
     def applies(self, prompt_source: prompts.PromptSource) -> bool:
         """Whether a request has what a default leaves out; one that asked itself has to."""
@@ -111,7 +109,7 @@ class Contrast(arguments.Contrast):
             method=preset or name or ("custom" if own else "cold"),
             keeps_state=rule is not None and rule.state > 0,
             retires=rule is not None and rule.retires,
-            explain=rule is not None and self.explain,
+            explain=self.explain,
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -143,7 +141,7 @@ def of_params(params: ColdParams, expert: "LoRARequest | None") -> Contrast:
         field = named.format(i)
         lora = one.adapter(expert)
         amateurs.append(AmateurSpec(field, field, source=source, weight=one.weight, lora=lora))
-    return Contrast(settings, tuple(amateurs), weights, params.method, explain=bool(params.explain))
+    return Contrast(settings, tuple(amateurs), weights, params.method, explain=int(params.explain))
 
 
 def same(one: "LoRARequest | None", other: "LoRARequest | None") -> bool:

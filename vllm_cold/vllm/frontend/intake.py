@@ -36,13 +36,13 @@ class Exchange:
         decided: The bodies that were decided about (a batch of chats is several), by their ids.
         used: What those are decoded with that were sent to the engine, by the same ids; for the
             header.
-        weights: Of each token, where the client asks for them; known when the last one is.
+        steps: What is told of each token, where the client asks; known when the last one is.
     """
 
     plain: bool = False
     decided: dict[int, tuple[Any, Contrast | None]] = field(default_factory=dict)
     used: dict[int, Contrast | None] = field(default_factory=dict)
-    weights: list[list[float | None]] | None = None
+    steps: list[dict[str, Any]] | None = None
 
 
 class FrontEnd:

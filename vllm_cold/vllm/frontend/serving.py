@@ -6,12 +6,12 @@ Right behind the renderer a request is decided about and its amateurs' prompts a
 models vLLM makes the prompts elsewhere: their requests are decided about in ``to_sampling_params``,
 which also says which of the prompts are sent. The body may hold our keys where vLLM ignores them. A
 client should see what its tokens were chosen with: the header ``x-cold`` of the response says it,
-and the weights of each step, where it asks for them, are in ``kv_transfer_params``.
+and what is told of each step, where it asks, is in ``kv_transfer_params``.
 """
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from functools import cache
@@ -170,11 +170,10 @@ def _check_sendable(server: Admission, request: Any) -> None:
 
 
 def _check_parts(request: Any, num_prompts: int, contrast: Contrast) -> None:
-    """Refuse positions in what is not the one text that the client sent, and weights of several
-    answers.
+    """Refuse positions in what is not the one text that the client sent, and to tell of the
+    steps of several.
     """
-    contrast.check_alone("prompt", num_prompts)
-    contrast.check_alone("n", getattr(request, "n", None) or 1)
+    contrast.check_alone(num_prompts)
     for one in contrast.amateurs:
         if not isinstance(one.source, Part):
             continue
@@ -268,10 +267,10 @@ def _make_generate(original: Callable[..., Any]) -> Callable[..., Any]:
 async def _looked_at(
     outputs: AsyncGenerator[Any, None], exchange: Exchange
 ) -> AsyncGenerator[Any, None]:
-    """The outputs, with an error's own reason; the weights in them are kept."""
+    """The outputs, with an error's own reason; what they tell of steps is kept."""
     async with aclosing(outputs):  # which aborts what is left of the request
         async for output in outputs:
-            exchange.weights = results.weights_in(output.kv_transfer_params) or exchange.weights
+            exchange.steps = results.steps_in(output.kv_transfer_params) or exchange.steps
             for one in output.outputs:
                 if one.finish_reason == "error" and str(one.stop_reason).startswith("CoLD"):
                     raise generation_error()(one.stop_reason)
@@ -279,7 +278,8 @@ async def _looked_at(
 
 
 class Header:
-    """ASGI middleware that adds the header, and the weights at the end of a streamed answer;
+    """ASGI middleware that adds the header, and what is told of steps at the end of a streamed
+    answer;
     ``cli`` names it in vLLM's option ``--middleware``.
     """
 
@@ -296,10 +296,10 @@ class Header:
             if exchange.used and message["type"] == "http.response.start":
                 headers = [*message["headers"], (HEADER, header(list(exchange.used.values())))]
                 message = {**message, "headers": headers}
-            if exchange.weights is not None and not _streams_have_them():
+            if exchange.steps is not None and not _streams_have_them():
                 body = bytes(message.get("body", b""))
                 if body.startswith(_DONE):
-                    message = {**message, "body": _event(exchange.weights) + body}
+                    message = {**message, "body": _event(exchange.steps) + body}
             await send(message)
 
         await self._app(scope, receive, send_with_header)
@@ -312,9 +312,9 @@ def _streams_have_them() -> bool:
     return "kv_transfer_params" in protocol.CompletionStreamResponse.model_fields
 
 
-def _event(weights: Sequence[Sequence[float | None]]) -> bytes:
-    """What a streamed answer says of the weights, as a body does, in a part without choices."""
-    told = {"choices": [], "kv_transfer_params": results.with_weights(None, weights)}
+def _event(steps: Sequence[Mapping[str, Any]]) -> bytes:
+    """What a streamed answer tells of steps, as a body does, in a part without choices."""
+    told = {"choices": [], "kv_transfer_params": results.with_steps(None, steps)}
     return b"data: " + json.dumps(told).encode() + b"\n\n"
 
 

@@ -49,6 +49,7 @@ from vllm.v1.request import RequestStatus
 
 from vllm_cold.group import results
 from vllm_cold.group.drafting import DraftController, Drafting
+from vllm_cold.group.explained import Told
 from vllm_cold.group.lockstep import (
     Capacity,
     Group,
@@ -62,7 +63,7 @@ from vllm_cold.group.lockstep import (
     whole,
 )
 from vllm_cold.group.slots import Slots
-from vllm_cold.group.step_stats import CountersByKind, RowStats, WeightsByStep
+from vllm_cold.group.step_stats import CountersByKind, RowStats
 from vllm_cold.group.stream import from_extra_args, set_slot
 from vllm_cold.vllm import versions
 from vllm_cold.vllm.scheduler.amateurs import make_streams
@@ -154,9 +155,9 @@ class GroupScheduler(Scheduler):
         adapter = request.lora_request.lora_name if request.lora_request else ""
         kind = self._counters.kind(stream.method, adapter)
         streams = make_streams(request, stream)
-        weights = WeightsByStep(len(stream.amateurs)) if stream.explain else None
+        told = Told(len(stream.amateurs), stream.explain) if stream.explain else None
         group: RequestGroup = Group(
-            streams, kind, keeps_state=stream.keeps_state, retires=stream.retires, weights=weights
+            streams, kind, keeps_state=stream.keeps_state, retires=stream.retires, told=told
         )
         if self._draft_controller is not None:
             seeded = params.seed is not None and params.temperature > 0
@@ -914,9 +915,9 @@ class GroupScheduler(Scheduler):
                 if (given := self._groups.get(output.request_id)) is not None:
                     figures, new = scored.get(output.request_id, ()), len(output.new_token_ids)
                     self._counters.sums[given.kind].give(new, figures if self.log_stats else ())
-                    if given.weights is not None:
-                        output.kv_transfer_params = results.with_weights(
-                            output.kv_transfer_params, given.weights.give(figures[:new])
+                    if given.told is not None:
+                        output.kv_transfer_params = results.with_steps(
+                            output.kv_transfer_params, given.told.give(figures[:new])
                         )
                     if given.retires and figures and given not in over:
                         self._retire(given, figures, new)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Weights that come with each token are told once, all of them, whatever vLLM does with outputs."""
+"""What comes with each token is told once, all of it, whatever vLLM does with outputs."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,10 +14,11 @@ from vllm.v1.engine.output_processor import (
     RequestOutputCollector,
     RequestState,
 )
+from vllm.v1.engine.parallel_sampling import ParentRequest
 
 from tests.contracts.source import find
 from vllm_cold.group import results
-from vllm_cold.vllm.frontend import weights
+from vllm_cold.vllm.frontend import explained
 
 pytestmark = pytest.mark.unit
 
@@ -26,7 +27,7 @@ WHERE = "vllm.v1.engine.output_processor:RequestState.make_request_output"
 
 @pytest.fixture(autouse=True)
 def patched(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(RequestState, "make_request_output", weights._make(find(WHERE)))
+    monkeypatch.setattr(RequestState, "make_request_output", explained._make(find(WHERE)))
 
 
 class Request:
@@ -49,10 +50,10 @@ class Request:
         self.processor.add_request(request, None, queue=self.queue)
 
     def step(self, tokens: Sequence[int], rows: Any, finish: FinishReason | None = None) -> None:
-        """``rows``: the weights that come with them; None for a request that does not ask."""
+        """``rows``: what comes with them; None for a request that does not ask."""
         told = {"theirs": 1} if finish else None
         if rows is not None:
-            told = results.with_weights(told, rows)
+            told = results.with_steps(told, rows)
         output = EngineCoreOutput("r", list(tokens), finish_reason=finish, kv_transfer_params=told)
         self.processor.process_outputs([output])
         if not self.late:
@@ -64,8 +65,8 @@ class Request:
             self.seen.append(output)
 
     def told(self) -> list[Any]:
-        """The weights beside each."""
-        return [results.weights_in(output.kv_transfer_params) for output in self.seen]
+        """What stands beside each."""
+        return [results.steps_in(output.kv_transfer_params) for output in self.seen]
 
 
 kinds = pytest.mark.parametrize("kind", RequestOutputKind, ids=lambda kind: kind.name)
@@ -74,17 +75,21 @@ kinds = pytest.mark.parametrize("kind", RequestOutputKind, ids=lambda kind: kind
 @pytest.mark.parametrize("late", [False, True], ids=["each", "merged"])
 @pytest.mark.parametrize("interval", [1, 3])
 @kinds
-def test_all_weights_come_with_the_last_output(
+def test_all_steps_come_with_the_last_output(
     kind: RequestOutputKind, interval: int, late: bool, tiny: Path
 ) -> None:
     request = Request(tiny, interval, late, output_kind=kind)
-    rows = [[-0.5 - step, None] for step in range(10)]
+    rows = [{"tokens": [step, 10**6]} for step in range(10)]
     for step in range(8):
         request.step([20 + step], rows[step : step + 1])
     request.step([30, 31], rows[8:], FinishReason.LENGTH)
     request.take()
     *before, last = request.seen
-    assert last.finished and last.kv_transfer_params == {"theirs": 1, "cold": {"weights": rows}}
+    assert last.finished and last.kv_transfer_params["theirs"] == 1
+    steps = last.kv_transfer_params["cold"]["steps"]
+    decoded = [request.tokenizer.decode([step]) for step in range(10)]
+    assert [step["tokens"] for step in steps] == [row["tokens"] for row in rows]
+    assert [step["texts"] for step in steps] == [[text, None] for text in decoded]
     assert all(output.kv_transfer_params is None for output in before)
 
 
@@ -93,21 +98,23 @@ def test_at_a_stop_string_they_end_with_the_tokens(kind: RequestOutputKind, tiny
     """Which the engine does not see: it sends more, and does not say that this is the end."""
     request = Request(tiny, output_kind=kind, stop=["w7"])
     ids = request.tokenizer(" w3 w7 w9").input_ids
-    request.step(ids[:1], [[-1.0]])
-    request.step(ids[1:], [[-2.0], [-3.0]])
+    steps = [{"tokens": [token]} for token in (1, 2, 3)]
+    request.step(ids[:1], steps[:1])
+    request.step(ids[1:], steps[1:])
     last = request.seen[-1]
     assert last.finished and last.outputs[0].finish_reason == "stop"
     tokens = [token for output in request.seen for token in output.outputs[0].token_ids]
     num = len(tokens if kind == RequestOutputKind.DELTA else last.outputs[0].token_ids)
-    assert request.told()[-1] == [[-1.0], [-2.0], [-3.0]][:num]
+    assert request.told()[-1] == steps[:num] and all(step["texts"] for step in steps[:num])
 
 
 def test_an_abort_tells_what_there_is(tiny: Path) -> None:
     request = Request(tiny, output_kind=RequestOutputKind.DELTA)
-    request.step([20], [[-1.0]])
+    step = {"tokens": [4]}
+    request.step([20], [step])
     request.processor.abort_requests(["r"], internal=True)
     request.take()
-    assert request.seen[-1].finished and request.told() == [None, [[-1.0]]]
+    assert request.seen[-1].finished and request.told() == [None, [step]]
 
 
 def test_who_does_not_ask_is_told_nothing(tiny: Path) -> None:
@@ -115,3 +122,30 @@ def test_who_does_not_ask_is_told_nothing(tiny: Path) -> None:
     request.step([20], None)
     request.step([21], None, FinishReason.LENGTH)
     assert [output.kv_transfer_params for output in request.seen] == [None, {"theirs": 1}]
+
+
+@kinds
+def test_several_answers_have_a_list_each(kind: RequestOutputKind, tiny: Path) -> None:
+    """In their order, whichever ends first."""
+    tokenizer: Any = AutoTokenizer.from_pretrained(tiny / "model")
+    processor = OutputProcessor(tokenizer, log_stats=False)
+    params = SamplingParams(n=2, max_tokens=100, output_kind=kind)
+    queue = RequestOutputCollector(kind, "r")
+    asked = "r", [5], None, params, None, 0.0, None, None, None
+    parent = ParentRequest(EngineCoreRequest(*asked, external_req_id="r"))
+    for index in range(2):
+        name, own = parent.get_child_info(index)
+        child = EngineCoreRequest(name, *asked[1:3], own, *asked[4:], external_req_id="r")
+        processor.add_request(child, None, parent, index, queue)
+    for name, token in (("1_r", 21), ("0_r", 20)):
+        output = EngineCoreOutput(
+            name,
+            [token],
+            finish_reason=FinishReason.LENGTH,
+            kv_transfer_params=results.with_steps(None, [{"tokens": [token]}]),
+        )
+        processor.process_outputs([output])
+    last = queue.get_nowait()
+    assert last is not None and last.finished
+    found: Any = results.steps_in(last.kv_transfer_params)
+    assert [[step["tokens"] for step in steps] for steps in found] == [[[20]], [[21]]]

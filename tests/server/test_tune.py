@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``vllm-cold tune`` with real engines on the tiny model, against the naive reference."""
+"""``vllm-cold tune`` with real servers of the tiny model, against the naive reference."""
 
 import json
 import re
@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,14 +18,15 @@ import msgspec
 import pytest
 
 from tests.docs.blocks import block
-from tests.engine.conftest import Make
 from tests.naive import NaiveCold, Trace, pair
-from tests.server.conftest import serve
+from tests.server.conftest import Server, serve
+from tests.server.conftest import arguments as of_servers
 from vllm_cold.tools.main import main
+from vllm_cold.tools.server import Server as Asking
 from vllm_cold.tools.tune import decode
 from vllm_cold.tools.tune.grid import Setting
 
-pytestmark = pytest.mark.engine
+pytestmark = pytest.mark.server
 
 ALPHAS, BETAS = (0.05, 0.3), (0.5, 2.0)
 GRID = [Setting(alpha=alpha, beta=beta) for alpha in ALPHAS for beta in BETAS]
@@ -91,19 +94,33 @@ def case(tiny: Path, naive: NaiveCold) -> Case:
     return made
 
 
+@pytest.fixture(scope="module")
+def server(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """What stands for those that the command would have started."""
+    with serve(tmp_path_factory.mktemp("tune"), of_server(tiny)) as running:
+        yield running
+
+
 @pytest.fixture
-def starts(monkeypatch: pytest.MonkeyPatch, shared_llm: Make) -> list[dict[str, Any]]:
-    """The arguments of engines that the command would have started, in place of one that other
-    tests use, too.
-    """
+def starts(tiny: Path, server: Server, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """The arguments of servers that the command would have started."""
     asked: list[dict[str, Any]] = []
 
-    def start(model: str, verbose: bool, **engine: Any) -> Any:
+    @contextmanager
+    def start(model: str, adapters: Any, expert: str | None, **engine: Any) -> Iterator[Any]:
         asked.append({"model": model, **engine})
-        return shared_llm()
+        with closing(Asking(server.url, expert, own=model)) as found:
+            yield found
 
-    monkeypatch.setattr(decode, "start_llm", start)
+    monkeypatch.setattr(decode, "serving", start)
     return asked
+
+
+def of_server(tiny: Path) -> list[str]:
+    """As ``arguments`` of tests' servers, with the name that the command gives its model."""
+    words = of_servers(tiny)
+    words[words.index("base")] = str(tiny / "model")
+    return words
 
 
 def arguments(tiny: Path, problems: str, output: Path, *more: str) -> list[str]:
@@ -153,7 +170,7 @@ def check_outputs(folder: Path, case: Case) -> None:
         assert sum(key[0] == setting for key in found) == count, setting
 
 
-def test_an_engine_without_memory_says_what_to_do(
+def test_a_server_without_memory_says_what_to_do(
     tiny: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -164,7 +181,7 @@ def test_an_engine_without_memory_says_what_to_do(
     rows = [{"prompt": f"w{n}", "answer": "w1"} for n in range(COUNT)]
     command = arguments(tiny, _write(tmp_path / "p.jsonl", rows), tmp_path / "out")
     assert main([*command, "--gpu-memory-utilization", "1"]) == 2
-    said = r"does not start: .*memory.*\(change --gpu-memory-utilization, .* VLLM_CPU_KVCACHE_SPACE"
+    said = r"did not start: .*memory.*\(change --gpu-memory-utilization, .* VLLM_CPU_KVCACHE_SPACE"
     assert re.search(said, capsys.readouterr().err)
 
 
@@ -179,7 +196,7 @@ def _interrupt(command: list[str], folder: Path, least: int) -> tuple[int, str]:
         text=True,
     ) as process:
         signal.signal(signal.SIGINT, former)
-        deadline = time.monotonic() + 200
+        deadline = time.monotonic() + 400
         while len(outputs(folder)) < least:
             assert process.poll() is None, process.communicate()[1]
             assert time.monotonic() < deadline
@@ -200,7 +217,7 @@ def test_a_gain_is_found_over_an_interruption_and_its_line_serves_what_was_measu
     problems = case.write(tmp_path / "problems.jsonl", BEST)
     folder = tmp_path / "out"
     command = arguments(tiny, problems, folder)
-    # An engine of its own, which takes seconds for all answers, in a process that is interrupted.
+    # A server of its own, which takes seconds for all answers, in a process that is interrupted.
     status, printed = _interrupt([*command, "--max-num-seqs", "2"], folder, 6)
     assert status == 130
     assert "the same command goes on from there" in printed and "Traceback" not in printed
@@ -223,7 +240,7 @@ def test_a_gain_is_found_over_an_interruption_and_its_line_serves_what_was_measu
         "Use alpha 0.05, beta 2, which beats greedy decoding: +100.0 points on 12 held-out"
     )
     assert found["serve"] in said.out.splitlines()
-    # The same command again has nothing to decode; another rule needs no engine either.
+    # The same command again has nothing to decode; another rule needs no server either.
     assert main([*command, "--match", "contains"]) == 0 and len(starts) == 1
 
     words = shlex.split(found["serve"])
@@ -235,8 +252,8 @@ def test_a_gain_is_found_over_an_interruption_and_its_line_serves_what_was_measu
             )
             assert answer.choices[0].text == case.texts[BEST, prompt]
 
-        # Asked by the command of the page, the server gives what the engine gave, whatever its
-        # default.
+        # Asked by the command of the page, a running server gives what the command's own gave,
+        # whatever its default.
         monkeypatch.chdir(tmp_path)
         words = page(
             block("docs/tuning.md", "tune-url"),

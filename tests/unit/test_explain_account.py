@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What ``vllm-cold explain`` makes of what an engine tells; the numbers are in
+``server/test_explain``.
+"""
+
+from typing import Any
+
+import pytest
+
+from tests.asked import asked
+from tests.unit.test_explain_images import BOTH, PICTURED
+from vllm_cold.tools.contrast import Prompt
+from vllm_cold.tools.explain import account, collect, visible
+from vllm_cold.tools.explain.account import Told
+
+pytestmark = pytest.mark.unit
+
+
+def told(**changed: Any) -> Told:
+    given: dict[str, Any] = {
+        "candidates": 9,
+        "tokens": [5, 3, 8],
+        "texts": [" a", "\ufffd", None],
+        "scores": [2.0, 1.5, None],
+        "logits": [[1.0, 3.0, 3.0], [0.0, 1.0, None], None],
+        "log_sums": [3.5, 2.0, None],
+        "weights": [-0.5, None],
+        "divergences": [0.25, None],
+    }
+    return Told(**{**given, **changed})
+
+
+def test_a_step() -> None:
+    step = account.make_step(told(), 5, " a", "cfg", ruled=True, ends=[1])
+    assert [(c.token, c.text, c.valid) for c in step.candidates] == [
+        (5, "␣a", True), (3, "⟨3⟩", True), (8, "⟨8⟩", False)
+    ]  # fmt: skip
+    first, second, last = step.candidates
+    assert (first.expert, last.amateurs) == (pytest.approx(0.082085), (0.0, None))
+    assert (first.taken_by, second.taken_by) == (("cfg",), ("greedy",))
+    assert (step.greedy, step.differs, step.valid_size) == (3, True, 9)
+    assert (step.weights, step.divergence, step.level, step.ends) == ((-0.5, None), 0.25, 4, (1,))
+    # Of equal ones an engine may take any.
+    step = account.make_step(told(), 8, "", None)
+    assert (step.greedy, step.differs, step.weights) == (8, False, ())
+    assert account.ending(told(weights=[0.0, 1.0]), told()) == [2]
+    assert account.ending(told(), told()) == account.ending(told(), None) == []
+
+
+def test_texts() -> None:
+    assert account.spread("The capital", ["The", "capital", "</s>"]) == ["The", " capital", "</s>"]
+    assert account.spread("a漢b", ["a", "", "漢", "b"]) == ["a", "", "漢", "b"]
+    assert "".join(account.spread("x  y", ["x", " ", "y"])) == "x  y"
+    assert visible.in_text("a\n\n", 1) == "a⏎\n⏎\n" and visible.in_text("  ", 1) == "␣␣"
+    assert visible.in_text("", 17) == visible.alone("", 17) == "⟨17⟩"
+    assert visible.in_text("\x1b[31m\u202e\u00a0", 1) == "⟨U+001B⟩[31m⟨U+202E⟩⟨U+00A0⟩"
+    assert visible.alone(" é漢🙂\n\t", 1) == "␣é漢🙂⏎⇥"
+
+
+class Source:
+    """What a report says of a server."""
+
+    title, base, about, expert, loaded = "m", "base", "made up", "adapter", ("adapter", "other")
+
+
+CHAT = (("system", "ab"), ("user", "c"))
+TWO: dict[str, Any] = {"amateur": ["base", ""], "amateur_prompt": ["", "xy"]}
+OWN = '[{"role": "user", "content": "x"}]'
+SEEN = "[image one.png, 5 × 4, blur:2]\n[image two.png, 7 × 9, blur:2]\ncd"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "contrast", "said"),
+    [
+        ("ab", {"beta": "adaptive"}, [("base model, weight adaptive", [])]),
+        (
+            "ab",
+            {**TWO, "weights": ["mti", 0.25]},
+            [("base model, weight mti", []), ("adapter, text of its own, weight +0.25", ["xy"])],
+        ),
+        (
+            CHAT,
+            {"without": "system", "preset": "cfg"},
+            [("adapter without system, weight -0.5", ["c"])],
+        ),
+        ("abcd", {"part": "1:2,3:4"}, [("adapter without 1:2,3:4, weight -0.5", ["ac"])]),
+        (CHAT, {"amateur_messages": OWN}, [("adapter, messages of its own, weight -0.5", ["x"])]),
+        (BOTH, {"images": "blur:2"}, [("adapter blur:2, weight -0.5", [SEEN])]),
+        (PICTURED, {"images": "none"}, [("adapter without images, weight -0.5", ["ab", "c"])]),
+    ],
+)
+def test_what_the_report_says_of_amateurs(
+    prompt: Prompt, contrast: dict[str, Any], said: list[Any]
+) -> None:
+    prompts, source = asked([prompt], **contrast), Source()
+    report = collect.make_report(source, prompts, "x", [(None, None)])  # type: ignore[arg-type]
+    amateurs = report.explanations[0].amateurs
+    assert [(one.label, [piece.text for piece in one.pieces]) for one in amateurs] == said

@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a client that asks (``cold_explain``) is told of each token: the best candidates, and the
+logits and weights that they follow from. Needs no vLLM.
+
+A worker makes it of the rows that were asked about (``explain``), beside the scores that tokens are
+drawn from; the scheduler makes plain data of it (``Told``), which goes with the tokens.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vllm_cold.group.step_stats import Explained, RowStats
+from vllm_cold.ops import contrastive_topk
+from vllm_cold.ops.interface import Groups
+from vllm_cold.rules.statistics import Statistics
+
+
+def explain(logits: Tensor, groups: Groups, at: Sequence[int], k: int) -> tuple[Groups, Explained]:
+    """Of some groups, before scores take the place of their experts' logits; no host sync.
+
+    Args:
+        logits: [rows, V] float32.
+        groups: All that are scored, with their weights.
+        at: Which of them.
+        k: How many tokens.
+
+    Returns:
+        These groups, and what is told of them: for scores it has the logits still, see ``scored``.
+    """
+    where = torch.tensor(at).to(logits.device, non_blocking=True)
+    caps = groups.expert_top_k
+    asked = Groups(
+        groups.rows[where],
+        groups.weights[where],
+        groups.log_alpha[where],
+        None if caps is None else caps[where],
+        groups.max_expert_top_k,
+    )
+    expert = asked.rows[:, :1].repeat(1, 2)
+    unmasked = torch.full_like(asked.log_alpha, -torch.inf)
+    alone = Groups(expert, torch.zeros_like(asked.weights[:, :1]), unmasked)
+    found = (contrastive_topk(logits, each, k=k, check=False)[1] for each in (asked, alone))
+    tokens = torch.cat(tuple(found), 1)
+    rows = torch.where(asked.rows < 0, asked.rows[:, :1], asked.rows)
+    ids = tokens.clamp(min=0)
+    theirs = logits[rows.unsqueeze(2), ids.unsqueeze(1)]
+    statistics = Statistics(logits, asked, where, theirs[:, 1:, :0])
+    log_sums = logits[rows, statistics.argmax] - statistics.max_probability.log()
+    told = tokens, theirs[:, 0], theirs, log_sums, asked.weights, statistics.divergence
+    return asked, Explained(*told)
+
+
+def scored(logits: Tensor, groups: Groups, explained: Explained) -> Explained:
+    """The same with the scores, once they stand in the experts' rows."""
+    ids = explained.tokens.clamp(min=0)
+    return explained._replace(scores=logits[groups.rows[:, :1], ids])
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no other numbers."""
+    return value if math.isfinite(value) else None
+
+
+class Told:
+    """What a group's client is told of its tokens.
+
+    Args:
+        amateurs: How many the group has at its first step.
+        k: How many tokens are asked for.
+    """
+
+    def __init__(self, amateurs: int, k: int) -> None:
+        self._amateurs = amateurs
+        self._k = k
+        self._done = 0
+
+    def give(self, figures: Sequence[RowStats]) -> list[dict[str, Any]]:
+        """The client is given the tokens that were sampled there.
+
+        Returns:
+            Of each what docs/methods.md says. An amateur that has ended has None for all numbers,
+            also where a step that was under way still had a row of it.
+        """
+        steps = []
+        for each in figures:
+            steps.append(self._step(each))
+            self._done |= each.done
+        return steps
+
+    def _step(self, figures: RowStats) -> dict[str, Any]:
+        told = figures.explained
+        assert told is not None
+        there = [i for i in range(self._amateurs) if figures.present >> i & 1]
+        weights = [0.0] * self._amateurs
+        for i, weight in zip(there, told.weights, strict=False):
+            weights[i] = weight
+        lives = [bool(weight) or not self._done >> i & 1 for i, weight in enumerate(weights)]
+
+        def of_all(of_amateurs: Sequence[Any]) -> list[Any]:
+            found = dict(zip(there, of_amateurs, strict=False))
+            return [found.get(i) if alive else None for i, alive in enumerate(lives)]
+
+        width = len(told.tokens) // 2
+        columns = [i for start in (0, width) for i in range(start, start + min(self._k, width))]
+        by_token = {told.tokens[i]: i for i in reversed(columns) if told.tokens[i] >= 0}
+        columns = sorted(by_token.values())
+
+        def row(values: Sequence[float]) -> list[float | None]:
+            return [_finite(values[i]) for i in columns]
+
+        expert, *others = told.logits
+        return {
+            "candidates": figures.candidates,
+            "tokens": [told.tokens[i] for i in columns],
+            "scores": row(told.scores),
+            "logits": [row(expert), *of_all([row(each) for each in others])],
+            "log_sums": [_finite(told.log_sums[0]), *of_all(list(map(_finite, told.log_sums[1:])))],
+            "weights": of_all(told.weights),
+            "divergences": of_all(told.divergences),
+        }

@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A ``vllm serve`` of a command's own (``--model``), on this machine alone, that ends with it."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import re
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+from typing import Any, NoReturn
+
+import httpx
+from rich.console import Console
+from rich.text import Text
+
+from vllm_cold.tools.adapters import Adapter, read_model
+from vllm_cold.tools.errors import ToolError
+from vllm_cold.tools.server import Server
+
+_HOST = "127.0.0.1"
+_SPACE = (
+    " (change --gpu-memory-utilization, or on a CPU set VLLM_CPU_KVCACHE_SPACE to the GiB that the "
+    "KV cache may have, such as 4)"
+)
+_LOG_LINES = 100  # an engine's error may stand far above its server's
+_PATIENCE = 20.0  # seconds until a server that does not end is killed
+# An error of pydantic's has its reason in a line of its own.
+_ERROR = re.compile(r"Value error, (?P<of_pydantic>.+?)(?: \[type=|$)|\b(?:\w*Error|error): .+")
+# What vLLM says of an error that stands above.
+_AFTER = "Engine core initialization failed"
+_PR_SET_PDEATHSIG = 1  # of Linux's prctl
+
+
+def words_of(arguments: Mapping[str, Any]) -> list[str]:
+    """Arguments by the names that ``vllm.LLM`` has for them, as options of ``vllm serve``."""
+    words = []
+    for name, value in arguments.items():
+        option = "--" + name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(option if value else f"--no-{option[2:]}")
+        elif value not in (None, []):  # vLLM's parser has no words for these
+            # A list is one option with several words.
+            several = value if isinstance(value, list) else [value]
+            words += [option, *(v if isinstance(v, str) else json.dumps(v) for v in several)]
+    return words
+
+
+@contextmanager
+def serving(
+    model: str,
+    adapters: Sequence[Adapter] = (),
+    expert: str | None = None,
+    *,
+    verbose: bool = False,
+    **engine: Any,
+) -> Iterator[Server]:
+    """A server of a model. It has ended when this returns, whatever ends it: an error, Ctrl-C,
+    SIGTERM, SIGHUP; and Linux ends it with a command that is killed.
+
+    Args:
+        model: A folder or hub name; also what the base model is called.
+        adapters: That requests can name.
+        expert: The name of the expert's adapter, None for none.
+        verbose: Whether its log is shown.
+        engine: More arguments, by their names of ``vllm.LLM``: ``engine_arguments`` and others.
+
+    Raises:
+        ToolError: the model is not there, or the server does not start; the end of its log is
+            shown then.
+    """
+    arguments = {**engine, "served_model_name": model}
+    if adapters:
+        arguments["lora_modules"] = [f"{one.name}={one.folder}" for one in adapters]
+    with socket.socket() as probe:
+        probe.bind((_HOST, 0))
+        port = probe.getsockname()[1]
+    key = secrets.token_urlsafe()  # others on this machine are not served
+    for name in ("no_proxy", "NO_PROXY"):
+        os.environ[name] = ",".join(filter(None, (os.environ.get(name), _HOST)))
+    print("starting vllm serve ...", file=sys.stderr, flush=True)
+    command = [sys.executable, "-P", "-m", "vllm.entrypoints.cli.main", "serve", read_model(model)]
+    command += ["--host", _HOST, "--port", str(port), *words_of(arguments)]
+    with tempfile.NamedTemporaryFile() as log, _ended_by_signals():
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=None if verbose else log,
+            stderr=None if verbose else subprocess.STDOUT,
+            env=_environment(key),
+            start_new_session=True,  # Ctrl-C is the command's
+            preexec_fn=_die_with_parent,
+        )
+        url = f"http://{_HOST}:{port}"
+        try:
+            _wait(process, url, log, model)
+            with closing(Server(url, expert, (), model, key, own=model)) as server:
+                try:
+                    yield server
+                except ToolError:
+                    if process.poll() is not None:
+                        _fail(process, log, model, "ended")
+                    raise
+        finally:
+            _end(process)
+
+
+def _environment(key: str) -> dict[str, str]:
+    """This one, in which the modules are found that are found here."""
+    paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
+    defaults = {"VLLM_NO_USAGE_STATS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    return {**defaults, **os.environ, "VLLM_API_KEY": key, "PYTHONPATH": paths}
+
+
+def _die_with_parent() -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """What would end the command at once ends it by an exception."""
+
+    def end(number: int, _: Any) -> NoReturn:
+        raise SystemExit(128 + number)
+
+    signals = (signal.SIGTERM, signal.SIGHUP)
+    former = {one: signal.getsignal(one) for one in signals}
+    mine = [one for one in signals if former[one] is not signal.SIG_IGN]
+    for one in mine:
+        signal.signal(one, end)
+    try:
+        yield
+    finally:
+        for one in mine:
+            signal.signal(one, former[one])
+
+
+def _wait(process: subprocess.Popen[Any], url: str, log: Any, model: str) -> None:
+    """Until it serves; meanwhile a terminal shows how long, and what its log says."""
+    start = time.monotonic()
+    with (
+        Console(stderr=True).status("vllm serve starts") as status,
+        httpx.Client(trust_env=False, timeout=5) as client,
+    ):
+        while process.poll() is None:
+            try:
+                if client.get(f"{url}/health").is_success:
+                    return
+            except httpx.HTTPError:
+                pass  # not yet
+            said = (_lines(log) or [""])[-1]
+            status.update(Text(f"vllm serve starts, {time.monotonic() - start:.0f} s  {said:.100}"))
+            time.sleep(0.2)
+    _fail(process, log, model, "did not start")
+
+
+def _lines(log: Any) -> list[str]:
+    lines = Path(log.name).read_text(errors="replace").splitlines()
+    return [line for line in lines if line.strip()]
+
+
+def _fail(process: subprocess.Popen[Any], log: Any, model: str, what: str) -> NoReturn:
+    lines = _lines(log)
+    print(*lines[-_LOG_LINES:], sep="\n", file=sys.stderr)
+    errors = [_ERROR.search(line) for line in lines if _AFTER not in line]
+    found = [match["of_pydantic"] or match[0] for match in errors if match is not None]
+    reason = found[-1] if found else f"status {process.returncode}; the end of its log is above"
+    low = reason.lower()
+    if "memory utilization" in low or "requested memory for kv" in low:
+        reason += _SPACE
+    raise ToolError(f"--model={model!r}: vllm serve {what}: {reason}")
+
+
+def _end(process: subprocess.Popen[Any]) -> None:
+    """End the server, and what it leaves behind."""
+    process.terminate()
+    try:
+        process.wait(_PATIENCE)
+    except subprocess.TimeoutExpired:
+        pass  # it is killed
+    finally:
+        with suppress(ProcessLookupError):  # where nothing is left
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()

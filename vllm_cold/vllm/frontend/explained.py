@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is told of each token, for the client: collected, and told with the last one."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from vllm_cold.group import results
+
+
+def _make(original: Callable[..., Any]) -> Callable[..., Any]:
+    def make_request_output(
+        self: Any,
+        new_token_ids: Sequence[int],
+        pooling_output: Any,
+        finish_reason: Any,
+        stop_reason: Any,
+        kv_transfer_params: Any = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        told, parent = kv_transfer_params, self.parent_req
+        if (new := results.steps_in(told)) is not None:
+            self.cold_steps = getattr(self, "cold_steps", [])
+            self.cold_steps += new[: len(new_token_ids)]
+            told = results.without_steps(told)
+        if finish_reason is not None and hasattr(self, "cold_steps"):
+            steps = self.cold_steps
+            _add_texts(self.logprobs_processor.tokenizer, steps)
+            if parent is not None:  # of several answers, whose outputs are one
+                parent.cold_steps = getattr(parent, "cold_steps", [[] for _ in range(parent.n)])
+                parent.cold_steps[self.request_index] = steps
+                steps = parent.cold_steps
+            told = results.with_steps(told, steps)
+        asked = new_token_ids, pooling_output, finish_reason, stop_reason, told
+        return original(self, *asked, *args, **kwargs)
+
+    return make_request_output
+
+
+def _add_texts(tokenizer: Any, steps: Sequence[dict[str, Any]]) -> None:
+    """Of each token its text, decoded alone; None where the request is not detokenized, and of what
+    the tokenizer does not have, as a model's vocabulary may be padded.
+    """
+    texts: dict[int, str] = {}
+    if tokenizer is not None:
+        from vllm.tokenizers.detokenizer_utils import convert_ids_list_to_tokens
+
+        ids = {token for step in steps for token in step["tokens"] if token < len(tokenizer)}
+        texts = dict(zip(ids, convert_ids_list_to_tokens(tokenizer, list(ids)), strict=True))
+    for step in steps:
+        step["texts"] = list(map(texts.get, step["tokens"]))
