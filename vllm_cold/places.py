@@ -169,7 +169,7 @@ TABLE = (
         lost="media of prompts that amateurs share with their expert are fetched again",
     ),
     Touch(
-        "vllm.frontend.media", MEDIA,
+        "vllm.frontend.media_cache", MEDIA,
         "The media of amateurs' prompts travel behind their expert's in "
         "`EngineCoreRequest.mm_features`, so that all that vLLM does with media on their way is "
         "done with them. And vLLM's front end sends an image once and from then on its hash, in "
@@ -252,7 +252,7 @@ TABLE = (
         lost="names of models with a preset (sql:cold) are unknown here",
     ),
     Touch(
-        "vllm.frontend.media_prompts", TOOLS,
+        "vllm.frontend.rendering", TOOLS,
         "A chat with images as the dictionary that `LLM.generate` takes, to put an answer's "
         "tokens behind it. `render_chat` would go on to the model's own processor, whose cache "
         "then takes the images for sent.",

@@ -204,27 +204,13 @@ def test_plain_requests_beside_them(server: Server, seeing: Path) -> None:
 
 
 def test_mistakes(server: Server) -> None:
-    for args, why in (
-        ({"cold_images": "noise:1000"}, "cold_images='noise:1000': must be 'none', 'noise:500'"),
-        ({"cold_images": "noise:5", "cold_without": "images"}, "has a prompt already, by"),
-        ({"cold_without": "audios"}, "cold_without='audios': the conversation has no audios"),
-        (
-            {"cold_amateur_messages": json.dumps(messages(*[url(SEEN)] * 3))},
-            "cold_amateur_messages=",
-        ),
-        ({"cold_amateur_messages": json.dumps(messages("data:x"))}, "no prompt can be made"),
-        (
-            {"cold_amateur_messages": json.dumps(messages("file:///etc/passwd"))},
-            "no prompt can be made",
-        ),
-    ):
+    """Of what vLLM itself would look for; the unit tests have the others."""
+    for address in ("data:x", "file:///etc/passwd"):
         for stream in (False, True):
-            one = body("base", messages(url(SEEN)), vllm_xargs=args, stream=stream)
+            xargs = {"cold_amateur_messages": json.dumps(messages(address))}
+            one = body("base", messages(url(SEEN)), vllm_xargs=xargs, stream=stream)
             status, text = server.post("/v1/chat/completions", one)
-            assert status == 400 and why in json.loads(text)["error"]["message"], text
-    completion = {"model": "base", "prompt": " w1", "vllm_xargs": {"cold_preset": "vcd"}}
-    status, text = server.post("/v1/completions", completion)
-    assert status == 400 or '"cold": 0' in text or "choices" in text
+            assert status == 400 and "no prompt can be made" in text
     # The picture that came with a refused request is not believed to be there.
     for seed in range(200, 204):
         bad = body("base", messages(url(Picture(seed))), vllm_xargs={"cold_without": "videos"})

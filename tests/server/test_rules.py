@@ -83,17 +83,6 @@ def test_tokens_are_those_of_the_reference(
     assert [sample.value for sample in counted if sample.labels["method"] == rule] == [2]
 
 
-def test_a_name_that_nobody_has(server: Server) -> None:
-    status, answer = ask(server, "os:system")
-    assert status == 400
-    assert answer["error"]["message"].startswith(
-        "cold_beta='os:system': must be a number, or the name of a rule: acd, "
-    )
-    assert "breaks, cocoa, conflict, fading" in answer["error"]["message"]
-    status, answer = ask(server, "conflict", cold_rule_parameters='{"bata": 1}')
-    assert status == 400 and "has no such parameter, allowed are: beta" in str(answer)
-
-
 @pytest.mark.parametrize("rule", ["breaks", "raises"])
 def test_a_rule_that_fails_ends_its_own_requests(
     rule: str, server: Server, naive: NaiveCold, monkeypatch: pytest.MonkeyPatch

@@ -99,7 +99,7 @@ def start_llm(model: str, verbose: bool = False, **engine: Any) -> Any:
 
 def _chat(llm: Any) -> tuple[Any, Any, Any]:
     """The renderer, and how it makes prompts of chats here: ChatParams and TokenizeParams."""
-    from vllm_cold.vllm.frontend.prompts import default_chat_params
+    from vllm_cold.vllm.frontend.rendering import default_chat_params
 
     renderer = llm.llm_engine.input_processor.renderer
     chat_params = replace(default_chat_params(renderer), chat_template=llm.chat_template)
@@ -115,7 +115,9 @@ def prompt_maker(llm: Any) -> Callable[[str, Content], list[int]]:
     image they have the placeholder. It raises ColdError for what a template or tokenizer does not
     take.
     """
-    from vllm_cold.vllm.frontend.prompts import PromptSource, render
+    from vllm_cold.patching import at_once
+    from vllm_cold.vllm.frontend.prompts import PromptSource
+    from vllm_cold.vllm.frontend.rendering import render
 
     renderer, chat_params, tok_params = _chat(llm)
     prompt_source = PromptSource(chat_params=chat_params, tok_params=tok_params)
@@ -124,15 +126,16 @@ def prompt_maker(llm: Any) -> Callable[[str, Content], list[int]]:
         if (media := media_in(reads)) is not None:
             found: list[int] = _media_prompt(llm, field, media)["prompt_token_ids"]
             return found
-        (one,) = render(renderer, prompt_source, [AmateurSpec(field, field, source=reads)])
-        assert one.prompt is not None
-        return one.prompt
+        one = AmateurSpec(field, field, source=reads)
+        (prompt,) = at_once(render(renderer, prompt_source, [one], offline=True))
+        assert prompt is not None and prompt.ids is not None
+        return prompt.ids
 
     return make
 
 
 def _media_prompt(llm: Any, field: str, media: Messages) -> dict[str, Any]:
-    from vllm_cold.vllm.frontend.media_prompts import media_prompt
+    from vllm_cold.vllm.frontend.rendering import media_prompt
 
     renderer, *params = _chat(llm)
     return media_prompt(renderer, field, as_sent(media.value), *params)
