@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""vLLM's front end on the tiny model: configuration, renderer and input processor; no engine."""
+"""vLLM's front end on the tiny model: configuration, renderer and input processor; no engine. And
+what an API server's process does with bodies, without a server.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,8 +15,13 @@ from typing import Any
 from hypothesis import strategies as st
 from vllm import SamplingParams
 from vllm.lora.request import LoRARequest
+from vllm.renderers.inputs.preprocess import prompt_to_seq
 
+from tests.places import wrapped
+from tests.requests import ids, xargs
+from vllm_cold import patching, places
 from vllm_cold.group.stream import Stream, from_extra_args
+from vllm_cold.vllm.frontend import serving
 from vllm_cold.vllm.frontend.intake import FRONT_END
 
 MAX_LEN = 64
@@ -68,13 +76,13 @@ class Front:
         self.tokenizer = self.renderer.get_tokenizer()
         self._loop = asyncio.new_event_loop()
 
-    def serve(self, most_tokens: int | None = None, default: Any = None) -> Any:
+    def serve(self, default: Any = None) -> Any:
         """Be a server, with these engine's defaults."""
         of_others = {k: v for k, v in self.config.additional_config.items() if k != "cold"}
         self.config.additional_config = of_others | ({} if default is None else {"cold": default})
         engine = SimpleNamespace(vllm_config=self.config, input_processor=self.processor)
         models = SimpleNamespace(engine_client=engine, lora_requests=self.adapters)
-        FRONT_END.serve(models, most_tokens)
+        FRONT_END.serve(models)
         return engine
 
     def run(self, coroutine: Any) -> Any:
@@ -106,9 +114,14 @@ class Front:
             "r", prompt, params, supported_tasks=("generate",), lora_request=lora
         )
 
+    def made(self, prompt: Any) -> Any:
+        """What vLLM makes of a prompt of ``tests.requests``."""
+        is_chat = isinstance(prompt, list) and isinstance(prompt[0], dict)
+        return self.chat(prompt) if is_chat else self.text(prompt)
+
     def streams(self, prompt: Any, params: Any = None, lora: Any = ONE, **args: Any) -> Stream:
         """Those of a CoLD request; ``args`` are its flat arguments."""
-        params = params or SamplingParams(extra_args={f"cold_{k}": v for k, v in args.items()})
+        params = params or SamplingParams(extra_args=xargs(**args)["vllm_xargs"])
         stream = from_extra_args(self.request(prompt, params, lora).sampling_params.extra_args)
         assert stream is not None and (stream.group, stream.index) == ("", None)
         return stream
@@ -117,6 +130,115 @@ class Front:
         """What the amateurs read."""
         found = [one.prompt for one in self.streams(*args, **kwargs).amateurs]
         return [None if ids is None else self.tokenizer.decode(ids) for ids in found]
+
+    def check(self, stream: Stream, asked: Any) -> None:
+        """A request of ``tests.requests`` has the streams that it should have."""
+        assert stream.settings.alpha == asked.alpha
+        for one, (weight, adapter, own) in zip(stream.amateurs, asked.amateurs, strict=True):
+            assert (one.weight, one.adapter and one.adapter["lora_name"]) == (weight, adapter)
+            assert one.prompt == (None if own is None else ids(self.tokenizer, own))
+
+
+MOOD = {"mood": " w8"}  # the server's own template arguments
+
+
+def protocol(body: dict[str, Any]) -> Any:
+    """vLLM's class of such a body."""
+    from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+    from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+
+    return ChatCompletionRequest if "messages" in body else CompletionRequest
+
+
+class Online:
+    """What a server makes of a body, by vLLM's own classes of bodies and its renderer.
+
+    Args:
+        front: The rest of its front end.
+        defaults: Sampling parameters of the model's own.
+        most: Tokens of an answer that the server's owner allows.
+    """
+
+    def __init__(
+        self, front: Front, defaults: dict[str, Any] | None = None, most: int | None = None
+    ) -> None:
+        patching.install(places.rows(places.ONLINE))
+        owner, _, _ = wrapped(".preprocess_chat").find()
+        given = {
+            "model_config": front.config.model_config,
+            "renderer": front.renderer,
+            "request_logger": None,
+            "chat_template": None,
+            "chat_template_content_format": "auto",
+            "trust_request_chat_template": True,
+            "model_registry": None,
+            "default_chat_template_kwargs": MOOD,
+        }
+        wanted = inspect.signature(owner.__init__).parameters
+        self.renderer = owner(**{k: v for k, v in given.items() if k in wanted})
+        self.front, self.defaults, self.most = front, defaults or {}, most
+
+    async def prepare(self, request: Any) -> Any:
+        """What vLLM makes of the prompts."""
+        if not hasattr(request, "messages"):
+            given = [request.prompt_embeds, request.prompt]
+            prompts = [one for each in given if each is not None for one in prompt_to_seq(each)]
+            return await self.renderer.preprocess_cmpl(request, prompts)
+        tools = [tool.model_dump() for tool in request.tools or ()]
+        _, made = await self.renderer.preprocess_chat(
+            request, request.messages, None, "auto", MOOD, tool_dicts=tools
+        )
+        return made
+
+    async def before_the_headers(self, request: Any) -> list[tuple[Any, Any]]:
+        """What is done before a response starts: each prompt, and its parameters."""
+        from vllm.entrypoints.openai.completion.serving import get_max_tokens
+
+        asked = getattr(request, "max_completion_tokens", None) or request.max_tokens
+        found = []
+        for made in await self.prepare(request):
+            length = len(made.get("prompt_token_ids") or made.get("prompt_embeds"))
+            limit = self.front.config.model_config.max_model_len
+            most = get_max_tokens(limit, asked, length, self.defaults, self.most)
+            found.append((made, request.to_sampling_params(most, self.defaults)))
+        return found
+
+    def prepared(self, body: dict[str, Any]) -> list[tuple[Any, Any]]:
+        request = protocol(body)(**{"model": "one", **body})
+        return self.front.run(self.before_the_headers(request))  # type: ignore[no-any-return]
+
+    async def answer_async(self, body: dict[str, Any], model: str = "one") -> tuple[Any, list[Any]]:
+        """The header, and the engine core's request of each prompt."""
+        request = protocol(body)(**{"model": model, "max_tokens": 4, **body})
+        found, sent = [], {}
+
+        async def handle() -> None:  # as in vLLM, in a task of its own
+            for made, params in await self.before_the_headers(request):
+                found.append(self.front.request(made, params, self.front.adapters.get(model)))
+
+        async def app(scope: Any, receive: Any, send: Any) -> None:
+            await asyncio.create_task(handle())
+            await send({"type": "http.response.start", "status": 200, "headers": [(b"a", b"b")]})
+            await send({"type": "http.response.body"})
+
+        async def send(message: dict[str, Any]) -> None:
+            sent[message["type"]] = message
+
+        await serving.Header(app)({"type": "http"}, None, send)
+        headers = dict(sent["http.response.start"]["headers"])
+        assert headers.pop(b"a") == b"b" and "http.response.body" in sent
+        return json.loads(headers.pop(serving.HEADER)), found
+
+    def answer(self, body: dict[str, Any], model: str = "one") -> tuple[Any, list[Any]]:
+        """The header, and the streams of each prompt (None for a plain request)."""
+        told, sent = self.front.run(self.answer_async(body, model))
+        return told, [from_extra_args(one.sampling_params.extra_args) for one in sent]
+
+    def prompts(self, body: dict[str, Any], model: str = "one", **args: Any) -> list[str | None]:
+        """What the amateurs of the first prompt read."""
+        _, (stream, *_) = self.answer({**body, **xargs(**args)}, model)
+        decode = self.front.tokenizer.decode
+        return [one.prompt and decode(one.prompt) for one in stream.amateurs]
 
 
 def make_seeing(folder: Path) -> Path:

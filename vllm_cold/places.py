@@ -170,7 +170,7 @@ TABLE = (
         lost="media of prompts that amateurs share with their expert are fetched again",
     ),
     Touch(
-        "vllm.frontend.media", MEDIA,
+        "vllm.frontend.media_cache", MEDIA,
         "The media of amateurs' prompts travel behind their expert's in "
         "`EngineCoreRequest.mm_features`, so that all that vLLM does with media on their way is "
         "done with them. And vLLM's front end sends an image once and from then on its hash, in "

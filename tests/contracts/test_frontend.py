@@ -13,13 +13,15 @@ from vllm_cold.method.amateurs import MEDIA
 pytestmark = pytest.mark.unit
 
 
-def test_the_most_tokens_of_an_answer_are_what_a_servers_owner_allows() -> None:
-    in_order(
-        "vllm.entrypoints.openai.chat_completion.serving:OpenAIServingChat.__init__",
-        "self.override_max_tokens = self.default_sampling_params.get('max_tokens') if "
-        "mc.generation_config not in ('auto', 'vllm') else "
-        "getattr(mc, 'override_generation_config', {}).get('max_new_tokens')",
-    )
+def test_parameters_are_made_for_each_prompt_in_turn_before_a_response() -> None:
+    for name in (
+        "chat_completion.serving:OpenAIServingChat",
+        "completion.serving:OpenAIServingCompletion",
+    ):
+        made = "request.to_sampling_params("
+        in_order(
+            f"vllm.entrypoints.openai.{name}", made, "self.engine_client.generate(", "generator("
+        )
 
 
 def test_async_engines_are_configured_as_others() -> None:

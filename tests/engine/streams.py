@@ -13,6 +13,7 @@ from typing import Any
 
 from tests.engine.conftest import lora
 from tests.naive import Amateur, Group, NaiveCold, Trace
+from tests.requests import ids
 from vllm_cold.group.results import steps_in
 
 MAX_TOKENS = 12
@@ -240,14 +241,7 @@ class Texts:
 
     def ids(self, prompt: Any) -> list[int]:
         """Of a text, of messages, or as they are."""
-        if isinstance(prompt, str):
-            return list(self.tokenizer(prompt).input_ids)
-        if isinstance(prompt[0], dict):
-            text = self.tokenizer.apply_chat_template(
-                prompt, tokenize=False, add_generation_prompt=True
-            )
-            return self.ids(text)
-        return list(prompt)
+        return ids(self.tokenizer, prompt)
 
     def group(self, prompt: Any, expert: str | None, *amateurs: Any, alpha: float = 0.0) -> Group:
         """An amateur is its weight, its adapter and its prompt."""
@@ -256,6 +250,11 @@ class Texts:
             for weight, adapter, own in amateurs
         ]
         return Group(self.ids(prompt), expert, found, alpha, self.MAX_TOKENS)
+
+    def asked(self, request: Any) -> Group:
+        """That of a request of ``tests.requests``."""
+        expert, alpha = request.expert, request.alpha
+        return self.group(request.prompt, expert, *request.amateurs, alpha=alpha)
 
     def decode(self, *groups: Group) -> list[Trace]:
         """The reference's tokens."""

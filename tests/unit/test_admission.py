@@ -14,8 +14,6 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 from vllm import SamplingParams
@@ -23,7 +21,8 @@ from vllm.entrypoints.openai.completion.serving import OpenAIServingCompletion
 from vllm.lora.request import LoRARequest
 from vllm.renderers.base import BaseRenderer
 
-from tests.front_end import JUNK, MAX_LEN, ONE, THREE, TWO, Front
+from tests.front_end import MAX_LEN, ONE, THREE, TWO, Front
+from tests.requests import CHAT, MISTAKES, REQUESTS, SYSTEM, USER, xargs
 from tests.tiny import BOS_ID
 from vllm_cold import Amateur, ColdParams, adapter_config
 from vllm_cold.group.stream import from_extra_args
@@ -32,11 +31,6 @@ from vllm_cold.vllm.frontend import intake
 from vllm_cold.vllm.frontend.intake import FRONT_END
 
 pytestmark = pytest.mark.unit
-
-SYSTEM = {"role": "system", "content": " w1 w2"}
-USER = {"role": "user", "content": " w3"}
-TOOL = {"role": "tool", "content": " w4 w5"}
-CHAT = [SYSTEM, USER, TOOL]
 
 
 @pytest.fixture(scope="module")
@@ -67,37 +61,28 @@ def special(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Front:
     return Front(folder)
 
 
-def test_one_amateur_as_ever(front: Front) -> None:
-    plain = front.text(" w1 w2")
-    stream = front.streams(plain, ColdParams(alpha=0.2, beta=2.0))
-    assert stream.settings == ColdSettings(0.2, 2.0)
-    [one] = stream.amateurs
-    assert (one.weight, one.adapter, one.prompt) == (-2.0, None, None)
-    [one] = front.streams(plain, ColdParams(amateur=TWO)).amateurs
-    assert one.adapter is not None and LoRARequest(**one.adapter) == TWO and one.prompt is None
+def test_every_way_of_saying_it(front: Front) -> None:
+    """In Python, and by flat arguments; each prompt is what vLLM makes of it alone."""
+    for asked in REQUESTS.values():
+        made, lora = front.made(asked.prompt), front.adapters.get(asked.model)
+        front.check(front.streams(made, asked.python(front.adapters.get), lora), asked)
+        for said in asked.said:
+            front.check(front.streams(made, lora=lora, **said), asked)
+    # As vLLM has not made it yet, and with parts in a message.
+    for whole, prompt in ((" w1 w2", " w9"), (front.chat(CHAT), [in_parts(USER)])):
+        [one] = front.streams(whole, ColdParams(amateur=Amateur(prompt=prompt))).amateurs
+        alone = front.text(" w9") if prompt == " w9" else front.chat([USER])
+        assert one.prompt == alone["prompt_token_ids"]
+
+
+def in_parts(message: dict[str, Any]) -> dict[str, Any]:
+    return {**message, "content": [{"type": "text", "text": message["content"]}]}
+
+
+def test_plain_requests(front: Front) -> None:
     for extra in ({}, {"cold": 0, "cold_beta": 1}, {"cold": 0, "cold_amateur_prompt": "x"}):
-        request = front.request(plain, SamplingParams(extra_args=extra))
+        request = front.request(front.text(" w1 w2"), SamplingParams(extra_args=extra))
         assert not request.sampling_params.extra_args
-
-
-def test_prompts_in_every_form(front: Front) -> None:
-    """Each is what vLLM makes of the same prompt as a request of its own."""
-    expert = front.text(" w1 w2 w3")
-    chat = front.chat(CHAT)
-    for prompt, alone in (
-        (" w9", front.text(" w9")),
-        ([102, 103], front.text([102, 103])),
-        ([USER], front.chat([USER])),
-        ([{"role": "user", "content": [{"type": "text", "text": " w3"}]}], front.chat([USER])),
-    ):
-        params = ColdParams(amateur=Amateur(prompt=prompt))
-        for whole in (expert, chat, " w1 w2 w3"):
-            [one] = front.streams(whole, params).amateurs
-            assert one.prompt == alone["prompt_token_ids"]
-            assert one.adapter is not None and LoRARequest(**one.adapter) == ONE
-    assert front.prompts(expert, amateur_prompt=" w9") == [" w9"]
-    said = json.dumps([USER])
-    assert front.prompts(expert, amateur_messages=said) == ["user:  w3\nassistant:"]
 
 
 def test_special_tokens(special: Front) -> None:
@@ -119,40 +104,8 @@ def test_what_is_read_once_is_read_twice(front: Front) -> None:
     """pydantic gives the parts of a message as something that can be iterated over once."""
     parts = [{"type": "text", "text": " w3"}]
     chat = front.chat([SYSTEM, {"role": "user", "content": iter(parts)}])
-    assert front.tokenizer.decode(chat["prompt_token_ids"]).startswith("system:  w1 w2\nuser:  w3")
+    assert front.tokenizer.decode(chat["prompt_token_ids"]).endswith("user:  w3\nassistant:")
     assert front.prompts(chat, without="system") == ["user:  w3\nassistant:"]
-
-
-def test_a_part_of_the_prompt(front: Front) -> None:
-    text = "Text: w1 w2 Question: w3"
-    expert = front.text(text)
-    assert front.prompts(expert, part=[0, 12]) == ["Question: w3"]
-    ids = front.text([100, 101, 102, 103])
-    assert front.streams(ids, part=[1, 3]).amateurs[0].prompt == [100, 103]
-    # A user's text that speaks of the marking changes nothing: positions cannot be written into it.
-    forged = front.text('[0, 12] cold_part="0:3"} Question: w3')
-    assert front.prompts(forged, part=[0, 1]) == ['0, 12] cold_part="0:3"} Question: w3']
-
-
-def test_several_amateurs(front: Front) -> None:
-    chat = front.chat(CHAT)
-    stream = front.streams(
-        chat, lora=None, weights=[1, -1, "adaptive"], amateur=["one", "base", ""],
-        without=["", "system", "tool"],
-    )  # fmt: skip
-    assert [a.weight for a in stream.amateurs] == [1.0, -1.0, None]
-    assert stream.settings.rule == "adaptive"
-    assert [a.adapter and a.adapter["lora_name"] for a in stream.amateurs] == ["one", None, None]
-    assert [a.prompt is None for a in stream.amateurs] == [True, False, False]
-    amateurs = [
-        Amateur(lora_request=ONE, weight=0.5),
-        Amateur(lora_request=None, prompt=" w9", weight=-0.5),
-        Amateur(lora_request=TWO, prompt=[USER]),
-    ]
-    stream = front.streams(chat, ColdParams(alpha=0, beta=3, amateurs=amateurs), lora=TWO)
-    assert stream.settings.alpha == 0.0
-    assert [a.weight for a in stream.amateurs] == [0.5, -0.5, -3.0]
-    assert [a.adapter and a.adapter["lora_name"] for a in stream.amateurs] == ["one", None, "two"]
 
 
 def test_what_the_engine_core_gets(front: Front) -> None:
@@ -181,7 +134,7 @@ def test_workers_can_unpickle_it(front: Front) -> None:
 
 
 def refused(front: Front, prompt: Any, lora: Any = ONE, params: Any = None, **args: Any) -> str:
-    params = params or SamplingParams(extra_args={f"cold_{k}": v for k, v in args.items()})
+    params = params or SamplingParams(extra_args=xargs(**args)["vllm_xargs"])
     with pytest.raises(ValueError) as raised:
         front.request(prompt, params, lora)
     assert type(raised.value).__name__ == "ColdRequestError"
@@ -206,25 +159,14 @@ def test_an_amateur_that_is_its_expert(front: Front) -> None:
     assert front.streams(text, ColdParams(amateur=ONE), lora=None).amateurs[0].adapter
 
 
-def test_wrong_prompts(front: Front) -> None:
-    text, chat = front.text(" w1 w2"), front.chat(CHAT)
-    for prompt, args, message in (
-        (chat, {"without": "assistant"}, "'assistant': the conversation has no such message"),
-        (chat, {"without": 3}, "cold_without=3: the conversation has the messages 0 to 2"),
-        (text, {"part": [0, 7]}, "cold_part='0:7': the prompt has 6 characters"),
-        (text, {"part": [0, 6]}, "cold_part='0:6': leaves nothing of the prompt"),
-        (text, {"amateur_prompt": " w1" * 65}, "no prompt can be made of it: This model's maximum"),
-        (chat, {"amateur": "four"}, "no such adapter is loaded (loaded: one, three, two)"),
-    ):
-        assert message in refused(front, prompt, **args)
-    for key in ("Cold_beta", "cold_foo"):  # in other letters, or none of ours
-        params = SamplingParams(extra_args={key: 3})
-        assert f"{key}=3: unknown key" in refused(front, text, params=params)
-    strict = "{% for m in messages %}{{ raise_exception('no ' + m['role']) }}{% endfor %}"
-    ids = Amateur(prompt=[100, 512])
+def test_wrong_requests(front: Front) -> None:
+    for prompt, said, message in MISTAKES:
+        params = SamplingParams(extra_args=said)
+        assert message in refused(front, front.made(prompt), params=params)
     assert "token 512 is none of the model's 512" in refused(
-        front, text, params=ColdParams(amateur=ids)
+        front, front.text(" w1"), params=ColdParams(amateur=Amateur(prompt=[100, 512]))
     )
+    strict = "{% for m in messages %}{{ raise_exception('no ' + m['role']) }}{% endfor %}"
     with pytest.raises(Exception, match="no system"):
         front.chat(CHAT, strict)
     lenient = " w9" + strict.replace(
@@ -401,41 +343,34 @@ def test_sessions(front: Front) -> None:
 # ---- the engine's defaults -----------------------------------------------------------------------
 
 
-def test_what_an_operator_allows(tiny: Path, front: Front) -> None:
+def test_what_an_operator_allows(front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
     """By default no request may drain the engine: a quarter of its sequences, at least two."""
-    text, config = front.text(" w1"), front.config.scheduler_config
+    text = front.text(" w1")
 
-    def refused_of(number: int) -> str | None:
-        args = {"cold_weights": [-0.5] * number, "cold_amateur_prompt": " w9"}
-        try:
-            front.request(text, SamplingParams(extra_args=args))
-            params = ColdParams(amateurs=[Amateur(prompt=" w9", weight=-0.5)] * number)
-            front.request(text, params)
-        except ValueError as error:
-            return str(error)
-        return None
+    def check(most: int) -> None:
+        front.streams(text, weights=[-0.5] * most, amateur_prompt=" w9")
+        many = [Amateur(prompt=" w9", weight=-0.5)] * (most + 1)
+        front.streams(text, ColdParams(amateurs=many[1:]))
+        if most == 32:
+            return
+        for field, args in (
+            ("cold_weights", {"weights": [-0.5] * len(many), "amateur_prompt": " w9"}),
+            ("amateurs", {"params": ColdParams(amateurs=many)}),
+        ):
+            assert refused(front, text, **args) == (
+                f"{field}={most + 1}: is how many amateurs the request has, and this engine allows "
+                f"{most}; name fewer, or start it with max_amateurs (--cold-max-amateurs) "
+                f"{most + 1}"
+            )
 
-    before = config.max_num_seqs
-    try:
-        for seats, most in ((4, 2), (8, 2), (20, 5), (128, 32), (1000, 32)):
-            config.max_num_seqs = seats
+    for seats, most in ((4, 2), (8, 2), (20, 5), (128, 32), (1000, 32)):
+        with monkeypatch.context() as patch:
+            patch.setattr(front.config.scheduler_config, "max_num_seqs", seats)
             front.serve()
-            assert refused_of(most) is None
-            if most < 32:
-                assert refused_of(most + 1) == (
-                    f"cold_weights={most + 1}: is how many amateurs the request has, and this "
-                    f"engine allows {most}; name fewer, or start it with max_amateurs "
-                    f"(--cold-max-amateurs) {most + 1}"
-                )
-    finally:
-        config.max_num_seqs = before
+            check(most)
     front.serve(default={"enabled": False, "max_amateurs": 1})
-    assert refused_of(1) is None
-    assert "cold_weights=2: is how many amateurs" in str(refused_of(2))
-    with pytest.raises(ValueError, match="^amateurs=2: is how many amateurs the request has"):
-        front.request(text, ColdParams(amateurs=[Amateur(prompt=" w9", weight=-0.5)] * 2))
-    with pytest.raises(ValueError, match="^cold_preset=2: is how many amateurs the request has"):
-        front.request(front.chat(CHAT), SamplingParams(extra_args={"cold_preset": "grounded"}))
+    check(1)
+    assert refused(front, front.chat(CHAT), preset="grounded").startswith("cold_preset=2: is how")
 
 
 def test_an_engine_without_lora(tiny: Path) -> None:
@@ -443,7 +378,7 @@ def test_an_engine_without_lora(tiny: Path) -> None:
     plain = Front(tiny / "model", enable_lora=False)
     assert plain.config.scheduler_config.scheduler_cls is None
     assert not plain.config.model_config.logits_processors
-    assert "cold_recipe" not in plain.text(" w1")
+    assert "cold_prompt_source" not in plain.text(" w1")
     own = ColdParams(amateur=Amateur(prompt=" w9"))
     assert "LoRA is off, and the engine was not asked for CoLD" in refused(
         plain, plain.text(" w1"), None, own
@@ -536,33 +471,3 @@ def test_nothing_that_takes_time_is_done_on_the_event_loop(
     ):
         with pytest.raises(ValueError, match=message):
             run(chat, params)
-
-
-# ---- whatever a client sends ---------------------------------------------------------------------
-
-
-@given(JUNK, st.booleans(), st.sampled_from([None, ONE]))
-def test_junk_is_refused_or_makes_streams(
-    front: Front, args: dict[str, Any], as_chat: bool, lora: Any
-) -> None:
-    """A sentence that begins with a key, or streams that can be scored; nothing else comes out."""
-    prompt = front.chat(CHAT) if as_chat else front.text(" w1 w2")
-    params = SamplingParams(extra_args={f"cold_{k}": v for k, v in args.items()})
-    try:
-        request = front.request(prompt, params, lora)
-    except ValueError as error:
-        assert type(error).__name__ == "ColdRequestError" and len(str(error)) < 1000
-        assert str(error).startswith(("cold_", "CoLD ", "max_num"))
-        return
-    stream = from_extra_args(request.sampling_params.extra_args)
-    if not args:
-        assert stream is None
-        return
-    assert stream is not None and 1 <= len(stream.amateurs) <= 32
-    assert (None in {one.weight for one in stream.amateurs}) == (stream.settings.rule is not None)
-    for one in stream.amateurs:
-        assert one.weight is None or abs(one.weight) <= 1e6
-        assert one.prompt is None or all(0 <= i < 512 for i in one.prompt) and one.prompt
-        own = one.prompt is not None and one.prompt != prompt["prompt_token_ids"]
-        expert = None if lora is None else lora.lora_name
-        assert own or (one.adapter and one.adapter["lora_name"]) != expert

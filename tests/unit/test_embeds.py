@@ -21,8 +21,8 @@ from vllm.utils.hashing import sha256
 from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
 from vllm.v1.request import Request
 
-from tests.front_end import MAX_LEN, ONE, Front
-from tests.unit.test_serving import Online, chat, protocol, xargs
+from tests.front_end import MAX_LEN, ONE, Front, Online
+from tests.requests import chat, xargs
 from vllm_cold import Amateur, ColdParams
 from vllm_cold.group.stream import from_extra_args
 from vllm_cold.method.embeddings import Embeddings
@@ -159,26 +159,20 @@ def test_a_server(front: Front) -> None:
     """Embeddings of expert and amateur as vLLM's completions take them."""
     online = Online(front)
 
-    def answer(*prompts: Any, **args: Any) -> Any:
-        body = {"model": "one", "prompt": None, "prompt_embeds": "x", "max_tokens": 4}
-        request = protocol(body)(**body, **xargs(**args))
-        found = front.run(online.renderer.preprocess_cmpl(request, list(prompts)))
-        sent = [front.request(one, request.to_sampling_params(4, {})) for one in found]
-        return [from_extra_args(each.sampling_params.extra_args) for each in sent]
-
-    expert = encoded(rows(9)).encode()
-    [default] = answer(expert, beta=2)
+    expert = {"prompt": None, "prompt_embeds": encoded(rows(9))}
+    _, [default] = online.answer(expert | xargs(beta=2))
     assert default.amateurs[0].embeds is default.amateurs[0].prompt is None
-    [stream, text] = answer(expert, "w1", amateur_prompt_embeds=encoded(rows(5)))
+    both = expert | {"prompt": "w1"} | xargs(amateur_prompt_embeds=encoded(rows(5)))
+    told, [stream, text] = online.answer(both)
+    assert told["prompt"] == "embeddings"
     for each in (stream, text):
         assert each.amateurs[0].embeds.tensor().equal(rows(5))
-    [stream] = answer(expert, amateur_prompt=" w9")
+    _, [stream] = online.answer(expert | xargs(amateur_prompt=" w9"))
     assert stream.amateurs[0].prompt and stream.amateurs[0].embeds is None
     # vLLM casts what clients send.
-    [stream] = answer(expert, amateur_prompt_embeds=encoded(rows(5, dtype=torch.float64)))
+    double = encoded(rows(5, dtype=torch.float64))
+    _, [stream] = online.answer(expert | xargs(amateur_prompt_embeds=double))
     assert stream.amateurs[0].embeds.dtype == "float32"
-    *_, told = FRONT_END.exchange().used.values()
-    assert told is not None and told.as_dict()["prompt"] == "embeddings"
     for wrong, message in (
         (encoded(torch.zeros(5, HIDDEN - 1)), "hidden_size 63 does not match"),
         (encoded(torch.zeros(0, HIDDEN)), "must be floating-point numbers of shape"),
@@ -189,7 +183,7 @@ def test_a_server(front: Front) -> None:
         (encoded(rows(9)), "the amateur is the expert"),
     ):
         with pytest.raises(ValueError, match=message) as caught:
-            answer(expert, amateur_prompt_embeds=wrong)
+            online.answer(expert | xargs(amateur_prompt_embeds=wrong))
         assert str(caught.value).startswith("cold_amateur_prompt_embeds=")
         assert len(str(caught.value)) < 500
     for args, message in (
@@ -197,7 +191,7 @@ def test_a_server(front: Front) -> None:
         ({"without": "system"}, "cold_without='system': is for chats"),
     ):
         with pytest.raises(ValueError, match=message):
-            answer(expert, **args)
+            online.answer(expert | xargs(**args))
 
 
 def test_what_torch_says_of_a_clients_bytes(front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -349,23 +343,13 @@ def test_what_asks_for_the_tokens_of_a_prompt(front: Front) -> None:
     assert front.streams(prompt, ColdParams(presence_penalty=1.0, frequency_penalty=0.5)).amateurs
 
 
-def test_a_models_own_penalty(front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_models_own_penalty(front: Front) -> None:
     """It is refused before a response begins, as a request's."""
-    online = Online(front)
-    body = {"model": "one", "prompt": None, "prompt_embeds": "x"}
-
-    def prepare(**more: Any) -> Any:
-        request = protocol(body)(**body, **xargs(beta=1), **more)
-        return front.run(online.renderer.preprocess_cmpl(request, [encoded(rows(2)).encode()]))
-
-    assert prepare()
-    monkeypatch.setattr(
-        front.config.model_config, "override_generation_config", {"repetition_penalty": 1.5}
-    )
-    front.serve()
+    online = Online(front, {"repetition_penalty": 1.5})
+    asked = {"prompt": None, "prompt_embeds": encoded(rows(2)), **xargs(beta=1)}
     with pytest.raises(ValueError, match="repetition_penalty=1.5: is for the tokens of a prompt"):
-        prepare()
-    assert prepare(repetition_penalty=1.0)
+        online.prepared(asked)
+    assert online.prepared({**asked, "repetition_penalty": 1.0})
 
 
 def test_an_engine_without_them(tiny: Path) -> None:
@@ -394,10 +378,8 @@ def test_beside_a_drafter_that_is_a_model(front: Front, monkeypatch: pytest.Monk
     for more in ({}, ids):
         said = refusal(front, made(front, rows(2), **more), ColdParams())
         assert said.startswith("prompt_embeds='torch.float32[2, 64]'") and message in said
-    body = {"model": "one", "prompt": None, "prompt_embeds": "x"}
-    request = protocol(body)(**body, **xargs(beta=1))
     with pytest.raises(ValueError, match="with the V1 model runner"):  # before a response
-        front.run(online.renderer.preprocess_cmpl(request, [encoded(rows(2)).encode()]))
+        online.prepared({"prompt": None, "prompt_embeds": encoded(rows(2)), **xargs(beta=1)})
     assert front.streams(text, ColdParams(amateur=Amateur(prompt=[5]))).amateurs
     for method, v2 in (("ngram", False), ("suffix", False), ("eagle", True)):
         speculate(method, v2)

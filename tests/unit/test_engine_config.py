@@ -246,10 +246,10 @@ def test_what_fits_the_kv_cache(watermark: float, ranks: int, max_tokens: int) -
         data_parallel_size=1, decode_context_parallel_size=ranks
     )
     pair = [AmateurSpec("amateur", "amateur")]
-    assert fit(engine, pair, 8, max_tokens) == max_tokens
+    assert fit(engine, pair, [8, 8], max_tokens) == max_tokens
     with pytest.raises(ColdError, match="KV cache blocks"):
-        fit(engine, pair, 8, max_tokens + 1)
-    assert fit(engine, pair, 8, max_tokens + 1, unlimited=True) == max_tokens
+        fit(engine, pair, [8, 8], max_tokens + 1)
+    assert fit(engine, pair, [8, 8], max_tokens + 1, unlimited=True) == max_tokens
 
 
 @pytest.mark.parametrize(
@@ -286,12 +286,12 @@ def test_states_take_blocks_too(
     )
     engine.parallel_config = SimpleNamespace(data_parallel_size=2)
     pair = [AmateurSpec("amateur", "amateur")]
-    assert fit(engine, pair, 8, max_tokens) == max_tokens
+    assert fit(engine, pair, [8, 8], max_tokens) == max_tokens
     with pytest.raises(ColdError, match=rf"states included, and the engine has {usable};"):
-        fit(engine, pair, 8, max_tokens + 1)
-    assert fit(engine, pair, 8, max_tokens + 1, unlimited=True) == max_tokens
+        fit(engine, pair, [8, 8], max_tokens + 1)
+    assert fit(engine, pair, [8, 8], max_tokens + 1, unlimited=True) == max_tokens
     engine.cache_config.kv_cache_max_concurrency = None  # as in processes that are not told
-    assert fit(engine, pair, 8, 900) == 900
+    assert fit(engine, pair, [8, 8], 900) == 900
 
 
 # ---- options of vllm serve -----------------------------------------------------------------------

@@ -13,7 +13,6 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,14 +21,13 @@ import pytest
 from PIL import Image
 from vllm import SamplingParams
 
-from tests.front_end import ONE, TWO, Front, make_seeing
-from tests.unit.test_serving import Online, chat, protocol, xargs
+from tests.front_end import ONE, TWO, Front, Online, make_seeing, protocol
+from tests.requests import chat, xargs
 from vllm_cold import Amateur, Blur, ColdParams, Noise, adapter_config, patching, places
 from vllm_cold.group.stream import from_extra_args
 from vllm_cold.vllm import versions
-from vllm_cold.vllm.frontend import intake, media
+from vllm_cold.vllm.frontend import intake, media, media_cache
 from vllm_cold.vllm.frontend.intake import FRONT_END
-from vllm_cold.vllm.frontend.prompts import media_kept
 
 pytestmark = [
     pytest.mark.unit,
@@ -427,10 +425,10 @@ def test_a_servers_refused_images_are_forgotten_where_they_were_seen(
     many = [{"type": "multimodal", "mm_hashes": hashes, "mm_kwargs": data}, front.text(" w1"), "w1"]
 
     def refuse() -> None:
-        with pytest.raises(error), media_kept(renderer, many):
+        with pytest.raises(error), media_cache.kept(renderer, many):
             raise error
 
-    with media_kept(renderer, many):
+    with media_cache.kept(renderer, many):
         pass
     refuse()
     thread.shutdown()
@@ -446,13 +444,13 @@ def test_a_servers_refused_images_are_forgotten_where_they_were_seen(
 def test_nothing_is_kept_alive(front: Front) -> None:
     """The decoded media are let go of when the request is made."""
     expert = front.chat([user(of_url(1), text(" w3"))])
-    source = expert["cold_recipe"]
+    source = expert["cold_prompt_source"]
     assert len(source.fetched) == 1
     read(front, expert, Amateur(images=Noise(5)))
     assert not source.fetched
     plain = front.chat([user(of_url(1), text(" w3"))])
     sent(front, plain, SamplingParams(max_tokens=2))
-    assert not plain["cold_recipe"].fetched
+    assert not plain["cold_prompt_source"].fetched
 
 
 # ---- on a server ---------------------------------------------------------------------------------
@@ -519,42 +517,49 @@ def test_a_chat_over_http(online: Online, loaded: list[str]) -> None:
     ]  # fmt: skip
 
 
-def test_vcd_over_http(online: Online, front: Front) -> None:
-    told, found = answered(online, ASKED | xargs(preset="vcd"))
-    assert (told["preset"], told["prompt"], told["alpha"], told["beta"]) == (
-        "vcd", "noise:500", 0.1, 1.0,
-    )  # fmt: skip
-    assert len(found.amateurs[0]) == 1 and found.stream.method == "vcd"
-    # Chats without an image are decoded by the model alone, as with other presets.
-    plain = chat(SYSTEM, user(text(" w3")))
-    assert online.answer(plain | xargs(preset="vcd"), "base") == ({"cold": 0}, [None])
-    # What an engine leaves out of chats does not make another method of it.
-    for default in ({"without": "system"}, {"without": "system", "preset": "cfg"}):
+def test_defaults_and_presets(online: Online, front: Front) -> None:
+    """With a search by beams, what would be contrasted is refused."""
+    plain, image = chat(SYSTEM, user(text(" w3"))), chat(user(of_url(1), text(" w3")))
+    vcd, guide, off = {"preset": "vcd"}, {"without": "system"}, {"vllm_xargs": {"cold": 0}}
+    for default, body, reads in (
+        (None, ASKED | xargs(**vcd), "noise:500"),
+        # Without an image they are decoded by the model alone, as with other presets.
+        (None, plain | xargs(**vcd), None),
+        # What an engine leaves out of chats does not make another method of it.
+        (guide, ASKED | xargs(**vcd), "noise:500"),
+        ({**guide, "preset": "cfg"}, ASKED | xargs(**vcd), "noise:500"),
+        ({**guide, "preset": "cfg"}, ASKED, "without system"),
+        (guide, ASKED, "without system"),
+        (guide, image, None),
+        ({"without": "images"}, ASKED, "without images"),
+        ({"without": "images"}, plain, None),
+        # Of an engine: for all chats with images, and no others.
+        (vcd, ASKED, "noise:500"),
+        (vcd, plain, None),
+        (vcd, ASKED | off, None),
+        (vcd, ASKED | xargs(**guide), "without system"),
+    ):
         front.serve(default=default)
-        told, found = answered(online, ASKED | xargs(preset="vcd"))
-        assert told["prompt"] == "noise:500" and "system" in (found.texts[0] or "")
-        told, _ = answered(online, ASKED)
-        assert told["prompt"] == "without system"
-    # Of an engine: for all chats with images, and no others.
-    front.serve(default={"preset": "vcd"})
-    told, found = answered(online, ASKED)
-    assert told["prompt"] == "noise:500" and told["preset"] == "vcd"
-    assert online.answer(plain, "one") == ({"cold": 0}, [None])
-    assert online.answer(ASKED | xargs_off(), "base") == ({"cold": 0}, [None])
-    told, _ = answered(online, ASKED | xargs(without="system"))
-    assert told["prompt"] == "without system"
+        beams = protocol(body)(model="base", use_beam_search=True, **body)
+        if reads is None:
+            assert online.answer(body, "base") == ({"cold": 0}, [None])
+            assert beams.to_beam_search_params(4, {}) is not None
+            continue
+        told, found = answered(online, body)
+        assert told["prompt"] == reads
+        assert len(found.amateurs[0]) == (reads != "without images") == len(found.features) - 1
+        # Another message that is left out leaves the image.
+        assert ("system" in (found.texts[0] or "")) == (reads != "without system")
+        assert found.stream.method == told.get("preset", "custom")
+        if reads == "noise:500":
+            assert (told["preset"], told["alpha"], told["beta"]) == ("vcd", 0.1, 1.0)
+        with pytest.raises(ValueError, match="CoLD does not support beam search"):
+            beams.to_beam_search_params(4, {})
     with pytest.raises(ValueError, match="the engine's default.*the prompt has no image"):
         online.answer(plain | {"vllm_xargs": {"cold": 1}}, "base")
-
-
-def test_a_beam_search_beside_a_default(online: Online, front: Front) -> None:
-    front.serve(default={"preset": "vcd"})
-    for body, refused in ((ASKED, True), (chat(SYSTEM, user(text(" w3"))), False)):
-        beams = protocol(body)(model="base", use_beam_search=True, **body)
-        front.run(online.prepare(beams))
-        refusal = pytest.raises(ValueError, match="CoLD does not support beam search")
-        with refusal if refused else nullcontext():
-            assert beams.to_beam_search_params(4, {}) is not None
+    # Offline completions have no messages to leave out.
+    front.serve(default=guide)
+    assert stream_of(front, seen("<image> w1", picture()), SamplingParams(max_tokens=2)) is None
 
 
 def test_what_a_default_cannot_distort(front: Front) -> None:
@@ -623,47 +628,18 @@ def stream_of(front: Front, prompt: Any, params: SamplingParams) -> Any:
     return from_extra_args(request.sampling_params.extra_args)
 
 
-def test_beside_a_default_for_chats(online: Online, front: Front) -> None:
-    """Whoever asked for nothing, and has nothing that would be left out, is served as without."""
-    front.serve(default={"without": "system"})
-    image = user(of_url(1), text(" w3"))
-    assert online.answer(chat(image), "base") == ({"cold": 0}, [None])
-    told, found = answered(online, ASKED)
-    assert told["prompt"] == "without system" and len(found.amateurs[0]) == 1
-    front.serve(default={"without": "images"})
-    told, found = answered(online, ASKED)
-    assert told["prompt"] == "without images" and found.amateurs == [[]]
-    assert online.answer(chat(SYSTEM, user(text(" w3"))), "base") == ({"cold": 0}, [None])
-    # Offline completions have nothing to leave out either.
-    request = sent(front, made(front, seen("<image> w1", picture())), SamplingParams(max_tokens=2))
-    assert from_extra_args(request.sampling_params.extra_args) is None
-
-
-def xargs_off() -> dict[str, Any]:
-    return {"vllm_xargs": {"cold": 0}}
-
-
 def test_refused_over_http(online: Online) -> None:
+    broken = json.dumps([user({"type": "image_url", "image_url": {"url": 1}})])
+    # vLLM goes by the keys of parts that have a uuid.
+    file = {"type": "text", "text": "x", "uuid": "u", "image_pil": "/etc/x.png"}
     for args, why in (
         ({"images": "noise:1000"}, "cold_images='noise:1000': must be 'none', 'noise:500'"),
         ({"preset": "vcd", "amateur": "two"}, "cold_preset='vcd': contrasts .* cold_images"),
         ({"images": "noise:5", "without": "images"}, "the amateur has a prompt already, by"),
         ({"without": "videos"}, "cold_without='videos': the conversation has no videos"),
+        ({"amateur_messages": broken}, "cold_amateur_messages=.*no prompt can be made of it"),
         (
-            {
-                "amateur_messages": json.dumps(
-                    [user({"type": "image_url", "image_url": {"url": 1}})]
-                )
-            },
-            "cold_amateur_messages=.*no prompt can be made of it",
-        ),
-        (
-            # vLLM goes by the keys of parts that have a uuid.
-            {
-                "amateur_messages": json.dumps(
-                    [user({"type": "text", "text": "x", "uuid": "u", "image_pil": "/etc/x.png"})]
-                )
-            },
+            {"amateur_messages": json.dumps([user(file)])},
             "message 0 must not have image_pil; send images as image_url",
         ),
     ):
@@ -678,19 +654,19 @@ def test_plain_requests_are_as_ever(online: Online, front: Front) -> None:
     renderer, body = front.renderer, ASKED | xargs(preset="vcd")
     sender = renderer.mm_processor_cache
     one = hash_of_url(front, 1)
-    prompt = online.prepared(body | {"model": "base"})[0]
+    prompt = online.prepared(body | {"model": "base"})[0][0]
     assert not sender.is_cached_item(one)
     (item,) = prompt["mm_kwargs"]["image"]
     assert item is not None
     noised = front.request(prompt, SamplingParams(max_tokens=2), None).mm_features[1]
     assert noised.data is not None and not sender.is_cached_item(noised.mm_hash)
     # A plain request that overtakes it brings its data along.
-    (item,) = online.prepared(ASKED | {"model": "base"})[0]["mm_kwargs"]["image"]
+    (item,) = online.prepared(ASKED | {"model": "base"})[0][0]["mm_kwargs"]["image"]
     assert item is not None and sender.is_cached_item(one)
-    (item,) = online.prepared(ASKED | {"model": "base"})[0]["mm_kwargs"]["image"]
+    (item,) = online.prepared(ASKED | {"model": "base"})[0][0]["mm_kwargs"]["image"]
     assert item is None
     # What is contrasted has its data even then.
-    (item,) = online.prepared(body | {"model": "base"})[0]["mm_kwargs"]["image"]
+    (item,) = online.prepared(body | {"model": "base"})[0][0]["mm_kwargs"]["image"]
     assert item is not None
 
 
@@ -698,7 +674,7 @@ def test_an_amateurs_own_image_leaves_the_senders_cache_alone(online: Online, fr
     """A plain request with that image may be sent while the other amateur's prompt is made."""
     own = json.dumps([user(of_url(1), text(" w3"))])
     body = chat(user(text(" w3"))) | xargs(amateur_messages=own, beta=1)
-    prompt = online.prepared(body | {"model": "base"})[0]
+    prompt = online.prepared(body | {"model": "base"})[0][0]
     (feature,) = front.request(prompt, SamplingParams(max_tokens=2), None).mm_features
     assert feature.data is not None
     assert not front.renderer.mm_processor_cache.is_cached_item(hash_of_url(front, 1))
@@ -766,8 +742,10 @@ def test_images_that_a_client_names_only(online: Online, front: Front) -> None:
         {"input_audio": {"data": "", "format": "wav"}, "uuid": "mine"},
         {"video_url": {}, "uuid": "mine"},
     ):
-        assert media._is_named_only(part) and not media._is_named_only({**part, "uuid": None})
-    assert not media._is_named_only({"image_embeds": {"image_embeds": "x"}, "uuid": "mine"})
+        assert media_cache._is_named_only(part) and not media_cache._is_named_only(
+            {**part, "uuid": None}
+        )
+    assert not media_cache._is_named_only({"image_embeds": {"image_embeds": "x"}, "uuid": "mine"})
 
 
 def test_some_that_a_client_names_only(online: Online, front: Front) -> None:
@@ -821,6 +799,6 @@ def test_reads_of_shared_memory(n: int, sharing: int) -> None:
         ],
     )
     sender = Shared()
-    media.count_reads(SimpleNamespace(mm_processor_cache=sender), request, sharing, n)
+    media_cache.count_reads(SimpleNamespace(mm_processor_cache=sender), request, sharing, n)
     wanted = {"expert's": n * (1 + sharing) - 1, "amateur's": n - 1}
     assert sender.counts == {name: count for name, count in wanted.items() if count}

@@ -127,18 +127,11 @@ def test_bad_amateurs(name: str, value: Any, allowed: str) -> None:
         (ColdParams if name.startswith("amateur") else Amateur)(**{name: value})
 
 
-def test_what_an_amateur_reads_and_its_adapter() -> None:
-    """Unless told otherwise, the expert's adapter goes with another prompt, and only with it."""
-    expert = LoRARequest("expert", 1, "/expert")
-    for prompt in ("text", [1, 2], (1, 2), MESSAGES):
-        assert Amateur(prompt=prompt).adapter(expert) is expert
-        assert Amateur(prompt=prompt, lora_request=None).adapter(expert) is None
-        assert Amateur(prompt=prompt, lora_request=OTHER).adapter(expert) is OTHER
-        assert Amateur(prompt=prompt).adapter(None) is None
-    assert Amateur().adapter(expert) is None
-    assert Amateur(lora_request=OTHER).adapter(None) is OTHER
+def test_what_an_amateur_may_read() -> None:
     parts = [{"type": "text", "text": "a"}]
-    Amateur(prompt=[{"role": "assistant", "tool_calls": []}, {"role": "user", "content": parts}])
+    calls = [{"role": "assistant", "tool_calls": []}, {"role": "user", "content": parts}]
+    for prompt in ("text", [1, 2], (1, 2), MESSAGES, calls):
+        assert Amateur(prompt=prompt).source is not None
 
 
 def test_one_amateur_is_said_in_several_ways() -> None:

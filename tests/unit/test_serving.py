@@ -6,7 +6,6 @@ bodies, its renderer and its input processor.
 from __future__ import annotations
 
 import asyncio
-import inspect
 import json
 import re
 import time
@@ -21,108 +20,30 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from vllm import SamplingParams
 from vllm.exceptions import VLLMValidationError
-from vllm.renderers.inputs.preprocess import prompt_to_seq
 from vllm.renderers.params import TokenizeParams
 
-from tests.front_end import JUNK, ONE, TWO, Front
-from tests.places import wrapped
-from vllm_cold import patching, places
+from tests.front_end import JUNK, ONE, Front, Online, protocol
+from tests.requests import (
+    DEFAULTS,
+    MISTAKES,
+    REQUESTS,
+    SYSTEM,
+    TOOL,
+    USER,
+    WRONG_BODIES,
+    body,
+    chat,
+    ids,
+    xargs,
+)
 from vllm_cold.errors import ColdError
 from vllm_cold.group import results
 from vllm_cold.group.stream import from_extra_args
 from vllm_cold.vllm import versions
 from vllm_cold.vllm.frontend import admission, intake, serving
-from vllm_cold.vllm.frontend.capacity import most_tokens
 from vllm_cold.vllm.frontend.intake import FRONT_END
 
 pytestmark = pytest.mark.unit
-
-SYSTEM = {"role": "system", "content": " w1 w2"}
-USER = {"role": "user", "content": " w3"}
-TOOL = {"role": "tool", "content": " w4", "tool_call_id": "1"}
-MOOD = {"mood": " w8"}  # the server's own template arguments
-
-
-def chat(*messages: dict[str, Any], **more: Any) -> dict[str, Any]:
-    return {"messages": list(messages), **more}
-
-
-def xargs(**args: Any) -> dict[str, Any]:
-    return {"vllm_xargs": {f"cold_{k}": v for k, v in args.items()}}
-
-
-def protocol(body: dict[str, Any]) -> Any:
-    from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
-    from vllm.entrypoints.openai.completion.protocol import CompletionRequest
-
-    return ChatCompletionRequest if "messages" in body else CompletionRequest
-
-
-class Online:
-    """What a server makes of a body."""
-
-    def __init__(self, front: Front) -> None:
-        patching.install(places.rows(places.ONLINE))
-        owner, _, _ = wrapped(".preprocess_chat").find()
-        given = {
-            "model_config": front.config.model_config,
-            "renderer": front.renderer,
-            "request_logger": None,
-            "chat_template": None,
-            "chat_template_content_format": "auto",
-            "trust_request_chat_template": True,
-            "model_registry": None,
-            "default_chat_template_kwargs": MOOD,
-        }
-        wanted = inspect.signature(owner.__init__).parameters
-        self.renderer = owner(**{k: v for k, v in given.items() if k in wanted})
-        self.front = front
-
-    async def prepare(self, request: Any) -> Any:
-        """What is done before a response starts."""
-        if not hasattr(request, "messages"):
-            return await self.renderer.preprocess_cmpl(request, prompt_to_seq(request.prompt))
-        tools = [tool.model_dump() for tool in request.tools or ()]
-        _, made = await self.renderer.preprocess_chat(
-            request, request.messages, None, "auto", MOOD, tool_dicts=tools
-        )
-        return made
-
-    def prepared(self, body: dict[str, Any]) -> Any:
-        return self.front.run(self.prepare(protocol(body)(**{"model": "one", **body})))
-
-    async def answer_async(self, body: dict[str, Any], model: str = "one") -> tuple[Any, list[Any]]:
-        """The header, and the streams of each prompt (None for a plain request)."""
-        request = protocol(body)(**{"model": model, "max_tokens": 4, **body})
-        found, sent = [], {}
-
-        async def handle() -> None:  # as in vLLM, in a task of its own
-            for one in await self.prepare(request):
-                params = request.to_sampling_params(4, {})
-                sampling = self.front.request(one, params, {"one": ONE, "two": TWO}.get(model))
-                found.append(from_extra_args(sampling.sampling_params.extra_args))
-
-        async def app(scope: Any, receive: Any, send: Any) -> None:
-            await asyncio.create_task(handle())
-            await send({"type": "http.response.start", "status": 200, "headers": [(b"a", b"b")]})
-            await send({"type": "http.response.body"})
-
-        async def send(message: dict[str, Any]) -> None:
-            sent[message["type"]] = message
-
-        await serving.Header(app)({"type": "http"}, None, send)
-        headers = dict(sent["http.response.start"]["headers"])
-        assert headers.pop(b"a") == b"b" and "http.response.body" in sent
-        return json.loads(headers.pop(serving.HEADER)), found
-
-    def answer(self, body: dict[str, Any], model: str = "one") -> tuple[Any, list[Any]]:
-        return self.front.run(self.answer_async(body, model))  # type: ignore[no-any-return]
-
-    def prompts(self, body: dict[str, Any], model: str = "one", **args: Any) -> list[str | None]:
-        """What the amateurs of the first prompt read."""
-        _, (stream, *_) = self.answer({**body, **xargs(**args)}, model)
-        decode = self.front.tokenizer.decode
-        return [one.prompt and decode(one.prompt) for one in stream.amateurs]
 
 
 @pytest.fixture(scope="module")
@@ -137,6 +58,18 @@ def online(front: Front) -> Online:
     return Online(front)
 
 
+def test_every_way_of_saying_it(online: Online, front: Front) -> None:
+    for name, asked in REQUESTS.items():
+        for said in asked.said:
+            whole = body(asked.prompt, **xargs(**said))
+            takes = str(protocol(whole).model_fields["vllm_xargs"].annotation)
+            if "list" not in takes and any(isinstance(each, list) for each in said.values()):
+                continue  # completions of vLLM 0.23
+            told, [stream] = online.answer(whole, asked.model)
+            assert told["cold"] == 1 and stream is not None, name
+            front.check(stream, asked)
+
+
 # ---- a request is decided once -------------------------------------------------------------------
 
 
@@ -146,21 +79,20 @@ def test_a_request_is_parsed_once(
     calls: list[Any] = []
     parse = admission.parse_request_args
     monkeypatch.setattr(admission, "parse_request_args", lambda a: calls.append(a) or parse(a))
-    for body in (
+    for asked in (
         chat(SYSTEM, USER, **xargs(without="system")),
         chat(SYSTEM, USER),
-        {"prompt": [" w1", " w2"], "n": 2, **xargs(beta=2)},
-        {"prompt": " w1"},
-        {"prompt": " w1", "vllm_xargs": {"cold": 0}},
+        body([" w1", " w2"], n=2, **xargs(beta=2)),
+        body(" w1", vllm_xargs={"cold": 0}),
     ):
         for default in (None, True):
             front.serve(default=default)
             calls.clear()
-            online.answer(body)
+            online.answer(asked)
             assert len(calls) == 1
     # Where vLLM makes the prompt without a template, and by whoever uses AsyncLLM.
     front.serve()
-    request = protocol(chat())(model="one", max_tokens=4, **chat(USER, **xargs(beta=2)))
+    request = protocol(chat(USER))(model="one", max_tokens=4, **chat(USER, **xargs(beta=2)))
     calls.clear()
     params = request.to_sampling_params(4, {})
 
@@ -182,30 +114,16 @@ def test_a_request_is_parsed_once(
 
 
 @pytest.mark.parametrize(
-    ("body", "message"),
-    [
-        (chat(USER, Cold_beta=3), "Cold_beta=3: belongs into vllm_xargs"),
-        (chat(USER, vllm_xargs={"Cold_beta": 3}), "Cold_beta=3: unknown key"),
-        (chat(USER, **xargs(other="\ud800")), "cold_other='\\ud800': unknown key"),
-        (chat(USER, vllm_xargs={"cold_\ud800": 1}), "cold_\\ud800=1: unknown key"),
-        ({"prompt": " w1", **xargs(amateur="one")}, "'one': must differ from the expert"),
-        ({"prompt": " w1", **xargs(amateur="c")}, "cold_amateur='c': no such adapter"),
-        (chat(USER, **xargs(amateur="base", without=0, part="0:1")), "the amateur has a prompt al"),
-        (chat(USER, **xargs(part=[0, 1])), "cold_part='0:1': is for completions"),
-        (chat(USER, **xargs(amateur_messages=json.dumps([USER]))), "the amateur is the expert"),
-        ({"prompt": " w1", **xargs(without="system")}, "cold_without='system': is for chats"),
-        ({"prompt": [" w1", " w2"], **xargs(part="0:1")}, "cold_part=2: is for one prompt"),
-        ({"prompt": [" w1", " w2"], **xargs(explain=1)}, "prompt=2: must be one beside cold_expl"),
-        ({"prompt": "Text: w1", "suffix": " w2", **xargs(part="0:3")}, "for a prompt without a su"),
-    ],
-)  # fmt: skip
-def test_what_is_refused(body: dict[str, Any], message: str, online: Online) -> None:
+    ("wrong", "message"),
+    [*((body(each, vllm_xargs=said), why) for each, said, why in MISTAKES), *WRONG_BODIES],
+)
+def test_what_is_refused(wrong: dict[str, Any], message: str, online: Online) -> None:
     """As what vLLM answers with HTTP 400, by a search by beams too."""
     with pytest.raises(ValueError, match=re.escape(message)) as caught:
-        online.answer(body)
+        online.answer(wrong)
     assert type(caught.value).__name__ == "ColdRequestError"
     str(caught.value).encode()  # HTTP sends it
-    beams = protocol(body)(model="one", use_beam_search=True, **body)
+    beams = protocol(wrong)(model="one", use_beam_search=True, **wrong)
     with pytest.raises(ValueError) as caught:
         beams.to_beam_search_params(4, {})
     assert type(caught.value).__name__ == "ColdRequestError"
@@ -213,15 +131,15 @@ def test_what_is_refused(body: dict[str, Any], message: str, online: Online) -> 
 
 def test_errors_show_the_beginning_of_what_is_deep_or_long(online: Online) -> None:
     deep, wide = "[" * 600 + "]" * 600, json.dumps([[[1] * 99] * 99] * 99)
-    for body in (
-        xargs(rule="mti", rule_parameters=f'{{"a": {deep}}}'),
-        xargs(rule="mti", rule_parameters=f'{{"beta": {deep}}}'),
+    for wrong in (
+        xargs(beta="mti", rule_parameters=f'{{"a": {deep}}}'),
+        xargs(beta="mti", rule_parameters=f'{{"beta": {deep}}}'),
         {"cold_beta": json.loads(deep)},
         {"cold_beta": json.loads(wide)},
     ):
         started = time.perf_counter()
         with pytest.raises(ValueError) as caught:
-            online.answer({"prompt": " w1", **body})
+            online.answer({"prompt": " w1", **wrong})
         assert type(caught.value).__name__ == "ColdRequestError" and len(str(caught.value)) < 500
         assert time.perf_counter() - started < 0.5
     error = str(ColdError("f", {"a": ["x", 1, (2,)], "b": {}}, "no"))
@@ -248,14 +166,14 @@ def test_what_cannot_be_sent_to_the_engine(online: Online) -> None:
 
 
 def test_what_is_none_of_ours(online: Online) -> None:
-    for body in ({"vllm_xargs": {"coldstart_id": 3}}, {"coldstart": 1}, {"top_k_of_mine": 1}):
-        assert online.answer({"prompt": " w1", **body}) == ({"cold": 0}, [None])
+    for theirs in ({"vllm_xargs": {"coldstart_id": 3}}, {"coldstart": 1}, {"top_k_of_mine": 1}):
+        assert online.answer({"prompt": " w1", **theirs}) == ({"cold": 0}, [None])
 
 
 def test_a_beam_search(online: Online, front: Front) -> None:
     """Its own requests are plain; what follows on the server is for CoLD again."""
     front.serve(default=True)
-    beams = protocol(chat())(model="one", use_beam_search=True, **chat(USER))
+    beams = protocol(chat(USER))(model="one", use_beam_search=True, **chat(USER))
     with pytest.raises(ValueError, match="CoLD does not support beam search"):
         beams.to_beam_search_params(4, {})
     beams.vllm_xargs = {"cold": 0}
@@ -269,30 +187,6 @@ def test_a_beam_search(online: Online, front: Front) -> None:
 # ---- what amateurs read --------------------------------------------------------------------------
 
 
-def test_amateurs_of_a_chat(online: Online) -> None:
-    body = chat(SYSTEM, USER, TOOL)
-    left = "user:  w3\ntool:  w4\nassistant:"
-    for args, model, read in (
-        ({"without": "system"}, "one", [left]),
-        ({"without": "system,tool"}, "one", ["user:  w3\nassistant:"]),
-        ({"without": 2}, "base", ["system:  w1 w2\nuser:  w3\nassistant:"]),
-        ({"amateur_messages": json.dumps([USER])}, "one", ["user:  w3\nassistant:"]),
-        ({"amateur_prompt": " w9"}, "one", [" w9"]),
-        (
-            {
-                "weights": [0.5, -0.5, -1],
-                "amateur": ["two", "", "base"],
-                "without": ["", "tool", "system"],
-            },
-            "one",
-            [None, "system:  w1 w2\nuser:  w3\nassistant:", left],
-        ),
-    ):
-        assert online.prompts(body, model, **args) == read
-    parts = {"role": "user", "content": [{"type": "text", "text": " w5"}]}
-    assert online.prompts(chat(SYSTEM, parts), without=0) == ["user:  w5\nassistant:"]
-
-
 def test_the_template_and_its_arguments_are_the_requests(online: Online) -> None:
     template = (
         "{{ mood }}{{ tone }}{{ tools | length }}{% for m in messages %}{{ m['content'] }}"
@@ -301,15 +195,14 @@ def test_the_template_and_its_arguments_are_the_requests(online: Online) -> None
     tool = {"type": "function", "function": {"name": "f", "parameters": {}}}
     body = chat(SYSTEM, USER, chat_template=template, tools=[tool], tool_choice="none",
                 add_generation_prompt=False, chat_template_kwargs={"tone": " w7"})  # fmt: skip
-    assert online.prompts(body, without="system") == [" w8 w71 w3"]
-    assert online.prompts(body, amateur_messages=json.dumps([TOOL])) == [" w8 w71 w4"]
+    assert online.prompts(body, without="system") == [" w8 w71 w21 w22"]
+    assert online.prompts(body, amateur_messages=json.dumps([TOOL])) == [" w8 w71 w31 w32"]
 
 
 def test_amateurs_of_completions(online: Online) -> None:
-    body = {"prompt": "Text: w1 Question: w3"}
-    assert online.prompts({**body, "n": 3, "echo": True}, part="0:9") == ["Question: w3"]
-    assert online.prompts({"prompt": [100, 101, 102]}, part="0:2") == [" w1"]
-    assert online.prompts({**body, "suffix": " w2"}, amateur_prompt=" w9") == [" w9"]
+    asked = {"prompt": "Text: w1 Question: w3"}
+    assert online.prompts({**asked, "n": 3, "echo": True}, part="0:9") == ["Question: w3"]
+    assert online.prompts({**asked, "suffix": " w2"}, amateur_prompt=" w9") == [" w9"]
     _, streams = online.answer({"prompt": [" w1", " w2"], **xargs(amateur_prompt=" w9")})
     assert len(streams) == 2 and streams[0].amateurs == streams[1].amateurs
 
@@ -321,7 +214,7 @@ def test_chats_without_a_chat_template(
     monkeypatch.setattr(front.config.model_config.hf_config, "model_type", "gpt_oss")
 
     def params(model: str = "one", **args: Any) -> Any:
-        request = protocol(chat())(model=model, vllm_xargs=args, **chat(SYSTEM, USER))
+        request = protocol(chat(USER))(model=model, vllm_xargs=args, **chat(SYSTEM, USER))
         return request.to_sampling_params(4, {})
 
     for key, value in (
@@ -421,7 +314,7 @@ def test_weights_follow_a_streamed_answer(
 def test_each_chat_of_a_batch_is_told(online: Online, front: Front) -> None:
     """All prompts are made first, then the parameters of all; the header speaks of each."""
     front.serve(default={"without": "system"})
-    kind = protocol(chat())
+    kind = protocol(chat(USER))
 
     def header(*bodies: dict[str, Any]) -> Any:
         requests = [kind(model="one", max_tokens=4, **body) for body in bodies]
@@ -449,91 +342,45 @@ def test_each_chat_of_a_batch_is_told(online: Online, front: Front) -> None:
 # ---- defaults ------------------------------------------------------------------------------------
 
 
-def test_a_server_that_guides_every_chat(online: Online, front: Front) -> None:
-    front.serve(default={"without": "system"})
-    for model in ("one", "base"):
-        said, [stream] = online.answer(chat(SYSTEM, USER), model)
-        assert said["prompt"] == "without system" and stream.amateurs[0].prompt
-        # The last: what is left out is cut off, so expert and amateur read the same.
-        cut = chat(SYSTEM, USER, truncate_prompt_tokens=2)
-        for body in (chat(USER), {"prompt": " w1"}, cut):
-            assert online.answer(body, model) == ({"cold": 0}, [None])
-    assert online.answer(chat(SYSTEM, USER, vllm_xargs={"cold": 0})) == ({"cold": 0}, [None])
-    # What a request says of its amateurs replaces the server's.
-    body = chat(SYSTEM, USER, TOOL)
-    assert online.prompts(body, without="tool") == ["system:  w1 w2\nuser:  w3\nassistant:"]
-    assert online.prompts(body, amateur="base") == [None]
-    assert online.prompts(body, beta=2) == ["user:  w3\ntool:  w4\nassistant:"]
-    for body, why in (
-        (chat(USER, vllm_xargs={"cold": 1}), "the engine's default.*no such message"),
-        ({**cut, **xargs(without="system")}, "the amateur is the expert"),
-    ):
-        with pytest.raises(ValueError, match=why):
-            online.answer(body)
-    beams = protocol(chat())(model="base", use_beam_search=True, **chat(SYSTEM, USER))
-    with pytest.raises(ValueError, match="CoLD does not support beam search"):
-        beams.to_beam_search_params(4, {})
-    for more in (chat(USER), chat(SYSTEM), {"prompt": " w1"}):
-        beams = protocol(more)(model="one", use_beam_search=True, **more)
-        assert beams.to_beam_search_params(4, {}) is not None, "it would not be contrasted"
+def test_defaults_of_servers_and_of_presets(online: Online, front: Front) -> None:
+    """With a search by beams, what would be contrasted is refused."""
+    for default, asked, model, reads in DEFAULTS:
+        front.serve(default=default)
+        beams = protocol(asked)(model=model, use_beam_search=True, **asked)
+        if reads is None:
+            assert online.answer(asked, model) == ({"cold": 0}, [None]), asked
+            cut = "truncate_prompt_tokens" in asked  # which beams are not looked at for
+            assert cut or beams.to_beam_search_params(4, {}) is not None
+            continue
+        with pytest.raises(ValueError):
+            beams.to_beam_search_params(4, {})
+        if isinstance(reads, str):
+            with pytest.raises(ValueError, match=re.escape(reads)):
+                online.answer(asked, model)
+            continue
+        told, [stream] = online.answer(asked, model)
+        assert told["cold"] == 1
+        wanted = [each and ids(front.tokenizer, each) for each in reads]
+        assert [one.prompt for one in stream.amateurs] == wanted, asked
 
 
-def test_a_preset_alone(online: Online, front: Front) -> None:
-    """It says what its amateur does not read, for all chats that have it: what a model's alias
-    sends, or a client that says it once for all its requests.
-    """
-    body, plain = chat(SYSTEM, USER, TOOL), chat(USER)
-    context = {"adacad": "tool", "cfg": "system"}
-    left = {
-        "tool": "system:  w1 w2\nuser:  w3\nassistant:",
-        "system": "user:  w3\ntool:  w4\nassistant:",
-    }
-    both = [left["tool"], "system:  w1 w2\ntool:  w4\nassistant:"]
-    for cold in (True, {"enabled": False, "alpha": 0.3, "beta": 2}):
-        front.serve(default=cold)
-        for preset, without in context.items():
-            assert online.prompts(body, "base", preset=preset) == [left[without]]
-            for more in ({}, {"cold_beta": 1}, {"cold": 1}):
-                asked = {"vllm_xargs": {"cold_preset": preset, **more}}
-                said, _ = online.answer(body | asked)
-                assert (said["prompt"], said["alpha"]) == (f"without {without}", 0)
-                of_preset = ("beta", 0.5) if preset != "adacad" else ("rule", "adaptive")
-                name, value = ("beta", 1) if "cold_beta" in more else of_preset
-                assert said[name] == value and len(said.keys() & {"beta", "rule"}) == 1
-                assert online.answer(plain | asked) == ({"cold": 0}, [None])
-            field = f"cold_without ({preset}'s default)='{without}': "
-            cut = chat(SYSTEM, USER, TOOL, truncate_prompt_tokens=2)
-            with pytest.raises(ValueError, match=re.escape(field) + "the amateur is the exp"):
-                online.answer(cut | xargs(preset=preset))
-        assert online.prompts(body, "base", preset="grounded") == both
-        said, _ = online.answer(body | xargs(preset="grounded"))
-        assert (said["alpha"], said["preset"]) == (0.3, "grounded")
-        assert [one["weight"] for one in said["amateurs"]] == [-0.25, -0.25]
-        for lacking in (chat(SYSTEM, USER), chat(SYSTEM, TOOL)):  # one of its amateurs would equal
-            assert online.answer(lacking | xargs(preset="grounded")) == ({"cold": 0}, [None])
-    # The server's own default comes before it, but for methods that read the expert's prompt or
-    # have several amateurs.
-    front.serve(default={"without": "system"})
-    for args, read in (
-        ({"preset": "cad"}, [left["system"]]),
-        ({"preset": "cad", "without": "tool"}, [left["tool"]]),
-        ({"preset": "cold"}, [None]),
-        ({"preset": "grounded"}, both),
-        ({"preset": "grounded", "without": ["user", "tool"]}, both[::-1]),
+def test_values_of_a_preset(online: Online, front: Front) -> None:
+    """They win over the engine's, and the request's over them."""
+    front.serve(default={"enabled": False, "alpha": 0.3, "beta": 2})
+    for said, alpha, strength in (
+        ({"preset": "cfg"}, 0, 0.5),
+        ({"preset": "adacad"}, 0, "adaptive"),
+        ({"preset": "adacad", "beta": 1}, 0, 1),
     ):
-        assert online.prompts(body, **args) == read
-    for whole, model, args, why in (
-        (body, "base", {"preset": "cold"}, "CoLD needs an adapter as expert"),
-        (body, "one", {"preset": "dexperts"}, "cold_preset='dexperts': is for 2 amateurs"),
-        (plain, "one", {"preset": "cad", "without": "tool"}, "no such message"),  # who names it
-    ):
-        with pytest.raises(ValueError, match=why):
-            online.prompts(whole, model, **args)
+        told, _ = online.answer(chat(SYSTEM, USER, TOOL, **xargs(**said)))
+        by = told["rule" if isinstance(strength, str) else "beta"]
+        assert (told["preset"], told["alpha"], by) == (said["preset"], alpha, strength)
+    told, _ = online.answer(chat(SYSTEM, USER, TOOL, **xargs(preset="grounded")))
+    assert told["alpha"] == 0.3 and [one["weight"] for one in told["amateurs"]] == [-0.25, -0.25]
 
 
 # ---- refused before the headers ------------------------------------------------------------------
 
-LONG = " w9" * 100
 # vLLM 0.23 takes what a request asks for off what its prompts may have, the amateurs' too.
 HOLDS_BACK = TokenizeParams(max_total_tokens=256, max_output_tokens=6).max_input_tokens == 250
 
@@ -546,17 +393,9 @@ def cache(front: Front, monkeypatch: pytest.MonkeyPatch) -> Any:
     return lambda blocks: monkeypatch.setattr(config, "num_gpu_blocks", blocks + 1)
 
 
-def own(prompt: str, **more: Any) -> dict[str, Any]:
-    return {**xargs(amateur_prompt=prompt), **more}
-
-
-def tokens(online: Online, default: int, length: int, **more: Any) -> int:
-    """What a chat gets beside an amateur's prompt of so many tokens."""
-    body = {**chat(USER), **own(" w9" * length), **more}
-    request = protocol(body)(model="one", **body)
-    [made] = online.front.run(online.prepare(request))
-    params = request.to_sampling_params(default, {})
-    return int(online.front.request(made, params, ONE).sampling_params.max_tokens)
+def own(length: int) -> dict[str, Any]:
+    """An amateur's prompt."""
+    return xargs(amateur_prompt=" w9" * length)
 
 
 def test_what_does_not_fit_the_context(online: Online) -> None:
@@ -564,41 +403,36 @@ def test_what_does_not_fit_the_context(online: Online) -> None:
     why = "requested 157 output tokens" if HOLDS_BACK else "which with max_tokens=157"
     for field in ("max_tokens", "max_completion_tokens"):
         with pytest.raises(ValueError, match=f"cold_amateur_prompt=' w9 w.*{why}"):
-            online.prepared(chat(USER, **own(LONG), **{field: 157}))
+            online.prepared(chat(USER, **own(100), **{field: 157}))
     with pytest.raises(ValueError, match="the amateur's prompt has 256 tokens, which with max_tok"):
-        online.prepared(chat(USER, **own(" w9" * 256)))
+        online.prepared(chat(USER, **own(256)))
 
-    assert tokens(online, 156, 100, max_tokens=156) == 156
-    assert tokens(online, 4, 255) == 1
+    def tokens(default: int | None, length: int, **more: Any) -> int:
+        """What a chat gets beside an amateur's prompt of so many tokens."""
+        online.most = default
+        [(made, params)] = online.prepared(chat(USER, **own(length), **more))
+        return int(online.front.request(made, params, ONE).sampling_params.max_tokens)
+
+    assert tokens(None, 100, max_tokens=156) == 156
+    assert tokens(4, 255) == 1
     # vLLM's number, less than its own rest of the context: nobody asked for it.
-    assert tokens(online, 200, 100) == 156
-    assert tokens(online, 200, 40) == 200
+    assert tokens(200, 100) == 156
+    assert tokens(200, 40) == 200
 
 
-def test_what_the_servers_owner_allows(
-    online: Online, front: Front, cache: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_the_servers_owner_allows(online: Online, cache: Any) -> None:
     """As vLLM does, the least of what is asked for and what is allowed."""
     cache(6)
-    body = {"prompt": [100] * 20, **own(LONG[:60]), "max_tokens": 200}
+    asked = {"prompt": [100] * 20, **own(20), "max_tokens": 200}
     with pytest.raises(ValueError, match="max_tokens=200: .* two streams"):
-        online.prepared(body)
-    front.serve(most_tokens=29)
-    assert online.prepared(body)
+        online.prepared(asked)
+    online.most = 29
+    assert online.prepared(asked)
     with pytest.raises(ValueError, match="max_tokens=29: .* two streams"):
-        online.prepared({**body, "prompt": [100] * 40})
-
-    config = front.config.model_config
-    (tmp_path / "generation_config.json").write_text('{"max_new_tokens": 40}')
-    for source, override, most in (
-        ("auto", {}, None),
-        ("vllm", {"max_new_tokens": 30}, 30),
-        (str(tmp_path), {}, 40),
-        (str(tmp_path), {"max_new_tokens": 30}, 30),
-    ):
-        monkeypatch.setattr(config, "generation_config", source)
-        monkeypatch.setattr(config, "override_generation_config", override)
-        assert most_tokens(config) == most
+        online.prepared({**asked, "prompt": [100] * 40})
+    # Each prompt of several has what is left for it.
+    with pytest.raises(ValueError, match="max_tokens=29: with prompts of 40, 20 tokens"):
+        online.prepared({**asked, "prompt": [[100] * 20, [100] * 40]})
 
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -622,16 +456,26 @@ def test_all_that_is_wrong_is_said_before_the_headers(
     before = config.num_gpu_blocks, config.block_size
     config.num_gpu_blocks, config.block_size = blocks + 1, 16
     try:
-        request = protocol(body)(**body, max_tokens=asked)
-        [made] = front.run(online.prepare(request))
-        left = 256 - len(made["prompt_token_ids"])
-        most = min(left, request.max_tokens or left)
-        params = request.to_sampling_params(most, {})
-    except (ValidationError, VLLMValidationError):  # ours is one of vLLM's
+        [(made, params)] = online.prepared({**body, "max_tokens": asked})
+    except (ValidationError, VLLMValidationError) as error:  # ours is one of vLLM's
+        if type(error).__name__ == "ColdRequestError":
+            assert str(error).startswith(("cold_", "CoLD ", "max_")) and len(str(error)) < 1000
         return
     else:
-        sampling = front.request(made, params, {"one": ONE}.get(model)).sampling_params
-        assert 1 <= sampling.max_tokens <= most
-        assert sampling.max_tokens == most or asked is None or asked > left
+        most = params.max_tokens
+        request = front.request(made, params, {"one": ONE}.get(model))
     finally:
         config.num_gpu_blocks, config.block_size = before
+    assert 1 <= request.sampling_params.max_tokens <= most
+    assert request.sampling_params.max_tokens == most or asked is None
+    if (stream := from_extra_args(request.sampling_params.extra_args)) is None:
+        return
+    # They can be scored.
+    assert 1 <= len(stream.amateurs) <= 32
+    assert (None in {one.weight for one in stream.amateurs}) == (stream.settings.rule is not None)
+    for one in stream.amateurs:
+        assert one.weight is None or abs(one.weight) <= 1e6
+        assert one.prompt is None or all(0 <= i < 512 for i in one.prompt) and one.prompt
+        different = one.prompt is not None and one.prompt != made["prompt_token_ids"]
+        expert = None if model == "base" else model
+        assert different or (one.adapter and one.adapter["lora_name"]) != expert

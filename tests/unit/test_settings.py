@@ -194,7 +194,7 @@ def test_whose_a_key_is() -> None:
         with pytest.raises(ColdError, match=rf'^{key}=3: belongs into vllm_xargs.*"{key.lower()}"'):
             check_placement({"n": 1, key: 3})
     # A request may not bring the internal description along.
-    for key in ("Cold_beta", "COLD", "cold_alhpa", "cold_stream", "cold_recipe"):
+    for key in ("Cold_beta", "COLD", "cold_alhpa", "cold_stream", "cold_asked"):
         with pytest.raises(ColdError, match=f"^{key}=3: unknown key, allowed are cold, cold_alpha"):
             parse_request_args({key: 3})
     with pytest.raises(

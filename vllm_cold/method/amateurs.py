@@ -292,7 +292,7 @@ Source = Text | Tokens | Messages | Embeds | Media | Distorted | Without | Part
 
 
 class AmateurSpec(msgspec.Struct):
-    """An amateur on its way from what a request says of it to what the scheduler is told.
+    """An amateur as a request describes it.
 
     Attributes:
         field: What an error about it names.
@@ -301,11 +301,6 @@ class AmateurSpec(msgspec.Struct):
         source: What it reads, None for the expert's prompt.
         weight: As the request says it, None for what beta says.
         lora: Its adapter (vLLM's LoRARequest), None for the base model; admission fills it in.
-        prompt: The token ids of its prompt; admission fills them in.
-        embeds: The embeddings of its prompt, a tensor, [tokens, hidden size]; both are None for the
-            expert's prompt.
-        is_token_ids: Where the ids count and not the embeddings; None for one of both alone.
-        features: The media of its own prompt, vLLM's MultiModalFeatureSpec, in their order.
     """
 
     field: str
@@ -314,17 +309,6 @@ class AmateurSpec(msgspec.Struct):
     source: Source | None = None
     weight: float | str | None = None
     lora: Any = None
-    prompt: list[int] | None = None
-    embeds: Any = None
-    is_token_ids: list[bool] | None = None
-    features: tuple[Any, ...] = ()
-
-    @property
-    def num_tokens(self) -> int | None:
-        """The length of its own prompt; None if it reads the expert's."""
-        if self.embeds is not None:
-            return len(self.embeds)
-        return None if self.prompt is None else len(self.prompt)
 
     def refused(self, problem: str) -> ColdError:
         """The error that says what is wrong with its prompt."""

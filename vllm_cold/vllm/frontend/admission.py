@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Decides, once for each request, whether it is decoded with CoLD, and against what.
 
-A wrong request is refused with HTTP 400 (online) or ValueError (offline) before it costs anything.
-``intake`` and ``serving`` ask, where requests come in.
+A request is read (``Asked``) before its prompt is made, decided about (``Contrast``) when it is
+made, and admitted (``Stream``) when its parameters are known. A wrong one is refused with HTTP 400
+(online) or ValueError (offline) before it costs anything. ``intake`` and ``serving`` ask, where
+requests come in.
 """
 
 import os
 from collections.abc import Mapping
-from functools import cached_property
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
+import msgspec
 from msgspec import structs
 
 from vllm_cold import adapter_config
@@ -20,7 +22,6 @@ from vllm_cold.method.amateurs import (
     AmateurSpec,
     CannotLeaveOut,
     Distorted,
-    Embeds,
     Source,
     Without,
     count,
@@ -33,15 +34,13 @@ from vllm_cold.method.settings import (
     MOST_ITEMS,
     PREFIX,
     ContrastArgs,
-    is_known,
     is_ours,
     named_by,
     preset_of,
 )
 from vllm_cold.params import ColdParams
-from vllm_cold.patching import at_once
 from vllm_cold.rules import registry
-from vllm_cold.vllm.frontend import media, prompts
+from vllm_cold.vllm.frontend import media, media_cache
 from vllm_cold.vllm.frontend.capacity import fit
 from vllm_cold.vllm.frontend.config import (
     engine_defaults,
@@ -52,10 +51,12 @@ from vllm_cold.vllm.frontend.config import (
     unsupported,
     uses_v2_runner,
 )
-from vllm_cold.vllm.frontend.contrast import Contrast, of_params, same
-from vllm_cold.vllm.frontend.prompts import UNDECIDED
+from vllm_cold.vllm.frontend.contrast import Asked, Contrast, same
+from vllm_cold.vllm.frontend.prompts import Prompt, source_of
+from vllm_cold.vllm.frontend.rendering import aside, render
 from vllm_cold.vllm.scheduler.encoder import room_of
 
+ASKED = "cold_asked"  # in flat arguments: what they ask for, where that was read before
 _LONG = 2**15  # characters, which are read in about a millisecond
 _MOST_QUOTES = 16  # for each token
 
@@ -71,10 +72,9 @@ class Admission:
     Args:
         processor: vLLM's InputProcessor of the engine.
         models: vLLM's OpenAIServingModels of a server; None where there is none.
-        most_tokens: The most that the server gives a request, however many it asks for.
     """
 
-    def __init__(self, processor: Any, models: Any = None, most_tokens: int | None = None) -> None:
+    def __init__(self, processor: Any, models: Any = None) -> None:
         self.config = processor.vllm_config
         self.renderer = processor.renderer
         # Of media; 0 for models that read none.
@@ -85,57 +85,57 @@ class Admission:
         # The live dict: adapters that are loaded later can be named too.
         self.adapters: Mapping[str, LoRARequest] = {} if models is None else models.lora_requests
         self.is_server = models is not None
-        self.most_tokens = most_tokens
 
-    @cached_property
-    def default_penalty(self) -> float | None:
-        """The repetition penalty of a server's request that has none. May read a file."""
-        found: float | None = self.config.model_config.get_diff_sampling_param().get(
-            "repetition_penalty"
-        )
-        return found
+    # ---- what is asked for -----------------------------------------------------------------------
 
-    def decide(
-        self, said: Mapping[str, Any] | None, expert: "LoRARequest | None", params: Any = None
-    ) -> Contrast | None:
-        """Whether a request is decoded with CoLD, as far as its prompt does not matter.
+    def read(
+        self,
+        said: Mapping[str, Any] | None,
+        expert: "LoRARequest | None",
+        params: Any = None,
+        unlimited: bool = False,
+    ) -> Asked | None:
+        """What a request asks for, or its engine for it, as far as its prompt does not matter.
 
         Args:
             said: Its flat arguments.
             expert: Its adapter.
             params: The caller's SamplingParams or ColdParams, where there are any.
+            unlimited: Whether nobody said how many tokens it gets.
 
         Returns:
-            How; None for a plain request.
+            None for a plain request.
 
         Raises:
             ValueError: the request asks for CoLD and cannot have it; says why.
         """
+        if isinstance(known := (said or {}).get(ASKED), Asked):
+            return known
         if isinstance(params, ColdParams):
-            contrast: Contrast | None = of_params(params, expert)
+            asked: Asked | None = Asked.of_params(params, expert)
             self._check_number("amateurs", len(params.contrast()))
         else:
-            contrast = self._of_args(parse_request_args(said), expert)
-        if contrast is None:
+            asked = self._of_args(parse_request_args(said), expert, unlimited)
+            if params is None and is_configured(self.config):
+                _check_sendable(said)
+        if asked is None:
             return None
-        self._check_adapters(contrast, expert)
-        rule = contrast.settings.rule
+        self._check_adapters(asked)
+        rule = asked.settings.rule
         drafts = self.config.speculative_config is not None
         if rule is not None and drafts and registry.get(rule).state:
             prefix = "" if isinstance(params, ColdParams) else PREFIX
             raise ColdError(
-                prefix + named_by([one.weight for one in contrast.amateurs]),
+                prefix + named_by([one.weight for one in asked.amateurs]),
                 rule,
                 "this rule keeps state from step to step, which speculative decoding may have to "
                 "take back; use a rule without, or an engine without speculative decoding",
             )
-        return contrast
+        return asked
 
-    async def decide_aside(
-        self, said: Mapping[str, Any] | None, expert: "LoRARequest | None", params: Any = None
-    ) -> Contrast | None:
-        """As ``decide``, off the event loop where there is much to read."""
-        return await prompts.aside(not _is_long(said), self.decide, said, expert, params)
+    async def read_aside(self, said: Mapping[str, Any] | None, *rest: Any) -> Asked | None:
+        """As ``read``, off the event loop where there is much to read."""
+        return await aside(not _is_long(said), self.read, said, *rest)
 
     def _check_number(self, field: str, amateurs: int) -> None:
         """Refuse, before anything is read, what this engine has no place for."""
@@ -152,13 +152,15 @@ class Admission:
         if (problem := lacks_seats(self.config, 1 + amateurs)) is not None:
             raise ValueError(problem)
 
-    def _of_args(self, args: ColdArgs, expert: "LoRARequest | None") -> Contrast | None:
+    def _of_args(
+        self, args: ColdArgs, expert: "LoRARequest | None", unlimited: bool
+    ) -> Asked | None:
         if args.enabled is False:
             return None
         left_out = self._left_out(args)
-        asked = args != ColdArgs()
+        explicit = args != ColdArgs()
         wanted = self.defaults.enabled and (expert is not None or left_out is not None)
-        if not asked and not wanted:
+        if not explicit and not wanted:
             return None
         contrast = args.contrast
         if left_out is not None:
@@ -176,16 +178,18 @@ class Admission:
                 one.source = lenient.setdefault(id(one.source), of)
                 one.prompt_field = name
         settings, weights = args.settings(self.defaults, [one.weight for one in amateurs])
-        return Contrast(
+        return Asked(
             settings,
             tuple(structs.replace(one, lora=self._adapter(one, expert)) for one in amateurs),
             weights,
+            expert,
             contrast.preset or self.defaults.contrast.preset,
             # A server's header shows that a request was decoded without a contrast; nothing else
             # does.
-            left_out is not None
-            and (not asked or (self.is_server and contrast.preset is not None)),
-            asked,
+            optional=left_out is not None
+            and (not explicit or (self.is_server and contrast.preset is not None)),
+            explicit=explicit,
+            unlimited=unlimited,
             explain=args.explain,
         )
 
@@ -235,9 +239,10 @@ class Admission:
             )
         return found
 
-    def _check_adapters(self, contrast: Contrast, expert: "LoRARequest | None") -> None:
+    def _check_adapters(self, asked: Asked) -> None:
+        expert = asked.expert
         used = {} if expert is None else {expert.lora_int_id: expert}
-        for one in contrast.amateurs:
+        for one in asked.amateurs:
             if one.source is None and same(one.lora, expert):
                 if expert is None:
                     raise ValueError(
@@ -268,32 +273,115 @@ class Admission:
                     f"{most}; start the engine with max_loras (--max-loras) >= {len(used)}",
                 )
 
-    async def prepare(
-        self, prompt: Any, contrast: Contrast | None, expert: Any, online: Any = None
-    ) -> Any:
-        """What vLLM made of a prompt, with what its request is decoded with: ``contrast``, with the
-        amateurs' prompts, which are made off the event loop.
+    # ---- what is contrasted with what ------------------------------------------------------------
+
+    async def decide(
+        self,
+        asked: Asked | None,
+        prompt: Any,
+        made: Any = None,
+        online: Any = None,
+        offline: bool = False,
+    ) -> Contrast | None:
+        """What a request is decoded with. Makes the amateurs' prompts; no response has begun.
+
+        Args:
+            asked: What it asks for.
+            prompt: Says how its prompt was made.
+            made: What vLLM made of it, or of the request; None for ``prompt`` itself.
+            online: As in ``rendering.render``.
+            offline: As there.
+
+        Returns:
+            None for a plain request, and where a default has nothing to leave out.
 
         Raises:
-            ValueError: one cannot be made.
+            ValueError: what was asked for cannot be had of this prompt; says why.
         """
-        source = prompts.prompt_source_of(prompt)
-        settled = await self._settle(source, contrast, expert, prompt, online)
-        return prompts.with_decision(prompt, settled)
+        source = source_of(prompt)
+        if asked is None or not asked.applies(source):
+            return None
+        for one in asked.amateurs:
+            if one.adapter is None and one.lora is not None and one.lora is not asked.expert:
+                # A worker that cannot load an adapter takes the engine down with it.
+                await aside(offline, _check_file, self.config.lora_config.max_lora_rank, one)
+        try:
+            prompts = await render(
+                self.renderer,
+                source,
+                asked.amateurs,
+                online,
+                most_megapixels=None if offline else self.most_megapixels,
+                offline=offline,
+            )
+        except CannotLeaveOut:
+            if asked.gives_way:
+                return None
+            raise
+        contrast = Contrast(asked, Prompt.of(prompt if made is None else made), prompts)
+        for one, own in contrast.own:
+            # A template may put in what was left out, or cut it off.
+            if same(one.lora, asked.expert) and contrast.expert.equals(own):
+                if asked.gives_way:
+                    return None
+                raise one.refused(
+                    "the amateur is the expert, prompt and adapter; give it another prompt or "
+                    "adapter"
+                )
+        self._check_media(contrast)
+        _check_drafter(self.config, contrast)
+        if (problem := contrast.expert.problem(self.config.model_config)) is not None:
+            raise contrast.expert.refused(problem)
+        return contrast
 
-    def admit(self, prompt: Any, params: Any, request: "EngineCoreRequest") -> None:
+    def _check_media(self, contrast: Contrast) -> None:
+        """Refuse what CoLD cannot do with media, and what an engine could never encode in step."""
+        every = [contrast.expert, *(one for _, one in contrast.own)]
+        if not any(one.features for one in every):
+            return
+        if (problem := media.unsupported(self.config)) is not None:
+            raise ValueError(f"{media.REFUSED}{problem}")
+        if any(one.embeds is not None for one in every):
+            raise ValueError(
+                "CoLD does not support media in one request with prompt_embeds; send text or token "
+                "ids."
+            )
+        streams = [one or contrast.expert for one in (None, *contrast.prompts)]
+        room = room_of(self.config, self.encoder_cache_size)
+        if (problem := why_never([(s.num_tokens, s.features) for s in streams], room)) is not None:
+            raise ValueError(f"CoLD: this request {problem}.")
+
+    # ---- with the parameters ---------------------------------------------------------------------
+
+    def check(self, contrast: Contrast, params: Any, most: int, unlimited: bool = False) -> int:
+        """How many tokens a request gets that has these parameters, and would get so many.
+
+        Raises:
+            ColdError: they are not for what it is decoded with, or its streams have no room.
+        """
+        asked = contrast.asked
+        if contrast.expert.embeds is not None and params.repetition_penalty != 1.0:
+            raise ColdError(  # for their tokens vLLM takes others
+                "repetition_penalty",
+                params.repetition_penalty,
+                "is for the tokens of a prompt, and prompt_embeds has none; set it to 1, or use "
+                "presence_penalty or frequency_penalty",
+            )
+        unlimited = unlimited or asked.unlimited
+        return fit(self.config, asked.amateurs, contrast.lengths, most, unlimited)
+
+    def admit(self, contrast: Contrast | None, params: Any, request: "EngineCoreRequest") -> None:
         """Give a CoLD request its ``Stream`` in ``extra_args``.
 
         Args:
-            prompt: What vLLM was given.
+            contrast: What was decided.
             params: What the caller passed: SamplingParams or ColdParams.
-            request: What vLLM made of both; changed in place.
+            request: What vLLM made of its prompt and these; changed in place.
 
         Raises:
-            ValueError: the request asks for CoLD and cannot have it; says why.
+            ValueError: as in ``check``.
         """
         sampling = request.sampling_params
-        contrast = self._contrast(prompt, sampling, request)
         if contrast is None:
             if any(map(is_ours, sampling.extra_args or ())):
                 sampling.extra_args = without_cold(sampling.extra_args)
@@ -302,107 +390,18 @@ class Admission:
             raise ValueError(
                 "CoLD does not support streaming-input sessions; send the whole prompt."
             )
-        _check_embeds(self.config.model_config, request)
-        length = len(request.prompt_token_ids or request.prompt_embeds)
-        unlimited = contrast.unlimited or params.max_tokens is None
-        most = fit(self.config, contrast.amateurs, length, sampling.max_tokens, unlimited)
+        most = self.check(contrast, params, sampling.max_tokens, params.max_tokens is None)
         sampling.max_tokens = most
         sampling.min_tokens = min(sampling.min_tokens, most)
         sampling.extra_args = contrast.stream().to_extra_args(sampling.extra_args)
-        media.append(request, contrast.amateurs)
-        sharing = sum(one.num_tokens is None for one in contrast.amateurs)
-        media.count_reads(self.renderer, request, sharing, params.n)
+        contrast.append_media(request)
+        media_cache.count_reads(self.renderer, request, contrast.prompts.count(None), params.n)
         if isinstance(sampling, ColdParams):
             # This request's own copy: all is said now. What is left must go together: whoever
             # unpickles it, as workers do, checks it again.
             sampling.amateur = sampling.amateurs = None
             sampling.beta, sampling.rule = DEFAULT_BETA, None
             sampling.beta_max, sampling.rule_parameters = None, None
-
-    def _contrast(
-        self, prompt: Any, sampling: Any, request: "EngineCoreRequest"
-    ) -> Contrast | None:
-        """What is decided about a request, now if it was not before."""
-        if not self.may_contrast(prompt, sampling):
-            return None
-        if (known := prompts.decision_in(prompt)) is not UNDECIDED:
-            return cast(Contrast, known)
-        source, expert = prompts.prompt_source_of(prompt), request.lora_request
-        contrast = self.decided(sampling, expert)
-        return at_once(self._settle(source, contrast, expert, request, offline=True))
-
-    async def _settle(
-        self,
-        source: prompts.PromptSource,
-        contrast: Contrast | None,
-        expert: "LoRARequest | None",
-        made: Any,
-        online: Any = None,
-        offline: bool = False,
-    ) -> Contrast | None:
-        """The contrast with its amateurs' prompts; None where a default has nothing to leave out.
-        All prompts are known then, and no response has begun. ``made`` is what vLLM made of the
-        expert's prompt, or of the request; the rest is as in ``prompts.render_async``.
-        """
-        if contrast is None or not contrast.applies(source):
-            return None
-        for one in contrast.amateurs:
-            if one.adapter is None and one.lora is not None and one.lora is not expert:
-                # A worker that cannot load an adapter takes the engine down with it.
-                rank = self.config.lora_config.max_lora_rank
-                await prompts.aside(offline, _check_file, rank, one)
-        try:
-            amateurs = await prompts.render_async(
-                self.renderer,
-                source,
-                contrast.amateurs,
-                online,
-                most_megapixels=None if offline else self.most_megapixels,
-                offline=offline,
-            )
-        except CannotLeaveOut:
-            if contrast.gives_way:
-                return None
-            raise
-        prompt = prompts.Prompt.of(made)
-        settled = contrast.settle(amateurs, expert, prompt)
-        if settled is not None:
-            self._check_media(settled.amateurs, prompt)
-            _check_drafter(self.config, settled.amateurs, prompt)
-        return settled
-
-    def _check_media(self, amateurs: tuple[AmateurSpec, ...], prompt: prompts.Prompt) -> None:
-        """Refuse what CoLD cannot do with media, and what an engine could never encode in step."""
-        own = [one for one in amateurs if one.num_tokens is not None]
-        if not any((prompt.features, *(one.features for one in own))):
-            return
-        if (problem := media.unsupported(self.config)) is not None:
-            raise ValueError(f"{media.REFUSED}{problem}")
-        if prompt.embeds is not None or any(one.embeds is not None for one in own):
-            raise ValueError(
-                "CoLD does not support media in one request with prompt_embeds; send text or token "
-                "ids."
-            )
-        experts = (len(prompt.ids or ()), prompt.features)
-        amateurs_own = [(one.num_tokens, one.features) for one in own if one.num_tokens]
-        streams = [experts] * (1 + len(amateurs) - len(own)) + amateurs_own
-        room = room_of(self.config, self.encoder_cache_size)
-        if (problem := why_never(streams, room)) is not None:
-            raise ValueError(f"CoLD: this request {problem}.")
-
-    def decided(self, params: Any, expert: "LoRARequest | None") -> Contrast | None:
-        """What was or now is decided about a request whose prompt does not carry it."""
-        if (known := prompts.decision_in(params.extra_args)) is not UNDECIDED:
-            return cast(Contrast | None, known)
-        return self.decide(params.extra_args, expert, params)
-
-    def may_contrast(self, prompt: Any, params: Any) -> bool:
-        """Whether a request may be decoded with CoLD, at little cost for those that are not."""
-        for carrier in (prompt, params.extra_args):
-            if (known := prompts.decision_in(carrier)) is not UNDECIDED:
-                return known is not None
-        says = any(is_ours(key) or is_known(key) for key in params.extra_args or ())
-        return says or self.defaults.enabled or isinstance(params, ColdParams)
 
 
 def says_much(said: Mapping[str, Any] | None) -> bool:
@@ -423,53 +422,31 @@ def _is_long(said: Mapping[str, Any] | None) -> bool:
     return sum(map(len, texts)) > _LONG
 
 
-def _check_drafter(config: Any, amateurs: tuple[AmateurSpec, ...], prompt: prompts.Prompt) -> None:
+def _check_sendable(said: Mapping[str, Any] | None) -> None:
+    """Of a body, in which vLLM takes any JSON."""
+    try:
+        msgspec.msgpack.encode(said)
+    except (UnicodeEncodeError, OverflowError) as error:  # vLLM says HTTP 500
+        raise ValueError(
+            f"vllm_xargs cannot be sent to the engine ({error}): use valid Unicode text, and "
+            "integers from -2^63 to 2^64 - 1."
+        ) from error
+
+
+def _check_drafter(config: Any, contrast: Contrast) -> None:
     """On V1, a drafter that is a model asks for the ids of prompts, and the worker ends where there
     are none. Beside embeddings there may be some, which need not be the vocabulary's.
     """
+    of_embeds: list[AmateurSpec | Prompt] = [o for o, p in contrast.own if p.embeds is not None]
+    of_embeds += [contrast.expert] if contrast.expert.embeds is not None else []
     speculative = config.speculative_config
-    if speculative is None or uses_v2_runner(config):
+    if not of_embeds or speculative is None or uses_v2_runner(config):
         return
-    of_embeds = [one for one in amateurs if one.embeds is not None]
-    if prompt.embeds is None and not of_embeds:
-        return
-    if (method := speculative.method) in ("ngram", "suffix"):
-        return
-    problem = (
-        f"speculative decoding is on ({method}) with the V1 model runner, whose drafter reads the "
-        "token ids of prompts; send text or token ids, or start the engine with ngram or without "
-        "speculative decoding"
-    )
-    if of_embeds:
-        raise of_embeds[0].refused(problem)
-    raise ColdError("prompt_embeds", _shown(prompt.embeds), problem)
-
-
-def _shown(embeds: Any) -> str:
-    return Embeds({"prompt_embeds": embeds}).value
-
-
-def _check_embeds(model_config: Any, request: "EngineCoreRequest") -> None:
-    prompt = prompts.Prompt.of(request)
-    if prompt.embeds is None:
-        return
-    if (problem := prompt.problem(model_config)) is not None:
-        raise ColdError("prompt_embeds", _shown(prompt.embeds), problem)
-    check_penalty(request.sampling_params.repetition_penalty)
-
-
-def check_penalty(repetition_penalty: float | None) -> None:
-    """Of a request whose prompt is embeddings: for their tokens vLLM takes others.
-
-    Raises:
-        ColdError: there is one.
-    """
-    if repetition_penalty not in (None, 1.0):
-        raise ColdError(
-            "repetition_penalty",
-            repetition_penalty,
-            "is for the tokens of a prompt, and prompt_embeds has none; set it to 1, or use "
-            "presence_penalty or frequency_penalty",
+    if (method := speculative.method) not in ("ngram", "suffix"):
+        raise of_embeds[0].refused(
+            f"speculative decoding is on ({method}) with the V1 model runner, whose drafter reads "
+            "the token ids of prompts; send text or token ids, or start the engine with ngram or "
+            "without speculative decoding"
         )
 
 

@@ -10,7 +10,7 @@ from vllm_cold.errors import ColdError
 from vllm_cold.method.amateurs import AmateurSpec
 
 if TYPE_CHECKING:
-    from vllm.config import ModelConfig, VllmConfig
+    from vllm.config import VllmConfig
 
 
 class Blocks(NamedTuple):
@@ -37,21 +37,10 @@ class Blocks(NamedTuple):
         return self.layers * blocks + self.states * min(blocks, self.kept)
 
 
-def most_tokens(config: "ModelConfig") -> int | None:
-    """The most tokens that a server gives a request, however many it asks for; None for no such
-    number. May read a file.
-    """
-    if config.generation_config in ("auto", "vllm"):
-        most: int | None = config.override_generation_config.get("max_new_tokens")
-        return most
-    most = config.get_diff_sampling_param().get("max_tokens")
-    return most
-
-
 def fit(
     config: "VllmConfig",
     amateurs: Sequence[AmateurSpec],
-    num_prompt_tokens: int,
+    lengths: Sequence[int],
     max_tokens: int,
     unlimited: bool = False,
 ) -> int:
@@ -60,8 +49,8 @@ def fit(
 
     Args:
         config: The engine's configuration.
-        amateurs: With their prompts.
-        num_prompt_tokens: The expert's.
+        amateurs: For errors.
+        lengths: Of the prompts in tokens, the expert's first.
         max_tokens: What it gets without amateurs. Where the expert has no room for it in the
             context, it is shortened to what all streams have there, as vLLM does.
         unlimited: Whether nobody asked for that number: then it is shortened to what there is room
@@ -70,14 +59,12 @@ def fit(
     Raises:
         ColdError: there is no room for them; where they may be shortened, not even for one.
     """
-    own = (num_prompt_tokens if a.num_tokens is None else a.num_tokens for a in amateurs)
-    lengths = [num_prompt_tokens, *own]
     limit: int = config.model_config.max_model_len
     asked = 1 if unlimited else max_tokens
     longest = lengths.index(max(lengths))
     if longest:  # vLLM sees to the expert, as for any request
         left = limit - lengths[longest]
-        least = 1 if num_prompt_tokens + max_tokens >= limit else asked
+        least = 1 if lengths[0] + max_tokens >= limit else asked
         if left < least:
             raise amateurs[longest - 1].refused(
                 f"the amateur's prompt has {lengths[longest]} tokens, which with max_tokens="

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a request is decoded with, as ``admission`` decides it."""
+"""What a request asks for (``Asked``), and what is contrasted with what for it (``Contrast``), of
+which ``group.stream`` tells the scheduler. ``admission`` makes the one of the other.
+"""
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -13,104 +14,77 @@ from vllm_cold.method.embeddings import Embeddings
 from vllm_cold.method.presets import PRESETS, PresetName
 from vllm_cold.params import ColdParams
 from vllm_cold.rules import registry
-from vllm_cold.vllm.frontend import prompts
+from vllm_cold.vllm.frontend.prompts import Prompt, PromptSource
 
 if TYPE_CHECKING:
     from vllm.lora.request import LoRARequest
+    from vllm.v1.engine import EngineCoreRequest
 
 _SHOWN = 100  # characters of what an amateur reads: a client decides how long that is
 
 
 @dataclass(frozen=True, slots=True)
-class Contrast(arguments.Contrast):
-    """What a request is decoded with, and how it was asked for.
+class Asked(arguments.Contrast):
+    """What a request asks for, or its engine's default for it.
 
     Attributes:
+        expert: Its own adapter.
         preset: The name of the method that was asked for, None if none was.
         optional: Whether the request is decoded without CoLD where its conversation has nothing
             that would be left out: the engine's default or a preset's says what that is, not the
             request.
-        asked: Whether the request says anything itself, and so is told of all else that is in the
-            way.
+        explicit: Whether the request says anything itself, and so is told of all else that is in
+            the way.
         unlimited: Whether nobody said how many tokens the request gets.
         explain: Of how many tokens of each step the client is told; 0 for none.
     """
 
+    expert: "LoRARequest | None" = None
     preset: PresetName | None = None
     optional: bool = False
-    asked: bool = True
+    explicit: bool = True
     unlimited: bool = False
     explain: int = 0
+
+    @classmethod
+    def of_params(cls, params: ColdParams, expert: "LoRARequest | None") -> "Asked":
+        """What ``ColdParams`` ask for."""
+        settings, weights = params.combine()
+        named = "amateur" if params.amateurs is None else "amateurs[{}]"
+        amateurs: list[AmateurSpec] = []
+        for i, one in enumerate(params.contrast()):
+            # What several read is one and the same, and made once.
+            known = (each.source for each in amateurs if each.source == one.source)
+            field, lora = named.format(i), one.adapter(expert)
+            source = next(known, one.source)
+            amateurs.append(AmateurSpec(field, field, source=source, weight=one.weight, lora=lora))
+        explain = int(params.explain)
+        return cls(settings, tuple(amateurs), weights, expert, params.method, explain=explain)
 
     @property
     def gives_way(self) -> bool:
         """Whether nobody is told what is in the way: the request asked for nothing."""
-        return self.optional and not self.asked
+        return self.optional and not self.explicit
 
     def check_alone(self, prompts: int) -> None:
         """Refuse to tell of the steps of several prompts: there is room for those of one."""
         if self.explain and prompts > 1:
             raise ColdError("prompt", prompts, "must be one beside cold_explain; send each alone")
 
-    def applies(self, prompt_source: prompts.PromptSource) -> bool:
+    def applies(self, source: PromptSource) -> bool:
         """Whether a request has what a default leaves out; one that asked itself has to."""
         if not self.optional:
             return True
-        if prompt_source.messages is None and not prompt_source.has_images:
-            return self.asked  # and is refused when its amateur's prompt is made
+        if source.messages is None and not source.has_images:
+            return self.explicit  # and is refused when its amateur's prompt is made
         try:
             for one in {id(each.source): each for each in self.amateurs}.values():
-                if isinstance(one.source, Without) and prompt_source.messages is None:
-                    return self.asked
-                prompts.check_there(prompt_source, one)
+                if isinstance(one.source, Without) and source.messages is None:
+                    return self.explicit
+                source.check_differs(one)
         except CannotLeaveOut:
             return False
         return True
-
-    def settle(
-        self,
-        amateurs: tuple[AmateurSpec, ...],
-        expert: "LoRARequest | None",
-        expert_prompt: prompts.Prompt,
-    ) -> "Contrast | None":
-        """The contrast with its amateurs' prompts, none of which is its expert in prompt and
-        adapter: refused where the request asked for it, and no contrast where it did not (a
-        template may put in what was left out, or cut it off).
-
-        Raises:
-            ColdError: there is one.
-        """
-        for one in amateurs:
-            if one.source is not None and same(one.lora, expert) and expert_prompt.is_of(one):
-                if self.gives_way:
-                    return None
-                raise one.refused(
-                    "the amateur is the expert, prompt and adapter; give it another prompt or "
-                    "adapter"
-                )
-        return replace(self, amateurs=amateurs)
-
-    def stream(self) -> Stream:
-        """What the scheduler is told. Copies embeddings, which must have room by now."""
-        amateurs = zip(self.amateurs, self.weights, strict=True)
-        own = any(one.source is not None for one in self.amateurs)
-        name = self.settings.rule
-        rule = None if name is None else registry.get(name)
-        # A preset whose rule is another one, or none, is not what the request is decoded by.
-        preset = self.preset
-        if preset is not None and name is not None and PRESETS[preset].knobs.get("rule") != name:
-            preset = None
-        return Stream(
-            self.settings,
-            tuple(
-                AmateurStream(weight, _as_data(one.lora), one.prompt, embeds, len(one.features))
-                for (one, weight), embeds in zip(amateurs, _copies(self.amateurs), strict=True)
-            ),
-            method=preset or name or ("custom" if own else "cold"),
-            keeps_state=rule is not None and rule.state > 0,
-            retires=rule is not None and rule.retires,
-            explain=self.explain,
-        )
 
     def as_dict(self) -> dict[str, Any]:
         """For those who ask: what is in force, by name; without what is not."""
@@ -130,18 +104,79 @@ class Contrast(arguments.Contrast):
         return {**told, **amateurs[0]} if len(amateurs) == 1 else {**told, "amateurs": amateurs}
 
 
-def of_params(params: ColdParams, expert: "LoRARequest | None") -> Contrast:
-    """What ``ColdParams`` ask for."""
-    settings, weights = params.combine()
-    named = "amateur" if params.amateurs is None else "amateurs[{}]"
-    amateurs: list[AmateurSpec] = []
-    for i, one in enumerate(params.contrast()):
-        # What several read is one and the same, and made once.
-        source = next((each.source for each in amateurs if each.source == one.source), one.source)
-        field = named.format(i)
-        lora = one.adapter(expert)
-        amateurs.append(AmateurSpec(field, field, source=source, weight=one.weight, lora=lora))
-    return Contrast(settings, tuple(amateurs), weights, params.method, explain=int(params.explain))
+@dataclass(frozen=True, slots=True)
+class Contrast:
+    """What is contrasted with what: an expert's prompt, and what its amateurs read.
+
+    Attributes:
+        asked: Their adapters and weights, and the method's settings.
+        expert: The prompt of the expert.
+        prompts: Those of the amateurs; None for one that reads the expert's.
+    """
+
+    asked: Asked
+    expert: Prompt
+    prompts: tuple[Prompt | None, ...]
+
+    @property
+    def lengths(self) -> list[int]:
+        """Of the prompts, the expert's first, in tokens."""
+        return [(one or self.expert).num_tokens for one in (None, *self.prompts)]
+
+    @property
+    def own(self) -> list[tuple[AmateurSpec, Prompt]]:
+        """The amateurs that have a prompt of their own."""
+        pairs = zip(self.asked.amateurs, self.prompts, strict=True)
+        return [(one, prompt) for one, prompt in pairs if prompt is not None]
+
+    def stream(self) -> Stream:
+        """What the scheduler is told. Copies embeddings, which must have room by now."""
+        asked = self.asked
+        name = asked.settings.rule
+        rule = None if name is None else registry.get(name)
+        # A preset whose rule is another one, or none, is not what the request is decoded by.
+        preset = asked.preset
+        if preset is not None and name is not None and PRESETS[preset].knobs.get("rule") != name:
+            preset = None
+        # What several read is copied once.
+        with_embeds = {id(one): one for _, one in self.own if one.embeds is not None}
+        copies = {
+            key: Embeddings.of(one.embeds, one.is_token_ids) for key, one in with_embeds.items()
+        }
+        return Stream(
+            asked.settings,
+            tuple(
+                AmateurStream(
+                    weight,
+                    _as_data(one.lora),
+                    prompt.ids if prompt else None,
+                    copies.get(id(prompt)),
+                    len(prompt.features) if prompt else 0,
+                )
+                for one, weight, prompt in zip(
+                    asked.amateurs, asked.weights, self.prompts, strict=True
+                )
+            ),
+            method=preset or name or ("custom" if self.own else "cold"),
+            keeps_state=rule is not None and rule.state > 0,
+            retires=rule is not None and rule.retires,
+            explain=asked.explain,
+        )
+
+    def append_media(self, request: "EngineCoreRequest") -> None:
+        """Put the media of amateurs' own prompts behind the expert's, as if the prompts stood one
+        behind the other: there they are in no block of the expert's.
+        """
+        if not any(one.features for _, one in self.own):
+            return
+        end = len(self.expert.ids or ())
+        features = list(request.mm_features or ())
+        for _, one in self.own:
+            for feature in one.features:
+                place = replace(feature.mm_position, offset=feature.mm_position.offset + end)
+                features.append(replace(feature, mm_position=place))
+            end += len(one.ids or ())
+        request.mm_features = features
 
 
 def same(one: "LoRARequest | None", other: "LoRARequest | None") -> bool:
@@ -149,19 +184,6 @@ def same(one: "LoRARequest | None", other: "LoRARequest | None") -> bool:
     if one is None or other is None:
         return one is other
     return bool(one.lora_int_id == other.lora_int_id or one.lora_name == other.lora_name)
-
-
-def _copies(amateurs: tuple[AmateurSpec, ...]) -> Iterator[Embeddings | None]:
-    """Their embeddings; of those who read the same, one copy."""
-    made: dict[tuple[int, int], Embeddings] = {}
-    for one in amateurs:
-        if one.embeds is None:
-            yield None
-            continue
-        key = id(one.embeds), id(one.is_token_ids)
-        if key not in made:
-            made[key] = Embeddings.of(one.embeds, one.is_token_ids)
-        yield made[key]
 
 
 def _as_data(adapter: "LoRARequest | None") -> dict[str, Any] | None:

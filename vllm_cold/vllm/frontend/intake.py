@@ -7,8 +7,7 @@ of an amateur that the caller brings along is looked at; not on an event loop, w
 prompt is not made either. (A server has loaded its adapters already when they can be named.)
 """
 
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -16,11 +15,18 @@ from weakref import WeakKeyDictionary
 
 from vllm.sampling_params import SamplingParams
 
-from vllm_cold.vllm.frontend import media, prompts
+from vllm_cold.patching import at_once
+from vllm_cold.vllm.frontend import media_cache
 from vllm_cold.vllm.frontend.admission import Admission
-from vllm_cold.vllm.frontend.contrast import Contrast
+from vllm_cold.vllm.frontend.contrast import Asked, Contrast
 from vllm_cold.vllm.frontend.errors import refusals
-from vllm_cold.vllm.frontend.prompts import UNDECIDED
+from vllm_cold.vllm.frontend.prompts import (
+    carrying,
+    contrast_in,
+    forget_media,
+    is_decided,
+    with_contrast,
+)
 
 if TYPE_CHECKING:
     from vllm.v1.engine import EngineCoreRequest
@@ -33,15 +39,16 @@ class Exchange:
     Attributes:
         plain: Whether it is a beam search, which was admitted without CoLD and makes requests of
             its own.
-        decided: The bodies that were decided about (a batch of chats is several), by their ids.
-        used: What those are decoded with that were sent to the engine, by the same ids; for the
-            header.
+        decided: The bodies that were decided about (a batch of chats is several), by their ids,
+            with what each prompt is decoded with.
+        used: What those bodies asked for that were sent to the engine, by the same ids, and None
+            where it is without a contrast; for the header.
         steps: What is told of each token, where the client asks; known when the last one is.
     """
 
     plain: bool = False
-    decided: dict[int, tuple[Any, Contrast | None]] = field(default_factory=dict)
-    used: dict[int, Contrast | None] = field(default_factory=dict)
+    decided: dict[int, tuple[Any, Iterator[Contrast | None]]] = field(default_factory=dict)
+    used: dict[int, Asked | None] = field(default_factory=dict)
     steps: list[dict[str, Any]] | None = None
 
 
@@ -63,10 +70,10 @@ class FrontEnd:
             found = self._admissions[processor] = Admission(processor)
         return found
 
-    def serve(self, models: Any, most_tokens: int | None) -> None:
+    def serve(self, models: Any) -> None:
         """An API server begins to serve these ``OpenAIServingModels``."""
         processor = models.engine_client.input_processor
-        self.server = self._admissions[processor] = Admission(processor, models, most_tokens)
+        self.server = self._admissions[processor] = Admission(processor, models)
 
     @property
     def plain(self) -> bool:
@@ -91,14 +98,18 @@ def _make(original: Callable[..., "EngineCoreRequest"]) -> Callable[..., "Engine
         self: Any, request_id: str, prompt: Any, params: Any, *args: Any, **kwargs: Any
     ) -> "EngineCoreRequest":
         request = original(self, request_id, prompt, params, *args, **kwargs)
-        if request.sampling_params is not None and not FRONT_END.plain:
-            carrier = prompts.carrying(prompt)
-            kept = prompts.media_kept(self.renderer, [carrier, request], offline=True)
-            # Of what an async engine has decided about, `add_request` sees to that.
-            is_new = prompts.decision_in(carrier) is UNDECIDED
-            with refusals(), kept if is_new else nullcontext():
-                FRONT_END.of(self).admit(carrier, params, request)
-            prompts.forget_media(carrier)
+        if request.sampling_params is None or FRONT_END.plain:
+            return request
+        admission, prompt = FRONT_END.of(self), carrying(prompt)
+        with refusals():
+            if is_decided(prompt):  # by an async engine, whose `add_request` sees to its media
+                admission.admit(contrast_in(prompt), params, request)
+                return request
+            with media_cache.kept(self.renderer, [prompt, request], offline=True):
+                asked = admission.read(params.extra_args, request.lora_request, params)
+                contrast = at_once(admission.decide(asked, prompt, request, offline=True))
+                admission.admit(contrast, params, request)
+        forget_media(prompt)
         return request
 
     return process_inputs
@@ -115,28 +126,20 @@ def _make_add_request(original: Callable[..., Any]) -> Callable[..., Any]:
         *args: Any,
         **kwargs: Any,
     ) -> Any:
-        processor = self.input_processor
-        # What vLLM did not make something of yet goes to a thread of its own, and its amateurs too.
-        if isinstance(prompt, dict) and "type" in prompt and isinstance(params, SamplingParams):
-            with refusals(), prompts.media_kept(processor.renderer, [prompt]):
-                prompt = await _decided(FRONT_END.of(processor), prompt, params, lora_request)
         rest = (arrival_time, lora_request, *args)
-        if prompts.decision_in(prompt) is UNDECIDED:
+        # What vLLM did not make something of yet goes to a thread of its own, and its amateurs too.
+        is_made = isinstance(prompt, dict) and "type" in prompt
+        if not is_made or not isinstance(params, SamplingParams) or FRONT_END.plain:
             return await original(self, request_id, prompt, params, *rest, **kwargs)
-        with prompts.media_kept(processor.renderer, [prompt]):
+        processor = self.input_processor
+        with media_cache.kept(processor.renderer, [prompt]):
+            if not is_decided(prompt):
+                admission = FRONT_END.of(processor)
+                with refusals():
+                    asked = await admission.read_aside(params.extra_args, lora_request, params)
+                    prompt = with_contrast(prompt, await admission.decide(asked, prompt))
             queue = await original(self, request_id, prompt, params, *rest, **kwargs)
-        if sent := prompts.sent_data(prompt):
-            media.tell_sent(processor.renderer, sent)
+        media_cache.tell_sent(processor.renderer, prompt)
         return queue
 
     return add_request
-
-
-async def _decided(admission: Admission, prompt: dict[str, Any], params: Any, expert: Any) -> Any:
-    """The prompt, with what its request is decoded with if that is not there already."""
-    is_new = prompts.decision_in(prompt) is UNDECIDED and not FRONT_END.plain
-    if not (is_new and admission.may_contrast(prompt, params)):
-        return prompt
-    if (contrast := prompts.decision_in(params.extra_args)) is UNDECIDED:
-        contrast = await admission.decide_aside(params.extra_args, expert, params)
-    return await admission.prepare(prompt, contrast, expert)

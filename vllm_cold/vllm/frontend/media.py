@@ -1,36 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Media of amateurs' prompts: fetched once (``remembering``), sent behind their expert's, split off
-by the scheduler (``scheduler.amateurs``). What vLLM looks at in a client's prompt with media,
-``admission`` looks at in amateurs'.
-
-On a server what is contrasted always brings its data along, out of the cache that vLLM has for
-those who send nothing (``always_sent``), and the sender is told when it is on its way
-(``tell_sent``). Of media that are named by their uuids alone, only the engine core has the data:
-beside others they are refused. Offline each prompt is sent before the next is processed.
+"""Media of amateurs' prompts: fetched once (``remembering``), sent behind their expert's
+(``contrast``), split off by the scheduler (``scheduler.amateurs``). What vLLM looks at in a
+client's prompt with media, ``admission`` looks at in amateurs'.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from vllm_cold import places
-from vllm_cold.method.amateurs import (
-    MEDIA,
-    AmateurSpec,
-    CannotLeaveOut,
-    Distorted,
-    has_media,
-    media_parts,
-)
+from vllm_cold.method.amateurs import AmateurSpec, CannotLeaveOut, Distorted, has_media
 from vllm_cold.patching import in_form_of, result_of
 from vllm_cold.vllm import versions
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
-    from vllm.v1.engine import EngineCoreRequest
 
 REFUSED = "CoLD does not support prompts with media here: "
 _OLD = "vLLM is older than 0.31; send text only."
@@ -105,22 +91,6 @@ def make_readable(messages: Sequence[Any]) -> None:
             content := message.get("content"), (str, list, type(None))
         ):
             message["content"] = list(content)
-
-
-def with_data(prompt: Any) -> list[str]:
-    """The hashes of media that bring their data along, of a made prompt or of a request; of the
-    others vLLM believes that the engine core has them.
-    """
-    if not isinstance(prompt, Mapping):
-        features = getattr(prompt, "mm_features", None) or ()
-        return [f.mm_hash or f.identifier for f in features if f.data is not None]
-    data = prompt.get("mm_kwargs") or {}
-    return [
-        each
-        for kind, hashes in (prompt.get("mm_hashes") or {}).items()
-        for i, each in enumerate(hashes)
-        if data[kind][i] is not None
-    ]
 
 
 def marks(features: Sequence[Any]) -> list[tuple[str, str, int]]:
@@ -212,22 +182,6 @@ def _cannot_be_seen(one: AmateurSpec, problem: str) -> CannotLeaveOut:
     )
 
 
-def append(request: "EngineCoreRequest", amateurs: Sequence[AmateurSpec]) -> None:
-    """Put the media of amateurs' own prompts behind the expert's, as if the prompts stood one
-    behind the other: there they are in no block of the expert's.
-    """
-    if not any(one.features for one in amateurs):
-        return
-    end = len(request.prompt_token_ids or ())
-    features = list(request.mm_features or ())
-    for one in amateurs:
-        for feature in one.features:
-            place = replace(feature.mm_position, offset=feature.mm_position.offset + end)
-            features.append(replace(feature, mm_position=place))
-        end += len(one.prompt or ())
-    request.mm_features = features
-
-
 # ---- what cannot be ------------------------------------------------------------------------------
 
 
@@ -262,80 +216,3 @@ def unsupported(config: "VllmConfig") -> str | None:
             "engine with ngram or without speculative decoding, or send text only."
         )
     return None
-
-
-# ---- the sender's cache --------------------------------------------------------------------------
-
-
-def always_sent(renderer: Any, messages: Sequence[Any]) -> bool | None:
-    """Whether what a server contrasts of these messages has to bring its media's data along; None
-    where it has to and cannot, as some are named by their uuids alone.
-    """
-    if versions.is_before(0, 31):
-        return False
-    from vllm.multimodal import cache
-
-    kinds = (cache.LruKeyReplicatedSenderCache, cache.ShmObjectStoreSenderCache)
-    if not isinstance(renderer.mm_processor_cache, kinds):
-        return False  # none, or one whose every request brings the data
-    make_readable(messages)
-    named = {_is_named_only(part) for message in messages for part in media_parts(message)}
-    return None if len(named) > 1 else named == {False}
-
-
-_TYPES = frozenset().union(*MEDIA.values())
-# In which key of a mapping such a part has its data.
-_WITHIN = {"image_url": "url", "video_url": "url", "audio_url": "url", "input_audio": "data"}
-
-
-def _is_named_only(part: Mapping[str, Any]) -> bool:
-    """As vLLM reads it, to which empty data is none."""
-    return part.get("uuid") is not None and all(
-        _data(part, each) in (None, "") for each in _TYPES & part.keys()
-    )
-
-
-def _data(part: Mapping[str, Any], name: str) -> Any:
-    found = part.get(name)
-    return found.get(_WITHIN[name]) if name in _WITHIN and isinstance(found, Mapping) else found
-
-
-def tell_sent(renderer: Any, hashes: Sequence[str]) -> None:
-    """Media are on their way to the engine core, which keeps them: the sender's cache has to know,
-    which drops the oldest when the core does. Asked for in vLLM's thread for media.
-    """
-    from vllm.multimodal.cache import LruKeyReplicatedSenderCache
-
-    if isinstance(sender := renderer.mm_processor_cache, LruKeyReplicatedSenderCache):
-        processed = renderer._mm_processor_only_cache
-        renderer._mm_executor.submit(_tell, sender, processed, list(hashes))
-
-
-def _tell(sender: Any, processed: Any, hashes: Sequence[str]) -> None:
-    for each in hashes:
-        if processed.is_cached_item(each):  # else it has been dropped since, or is too large
-            sender.get_and_update_item(processed.get_and_update_item(None, each), each)
-
-
-def count_reads(renderer: Any, request: "EngineCoreRequest", num_sharing: int, n: int) -> None:
-    """Of media in shared memory, vLLM's sender counts how often workers will read them, before it
-    may put something else there: once for each prompt that was made. But each stream of each
-    answer reads them.
-
-    Args:
-        renderer: vLLM's.
-        request: With the amateurs' media.
-        num_sharing: How many amateurs read the expert's prompt.
-        n: How many answers are wanted.
-    """
-    length = len(request.prompt_token_ids or ())
-    counted = set()
-    for feature in request.mm_features or ():
-        if feature.data is None or "address" not in feature.data:
-            continue
-        readers = 1 + num_sharing if feature.mm_position.offset < length else 1
-        # A prompt that several amateurs read was made once.
-        known = 0 if id(feature.data) in counted else 1
-        counted.add(id(feature.data))
-        for _ in range(n * readers - known):
-            renderer.mm_processor_cache.get_and_update_item(None, feature.mm_hash)

@@ -2,43 +2,39 @@
 """What API servers and ``LLM`` do with requests beside the engine: the way of a prompt into it, the
 ways of beam search, errors, and what a client is told.
 
-Right behind the renderer a request is decided about and its amateurs' prompts are made. Of some
-models vLLM makes the prompts elsewhere: their requests are decided about in ``to_sampling_params``,
-which also says which of the prompts are sent. The body may hold our keys where vLLM ignores them. A
-client should see what its tokens were chosen with: the header ``x-cold`` of the response says it,
-and what is told of each step, where it asks, is in ``kv_transfer_params``.
+Before the renderer a body is read, which may hold our keys where vLLM ignores them; right behind it
+the request is decided about and its amateurs' prompts are made. ``to_sampling_params`` has what the
+answer of each prompt may be, and no response has begun; of some models vLLM makes the prompts
+elsewhere, and their requests are read there. A client should see what its tokens were chosen with:
+the header ``x-cold`` of the response says it, and what is told of each step, where it asks, is in
+``kv_transfer_params``.
 """
 
 import asyncio
 import json
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import replace
 from functools import cache
 from importlib import import_module
 from itertools import chain
 from typing import Any
-
-import msgspec
 
 from vllm_cold.errors import ColdError
 from vllm_cold.group import results
 from vllm_cold.method.amateurs import Messages, Part
 from vllm_cold.method.arguments import check_placement
 from vllm_cold.params import ColdParams
-from vllm_cold.vllm.frontend import media
-from vllm_cold.vllm.frontend.admission import Admission, check_penalty, says_much
-from vllm_cold.vllm.frontend.capacity import fit, most_tokens
-from vllm_cold.vllm.frontend.config import is_configured
-from vllm_cold.vllm.frontend.contrast import Contrast
+from vllm_cold.vllm.frontend import media, media_cache
+from vllm_cold.vllm.frontend.admission import ASKED, Admission, says_much
+from vllm_cold.vllm.frontend.contrast import Asked
 from vllm_cold.vllm.frontend.errors import generation_error, refusals
 from vllm_cold.vllm.frontend.intake import FRONT_END, Exchange
 from vllm_cold.vllm.frontend.prompts import (
     PromptSource,
-    decision_in,
-    media_kept,
-    prompt_source_of,
-    with_decision,
+    contrast_in,
+    is_decided,
+    source_of,
+    with_contrast,
 )
 
 HEADER = b"x-cold"
@@ -49,7 +45,7 @@ _DONE = b"data: [DONE]"
 def _make_models_init(original: Callable[..., None]) -> Callable[..., None]:
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
         original(self, *args, **kwargs)
-        FRONT_END.serve(self, most_tokens(self.engine_client.vllm_config.model_config))
+        FRONT_END.serve(self)
 
     return __init__
 
@@ -63,41 +59,54 @@ def _make_preprocess(original: Callable[..., Any]) -> Callable[..., Any]:
         if (server := FRONT_END.server) is None or beams or not hasattr(request, "vllm_xargs"):
             return await original(self, request, *args, **kwargs)
         with refusals():
-            contrast = await _decide_aside(server, request)
-            sends = contrast and _sends_data(contrast, self.renderer, *args, **kwargs)
+            asked = await server.read_aside(*_said(server, request))
+            sends = asked and _sends_data(asked, self.renderer, *args, **kwargs)
         if sends:
             kwargs["skip_mm_cache"] = True
         elif sends is None:
-            contrast = None
+            asked = None
         found = await original(self, request, *args, **kwargs)
         made = found[1] if isinstance(found, tuple) else found
-        with refusals(), media_kept(self.renderer, made):
-            made[:] = await _prepare(server, self, request, contrast, made)
+        with refusals(), media_cache.kept(self.renderer, made):
+            _check_prompts(asked, request, len(made))
+            for i, one in enumerate(made):
+                if i:
+                    await asyncio.sleep(0)  # others' turn: token ids wait for nothing
+                made[i] = with_contrast(one, await server.decide(asked, one, online=self))
+        FRONT_END.exchange().decided[id(request)] = request, map(contrast_in, made)
         return found
 
     return preprocess
 
 
+def _said(server: Admission, request: Any) -> tuple[Any, ...]:
+    """The arguments of ``Admission.read`` for a body."""
+    check_placement(request.model_extra)
+    limits = ("max_tokens", "max_completion_tokens", "max_output_tokens")
+    unlimited = not any(getattr(request, name, None) for name in limits)
+    return request.vllm_xargs, server.adapters.get(request.model), None, unlimited
+
+
 def _sends_data(
-    contrast: Contrast, renderer: Any, messages: Any = None, *_: Any, **__: Any
+    asked: Asked, renderer: Any, messages: Any = None, *_: Any, **__: Any
 ) -> bool | None:
-    """Whether a chat's media are processed as ``media.always_sent`` says: it will be contrasted.
-    None for a default that gives way to media which cannot be.
+    """Whether a chat's media are processed as ``media_cache.always_sent`` says: it will be
+    contrasted. None for a default that gives way to media which cannot be.
 
     Raises:
         ValueError: there are some, and the request asked.
     """
-    own = {id(one.source): one.source for one in contrast.amateurs}.values()
+    own = {id(one.source): one.source for one in asked.amateurs}.values()
     said = (source.value for source in own if isinstance(source, Messages))
     all_of_them = [*(messages or ()), *chain.from_iterable(said)]
-    sends = media.always_sent(renderer, all_of_them)
-    if sends is False or not contrast.applies(PromptSource(messages=messages)):
+    sends = media_cache.always_sent(renderer, all_of_them)
+    if sends is False or not asked.applies(PromptSource(messages=messages)):
         return False
     if sends:
         return True
-    if all(one.source is None for one in contrast.amateurs):
+    if all(one.source is None for one in asked.amateurs):
         return False  # no prompt is made between the expert's and its sending
-    if contrast.gives_way:
+    if asked.gives_way:
         return None
     raise ValueError(
         f"{media.REFUSED}some of this chat's are named by their uuid alone, and others bring their "
@@ -105,76 +114,14 @@ def _sends_data(
     )
 
 
-async def _prepare(
-    server: Admission, online: Any, request: Any, contrast: Contrast | None, made: list[Any]
-) -> list[Any]:
-    """What vLLM made of a request's prompts, with what they are decoded with."""
-    expert = server.adapters.get(request.model)
-    if contrast is not None:
-        _check_parts(request, len(made), contrast)
-    prepared: list[Any] = []
-    found = contrast
-    for one in made:
-        if contrast is not None:
-            if prepared:
-                await asyncio.sleep(0)  # others' turn: of token ids nothing else waits for anything
-            prompt_source = prompt_source_of(one)
-            # What the client asked for and gets, as vLLM reads it; where it did not, 0, or None of
-            # vLLM 0.33's chats.
-            tok_params = prompt_source.tok_params
-            asked = (tok_params and tok_params.max_output_tokens) or 0
-            contrast = replace(contrast, unlimited=not asked)
-        one = await server.prepare(one, contrast, expert, online)
-        found = decision_in(one)
-        if found is not None:
-            if one["type"] == "embeds":
-                penalty = getattr(request, "repetition_penalty", None)
-                check_penalty(server.default_penalty if penalty is None else penalty)
-            ids = one.get("prompt_token_ids")
-            limit = server.config.model_config.max_model_len
-            length = len(one["prompt_embeds"] if ids is None else ids)
-            if length:  # vLLM refuses an empty prompt itself
-                most = min(asked, server.most_tokens or asked) or limit
-                fit(server.config, found.amateurs, length, most, found.unlimited)
-        prepared.append(one)
-    FRONT_END.exchange().decided[id(request)] = request, found
-    return prepared
-
-
-def _decide(server: Admission, request: Any) -> Contrast | None:
-    """As ``_decide_aside``, where vLLM waits for nothing."""
-    check_placement(request.model_extra)
-    contrast = server.decide(request.vllm_xargs, server.adapters.get(request.model))
-    _check_sendable(server, request)
-    return contrast
-
-
-async def _decide_aside(server: Admission, request: Any) -> Contrast | None:
-    """Refuse a body that cannot have what it asks for; how it will be decoded with CoLD."""
-    check_placement(request.model_extra)
-    expert = server.adapters.get(request.model)
-    contrast = await server.decide_aside(request.vllm_xargs, expert)
-    _check_sendable(server, request)
-    return contrast
-
-
-def _check_sendable(server: Admission, request: Any) -> None:
-    if is_configured(server.config):
-        try:
-            msgspec.msgpack.encode(request.vllm_xargs)
-        except (UnicodeEncodeError, OverflowError) as error:  # vLLM says HTTP 500
-            raise ValueError(
-                f"vllm_xargs cannot be sent to the engine ({error}): use valid Unicode text, and "
-                "integers from -2^63 to 2^64 - 1."
-            ) from error
-
-
-def _check_parts(request: Any, num_prompts: int, contrast: Contrast) -> None:
-    """Refuse positions in what is not the one text that the client sent, and to tell of the
-    steps of several.
+def _check_prompts(asked: Asked | None, request: Any, num_prompts: int) -> None:
+    """Refuse positions in what is not the one text that the client sent, and steps of several
+    prompts.
     """
-    contrast.check_alone(num_prompts)
-    for one in contrast.amateurs:
+    if asked is None:
+        return
+    asked.check_alone(num_prompts)
+    for one in asked.amateurs:
         if not isinstance(one.source, Part):
             continue
         if num_prompts > 1:
@@ -192,17 +139,19 @@ def _check_parts(request: Any, num_prompts: int, contrast: Contrast) -> None:
 
 def _make_sampling_params(original: Callable[..., Any]) -> Callable[..., Any]:
     def to_sampling_params(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if (server := FRONT_END.server) is None:
-            return original(self, *args, **kwargs)
-        exchange = FRONT_END.exchange()
-        if (decided := exchange.decided.get(id(self))) is not None:
-            exchange.used[id(self)] = decided[1]
-            return original(self, *args, **kwargs)
-        with refusals():
-            contrast = exchange.used[id(self)] = _decide_without_prompt(server, self)
         params = original(self, *args, **kwargs)
-        if server.may_contrast(None, params):
-            params.extra_args = with_decision(params.extra_args or {}, contrast)
+        if (server := FRONT_END.server) is None:
+            return params
+        exchange, asked = FRONT_END.exchange(), None
+        with refusals():
+            if (decided := exchange.decided.get(id(self))) is not None:
+                # It is called for each prompt in turn.
+                if (contrast := next(decided[1], None)) is not None:
+                    server.check(contrast, params, params.max_tokens)
+                    asked = contrast.asked
+            elif (asked := _read_without_prompt(server, self)) is not None:
+                params.extra_args = {**(params.extra_args or {}), ASKED: asked}
+        exchange.used[id(self)] = asked or exchange.used.get(id(self))
         return params
 
     return to_sampling_params
@@ -214,19 +163,18 @@ _NO_TEMPLATE = (
 )
 
 
-def _decide_without_prompt(server: Admission, request: Any) -> Contrast | None:
+def _read_without_prompt(server: Admission, request: Any) -> Asked | None:
     """Of a request whose prompt vLLM makes without a chat template, nothing is known of it."""
     has_none = server.config.model_config.hf_config.model_type == "gpt_oss"
     if has_none and says_much(request.vllm_xargs):
         raise ColdError("vllm_xargs", request.vllm_xargs, _NO_TEMPLATE)
-    contrast = _decide(server, request)
-    if contrast is None or (contrast.optional and not contrast.asked):
+    asked = server.read(*_said(server, request))
+    if asked is None or asked.gives_way:
         return None
-    for one in contrast.amateurs:
+    for one in asked.amateurs:
         if one.source is not None and has_none:
             raise one.refused(_NO_TEMPLATE)
-    names = ("max_tokens", "max_completion_tokens", "max_output_tokens")
-    return replace(contrast, unlimited=not any(getattr(request, name, None) for name in names))
+    return asked
 
 
 def _make_beam_params(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -235,8 +183,8 @@ def _make_beam_params(original: Callable[..., Any]) -> Callable[..., Any]:
             source = PromptSource(messages=getattr(self, "messages", None))
             with refusals():
                 refused = says_much(self.vllm_xargs)
-                contrast = None if refused else _decide(server, self)
-                if refused or (contrast is not None and contrast.applies(source)):
+                asked = None if refused else server.read(*_said(server, self))
+                if refused or (asked is not None and asked.applies(source)):
                     raise ColdError(
                         "use_beam_search",
                         True,
@@ -255,11 +203,10 @@ def _make_generate(original: Callable[..., Any]) -> Callable[..., Any]:
         self: Any, prompt: Any, sampling_params: Any, request_id: str, *args: Any, **kwargs: Any
     ) -> Any:
         outputs = original(self, prompt, sampling_params, request_id, *args, **kwargs)
-        admission = FRONT_END.of(self.input_processor)
-        if not admission.is_server or FRONT_END.plain:
+        is_plain = is_decided(prompt) and contrast_in(prompt) is None
+        if is_plain or FRONT_END.plain or not FRONT_END.of(self.input_processor).is_server:
             return outputs
-        cold = admission.may_contrast(prompt, sampling_params)
-        return _looked_at(outputs, FRONT_END.exchange()) if cold else outputs
+        return _looked_at(outputs, FRONT_END.exchange())
 
     return generate
 
@@ -278,8 +225,7 @@ async def _looked_at(
 
 
 class Header:
-    """ASGI middleware that adds the header, and what is told of steps at the end of a streamed
-    answer;
+    """ASGI middleware that adds the header, and what is told of steps at a streamed answer's end;
     ``cli`` names it in vLLM's option ``--middleware``.
     """
 
@@ -318,7 +264,7 @@ def _event(steps: Sequence[Mapping[str, Any]]) -> bytes:
     return b"data: " + json.dumps(told).encode() + b"\n\n"
 
 
-def header(used: Sequence[Contrast | None]) -> bytes:
+def header(used: Sequence[Asked | None]) -> bytes:
     """What all the answers of a response were decoded with. The chats of a batch differ by whether
     they have what a default leaves out, and in nothing else: then it says which of them do, or of
     many how many, as proxies and clients take headers of a few thousand characters.
@@ -335,13 +281,13 @@ def _make_beam_search(original: Callable[..., Any]) -> Callable[..., Any]:
     def beam_search(
         self: Any, prompts: Any, params: Any, lora_request: Any = None, *args: Any, **kwargs: Any
     ) -> Any:
-        decide = FRONT_END.of(self.llm_engine.input_processor).decide
+        read = FRONT_END.of(self.llm_engine.input_processor).read
         several = isinstance(lora_request, (list, tuple))
         adapters = lora_request if several else [lora_request] * len(prompts)
-        wanted = (decide(None, adapter) for adapter in adapters)
+        wanted = (read(None, adapter) for adapter in adapters)
         if isinstance(params, ColdParams) or any(
-            contrast is not None and contrast.applies(prompt_source_of(prompt))
-            for prompt, contrast in zip(prompts, wanted, strict=False)  # vLLM looks at their number
+            asked is not None and asked.applies(source_of(prompt))
+            for prompt, asked in zip(prompts, wanted, strict=False)  # vLLM looks at their number
         ):
             raise ColdError(
                 "beam_search",

@@ -1,0 +1,260 @@
+# SPDX-License-Identifier: Apache-2.0
+"""vLLM's own methods make amateurs' prompts, as they made the expert's (``prompts`` has noted how),
+where the request's parameters are known: off the event loop where vLLM renders so. And for the
+tools a chat with images, as ``LLM.generate`` takes it.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, TypeVar
+
+from vllm_cold.errors import ColdError
+from vllm_cold.method.amateurs import (
+    MEDIA,
+    AmateurSpec,
+    Distorted,
+    Embeds,
+    Media,
+    Messages,
+    Part,
+    Text,
+    Tokens,
+    Without,
+    has_media,
+)
+from vllm_cold.patching import result_of
+from vllm_cold.vllm import versions
+from vllm_cold.vllm.frontend import media, media_cache
+from vllm_cold.vllm.frontend.prompts import Prompt, PromptSource, unknown_token
+
+logger = logging.getLogger("vllm." + __name__)
+
+_T = TypeVar("_T")
+# vLLM's own threads stay free, and who has no images does not wait for those of others.
+_ASIDE = ThreadPoolExecutor(1, "vllm-cold")
+_DISTORTING = ThreadPoolExecutor(2, "vllm-cold-images")
+
+_SAID = 400  # characters of an error: it may show what a client sent
+
+
+class RendererChanged(RuntimeError):
+    """vLLM does not make prompts as it did; the engine goes on, the request does not."""
+
+
+async def aside(
+    at_once: bool, function: Callable[..., _T], *args: Any, pool: ThreadPoolExecutor = _ASIDE
+) -> _T:
+    """What a function that takes its time returns, without blocking the event loop, unless it is
+    called ``at_once``.
+    """
+    if at_once:
+        return function(*args)
+    return await asyncio.get_running_loop().run_in_executor(pool, function, *args)
+
+
+async def render(
+    renderer: Any,
+    source: PromptSource,
+    amateurs: Sequence[AmateurSpec],
+    online: Any = None,
+    *,
+    most_megapixels: float | None = None,
+    offline: bool = False,
+) -> tuple[Prompt | None, ...]:
+    """The amateurs' prompts, for one request; None for one that reads the expert's.
+
+    Args:
+        renderer: vLLM's.
+        source: How the expert's prompt was made.
+        amateurs: As they were described.
+        online: vLLM's OnlineRenderer, which has the template's arguments of chats; None without a
+            server.
+        most_megapixels: Of an image that is distorted; None for any.
+        offline: Whether nothing of it waits. Else nothing of it blocks the event loop.
+
+    Raises:
+        ColdError: a prompt cannot be made.
+        RendererChanged: vLLM cannot make it as it is asked to; the log has the traceback.
+    """
+
+    async def call(method: str, *args: Any, **kwargs: Any) -> Any:
+        method += "" if offline else "_async"
+        return await result_of(getattr(renderer, method)(*args, **kwargs))
+
+    found: dict[int, Prompt] = {}  # what several read is made once
+    for one in amateurs:
+        if one.source is None or id(one.source) in found:
+            continue
+        with _errors(one), media.remembering(source.fetched):
+            if isinstance(one.source, Distorted):
+                source.check_differs(one)
+                if (prompt := source.whole) is None:
+                    _, prompt = await call("render_messages", source.messages, source.chat_params)
+                seen = await _distorted(offline, prompt, one, most_megapixels)
+                method, args, kwargs = _call_seen(renderer, source, seen)
+            else:
+                method, args, kwargs = _call(renderer, source, one, online)
+            made = await call(method, *args, **kwargs)
+            found[id(one.source)] = _read(renderer, source, one, made)
+    return tuple(found.get(id(one.source)) for one in amateurs)
+
+
+async def _distorted(
+    offline: bool, prompt: Mapping[str, Any], one: AmateurSpec, most_megapixels: float | None
+) -> dict[str, Any]:
+    """The expert's prompt with the images that an amateur sees, made one after the other: so a
+    request with many has one job among those of others.
+    """
+    images = media.images_of(prompt)
+    for image in images:
+        media.check_size(image, one, most_megapixels)
+    seen = [await aside(offline, media.distorted, i, one, pool=_DISTORTING) for i in images]
+    return media.with_images(prompt, seen)
+
+
+@contextmanager
+def _errors(one: AmateurSpec) -> Iterator[None]:
+    """Tells what is wrong with a client's prompt from what is wrong with this vLLM: of the first,
+    templates and tokenizers say ValueError, which some of vLLM's own errors are no more.
+    """
+    from jinja2 import TemplateError
+    from vllm.exceptions import VLLMValidationError
+
+    try:
+        yield
+    except ColdError:
+        raise
+    except (TemplateError, VLLMValidationError, ValueError, NotImplementedError) as error:
+        raise _unreadable(one, error) from error
+    except Exception as error:
+        changed: tuple[type[Exception], ...] = (AttributeError, ImportError, TypeError)
+        of_bytes = isinstance(one.source, Embeds) and isinstance(one.source.prompt, str)
+        if isinstance(one.source, Messages):
+            # Of what stands in a client's, templates say TypeError, and JSON says RecursionError.
+            changed = (AttributeError, ImportError)
+            if not isinstance(error, changed):
+                raise _unreadable(one, error) from error
+        if of_bytes or _brings_media(one.source):
+            # Of a client's bytes torch and PIL say anything, which vLLM does not always catch; and
+            # what they are fetched from may be gone.
+            if isinstance(error, changed):  # or vLLM has changed
+                logger.exception("vllm-cold: an amateur's prompt with media cannot be made.")
+            raise _unreadable(one, error) from error
+        logger.exception("vllm-cold: vLLM's renderer failed with an amateur's prompt.")
+        raise RendererChanged(
+            f"this vLLM ({versions.vllm_version()}) has changed where vllm-cold has it make the "
+            f"prompt of an amateur ({type(error).__name__}: {error}): see the server's log. "
+            f"Install vLLM {versions.RANGE}, or a newer vllm-cold."
+        ) from error
+
+
+def _brings_media(source: Any) -> bool:
+    if isinstance(source, Messages):
+        return any(has_media(message, kind) for message in source.value for kind in MEDIA)
+    return isinstance(source, (Media, Distorted))
+
+
+def _unreadable(one: AmateurSpec, error: Exception) -> ColdError:
+    said = str(error) or type(error).__name__
+    return one.refused(f"no prompt can be made of it: {said[:_SAID]}")
+
+
+_Call = tuple[str, tuple[Any, ...], dict[str, Any]]
+
+
+def _call(renderer: Any, prompt_source: PromptSource, one: AmateurSpec, online: Any) -> _Call:
+    """The renderer's method that makes an amateur's prompt, and its arguments."""
+    tok_params, chat_params = prompt_source.tok_params, prompt_source.chat_params
+    keywords = dict(prompt_source.keywords)
+    match source := one.source:
+        case Messages() | Without():
+            if isinstance(source, Without):
+                messages = source.of(one.prompt_field, prompt_source.messages)
+            else:
+                messages = [*source.value]
+            if chat_params is None:
+                chat_params = default_chat_params(renderer, online)
+                if tok_params is not None:
+                    tok_params = replace(tok_params, add_special_tokens=False)
+            return "render_chat", ([messages], chat_params, tok_params), keywords
+        case Embeds():
+            if tok_params is not None:
+                # For an answer with the prompt's text, which this one does not have.
+                tok_params = replace(tok_params, needs_detokenization=False)
+            sent = source.prompt
+            prompt: Any = sent.encode() if isinstance(sent, str) else {**sent}
+            return "render_cmpl", ([prompt], tok_params), {}
+        case Media():
+            prompt = dict(source.prompt)
+            if "prompt_extras" in keywords:
+                extras = keywords["prompt_extras"]
+                keywords["prompt_extras"] = {k: extras[k] for k in extras if k not in prompt}
+        case Part():
+            if prompt_source.whole is not None:
+                raise one.refused(
+                    "is for a prompt of text alone, and this one has media; say what the amateur "
+                    "reads"
+                )
+            prompt = source.of(one.prompt_field, prompt_source.prompt)  # type: ignore[type-var]
+        case Text() | Tokens():
+            prompt = source.value
+    if not isinstance(prompt, dict):
+        prompt = {"prompt" if isinstance(prompt, str) else "prompt_token_ids": prompt}
+    if chat_params is not None and tok_params is not None and "prompt_token_ids" not in prompt:
+        # A template brings the special tokens along, a text does not.
+        tok_params = replace(tok_params, add_special_tokens=True)
+    return "render_cmpl", ([prompt], tok_params), keywords
+
+
+def _call_seen(renderer: Any, source: PromptSource, prompt: dict[str, Any]) -> _Call:
+    """As for a prompt that ``render_messages`` made, or that is whole: what is left of
+    ``render_chat`` behind it is ``render_cmpl``.
+    """
+    tok_params, chat_params = source.tok_params, source.chat_params
+    keywords = dict(source.keywords)
+    if chat_params is not None:
+        if tok_params is None:
+            tok_params = renderer.default_chat_tok_params
+        extras = keywords.get("prompt_extras", {})
+        media_io = chat_params.media_io_kwargs or {}
+        keywords["prompt_extras"] = {**extras, "media_io_kwargs": media_io}
+    return "render_cmpl", ([prompt], tok_params), keywords
+
+
+def default_chat_params(renderer: Any, online: Any = None) -> Any:
+    """As for a chat that says nothing about its template, offline or on a server."""
+    from transformers import PreTrainedTokenizerBase
+    from vllm.renderers.params import ChatParams
+
+    # Mistral's own tokenizers give ids only, and vLLM makes them of a text otherwise.
+    ids = not isinstance(renderer.tokenizer, PreTrainedTokenizerBase)
+    kwargs = {"add_generation_prompt": True, "continue_final_message": False, "tokenize": ids}
+    if online is None:
+        return ChatParams(chat_template_kwargs=kwargs)
+    return ChatParams(
+        chat_template=online.chat_template,
+        chat_template_content_format=online.chat_template_content_format,
+        chat_template_kwargs=kwargs,
+    ).with_defaults(online.default_chat_template_kwargs)
+
+
+def _read(renderer: Any, source: PromptSource, one: AmateurSpec, made: Any) -> Prompt:
+    """What a renderer made for an amateur to read."""
+    (prompt,) = made[1] if isinstance(made, tuple) else made  # of a chat
+    source.processed.extend(media_cache.with_data(prompt))
+    if prompt["type"] not in ("token", "multimodal", "embeds"):
+        raise one.refused("must be text, token ids, embeddings, or these with media")
+    read = Prompt.of(prompt)
+    problem = read.problem(renderer.model_config)
+    if prompt["type"] != "embeds":
+        ids, size = prompt["prompt_token_ids"], renderer.model_config.get_vocab_size()
+        if prompt["type"] == "multimodal" and renderer.tokenizer:  # images' tokens may be beyond
+            size = max(size, renderer.tokenizer.max_token_id + 1)
+        problem = unknown_token(ids, size) if ids else "is no token at all; it must not be empty"
+    if problem is not None:
+        raise one.refused(problem)
+    return read
