@@ -39,7 +39,7 @@ _GREEDY: dict[str, Any] = {
 }
 # What says how much amateurs count; alpha and the cap say which tokens there are.
 _WEIGHING = tuple(
-    PREFIX + name for name in ("preset", "beta", "beta_max", "rule_parameters", "weights")
+    PREFIX + name for name in ("preset", "beta", "rule", "beta_max", "rule_parameters", "weights")
 )
 
 
