@@ -72,11 +72,6 @@ PARTS = (
         "docs/* mkdocs.yml README.md CHANGELOG.md vllm_cold/*.py",
     ),
     Part(
-        "rules of the scheduler, each taken out",
-        "tests/scheduler/test_mutations.py",
-        _SCHEDULING,
-    ),
-    Part(
         "kernels for Ascend on CPU",
         "tests/ops/test_ascend*.py",
         "csrc/ascend/* vllm_cold/ops/* vllm_cold/npu/* tests/ops/*",

@@ -258,8 +258,8 @@ TABLE = (
         "A CoLD request is several requests that are scheduled in step. "
         "`_mamba_block_aligned_split` is called for every request that is about to get tokens, "
         "whenever `need_mamba_block_aligned_split` is true: the one place where tokens can be "
-        "capped *before* blocks are allocated and hashed. `_handle_blocked_waiting_request` "
-        "passes a waiting request over. The end of `schedule()` is `_update_after_schedule`, "
+        "capped *before* blocks are allocated and hashed. The end of `schedule()` is "
+        "`_update_after_schedule`, "
         "where what is left of a group that was split is taken out.",
         GROUPS,
         Contract(_SCHED + "scheduler:Scheduler",
@@ -299,13 +299,15 @@ TABLE = (
                  "allowed_token_ids _eos_token_id _bad_words_token_ids"),
     ),
     Touch(
-        "vllm.scheduler.queues", CONFIGURED,
-        "Only one stream of a group waits in a queue; the others are put right behind it for the "
-        "time of a pass, so that counts and order are those of the clients' requests.",
+        "vllm.scheduler.admission", CONFIGURED,
+        "Only the expert of a group waits in a queue, so that counts and order are those of the "
+        "clients' requests. For the time of a pass views stand in the queues' places: who may not "
+        "start is held back, and a group's streams come one behind the other.",
         GROUPS,
         Contract(_SCHED + "request_queue", has="create_request_queue"),
-        Contract(_SCHED + "request_queue:FCFSRequestQueue",
-                 has="insert peek_request pop_request remove_requests"),
+        Contract(_SCHED + "request_queue:RequestQueue",
+                 has="add_request peek_request pop_request prepend_request prepend_requests "
+                 "remove_request remove_requests"),
         Contract(_SCHED + "request_queue:SchedulingPolicy", has="FCFS PRIORITY"),
     ),
     Touch(

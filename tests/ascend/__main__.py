@@ -22,7 +22,6 @@ PYTHONS = ((3, 11), (3, 12))
 
 _SCHEDULER = (
     "tests/scheduler",
-    "--ignore=tests/scheduler/test_mutations.py",  # about our tests
     # On CPU alone: elsewhere attention does not read behind a sequence.
     "--deselect=tests/scheduler/test_cases.py::"
     "test_blocks_of_such_a_pair_are_cleared_once_they_are_nobodys",

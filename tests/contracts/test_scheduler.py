@@ -92,12 +92,31 @@ def test_the_queues_are_known() -> None:
 
 
 def test_who_begins_to_wait_is_put_into_the_queue_of_that_name() -> None:
-    """So another one in its place takes what is to wait elsewhere (``WaitingQueues.aside``)."""
+    """So another one in its place takes what is to wait elsewhere (``admission.aside``)."""
     add, put = (source_of(getattr(scheduler(), f)) for f in ("add_request", "_preempt_request"))
     enqueue = source_of(scheduler()._enqueue_waiting_request)
     assert "self._enqueue_waiting_request(request)" in add and "self.waiting" not in add
     assert enqueue.count("self.waiting") == enqueue.count("self.waiting.add_request(request)") == 1
     assert put.count("self.waiting") == put.count("self.waiting.prepend_request(request)") == 1
+
+
+def test_who_may_start_is_asked_of_the_queues() -> None:
+    """A pass looks at a queue by its truth and its head, and takes that out or puts it back: so
+    ``admission.View`` can stand for it.
+    """
+    from vllm.v1.core.sched.request_queue import RequestQueue
+
+    from vllm_cold.vllm.scheduler.admission import View
+
+    assert RequestQueue.__abstractmethods__ <= set(vars(View))
+    source = source_of(scheduler().schedule)
+    used = set(re.findall(r"(?:request_queue|from_queue|waiting)\.(\w+)\(", source))
+    assert used - {"add", "discard", "append", "appendleft"} <= {
+        "peek_request", "pop_request", "prepend_request", "prepend_requests"
+    }  # fmt: skip
+    ready = ("_handle_blocked_waiting_request", "_try_promote_blocked_waiting_request")  # in 0.23
+    assert any(hasattr(scheduler(), name) for name in ready)
+    assert "if not request_queue" in source or "while (self.waiting or self.skip" in source
 
 
 def test_the_kv_cache() -> None:
@@ -130,8 +149,8 @@ def test_the_count_of_blocks_takes_what_is_given() -> None:
 
 @since(0, 32)
 def test_states_are_split_and_kept_as_is_known() -> None:
-    """``scheduler.states``; ``kv_blocks`` counts blocks of states; ``capacity`` tells by vLLM's
-    count of the longest requests.
+    """The scheduler asks vLLM's rule; ``kv_blocks`` counts blocks of states; ``capacity`` tells by
+    vLLM's count of the longest requests.
     """
     from vllm.config import VllmConfig
     from vllm.config.cache import CacheConfig

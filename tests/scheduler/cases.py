@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Situations that storms meet rarely or never, for the tests and for the mutation table."""
+"""Situations that storms meet rarely or never."""
 
 from pathlib import Path
 from typing import Any
@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from vllm.v1.request import RequestStatus
 
-from tests.scheduler.harness import IS_0_23, Asked, Harness, Setup, stats_of
+from tests.scheduler.harness import Asked, Harness, Setup, stats_of
 from tests.scheduler.workers import RELEASE
 from vllm_cold.group.results import NOT_SCORED
 from vllm_cold.group.step_stats import RowStats
@@ -170,17 +170,14 @@ def no_slot_for_the_amateur(model: Path) -> None:
 
 
 def no_slots_for_a_group(model: Path) -> None:
-    """It is passed over, as vLLM passes a request over whose adapter has no slot; not for ever. On
-    vLLM 0.23 it ends a step's admission.
-    """
+    """It is passed over, as vLLM passes a request over whose adapter has no slot; not for ever."""
     harness = Harness(model, Setup(num_blocks=257, max_loras=2, max_num_seqs=8))
     harness.add(prompt(5), 6, adapter=1)
     harness.step()
     pair = harness.add(prompt(5, 200), 3, adapter=2, cold=True, amateur=3)
     behind = harness.add(prompt(5, 300), 3, adapter=1)
     harness.step()
-    said = "plain traffic stands behind a group without slots"
-    assert (behind in harness.first_step) != IS_0_23, said
+    assert behind in harness.first_step, "plain traffic stands behind a group without slots"
     # Somebody with the first adapter always comes before the last one ends.
     for number in range(40):
         harness.add(prompt(3, 10 * number), 12, adapter=1)
@@ -248,8 +245,6 @@ def budget_of_four(model: Path) -> None:
     harness = Harness(model, Setup(num_blocks=129, budget=4, max_num_seqs=4, caching=False))
     amateurs = [(0, None), (0, prompt(9, 200)), (1, prompt(5, 300))]
     cold = harness.add(prompt(9), 3, adapter=1, cold=True, amateurs=amateurs)
-    harness.step()
-    assert len(harness.sched.running) == 4
     harness.drain()
     assert harness.first_step[cold] <= -(-(9 + 9 + 9 + 5) // 4)
 
@@ -281,9 +276,8 @@ def cached_beside_a_long_amateur(model: Path) -> None:
     cold = harness.add(prompt(41), 3, adapter=1, cold=True, amateurs=amateurs)
     for _ in range(4):
         harness.step()
-    running = [r.request_id for r in harness.sched.running]
-    assert running == [cold, f"{cold}-amateur-2"]
-    assert harness.sched.running[0].num_computed_tokens == 40
+    running = {r.request_id for r in harness.sched.running}
+    assert running == {cold, f"{cold}-amateur-2"}
     small = harness.add(prompt(3, 400), 2)
     harness.step()
     assert small in harness.first_step, "a small request waited for nothing"
@@ -316,22 +310,6 @@ def follower_in_flight(model: Path) -> None:
         assert not harness.sched.running, "a leader runs whose follower cannot"
     assert cold not in harness.first_step
     harness.drain()
-
-
-def came_at_the_same_time(model: Path) -> None:
-    """Two requests of one priority and one arrival time (n = 2, say), each led by its amateur, and
-    seats for one.
-    """
-    for seats in (2, 5):
-        setup = Setup(num_blocks=65, budget=64, max_num_seqs=seats, policy="priority")
-        harness = Harness(model, setup)
-        for _ in range(2):
-            amateurs = [(1, prompt(9, 200))]
-            harness.add(prompt(5), 4, adapter=1, cold=True, amateurs=amateurs, arrival=1.0)
-        harness.step()
-        assert harness.preemptions == harness.group_preemptions == 0
-        harness.drain()
-        assert harness.group_preemptions == 0
 
 
 def mutual_eviction(model: Path) -> None:
@@ -535,7 +513,7 @@ def amateur_that_has_ended(model: Path) -> None:
         harness.step()
     assert _streams(harness, cold) == 1
     (group,) = harness.groups()
-    assert group.followers == ()
+    assert group.amateurs == ()
     harness.step()
     assert waits in harness.first_step, "a seat is free"
     harness.drain()
@@ -632,29 +610,13 @@ def wrong_drafts_end_nobody(model: Path, is_async: bool = True) -> None:
     assert harness.ended[cold] == "length"
 
 
-def two_leaders(model: Path) -> None:
-    """One leader has its last token left, and another one, which comes behind it in the batch, is
-    amid its prompt: what that one takes in the step is not room for the first one's follower.
-    """
-    for leave in range(6, 14):
-        setup = Setup(
-            num_blocks=120, block_size=2, budget=32, max_num_seqs=8, long_prefill=4, max_loras=3
-        )
-        harness = Harness(model, setup)
-        harness.sched.adaptive_long_prefill_threshold = False
-        harness.add(prompt(17), 1)  # the first one's amateur is cached
-        harness.until_idle()
-        harness.add(prompt(3, 500), 40)
+def paused_amid_its_prompt(model: Path) -> None:
+    """Admission is paused again and again while one stream runs alone: that is no failure."""
+    harness = Harness(model, Setup(num_blocks=65, budget=3))
+    cold = harness.add(prompt(40), 3, adapter=1, cold=True, amateurs=[(0, prompt(1, 300))])
+    for _ in range(4):
         harness.step()
-        first = harness.add(prompt(17), 4, adapter=1, cold=True)
-        harness.step()
-        # This one's amateur finds its prompt in what the expert is given when it is admitted.
-        amateurs = [(2, prompt(3, 300))]
-        second = harness.add(prompt(40, 300), 4, adapter=2, cold=True, amateurs=amateurs)
-        while harness.sched.requests[first].num_computed_tokens < 16:
-            harness.step()
-        assert [request.request_id for request in harness.sched.running[1:]] == [first, second]
-        harness.occupy(leave)
-        harness.step()
-        harness.step()
-        harness.drain()
+        assert _streams(harness, cold) == 2
+        harness.wait()
+    harness.drain()
+    assert harness.ended[cold] == "length"

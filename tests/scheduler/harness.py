@@ -439,10 +439,6 @@ class Harness:
         self.preemptions = 0
         self.group_preemptions = 0
         self.occupied: list[Any] = []  # blocks that somebody else took
-        # Groups of which a follower found all of its prompt in what its leader was given: it had
-        # nothing to be admitted with.
-        self.alone: set[str] = set()
-        self.held: set[str] = set()  # requests with blocks, before the pass
         self.events: list[tuple[str, str]] = []  # of the current pass, with the request's id
         self._watch()
         self.errors: dict[str, str] = {}  # requests that may end with an error, and its sentence
@@ -452,32 +448,15 @@ class Harness:
     def _watch(self) -> None:
         """Note what a pass does besides its output."""
         sched = self.sched
-        cap, preempt = sched._cap, sched._preempt_request
-        part, can_finish = sched._encoder.part, sched._encoder.can_finish
-        encode, lost = sched._encoder.schedule, sched._has_lost_media
-        capacity, withdraw, stalled = sched._capacity, sched._withdraw, sched._stalled
-        hits: dict[str, int] = {}
-
-        def watch_capacity(group: Any, num_cached: int, waiting: bool) -> Any:
-            found = capacity(group, num_cached, waiting)
-            hits.update(zip((f.request_id for f in group.followers), found.num_cached, strict=True))
-            return found
+        clip, preempt = sched._cap, sched._preempt_request
+        withdraw, stalled = sched._withdraw, sched._stalled
 
         def watch_cap(request: Any, offered: int, num_cached: int = 0, *args: Any) -> int:
-            if offered > 0:
-                self.events.append(("ask", request.request_id))
-            count = int(cap(request, offered, num_cached, *args))
-            before = hits.pop(request.request_id, num_cached)
-            if num_cached != before:
-                what = "evicted" if num_cached < before else "shared"
-                self.events.append((what, request.request_id))
-                # vLLM admits nobody who finds a state that is computed in the same step.
-                if what == "shared" and (not count or self.setup.layers):
-                    self.alone.add(self.name_of(request.request_id))
+            count = int(clip(request, offered, num_cached, *args))
             if count:
                 self.events.append(("grant", request.request_id))
-            elif offered > 0 and self._follows(request) and request not in sched.running:
-                self.events.append(("refuse", request.request_id))
+            elif (g := sched._groups.get(request.request_id)) and (g.goes or g.lost):
+                self.events.append(("evicted", request.request_id))
             return count
 
         def watch_preempt(request: Any, *args: Any, **kwargs: Any) -> None:
@@ -488,48 +467,13 @@ class Harness:
             self.events.append(("withdraw", group.request_id))
             withdraw(group, output)
 
-        def watch_part(group: Any, request: Any, start: int, num_tokens: int) -> int:
-            found = int(part(group, request, start, num_tokens))
-            if found < num_tokens:
-                self.events.append(("crowded", request.request_id))
-            return found
-
-        def watch_encode(request: Any, start: int, num_tokens: int, *args: Any) -> Any:
-            found = encode(request, start, num_tokens, *args)
-            if found[1] < num_tokens:
-                self.events.append(("crowded", request.request_id))
-            return found
-
-        def watch_can_finish(group: Any, *args: Any) -> bool:
-            found = bool(can_finish(group, *args))
-            if not found:
-                self.events.append(("crowded", group.request_id))
-            return found
-
-        def watch_lost(group: Any, *args: Any) -> bool:
-            if found := lost(group, *args):
-                self.events.append(("evicted", group.request_id))
-            return bool(found)
-
         def watch_stalled() -> bool:
             if found := stalled():
                 self.events.append(("stall", ""))
             return bool(found)
 
         sched._cap, sched._preempt_request = watch_cap, watch_preempt
-        sched._capacity, sched._withdraw = watch_capacity, watch_withdraw
-        sched._stalled, sched._has_lost_media = watch_stalled, watch_lost
-        sched._encoder.schedule = watch_encode
-        sched._encoder.part, sched._encoder.can_finish = watch_part, watch_can_finish
-
-    def _follows(self, request: Any) -> bool:
-        """Whether it is a follower, and its leader had its turn in this pass."""
-        group = self.sched._groups.get(request.request_id)
-        return (
-            group is not None
-            and request is not group.leader
-            and ("ask", group.leader.request_id) in self.events
-        )
+        sched._withdraw, sched._stalled = watch_withdraw, watch_stalled
 
     def name_of(self, request_id: str) -> str:
         """The client's request that a stream is of."""
@@ -620,17 +564,11 @@ class Harness:
         pool = self.sched.kv_cache_manager.block_pool
         taken = pool.get_new_blocks(min(squeeze, pool.get_num_free_blocks()))
         self.events.clear()
-        complete = {g.request_id for g in self.groups() if self._runs(g)}
-        self.held = {i for i, r in self.sched.requests.items() if r.num_computed_tokens}
-        running = {g.request_id for g in self.groups() if g.leader in self.sched.running}
         output = self.sched.schedule(*(True,) if throttle else ())
         pool.free_blocks(taken)
         self._check_output(output)
         if not squeeze:
-            self._check_pass(output)
-            held = throttle or self.setup.interval > 1
-            if not held and self.paused == PauseState.UNPAUSED:
-                self._check_work(output, complete, running)
+            self._check_pass()
         self.steps += 1
         could_run = (
             not self.in_flight
@@ -638,7 +576,7 @@ class Harness:
             and not squeeze
             and self.paused == PauseState.UNPAUSED
             and any(not self._compiling(r) for r in self.alive())
-            and not (self.loads and (self.loads.busy() or self.sched._loads.asked_in_vain))
+            and not (self.loads and self.loads.busy())
         )
         count = int(output.total_num_scheduled_tokens)
         self.idle = self.idle + 1 if could_run and not count else 0
@@ -790,7 +728,6 @@ class Harness:
         self._check_encoder()
         assert not self.sched._slots.num_taken, "a slot was lost"
         assert self._sizes() == self.before, "something was left behind"
-        assert not self.sched._loads._loading
         assert self.free_blocks() == self.free_at_start
 
     # ---- invariants ----------------------------------------------------------------------------
@@ -845,23 +782,16 @@ class Harness:
             ]
             assert all(d == drafts[0] for d in drafts), "the streams have other drafts"
             # Before 0.25 an output does not name those that were preempted after the pass.
-            if any(("preempt", f.request_id) in self.events for f in group.followers):
+            if any(("preempt", f.request_id) in self.events for f in group.amateurs):
                 self.group_preemptions += 1
 
-    @staticmethod
-    def _runs(group: Any) -> bool:
-        return all(r.status == RequestStatus.RUNNING for r in group.streams)
-
-    def _check_pass(self, output: Any) -> None:
-        """Groups are not broken up, queued or given tokens for nothing."""
-        spent = output.total_num_scheduled_tokens == self.setup.budget
+    def _check_pass(self) -> None:
+        """Groups are not broken up or given tokens for nothing."""
         if self._is_fickle():
             return
         assert ("stall", "") not in self.events or self.errors, "a group waited in vain"
         lost: set[str] = set()
         evicted: set[str] = set()
-        shared: set[str] = set()
-        crowded: set[str] = set()
         for event, request_id in self.events:
             name = self.name_of(request_id)
             if event == "preempt":
@@ -869,28 +799,15 @@ class Harness:
             elif event == "evicted":
                 # Other streams' blocks pushed this one's out of the prefix cache.
                 evicted.add(name)
-            elif event == "crowded":
-                # Its images cannot be encoded now.
-                crowded.add(request_id)
-                if self._follows(self.sched.requests[request_id]):
-                    self.alone.add(name)
-            elif event == "shared":
-                # It finds all of its prompt in what its leader has just been given.
-                shared.add(request_id)
-            elif event == "withdraw" and self.loads:
-                # Its blocks are still written to; or it lost those that were cached, and loads.
-                assert name in lost | evicted or self.sched.defer_block_free or self._loading(name)
             elif event == "withdraw":
-                passed_over = IS_0_23 and self.setup.policy == "priority" and lost
-                assert name in lost | evicted or passed_over or self.errors, (
+                # With a connector its blocks may still be written to; or those that were cached are
+                # gone, and it loads.
+                waits = self.loads and (self.sched.defer_block_free or self._loading(name))
+                assert name in lost | evicted or waits or self.errors, (
                     f"{name} was split although no stream was preempted"
                 )
             elif event == "grant":
                 assert name not in lost, f"{request_id} got tokens in vain"
-            elif event == "refuse":
-                assert spent or name in lost | evicted or request_id in shared | crowded, (
-                    f"{request_id} was queued in vain"
-                )
 
     def _is_fickle(self) -> bool:
         """Whether the connector may say something else when vLLM asks than when we did."""
@@ -900,54 +817,6 @@ class Harness:
     def _loading(self, name: str) -> bool:
         waits = RequestStatus.WAITING_FOR_REMOTE_KVS
         return any(r.status == waits for r in self.sched._groups[name].streams)
-
-    def _check_work(self, output: Any, complete: set[str], running: set[str]) -> None:
-        """A running group gets its turn if tokens are left for all streams, and no request is
-        admitted in front of a leader that needs no more than its followers, but those of another
-        that runs.
-        """
-        if any(event == "withdraw" for event, _ in self.events):
-            return  # its tokens came back behind the pass
-        if self.sched.defer_block_free:
-            return  # nobody is preempted while its blocks are written to
-        spare = self.setup.budget - output.total_num_scheduled_tokens
-        scheduled, preempted = set(output.num_scheduled_tokens), output.preempted_req_ids or set()
-        admitted = {r.req_id for r in output.scheduled_new_reqs}
-        admitted |= output.scheduled_cached_reqs.resumed_req_ids
-        for group in self.groups():
-            leader = group.leader
-            ids = {r.request_id for r in group.streams}
-            if ids & preempted or ids & scheduled or leader.status != RequestStatus.RUNNING:
-                continue
-            left = {
-                r: r.num_tokens + r.num_output_placeholders - r.num_computed_tokens
-                for r in group.streams
-            }
-            if group.request_id not in complete and self._loading(group.request_id):
-                continue  # it waits for no room
-            if group.request_id not in complete:
-                overtaken = [
-                    r
-                    for r in admitted - self.held
-                    if self.name_of(r) not in running
-                    and (
-                        self.setup.policy == "fcfs"
-                        or self.sched.requests[r].priority >= leader.priority
-                    )
-                ]
-                runs = [n for r, n in left.items() if r.status == RequestStatus.RUNNING]
-                assert max(runs) > 1 or not overtaken, f"{overtaken} overtook {group.request_id}"
-                continue
-            in_flight = leader.num_output_placeholders
-            asked = self.asked[group.request_id]
-            at_end = in_flight and leader.num_output_tokens + in_flight >= asked.max_tokens
-            if ("ask", leader.request_id) in self.events and not at_end and 0 not in left.values():
-                chunk = self.setup.long_prefill or spare
-                needed = sum(left.values()) + self.setup.draft_slots * (len(left) + len(scheduled))
-                crowded = any(("crowded", i) in self.events for i in ids)
-                assert needed > spare or max(left.values()) > chunk or crowded, (
-                    f"{group.request_id} was left out"
-                )
 
     def check(self) -> None:
         """The state between calls."""
@@ -959,31 +828,16 @@ class Harness:
         ]
         assert len(queued) == len(set(queued)), "a request waits twice"
         loading = {r for r in queued if r.status == RequestStatus.WAITING_FOR_REMOTE_KVS}
-        order = [r.request_id for r in sched.running]
-        running = set(order)
-        incomplete = 0
+        running = {r.request_id for r in sched.running}
         for group in self.groups():
-            leader, expert = group.leader, group.expert
             outputs = [list(r.output_token_ids) for r in group.streams]
             assert all(tokens == outputs[0] for tokens in outputs)
-            # Followers whose KV is under way, and the leader, in whose place the expert stands
-            # while its grammar is compiled.
             waits = [r for r in group.streams if r in queued]
-            waits = [r for r in waits if r is leader or r not in loading]
-            assert len(waits) == (leader.request_id not in running)
-            assert set(waits) <= {leader, expert}
-            assert len({r.priority for r in group.streams}) == 1
-            followers = [f.request_id for f in group.followers if f.request_id in running]
-            assert not followers or leader.request_id in running, (
-                "a follower runs without its leader"
-            )
-            if leader.request_id in running:
-                at = order.index(leader.request_id)
-                behind = order[at + 1 : at + 1 + len(followers)]
-                assert set(behind) == set(followers) or sched._scattered
-                if group.request_id not in self.alone:
-                    incomplete += len(followers) < len(group.followers)
-        assert incomplete <= 1 or self._is_fickle(), "two leaders wait for their followers"
+            runs = [r for r in group.streams if r.request_id in running]
+            held = [r for r in group.streams if r in loading or sched._loads.waits_with_blocks(r)]
+            # For all of them the expert waits, unless some run or have blocks.
+            assert waits == (held if runs or held else [group.expert])
+            assert not group.amateurs or group.is_queued == (not runs and not held)
         known = {r.request_id for g in self.groups() for r in g.streams}
         assert known == set(sched._groups)
         ended = {r for r, request in sched.requests.items() if request.is_finished()}
@@ -991,9 +845,6 @@ class Harness:
         # What is counted, and looked for among those who run or have blocks, is that of all.
         assert sched._num_ended() == len(ended)
         assert sched._num_groups == len(self.groups())
-        of_groups = [r for i, r in sched.requests.items() if i in known]
-        holding = {r for r in of_groups if sched._loads.waits_with_blocks(r)}
-        assert set(sched._loads.holding(sched._groups)) == holding
         assert set(sched.requests) - ended == {*self.alive(), *known}
         held: set[int] = set()
         for request_id, request in sched.requests.items():
@@ -1012,6 +863,7 @@ class Harness:
         deferred = getattr(sched, "deferred_waiting", ())
         assert set(deferred) <= set(queued), "a request that waits nowhere is counted as waiting"
         # A CoLD request is counted once.
-        led = {f.request_id for g in self.groups() for f in g.followers}
-        of_clients = [r for r in queued if r.request_id not in led or r not in loading]
-        assert sched.get_request_counts() == (len(running - led), len(of_clients))
+        of_groups = {s.request_id for g in self.groups() for s in g.streams}
+        num = len(running - of_groups)
+        num += sum(any(r.request_id in running for r in g.streams) for g in self.groups())
+        assert sched.get_request_counts() == (num, len(self.alive()) - num)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Situations of models with states, for the tests and for the mutation table."""
+"""Situations of models with states."""
 
 from pathlib import Path
 from typing import Any

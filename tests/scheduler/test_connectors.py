@@ -157,7 +157,7 @@ def test_what_a_load_keeps(blocks: tuple[list[int], ...], loaded: int, kept: int
         failed_recving_kv_req_ids=set(),
     )
     nothing: Any = None
-    Loads(scheduler, nothing, nothing, nothing).cut({5})
+    Loads(scheduler, nothing, nothing).cut({5})
     assert request.num_computed_tokens == kept
     assert scheduler.failed_recving_kv_req_ids == ({"r"} if kept < loaded else set())
 
@@ -168,4 +168,4 @@ def test_older_vllm_has_connectors_without_us(monkeypatch: pytest.MonkeyPatch) -
     scheduler: Any = SimpleNamespace(connector=object())
     nothing: Any = None
     with pytest.raises(ValueError, match="KV connectors with vLLM before 0.31"):
-        Loads(scheduler, nothing, nothing, nothing)
+        Loads(scheduler, nothing, nothing)

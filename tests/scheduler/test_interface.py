@@ -25,7 +25,6 @@ NOT_IN_0_23 = {
     "kv_holding_waiting",
     "max_num_active_reqs",
     "sched_step_seq",
-    "shared_prefix_boundary",
 }
 
 

@@ -9,12 +9,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from vllm.multimodal.inputs import MultiModalFeatureSpec, PlaceholderRange
-from vllm.v1.core.encoder_cache_manager import EncoderCacheManager
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.outputs import ModelRunnerOutput
-from vllm.v1.request import RequestStatus
 
 from tests.scheduler import media_cases as cases
 from tests.scheduler.harness import (
@@ -146,7 +143,7 @@ def test_what_is_not_followed_ends_at_the_start(
     for name, value in changed.items():
         setattr(scheduler, name, value)
     with pytest.raises(ValueError, match=what):
-        EncoderInputs(scheduler, scheduler._try_schedule_encoder_inputs)
+        EncoderInputs(scheduler)
 
 
 def test_what_an_engine_encodes(tiny: Path) -> None:
@@ -169,37 +166,6 @@ def test_what_an_engine_encodes(tiny: Path) -> None:
     room = EncoderRoom(32, 32, tokens=28, per_stream=1, lookahead=1)
     assert room_of(of_engine, 32) == room
     assert room_of(of_engine, 50) == replace(room, cache=50, budget=50)
-
-
-@pytest.mark.parametrize(("tokens", "room"), [(4, True), (5, False)])
-def test_an_image_that_a_step_does_not_reach_makes_room(tokens: int, room: bool) -> None:
-    """It is in the cache of before, and behind text of four tokens; more of them were asked for."""
-    manager = EncoderCacheManager(cache_size=4)
-    image = MultiModalFeatureSpec(None, "image", "x", PlaceholderRange(offset=4, length=4))
-    first, stream, other = (
-        SimpleNamespace(
-            request_id=name,
-            mm_features=[replace(image, identifier=of)],
-            num_computed_tokens=0,
-            status=RequestStatus.RUNNING,
-            get_num_encoder_embeds=lambda index: 4,
-        )
-        for name, of in (("first", "x"), ("r", "x"), ("other", "y"))
-    )
-    manager.allocate(first, 0)
-    manager.free(first)
-    encoder: Any = object.__new__(EncoderInputs)
-    encoder._scheduler = SimpleNamespace(encoder_cache_manager=manager, requests={"r": stream})
-    encoder._planned, encoder._last = set(), {}
-    assert manager.check_and_update_cache(stream, 0)
-    output = SimpleNamespace(
-        num_scheduled_tokens={"r": tokens},
-        scheduled_encoder_inputs={},
-        free_encoder_mm_hashes=[],
-        scheduled_new_reqs=[],
-    )
-    encoder.end_pass(output, {}, SimpleNamespace(groups=[SimpleNamespace(streams=[stream])]))
-    assert manager.can_allocate(other, 0, 4, 0) == room
 
 
 def test_a_request_that_leaves_a_step_leaves_its_media() -> None:

@@ -24,7 +24,7 @@ def test_what_runs_after_a_change() -> None:
     assert names() == names("SECURITY.md") == set()
     assert names("csrc/ascend/scoring.cpp") >= {"kernels for Ascend on CPU"}
     assert "benchmarks" not in names("csrc/ascend/scoring.cpp")
-    assert "rules of the scheduler, each taken out" in names("vllm_cold/vllm/scheduler/queues.py")
+    assert "vllm-ascend's own classes" in names("vllm_cold/vllm/scheduler/admission.py")
     assert names("tests/unit/test_tune_data.py") == {"tune"}
     assert names("tests/unit/conftest.py") == set()
     assert names("tests/conftest.py") == names("requirements.lock", "README.md") == NAMES

@@ -16,14 +16,13 @@ relies on:
   V1 runner are not sent them again when the request is preempted and computes them.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from vllm.v1.core.encoder_cache_manager import EncoderCacheManager
-from vllm.v1.request import RequestStatus
 
 from vllm_cold.group import media
-from vllm_cold.group.lockstep import Capacity, Group, Step
+from vllm_cold.group.lockstep import Group
 from vllm_cold.group.media import EncoderRoom
 from vllm_cold.vllm.scheduler.interface import Request, Scheduler
 
@@ -59,19 +58,15 @@ class EncoderInputs:
 
     Args:
         scheduler: The engine's.
-        ask: vLLM's ``_try_schedule_encoder_inputs``, of this scheduler.
 
     Raises:
         ValueError: the engine encodes in a way that CoLD does not follow.
     """
 
-    def __init__(self, scheduler: Scheduler, ask: Callable[..., Any]) -> None:
+    def __init__(self, scheduler: Scheduler) -> None:
         self._scheduler = scheduler
-        self._ask = ask
-        self._left = 0  # of the step's budget
         self._planned: set[str] = set()  # identifiers, in this pass
-        self._last: dict[str, int] = {}  # of these, whose request may not be scheduled: their size
-        self._promised: set[Request] = set()  # followers whose media this pass counts on
+        self._budget = 0  # embeddings that it can still encode
         if getattr(scheduler, "is_encoder_decoder", False):
             raise ValueError("CoLD does not support encoder-decoder models.")
         if getattr(scheduler, "ec_connector", None) is not None:
@@ -133,110 +128,35 @@ class EncoderInputs:
 
     def begin_pass(self) -> None:
         """Nothing is planned yet."""
-        self._left = self._scheduler.max_num_encoder_input_tokens
         self._planned.clear()
-        self._last.clear()
-        self._promised.clear()
+        self._budget = self._scheduler.max_num_encoder_input_tokens
 
-    def part(self, group: Group[Request], request: Request, start: int, num_tokens: int) -> int:
-        """How many of so many tokens a group's stream may compute from ``start`` on: what vLLM
-        leaves of them, and never a part of a medium that must not be split.
-        """
-        if num_tokens <= 0 or not self._reads_media(request, start, start + num_tokens):
-            return num_tokens
-        self._settle()
-        if self._is_promised(group):
-            return 0
-        num_tokens = self._unsplit(request, start, num_tokens)
-        found = self._ask(request, start, num_tokens, self._left, self._lookahead)
-        return int(found[1])
+    def note(self, request: Request, inputs: Iterable[int] | None, budget: int) -> None:
+        """These of a request are to be encoded, if it is scheduled, and then so much is left."""
+        self._planned.update(request.mm_features[index].identifier for index in inputs or ())
+        self._budget = budget
 
-    def schedule(
-        self, request: Request, start: int, num_tokens: int, budget: int, shift: int
-    ) -> tuple[Any, ...]:
-        """What vLLM asks of any request that is about to get tokens; what it plans is noted."""
-        self._settle()
-        allowed = min(budget, self._left)
-        scheduled, num_left, left, *others = self._ask(request, start, num_tokens, allowed, shift)
-        self._promised.discard(request)
-        for index in scheduled:
-            feature = request.mm_features[index]
-            self._last[feature.identifier] = feature.mm_position.get_num_embeds()
-            self._planned.add(feature.identifier)
-        self._left -= allowed - left
-        return scheduled, num_left, budget - (allowed - left), *others
+    @property
+    def left(self) -> int:
+        """Embeddings that this step can still encode and keep."""
+        return int(min(self._budget, self._manager.num_freeable_slots))
 
-    def can_finish(self, group: Group[Request], num_cached: int, capacity: Capacity) -> bool:
-        """Whether all media that the group's streams need up to their sampling positions can be
-        encoded in this step, or are in the cache: then vLLM takes nothing off any of them.
-        """
-        self._settle()
-        needed: dict[str, int] = {}
-        found: dict[str, int] = {}  # nobody's
-        for each, start in self._starts(group, num_cached, capacity).items():
-            for _, feature in self._to_come(each, start):
-                size = feature.mm_position.get_num_embeds()
-                owners = self._manager.cached.get(feature.identifier)
-                if not owners:
-                    (needed if owners is None else found)[feature.identifier] = size
-        if (needed or found) and self._is_promised(group):
-            return False
-        total = sum(needed.values())
-        room = self._manager.num_freeable_slots - sum(found.values())
-        return total <= self._left and total <= room
+    @property
+    def most(self) -> int:
+        """Embeddings that a step can encode."""
+        return min(self.room.budget, self.room.cache)
 
-    def could_finish(self, group: Group[Request], num_cached: int, capacity: Capacity) -> bool:
-        """The same in a step of its own, whatever is in the cache."""
-        starts = self._starts(group, num_cached, capacity)
-        features = [f for each, start in starts.items() for _, f in self._to_come(each, start)]
-        room = self.room
-        return media.num_embeds(features) <= min(room.cache, room.budget)
+    def needed(self, group: Group[Request], left: Sequence[int]) -> int:
+        """Embeddings that streams need for so many last tokens and that nobody keeps yet."""
+        needed: list[tuple[int, Any]] = []
+        for stream, tokens in zip(group.streams, left, strict=True):
+            if stream.mm_features:
+                end = stream.num_tokens + stream.num_output_placeholders
+                needed += media.overlapping(stream.mm_features, end - tokens, end + self._lookahead)
+        kept = self._manager.cached
+        return media.num_embeds(f for _, f in needed if not kept.get(f.identifier))
 
-    def promise(self, group: Group[Request], num_cached: int, capacity: Capacity) -> None:
-        """All streams sample in this step: what is in the cache for them is theirs from now on, and
-        nobody else's media take the room that they need.
-        """
-        for each, start in self._starts(group, num_cached, capacity).items():
-            for index, feature in self._to_come(each, start):
-                if feature.identifier in self._manager.cached:
-                    self._manager.check_and_update_cache(each, index)
-                elif each is not group.leader:
-                    self._promised.add(each)
-
-    def preempted(self, request: Request) -> None:
-        """A request leaves this pass."""
-        self._promised.discard(request)
-
-    def _is_promised(self, group: Group[Request]) -> bool:
-        """Whether followers of another group come first."""
-        return bool(self._promised) and self._promised.isdisjoint(group.streams)
-
-    def _starts(
-        self, group: Group[Request], num_cached: int, capacity: Capacity
-    ) -> dict[Request, int]:
-        """Where each stream begins to compute, the leader first."""
-        streams = group.leader, *group.followers
-        cached = num_cached, *capacity.num_cached
-        return {
-            each: each.num_computed_tokens or n for each, n in zip(streams, cached, strict=True)
-        }
-
-    def reads_more(self, request: Request) -> bool:
-        """Whether a stream has media that it has not computed yet."""
-        if not request.mm_features:
-            return False
-        last = request.mm_features[-1].mm_position
-        return bool(request.num_computed_tokens < last.offset + last.length)
-
-    def _reads_media(self, request: Request, start: int, end: int) -> bool:
-        features = request.mm_features
-        return bool(features) and any(media.overlapping(features, start, end + self._lookahead))
-
-    def _to_come(self, request: Request, start: int) -> list[tuple[int, media.Feature]]:
-        end = request.num_tokens + self._lookahead
-        return list(media.overlapping(request.mm_features, start, end))
-
-    def _unsplit(self, request: Request, start: int, num_tokens: int) -> int:
+    def unsplit(self, request: Request, start: int, num_tokens: int) -> int:
         """Of so many tokens those in front of a medium that they would split, where that must not
         be: before 0.33 vLLM splits one at which a step begins.
         """
@@ -248,33 +168,11 @@ class EncoderInputs:
                 return int(place.offset - start)
         return num_tokens
 
-    # ---- what was planned and is not to be ----------------------------------------------------
-
-    def _settle(self) -> None:
-        """What was planned last was planned for nothing if its request was not scheduled."""
-        for identifier, size in self._last.items():
-            if identifier not in self._manager.cached:
-                self._planned.discard(identifier)
-                self._left += size
-        self._last.clear()
-
-    def end_pass(self, output: Any, groups: Mapping[str, Group[Request]], step: Step[Any]) -> None:
-        """The step is what ``output`` says: what others of it count on is encoded for them, and
-        what nobody of it does is not in the cache. ``groups``: by the id of each stream.
+    def end_pass(self, output: Any, groups: Mapping[str, Group[Request]]) -> None:
+        """What was planned for a request that was taken out of the step is encoded for others that
+        count on it; what nobody of the step does is not in the cache.
         """
-        if not (step.groups or self._planned):
-            return
         scheduled = output.num_scheduled_tokens
-        for each in (each for group in step.groups for each in group.streams if each.mm_features):
-            if each.status != RequestStatus.RUNNING:
-                self._manager.free(each)  # it has seen what is there, and computes nothing
-                continue
-            # It was asked about more than it got, and what it does not reach is not its yet.
-            end = each.num_computed_tokens + scheduled.get(each.request_id, 0) + self._lookahead
-            for index in tuple(self._manager.get_cached_input_ids(each)):
-                if each.mm_features[index].mm_position.offset >= end:
-                    self._manager.free_encoder_input(each, index)
-        self._settle()
         inputs, requests = output.scheduled_encoder_inputs, self._scheduler.requests
         encoded = {
             requests[i].mm_features[index].identifier for i, of in inputs.items() for index in of

@@ -53,9 +53,6 @@ class WithConnector:
         """Whether the workers must hear of requests that have ended."""
         return False
 
-    def set_pause_state(self, pause_state: Any) -> None:
-        """Stop admission, everything or nothing."""
-
     def _handle_blocked_waiting_request(self, request: Request) -> bool:
         return True
 

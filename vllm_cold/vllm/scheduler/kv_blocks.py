@@ -59,6 +59,21 @@ class KVBlocks:
         """Cached tokens that are not computed again: some models replay a window of the hit."""
         return max(num_cached - getattr(self._scheduler, "prefix_replay_tokens", 0), 0)
 
+    def leaves(self, stream: Request, start: int, later: Request, num_found: int) -> bool:
+        """Of a model with states: whether a stream that gets from ``start`` to its sampling
+        position leaves a block in the prefix cache that ``later`` would find behind, or in place
+        of, the ``num_found`` tokens that it finds now. A state at the start counts as one of it.
+        """
+        unit: int = getattr(self._scheduler, "hash_block_size", self._scheduler.block_size)
+        first = max(-(-start // unit), num_found // unit, 1)
+        last = min(stream.num_tokens, later.num_tokens - 1) // unit
+        # A block's hash is one of all tokens up to its end.
+        return (
+            first <= last
+            and not later.skip_reading_prefix_cache
+            and stream.block_hashes[first - 1] == later.block_hashes[first - 1]
+        )
+
     def fit(self, group: Group[Request], found: Mapping[Request, Found], promised: int = 0) -> bool:
         """Whether all streams' known tokens fit the free blocks, of which so many are ``promised``
         to others. ``found``: of its streams that hold no blocks, as far as it is known.
@@ -66,7 +81,7 @@ class KVBlocks:
         scheduler = self._scheduler
         if not scheduler.running and not self._others_hold_blocks(group):
             return True  # allocation itself decides; see _MAX_FAILED_ALONE
-        starts = group.leader.status != RequestStatus.RUNNING
+        starts = all(each.status != RequestStatus.RUNNING for each in group.streams)
         needed = sum(self._to_come(each, found.get(each), starts) for each in group.streams)
         free: int = scheduler.kv_cache_manager.block_pool.get_num_free_blocks()
         free -= promised + getattr(scheduler.kv_cache_manager, "watermark_blocks", 0)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The scheduler, as ``SchedulerConfig.scheduler_cls``.
 
-A CoLD request is several requests that must be scheduled in step. The rules are
-``vllm_cold.group.lockstep``; this file only connects them to vLLM's scheduler, without a fork of
+A CoLD request is several requests that must be scheduled in step. The rule is
+``vllm_cold.group.lockstep``; this file only connects it to vLLM's scheduler, without a fork of
 ``schedule()``. What it relies on:
 
 - ``_mamba_block_aligned_split(request, num_new_tokens, num_local_cached, ...)``: called for every
@@ -10,69 +10,52 @@ A CoLD request is several requests that must be scheduled in step. The rules are
   before block allocation, whenever ``need_mamba_block_aligned_split`` is true; a 0 passes the
   request over (running) or ends admission for this step (waiting). It is the one place where
   tokens can be capped *before* blocks are allocated and hashed. It is replaced only during a pass
-  in which a group may get some, in which ``states`` asks vLLM's own rule first.
-- ``_handle_blocked_waiting_request(request)``: called for the head of a queue before anything else
-  is done for it; False passes it over and goes on with the next. Not in 0.23, where a group that
-  lacks an adapter's slot ends the step's admission.
+  in which a group may get some, in which vLLM's own rule is asked behind it.
+- ``waiting``, ``kv_holding_waiting``: in their places ``admission`` stands during such a pass.
 - ``_try_schedule_encoder_inputs(request, ...)``: called behind the cap for requests with media, and
-  takes tokens off those that cannot be encoded; 0.23, where no group has any, calls it in front of
-  the cap. ``encoder`` has what follows.
+  takes tokens off those that cannot be encoded.
 - ``_update_after_schedule(output)``: the end of ``schedule()``, before counts advance.
 - ``_preempt_request``, ``add_request``, ``finish_requests``, ``update_from_output``,
-  ``get_request_counts``: overridden, each calls super. The first two put a request into
-  ``self.waiting``, in whose place ``queues`` has another one for those who are to wait elsewhere.
-- All streams are in ``self.requests``, but only one waits in a queue: the leader (while a grammar
-  is compiled, the expert, with which vLLM looks after that). Its followers are there inside a
-  scheduling pass only, right behind it (or, if it already runs, in front of everything else); so
-  waiting counts and queue order are those of the clients' requests.
+  ``get_request_counts``: overridden, each calls super. The first puts a request into
+  ``self.waiting``, in whose place another one stands for those who are not to wait there.
+- All streams are in ``self.requests``, but between passes only the expert waits in ``waiting``, and
+  only while none of its streams runs or has blocks; so waiting counts and queue order are those of
+  the clients' requests.
 
-``interface`` has all that is used of vLLM's scheduler, ``queues`` puts followers into
-queues, ``kv_blocks`` asks the KV cache, ``connectors`` a KV connector, ``states`` splits prompts
-for layers with states, ``encoder`` for media, ``amateurs`` makes the other streams, ``stats`` sends
-figures to the front end.
+``interface`` has all that is used of vLLM's scheduler, ``admission`` says who may start,
+``kv_blocks`` asks the KV cache, ``connectors`` a KV connector, ``encoder`` is for media,
+``amateurs`` makes the other streams, ``stats`` sends figures to the front end.
 """
 
 import logging
 import time
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from msgspec import structs
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.interface import PauseState
 from vllm.v1.core.sched.output import SchedulerOutput
+from vllm.v1.core.sched.request_queue import SchedulingPolicy
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, FinishReason
 from vllm.v1.request import RequestStatus
 
 from vllm_cold.group import results
 from vllm_cold.group.drafting import DraftController, Drafting
 from vllm_cold.group.explained import Told
-from vllm_cold.group.lockstep import (
-    Capacity,
-    Group,
-    Part,
-    Step,
-    Verdict,
-    both,
-    followers_left,
-    is_split,
-    tokens_left,
-    whole,
-)
+from vllm_cold.group.lockstep import Group, Step, is_split, tokens_left
 from vllm_cold.group.slots import Slots
 from vllm_cold.group.step_stats import CountersByKind, RowStats
 from vllm_cold.group.stream import from_extra_args, set_slot
 from vllm_cold.vllm import versions
+from vllm_cold.vllm.scheduler.admission import Admission, Answer, aside, holds_prompts
 from vllm_cold.vllm.scheduler.amateurs import make_streams
 from vllm_cold.vllm.scheduler.connectors import Loads
 from vllm_cold.vllm.scheduler.encoder import EncoderInputs
 from vllm_cold.vllm.scheduler.interface import Request
-from vllm_cold.vllm.scheduler.kv_blocks import KVBlocks
-from vllm_cold.vllm.scheduler.queues import WaitingQueues, holds_prompts
-from vllm_cold.vllm.scheduler.states import StateSplit
+from vllm_cold.vllm.scheduler.kv_blocks import Found, KVBlocks
 from vllm_cold.vllm.scheduler.stats import attach
 from vllm_cold.vllm.worker import outputs as worker_outputs
 
@@ -112,17 +95,15 @@ class GroupScheduler(Scheduler):
         super().__init__(*args, **kwargs)
         self._groups = {}  # by the id of each stream
         self._num_groups = 0
-        self._counts_streams = versions.is_before(0, 31)  # in vLLM's statistics
+        self._is_old = versions.is_before(0, 31)
         self._failed: list[RequestGroup] = []  # groups that must end
         self._counters = CountersByKind()
         self._to_report = 0  # steps for which the front ends must hear from us, groups or not
         # In a group's id, so that no two engines have the same one: see ``worker.outputs``.
         self._engine = uuid.uuid4().hex[:12]
-        self._queues = WaitingQueues(self)
         self._blocks = KVBlocks(self)
-        self._loads = Loads(self, self._queues, self._blocks, self._num_ended)
-        self._states = StateSplit(self, self._blocks)
-        self._encoder = EncoderInputs(self, super()._try_schedule_encoder_inputs)
+        self._loads = Loads(self, self._blocks, self._num_ended)
+        self._encoder = EncoderInputs(self)
         speculative = self.vllm_config.speculative_config
         self._draft_controller = DraftController() if self.num_spec_tokens > 0 else None
         self._slots = Slots()
@@ -130,14 +111,13 @@ class GroupScheduler(Scheduler):
         self._steps_in_flight = 0
         # Of the current pass.
         self._step: Step[Request] = Step(budget=0)
-        self._budget = 0
         self._in_pass = False
-        self._capped: Request | None = None  # the last one that was
+        self._splits = False  # whether vLLM says where a chunk of a prompt ends
+        self._admission: Admission | None = None
         self._throttled = False  # whether vLLM holds prompts back
         self._adapters: set[int] = set()  # of the first requests that run
         self._num_seen = 0  # how many these are
-        self._maybe_incomplete: list[RequestGroup] | None = None  # None: not looked at yet
-        self._scattered = False  # whether a follower may run elsewhere than behind its leader
+        self._partial: list[RequestGroup] = []  # of which some streams run; maybe more
 
     # ---- arrival and end ---------------------------------------------------------------------
 
@@ -147,10 +127,7 @@ class GroupScheduler(Scheduler):
         if stream is None or request.request_id in self.requests:
             super().add_request(request)
             return
-        # While a grammar is compiled, vLLM looks after its request.
-        leads = request.status == RequestStatus.WAITING
-        with self._queues.aside() if leads else nullcontext():
-            super().add_request(request)
+        super().add_request(request)
         stream = structs.replace(stream, group=self._group_id(request))
         adapter = request.lora_request.lora_name if request.lora_request else ""
         kind = self._counters.kind(stream.method, adapter)
@@ -162,8 +139,6 @@ class GroupScheduler(Scheduler):
         if self._draft_controller is not None:
             seeded = params.seed is not None and params.temperature > 0
             group.drafting = Drafting(self._draft_controller.kinds[kind], seeded=seeded)
-        if leads:
-            self.waiting.add_request(group.leader)
         self._num_groups += 1
         for each in group.streams:
             self._groups[each.request_id] = group
@@ -206,10 +181,12 @@ class GroupScheduler(Scheduler):
     def _forget(self, group: RequestGroup) -> None:
         if group.slot is not None:
             self._slots.give_back(group.slot)
-        self._loads.drop(group.followers)
+        self._loads.drop(group.streams)
         self._num_groups -= 1
         for each in group.streams:
             self._groups.pop(each.request_id, None)
+        if group in self._partial:
+            self._partial.remove(group)
 
     def _retire(self, group: RequestGroup, figures: Sequence[RowStats], new: int) -> None:
         """End the amateurs that the group's rule needs no more, now that it was given ``new``
@@ -226,7 +203,6 @@ class GroupScheduler(Scheduler):
             del self._groups[each.request_id]
         group.retire(amateurs)
         self._counters.sums[group.kind].retired_streams += len(amateurs)
-        self._scattered = True  # the leader may be another one
         self._look_anew()
 
     def _fail(self, group: RequestGroup, why: str) -> None:
@@ -239,22 +215,25 @@ class GroupScheduler(Scheduler):
         """(running, waiting), a CoLD request counted once."""
         running, waiting = super().get_request_counts()
         if self._groups and not self._in_pass:
-            waiting -= self._loads.num_queued_followers()
-            found = [self._groups.get(request.request_id) for request in self.running]
+            running, waiting = self._num_plain(running, waiting)
+            of_groups = self._led()
+            running += len(of_groups)
             # vLLM also asks when an expert has ended and its amateurs have not yet.
-            of_groups = {g for g in found if g is not None and not g.expert.is_finished()}
-            running = found.count(None) + len(of_groups)
+            waiting += self._num_groups - len(of_groups)
+            running -= sum(group.expert.is_finished() for group in of_groups)
         return running, waiting
+
+    def _num_plain(self, running: int, waiting: int) -> tuple[int, int]:
+        """Of vLLM's counts of requests that run and wait, those that are no group's."""
+        streams = [r for r in self.running if r.request_id in self._groups]
+        waiting -= self._num_groups - len(self._led().union(self._partial_groups()))
+        return running - len(streams), waiting - self._loads.num_queued
 
     def make_stats(self, *args: Any, **kwargs: Any) -> Any:
         """A CoLD request counts once; vLLM 0.23 does not ask ``get_request_counts``."""
         stats = super().make_stats(*args, **kwargs)
-        if stats is not None and self._groups:
-            if self._counts_streams:
-                stats.num_running_reqs = self.get_request_counts()[0]
-            if queued := self._loads.num_queued_followers():  # vLLM counts them as skipped
-                stats.num_waiting_reqs += queued
-                stats.num_skipped_waiting_reqs -= queued
+        if stats is not None and self._groups and self._is_old:
+            stats.num_running_reqs = self.get_request_counts()[0]
         return stats
 
     def _set_kv_fetch_stage(self, request: Request, stage: str | None) -> None:
@@ -270,29 +249,17 @@ class GroupScheduler(Scheduler):
         return bool(self.finished_req_ids) or self._num_ended() > 0
 
     def _num_ended(self) -> int:
-        """Requests that have ended and that a connector is not done with, between passes: those
-        that neither run, nor are in a queue, nor are followers, which wait in none.
-        """
-        running, waiting = super().get_request_counts()
-        groups = [self._groups.get(request.request_id) for request in self.running]
-        pairs = zip(groups, self.running, strict=True)
-        following = sum(g is not None and r is not g.leader for g, r in pairs)
-        following += self._loads.num_queued_followers()
-        elsewhere = len(self._groups) - self._num_groups - following
-        return len(self.requests) - running - waiting - elsewhere
-
-    def set_pause_state(self, pause_state: PauseState) -> None:
-        super().set_pause_state(pause_state)
-        if pause_state == PauseState.PAUSED_NEW:
-            self._loads.release_unled(self._groups)
+        """Requests that have ended and that a connector is not done with, between passes."""
+        plain = sum(self._num_plain(*super().get_request_counts()))
+        return len(self.requests) - len(self._groups) - plain
 
     def reset_prefix_cache(
         self, reset_running_requests: bool = False, *args: Any, **kwargs: Any
     ) -> bool:
         """Nothing can be reset while a request that does not run holds blocks."""
         if reset_running_requests:
-            for request_id in self._groups:
-                self._loads.release(self.requests[request_id])
+            for stream in self._loads.holding():
+                self._begin_anew(self._groups[stream.request_id])
         return bool(super().reset_prefix_cache(reset_running_requests, *args, **kwargs))
 
     # ---- one scheduling pass -----------------------------------------------------------------
@@ -309,31 +276,26 @@ class GroupScheduler(Scheduler):
     def _schedule(self, throttle: bool, *args: Any, **kwargs: Any) -> SchedulerOutput:
         if not self._groups:
             return super().schedule(*args, **kwargs)
-        self._budget = min(
-            self.max_num_scheduled_tokens, self.scheduler_config.max_num_batched_tokens
+        self._step = Step(
+            min(self.max_num_scheduled_tokens, self.scheduler_config.max_num_batched_tokens),
+            max(self.scheduler_config.long_prefill_token_threshold, 0),
+            self.max_model_len,
+            self._draft_slots,
+            self.num_spec_tokens,
+            self._draft_controller is None or self._draft_controller.may_draft(),
         )
-        drafting = self._draft_controller is None or self._draft_controller.may_draft()
-        self._step = Step(self._budget, self._draft_slots, self.num_spec_tokens, drafting)
         self._throttled = holds_prompts(self, throttle)
-        takes_part = self._takes_part()
-        if takes_part:
-            self._order_running()
-        self._loads.begin_pass(self._promote)
         if self.pause_state == PauseState.PAUSED_NEW:
-            self._loads.release_unled(self._groups)
-        self._encoder.begin_pass()
-        self._capped = None
+            for group in self._partial_groups():  # it must not hold what it cannot use
+                self._preempt_all(group)
         self._in_pass = True
-        before = self._states.is_on = self.need_mamba_block_aligned_split
-        if takes_part:
-            self.need_mamba_block_aligned_split = True
-            self._mamba_block_aligned_split = self._cap  # type: ignore[method-assign]
+        self._capped: Request | None = None
+        self._encoder.begin_pass()
         try:
+            if self._takes_part():
+                return self._schedule_groups(*args, **kwargs)
             return super().schedule(*args, **kwargs)
         finally:
-            if takes_part:
-                del self._mamba_block_aligned_split  # the class's again
-            self.need_mamba_block_aligned_split = before
             self._in_pass = False
             self._look_anew()
 
@@ -348,80 +310,33 @@ class GroupScheduler(Scheduler):
         """
         return len(self.running) < self._max_active or bool(self._led())
 
-    def _order_running(self) -> None:
-        """A leader that lacks a follower runs last, with those that it has, so that nothing comes
-        between them within a pass. With admission paused they must not hold what they cannot use.
-        """
-        incomplete = self._incomplete()
-        if not incomplete and not self._scattered:
-            return
-        # The first one's followers are admitted behind the others' leaders.
-        self._scattered = len(incomplete) > 1
-        ordered: list[Request] = []
-        last: list[Request] = []
-        for request in self.running:
-            group = self._groups.get(request.request_id)
-            if group is None:
-                ordered.append(request)
-            elif request is group.leader:
-                streams = [
-                    stream
-                    for stream in (request, *group.followers)
-                    if stream.status == RequestStatus.RUNNING
-                ]
-                (last if group in incomplete else ordered).extend(streams)
-        if self.pause_state != PauseState.PAUSED_NEW:
-            self.running = ordered + last
-            return
-        self.running = ordered
-        for request in reversed(last):
-            self._preempt_request(request, time.monotonic())
+    def _led(self) -> set[RequestGroup]:
+        """Groups of which a stream runs."""
+        found = (self._groups.get(request.request_id) for request in self.running)
+        return {group for group in found if group is not None}
 
-    def _led(self) -> list[RequestGroup]:
-        """Groups whose leader runs, in the order of the batch."""
-        found = ((self._groups.get(r.request_id), r) for r in self.running)
-        return [group for group, r in found if group is not None and r is group.leader]
-
-    def _incomplete(self) -> list[RequestGroup]:
-        """Groups whose leader runs without one of its followers, in the order of the batch."""
-        if self._maybe_incomplete is None:
-            self._maybe_incomplete = self._led()
-        self._maybe_incomplete = [
-            group
-            for group in self._maybe_incomplete
-            if group.leader.status == RequestStatus.RUNNING
-            and any(f.status != RequestStatus.RUNNING for f in group.followers)
-        ]
-        return self._maybe_incomplete
-
-    def _handle_blocked_waiting_request(self, request: Request) -> bool:
-        """False passes a request over whose adapters find no slots, as vLLM does with its own
-        count, which knows neither a group's other streams nor those that are held in this step;
-        and a group of which a stream's KV is under way.
-        """
-        ready = super()._handle_blocked_waiting_request(request)
-        if not ready or not self._in_pass:
-            return ready
-        if self._loads.possible and self._loads.is_barred(request):
-            return False
-        group = self._groups.get(request.request_id)
-        if group is None:
-            may_load = self._loads.may_start(request, self._step)
-            return may_load and (not request.lora_request or self._loras_fit(request))
-        if request is not group.leader:
-            return self._loads.is_led(group, request, self._step)
-        if any(map(self._loads.is_under_way, group.followers)):
-            return False
-        if not self._loras_fit(*group.streams):
-            # Those behind it may keep its slots taken for ever: in the end it stops the queue.
-            group.passed_over += 1
-            if group.passed_over <= _MAX_PASSED_OVER:
-                return False
-        return self._loads.may_start(request, self._step) and self._loads.start(group, self._step)
-
-    def _promote(self, request: Request) -> bool:
-        """What vLLM does when a request's KV has come; not in 0.23."""
-        return super()._handle_blocked_waiting_request(request)
+    def _schedule_groups(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
+        self._loads.begin_pass(self._promote)
+        if of_partial := {s for group in self._partial_groups() for s in group.streams}:
+            # Last, so that nobody takes blocks between its turn and the admission of the others.
+            self.running.sort(key=of_partial.__contains__)
+        self._admission = Admission(
+            self, self._may_start, self._may_go_on, self._loaded(), self._is_stream
+        )
+        splits, self.need_mamba_block_aligned_split = self.need_mamba_block_aligned_split, True
+        self._splits = splits
+        self._mamba_block_aligned_split = self._cap  # type: ignore[method-assign]
+        try:
+            return super().schedule(*args, **kwargs)
+        finally:
+            del self._mamba_block_aligned_split  # the class's again
+            self.need_mamba_block_aligned_split = splits
+            self._admission.restore()
+            self._admission = None
+            self._loads.queue()
+            for group in reversed(self._partial_groups()):
+                if not any(each.status == RequestStatus.RUNNING for each in group.streams):
+                    self._queue_again(group)  # it started, and none was admitted
 
     def _cap(
         self,
@@ -436,191 +351,314 @@ class GroupScheduler(Scheduler):
         self._capped = request
         group = self._groups.get(request.request_id)
         waiting = request.status != RequestStatus.RUNNING
-        if group is None and not waiting and not self._states.is_on:
-            return self._step.clip_plain(num_new_tokens)
-        assert self._blocks is not None
-        cached = num_new_local_computed_tokens, num_external_computed_tokens
-        num_cached = self._blocks.restored(sum(cached))
-        self._loads.admitted(request, num_new_local_computed_tokens, num_external_computed_tokens)
-        if group is not None and waiting and request.request_id in group.new_amateurs:
-            group.new_amateurs[request.request_id] = request.num_computed_tokens or num_cached
-        if group is not None and not group.followers:
-            group = None  # the others have ended
-
-        part: Part = whole
-        if self._states.is_on:
-            rule = self._states.split if group is None else self._states.part
-            part = partial(rule, request, cached=cached)
-            num_new_tokens = part(num_new_tokens)
-        of_encoder: Part = whole
-        if group is not None and request.mm_features:
-            start = request.num_computed_tokens or num_cached
-            of_encoder = partial(self._encoder.part, group, request, start)
-            part = both(part, of_encoder)
-        if group is not None and request is not group.leader:
-            turn = self._step.turn_of(group)
-            if waiting and request in self._loads.starting:
-                return 0  # it was to be loaded, and is not
-            if waiting and turn.verdict is None:
-                turn.led_by_other = True
-                return 0
-            return self._step.clip_follower(
-                group, request, of_encoder(num_new_tokens), num_cached, waiting, part
-            )
-        priority = self._queues.priority(request)
-        # Those that hold blocks come first, as in vLLM.
-        if waiting and not request.num_computed_tokens and not self._step.may_admit(priority):
-            return 0
-        if group is None:
-            if waiting and request.lora_request and not self._loras_fit(request):
-                return 0
-            return self._step.clip_plain(num_new_tokens)
-        capacity = self._capacity(group, num_cached, waiting)
-        has_media = any(map(self._encoder.reads_more, group.streams))
-        if has_media and (capacity.admissible or not waiting):
-            capacity.encodable = self._encoder.can_finish(group, num_cached, capacity)
-            if not capacity.encodable or num_new_tokens < tokens_left(request, num_cached):
-                num_new_tokens = of_encoder(num_new_tokens)
-        granted = self._step.clip_leader(group, num_new_tokens, num_cached, capacity, waiting, part)
-        if granted == 0 and waiting:
-            if capacity.admissible:
-                self._give_up_cache_hit(group, num_cached, capacity)
-            return 0
-        if granted:
-            group.passed_over = 0
+        if group is None and not waiting and not self._splits:
+            return self._step.clip(None, request, num_new_tokens, 0)
+        assert self._blocks is not None and self._admission is not None
+        num_cached = 0
         if waiting:
-            self._incomplete().append(group)  # until its followers run
-        if has_media and self._step.turn_of(group).verdict is Verdict.FINISH:
-            self._encoder.promise(group, num_cached, capacity)
-        if granted == 0 and self._is_blocked(group, capacity):
-            self._step.block(priority)
-        if granted == 0 and self._has_lost_media(group, num_cached, capacity):
-            self._step.preempt(group)
-        if admitted := self._step.admits(group, capacity):
-            self._loads.starting.difference_update(admitted)
-            self._loads.expected.update(admitted)
-        elif not waiting:
-            admitted = self._loads.starting_of(group)
-        if admitted:
-            self._queues.put_followers(group, admitted, behind_head=waiting)
-        return granted
+            if request in self._admission.loads:
+                return 0  # the connector has nothing for it any more
+            found = num_new_local_computed_tokens, num_external_computed_tokens
+            self._loads.admitted(request, *found)
+            num_cached = self._blocks.restored(sum(found))
+        if group is not None:
+            if waiting and request.request_id in group.new_amateurs:
+                group.new_amateurs[request.request_id] = request.num_computed_tokens or num_cached
+            if not group.amateurs:
+                group = None  # the others have ended
+            elif group.step is not self._step:
+                self._decide(group)
+        left = tokens_left(request, num_cached)
+        part: Callable[[int], int] = int
+        if self._splits:
+            rule = type(self)._mamba_block_aligned_split
+            args = num_new_local_computed_tokens, num_external_computed_tokens
 
-    def _capacity(self, group: RequestGroup, num_cached: int, waiting: bool) -> Capacity:
-        """What this step can offer the group's followers, if so many of its leader's tokens are
-        cached.
+            def part(num_tokens: int) -> int:
+                # Where no block's end is within reach vLLM waits for a step with more room, which
+                # for a group may never come: within a block any chunk is right.
+                return rule(self, request, num_tokens, *args) or (num_tokens if group else 0)
+
+        if group is not None and request.mm_features:
+            start, of_states = request.num_computed_tokens or num_cached, part
+
+            def part(num_tokens: int) -> int:
+                return self._encoder.unsplit(request, start, of_states(num_tokens))
+
+        return self._step.clip(group, request, num_new_tokens, left, part)
+
+    def _decide(self, group: RequestGroup) -> None:
+        """At the turn of a group's first stream that runs."""
+        assert self._blocks is not None and self._admission is not None
+        if all(each.status == RequestStatus.RUNNING for each in group.streams):
+            self._go_or_hold(group, {})
+            return
+        may_admit = (
+            not self._step.preempted
+            and not self._admission.front
+            and not any(map(self._loads.is_under_way, group.streams))
+            and not any(map(self._is_late, group.streams))
+            and self._seats_fit(0)
+            and self._loras_fit(group)
+        )
+        found = self._look_up(group)
+        if may_admit and not self._load(group, found):
+            # Those partial groups that have their turns later take blocks before anybody starts.
+            others = (o for o in self._partial_groups() if o.step is not self._step)
+            run = (s for o in others if o is not group for s in o.streams)
+            run = (s for s in run if s.status == RequestStatus.RUNNING)
+            if self._has_room(group, found, sum(map(self._blocks.to_come, run))):
+                self._go_or_hold(group, found)
+                return
+        self._go_or_hold(group, found, may_admit=False)
+
+    def _go_or_hold(
+        self, group: RequestGroup, found: Mapping[Request, Found], may_admit: bool = True
+    ) -> Sequence[Request]:
+        """Returns: the streams that are to be admitted in this pass."""
+        assert self._blocks is not None and self._admission is not None
+        left = [
+            tokens_left(s, self._blocks.restored(found[s].total) if s in found else 0)
+            for s in group.streams
+        ]
+        away = [s.status != RequestStatus.RUNNING for s in group.streams]
+        needed = self._encoder.needed(group, left)
+        fits = may_admit and (not needed or needed <= self._encoder.left)
+        fits = fits and self._can_end(group, left, found)
+        self._step.decide(group, left, any(away), fits)
+        if needed and max(left) == 1 and needed > self._encoder.most:
+            group.lost = True  # vLLM was told to forget its media: it begins anew
+        if not any(away):
+            return ()
+        runs = [n for n, waits in zip(left, away, strict=True) if not waits]
+        others = [n for n, waits in zip(left, away, strict=True) if waits]
+        group.is_urgent = max(others) > 1 or (bool(runs) and max(runs) == 1)
+        if not may_admit:
+            return ()
+        # First who finds most: then the others do not push that out of the prefix cache.
+        order = sorted(zip(left, away, group.streams, strict=True), key=lambda each: each[0])
+        missing = [s for n, waits, s in order if waits and (group.goes or n > 1)]
+        self._admission.put(missing)
+        return missing
+
+    def _can_end(
+        self, group: RequestGroup, left: Sequence[int], found: Mapping[Request, Found]
+    ) -> bool:
+        """Whether vLLM lets all streams get to their sampling positions in one step: it splits
+        prompts for their states, and admits nobody who finds one that another stream leaves.
         """
+        if not self._splits or max(left) == 1:
+            return True
         assert self._blocks is not None
-        chunk = max(self.scheduler_config.long_prefill_token_threshold, 0)
-        missing = [f.status != RequestStatus.RUNNING for f in group.followers]
-        nothing = [0] * len(missing)
-        if not any(missing):
-            can_finish = self._states.can_finish(group, num_cached, {})
-            return Capacity(nothing, missing, chunk=chunk, can_finish=can_finish)
-        seats = len(self.running) + self.num_waiting_for_streaming_input + sum(missing) + waiting
-        incomplete = self._incomplete()
-        admissible = (
-            seats <= self._max_active
-            and (not waiting or self._encoder.may_begin(group, self._led()))
-            and self._loras_fit(*group.streams)
-            # One after the other, so that nothing gets between a group's streams.
-            and (waiting or not self._queues.has_followers)
-        )
-        if waiting and not admissible:
-            return Capacity(nothing, missing, False, chunk)  # whatever is cached
-        away = [f for f, is_missing in zip(group.followers, missing, strict=True) if is_missing]
-        found = {f: self._loads.look_up(f) for f in away if not f.num_computed_tokens}
-        self._states.give_up_hits(group, found)
-        cached = {f: self._blocks.restored(one.total) for f, one in found.items()}
-        late = [f for f, one in found.items() if one.takes_steps]
-        if not waiting:
-            self._loads.starting.update(late)
-        admissible = (
-            admissible
-            and not late
-            and not any(map(self._loads.is_under_way, away))
-            and all(one.is_known for one in found.values())
-            and all(self._may_begin(f, cached.get(f, 0)) for f in away)
-            and self._blocks.fit(group, found, 0 if waiting else self._promised(group))
-        )
-        can_finish = self._states.can_finish(group, num_cached, found)
-        of_followers = [cached.get(f, 0) for f in group.followers]
-        others = incomplete not in ([], [group])
-        return Capacity(of_followers, missing, admissible, chunk, others, can_finish)
+        rule = type(self)._mamba_block_aligned_split
+        for stream, tokens in zip(group.streams, left, strict=True):
+            one = found.get(stream)
+            if one is not None:
+                stream.shared_prefix_boundary = one.junction  # as vLLM sets it when it looks
+            start = stream.num_tokens + stream.num_output_placeholders - tokens
+            if rule(self, stream, tokens, start - stream.num_computed_tokens) < tokens:
+                return False
+            start -= getattr(stream, "num_in_flight_tokens", 0)
+            if any(
+                self._blocks.leaves(stream, start, other, at.num_tokens)
+                for other, at in found.items()
+                if other is not stream
+            ):
+                return False
+        return True
 
-    def _promised(self, group: RequestGroup) -> int:
-        """Blocks that leaders may still take in this pass which run without a follower, too."""
+    def _look_up(self, group: RequestGroup) -> dict[Request, Found]:
+        """What the prefix cache, or a connector, has of the streams that hold no blocks."""
         assert self._blocks is not None
-        others = (other for other in self._incomplete() if other is not group)
-        later = (o for o in others if o.turn.step is not self._step or o.turn.verdict is None)
-        return sum(self._blocks.to_come(other.leader) for other in later)
+        away = [s for s in group.streams if s.status != RequestStatus.RUNNING]
+        found = {each: self._loads.look_up(each) for each in away if not each.num_computed_tokens}
+        for each, one in found.items() if self._splits else ():
+            if tokens_left(each, self._blocks.restored(one.num_tokens)) == 1 and any(
+                self._blocks.leaves(other, other.num_tokens - 1, each, one.num_tokens)
+                for other in group.streams
+                if other is not each
+            ):
+                # It is admitted in the step in which all sample, but not if it finds a state there
+                # that another one leaves.
+                each.skip_reading_prefix_cache = True
+                found[each] = self._loads.look_up(each)
+        return found
 
-    def _may_begin(self, request: Request, num_cached: int) -> bool:
-        """Whether vLLM would admit a request, as far as that is the request's matter."""
+    def _load(self, group: RequestGroup, found: Mapping[Request, Found]) -> bool:
+        """Have streams loaded whose KV is brought between steps, if there is room for all of the
+        group; whether there are any, or nobody knows.
+        """
+        assert self._admission is not None
+        late = [each for each, one in found.items() if one.takes_steps]
+        if late and self._loads.fit(group, found):
+            self._admission.put(late, to_load=True)
+        return bool(late) or not all(one.is_known for one in found.values())
+
+    def _may_start(self, request: Request) -> Answer:
+        """Whether the head of the queue may start: nobody while a group is there in part, but those
+        that are more urgent; a group if there is room for all of it.
+        """
+        if self._partial and any(self._holds_up(g, request) for g in self._partial_groups()):
+            return Answer.STOP
+        self._loads.forget_promise(request)
+        group = self._groups.get(request.request_id)
+        if group is None or not group.amateurs:
+            if not self._seats_fit(1):
+                return Answer.STOP
+            fits = not request.lora_request or self._loras_fit(request=request)
+            return Answer.START if fits else Answer.SKIP
+        if not self._promote(request):
+            return Answer.SKIP
+        assert self._admission is not None
+        if (answer := self._start(group)) is Answer.START:
+            self._admission.take()
+            group.is_queued, group.passed_over = False, 0
+            self._partial.append(group)  # until all of its streams run
+        return answer
+
+    def _may_go_on(self, request: Request) -> Answer:
+        """Whether a plain request with blocks may: others may wait for these."""
+        fits = not request.lora_request or self._loras_fit(request=request, beside_partial=False)
+        return Answer.START if fits else Answer.SKIP
+
+    def _loaded(self) -> Iterator[None]:
+        """Ask the groups of which no stream runs and some have blocks, one after the other."""
+        for group in tuple(self._partial_groups()):
+            if any(
+                each.status == RequestStatus.RUNNING or self._loads.is_under_way(each)
+                for each in group.streams
+            ):
+                continue
+            # Who starts might take what it waits for.
+            group.is_urgent = True
+            group.is_urgent = self._start(group) is not Answer.SKIP and group.is_urgent
+            yield
+
+    def _start(self, group: RequestGroup) -> Answer:
+        """Whether a group may start of which no stream runs; its streams come next then."""
+        assert self._admission is not None
+        if self._step.preempted:
+            return Answer.STOP
+        if any(map(self._is_late, group.streams)):
+            return Answer.SKIP
+        if not self._seats_fit(len(group.streams)):
+            return Answer.STOP
+        if not self._loras_fit(group):
+            # Where one of them had a slot, those behind it may keep the others taken for ever: in
+            # the end it stops the queue. Else it waits as any request without a slot does.
+            if not any(s.lora_request and self._loras_fit(request=s) for s in group.streams):
+                return Answer.SKIP
+            group.passed_over += 1
+            return Answer.SKIP if group.passed_over <= _MAX_PASSED_OVER else Answer.STOP
+        found = self._look_up(group)
+        if not all(one.is_known for one in found.values()):
+            return Answer.SKIP
+        if self._load(group, found):
+            return Answer.START if self._admission.front else Answer.STOP
+        if not self._encoder.may_begin(group, self._led()) or not self._has_room(group, found):
+            return Answer.STOP
+        missing = self._go_or_hold(group, found)
+        if not missing or (self._begun() and len(missing) < len(group.streams)):
+            self._admission.front.clear()
+            return Answer.STOP  # only one group waits for others to get to their last token
+        return Answer.START
+
+    def _has_room(
+        self, group: RequestGroup, found: Mapping[Request, Found], promised: int = 0
+    ) -> bool:
+        """Whether vLLM would admit those streams, as far as is known."""
+        assert self._blocks is not None
+        if self._throttled:
+            away = [s for s in group.streams if s.status != RequestStatus.RUNNING]
+            cached = {s: self._blocks.restored(one.total) for s, one in found.items()}
+            if any(tokens_left(s, cached.get(s, 0)) > 1 for s in away):
+                return False
+        return self._blocks.fit(group, found, promised)
+
+    def _promote(self, request: Request) -> bool:
+        """What vLLM does when a grammar is compiled, or a request's KV has come: whether it is one
+        that may start now.
+        """
+        if self._is_old:
+            before: Any = super()
+            compiles = request.status == RequestStatus.WAITING_FOR_STRUCTURED_OUTPUT_GRAMMAR
+            return not compiles or bool(before._try_promote_blocked_waiting_request(request))
+        return super()._handle_blocked_waiting_request(request)
+
+    @staticmethod
+    def _is_late(request: Request) -> bool:
+        """Whether tokens of before its preemption are still to come."""
         stale = getattr(request, "num_stale_output_tokens", 0) > 0
-        late = stale and not getattr(request, "drop_stale_output", False)
-        return not late and not (self._throttled and tokens_left(request, num_cached) > 1)
+        return stale and not getattr(request, "drop_stale_output", False)
 
-    def _loras_fit(self, *requests: Request) -> bool:
-        """Whether the requests' adapters fit beside those of all running requests. Stock counts
-        the scheduled ones only, but a stream that is held in this step needs its slot again.
+    def _priority(self, request: Request) -> int:
+        """Lower comes first; without the priority policy all are the same."""
+        return request.priority if self.policy == SchedulingPolicy.PRIORITY else 0
+
+    def _seats_fit(self, more: int) -> bool:
+        """Whether so many more streams have seats, beside those that groups still lack."""
+        for other in self._begun():
+            more += sum(each.status != RequestStatus.RUNNING for each in other.streams)
+        seats = len(self.running) + self.num_waiting_for_streaming_input + more
+        return bool(seats <= self._max_active)
+
+    def _loras_fit(
+        self,
+        group: RequestGroup | None = None,
+        request: Request | None = None,
+        beside_partial: bool = True,
+    ) -> bool:
+        """Whether adapters fit beside those of all running requests. Stock counts the scheduled
+        ones only, but a stream that is held in this step needs its slot again.
         """
         if self.lora_config is None:
             return True
-        for request in self.running[self._num_seen :]:
-            if request.lora_request:
-                self._adapters.add(request.lora_request.lora_int_id)
+        for each in self.running[self._num_seen :]:
+            if each.lora_request:
+                self._adapters.add(each.lora_request.lora_int_id)
         self._num_seen = len(self.running)
-        wanted = {r.lora_request.lora_int_id for r in requests if r.lora_request}
+        streams: list[Request] = [request] if request is not None else []
+        for other in self._begun() if beside_partial else ():
+            streams += other.streams
+        streams += group.streams if group is not None else ()
+        wanted = {s.lora_request.lora_int_id for s in streams if s.lora_request}
         return bool(len(self._adapters | wanted) <= self.lora_config.max_loras)
+
+    def _partial_groups(self) -> list[RequestGroup]:
+        """Groups that have started and of which not all streams run."""
+        if self._partial:
+            self._partial = [
+                group
+                for group in self._partial
+                if not group.is_queued
+                and self._groups.get(group.request_id) is group
+                and any(each.status != RequestStatus.RUNNING for each in group.streams)
+            ]
+        return self._partial
+
+    def _begun(self) -> list[RequestGroup]:
+        """Those of them of which some streams run: seats and slots are kept for the others."""
+        if not self._partial:
+            return []
+        runs = RequestStatus.RUNNING
+        return [g for g in self._partial_groups() if any(s.status == runs for s in g.streams)]
+
+    def _holds_up(self, group: RequestGroup, request: Request) -> bool:
+        """Whether a request may not start because that might take what a group waits for."""
+        return (
+            group.is_urgent
+            and self._priority(request) >= self._priority(group.expert)
+            and not any(map(self._loads.is_under_way, group.streams))
+        )
 
     def _look_anew(self) -> None:
         """Somebody runs no more, so what was seen of those who run holds no more."""
         self._adapters.clear()
         self._num_seen = 0
-        self._maybe_incomplete = None
-
-    def _is_blocked(self, group: RequestGroup, capacity: Capacity) -> bool:
-        """Whether all that a leader at its last token waits for is to have followers admitted."""
-        left = zip(followers_left(group, capacity), capacity.missing, strict=True)
-        if any(map(self._loads.is_under_way, group.followers)):
-            return False  # they have their blocks
-        if tokens_left(group.leader) > 1 and not capacity.encodable:
-            # Others' media leave no room for its own. Those behind it may bring more for ever.
-            group.passed_over += 1
-            return group.passed_over > _MAX_PASSED_OVER
-        return any(capacity.missing) and all(n == 1 for n, missing in left if not missing)
-
-    def _has_lost_media(self, group: RequestGroup, num_cached: int, capacity: Capacity) -> bool:
-        """Whether all streams lack their last token alone, and media that they had encoded for it
-        are to be encoded once more (vLLM was told to forget them), more than fit one step.
-        """
-        return not (
-            capacity.encodable
-            or any(capacity.missing)
-            or max(tokens_left(each) for each in group.streams) > 1
-            or self._encoder.could_finish(group, num_cached, capacity)
-        )
-
-    def _give_up_cache_hit(self, group: RequestGroup, num_cached: int, capacity: Capacity) -> None:
-        """A leader whose prompt is cached up to the last token cannot wait for followers that need
-        several steps: it has no token to be admitted with. So it computes its prompt anew.
-        """
-        # What the running requests and the leader leave in an ordinary step.
-        drafts, slots = self.num_spec_tokens, self._draft_slots
-        budget = self._budget - 1 - (1 + drafts + slots) * len(self.running)
-        budget -= drafts + slots * len(group.streams)
-        left = followers_left(group, capacity)
-        if tokens_left(group.leader, num_cached) == 1 and (
-            sum(left) > budget
-            or max(left) > (capacity.chunk or budget)
-            or not capacity.can_finish
-            or not self._encoder.could_finish(group, num_cached, capacity)
-        ):
-            group.leader.skip_reading_prefix_cache = True
-            self._loads.release_later(group.leader)
 
     def _preempt_request(self, request: Request, *args: Any, **kwargs: Any) -> None:
         group = self._groups.get(request.request_id)
+        is_stream = group is not None and bool(group.amateurs)
         if getattr(self, "requires_kv_delivery", False):
             kwargs["drop_stale_output"] = True  # of all streams, whoever preempts them
         if self._in_pass:
@@ -628,14 +666,45 @@ class GroupScheduler(Scheduler):
             unwritten = self._blocks.uncache_unwritten(request, self._loads.num_written(request))
             if self._loads.possible:
                 self._loads.cut(unwritten)
-            self._step.preempt(group if group is not None and group.followers else None)
-            self._encoder.preempted(request)
+            self._step.preempt(group if is_stream else None)
             self._look_anew()
-        leads = group is None or request is group.leader
-        with nullcontext() if leads else self._queues.aside():
+        with aside(self) if is_stream else nullcontext():
             super()._preempt_request(request, *args, **kwargs)
-        if group is not None and leads:
+        if group is not None and request is group.expert:
             self._counters.sums[group.kind].preemptions += 1
+        if group is not None and is_stream:
+            self._queue_again(group)
+
+    def _is_stream(self, request: Request) -> bool:
+        group = self._groups.get(request.request_id)
+        return group is not None and bool(group.amateurs)
+
+    def _queue_again(self, group: RequestGroup) -> None:
+        """It waits as a whole from now on, unless some of its KV is under way; streams that run are
+        about to be preempted.
+        """
+        if group.is_queued:
+            return
+        if any(map(self._loads.waits, group.streams)):
+            if group not in self._partial:
+                self._partial.append(group)
+            return
+        group.is_queued = True
+        queue = self.waiting if self._admission is None else self._admission.waiting
+        queue.prepend_request(group.expert)
+
+    def _begin_anew(self, group: RequestGroup) -> None:
+        """It gives up the blocks of streams that wait."""
+        for each in group.streams:
+            self._loads.release(each)
+        if not any(each.status == RequestStatus.RUNNING for each in group.streams):
+            self._queue_again(group)
+
+    def _preempt_all(self, group: RequestGroup) -> None:
+        for request in reversed(group.streams):
+            if request.status == RequestStatus.RUNNING:
+                self.running.remove(request)
+                self._preempt_request(request, time.monotonic())
 
     def _try_schedule_encoder_inputs(
         self,
@@ -645,11 +714,17 @@ class GroupScheduler(Scheduler):
         encoder_compute_budget: int,
         shift_computed_tokens: int = 0,
     ) -> tuple[Any, ...]:
-        asked = request, num_computed_tokens, num_new_tokens, encoder_compute_budget
-        if not self._in_pass:
-            return super()._try_schedule_encoder_inputs(*asked, shift_computed_tokens)
-        found = self._encoder.schedule(*asked, shift_computed_tokens)
-        if request is self._capped:  # vLLM 0.23 caps behind this, and has no groups with media
+        found = super()._try_schedule_encoder_inputs(
+            request,
+            num_computed_tokens,
+            num_new_tokens,
+            encoder_compute_budget,
+            shift_computed_tokens,
+        )
+        if self._in_pass:
+            self._encoder.note(request, found[0], found[2])
+        if self._in_pass and request is self._capped:
+            # vLLM 0.23 caps behind this, and has no groups with media
             self._step.take_back(num_new_tokens, found[1])
             self._capped = None
         return found
@@ -671,30 +746,31 @@ class GroupScheduler(Scheduler):
         super()._update_after_schedule(scheduler_output)
 
     def _after_pass(self, output: SchedulerOutput) -> None:
-        """Take back followers that were not admitted, preempt groups that were split."""
-        self._loads.end_pass(self._queues.take_back())
+        """Preempt groups that were split."""
+        if self._admission is not None:
+            self._loads.end_pass(self._admission.came)
         had_tokens = bool(output.num_scheduled_tokens)
         failed: list[RequestGroup] = []
         for group in tuple(self._step.groups):
-            if group.turn.led_by_other:
-                self._queues.lead(group)
             if is_split(group, output.num_scheduled_tokens):
                 self._withdraw(group, output)
                 failed.append(group)
-            elif group.turn.verdict is Verdict.FINISH:
+            elif group.goes:
                 group.failed_alone = 0
         if not output.num_scheduled_tokens and not self._step.preempted and self._stalled():
-            # A leader waits in vain for its followers' blocks: the youngest group gives way.
+            # A group waits in vain for blocks: the youngest gives way.
             group = next(g for r in reversed(self.running) if (g := self._groups.get(r.request_id)))
             self._withdraw(group, output)
             failed.append(group)
         self._emptied = had_tokens and not output.num_scheduled_tokens
         alone = not output.num_scheduled_tokens and not self._loads.frees_blocks()
-        if alone and (holding := self._loads.holding(self._groups)):
+        if alone and (holding := self._loads.holding()):
             alone = False
-            if not failed and not self._step.preempted and self._may_go_on():
-                # They may be in each other's way.
-                self._loads.release_all(holding)
+            if not failed and not self._step.preempted and self._nothing_is_under_way():
+                # They may be in each other's way: they are computed, and not loaded once more.
+                for stream in holding:
+                    stream.skip_reading_prefix_cache = True
+                    self._begin_anew(self._groups[stream.request_id])
         for group in failed:
             if not alone:
                 group.failed_alone = 0
@@ -716,7 +792,7 @@ class GroupScheduler(Scheduler):
         for group in self._step.groups:
             if group.keeps_state and group.slot is None:
                 self._take_slot(group, output)
-        self._encoder.end_pass(output, self._groups, self._step)
+        self._encoder.end_pass(output, self._groups)
 
     def _take_slot(self, group: RequestGroup, output: SchedulerOutput) -> None:
         """If it gets its first tokens: ``output`` has the streams' parameters for the workers."""
@@ -735,14 +811,14 @@ class GroupScheduler(Scheduler):
             and not self._loads.asked_in_vain
         )
 
-    def _may_go_on(self) -> bool:
-        """Whether nothing is under way, and nobody told the engine to stand still."""
+    def _nothing_is_under_way(self) -> bool:
+        """Nor told anybody the engine to stand still."""
         paused = self.pause_state == PauseState.PAUSED_ALL
         return not (paused or self._steps_in_flight or self._loads.asked_in_vain)
 
     def _withdraw(self, group: RequestGroup, output: SchedulerOutput) -> None:
         """Take all streams out of this step and preempt them."""
-        for request in (*reversed(group.followers), group.leader):
+        for request in reversed(group.streams):
             never_sent = strip(output, request.request_id)
             self.prev_step_scheduled_req_ids.discard(request.request_id)
             if request.status != RequestStatus.RUNNING:
@@ -754,8 +830,9 @@ class GroupScheduler(Scheduler):
                 # The workers have not heard of it: it must be sent as new again.
                 request.status = RequestStatus.WAITING
                 request.num_preemptions -= 1
-                if request is group.leader:
+                if request is group.expert:
                     self._counters.sums[group.kind].preemptions -= 1
+        self._queue_again(group)
 
     # ---- a step's results --------------------------------------------------------------------
 
@@ -847,8 +924,7 @@ class GroupScheduler(Scheduler):
             # Everybody with such a block begins anew: vLLM leaves it to the first one to compute
             # it for the others, but a group's stream may have to wait.
             for group in groups.values():
-                for each in group.streams:
-                    self._loads.release(each)
+                self._begin_anew(group)
             for request in [r for r in reversed(self.running) if r.request_id in failed]:
                 self._loads.uncache(request, invalid_block_ids)
                 self.running.remove(request)
@@ -882,7 +958,7 @@ class GroupScheduler(Scheduler):
         groups: dict[str, RequestGroup] = {}
         for request_id in scheduler_output.num_scheduled_tokens:
             group = self._groups.get(request_id)
-            if group is None or (request_id == group.request_id and group.followers):
+            if group is None or (request_id == group.request_id and group.amateurs):
                 continue
             groups[group.request_id] = group
             if request_id == group.request_id:
