@@ -176,7 +176,7 @@ def _params(system: System, question: Question) -> Any:
     from vllm import SamplingParams
 
     from vllm_cold import Amateur, ColdParams
-    from vllm_cold.method.images import read_view
+    from vllm_cold.settings.images import read_view
 
     sampling: dict[str, Any] = {"max_tokens": MAX_TOKENS, "temperature": system.temperature}
     if system.temperature:

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The pictures of how-it-works.md: ``python -m docs.pictures`` writes docs/pictures/*.svg.
+"""The pictures of the pages: ``python -m docs.pictures`` writes docs/pictures/*.svg.
 
-What they show is computed, not drawn by hand: scores come from the scoring op, and the steps of a
-CoLD request from vLLM's scheduler as this package extends it.
+What they show is computed, not drawn by hand: scores come from the scoring op, the steps of a CoLD
+request from vLLM's scheduler as this package extends it, and charts (``charts``) from what was
+measured.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import torch
 from matplotlib.colors import ListedColormap
 from matplotlib.patches import FancyBboxPatch, Patch
 
+from docs import charts
 from vllm_cold.ops import Groups, contrastive_scores
 
 FOLDER = Path(__file__).with_name("pictures")
@@ -80,7 +82,7 @@ def scores() -> Any:
         axis.barh(places, values, 0.6, color=colours)
         for place, value in enumerate(row):
             if value == -math.inf:
-                axis.text(0.1, place, "no candidate", va="center", fontsize=8, color="#546e7a")
+                axis.text(0.1, place, "masked", va="center", fontsize=8, color="#546e7a")
         axis.set_title(title)
     for axis in axes:
         axis.set_yticks(places, WORDS)
@@ -153,7 +155,7 @@ def trace() -> list[dict[str, tuple[int, bool]]]:
 def steps() -> Any:
     """The streams of one request among the rows of a batch, step by step."""
     traced = trace()
-    streams = {"r1": "plain request", "r2": "CoLD request: expert", "r2-amateur-1": "its amateur"}
+    streams = {"r1": "regular request", "r2": "contrastive: expert", "r2-amateur-1": "its amateur"}
     colours = {"r1": PLAIN, "r2": EXPERT, "r2-amateur-1": AMATEUR}
     figure, axis = plt.subplots(figsize=(9.0, 2.3), layout="constrained")
     for column, step in enumerate(traced):
@@ -187,9 +189,9 @@ def path() -> Any:
     processes = (
         ("front end", PLAIN, ("admission", "checks the request,\nwrites its settings")),
         ("engine core", EXPERT, ("scheduler", "adds the amateur,\ngives both their tokens")),
-        ("worker", AMATEUR, ("forward pass", "two rows of one batch:\nwith and without adapter")),
+        ("worker", AMATEUR, ("forward pass", "two rows of one batch:\nexpert and amateur")),
         ("worker", SCORE, ("logits processor", "writes the scores over\nthe expert's row")),
-        ("worker", PLAIN, ("sampler", "picks a token; the\namateur is told it")),
+        ("worker", PLAIN, ("sampler", "picks a token, copied\nto the amateur")),
     )
     width, gap = 1.62, 0.33
     for index, (process, colour, (title, text)) in enumerate(processes):
@@ -213,7 +215,7 @@ def path() -> Any:
         arrowprops={"arrowstyle": "->", "color": "black", "connectionstyle": "bar,fraction=-0.06"},
     )  # fmt: skip
     axis.text(
-        (left + right) / 2, 0.02, "tokens: compared for both streams in every step; "
+        (left + right) / 2, 0.02, "tokens: compared for both in every step; "
         "the amateur's are dropped", ha="center", fontsize=8,
     )  # fmt: skip
     axis.set_xlim(-0.05, 5 * width + 4 * gap + 0.05)
@@ -227,6 +229,7 @@ PICTURES: dict[str, Callable[[], Any]] = {
     "settings": settings,
     "steps": steps,
     "path": path,
+    **charts.CHARTS,
 }
 
 

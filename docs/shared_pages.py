@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""README.md, CONTRIBUTING.md and CHANGELOG.md are pages of the site, too: a hook of mkdocs."""
+"""README.md, SECURITY.md, CONTRIBUTING.md and CHANGELOG.md are pages of the site, too: a hook of
+mkdocs.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +12,7 @@ from mkdocs.structure.files import File, Files
 
 PAGES = {
     "README.md": "index.md",
+    "SECURITY.md": "security.md",
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changes.md",
 }

@@ -6,9 +6,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from vllm_cold.method.settings import PREFIX, ColdSettings
+from vllm_cold.settings.knobs import PREFIX, ColdSettings
 from vllm_cold.tools.contrast import Prompt
-from vllm_cold.tools.explain.prompts import Asked, Row, ask
+from vllm_cold.tools.explain.prompts import Question, Row, ask
 
 
 def asked(
@@ -16,7 +16,7 @@ def asked(
     settings: ColdSettings | None = None,
     chat: bool = False,
     **contrast: Any,
-) -> list[Asked]:
+) -> list[Question]:
     """Prompts with CoLD's settings and ``cold_*`` keys without their prefix."""
     knobs = {} if settings is None else settings.as_dict()
     args = {PREFIX + name: value for name, value in {**knobs, **contrast}.items()}

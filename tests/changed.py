@@ -35,7 +35,7 @@ class Part(NamedTuple):
 _SCHEDULING = "vllm_cold/group/* vllm_cold/vllm/scheduler/* tests/scheduler/*"
 _COMPUTING = (
     "vllm_cold/vllm/* vllm_cold/group/* vllm_cold/ops/* vllm_cold/cpu/* csrc/cpu/* "
-    "vllm_cold/method/* vllm_cold/rules/* vllm_cold/*.py tests/engine/*.py"
+    "vllm_cold/settings/* vllm_cold/rules/* vllm_cold/*.py tests/engine/*.py"
 )
 PARTS = (
     Part(
@@ -47,19 +47,19 @@ PARTS = (
     Part(
         "tune",
         "tests/*/test_tune*.py",
-        "vllm_cold/tools/* vllm_cold/method/* vllm_cold/rules/* vllm_cold/vllm/frontend/* "
+        "vllm_cold/tools/* vllm_cold/settings/* vllm_cold/rules/* vllm_cold/vllm/frontend/* "
         "docs/tuning.md",
     ),
     Part(
         "explain",
         "tests/*/test_explain*.py",
-        "vllm_cold/tools/* vllm_cold/method/* vllm_cold/rules/* vllm_cold/vllm/frontend/* "
+        "vllm_cold/tools/* vllm_cold/settings/* vllm_cold/rules/* vllm_cold/vllm/frontend/* "
         "docs/explain*",
     ),
     Part(
         "the pages' examples",
         "tests/docs/test_server.py tests/docs/test_offline.py",
-        "docs/*.md vllm_cold/vllm/frontend/* vllm_cold/method/* vllm_cold/rules/* vllm_cold/*.py",
+        "docs/*.md vllm_cold/vllm/frontend/* vllm_cold/settings/* vllm_cold/rules/* vllm_cold/*.py",
     ),
     Part(
         "the quick start",

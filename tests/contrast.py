@@ -13,9 +13,9 @@ from vllm.sampling_params import SamplingParams
 from tests import naive_rules
 from vllm_cold.group.slots import Slot
 from vllm_cold.group.stream import AmateurStream, Stream
-from vllm_cold.method.settings import DEFAULT_BETA, ColdSettings
 from vllm_cold.ops.scoring_reference import group_scores
 from vllm_cold.rules import registry
+from vllm_cold.settings.knobs import DEFAULT_BETA, ColdSettings
 
 
 @dataclass(frozen=True)

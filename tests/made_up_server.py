@@ -17,8 +17,8 @@ import torch
 from tests import loopback
 from tests.browser.reports import WORDS, tell
 from vllm_cold.errors import ColdError
-from vllm_cold.method.amateurs import describe
-from vllm_cold.method.arguments import parse_request_args
+from vllm_cold.settings.amateurs import describe
+from vllm_cold.settings.arguments import parse_request_args
 
 ADAPTER = "adapter"
 CARDS = [

@@ -1,10 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The error that names what is wrong with a setting. Imports no vLLM."""
+"""The error that names what is wrong with a setting, and where messages send their readers. Imports
+no vLLM.
+"""
 
 from collections.abc import Mapping
 
 _SHOWN = 100  # characters of a value: prompts are values too
 _DEEP = 5  # lists in lists
+_SITE = "https://vllm-cold.github.io/vllm-cold/"
+
+
+def site(page: str) -> str:
+    """The address of a page of the documentation, which users of a wheel do not have."""
+    return _SITE + page
 
 
 class ColdError(ValueError):

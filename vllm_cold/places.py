@@ -484,7 +484,7 @@ TABLE = (
         since="0.32",
     ),
     Touch(
-        "vllm.worker.states", STATES,
+        "vllm.worker.ssm", STATES,
         "With prefix caching, a Mamba 2 layer declares that a prompt's last step also exports the "
         "state at the last block boundary before its end. The scan on CPU returns the states at "
         "the prompts' ends only: stock vLLM stops with an `IndexError` at the first prompt that "
@@ -496,7 +496,7 @@ TABLE = (
         since="0.32", lost=_NOT_CURED, platform="cpu",
     ),
     Touch(
-        "vllm.worker.states", STATES,
+        "vllm.worker.ssm", STATES,
         "The kernel takes queries [T, heads * size] and, as LFM2 gives them, [T, heads, size]; of "
         "the latter it turns one head in place of all. Here it gets the former.",
         _BUG,

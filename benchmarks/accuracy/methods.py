@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from benchmarks.accuracy.models import Model
 from benchmarks.accuracy.problem import Cell, Problem, Prompt
-from vllm_cold.method.presets import PRESETS, PresetName
+from vllm_cold.settings.presets import PRESETS, PresetName
 
 # What the amateur is: the expert with the prompt without its part, the base model with the expert's
 # own prompt (CoLD), or the expert's adapter after a quarter of its training (autoguidance, arXiv

@@ -140,8 +140,8 @@ class Naive:
 
 
 def scores(expert: Any, *amateurs: Any, beta: float = BETA) -> Any:
-    """The scores of docs/method.md for logits [B, V] in float32, with the weight -beta for each
-    amateur; without amateurs the logits.
+    """The scores of docs/how-it-works.md for logits [B, V] in float32, with the weight -beta for
+    each amateur; without amateurs the logits.
     """
     import torch
 

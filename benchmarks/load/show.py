@@ -27,6 +27,13 @@ COLOURS = {
     "context": "#56b4e9",
     "cad": "#cc79a7",
 }
+# In the picture, for whoever has not read what a system is.
+LABELS = {key: system.label for key, system in SYSTEMS.items()} | {
+    "stock-adapter": "stock vLLM, LoRA",
+    "adapter": "vllm-cold, LoRA",
+    "cold": "vllm-cold, CoLD",
+    "cad": "vllm-cold, CAD, base model",
+}
 Row = Mapping[str, Any]
 
 
@@ -119,21 +126,22 @@ def picture(runs: Iterable[Row], path: Path) -> None:
         figure, panels = plt.subplots(1, 2, figsize=(8.4, 3.2), layout="constrained")
         for axes, metric in zip(panels, ("ttft", "tpot"), strict=True):
             for key, rows in curves(runs).items():
+                if len(rows) == 1:
+                    continue  # no curve
                 for percentile, line in ((50, "o-"), (99, "^--")):
                     axes.plot(
-                        [row["load"] for row in rows],
+                        [row["rate"] for row in rows],
                         [row[f"{metric}_p{percentile}"] for row in rows],
                         line, ms=4, linewidth=1.2, color=COLOURS[key],
-                        label=SYSTEMS[key].label if percentile == 50 else None,
+                        label=LABELS[key] if percentile == 50 else None,
                     )  # fmt: skip
             axes.axhline(SLO[metric], color="#888888", linewidth=0.8, linestyle=":")
             axes.set_yscale("log")
             axes.yaxis.set_major_formatter(ScalarFormatter())
             axes.yaxis.set_minor_locator(LogLocator(subs=(2, 3, 5)))
             axes.yaxis.set_minor_formatter(ScalarFormatter())
-            axes.set_xlabel("load, percent of the system's own capacity")
+            axes.set_xlabel("requests per second")
             axes.set_title(f"{metric.upper()}, ms: median, and dashed p99", fontsize=9)
-            axes.set_xticks(sorted({row["load"] for row in runs}))
         panels[-1].legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
         figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None, dpi=150)
         plt.close(figure)

@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 
 from vllm_cold.ops.scoring_reference import group_scores
-from vllm_cold.tools.explain.account import Told, ending, make_step
+from vllm_cold.tools.explain.account import ToldStep, ending, make_step
 from vllm_cold.tools.explain.record import (
     BASE,
-    Amateur,
     Answer,
     Explanation,
     Piece,
     Report,
+    ShownAmateur,
 )
 
 HOSTILE = "</script><img src=x onerror=window.hacked=1>"
@@ -37,15 +37,15 @@ KNOWN = 12
 ENDS = 29  # the step at which the rule's amateur ends
 
 RULE = {"rule": "adaptive", "rule_parameters": {"beta_max": 6.0}}
-PLAIN = ((-1.0, Amateur(label=f"{BASE}, weight -1", pieces=())),)
+PLAIN = ((-1.0, ShownAmateur(label=f"{BASE}, weight -1", pieces=())),)
 SEVERAL = (
     (
         None,
-        Amateur(label=f"{BASE} without system, weight adaptive", pieces=CHAT[1:]),
+        ShownAmateur(label=f"{BASE} without system, weight adaptive", pieces=CHAT[1:]),
     ),
     (
         0.25,
-        Amateur(
+        ShownAmateur(
             label="sql, text of its own, weight +0.25",
             pieces=(Piece(text=f"Who? {HOSTILE}"),),
         ),
@@ -86,7 +86,7 @@ def tell(
     }
 
 
-def _step(rng: random.Random, number: int, fixed: Sequence[float | None], alpha: float) -> Told:
+def _step(rng: random.Random, number: int, fixed: Sequence[float | None], alpha: float) -> ToldStep:
     """With what a rule chooses in the place of None, until its amateur ends."""
     chosen = None if number > ENDS else -0.3 * (number % 7)
     weights = [chosen if one is None else one for one in fixed]
@@ -96,7 +96,7 @@ def _step(rng: random.Random, number: int, fixed: Sequence[float | None], alpha:
         away = rng.choice([0.0, 0.2, 1.0, 3.0])
         rows.append([value + rng.gauss(0, away) for value in rows[0]])
     log_alpha = math.log(alpha) if alpha else -math.inf
-    return Told(**tell(torch.tensor(rows), weights, log_alpha, None, KNOWN))
+    return ToldStep(**tell(torch.tensor(rows), weights, log_alpha, None, KNOWN))
 
 
 def make_report(several: bool = False, alpha: float = 0.1, length: int = 40) -> Report:

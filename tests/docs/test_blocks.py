@@ -18,7 +18,8 @@ SHOWN = {"text", "json"}  # what a command prints or reads; everything else is f
 # "not run" is for what a test cannot do: hardware, and installing what the tests run with.
 REASON = re.compile(
     r"needs (a GPU|an NPU|CANN)\b"
-    r"|environment in which the tests run$|installs it for the tests$"
+    r"|environment in which the tests run$|installs it for the tests$|builds an image$"
+    r"|docs/[\w-]+\.md has it$"
 )
 
 # Tabs ("===") are of the site's markdown; what they hold is indented.

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.unit
 def test_make() -> None:
     if shutil.which("make") is None:
         pytest.skip("there is no make here")
-    lines = block("README.md", "make").splitlines()
+    lines = block("docs/install.md", "make").splitlines()
     demo, activate = (line.partition("#")[0].rstrip() for line in lines)
     assert activate == "source .venv/bin/activate"
     done = subprocess.run(

@@ -2,6 +2,7 @@
 """The page of methods: its rule is one, and its tables are what the package has."""
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -10,20 +11,23 @@ import torch
 from tests.docs.blocks import ROOT, block
 from tests.recipes.page import served
 from tests.vllm_parser import serve_parser
-from vllm_cold.method.presets import PRESETS
 from vllm_cold.ops.interface import Groups
 from vllm_cold.rules import registry
 from vllm_cold.rules.statistics import Statistics
+from vllm_cold.settings.presets import PRESETS
+from vllm_cold.tools.contrast import add_rules
+from vllm_cold.tools.main import build_parser
 
 pytestmark = pytest.mark.unit
 
 PAGE = "docs/methods.md"
+OWN = ROOT / "docs" / "write-a-rule.md"
 
 
 @pytest.fixture
 def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The block is where the page says, and the registry is as before afterwards."""
-    (tmp_path / "my_rules.py").write_text(block("docs/methods.md", "rule"))
+    (tmp_path / "my_rules.py").write_text(block("docs/write-a-rule.md", "rule"))
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(registry, "_added", {})
 
@@ -48,7 +52,7 @@ def test_the_rule_does_what_it_says() -> None:
 
 
 def test_the_example_package_is_the_same_rule() -> None:
-    shown = block("docs/methods.md", "rule")
+    shown = block("docs/write-a-rule.md", "rule")
     assert (ROOT / "examples" / "rule" / "cold_conflict.py").read_text().endswith(shown)
 
 
@@ -59,11 +63,11 @@ def test_the_server_takes_it(tiny: Path) -> None:
     from vllm.plugins import load_general_plugins
 
     load_general_plugins()
-    options = served(block("docs/methods.md", "serve"), {"MODEL": str(tiny / "model")})
+    options = served(block("docs/write-a-rule.md", "serve"), {"MODEL": str(tiny / "model")})
     parsed = serve_parser().parse_args(options)
     parsed.model = parsed.model_tag  # as ``vllm serve`` does
     cold = AsyncEngineArgs.from_cli_args(parsed).additional_config["cold"]
-    (said,) = re.findall(r'additional_config=({"cold": .+?}})', (ROOT / PAGE).read_text())
+    (said,) = re.findall(r'additional_config=({"cold": .+?}})', OWN.read_text())
     assert {"cold": cold} == eval(said, {})
     assert "conflict" in registry.names()
     parsed.cold_rules = ["my_rules:Nothing"]
@@ -93,3 +97,25 @@ def test_each_rule_is_in_the_table_with_its_defaults() -> None:
         rule = preset.knobs.get("rule")
         if isinstance(rule, str):
             assert f"| {preset.knobs['alpha']:g} | rule `{rule}` |" in presets[name]
+
+
+@pytest.mark.usefixtures("own")
+def test_the_tools_take_it() -> None:
+    """By the page's commands, of a rule that is made known and named."""
+    for command in (
+        block("docs/write-a-rule.md", "explain-rule"),
+        block("docs/write-a-rule.md", "tune-rule"),
+    ):
+        words = shlex.split(command.replace("\\\n", " "))
+        options = build_parser().parse_args(words[1:])
+        assert (options.rules, options.rule) == (["my_rules:Conflict"], "conflict")
+        add_rules(options.rules)
+        assert "conflict" in registry.names()
+
+
+def test_what_a_rule_can_use_is_on_its_page() -> None:
+    """All public names of the statistics."""
+    (table,) = re.findall(r"\| attribute \|.*\n((?:\|.*\n)+)", OWN.read_text())
+    shown = set(re.findall(r"`s\.(\w+)", table))
+    public = {name for name in vars(Statistics) if name[0] != "_"} | {"step", "state"}
+    assert shown == public

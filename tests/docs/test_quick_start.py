@@ -6,8 +6,6 @@ script or a server, in an empty folder outside the checkout. Only the server's p
 wheel was installed; otherwise it is this environment that is "activated".
 """
 
-import ast
-import json
 import os
 import subprocess
 import sys
@@ -24,8 +22,9 @@ pytestmark = [pytest.mark.server, pytest.mark.timeout(600)]
 PAGE_URL = "http://localhost:8000"
 # Set by the tests, or a way to find the checkout; a reader has none of them.
 NOT_THEIRS = ("PYTHONPATH", "VLLM_CPU_KVCACHE_SPACE")
-# What the page shows of a sorting by the adapter alone, and by its contrast with the base model.
+# What the page shows: an answer without a contrast, and with one.
 (SHOWN,) = (b.text.splitlines() for b in blocks("README.md") if b.language == "text")
+SORTED = "['44.7', '60', '78', '80']"
 
 
 def run(script: str) -> str:
@@ -52,40 +51,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def test_offline(folder: Path) -> None:
-    """The script prints what the page shows, among vLLM's own messages."""
+    """The script prints the text's answer, and the numbers in order."""
     (folder / "offline.py").write_text(block("README.md", "offline"))
     printed = run("python offline.py").splitlines()
-    found = [line for line in printed if line in SHOWN]
-    # The adapter alone may sort right, too, as the page says: it depends on the CPU.
-    assert found in (SHOWN, [*SHOWN[:2], SHOWN[3], SHOWN[3]])
+    assert [line for line in printed if line in (SHOWN[1], SORTED)] == [SHOWN[1], SORTED]
 
 
 def test_serve(folder: Path) -> None:
-    """The server starts, and both clients get what the script was given."""
+    """The server starts, and answers as the page shows."""
     command = f'exec {block("README.md", "serve").rstrip()} "$@"'
     with serve(folder, [], command=["bash", "-c", command, "bash"]) as server:
-
-        def here(text: str) -> str:
-            assert PAGE_URL in text
-            return text.replace(PAGE_URL, server.url)
-
-        answer = json.loads(run(here(block("README.md", "curl"))))
-        assert answer["choices"][0]["message"]["content"] == SHOWN[1]
+        asked = block("README.md", "curl")
+        assert PAGE_URL in asked
+        assert run(asked.replace(PAGE_URL, server.url)).splitlines() == SHOWN
         assert server.metric("vllm_cold_requests_total") == 1
-
-        (folder / "client.py").write_text(here(block("README.md", "client")))
-        lines = run("python client.py").splitlines()
-        answers = {line[: line.index("}") + 1]: line[line.index("}") + 2 :] for line in lines}
-        assert list(answers) == ["{}", "{'cold_beta': 1.0}", "{'cold': 0}"]
-        assert answers["{}"] == SHOWN[3]
-        assert answers["{'cold': 0}"] in SHOWN[2:]  # by the CPU, as the page says
-        assert server.metric("vllm_cold_requests_total") == 3
-
-
-@pytest.mark.unit
-def test_what_is_shown() -> None:
-    """Four answers: the document counts with the contrast alone, and the sorting comes right."""
-    memory, document, wrong, right = SHOWN
-    assert "Denver" in memory and "Phoenix" in document
-    assert ast.literal_eval(right) == sorted(ast.literal_eval(wrong), key=float)
-    assert wrong != right

@@ -77,7 +77,7 @@ def named(done: subprocess.CompletedProcess[str], status: str) -> set[str]:
 
 def test_nothing_is_wrong_here(runner: str) -> None:
     """The command of the quick start, with the whole report."""
-    script = block("README.md", "doctor")
+    script = block("docs/install.md", "doctor")
     done = doctor("--json", script=script)
     assert done.returncode == 0, done.stdout + done.stderr
     assert named(done, "problem") == set()
@@ -94,10 +94,10 @@ def test_nothing_is_wrong_here(runner: str) -> None:
 
 
 def test_plugin_that_is_switched_off() -> None:
-    """By the commands of docs/troubleshooting.md, of which README.md has the first."""
+    """By the commands of docs/troubleshooting.md, of which docs/install.md has the first."""
     lines = block("docs/troubleshooting.md", "doctor").splitlines()
     first, second = (line.partition("#")[0].strip() for line in lines)
-    assert first == block("README.md", "doctor").strip()
+    assert first == block("docs/install.md", "doctor").strip()
     done = doctor(script=second, COLD_ENABLED="0")
     assert done.returncode == 1
     found = sections(done)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What vLLM's two model runners have in common, and what docs/method.md says of both."""
+"""What vLLM's two model runners have in common, and what docs/how-it-works.md says of both."""
 
 from collections.abc import Callable
 from pathlib import Path

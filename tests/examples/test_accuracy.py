@@ -40,7 +40,6 @@ CHAT = Model("small", "Small", "chat", "nowhere")
 BASE = replace(CHAT, kind="base")
 CELL = CELLS["false"]
 MEASURED = Path(command.__file__).with_name("measured")
-DOCS = Path(__file__).parents[2] / "docs"
 
 
 class FakeEngine:
@@ -360,68 +359,13 @@ def test_the_plan_is_what_is_declared_and_named_methods_go_before_it() -> None:
     assert (members, split, len(methods)) == ([own], "test", len(METHODS))
 
 
-# The README's table: its rows, and the models of its columns.
-README = {
-    "An instruction, said twice": ("instructions", "part repeated"),
-    "`cfg`": ("instructions", "cfg"),
-    "both": ("instructions", "part repeated + cfg"),
-    "both, nothing special being asked": ("plain-questions", "part repeated + cfg"),
-    'A text against memory: "According to the text: ..."': ("false", "better prompt"),
-    "`cad`": ("false", "cad"),
-    "`cad` where it agrees, among others": ("true-among", "cad"),
-    "A text that does not answer, left out": ("nothing", "without the part"),
-    "`cad` there": ("nothing", "cad"),
-    "[whole answers](docs/recipes.md#choose-between-two-finished-answers) chosen there": (
-        "nothing",
-        CHOICE.key,
-    ),
-    "the same against memory": ("false", CHOICE.key),
-    "An adapter against the base model: `cold`": ("words-r8-100", "cold"),
-}
-MODELS = [models.read()[name].title for name in ("smollm2", "gemma", "qwen-0.5b", "qwen-1.5b")]
-
-
-def blocks(text: str) -> list[list[list[str]]]:
-    """The tables of a page: rows of entries."""
-    found = re.findall(r"(?:^\| .*\n|^\|---.*\n)+", text, re.M)
-    return [
-        [line[2:-2].split(" | ") for line in block.splitlines() if line[:2] == "| "]
-        for block in found
-    ]
-
-
-def test_the_figures_are_those_of_the_run(tmp_path: Path) -> None:
-    kept, table = MEASURED / "outcomes-test.jsonl", models.read()
-    before, cells = read_outcomes(kept), list(CELLS.values())
-    there = [table[name] for name, _ in before]
-    text, raw = render(Folder(tmp_path), there, cells, "test", before=before)
-    assert text == (MEASURED / "report-test.md").read_text(encoding="utf-8")
-    assert raw == kept.read_text(encoding="utf-8")
-    top, *parts = text.split("\n## ")
-    page = blocks((DOCS / "accuracy.md").read_text(encoding="utf-8"))
-    assert page == blocks(f"{top}\n")
-    entries = {
-        (part.splitlines()[0].partition(": ")[2], cell, row[0]): entry
-        for part in parts
-        for head, *rows in blocks(part)
-        if head[0].strip() == ""
-        for row in rows
-        for cell, entry in zip(head[1:], row[1:], strict=True)
-    }
-    readme = blocks((DOCS.parent / "README.md").read_text(encoding="utf-8"))
-    (_, *rows) = next(rows for rows in readme if rows[0][0].startswith("points"))
-    assert [row[0] for row in rows] == list(README)
-    for label, *figures in rows:
-        known = [entries.get((title, *README[label]), "") for title in MODELS]
-        assert [figure.strip() for figure in figures] == [each.strip() for each in known]
-
-
-def test_what_was_measured_jointly_is_that_of_the_run(tmp_path: Path) -> None:
-    kept, table = MEASURED / "outcomes-joint.jsonl", models.read()
+@pytest.mark.parametrize("name", ["test", "joint"])
+def test_what_was_measured_is_that_of_the_run(name: str, tmp_path: Path) -> None:
+    kept, table = MEASURED / f"outcomes-{name}.jsonl", models.read()
     before = read_outcomes(kept)
-    there = [table[name] for name, _ in before]
+    there = [table[model] for model, _ in before]
     text, raw = render(Folder(tmp_path), there, list(CELLS.values()), "test", before=before)
-    assert text == (MEASURED / "report-joint.md").read_text(encoding="utf-8")
+    assert text == (MEASURED / f"report-{name}.md").read_text(encoding="utf-8")
     assert raw == kept.read_text(encoding="utf-8")
 
 

@@ -170,8 +170,8 @@ def check_serve(command: str, model: str) -> None:
 
 
 def check_curl(command: str) -> dict[str, Any]:
-    from vllm_cold.method.amateurs import describe
-    from vllm_cold.method.arguments import parse_request_args
+    from vllm_cold.settings.amateurs import describe
+    from vllm_cold.settings.arguments import parse_request_args
 
     file = Path(words(command, "curl")[-1].removeprefix("@"))
     request: dict[str, Any] = json.loads(file.read_text())

@@ -37,4 +37,4 @@ def test_an_installed_rule_has_a_name(tmp_path: Path) -> None:
     assert found.stdout.split("\n")[0] == "cold_conflict True {'beta': 0.5}"
     without = find(ROOT)
     assert without.returncode != 0
-    assert "beta='conflict': must be a number, or the name of a rule: acd, " in without.stderr
+    assert "rule='conflict': must be the name of a rule: acd, " in without.stderr

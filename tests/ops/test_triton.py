@@ -215,7 +215,7 @@ def test_missing(interpreter: Call, compiler: Call) -> None:
 def test_plan(num_groups: int, vocab: int, cores: int) -> None:
     from vllm_cold.ops import scoring_triton as backend
 
-    plan = backend.Plan.of(num_groups, vocab, cores)
+    plan = backend.Tiling.of(num_groups, vocab, cores)
     assert (plan.num_tiles - 1) * backend.TILE < vocab <= plan.num_tiles * backend.TILE
     assert (plan.num_segments - 1) * plan.segment_tiles < plan.num_tiles
     assert plan.num_tiles <= plan.num_segments * plan.segment_tiles

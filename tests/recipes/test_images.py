@@ -57,9 +57,7 @@ def served(
     folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[Recorder, str, Server]]:
     """The recipe's server, and the recorder in front of it."""
-    options = page.served(
-        block("docs/recipes.md", "image-server"), {"MODEL": str(folder / "model")}
-    )
+    options = page.served(block("docs/images.md", "image-server"), {"MODEL": str(folder / "model")})
     options += ["--dtype", "float32", "--enforce-eager", "--max-model-len", "256"]
     options += ["--gpu-memory-utilization", "0.2"]
     with (
@@ -105,7 +103,7 @@ def test_the_recipe(
     recorder, url, _ = served
     recorder.take()
     monkeypatch.chdir(folder)
-    printed = run_python(block("docs/recipes.md", "image-openai"), url)
+    printed = run_python(block("docs/images.md", "image-openai"), url)
     first, second = recorder.take()
     assert (first["model"], first["vllm_xargs"]) == ("base:vcd", {})
     url_ = first["messages"][0]["content"][0]["image_url"]["url"]
@@ -142,7 +140,7 @@ def test_the_offline_block(
             made.append(self)
 
     monkeypatch.setattr(vllm, "LLM", Small)
-    text = block("docs/parameters.md", "images").replace("path/to/model", str(folder / "model"))
+    text = block("docs/images.md", "images").replace("path/to/model", str(folder / "model"))
     namespace: dict[str, Any] = {}
     exec(compile(text, "block", "exec"), namespace)
     printed = capsys.readouterr().out

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The blocks of docs/recipes.md as a reader runs them: real packages, a real server, the small real
-model. What the recorder saw, asked for in so many words, is what each of them got.
+"""The blocks of docs/rag.md and docs/adapters.md as a reader runs them: real packages, a real
+server, the small real model. What the recorder saw, asked for in so many words, is what each of
+them got.
 """
 
 import csv
@@ -23,7 +24,8 @@ from tests.server.conftest import Server, serve
 
 pytestmark = [pytest.mark.full, pytest.mark.slow, pytest.mark.timeout(900)]
 
-PAGE = "docs/recipes.md"
+PAGE = "docs/rag.md"
+ADAPTERS = "docs/adapters.md"
 LLAMA_INDEX = "llama-index-llms-openai-like==0.8.1"
 SYSTEM = {"role": "system", "content": "Answer in one short sentence."}
 QUESTION = {"role": "user", "content": "What is the capital of Japan?"}
@@ -45,7 +47,7 @@ def options(name: str, model: str) -> list[str]:
         "sql=/path/to/sql-adapter": f"sql={ROOT / 'examples' / 'adapters' / 'sorting'}",
     }
     found = page.served(
-        {"rag": block(PAGE, "rag-server"), "ab": block(PAGE, "ab-server")}[name], own
+        {"rag": block(PAGE, "rag-server"), "ab": block(ADAPTERS, "ab-server")}[name], own
     )
     small = ("--dtype", "float32", "--enforce-eager", "--max-model-len", "512")
     return [*found, *small, "--gpu-memory-utilization", "0.2"]
@@ -145,7 +147,7 @@ def test_llamaindex(served: tuple[Recorder, str, Server]) -> None:
 @pytest.mark.server
 def test_two_names(served: tuple[Recorder, str, Server]) -> None:
     recorder, _, server = served
-    printed = run_python(block(PAGE, "ab"), server.url).splitlines()
+    printed = run_python(block(ADAPTERS, "ab"), server.url).splitlines()
     plain, cold = (next(x for x in printed if x.startswith(n)) for n in ("sql {", "sql:cold {"))
     assert json.loads(plain[4 : plain.index("}") + 1]) == {"cold": 0}
     assert json.loads(cold[9 : cold.index("}") + 1])["preset"] == "cold"
@@ -236,3 +238,13 @@ def test_fifty_problems(tiny: Path, tmp_path: Path) -> None:
     assert [preset for preset, _ in settings if preset] == ["adacad"]
     assert found["test"]["count"] == 25
     assert found["run"]["contrast"] == {"cold_without": "tool"}
+
+
+def test_the_best_passage_or_none() -> None:
+    """The threshold separates what is known, and leaves out what is below."""
+    found: dict[str, Any] = {}
+    exec(block(PAGE, "rag-best"), found)
+    known = [(0.9, True), (0.7, True), (0.6, False), (0.2, False)]
+    assert found["fit"](known) == 0.7
+    assert found["best_or_none"]([(0.3, "b"), (0.8, "a")], 0.7) == ["a"]
+    assert found["best_or_none"]([(0.3, "b"), (0.6, "a")], 0.7) == []

@@ -505,7 +505,7 @@ def _streams(harness: Harness, request_id: str) -> int:
 def amateur_that_has_ended(model: Path) -> None:
     """It gives its place and its blocks to those who wait; what is left needs no group."""
     harness = Harness(model, Setup(num_blocks=17, max_num_seqs=2, max_loras=2, long_prefill=8))
-    cold = harness.add(prompt(12), 30, adapter=1, cold=True, lives=(3,), keeps_state=True)
+    cold = harness.add(prompt(12), 30, adapter=1, cold=True, lives=(3,), rule_keeps_state=True)
     waits = harness.add(prompt(3, 300), 4, adapter=2)
     while len(harness.got[cold]) < 3:
         assert _streams(harness, cold) == 2
@@ -582,7 +582,7 @@ def states_of_those_who_run(model: Path, is_async: bool = True) -> None:
     """
     harness = Harness(model, Setup(num_blocks=65, max_num_seqs=4, is_async=is_async))
     for number in range(30):
-        how: dict[str, Any] = {"cold": True, "lives": (9,), "keeps_state": True}
+        how: dict[str, Any] = {"cold": True, "lives": (9,), "rule_keeps_state": True}
         harness.add(prompt(5, 10 * number), 4 + number % 5, adapter=1, **how)
     numbers, preempted = set(), 0
     while harness.alive():

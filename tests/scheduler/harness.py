@@ -46,9 +46,9 @@ from tests.scheduler.media import Media, seen
 from tests.scheduler.states import StateLayers
 from tests.scheduler.workers import RELEASE, WINDOW, Workers, solo, weights_of
 from vllm_cold.group import media as of_group
-from vllm_cold.group.step_stats import Explained, Report, RowStats, StepStats
+from vllm_cold.group.step_stats import ColdStats, Explained, RowStats, StepStats
 from vllm_cold.group.stream import AmateurStream, Stream
-from vllm_cold.method.settings import ColdSettings
+from vllm_cold.settings.knobs import ColdSettings
 from vllm_cold.vllm.scheduler.scheduler import ColdAsyncScheduler, ColdScheduler
 
 MAX_MODEL_LEN = 64
@@ -127,7 +127,7 @@ class Asked:
     grammar: bool = False
     lives: Sequence[int] = ()
     """For how many tokens each amateur is needed; none if all are to the end."""
-    keeps_state: bool = False
+    rule_keeps_state: bool = False
     noises: Sequence[int] = ()
     """Of each amateur, what it sees in place of its expert's images; 0, or none, for the same."""
     media: Media | None = None
@@ -172,7 +172,7 @@ class Asked:
             return ColdSettings()
         lives = {f"life_{i}": float(life) for i, life in enumerate(self.lives, 1)}
         return ColdSettings(
-            rule="lives_with_state" if self.keeps_state else "lives", rule_parameters=lives
+            rule="lives_with_state" if self.rule_keeps_state else "lives", rule_parameters=lives
         )
 
 
@@ -369,7 +369,7 @@ def make_request(request_id: str, asked: Asked, hasher: Any, arrival: float) -> 
             asked.settings(),
             tuple(amateurs),
             method=asked.method,
-            keeps_state=bool(asked.lives) and asked.keeps_state,
+            rule_keeps_state=bool(asked.lives) and asked.rule_keeps_state,
             retires=bool(asked.lives),
             explain=int(bool(asked.lives)),
         ).to_extra_args(None)
@@ -431,7 +431,7 @@ class Harness:
         self.asked: dict[str, Asked] = {}
         self.got: dict[str, list[int]] = {}  # what each client got
         self.first_step: dict[str, int] = {}  # in which step its first token was sampled
-        self.reports: list[Report] = []  # what was sent along for /metrics
+        self.reports: list[ColdStats] = []  # what was sent along for /metrics
         self.ended: dict[str, str] = {}  # and why
         self.paused = PauseState.UNPAUSED
         self.steps = 0
@@ -610,7 +610,7 @@ class Harness:
         for client in self.sched.update_from_output(output, result).values():
             stats = client.scheduler_stats
             if stats is not None and "cold" in (stats.kv_connector_stats or ()):
-                self.reports.append(msgspec.convert(stats.kv_connector_stats["cold"], Report))
+                self.reports.append(msgspec.convert(stats.kv_connector_stats["cold"], ColdStats))
             for one in client.outputs:
                 request_id = one.request_id
                 assert request_id in self.asked, f"{request_id} was made public"

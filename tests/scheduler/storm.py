@@ -231,7 +231,7 @@ def _random_request(rng: random.Random, harness: Harness, prefix: list[int]) -> 
         "stop": rng.randrange(3, 53) if rng.random() < 0.5 else None,
         "grammar": rng.random() < 0.15,
         "lives": [rng.randint(1, 12) for _ in amateurs] if rng.random() < 0.3 else (),
-        "keeps_state": not harness.setup.drafts and rng.random() < 0.5,
+        "rule_keeps_state": not harness.setup.drafts and rng.random() < 0.5,
     }
 
 

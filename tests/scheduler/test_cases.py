@@ -31,9 +31,9 @@ from vllm_cold.group.drafting import DraftController, StepTimes
 from vllm_cold.group.results import NOT_SCORED
 from vllm_cold.group.step_stats import (
     MAX_ADAPTERS,
+    ColdStats,
     Counters,
     Kind,
-    Report,
     RowStats,
 )
 from vllm_cold.ops.interface import NOT_FINITE, OUT_OF_RANGE
@@ -403,7 +403,7 @@ def test_the_front_ends_hear_for_a_while_that_no_pair_is_left(tiny: Path) -> Non
     harness.drain()
     after = harness.reports[before:]
     assert 10 < len(after) < 40
-    assert all(report == Report() for report in after)
+    assert all(report == ColdStats() for report in after)
 
 
 @both

@@ -17,11 +17,11 @@ from tests.asked import asked
 from tests.naive import Amateur, Group, NaiveCold
 from tests.naive import step as naive_step
 from tests.server.conftest import Server, arguments, serve
-from vllm_cold.method.amateurs import Messages
+from vllm_cold.settings.amateurs import Messages
 from vllm_cold.tools.contrast import Content, Prompt, adapter_of, amateur_reads, expert_reads
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.explain import collect
-from vllm_cold.tools.explain.record import Report, Step
+from vllm_cold.tools.explain.record import Report, ShownStep
 from vllm_cold.tools.explain.source import Source
 from vllm_cold.tools.server import Server as Asking
 
@@ -160,7 +160,9 @@ def test_every_number_is_that_of_the_models(
     assert not any(step.differs for step in greedy.steps)
 
 
-def check_step(step: Step, logits: list[torch.Tensor], scores: torch.Tensor, ended: bool) -> None:
+def check_step(
+    step: ShownStep, logits: list[torch.Tensor], scores: torch.Tensor, ended: bool
+) -> None:
     rows = [z.double().softmax(0) for z in logits]
     assert step.token == int(scores.argmax()) and step.greedy == int(rows[0].argmax())
     # A token at the edge of the valid set may be rounded to either side.

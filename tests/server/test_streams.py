@@ -28,7 +28,7 @@ MAX_TOKENS = Texts.MAX_TOKENS
 @pytest.fixture(scope="module")
 def guide(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """The page's server that guides every chat; without LoRA."""
-    options = served(block("docs/serving.md", "guide"), {"MODEL": str(tiny / "model")})
+    options = served(block("docs/system-prompts.md", "guide"), {"MODEL": str(tiny / "model")})
     options += ["--served-model-name", "base", "--dtype", "float32", "--enforce-eager"]
     options += ["--max-model-len", "256", "--gpu-memory-utilization", "0.2"]
     with serve(tmp_path_factory.mktemp("guide"), options) as running:

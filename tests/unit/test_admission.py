@@ -26,7 +26,7 @@ from tests.requests import CHAT, MISTAKES, REQUESTS, SYSTEM, USER, xargs
 from tests.tiny import BOS_ID
 from vllm_cold import Amateur, ColdParams, adapter_config
 from vllm_cold.group.stream import from_extra_args
-from vllm_cold.method.settings import ColdSettings
+from vllm_cold.settings.knobs import ColdSettings
 from vllm_cold.vllm.frontend import intake
 from vllm_cold.vllm.frontend.intake import FRONT_END
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from tests.long_bodies import long_arguments
 from vllm_cold.errors import ColdError
-from vllm_cold.method.amateurs import (
+from vllm_cold.settings.amateurs import (
     MEDIA,
     CannotLeaveOut,
     Messages,
@@ -28,8 +28,8 @@ from vllm_cold.method.amateurs import (
     read_part,
     read_without,
 )
-from vllm_cold.method.arguments import parse_request_args
-from vllm_cold.method.settings import MAX_AMATEURS
+from vllm_cold.settings.arguments import parse_request_args
+from vllm_cold.settings.knobs import MAX_AMATEURS
 
 pytestmark = pytest.mark.unit
 

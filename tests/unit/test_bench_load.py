@@ -130,7 +130,7 @@ def test_all_of_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert [len(rows) for rows in show.curves(twice).values()] == [2] * 5
     show.picture(twice, tmp_path / "load.svg")
     drawn = (tmp_path / "load.svg").read_text()
-    assert "CAD, context" in drawn and "p99" in drawn
+    assert "CAD, base model" in drawn and "p99" in drawn
 
 
 def test_other_tokens_than_alone_are_wrong(monkeypatch: pytest.MonkeyPatch) -> None:

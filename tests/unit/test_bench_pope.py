@@ -17,7 +17,7 @@ from sklearn.metrics import f1_score
 from benchmarks import bench_pope as bench
 from benchmarks.bench_pope import GREEDY, MOVED, SAMPLED, SYSTEMS, Engine, Question, Reply, System
 from vllm_cold import ColdParams, Noise
-from vllm_cold.method.presets import PRESETS
+from vllm_cold.settings.presets import PRESETS
 
 pytestmark = pytest.mark.unit
 

@@ -25,7 +25,7 @@ from tests.front_end import MAX_LEN, ONE, Front, Online
 from tests.requests import chat, xargs
 from vllm_cold import Amateur, ColdParams
 from vllm_cold.group.stream import from_extra_args
-from vllm_cold.method.embeddings import Embeddings
+from vllm_cold.settings.embeddings import Embeddings
 from vllm_cold.vllm.frontend import admission
 from vllm_cold.vllm.frontend.intake import FRONT_END
 from vllm_cold.vllm.scheduler.amateurs import make_streams

@@ -11,8 +11,8 @@ import pytest
 
 from tests.engine_config import config
 from vllm_cold.errors import ColdError
-from vllm_cold.method.amateurs import AmateurSpec
-from vllm_cold.method.arguments import parse_engine_defaults
+from vllm_cold.settings.amateurs import AmateurSpec
+from vllm_cold.settings.arguments import parse_engine_defaults
 from vllm_cold.vllm import versions
 from vllm_cold.vllm.frontend import cli, engine_config
 from vllm_cold.vllm.frontend.capacity import fit
@@ -78,7 +78,7 @@ def test_models_whose_images_are_read_wrongly_on_cpu(
         config(**({} if model is None else {"is_mm_prefix_lm": model}))
     )
     assert len(logged) == (model is True and on_cpu)
-    assert all("its answers about images are not those of its makers" in line for line in logged)
+    assert all("its answers about images differ from the" in line for line in logged)
 
 
 def put(engine: Any, option: str, value: Any) -> None:

@@ -11,12 +11,12 @@ from tests.asked import asked
 from tests.unit.test_explain_images import BOTH, PICTURED
 from vllm_cold.tools.contrast import Prompt
 from vllm_cold.tools.explain import account, collect, visible
-from vllm_cold.tools.explain.account import Told
+from vllm_cold.tools.explain.account import ToldStep
 
 pytestmark = pytest.mark.unit
 
 
-def told(**changed: Any) -> Told:
+def told(**changed: Any) -> ToldStep:
     given: dict[str, Any] = {
         "candidates": 9,
         "tokens": [5, 3, 8],
@@ -27,7 +27,7 @@ def told(**changed: Any) -> Told:
         "weights": [-0.5, None],
         "divergences": [0.25, None],
     }
-    return Told(**{**given, **changed})
+    return ToldStep(**{**given, **changed})
 
 
 def test_a_step() -> None:

@@ -15,7 +15,7 @@ from vllm_cold.tools import explain
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.explain import command
 from vllm_cold.tools.explain.command import amateur_paths, ask_all, run
-from vllm_cold.tools.explain.prompts import MAX_PROMPTS, Asked, read_prompts
+from vllm_cold.tools.explain.prompts import MAX_PROMPTS, Question, read_prompts
 
 pytestmark = pytest.mark.unit
 
@@ -148,7 +148,7 @@ def test_prompt_files(tmp_path: Path) -> None:
             read_prompts(objects)
 
 
-def asks(*arguments: str) -> list[Asked]:
+def asks(*arguments: str) -> list[Question]:
     return ask_all(parse(*arguments))
 
 

@@ -21,8 +21,8 @@ from starlette.testclient import TestClient
 from tests.asked import asked
 from tests.made_up_server import ADAPTER, MadeUp, serving
 from tests.unit.test_explain_command import parse
-from vllm_cold.method.amateurs import describe, says_what
-from vllm_cold.method.arguments import parse_request_args
+from vllm_cold.settings.amateurs import describe, says_what
+from vllm_cold.settings.arguments import parse_request_args
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.explain import collect, page, serve
 from vllm_cold.tools.explain.command import run

@@ -13,8 +13,8 @@ from vllm.lora.request import LoRARequest
 from vllm.sampling_params import StructuredOutputsParams
 
 from vllm_cold import Amateur, Blur, ColdParams, Noise
-from vllm_cold.method.presets import PRESETS
-from vllm_cold.method.settings import KNOBS, ColdSettings, combine
+from vllm_cold.settings.knobs import KNOBS, ColdSettings, combine
+from vllm_cold.settings.presets import PRESETS
 
 pytestmark = pytest.mark.unit
 

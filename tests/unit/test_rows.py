@@ -23,9 +23,9 @@ from vllm_cold.group.slots import Slot, Slots
 from vllm_cold.group.step_stats import OTHER_DRAFTS, RULE_FAILED, Explained, RowStats
 from vllm_cold.group.stream import AmateurStream, Stream
 from vllm_cold.group.weights import RuleStates
-from vllm_cold.method.settings import ColdSettings
 from vllm_cold.ops.scoring_reference import group_scores
 from vllm_cold.rules import Choice, Parameter, Rule, registry
+from vllm_cold.settings.knobs import ColdSettings
 
 pytestmark = pytest.mark.unit
 

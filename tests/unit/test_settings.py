@@ -19,14 +19,15 @@ from vllm.sampling_params import SamplingParams
 from vllm_cold import Amateur, ColdParams
 from vllm_cold.errors import ColdError
 from vllm_cold.group.stream import without_cold
-from vllm_cold.method.arguments import (
+from vllm_cold.ops.interface import MAX_STREAMS
+from vllm_cold.rules.registry import BUILT_IN, get, names
+from vllm_cold.settings.arguments import (
     ColdArgs,
     check_placement,
     parse_engine_defaults,
     parse_request_args,
 )
-from vllm_cold.method.presets import PRESETS
-from vllm_cold.method.settings import (
+from vllm_cold.settings.knobs import (
     CONTRAST,
     DEFAULT_BETA,
     ENGINE,
@@ -38,8 +39,7 @@ from vllm_cold.method.settings import (
     ContrastArgs,
     combine,
 )
-from vllm_cold.ops.interface import MAX_STREAMS
-from vllm_cold.rules.registry import BUILT_IN, get, names
+from vllm_cold.settings.presets import PRESETS
 
 pytestmark = pytest.mark.unit
 

@@ -13,15 +13,15 @@ from torch import Tensor
 
 from tests.places import wrapped
 from vllm_cold import places
-from vllm_cold.vllm.worker import states
+from vllm_cold.vllm.worker import ssm
 
 pytestmark = pytest.mark.unit
 
 
 def test_which_models_have_states() -> None:
-    assert states.has_states(SimpleNamespace(is_hybrid=True))
-    assert states.has_states(SimpleNamespace(is_hybrid=False, is_attention_free=True))
-    assert not states.has_states(SimpleNamespace(is_hybrid=False))
+    assert ssm.has_states(SimpleNamespace(is_hybrid=True))
+    assert ssm.has_states(SimpleNamespace(is_hybrid=False, is_attention_free=True))
+    assert not ssm.has_states(SimpleNamespace(is_hybrid=False))
 
 
 @dataclass(frozen=True)

@@ -25,10 +25,10 @@ from vllm_cold.group.step_stats import (
     OTHER,
     OTHER_DRAFTS,
     RULE_FAILED,
+    ColdStats,
     Counters,
     CountersByKind,
     Explained,
-    Report,
     RowStats,
     StepStats,
 )
@@ -199,13 +199,13 @@ def test_counts_are_taken_once() -> None:
         candidates=[4, 2], idle_tokens=1,
     )  # fmt: skip
     of_other = Counters(generation_tokens=1, changed_tokens=1, candidates=[7])
-    report = Report(3, 1, [(("cold", "a"), sums), (("cfg", ""), of_other)])
+    report = ColdStats(3, 1, [(("cold", "a"), sums), (("cfg", ""), of_other)])
     # As plain data, which any serializer takes; vLLM sends its statistics by msgpack.
-    assert msgspec.convert(json.loads(json.dumps(taken)), Report) == report
+    assert msgspec.convert(json.loads(json.dumps(taken)), ColdStats) == report
     stats = SchedulerStats()
     attach(stats, taken)
     sent = msgspec.msgpack.decode(msgspec.msgpack.encode(stats), type=SchedulerStats)
-    assert msgspec.convert(detach(sent), Report) == report
+    assert msgspec.convert(detach(sent), ColdStats) == report
     assert counts.take(0, 0) == {}
     assert sums.candidates == [4, 2] and Counters().candidates == []
 

@@ -13,9 +13,9 @@ from vllm.sampling_params import SamplingParams
 
 from vllm_cold.group.slots import Slot
 from vllm_cold.group.stream import KEY, AmateurStream, Stream, from_extra_args, without_cold
-from vllm_cold.method.embeddings import Embeddings
-from vllm_cold.method.settings import ColdSettings
 from vllm_cold.rules.registry import BUILT_IN
+from vllm_cold.settings.embeddings import Embeddings
+from vllm_cold.settings.knobs import ColdSettings
 
 pytestmark = pytest.mark.unit
 
@@ -50,7 +50,7 @@ STREAMS = st.builds(
     group=st.text(),
     index=st.none() | st.integers(0, 4),
     method=st.text(),
-    keeps_state=st.booleans(),
+    rule_keeps_state=st.booleans(),
     retires=st.booleans(),
     slot=st.none() | st.builds(Slot, *[st.integers(0, 2**31)] * 3),
 )

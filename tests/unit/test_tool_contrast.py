@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from vllm_cold.errors import ColdError
-from vllm_cold.method.amateurs import Messages, Text
 from vllm_cold.rules import registry
+from vllm_cold.settings.amateurs import Messages, Text
 from vllm_cold.tools.contrast import (
     Content,
     adapter_of,

@@ -11,7 +11,7 @@ import pytest
 
 from tests.vllm_parser import serve_parser
 from vllm_cold.errors import ColdError
-from vllm_cold.method.arguments import parse_engine_defaults, parse_request_args
+from vllm_cold.settings.arguments import parse_engine_defaults, parse_request_args
 from vllm_cold.tools.adapters import Adapter, engine_arguments
 from vllm_cold.tools.contrast import read_contrast
 from vllm_cold.tools.tune.grid import AXES, Setting, make_grid

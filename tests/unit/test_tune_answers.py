@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from vllm_cold.method.amateurs import Text
+from vllm_cold.settings.amateurs import Text
 from vllm_cold.tools.errors import ToolError
-from vllm_cold.tools.tune.answers import Answer, Job, open_answers
+from vllm_cold.tools.tune.answers import Job, Output, open_answers
 from vllm_cold.tools.tune.grid import Setting
 from vllm_cold.tools.tune.problems import Problem
 
@@ -38,7 +38,7 @@ def opened(folder: Path, **changed: Any) -> Any:
 def fill(folder: Path) -> Path:
     with opened(folder) as answers:
         for number, job in enumerate(JOBS):
-            answers.add(job, Answer(f'\u2028"{number}', "stop"))
+            answers.add(job, Output(f'\u2028"{number}', "stop"))
         return answers.path  # type: ignore[no-any-return]
 
 
@@ -92,7 +92,7 @@ def test_a_line_that_a_kill_cut_off_is_decoded_again(tmp_path: Path) -> None:
         path.write_bytes(cut)
         with opened(tmp_path) as answers:
             assert len(answers) == len(JOBS) - 1 and JOBS[-1].key not in answers
-            answers.add(JOBS[-1], Answer("again", "stop"))
+            answers.add(JOBS[-1], Output("again", "stop"))
         with opened(tmp_path) as answers:
             assert len(answers) == len(JOBS) and answers[JOBS[-1].key].text == "again"
     # Without answers nothing is held against another run.
@@ -130,10 +130,10 @@ def test_no_second_process_writes_there(tmp_path: Path) -> None:
 
 def test_what_is_not_kept_is_said(tmp_path: Path) -> None:
     with opened(tmp_path) as answers, open("/dev/full", "ab", buffering=0) as full:
-        answers.add(JOBS[0], Answer("kept", "stop"))
+        answers.add(JOBS[0], Output("kept", "stop"))
         with pytest.raises(ToolError, match=r"problem 'b' \(line 2\): was ended with 'abort'"):
-            answers.add(JOBS[1], Answer("not whole", "abort"))
+            answers.add(JOBS[1], Output("not whole", "abort"))
         assert len(answers) == 1
         answers._file = full
         with pytest.raises(ToolError, match="No space left on device; 1 answers are kept there"):
-            answers.add(JOBS[1], Answer("lost", "stop"))
+            answers.add(JOBS[1], Output("lost", "stop"))

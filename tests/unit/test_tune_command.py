@@ -15,12 +15,12 @@ from typing import Any
 import pytest
 
 from tests.docs.blocks import ROOT, block, blocks
-from vllm_cold.method.presets import PresetName
-from vllm_cold.method.settings import ENGINE, MAX_EXPERT_TOP_K
+from vllm_cold.settings.knobs import ENGINE, MAX_EXPERT_TOP_K
+from vllm_cold.settings.presets import PresetName
 from vllm_cold.tools import tune
 from vllm_cold.tools.main import build_parser, main
 from vllm_cold.tools.tune import command as tune_command
-from vllm_cold.tools.tune.answers import Answer, Job
+from vllm_cold.tools.tune.answers import Job, Output
 from vllm_cold.tools.tune.grid import Setting
 from vllm_cold.tools.tune.problems import load_problems
 from vllm_cold.tools.tune.task import Task
@@ -67,13 +67,13 @@ class Command:
         self.tasks.append(task)
         return self.run
 
-    def run(self, jobs: Iterable[Job], done: Callable[[Job, Answer], None]) -> None:
+    def run(self, jobs: Iterable[Job], done: Callable[[Job, Output], None]) -> None:
         for job in jobs:
             if len(self.jobs) == self.end:
                 self.end = None
                 raise self.error
             self.jobs.append(job)
-            done(job, Answer(self.text(job), self.finish))
+            done(job, Output(self.text(job), self.finish))
 
     def __call__(self, *more: str, without: Iterable[str] = ()) -> int:
         """The status of a command line that is right, with further options and without others."""
@@ -352,9 +352,13 @@ def test_no_adapter_but_another_prompt(command: Command, capsys: Capture) -> Non
     )
     assert "must also send" not in command.notes
     # An instruction has nothing to answer.
-    assert "Blind spot" not in capsys.readouterr().out
+    assert "Not tested" not in capsys.readouterr().out
     # Documents in it have, which another preset says, or a row that they do not answer.
-    lacking = ("Blind spot", "The text has", "For nothing, the text twice: 0.0 points")
+    lacking = (
+        "Not tested",
+        "The text has",
+        "Free baseline, the text twice: 0.0 points",
+    )
     assert command("--without", "system", "--preset", "cad", without=["--adapter"]) == 0
     printed = " ".join(capsys.readouterr().out.split())
     assert all(said in printed for said in lacking)
@@ -375,7 +379,7 @@ def test_plain_prompts_that_not_all_rows_have_are_named(command: Command, capsys
     command("--preset", "cad", without=PRESET)
     printed = " ".join(capsys.readouterr().out.split())
     assert "Not tried: the text twice, for problem 'long' (line 4) has none: what would" in printed
-    assert printed.count("Not tried") == 1 and "For nothing, a better prompt: " in printed
+    assert printed.count("Not tried") == 1 and "Free baseline, a better prompt: " in printed
     assert any("Not tried: the text twice" in said for said in command.report["first"])
     # A row whose amateur reads the same, without the adapter, has none at all.
     del rows[5]["cold_part"]
@@ -383,7 +387,7 @@ def test_plain_prompts_that_not_all_rows_have_are_named(command: Command, capsys
     command()
     printed = " ".join(capsys.readouterr().out.split())
     assert "Not tried: plain prompts, for problem 'line-6' (line 6) has none: it has pic" in printed
-    assert "For nothing" not in printed
+    assert "Free baseline" not in printed
 
 
 def test_plain_prompts_come_first_and_are_told(command: Command, capsys: Capture) -> None:
@@ -420,7 +424,7 @@ def test_plain_prompts_come_first_and_are_told(command: Command, capsys: Capture
     assert "Where it does not answer, the text harms: 0.0 % are right with it, 100.0 %" in first
     report = command.report
     assert [row["name"] for row in report["settings"]] == [*names, "cad"]
-    assert report["first"][0] in first and "Blind spot" not in first
+    assert report["first"][0] in first and "Not tested" not in first
     assert 'A better prompt has "By the text:" before the question' in command.notes
     printed = capsys.readouterr().out
     assert "no answer:" in printed and "8 whose text does not answer; greedy: 0.0 %" in printed
@@ -550,7 +554,7 @@ def test_rows_say_what_their_amateurs_read(command: Command, capsys: Capture) ->
     report = command.report
     assert report["serve"].endswith(f"--lora-modules sql={command.folder / 'sql'} --sampler cold")
     assert report["headline"].endswith("nothing is known of texts that do not answer.")
-    assert 'Blind spot: no problem says "answers": false' in capsys.readouterr().out
+    assert "Not tested: texts that do not answer" in capsys.readouterr().out
 
 
 def test_two_amateurs(command: Command) -> None:

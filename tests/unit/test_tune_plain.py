@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from vllm_cold.method.amateurs import Messages, Text
+from vllm_cold.settings.amateurs import Messages, Text
 from vllm_cold.tools.contrast import Prompt, read_contrast
 from vllm_cold.tools.tune.plain import BETTER, BETTER_PROMPT, LONGEST, plain_prompts
 

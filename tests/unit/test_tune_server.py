@@ -18,7 +18,7 @@ import pytest
 
 from tests import loopback
 from tests.unit.test_pictures import file, pixels
-from vllm_cold.method.settings import MAX_EXPERT_TOP_K
+from vllm_cold.settings.knobs import MAX_EXPERT_TOP_K
 from vllm_cold.tools.main import main
 from vllm_cold.tools.tune.plain import BETTER
 

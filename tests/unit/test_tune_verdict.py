@@ -20,7 +20,7 @@ from scipy import stats
 
 from vllm_cold.tools.tune import report, verdict
 from vllm_cold.tools.tune.grid import Setting, make_grid
-from vllm_cold.tools.tune.verdict import FEWEST, LEVEL, Outcome, Row, Verdict, compare, findings
+from vllm_cold.tools.tune.verdict import FEWEST, LEVEL, Outcome, Result, Verdict, compare, findings
 
 pytestmark = pytest.mark.unit
 
@@ -123,14 +123,14 @@ def judged(
     """Settings on dev problems, the picked one on others, and where the text does not answer."""
     silently = plain_silent or {}
     told = plain or {}
-    rows = {one: Row(one, hundred(*said[0])) for one, said in told.items()}
-    settings = {one: Row(one, hundred(*said)) for one, said in dev.items()}
+    rows = {one: Result(one, hundred(*said[0])) for one, said in told.items()}
+    settings = {one: Result(one, hundred(*said)) for one, said in dev.items()}
     best = verdict.pick(list(settings.values())).setting
     held_out = {
-        one: Row(one, hundred(*said[1]), hundred(*silently[one]) if one in silently else None)
+        one: Result(one, hundred(*said[1]), hundred(*silently[one]) if one in silently else None)
         for one, said in told.items()
     }
-    held_out[best] = Row(best, hundred(*test), None if silent is None else hundred(*silent))
+    held_out[best] = Result(best, hundred(*test), None if silent is None else hundred(*silent))
     against = {one: hundred(*said[2]) for one, said in told.items()}
     return Verdict({**rows, **settings}, best, held_out, against, blind)
 
@@ -218,7 +218,10 @@ def test_what_harms_where_texts_do_not_answer_is_for_texts_that_do() -> None:
     found = judged({CAD: (20, 0)}, (20, 0), {NO_TEXT: WITHOUT}, silent=(1, 4))
     assert found.gain and found.headline().startswith("Use cad, which beats greedy")
     # What gains less and harms less is picked.
-    rows = [Row(CAD, hundred(30, 0), hundred(0, 30)), Row(TWICE, hundred(14, 0), hundred(0, 7))]
+    rows = [
+        Result(CAD, hundred(30, 0), hundred(0, 30)),
+        Result(TWICE, hundred(14, 0), hundred(0, 7)),
+    ]
     assert verdict.pick(rows) is rows[1]
     assert [row.score for row in rows] == pytest.approx([0.5, 0.535])
 
@@ -274,17 +277,17 @@ def test_without_a_gain_greedy_is_what_to_use(dev: list[Pair], test: Pair, said:
 
 def test_what_is_told_before_the_search() -> None:
     helps, harms, little = hundred(1, 40), hundred(40, 2), hundred(3, 2)
-    rows = [Row(NO_TEXT, helps, harms), Row(BETTER, little, hundred(0, 7))]
+    rows = [Result(NO_TEXT, helps, harms), Result(BETTER, little, hundred(0, 7))]
     assert findings(rows, "text", False) == [
         "The text helps: 50.0 % are right with it, 11.0 % without (100 problems, p = 3.8e-11).",
         "Where it does not answer, the text harms: 50.0 % are right with it, 88.0 % without (100 "
         "problems, p = 4.1e-10): better leave it out.",
-        "For nothing, a better prompt: +1.0 points (p = 1), where it does not answer -7.0 points "
+        "Free baseline, a better prompt: +1.0 points (p = 1), where it does not answer -7.0 points "
         "(p = 0.016).",
     ]
-    said, blind = findings([Row(NO_TEXT, little)], "instruction", True)
+    said, blind = findings([Result(NO_TEXT, little)], "instruction", True)
     assert said.startswith("The instruction has no clear effect: 50.0 % are right with it, 51.0 %")
-    assert blind.startswith('Blind spot: no problem says "answers": false')
+    assert blind.startswith("Not tested: texts that do not answer")
     assert findings([], "", False) == []
 
 
@@ -297,7 +300,7 @@ SAME: Three = ((2, 2), (3, 3), (1, 1))
 BOTH = Setting("cad", plain=TWICE.plain)
 
 
-def row(setting: Setting, said: Three, silent: Three | None = None) -> Row:
+def row(setting: Setting, said: Three, silent: Three | None = None) -> Result:
     """On 100 problems whose text answers, and as many whose text does not."""
 
     def alone(which: int) -> Outcome:
@@ -309,7 +312,7 @@ def row(setting: Setting, said: Three, silent: Three | None = None) -> Row:
         return Outcome(hundred(better, worse), hundred(*other), whole)
 
     apart = None if silent is None else hundred(*silent[0])
-    return Row(setting, hundred(*said[0]), apart, alone(1), alone(2))
+    return Result(setting, hundred(*said[0]), apart, alone(1), alone(2))
 
 
 def joint(
@@ -437,7 +440,7 @@ def test_what_is_told_of_both_before_the_search() -> None:
     assert said == [
         "The instruction has no clear effect: 50.0 % are right and kept with it, 50.0 % without "
         "(100 problems, p = 1).",
-        "For nothing, the text twice: +11.0 points (p = 0.0034); what must be kept -35.0 points "
+        "Free baseline, the text twice: +11.0 points (p = 0.0034); what must be kept -35.0 points "
         "(p = 5.8e-11).",
     ]
 

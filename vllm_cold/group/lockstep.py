@@ -65,7 +65,7 @@ class Group(Generic[R]):
             never reach the client.
         kind: What the request is counted under: see ``step_stats``.
         bits: Of each amateur there ever was, by request id, its bit in ``RowStats.done``.
-        keeps_state: Whether its rule does.
+        rule_keeps_state: Whether its rule does.
         slot: Where workers keep that; None until it gets its first tokens.
         retires: Whether its rule may end amateurs.
         told: What its client is told of its tokens; None where it does not ask.
@@ -89,7 +89,7 @@ class Group(Generic[R]):
     streams: tuple[R, ...]
     kind: tuple[str, str] = ("", "")
     bits: dict[str, int] = field(init=False)
-    keeps_state: bool = False
+    rule_keeps_state: bool = False
     slot: Slot | None = None
     retires: bool = False
     told: "Told | None" = None

@@ -4,7 +4,7 @@
 Three stages: a worker's processor makes ``StepStats`` of each step, which know of each group that
 was scored how many candidates there were, whether CoLD changed the token, and whether the logits
 were numbers at all (``RowStats``); the scheduler adds requests, tokens and groups
-(``CountersByKind``) and sends a ``Report`` of them; the front end makes metrics of these
+(``CountersByKind``) and sends a ``ColdStats`` of them; the front end makes metrics of these
 (``prometheus``). Each hands over what is new since it was last asked, so that whoever adds it up
 needs no history. What a client that asks is told of its tokens goes with them (``explained``).
 """
@@ -197,7 +197,7 @@ class Counters(msgspec.Struct, omit_defaults=True):
             self.idle_tokens += each.idle
 
 
-class Report(msgspec.Struct, omit_defaults=True):
+class ColdStats(msgspec.Struct, omit_defaults=True):
     """What a scheduler tells the front ends. The fields with a description are metrics, too."""
 
     requests_running: Annotated[
@@ -234,13 +234,13 @@ class CountersByKind:
         return method, adapter
 
     def take(self, running: int, waiting: int) -> dict[str, Any]:
-        """A ``Report`` as plain data; the sums begin anew.
+        """A ``ColdStats`` as plain data; the sums begin anew.
 
         Args:
             running: Groups that run.
             waiting: Groups that wait.
         """
-        report = Report(running, waiting, list(self.sums.items()))
+        report = ColdStats(running, waiting, list(self.sums.items()))
         self.sums.clear()
         payload: dict[str, Any] = msgspec.to_builtins(report)
         return payload

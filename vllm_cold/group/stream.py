@@ -13,8 +13,8 @@ from typing import Any
 import msgspec
 
 from vllm_cold.group.slots import Slot
-from vllm_cold.method.embeddings import Embeddings
-from vllm_cold.method.settings import ColdSettings, is_ours
+from vllm_cold.settings.embeddings import Embeddings
+from vllm_cold.settings.knobs import ColdSettings, is_ours
 
 KEY = "cold_stream"
 
@@ -51,7 +51,7 @@ class Stream(msgspec.Struct, frozen=True):
         index: Which of them this is: 0 for the expert, i for the i-th amateur; None until the
             scheduler made them.
         method: What the request is counted under; workers need not know.
-        keeps_state: Whether the rule does.
+        rule_keeps_state: Whether the rule does.
         retires: Whether the rule may end amateurs.
         slot: Where workers keep the state of the group's rule; None for a rule without, and until
             the group runs.
@@ -63,7 +63,7 @@ class Stream(msgspec.Struct, frozen=True):
     group: str = ""
     index: int | None = None
     method: str = ""
-    keeps_state: bool = False
+    rule_keeps_state: bool = False
     retires: bool = False
     slot: Slot | None = None
     explain: int = 0

@@ -30,7 +30,7 @@ def _missing(device: torch.device) -> str | None:
     if not _PATH.exists():
         return (
             "Its library was not built: reinstall vllm-cold with pip's --no-build-isolation -v, "
-            "CANN's set_env.sh sourced and SOC_VERSION set (docs/ascend.md)."
+            "CANN's set_env.sh sourced and SOC_VERSION set (https://vllm-cold.github.io/vllm-cold/ascend.html)."
         )
     try:
         _load()

@@ -40,7 +40,7 @@ def _missing(device: torch.device) -> str | None:
     )
 
 
-class Plan(NamedTuple):
+class Tiling(NamedTuple):
     """How the work is cut: a grid of groups times segments, each of some tiles."""
 
     num_tiles: int
@@ -48,7 +48,7 @@ class Plan(NamedTuple):
     num_segments: int
 
     @classmethod
-    def of(cls, num_groups: int, vocab: int, multiprocessors: int) -> "Plan":
+    def of(cls, num_groups: int, vocab: int, multiprocessors: int) -> "Tiling":
         """Enough segments to fill the device, and no more: each costs a look at all maxima."""
         num_tiles = -(-vocab // TILE)
         wanted = -(-multiprocessors * PROGRAMS_PER_MULTIPROCESSOR // num_groups)
@@ -67,7 +67,7 @@ def _scores(logits: Tensor, groups: Groups, out: Tensor | None, statistics: Tens
     from vllm_cold.ops import triton_kernels as kernels
 
     num_groups, vocab, device = len(groups), logits.shape[1], logits.device
-    plan = Plan.of(num_groups, vocab, _multiprocessors(device))
+    plan = Tiling.of(num_groups, vocab, _multiprocessors(device))
     floors = expert_floors(logits, groups)
     maxima = torch.empty(num_groups, plan.num_tiles, dtype=torch.float32, device=device)
     tallies = None

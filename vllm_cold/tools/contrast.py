@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from typing import Any, NoReturn, cast
 
 from vllm_cold.errors import ColdError
-from vllm_cold.method.amateurs import (
+from vllm_cold.rules import registry
+from vllm_cold.settings.amateurs import (
     AmateurSpec,
     Distorted,
     Embeds,
@@ -23,14 +24,14 @@ from vllm_cold.method.amateurs import (
     Messages,
     Part,
     Text,
-    Tokens,
+    TokenIds,
     Without,
     describe,
     says_what,
 )
-from vllm_cold.method.arguments import Contrast as Contrast  # for other tools, too
-from vllm_cold.method.arguments import parse_request_args
-from vllm_cold.method.settings import (
+from vllm_cold.settings.arguments import Contrast as Contrast  # for other tools, too
+from vllm_cold.settings.arguments import parse_request_args
+from vllm_cold.settings.knobs import (
     CONTRAST,
     KNOBS,
     MAX_EXPERT_TOP_K,
@@ -41,7 +42,6 @@ from vllm_cold.method.settings import (
     is_ours,
     read,
 )
-from vllm_cold.rules import registry
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.pictures import Picture, has_media, seen
 
@@ -284,7 +284,7 @@ def amateur_reads(whole: Content, one: AmateurSpec) -> Content | None:
     """
     field, source = one.prompt_field, one.source
     # Flat arguments cannot say the first, nor options and rows the others.
-    assert not isinstance(source, (Tokens, Embeds, Media))
+    assert not isinstance(source, (TokenIds, Embeds, Media))
     match source:
         case None | Text() | Messages():
             return source

@@ -15,7 +15,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from vllm_cold.method.images import View
+from vllm_cold.settings.images import View
 from vllm_cold.tools.errors import ToolError
 
 _DATA = re.compile(r"(data:[\w.+-]*/?[\w.+-]*;base64,)[\w+/=-]+")

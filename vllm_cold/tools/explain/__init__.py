@@ -7,7 +7,7 @@ import argparse
 from functools import partial
 from pathlib import Path
 
-from vllm_cold.method.settings import CONTRAST, KNOBS, read
+from vllm_cold.settings.knobs import CONTRAST, KNOBS, read
 from vllm_cold.tools.address import add_options
 from vllm_cold.tools.contrast import OPTIONS, add_rule_option, add_rules, option_of
 from vllm_cold.tools.errors import named_libraries

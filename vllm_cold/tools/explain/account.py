@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from pydantic import BaseModel
 
 from vllm_cold.tools.explain import visible
-from vllm_cold.tools.explain.record import Candidate, Step
+from vllm_cold.tools.explain.record import Candidate, ShownStep
 
 LISTED = 20  # tokens that are asked for: the best by score, and the expert's most probable
 
 
-class Told(BaseModel):
+class ToldStep(BaseModel):
     """What the engine tells of a step; of tokens in lists that belong together, of an amateur that
     has ended None.
 
@@ -52,14 +52,14 @@ class Told(BaseModel):
 
 
 def make_step(
-    told: Told,
+    told: ToldStep,
     token: int,
     text: str,
     method: str | None,
     *,
     ruled: bool = False,
     ends: Sequence[int] = (),
-) -> Step:
+) -> ShownStep:
     """The account of one position.
 
     Args:
@@ -87,7 +87,7 @@ def make_step(
         for i, each in enumerate(told.tokens)
     ]
     candidates.sort(key=lambda c: (not c.valid, -(c.score or 0.0), -c.expert, c.token))
-    return Step(
+    return ShownStep(
         token=token,
         text=text,
         candidates=tuple(candidates),
@@ -99,7 +99,7 @@ def make_step(
     )
 
 
-def ending(now: Told, then: Told | None) -> list[int]:
+def ending(now: ToldStep, then: ToldStep | None) -> list[int]:
     """Which amateurs, from 1, end with a step, by its weights and those of the next one."""
     both = enumerate(zip(now.weights, then.weights if then else (), strict=False), 1)
     return [number for number, (one, later) in both if one is not None and later is None]

@@ -6,18 +6,18 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
-from vllm_cold.method.amateurs import AmateurSpec, Messages, Text
+from vllm_cold.settings.amateurs import AmateurSpec, Messages, Text
 from vllm_cold.tools.contrast import Content, adapter_of, amateur_reads, expert_reads
 from vllm_cold.tools.explain import account
-from vllm_cold.tools.explain.prompts import Asked
-from vllm_cold.tools.explain.record import BASE, Amateur, Answer, Explanation, Piece, Report
+from vllm_cold.tools.explain.prompts import Question
+from vllm_cold.tools.explain.record import BASE, Answer, Explanation, Piece, Report, ShownAmateur
 from vllm_cold.tools.explain.source import Decoded, Source, side_by_side
 from vllm_cold.tools.pictures import text_of
 
 
 async def explain(
     source: Source,
-    prompts: Sequence[Asked],
+    prompts: Sequence[Question],
     method: str = "CoLD",
     *,
     max_tokens: int = 64,
@@ -42,7 +42,7 @@ async def explain(
     return make_report(source, prompts, method, list(zip(cold, greedy, strict=True)))
 
 
-def make_answer(asked: Asked, decoded: Decoded | None, method: str, *, greedy: bool) -> Answer:
+def make_answer(asked: Question, decoded: Decoded | None, method: str, *, greedy: bool) -> Answer:
     """The method's answer or the expert's own; without steps where there is none yet."""
     title = "Greedy" if greedy else method
     if decoded is None:
@@ -70,7 +70,7 @@ def make_answer(asked: Asked, decoded: Decoded | None, method: str, *, greedy: b
 
 def make_report(
     source: Source,
-    prompts: Sequence[Asked],
+    prompts: Sequence[Question],
     method: str,
     answers: Sequence[tuple[Decoded | None, Decoded | None]],
 ) -> Report:
@@ -103,14 +103,16 @@ def make_report(
     )
 
 
-def _amateur(source: Source, asked: Asked, spec: AmateurSpec, weight: float | str) -> Amateur:
+def _amateur(
+    source: Source, asked: Question, spec: AmateurSpec, weight: float | str
+) -> ShownAmateur:
     reads = ""
     if spec.source is not None:
         own = isinstance(spec.source, (Text, Messages))
         reads = f", {spec.source} of its own" if own else f" {spec.source}"
     said = weight if isinstance(weight, str) else f"{weight:+g}" if weight else "0"
     adapter = adapter_of(spec, source.expert, source.base, source.loaded)
-    return Amateur(
+    return ShownAmateur(
         label=f"{adapter or BASE}{reads}, weight {said}",
         pieces=_pieces(amateur_reads(expert_reads(asked.row.prompt, asked.chat), spec)),
     )

@@ -14,13 +14,13 @@ from pathlib import Path
 from rich.console import Console
 
 from vllm_cold.errors import ColdError
-from vllm_cold.method.amateurs import read_prompt
-from vllm_cold.method.settings import KNOBS, PREFIX
+from vllm_cold.settings.amateurs import read_prompt
+from vllm_cold.settings.knobs import KNOBS, PREFIX
 from vllm_cold.tools.adapters import engine_arguments, read_adapters
 from vllm_cold.tools.contrast import option_args, refuse_equal, with_pictures
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.explain import collect, page, terminal
-from vllm_cold.tools.explain.prompts import Asked, Row, ask, read_prompts
+from vllm_cold.tools.explain.prompts import Question, Row, ask, read_prompts
 from vllm_cold.tools.explain.record import Report
 from vllm_cold.tools.explain.source import Source
 from vllm_cold.tools.own_server import serving
@@ -38,7 +38,7 @@ def check(options: argparse.Namespace) -> None:
         raise ToolError(f"--max-tokens={options.max_tokens}: must be >= 1")
 
 
-def ask_all(options: argparse.Namespace, rows: Sequence[Row] | None = None) -> list[Asked]:
+def ask_all(options: argparse.Namespace, rows: Sequence[Row] | None = None) -> list[Question]:
     """The prompts with what they are contrasted with.
 
     Args:
@@ -133,7 +133,9 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-async def _explain(server: Server, asked: Sequence[Asked], options: argparse.Namespace) -> Report:
+async def _explain(
+    server: Server, asked: Sequence[Question], options: argparse.Namespace
+) -> Report:
     method, source = options.preset or "CoLD", Source(server, server.expert)
     async with server.client:
         return await collect.explain(

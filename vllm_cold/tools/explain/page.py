@@ -14,8 +14,8 @@ import jinja2
 from jinja2.utils import htmlsafe_json_dumps
 
 from vllm_cold import __version__
-from vllm_cold.method.presets import PRESETS
-from vllm_cold.method.settings import KNOBS
+from vllm_cold.settings.knobs import KNOBS
+from vllm_cold.settings.presets import PRESETS
 from vllm_cold.tools.explain import record, visible, words
 from vllm_cold.tools.explain.record import Report
 

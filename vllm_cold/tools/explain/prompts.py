@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from vllm_cold.errors import ColdError
-from vllm_cold.method.amateurs import CannotLeaveOut, says_what
-from vllm_cold.method.arguments import parse_request_args
-from vllm_cold.method.settings import PREFIX, preset_of
+from vllm_cold.settings.amateurs import CannotLeaveOut, says_what
+from vllm_cold.settings.arguments import parse_request_args
+from vllm_cold.settings.knobs import PREFIX, preset_of
 from vllm_cold.tools.contrast import (
     Contrast,
     Prompt,
@@ -58,7 +58,7 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class Question:
     """A prompt and what its answer is contrasted with.
 
     Attributes:
@@ -74,7 +74,7 @@ class Asked:
     contrast: Contrast
 
 
-def ask(row: Row, options: Mapping[str, Any], chat: bool = False) -> Asked:
+def ask(row: Row, options: Mapping[str, Any], chat: bool = False) -> Question:
     """Put a prompt together with a command's options.
 
     Args:
@@ -100,7 +100,7 @@ def ask(row: Row, options: Mapping[str, Any], chat: bool = False) -> Asked:
                 f"{error.problem}; add one, or say with --without what the amateur does not read"
             ) from error
         raise row.refusal(error) from error
-    return Asked(row, chat, args, contrast)
+    return Question(row, chat, args, contrast)
 
 
 def _left_out(args: Mapping[str, Any], chat: bool) -> dict[str, Any]:

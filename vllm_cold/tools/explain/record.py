@@ -46,7 +46,7 @@ class Candidate(_Record):
         return self.score is not None
 
 
-class Step(_Record):
+class ShownStep(_Record):
     """One position of an answer.
 
     Attributes:
@@ -101,7 +101,7 @@ class Answer(_Record):
     title: str
     greedy: bool
     finish_reason: str = ""
-    steps: tuple[Step, ...] = ()
+    steps: tuple[ShownStep, ...] = ()
 
 
 class Piece(_Record):
@@ -111,7 +111,7 @@ class Piece(_Record):
     role: str | None = None
 
 
-class Amateur(_Record):
+class ShownAmateur(_Record):
     """What a prompt's answer is contrasted with.
 
     Attributes:
@@ -130,7 +130,7 @@ class Explanation(_Record):
 
     pieces: tuple[Piece, ...]
     tokens: int | None
-    amateurs: tuple[Amateur, ...]
+    amateurs: tuple[ShownAmateur, ...]
     answers: tuple[Answer, Answer]
 
 

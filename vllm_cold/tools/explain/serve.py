@@ -23,7 +23,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from vllm_cold.method.settings import KNOBS, read
+from vllm_cold.settings.knobs import KNOBS, read
 from vllm_cold.tools.address import is_loopback
 from vllm_cold.tools.contrast import Prompt, with_pictures
 from vllm_cold.tools.errors import ToolError

@@ -14,18 +14,18 @@ from pydantic import TypeAdapter, ValidationError
 
 from vllm_cold.errors import ColdError
 from vllm_cold.group.results import steps_in
-from vllm_cold.method.amateurs import Messages
-from vllm_cold.method.settings import EXPLAIN, PREFIX
+from vllm_cold.settings.amateurs import Messages
+from vllm_cold.settings.knobs import EXPLAIN, PREFIX
 from vllm_cold.tools.contrast import adapter_of, expert_reads, request_args
 from vllm_cold.tools.errors import ToolError
-from vllm_cold.tools.explain.account import LISTED, Told
-from vllm_cold.tools.explain.prompts import Asked
+from vllm_cold.tools.explain.account import LISTED, ToldStep
+from vllm_cold.tools.explain.prompts import Question
 from vllm_cold.tools.pictures import as_sent
 from vllm_cold.tools.server import Server, check_adapter
 
 AT_ONCE = 32  # requests; a server works on them side by side
 _T = TypeVar("_T")
-_TOLD = TypeAdapter(list[Told])
+_TOLD = TypeAdapter(list[ToldStep])
 
 # A server takes what a request leaves out from the model's generation_config.json.
 _GREEDY: dict[str, Any] = {
@@ -58,7 +58,7 @@ class Decoded:
     tokens: tuple[int, ...]
     text: str
     finish_reason: str
-    told: tuple[Told, ...]
+    told: tuple[ToldStep, ...]
     num_prompt_tokens: int
 
     @classmethod
@@ -111,7 +111,7 @@ class Source:
 
     async def answer(
         self,
-        asked: Asked,
+        asked: Question,
         greedy: bool,
         max_tokens: int,
         tell: Callable[[str], None] = lambda _: None,
@@ -175,7 +175,7 @@ class Source:
             )
         return found
 
-    def xargs(self, asked: Asked, greedy: bool) -> dict[str, Any]:
+    def xargs(self, asked: Question, greedy: bool) -> dict[str, Any]:
         """A prompt's own keys, and all that would otherwise be the server's default."""
         settings, said = asked.contrast.settings, {PREFIX + "preset": "cold", **asked.args}
         if greedy:

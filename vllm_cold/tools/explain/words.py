@@ -16,16 +16,16 @@ def summary(report: Report, explanation: Explanation, answer: Answer) -> str:
         return "decoding"
     differing = sum(step.differs for step in steps)
     mean = math.fsum(step.divergence for step in steps) / len(steps)
-    ended = "ended by itself" if answer.finish_reason == "stop" else "cut at --max-tokens"
+    ended = "finished (EOS or stop)" if answer.finish_reason == "stop" else "cut at --max-tokens"
     said = [f"{len(steps)} tokens, {ended}"]
     if not answer.greedy:
-        said.append(f"{report.method} and greedy differ at {differing or 'no token'}")
+        said.append(f"{differing} of them are not greedy's choice")
     said.append(f"mean disagreement {mean:.3f} bits")
     cold, greedy = ([step.token for step in one.steps] for one in explanation.answers)
     if not answer.greedy and cold != greedy:
         # One of them may only be longer.
         same = [a == b for a, b in zip(cold, greedy, strict=False)]
-        said.append(f"parts from greedy's at token {(*same, False).index(False) + 1}")
+        said.append(f"leaves greedy's answer at token {(*same, False).index(False) + 1}")
     return " · ".join(said)
 
 

@@ -14,7 +14,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from vllm_cold.method.settings import CONTRAST, KNOBS
+from vllm_cold.settings.knobs import CONTRAST, KNOBS
 from vllm_cold.tools.adapters import ENGINE_OPTIONS
 from vllm_cold.tools.address import add_options
 from vllm_cold.tools.contrast import OPTIONS, add_rule_option, add_rules, option_of

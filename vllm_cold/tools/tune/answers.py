@@ -63,19 +63,19 @@ class Job(NamedTuple):
         return _encode([prompt, self.args])
 
 
-class Answer(msgspec.Struct, frozen=True):
+class Output(msgspec.Struct, frozen=True):
     """What was made of one problem."""
 
     text: str
     finish: str  # vLLM's reason, "length" where --max-tokens cut it off
 
 
-class _Line(Answer, frozen=True):
+class _Line(Output, frozen=True):
     prompt: Any
     args: dict[str, Any]
 
 
-class Answers(dict[bytes, Answer]):
+class Answers(dict[bytes, Output]):
     """The answers that are there, by their jobs' keys; ToolError where the file is of another run,
     or no such one.
     """
@@ -113,7 +113,7 @@ class Answers(dict[bytes, Answer]):
         if lines[-1]:
             file.write(b"\n")
 
-    def add(self, job: Job, answer: Answer) -> None:
+    def add(self, job: Job, answer: Output) -> None:
         """Keep an answer; it is with the operating system when this returns. ToolError for one that
         was ended by an error, or from outside.
         """

@@ -19,7 +19,7 @@ from rich.text import Text
 
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.tune import report, verdict
-from vllm_cold.tools.tune.answers import Answer, Answers, Job, open_answers
+from vllm_cold.tools.tune.answers import Answers, Job, Output, open_answers
 from vllm_cold.tools.tune.decode import Decode, decoder
 from vllm_cold.tools.tune.grid import Setting
 from vllm_cold.tools.tune.problems import Problem
@@ -71,7 +71,7 @@ class Tuning:
 
     def _rows(
         self, settings: Sequence[Setting], problems: Sequence[Problem]
-    ) -> dict[Setting, verdict.Row]:
+    ) -> dict[Setting, verdict.Result]:
         answering, silent = (
             [p for p in problems if p.has_answer is kind] for kind in (True, False)
         )
@@ -81,7 +81,7 @@ class Tuning:
             return self._compare(one, some, outcome=outcome) if some else None
 
         return {
-            one: verdict.Row(
+            one: verdict.Result(
                 one,
                 compare(one, answering),
                 compare(one, silent),
@@ -140,7 +140,7 @@ class Tuning:
         with Progress(*columns, console=self._console, disable=hidden) as progress:
             bar = progress.add_task("answers", total=len(missing))
 
-            def done(job: Job, answer: Answer) -> None:
+            def done(job: Job, answer: Output) -> None:
                 self._answers.add(job, answer)
                 # At once, so that a callable that fails does so now and not in an hour.
                 self._each(*job)

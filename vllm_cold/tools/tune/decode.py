@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import openai
 
-from vllm_cold.method.amateurs import Messages
+from vllm_cold.settings.amateurs import Messages
 from vllm_cold.tools.address import without_openai
 from vllm_cold.tools.contrast import request_args
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.own_server import serving
 from vllm_cold.tools.pictures import as_sent
 from vllm_cold.tools.server import Server
-from vllm_cold.tools.tune.answers import Answer, Job
+from vllm_cold.tools.tune.answers import Job, Output
 
 if TYPE_CHECKING:
     from vllm_cold.tools.tune.task import Task
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 CONCURRENCY = 32  # requests at a time to a server that others may ask, too
 _OWN_CONCURRENCY = 256  # so that batches are full
 
-Done = Callable[[Job, Answer], None]
+Done = Callable[[Job, Output], None]
 Decode = Callable[[Sequence[Job], Done], None]
 """Decodes jobs at temperature 0 and calls ``Done`` for each as soon as it is finished. ToolError
 where a request is refused or ends with an error.
@@ -73,7 +73,7 @@ def ask(task: Task, server: Server, jobs: Sequence[Job], done: Done) -> None:
         raise errors.exceptions[0] from None
 
 
-async def _answer(task: Task, server: Server, client: openai.AsyncOpenAI, job: Job) -> Answer:
+async def _answer(task: Task, server: Server, client: openai.AsyncOpenAI, job: Job) -> Output:
     reads = job.reads
     told = request_args(job.args, task.model) if job.args else {"cold": 0}
     common = _sampling(task) | {
@@ -98,4 +98,4 @@ async def _answer(task: Task, server: Server, client: openai.AsyncOpenAI, job: J
             f"{usage.prompt_tokens + most} in all, which the model's length does not hold; shorten "
             "it, lower --max-tokens or raise --max-model-len"
         )
-    return Answer(text or "", finish)
+    return Output(text or "", finish)

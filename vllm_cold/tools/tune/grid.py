@@ -10,9 +10,9 @@ from typing import Any
 import msgspec
 
 from vllm_cold.errors import ColdError
-from vllm_cold.method.presets import PresetName
-from vllm_cold.method.settings import KNOBS, PREFIX, check, combine, preset_knobs, read
 from vllm_cold.rules import registry
+from vllm_cold.settings.knobs import KNOBS, PREFIX, check, combine, preset_knobs, read
+from vllm_cold.settings.presets import PresetName
 from vllm_cold.tools.contrast import option_of
 
 # The axes of the grid, with what is tried where nothing else is said.

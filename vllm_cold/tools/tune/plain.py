@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from vllm_cold.method.amateurs import AmateurSpec, Messages, Part, Text
+from vllm_cold.settings.amateurs import AmateurSpec, Messages, Part, Text
 from vllm_cold.tools.contrast import Content, Prompt, amateur_reads, expert_reads
 
 Lacks = Literal["text", "instruction"]

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import BeforeValidator
 
+from vllm_cold.errors import site
 from vllm_cold.tools.contrast import Content, Prompt, kept, merge
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.rows import Given, Whole, read_lines, read_row
@@ -159,8 +160,8 @@ def split_problems(
             raise ToolError(
                 f"{len(ids)} {which} with --test-fraction {test_fraction:g} are {in_dev} dev and "
                 f"{in_test} held-out ones; with fewer than {FEWEST} no difference can be "
-                f"significant. Bring {needed} {which} or more (docs/tuning.md says how many are "
-                "useful)"
+                f"significant. Bring {needed} {which} or more; how many are useful: "
+                f"{site('tuning.html')}"
             )
         drawn = np.random.default_rng(seed).permutation(len(ids))[:in_test]
         held_out.update(ids[index] for index in drawn)

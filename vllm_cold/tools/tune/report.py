@@ -16,15 +16,15 @@ from rich.table import Table
 from rich.text import Text
 
 from vllm_cold.errors import ColdError
-from vllm_cold.method.arguments import parse_engine_defaults
-from vllm_cold.method.settings import PREFIX
+from vllm_cold.settings.arguments import parse_engine_defaults
+from vllm_cold.settings.knobs import PREFIX
 from vllm_cold.tools.adapters import Adapter
 from vllm_cold.tools.contrast import ROW_KEYS, merge, reads_args, request_args
 from vllm_cold.tools.own_server import words_of
 from vllm_cold.tools.tune.match import KEEP
 from vllm_cold.tools.tune.plain import BETTER, BETTER_PROMPT
 from vllm_cold.tools.tune.task import Task
-from vllm_cold.tools.tune.verdict import Row, Verdict, interval, loss, percent, points
+from vllm_cold.tools.tune.verdict import Result, Verdict, interval, loss, percent, points
 
 FORMAT = 7  # of report.json
 
@@ -166,7 +166,7 @@ def make_report(
     }
 
 
-def _figures(part: str, row: Row | None, keeps: bool) -> dict[str, Any]:
+def _figures(part: str, row: Result | None, keeps: bool) -> dict[str, Any]:
     """A row's figures on a part of the problems, by kind, for JSON; ``keeps``: with those of each
     outcome alone.
     """

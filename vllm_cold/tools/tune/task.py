@@ -13,9 +13,9 @@ import msgspec
 
 import vllm_cold
 from vllm_cold.errors import ColdError
-from vllm_cold.method.amateurs import AmateurSpec
-from vllm_cold.method.presets import PRESETS
-from vllm_cold.method.settings import KNOBS, PREFIX
+from vllm_cold.settings.amateurs import AmateurSpec
+from vllm_cold.settings.knobs import KNOBS, PREFIX
+from vllm_cold.settings.presets import PRESETS
 from vllm_cold.tools import server as servers
 from vllm_cold.tools.adapters import (
     ENGINE_OPTIONS,

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats  # type: ignore[import-untyped,unused-ignore]
 
+from vllm_cold.errors import site
 from vllm_cold.tools.tune.grid import Setting
 
 Scores = NDArray[np.float64]
@@ -83,7 +84,7 @@ class Outcome(NamedTuple):
     whole: Comparison  # on all problems
 
 
-class Row(NamedTuple):
+class Result(NamedTuple):
     """A setting or a plain prompt against greedy decoding. Where something must be kept, too, a
     problem's score is that of both at once: the product.
     """
@@ -124,7 +125,7 @@ class Row(NamedTuple):
         return next(filter(is_worse, parts), None)
 
 
-def pick(rows: Sequence[Row]) -> Row:
+def pick(rows: Sequence[Result]) -> Result:
     """The setting with the best dev score, the first of several: a grid begins with the mildest.
     One that loses what must be kept is taken only where all do.
     """
@@ -157,7 +158,7 @@ def interval(found: Comparison) -> str:
     return f"{points(found.low)} to {points(found.high)}"
 
 
-def _figures(row: Row, part: Literal["found", "silent"] = "found", which: str = "") -> str:
+def _figures(row: Result, part: Literal["found", "silent"] = "found", which: str = "") -> str:
     """A difference on held-out problems, with all that belongs to it."""
     found: Comparison = getattr(row, part)
     both, each = "", ""
@@ -172,7 +173,7 @@ def _figures(row: Row, part: Literal["found", "silent"] = "found", which: str = 
     )
 
 
-def loss(row: Row) -> str | None:
+def loss(row: Result) -> str | None:
     """That it loses what must be kept, if it does, as a sentence without its full stop."""
     if row.match is None or row.keep is None or (lost := row.lost) is None:
         return None
@@ -184,7 +185,7 @@ def loss(row: Row) -> str | None:
     )
 
 
-def findings(plain: Sequence[Row], lacks: str, blind: bool) -> list[str]:
+def findings(plain: Sequence[Result], lacks: str, blind: bool) -> list[str]:
     """What plain prompts, first that without the text or instruction, tell before any setting is
     tried: whether it helps at all, and what is to be had for nothing.
     """
@@ -202,13 +203,12 @@ def findings(plain: Sequence[Row], lacks: str, blind: bool) -> list[str]:
             found = row.keep.whole
             kept = f"; what must be kept {points(found.difference)} points (p = {found.p:.2g})"
         said.append(
-            f"For nothing, {row.setting}: {', where it does not answer '.join(told)}{kept}."
+            f"Free baseline, {row.setting}: {', where it does not answer '.join(told)}{kept}."
         )
     if blind:
         said.append(
-            'Blind spot: no problem says "answers": false, so nothing is known of texts that do '
-            "not answer the question. There contrasts have cost the most (docs/accuracy.md): add "
-            "such problems."
+            'Not tested: texts that do not answer. Add problems with "answers": false. There '
+            f"contrasts have cost the most: {site('accuracy.html')}"
         )
     return said
 
@@ -230,19 +230,19 @@ def _help(without: Comparison, lacks: str, right: str) -> str:
 class Verdict:
     """What to use, by all that was compared."""
 
-    dev: Mapping[Setting, Row]  # plain prompts and settings on the dev problems, in order
+    dev: Mapping[Setting, Result]  # plain prompts and settings on the dev problems, in order
     picked: Setting  # by the dev problems
-    held_out: Mapping[Setting, Row]  # plain prompts and the picked setting on the others
+    held_out: Mapping[Setting, Result]  # plain prompts and the picked setting on the others
     against: Mapping[Setting, Comparison]  # that against plain prompts there, where texts answer
     blind: bool = False  # whether there may be texts that do not answer, and no row says so
 
     @property
-    def best(self) -> Row:
+    def best(self) -> Result:
         """The picked setting on the held-out problems."""
         return self.held_out[self.picked]
 
     @property
-    def _plain(self) -> list[Row]:
+    def _plain(self) -> list[Result]:
         """The plain prompts on the held-out problems, but for those that lose what must be kept."""
         rows = (self.held_out[one] for one in self.against)
         return [row for row in rows if row.lost is None]
@@ -252,7 +252,7 @@ class Verdict:
         found = (row.setting for row in self._plain)
         return next((one for one in found if one.plain == setting.plain), None)
 
-    def _gains(self, row: Row) -> bool:
+    def _gains(self, row: Result) -> bool:
         """Whether it beats greedy decoding: significantly on the held-out problems, and at all on
         the dev ones; and does not lose what must be kept.
         """
@@ -260,7 +260,7 @@ class Verdict:
         return gains and row.lost is None
 
     @property
-    def use(self) -> Row | None:
+    def use(self) -> Result | None:
         """The setting or the plain prompt to use, on the held-out problems; None for greedy
         decoding. A setting has to beat greedy decoding significantly; it must not score below any
         plain prompt, and has to beat the best one significantly if that is a gain for nothing. Nor
@@ -289,7 +289,7 @@ class Verdict:
                 return rival
         return None
 
-    def _is_for_answers(self, row: Row) -> bool:
+    def _is_for_answers(self, row: Result) -> bool:
         """Whether something is to be used only where a text is known to answer: it is significantly
         worse where texts do not, or greedy decoding or a plain prompt is better on all problems.
         """

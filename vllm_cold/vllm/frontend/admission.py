@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Decides, once for each request, whether it is decoded with CoLD, and against what.
 
-A request is read (``Asked``) before its prompt is made, decided about (``Contrast``) when it is
-made, and admitted (``Stream``) when its parameters are known. A wrong one is refused with HTTP 400
-(online) or ValueError (offline) before it costs anything. ``intake`` and ``serving`` ask, where
+A request is read (``Asked``) before its prompt is made, decided about (``RequestContrast``) when it
+is made, and admitted (``Stream``) when its parameters are known. A wrong one is refused with HTTP
+400 (online) or ValueError (offline) before it costs anything. ``intake`` and ``serving`` ask, where
 requests come in.
 """
 
@@ -18,7 +18,8 @@ from vllm_cold import adapter_config
 from vllm_cold.errors import ColdError
 from vllm_cold.group.media import why_never
 from vllm_cold.group.stream import without_cold
-from vllm_cold.method.amateurs import (
+from vllm_cold.rules import registry
+from vllm_cold.settings.amateurs import (
     AmateurSpec,
     CannotLeaveOut,
     Distorted,
@@ -28,8 +29,8 @@ from vllm_cold.method.amateurs import (
     describe,
     says_what,
 )
-from vllm_cold.method.arguments import ColdArgs, parse_request_args
-from vllm_cold.method.settings import (
+from vllm_cold.settings.arguments import ColdArgs, parse_request_args
+from vllm_cold.settings.knobs import (
     DEFAULT_BETA,
     MOST_ITEMS,
     PREFIX,
@@ -38,8 +39,7 @@ from vllm_cold.method.settings import (
     named_by,
     preset_of,
 )
-from vllm_cold.params import ColdParams
-from vllm_cold.rules import registry
+from vllm_cold.settings.params import ColdParams
 from vllm_cold.vllm.frontend import media, media_cache
 from vllm_cold.vllm.frontend.capacity import fit
 from vllm_cold.vllm.frontend.config import (
@@ -51,7 +51,7 @@ from vllm_cold.vllm.frontend.config import (
     unsupported,
     uses_v2_runner,
 )
-from vllm_cold.vllm.frontend.contrast import Asked, Contrast, same
+from vllm_cold.vllm.frontend.contrast import Asked, RequestContrast, same
 from vllm_cold.vllm.frontend.prompts import Prompt, source_of
 from vllm_cold.vllm.frontend.rendering import aside, render
 from vllm_cold.vllm.scheduler.encoder import room_of
@@ -282,7 +282,7 @@ class Admission:
         made: Any = None,
         online: Any = None,
         offline: bool = False,
-    ) -> Contrast | None:
+    ) -> RequestContrast | None:
         """What a request is decoded with. Makes the amateurs' prompts; no response has begun.
 
         Args:
@@ -318,7 +318,7 @@ class Admission:
             if asked.gives_way:
                 return None
             raise
-        contrast = Contrast(asked, Prompt.of(prompt if made is None else made), prompts)
+        contrast = RequestContrast(asked, Prompt.of(prompt if made is None else made), prompts)
         for one, own in contrast.own:
             # A template may put in what was left out, or cut it off.
             if same(one.lora, asked.expert) and contrast.expert.equals(own):
@@ -334,7 +334,7 @@ class Admission:
             raise contrast.expert.refused(problem)
         return contrast
 
-    def _check_media(self, contrast: Contrast) -> None:
+    def _check_media(self, contrast: RequestContrast) -> None:
         """Refuse what CoLD cannot do with media, and what an engine could never encode in step."""
         every = [contrast.expert, *(one for _, one in contrast.own)]
         if not any(one.features for one in every):
@@ -353,7 +353,9 @@ class Admission:
 
     # ---- with the parameters ---------------------------------------------------------------------
 
-    def check(self, contrast: Contrast, params: Any, most: int, unlimited: bool = False) -> int:
+    def check(
+        self, contrast: RequestContrast, params: Any, most: int, unlimited: bool = False
+    ) -> int:
         """How many tokens a request gets that has these parameters, and would get so many.
 
         Raises:
@@ -370,7 +372,9 @@ class Admission:
         unlimited = unlimited or asked.unlimited
         return fit(self.config, asked.amateurs, contrast.lengths, most, unlimited)
 
-    def admit(self, contrast: Contrast | None, params: Any, request: "EngineCoreRequest") -> None:
+    def admit(
+        self, contrast: RequestContrast | None, params: Any, request: "EngineCoreRequest"
+    ) -> None:
         """Give a CoLD request its ``Stream`` in ``extra_args``.
 
         Args:
@@ -433,7 +437,7 @@ def _check_sendable(said: Mapping[str, Any] | None) -> None:
         ) from error
 
 
-def _check_drafter(config: Any, contrast: Contrast) -> None:
+def _check_drafter(config: Any, contrast: RequestContrast) -> None:
     """On V1, a drafter that is a model asks for the ids of prompts, and the worker ends where there
     are none. Beside embeddings there may be some, which need not be the vocabulary's.
     """

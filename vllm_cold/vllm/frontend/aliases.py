@@ -7,7 +7,7 @@ own.
 from collections.abc import Callable
 from typing import Any
 
-from vllm_cold.method.presets import PRESETS
+from vllm_cold.settings.presets import PRESETS
 
 
 def _make(original: Callable[..., Any]) -> Callable[..., Any]:

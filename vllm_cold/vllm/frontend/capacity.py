@@ -7,7 +7,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, NamedTuple
 
 from vllm_cold.errors import ColdError
-from vllm_cold.method.amateurs import AmateurSpec
+from vllm_cold.settings.amateurs import AmateurSpec
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig

@@ -9,9 +9,9 @@ from collections.abc import Callable
 from typing import Any
 
 from vllm_cold.errors import ColdError
-from vllm_cold.method.amateurs import read_without
-from vllm_cold.method.arguments import load_rules
-from vllm_cold.method.settings import (
+from vllm_cold.settings.amateurs import read_without
+from vllm_cold.settings.arguments import load_rules
+from vllm_cold.settings.knobs import (
     ENGINE,
     KNOBS,
     LIMITS,

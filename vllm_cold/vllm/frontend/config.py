@@ -6,12 +6,12 @@ in the way. Changes nothing; ``engine_config`` does.
 from typing import TYPE_CHECKING
 
 from vllm_cold import places
-from vllm_cold.method.arguments import ColdArgs, parse_engine_defaults, parse_limits
-from vllm_cold.method.settings import DEFAULT_MEGAPIXELS, MAX_AMATEURS
+from vllm_cold.settings.arguments import ColdArgs, parse_engine_defaults, parse_limits
+from vllm_cold.settings.knobs import DEFAULT_MEGAPIXELS, MAX_AMATEURS
 from vllm_cold.vllm import availability, versions
 from vllm_cold.vllm.frontend import ascend, connectors
 from vllm_cold.vllm.worker import drafts_v1
-from vllm_cold.vllm.worker.states import has_states
+from vllm_cold.vllm.worker.ssm import has_states
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a request asks for (``Asked``), and what is contrasted with what for it (``Contrast``), of
-which ``group.stream`` tells the scheduler. ``admission`` makes the one of the other.
+"""What a request asks for (``Asked``), and what is contrasted with what for it
+(``RequestContrast``), of which ``group.stream`` tells the scheduler. ``admission`` makes the one of
+the other.
 """
 
 from dataclasses import dataclass, replace
@@ -8,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from vllm_cold.errors import ColdError
 from vllm_cold.group.stream import AmateurStream, Stream
-from vllm_cold.method import arguments
-from vllm_cold.method.amateurs import AmateurSpec, CannotLeaveOut, Without
-from vllm_cold.method.embeddings import Embeddings
-from vllm_cold.method.presets import PRESETS, PresetName
-from vllm_cold.params import ColdParams
 from vllm_cold.rules import registry
+from vllm_cold.settings import arguments
+from vllm_cold.settings.amateurs import AmateurSpec, CannotLeaveOut, Without
+from vllm_cold.settings.embeddings import Embeddings
+from vllm_cold.settings.params import ColdParams
+from vllm_cold.settings.presets import PRESETS, PresetName
 from vllm_cold.vllm.frontend.prompts import Prompt, PromptSource
 
 if TYPE_CHECKING:
@@ -105,7 +106,7 @@ class Asked(arguments.Contrast):
 
 
 @dataclass(frozen=True, slots=True)
-class Contrast:
+class RequestContrast:
     """What is contrasted with what: an expert's prompt, and what its amateurs read.
 
     Attributes:
@@ -158,7 +159,7 @@ class Contrast:
                 )
             ),
             method=preset or name or ("custom" if self.own else "cold"),
-            keeps_state=rule is not None and rule.state > 0,
+            rule_keeps_state=rule is not None and rule.state > 0,
             retires=rule is not None and rule.retires,
             explain=asked.explain,
         )

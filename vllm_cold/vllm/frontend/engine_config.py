@@ -8,9 +8,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from vllm_cold import places
-from vllm_cold.method.amateurs import read_without
-from vllm_cold.method.arguments import ColdArgs, load_rules
-from vllm_cold.method.settings import preset_of
+from vllm_cold.errors import site
+from vllm_cold.settings.amateurs import read_without
+from vllm_cold.settings.arguments import ColdArgs, load_rules
+from vllm_cold.settings.knobs import preset_of
 from vllm_cold.vllm import availability
 from vllm_cold.vllm.frontend import ascend
 from vllm_cold.vllm.frontend.config import (
@@ -68,8 +69,8 @@ def _say(defaults: ColdArgs) -> None:
     else:
         what = "used for requests that ask for it (ColdParams, cold_* in vllm_xargs)"
     logger.info(
-        "CoLD is %s. What vLLM says about a custom scheduler class is about CoLD's scheduler, "
-        "which extends the class that vLLM would use: it is meant to be so.",
+        "CoLD is %s. vLLM's warning about a custom scheduler class is expected: CoLD's extends "
+        "the class that vLLM would use.",
         what,
     )
 
@@ -90,10 +91,11 @@ def _warn(defaults: ColdArgs) -> None:
         does = "is followed less: where it contradicts what the model remembers"
         rows = "of such texts"
     logger.warning(
-        "CoLD: with this default a chat's text (%s) %s, mostly fewer answers are right than "
-        "without CoLD (docs/accuracy.md). Measure how many of yours: vllm-cold tune, with rows %s.",
+        "vllm-cold: with this default a chat's text (%s) %s, mostly fewer answers are right than "
+        "without a contrast (%s). Measure it on your data: vllm-cold tune, with rows %s.",
         without,
         does,
+        site("accuracy.html"),
         rows,
     )
 
@@ -104,9 +106,9 @@ def _warn_of_attention(config: "VllmConfig") -> None:
 
     if current_platform.is_cpu() and getattr(config.model_config, "is_mm_prefix_lm", False):
         logger.warning(
-            "vllm-cold: on CPU, vLLM's attention hides from an image's tokens those behind them, "
-            "which this model would see: its answers about images are not those of its makers, "
-            "with and without CoLD."
+            "vllm-cold: vLLM's CPU attention is causal within images, but this model expects "
+            "bidirectional attention: its answers about images differ from the reference "
+            "implementation, with a contrast or without."
         )
 
 

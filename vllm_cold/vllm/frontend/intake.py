@@ -18,7 +18,7 @@ from vllm.sampling_params import SamplingParams
 from vllm_cold.patching import at_once
 from vllm_cold.vllm.frontend import media_cache
 from vllm_cold.vllm.frontend.admission import Admission
-from vllm_cold.vllm.frontend.contrast import Asked, Contrast
+from vllm_cold.vllm.frontend.contrast import Asked, RequestContrast
 from vllm_cold.vllm.frontend.errors import refusals
 from vllm_cold.vllm.frontend.prompts import (
     carrying,
@@ -47,7 +47,7 @@ class Exchange:
     """
 
     plain: bool = False
-    decided: dict[int, tuple[Any, Iterator[Contrast | None]]] = field(default_factory=dict)
+    decided: dict[int, tuple[Any, Iterator[RequestContrast | None]]] = field(default_factory=dict)
     used: dict[int, Asked | None] = field(default_factory=dict)
     steps: list[dict[str, Any]] | None = None
 

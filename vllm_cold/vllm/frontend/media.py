@@ -11,8 +11,8 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from vllm_cold import places
-from vllm_cold.method.amateurs import AmateurSpec, CannotLeaveOut, Distorted, has_media
 from vllm_cold.patching import in_form_of, result_of
+from vllm_cold.settings.amateurs import AmateurSpec, CannotLeaveOut, Distorted, has_media
 from vllm_cold.vllm import versions
 
 if TYPE_CHECKING:

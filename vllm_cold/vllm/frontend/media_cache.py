@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from vllm_cold.method.amateurs import MEDIA, media_parts
+from vllm_cold.settings.amateurs import MEDIA, media_parts
 from vllm_cold.vllm import versions
 from vllm_cold.vllm.frontend.media import make_readable
 from vllm_cold.vllm.frontend.prompts import source_in

@@ -10,7 +10,7 @@ from typing import Any, get_type_hints
 import msgspec
 from prometheus_client import REGISTRY, Counter, Gauge, Histogram
 
-from vllm_cold.group.step_stats import Counters, Report
+from vllm_cold.group.step_stats import ColdStats, Counters
 
 PREFIX = "vllm_cold_"
 LABELS = ("model_name", "engine")
@@ -27,7 +27,7 @@ def _help(owner: type[msgspec.Struct], of: Any) -> dict[str, str]:
 
 COUNTERS = _help(Counters, int)
 HISTOGRAMS = _help(Counters, list[int])
-GAUGES = _help(Report, int)
+GAUGES = _help(ColdStats, int)
 
 
 class ColdMetrics:
@@ -67,7 +67,7 @@ class ColdMetrics:
             for name, text in GAUGES.items()
         }
         for engine in engines:
-            self._set_gauges(Report(), engine)  # with several API servers not on the page before
+            self._set_gauges(ColdStats(), engine)  # with several API servers not on the page before
 
     def record(self, payload: Mapping[str, Any], engine: int) -> None:
         """Add what an engine reports.
@@ -76,7 +76,7 @@ class ColdMetrics:
             payload: From ``group.step_stats.CountersByKind.take``.
             engine: Which one.
         """
-        report = msgspec.convert(payload, Report)
+        report = msgspec.convert(payload, ColdStats)
         self._set_gauges(report, engine)
         for kind, sums in report.sums:
             labels = (self._model_name, str(engine), *kind)
@@ -87,7 +87,7 @@ class ColdMetrics:
                 for value in getattr(sums, name):
                     child.observe(value)
 
-    def _set_gauges(self, report: Report, engine: int) -> None:
+    def _set_gauges(self, report: ColdStats, engine: int) -> None:
         for name, gauge in self._gauges.items():
             gauge.labels(self._model_name, str(engine)).set(getattr(report, name))
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from vllm_cold.errors import ColdError
-from vllm_cold.method.amateurs import AmateurSpec, CannotLeaveOut, Distorted, Embeds, Without
 from vllm_cold.patching import in_form_of, result_of
+from vllm_cold.settings.amateurs import AmateurSpec, CannotLeaveOut, Distorted, Embeds, Without
 from vllm_cold.vllm.frontend import media
 from vllm_cold.vllm.frontend.config import is_configured
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from vllm_cold import patching, places
-from vllm_cold.method.arguments import parse_engine_defaults, parse_request_args
+from vllm_cold.settings.arguments import parse_engine_defaults, parse_request_args
 from vllm_cold.vllm.frontend.errors import refusals
 
 _reason = ""

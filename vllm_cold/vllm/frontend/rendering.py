@@ -13,7 +13,8 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from vllm_cold.errors import ColdError
-from vllm_cold.method.amateurs import (
+from vllm_cold.patching import result_of
+from vllm_cold.settings.amateurs import (
     MEDIA,
     AmateurSpec,
     Distorted,
@@ -22,11 +23,10 @@ from vllm_cold.method.amateurs import (
     Messages,
     Part,
     Text,
-    Tokens,
+    TokenIds,
     Without,
     has_media,
 )
-from vllm_cold.patching import result_of
 from vllm_cold.vllm import versions
 from vllm_cold.vllm.frontend import media, media_cache
 from vllm_cold.vllm.frontend.prompts import Prompt, PromptSource, unknown_token
@@ -200,7 +200,7 @@ def _call(renderer: Any, prompt_source: PromptSource, one: AmateurSpec, online: 
                     "reads"
                 )
             prompt = source.of(one.prompt_field, prompt_source.prompt)  # type: ignore[type-var]
-        case Text() | Tokens():
+        case Text() | TokenIds():
             prompt = source.value
     if not isinstance(prompt, dict):
         prompt = {"prompt" if isinstance(prompt, str) else "prompt_token_ids": prompt}

@@ -21,9 +21,9 @@ from typing import Any
 
 from vllm_cold.errors import ColdError
 from vllm_cold.group import results
-from vllm_cold.method.amateurs import Messages, Part
-from vllm_cold.method.arguments import check_placement
-from vllm_cold.params import ColdParams
+from vllm_cold.settings.amateurs import Messages, Part
+from vllm_cold.settings.arguments import check_placement
+from vllm_cold.settings.params import ColdParams
 from vllm_cold.vllm.frontend import media, media_cache
 from vllm_cold.vllm.frontend.admission import ASKED, Admission, says_much
 from vllm_cold.vllm.frontend.contrast import Asked

@@ -3,7 +3,7 @@
 streams come one behind the other.
 
 Between passes only a group's expert waits in ``waiting``, for all of its streams, so that lengths
-and order are those of the clients' requests. For the time of a pass an ``Admission`` stands in the
+and order are those of the clients' requests. For the time of a pass an ``QueueView`` stands in the
 queues' places. It looks no further than vLLM does: one request at a time, until somebody stops it.
 
 Touched in vLLM: ``RequestQueue``, of which ``Scheduler.waiting``, ``kv_holding_waiting`` (not in
@@ -24,7 +24,7 @@ from vllm.v1.request import RequestStatus
 from vllm_cold.vllm.scheduler.interface import Request, Scheduler
 
 
-class Answer(Enum):
+class Ruling(Enum):
     """To the question whether a request may start."""
 
     START = auto()
@@ -34,7 +34,7 @@ class Answer(Enum):
     """Nobody."""
 
 
-class Admission:
+class QueueView:
     """Whom one pass admits.
 
     Args:
@@ -56,8 +56,8 @@ class Admission:
     def __init__(
         self,
         scheduler: Scheduler,
-        may_start: Callable[[Request], Answer],
-        may_go_on: Callable[[Request], Answer],
+        may_start: Callable[[Request], Ruling],
+        may_go_on: Callable[[Request], Ruling],
         loaded: Iterator[None],
         is_stream: Callable[[Request], bool],
     ) -> None:
@@ -121,7 +121,7 @@ class Admission:
 class View(RequestQueue):  # type: ignore[misc]
     """What vLLM sees of one queue."""
 
-    def __init__(self, admission: Admission, queue: Any, ask: Callable[[Request], Answer]) -> None:
+    def __init__(self, admission: QueueView, queue: Any, ask: Callable[[Request], Ruling]) -> None:
         self._admission, self._queue, self._ask = admission, queue, ask
         self._places: dict[Request, int] = {}  # of those who were at the head
         self._skipped: list[Request] = []
@@ -130,9 +130,9 @@ class View(RequestQueue):  # type: ignore[misc]
         admission = self._admission
         while not admission.has_next() and not admission.is_over and self._queue:
             answer = self._ask(self._queue.peek_request())
-            if answer is Answer.STOP:
+            if answer is Ruling.STOP:
                 return False
-            if answer is Answer.SKIP:
+            if answer is Ruling.SKIP:
                 request = self.take()
                 admission.deferred.add(request)
                 self._skipped.append(request)

@@ -50,7 +50,7 @@ from vllm_cold.group.slots import Slots
 from vllm_cold.group.step_stats import CountersByKind, RowStats
 from vllm_cold.group.stream import from_extra_args, set_slot
 from vllm_cold.vllm import versions
-from vllm_cold.vllm.scheduler.admission import Admission, Answer, aside, holds_prompts
+from vllm_cold.vllm.scheduler.admission import QueueView, Ruling, aside, holds_prompts
 from vllm_cold.vllm.scheduler.amateurs import make_streams
 from vllm_cold.vllm.scheduler.connectors import Loads
 from vllm_cold.vllm.scheduler.encoder import EncoderInputs
@@ -113,7 +113,7 @@ class GroupScheduler(Scheduler):
         self._step: Step[Request] = Step(budget=0)
         self._in_pass = False
         self._splits = False  # whether vLLM says where a chunk of a prompt ends
-        self._admission: Admission | None = None
+        self._admission: QueueView | None = None
         self._throttled = False  # whether vLLM holds prompts back
         self._adapters: set[int] = set()  # of the first requests that run
         self._num_seen = 0  # how many these are
@@ -134,7 +134,11 @@ class GroupScheduler(Scheduler):
         streams = make_streams(request, stream)
         told = Told(len(stream.amateurs), stream.explain) if stream.explain else None
         group: RequestGroup = Group(
-            streams, kind, keeps_state=stream.keeps_state, retires=stream.retires, told=told
+            streams,
+            kind,
+            rule_keeps_state=stream.rule_keeps_state,
+            retires=stream.retires,
+            told=told,
         )
         if self._draft_controller is not None:
             seeded = params.seed is not None and params.temperature > 0
@@ -320,7 +324,7 @@ class GroupScheduler(Scheduler):
         if of_partial := {s for group in self._partial_groups() for s in group.streams}:
             # Last, so that nobody takes blocks between its turn and the admission of the others.
             self.running.sort(key=of_partial.__contains__)
-        self._admission = Admission(
+        self._admission = QueueView(
             self, self._may_start, self._may_go_on, self._loaded(), self._is_stream
         )
         splits, self.need_mamba_block_aligned_split = self.need_mamba_block_aligned_split, True
@@ -494,32 +498,32 @@ class GroupScheduler(Scheduler):
             self._admission.put(late, to_load=True)
         return bool(late) or not all(one.is_known for one in found.values())
 
-    def _may_start(self, request: Request) -> Answer:
+    def _may_start(self, request: Request) -> Ruling:
         """Whether the head of the queue may start: nobody while a group is there in part, but those
         that are more urgent; a group if there is room for all of it.
         """
         if self._partial and any(self._holds_up(g, request) for g in self._partial_groups()):
-            return Answer.STOP
+            return Ruling.STOP
         self._loads.forget_promise(request)
         group = self._groups.get(request.request_id)
         if group is None or not group.amateurs:
             if not self._seats_fit(1):
-                return Answer.STOP
+                return Ruling.STOP
             fits = not request.lora_request or self._loras_fit(request=request)
-            return Answer.START if fits else Answer.SKIP
+            return Ruling.START if fits else Ruling.SKIP
         if not self._promote(request):
-            return Answer.SKIP
+            return Ruling.SKIP
         assert self._admission is not None
-        if (answer := self._start(group)) is Answer.START:
+        if (answer := self._start(group)) is Ruling.START:
             self._admission.take()
             group.is_queued, group.passed_over = False, 0
             self._partial.append(group)  # until all of its streams run
         return answer
 
-    def _may_go_on(self, request: Request) -> Answer:
+    def _may_go_on(self, request: Request) -> Ruling:
         """Whether a plain request with blocks may: others may wait for these."""
         fits = not request.lora_request or self._loras_fit(request=request, beside_partial=False)
-        return Answer.START if fits else Answer.SKIP
+        return Ruling.START if fits else Ruling.SKIP
 
     def _loaded(self) -> Iterator[None]:
         """Ask the groups of which no stream runs and some have blocks, one after the other."""
@@ -531,37 +535,37 @@ class GroupScheduler(Scheduler):
                 continue
             # Who starts might take what it waits for.
             group.is_urgent = True
-            group.is_urgent = self._start(group) is not Answer.SKIP and group.is_urgent
+            group.is_urgent = self._start(group) is not Ruling.SKIP and group.is_urgent
             yield
 
-    def _start(self, group: RequestGroup) -> Answer:
+    def _start(self, group: RequestGroup) -> Ruling:
         """Whether a group may start of which no stream runs; its streams come next then."""
         assert self._admission is not None
         if self._step.preempted:
-            return Answer.STOP
+            return Ruling.STOP
         if any(map(self._is_late, group.streams)):
-            return Answer.SKIP
+            return Ruling.SKIP
         if not self._seats_fit(len(group.streams)):
-            return Answer.STOP
+            return Ruling.STOP
         if not self._loras_fit(group):
             # Where one of them had a slot, those behind it may keep the others taken for ever: in
             # the end it stops the queue. Else it waits as any request without a slot does.
             if not any(s.lora_request and self._loras_fit(request=s) for s in group.streams):
-                return Answer.SKIP
+                return Ruling.SKIP
             group.passed_over += 1
-            return Answer.SKIP if group.passed_over <= _MAX_PASSED_OVER else Answer.STOP
+            return Ruling.SKIP if group.passed_over <= _MAX_PASSED_OVER else Ruling.STOP
         found = self._look_up(group)
         if not all(one.is_known for one in found.values()):
-            return Answer.SKIP
+            return Ruling.SKIP
         if self._load(group, found):
-            return Answer.START if self._admission.front else Answer.STOP
+            return Ruling.START if self._admission.front else Ruling.STOP
         if not self._encoder.may_begin(group, self._led()) or not self._has_room(group, found):
-            return Answer.STOP
+            return Ruling.STOP
         missing = self._go_or_hold(group, found)
         if not missing or (self._begun() and len(missing) < len(group.streams)):
             self._admission.front.clear()
-            return Answer.STOP  # only one group waits for others to get to their last token
-        return Answer.START
+            return Ruling.STOP  # only one group waits for others to get to their last token
+        return Ruling.START
 
     def _has_room(
         self, group: RequestGroup, found: Mapping[Request, Found], promised: int = 0
@@ -790,7 +794,7 @@ class GroupScheduler(Scheduler):
                     "shorten it or enlarge the KV cache.",
                 )
         for group in self._step.groups:
-            if group.keeps_state and group.slot is None:
+            if group.rule_keeps_state and group.slot is None:
                 self._take_slot(group, output)
         self._encoder.end_pass(output, self._groups)
 

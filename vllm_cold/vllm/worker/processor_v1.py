@@ -15,9 +15,9 @@ from vllm_cold import patching, places
 from vllm_cold.group.rows import GroupRows
 from vllm_cold.group.stream import Stream, from_extra_args
 from vllm_cold.group.weights import RuleStates
-from vllm_cold.method.arguments import load_rules
 from vllm_cold.ops import registry
-from vllm_cold.vllm.worker import amateur_tokens, outputs, states
+from vllm_cold.settings.arguments import load_rules
+from vllm_cold.vllm.worker import amateur_tokens, outputs, ssm
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -41,7 +41,7 @@ class ColdLogitsProcessorV1(LogitsProcessor):  # type: ignore[misc]
         times = places.WORKER, places.V1, places.EMBEDS, places.MODEL_ON_CPU
         patching.install(places.rows(*times))
         amateur_tokens.wrap_built_on_v1()
-        states.install(vllm_config)
+        ssm.install(vllm_config)
 
     def is_argmax_invariant(self) -> bool:
         """False: CoLD changes which token is best."""

@@ -15,11 +15,11 @@ from vllm_cold import patching, places
 from vllm_cold.group.rows import GroupRows
 from vllm_cold.group.stream import Stream, from_extra_args
 from vllm_cold.group.weights import RuleStates
-from vllm_cold.method.arguments import load_rules
 from vllm_cold.ops import registry
+from vllm_cold.settings.arguments import load_rules
 from vllm_cold.vllm.worker import (
     outputs,
-    states,
+    ssm,
 )
 
 
@@ -34,7 +34,7 @@ class ColdLogitsProcessorV2(LogitsProcessor):  # type: ignore[misc]
         self._lengths = req_states
         self._states = RuleStates(self._device)
         load_rules(vllm_config.additional_config)
-        states.install(vllm_config)
+        ssm.install(vllm_config)
         registry.choose(self._device)  # says which; a missing one fails now, not at a request
         self._num_rows = np.ones(req_states.max_num_reqs, dtype=np.int64)  # by slot
         self._streams: dict[int, Stream] = {}  # by slot

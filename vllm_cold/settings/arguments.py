@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vllm_cold.errors import ColdError
-from vllm_cold.method.amateurs import AmateurSpec, read_without
-from vllm_cold.method.settings import (
+from vllm_cold.rules import registry
+from vllm_cold.settings.amateurs import AmateurSpec, read_without
+from vllm_cold.settings.knobs import (
     ENGINE,
     EXPLAIN,
     KNOBS,
@@ -32,7 +33,6 @@ from vllm_cold.method.settings import (
     preset_of,
     with_rule,
 )
-from vllm_cold.rules import registry
 
 _ENGINE_KEYS = ("enabled", "rules", *LIMITS, *ENGINE)
 

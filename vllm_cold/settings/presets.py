@@ -2,8 +2,8 @@
 """Methods that contrast, by name: the values that their papers give, and of our own those that
 harmed least where they were measured (docs/accuracy.md). Imports no vLLM.
 
-All are the one formula of docs/method.md; a preset sets the mask and the weights, and a request
-says what its amateurs are.
+All are the one formula of docs/how-it-works.md; a preset sets the mask and the weights, and a
+request says what its amateurs are.
 """
 
 from collections.abc import Mapping
@@ -79,12 +79,12 @@ PRESETS: Mapping[PresetName, Preset] = {
         without="tool",
     ),
     # The rules of these names, whose files say where each is from; none has a mask
-    "acd": _of_rule("acd", "the same, each as much as the other one is unsure"),
-    "arr": _of_rule("arr", "the same, towards the surer one"),
-    "cocoa": _of_rule("cocoa", "the same, by the gap of their entropies"),
-    "grd": _of_rule("grd", "the same, one of both trusted from their first conflict on"),
+    "acd": _of_rule("acd", "the same, both mixed by their entropies"),
+    "arr": _of_rule("arr", "the same, towards the more confident one"),
+    "cocoa": _of_rule("cocoa", "the same, weighted by the gap of their entropies"),
+    "grd": _of_rule("grd", "the same, committed to one of both at their first disagreement"),
     "m3id": _of_rule("m3id", "the same, stronger with every token"),
-    "mti": _of_rule("mti", "the same, where the expert is unsure"),
+    "mti": _of_rule("mti", "the same, only where the expert is uncertain"),
     # arXiv 2306.17806: z' + g (z - z'), g = 1.5, so w = -(g - 1)
     "cfg": Preset(
         "a prompt against the same one without its instruction",

@@ -17,9 +17,9 @@ import msgspec
 from msgspec import Meta
 
 from vllm_cold.errors import ColdError
-from vllm_cold.method.images import ALLOWED
-from vllm_cold.method.presets import PRESET_NAMES, PRESETS, Preset, PresetName
 from vllm_cold.rules import registry
+from vllm_cold.settings.images import ALLOWED
+from vllm_cold.settings.presets import PRESET_NAMES, PRESETS, Preset, PresetName
 
 DEFAULT_ALPHA = 0.1
 DEFAULT_BETA = 0.5
@@ -168,7 +168,7 @@ _MOST_ENTRIES = {"without": MOST_ITEMS, "part": 2 * MOST_ITEMS}
 
 
 class ColdSettings(msgspec.Struct, frozen=True):
-    """The knobs of the method (arXiv 2505.14620, section 3; see docs/method.md), checked, as
+    """The knobs of the method (arXiv 2505.14620, section 3; see docs/how-it-works.md), checked, as
     ``KNOBS`` says. ``rule`` chooses weights at each step, None where all are fixed;
     ``rule_parameters`` are all of the rule's, None without one.
     """

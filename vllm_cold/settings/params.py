@@ -10,10 +10,9 @@ from vllm.lora.request import LoRARequest
 from vllm.sampling_params import SamplingParams
 
 from vllm_cold.errors import ColdError
-from vllm_cold.method.amateurs import Source, check_preset, read_source
-from vllm_cold.method.images import View, read_view
-from vllm_cold.method.presets import PRESET_NAMES, PRESETS, PresetName
-from vllm_cold.method.settings import (
+from vllm_cold.settings.amateurs import Source, check_preset, read_source
+from vllm_cold.settings.images import View, read_view
+from vllm_cold.settings.knobs import (
     DEFAULT_ALPHA,
     DEFAULT_BETA,
     KNOBS,
@@ -25,6 +24,7 @@ from vllm_cold.method.settings import (
     merge,
     with_rule,
 )
+from vllm_cold.settings.presets import PRESET_NAMES, PRESETS, PresetName
 from vllm_cold.vllm import availability
 
 
@@ -149,7 +149,7 @@ class ColdParams(SamplingParams, kw_only=True, omit_defaults=True, dict=True):  
 
     @classmethod
     def preset(cls, name: PresetName, **fields: Any) -> Self:
-        """The parameters of a method by its name (``method.presets``).
+        """The parameters of a method by its name (``settings.presets``).
 
         Args:
             name: The method's.

@@ -15,9 +15,8 @@ from typing import Any, TypeVar
 import msgspec
 
 from vllm_cold.errors import ColdError
-from vllm_cold.method.images import View, name_of, read_view
-from vllm_cold.method.presets import Preset
-from vllm_cold.method.settings import (
+from vllm_cold.settings.images import View, name_of, read_view
+from vllm_cold.settings.knobs import (
     MAX_AMATEURS,
     MOST_ITEMS,
     PREFIX,
@@ -26,6 +25,7 @@ from vllm_cold.method.settings import (
     check_number,
     preset_of,
 )
+from vllm_cold.settings.presets import Preset
 
 _T = TypeVar("_T", str, list[int])
 
@@ -64,7 +64,7 @@ class Text(msgspec.Struct, frozen=True):
         return "text"
 
 
-class Tokens(msgspec.Struct, frozen=True):
+class TokenIds(msgspec.Struct, frozen=True):
     """A prompt as token ids."""
 
     value: list[int]
@@ -288,7 +288,7 @@ class Part(msgspec.Struct, frozen=True):
         return left
 
 
-Source = Text | Tokens | Messages | Embeds | Media | Distorted | Without | Part
+Source = Text | TokenIds | Messages | Embeds | Media | Distorted | Without | Part
 
 
 class AmateurSpec(msgspec.Struct):
@@ -362,7 +362,7 @@ def read_prompt(field: str, prompt: object) -> Source | None:
         if isinstance(prompt[0], Mapping):
             return _messages(field, prompt, prompt)
         if _are_token_ids(prompt):
-            return Tokens(list(prompt))
+            return TokenIds(list(prompt))
     raise ColdError(
         field,
         prompt,

@@ -1,0 +1,222 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The charts of what was measured, from the files that keep it; ``pictures`` writes them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import matplotlib.pyplot as plt
+
+from benchmarks.accuracy.report import Outcomes, compare, read_outcomes
+
+ROOT = Path(__file__).parents[1]
+ACCURACY = ROOT / "benchmarks" / "accuracy" / "measured"
+MODELS = {
+    "smollm2": "SmolLM2-135M",
+    "gemma": "Gemma 3 270M (base)",
+    "qwen-0.5b": "Qwen2.5-Coder 0.5B",
+    "qwen-1.5b": "Qwen2.5-Coder 1.5B",
+}
+# Of the palette of Okabe and Ito, which everybody can tell apart.
+BLUE, ORANGE, GREEN, PURPLE, SKY, BLACK = (
+    "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#000000",
+)  # fmt: skip
+GREY = "#90a4ae"
+
+
+@cache
+def outcomes(name: str) -> Outcomes:
+    """What was measured on test problems."""
+    return read_outcomes(ACCURACY / name)
+
+
+# Method, label, colour, and where its number stands, in points from the dot.
+SETTINGS = (
+    ("greedy", "greedy", BLACK, (6, -9)),
+    ("part repeated", "repeated", BLUE, (7, -2)),
+    ("cad", "cfg", ORANGE, (-16, -6)),
+    ("part repeated + cad", "repeated + cfg", PURPLE, (-4, 7)),
+)
+
+
+def followed() -> Any:
+    """Followed against right, a dot a setting, a panel a model; its number is both at once."""
+    found = outcomes("outcomes-joint.jsonl")
+    there = [name for name in MODELS if "told-facts" in found.get((name, "test"), {})]
+    figure, panels = plt.subplots(
+        1, len(there), figsize=(2.5 * len(there), 2.9), layout="constrained", sharey=True,
+        squeeze=False,
+    )  # fmt: skip
+    for axis, name in zip(panels[0], there, strict=True):
+        told = found[name, "test"]["told-facts"]
+        for method, label, colour, beside in SETTINGS:
+            at = [100 * told[method].measures[measure].mean() for measure in ("right", "followed")]
+            axis.scatter(*at, s=36, color=colour, label=label, zorder=3)
+            both = 100 * told[method].measures["both"].mean()
+            axis.annotate(
+                f"{both:.0f}", at, xytext=beside, textcoords="offset points", fontsize=8,
+                color=colour,
+            )  # fmt: skip
+        axis.set_title(MODELS[name])
+        axis.set_xlim(0, 100)
+        axis.set_ylim(0, 70)
+        axis.set_xlabel("right, %")
+        axis.grid(color="#eceff1")
+        axis.set_axisbelow(True)
+    panels[0][0].set_ylabel("instruction followed, %")
+    handles, labels = panels[0][0].get_legend_handles_labels()
+    figure.legend(
+        handles, labels, frameon=False, loc="outside lower center", ncols=len(SETTINGS),
+        title="number at a dot: followed and right, %",
+    )  # fmt: skip
+    return figure
+
+
+def _points(axis: Any, rows: Mapping[str, Any], colours: Mapping[str, str]) -> None:
+    """Differences with intervals: a group of rows a label, a dot a model."""
+    for place, by_model in enumerate(rows.values()):
+        for shift, (name, difference) in enumerate(by_model.items()):
+            y = place + (shift - 1.5) * 0.17
+            axis.plot((difference.low, difference.high), (y, y), color=colours[name], linewidth=1.2)
+            axis.plot(difference.points, y, "o", markersize=4, color=colours[name])
+    axis.set_yticks(range(len(rows)), rows)
+    axis.invert_yaxis()
+    axis.axvline(0, color=BLACK, linewidth=0.8)
+    axis.grid(axis="x", color="#eceff1")
+    axis.set_axisbelow(True)
+
+
+# What is compared with greedy decoding: label, file, cell, method, measure.
+_JOINT, _TEST = "outcomes-joint.jsonl", "outcomes-test.jsonl"
+SYSTEM = (
+    ("followed and right:\nrepeated", _JOINT, "told-facts", "part repeated", "both"),
+    ("cfg", _JOINT, "told-facts", "cad", "both"),
+    ("repeated + cfg", _JOINT, "told-facts", "part repeated + cad", "both"),
+    ("right alone:\nrepeated", _JOINT, "told-facts", "part repeated", "right"),
+    ("cfg ", _JOINT, "told-facts", "cad", "right"),
+    ("repeated + cfg ", _JOINT, "told-facts", "part repeated + cad", "right"),
+)
+CONTEXT = (
+    ("conflicting sentence:\nstronger prompt", _TEST, "false", "better prompt", "right"),
+    ("cad", _TEST, "false", "cad", "right"),
+    ("supporting sentence and\ndistractors: cad", _TEST, "true-among", "cad", "right"),
+    ("irrelevant context:\nleft out", _TEST, "nothing", "without the part", "right"),
+    ("cad ", _TEST, "nothing", "cad", "right"),
+)
+
+
+def gains() -> Any:
+    """Gains and harms against greedy decoding, with intervals, of four models."""
+    colours = dict(zip(MODELS, (ORANGE, GREEN, SKY, BLUE), strict=True))
+    figure, panels = plt.subplots(1, 2, figsize=(9.6, 4.2), layout="constrained")
+    for axis, title, rows in (
+        (panels[0], "system prompt", SYSTEM), (panels[1], "context", CONTEXT)
+    ):  # fmt: skip
+        found: dict[str, dict[str, Any]] = {}
+        for label, file, cell, method, measure in rows:
+            for name in MODELS:
+                told = outcomes(file).get((name, "test"), {}).get(cell, {})
+                if method in told:
+                    mine, greedy = (told[m].measures[measure] for m in (method, "greedy"))
+                    found.setdefault(label, {})[name] = compare(mine, greedy)
+        _points(axis, found, colours)
+        axis.set_title(title)
+        axis.set_xlabel("points of accuracy against greedy decoding")
+    handles = [
+        plt.Line2D([], [], marker="o", markersize=4, color=colours[name], label=title)
+        for name, title in MODELS.items()
+    ]
+    figure.legend(handles=handles, frameon=False, loc="outside lower center", ncols=len(MODELS))
+    return figure
+
+
+# With a contrast, and in grey without: what each is called, and how it is drawn.
+METHODS = {
+    "cad": ("cad", "o", ORANGE),
+    "cocoa": ("cocoa", "s", ORANGE),
+    "mti": ("mti", "^", ORANGE),
+    "adacad": ("adacad", "o", BLUE),
+    "grounded": ("grounded", "s", BLUE),
+    "m3id": ("m3id", "^", BLUE),
+    "acd": ("acd", "o", GREEN),
+    "arr": ("arr", "s", GREEN),
+    "grd": ("grd", "^", GREEN),
+    "better prompt": ("stronger prompt, no contrast", "D", GREY),
+    "without the part": ("context left out, no contrast", "X", GREY),
+}
+
+
+def no_rule() -> Any:
+    """Each method by what it gains where the text is right, and where it does not answer."""
+    found = outcomes(_TEST)
+    figure, panels = plt.subplots(
+        1, len(MODELS), figsize=(10.0, 3.5), layout="constrained", sharey=True
+    )
+    for axis, (name, title) in zip(panels, MODELS.items(), strict=True):
+        conflict, irrelevant = (found[name, "test"][cell] for cell in ("false", "nothing"))
+        axis.fill_between((0, 60), 0, 60, color="#e8f5e9", zorder=0)
+        axis.axhline(0, color=BLACK, linewidth=0.8)
+        axis.axvline(0, color=BLACK, linewidth=0.8)
+        for method, (label, marker, colour) in METHODS.items():
+            x, y = (
+                100 * (cell[method].right.mean() - cell["greedy"].right.mean())
+                for cell in (conflict, irrelevant)
+            )
+            axis.plot(
+                x, y, marker, markersize=6, color=colour, label=label, markeredgecolor="white",
+                markeredgewidth=0.5, linestyle="", clip_on=False, zorder=3,
+            )  # fmt: skip
+        axis.set_title(title)
+        axis.set_xlim(-100, 60)
+        axis.set_ylim(-40, 60)
+        axis.set_xlabel("conflicting context")
+    panels[0].set_ylabel("irrelevant context")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(
+        handles, labels, frameon=False, loc="outside lower center", ncols=6, fontsize=8,
+        title="points of accuracy against greedy decoding; green: better in both",
+    )  # fmt: skip
+    return figure
+
+
+SYSTEMS = (
+    ("stock vLLM, adapter", "stock vLLM, greedy", BLACK),
+    ("this package, adapter", "vllm-cold, greedy", BLUE),
+    ("this package, CoLD", "vllm-cold, contrastive", ORANGE),
+)
+
+
+def speed() -> Any:
+    """Seconds for a batch of 1 and of 8, medians with their ranges."""
+    runs = json.loads((ROOT / "benchmarks" / "measured" / "peers.json").read_text())["runs"]
+    figure, panels = plt.subplots(1, 2, figsize=(7.4, 2.5), layout="constrained", sharey=True)
+    for axis, dtype in zip(panels, ("float32", "bfloat16"), strict=True):
+        for place, (system, label, colour) in enumerate(SYSTEMS):
+            for column, batch in enumerate((1, 8)):
+                key = (dtype, batch, system)
+                (run,) = (r for r in runs if (r["dtype"], r["batch"], r["system"]) == key)
+                seconds, x = run["seconds"], column + (place - 1) * 0.27
+                middle = median(seconds)
+                axis.bar(x, middle, 0.25, color=colour, label=label if not column else None)
+                axis.errorbar(
+                    x, middle, [[middle - min(seconds)], [max(seconds) - middle]],
+                    color=GREY, capsize=2, linewidth=1,
+                )  # fmt: skip
+                axis.annotate(
+                    f"{middle:.2g}", (x, max(seconds)), xytext=(0, 2), ha="center",
+                    textcoords="offset points", fontsize=7,
+                )  # fmt: skip
+        axis.set_xticks((0, 1), ("batch 1", "batch 8"))
+        axis.set_title(dtype)
+    panels[0].set_ylabel("seconds for 48 tokens")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, frameon=False, loc="outside lower center", ncols=3)
+    return figure
+
+
+CHARTS = {"followed": followed, "gains": gains, "no-rule": no_rule, "speed": speed}

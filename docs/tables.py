@@ -1,0 +1,330 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tables of what was measured: ``python -m docs.tables`` writes them into the pages, each below
+its marker ``<!-- table: NAME -->``, out of the files in which the outcomes are kept.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+
+from benchmarks.accuracy.answers import Judged
+from benchmarks.accuracy.report import (
+    GREEDY,
+    Difference,
+    correct,
+    differences,
+    read_outcomes,
+    signed,
+)
+from vllm_cold.tools.tune.verdict import LEVEL
+
+ROOT = Path(__file__).parents[1]
+MEASURED = ROOT / "benchmarks" / "accuracy" / "measured"
+TEST, JOINT = "outcomes-test.jsonl", "outcomes-joint.jsonl"
+MODELS = {
+    "smollm2": "SmolLM2-135M",
+    "gemma": "Gemma 3 270M (base)",
+    "qwen-0.5b": "Qwen 0.5B",
+    "qwen-1.5b": "Qwen 1.5B",
+}
+REPEATED, BOTH = "part repeated", "part repeated + cad"
+Cells = dict[tuple[str, str], Mapping[str, Judged]]
+Compared = dict[tuple[str, str], dict[str, Difference]]
+
+
+@cache
+def cells(file: str) -> Cells:
+    """Outcomes by model and cell."""
+    found = read_outcomes(MEASURED / file)
+    return {(model, cell): told for (model, _), by in found.items() for cell, told in by.items()}
+
+
+@cache
+def compared(file: str) -> Compared:
+    """Differences by model and cell, corrected for all declared comparisons of the file."""
+    found: Compared = {}
+    for (model, cell), told in cells(file).items():
+        names = next(iter(told.values())).measures
+        measures = {
+            name: {key: each.measures[name] for key, each in told.items() if name in each.measures}
+            for name in list(names)[1:]
+        }
+        right = {key: each.right for key, each in told.items()}
+        found[model, cell] = differences(cell, "test", right, measures)
+    correct(each for by in found.values() for each in by.values())
+    return found
+
+
+def marked(found: Difference | None, digits: int = 1) -> str:
+    """Points: bold if significant, with a dagger if only before correction."""
+    if found is None:
+        return ""
+    text = f"{found.points:+.{digits}f}" if digits != 1 else signed(found.points)
+    if found.declared and found.corrected < LEVEL:
+        return f"**{text}**"
+    return text + "†" * (found.declared and found.p < LEVEL)
+
+
+def whole(found: Difference | None) -> str:
+    """The same with its interval."""
+    if found is None:
+        return ""
+    return f"{marked(found)} ({signed(found.low)} to {signed(found.high)})"
+
+
+def percent(told: Mapping[str, Judged], method: str, measure: str) -> str:
+    """Of the problems."""
+    return f"{100 * told[method].measures[measure].mean():.1f}" if method in told else ""
+
+
+def _lines(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    rule = "|".join(["---", *["--:"] * (len(head) - 1)])
+    return (
+        [f"| {' | '.join(row)} |" for row in (head,)]
+        + [f"|{rule}|"]
+        + [f"| {' | '.join(row)} |" for row in rows]
+    )
+
+
+def _there(file: str, cell: str) -> Iterator[tuple[str, str]]:
+    for model, title in MODELS.items():
+        if (model, cell) in cells(file):
+            yield model, title
+
+
+def followed() -> list[str]:
+    """Followed, right, and both, by model and setting."""
+    rows = []
+    for model, title in _there(JOINT, "told-facts"):
+        told = cells(JOINT)[model, "told-facts"]
+        rows.append([
+            title,
+            *(
+                f"{percent(told, m, 'followed')} / {percent(told, m, 'right')} / "
+                f"**{percent(told, m, 'both')}**"
+                for m in (GREEDY, REPEATED, "cad", BOTH)
+            ),
+        ])  # fmt: skip
+    return _lines(
+        ["followed / right / **both**, %", "greedy", "repeated", "`cfg`", "repeated + `cfg`"], rows
+    )
+
+
+def followed_compared() -> list[str]:
+    """What is gained and lost by it."""
+    rows = []
+    for model, title in _there(JOINT, "told-facts"):
+        found = compared(JOINT)[model, "told-facts"]
+        rows.append([title, *(
+            whole(found.get(key))
+            for key in (
+                REPEATED, "cad", BOTH, f"cad - {REPEATED}", f"{REPEATED}: right", "cad: right",
+                f"{BOTH}: right",
+            )
+        )])  # fmt: skip
+    head = [
+        "points", "both: repeated", "both: `cfg`", "both: repeated + `cfg`",
+        "both: `cfg` - repeated", "right: repeated", "right: `cfg`", "right: repeated + `cfg`",
+    ]  # fmt: skip
+    return _lines(head, rows)
+
+
+TOLD = {
+    "told-two": "two instructions",
+    "told-long": "a long system prompt, of which one sentence is the instruction",
+    "told-turns": "after two earlier turns",
+    "told-requests": "users' requests (IFBench), 160 tokens; right: no loop",
+    "unrelated": "an unrelated system prompt (control); right alone",
+}
+
+
+def told() -> list[str]:
+    """The other cells with instructions."""
+    rows = []
+    for cell, about in TOLD.items():
+        for model, title in _there(JOINT, cell):
+            found, told = compared(JOINT)[model, cell], cells(JOINT)[model, cell]
+            rows.append([
+                f"{about}: {title}" if about else title, percent(told, GREEDY, "both"),
+                *(marked(found.get(key)) for key in (REPEATED, "cad", BOTH)),
+                *(
+                    marked(found.get(f"{key}: right"))
+                    for key in (REPEATED, "cad", BOTH)
+                ),
+            ])  # fmt: skip
+            about = ""
+    head = [
+        "", "greedy: both, %", "repeated", "`cfg`", "repeated + `cfg`", "right: repeated",
+        "right: `cfg`", "right: repeated + `cfg`",
+    ]  # fmt: skip
+    return _lines(head, rows)
+
+
+CONTEXT = {
+    "false": "a conflicting sentence",
+    "near": "sentences about the subject that do not answer",
+    "nothing": "five true sentences on other subjects",
+    "false-among": "a conflicting sentence and five distractors",
+    "true-among": "a supporting sentence and five distractors",
+    "swapped": "Natural Questions, another entity in the text",
+    "squad-near": "SQuAD, another paragraph of the article",
+    "squad": "SQuAD, its paragraph",
+}
+
+
+def context() -> list[str]:
+    """Context of several kinds."""
+    rows = []
+    for cell, about in CONTEXT.items():
+        for model, title in _there(TEST, cell):
+            found, told = compared(TEST)[model, cell], cells(TEST)[model, cell]
+            rows.append([
+                f"{about}: {title}" if about else title, percent(told, GREEDY, "right"),
+                *(
+                    marked(found.get(key))
+                    for key in ("without the part", "better prompt", REPEATED, "cad", "grounded")
+                ),
+            ])  # fmt: skip
+            about = ""
+    head = ["", "greedy, %", "left out", "stronger prompt", "repeated", "`cad`", "`grounded`"]
+    return _lines(head, rows)
+
+
+RETRIEVED = {
+    "without the part": "no passage",
+    "better prompt": "all five, stronger prompt",
+    "best passage": "the best passage alone",
+    "best passage or none": "the best passage, or none",
+    "best passage or none + cad": "the best passage or none, with `cad`",
+    "cad": "all five, `cad`",
+    "grounded": "all five, `grounded`",
+}
+
+
+def retrieved() -> list[str]:
+    """Passages that a search found."""
+    there = [model for model, _ in _there(JOINT, "retrieved")]
+    rows = [["all five, greedy, %", *(
+        percent(cells(JOINT)[model, "retrieved"], GREEDY, "right") for model in there
+    )]]  # fmt: skip
+    for method, label in RETRIEVED.items():
+        found = [compared(JOINT)[model, "retrieved"].get(method) for model in there]
+        rows.append([label, *map(whole, found)])
+    return _lines(["points", *(MODELS[model] for model in there)], rows)
+
+
+HALF = {
+    GREEDY: "greedy",
+    "better prompt": "stronger prompt",
+    "cad": "`cad`",
+    "adacad": "`adacad`",
+    "grounded": "`grounded`",
+}
+
+
+def half() -> list[str]:
+    """Two questions, of which the text answers one."""
+    rows = []
+    for model, title in _there(JOINT, "half-answered"):
+        told = cells(JOINT)[model, "half-answered"]
+        rows.append([title, *(
+            f"{percent(told, m, 'text')} / {percent(told, m, 'rest')} / "
+            f"**{percent(told, m, 'both')}**"
+            for m in HALF
+        )])  # fmt: skip
+    return _lines(["by the text / the rest / **both**, %", *HALF.values()], rows)
+
+
+RULES = ("cad", "adacad", "grounded", "cocoa", "mti", "m3id", "acd", "arr", "grd",
+         "whole answers chosen")  # fmt: skip
+
+
+def rules() -> list[str]:
+    """Each method where the context is right, and where it is irrelevant."""
+    rows = []
+    for method in RULES:
+        said = "answer selection" if method == "whole answers chosen" else f"`{method}`"
+        rows.append([said, *(
+            " / ".join(
+                marked(compared(TEST)[model, cell].get(method)) for cell in ("false", "nothing")
+            )
+            for model in MODELS
+        )])  # fmt: skip
+    return _lines(["conflicting / irrelevant", *MODELS.values()], rows)
+
+
+def _three(file: str, cell: str, key: str) -> str:
+    """Of the three chat models, without decimals where they are many."""
+    found = (compared(file)[model, cell].get(key) for model in ("smollm2", "qwen-0.5b", "qwen-1.5b")
+             if (model, cell) in compared(file))  # fmt: skip
+    return " / ".join(marked(each, 0) for each in found)
+
+
+def when() -> list[str]:
+    """README's: what to use when."""
+    cost = " / ".join(
+        marked(compared(JOINT)[model, "told-facts"].get(f"{BOTH}: right"), 0)
+        for model in ("smollm2", "qwen-0.5b", "qwen-1.5b")
+    )
+    best, none = "best passage", "best passage or none + cad"
+    rows = [
+        [
+            "answer from search results",
+            f"show only the best passage: {_three(JOINT, 'retrieved', best)}",
+            f"`cad` with it, no passage if the score is low: {_three(JOINT, 'retrieved', none)}",
+            f"`cad` on five passages: {_three(JOINT, 'retrieved', 'cad')}",
+        ],
+        [
+            "believe a sentence over memory",
+            f'"According to the text: ...": {_three(TEST, "false", "better prompt")}',
+            f"`cad`: {_three(TEST, 'false', 'cad')}",
+            f"irrelevant text, `cad`: {_three(TEST, 'nothing', 'cad')}",
+        ],
+        [
+            "follow a system prompt, and be right",
+            f"repeat the instruction: {_three(JOINT, 'told-facts', REPEATED)}",
+            f"`cfg`: {_three(JOINT, 'told-facts', 'cad')}; not shown to beat repeating",
+            f"both, right answers: {cost}",
+        ],
+        [
+            "improve a LoRA adapter", "greedy decoding", "`cold` (CoLD): no gain found",
+            "worse on 18 of 48 pairs of adapter and task",
+        ],
+    ]  # fmt: skip
+    head = ["goal", "first try, at no extra cost", "the contrast", "where it harms"]
+    return [line.replace("--:", "---") for line in _lines(head, rows)]
+
+
+TABLES: dict[str, Callable[[], list[str]]] = {
+    "when": when,
+    "followed": followed,
+    "followed-compared": followed_compared,
+    "told": told,
+    "context": context,
+    "retrieved": retrieved,
+    "half": half,
+    "rules": rules,
+}
+PAGES = ("README.md", "docs/accuracy.md", "docs/rag.md", "docs/system-prompts.md")
+_TABLE = re.compile(r"(<!-- table: ([\w-]+) -->\n)((?:\|.*\n)*)")
+
+
+def written(page: str) -> str:
+    """A page with its tables as they are measured."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    return _TABLE.sub(lambda m: m[1] + "".join(f"{line}\n" for line in TABLES[m[2]]()), text)
+
+
+def main() -> None:
+    """Write the tables."""
+    for page in PAGES:
+        (ROOT / page).write_text(written(page), encoding="utf-8")
+        print(page, file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,2 +1,0 @@
-# SPDX-License-Identifier: Apache-2.0
-"""What a request may ask for: the method's settings. Imports no vLLM."""
