@@ -20,7 +20,7 @@ from vllm_cold.tools.explain import page as explain_page
 from vllm_cold.tools.explain.record import Report
 
 FOLDER = Path(__file__).with_name("samples")
-ALPHA = 0.02  # a mask, so that all valid tokens are known
+ALPHA = 0.02  # so that there are few candidates
 DIGITS = 7  # of numbers in the files: more than a page shows
 _COMPACT: dict[str, Any] = {"ensure_ascii": False, "allow_nan": False, "separators": (",", ":")}
 
@@ -61,11 +61,13 @@ def record(names: Sequence[str]) -> None:
 def _explain(model: str, work: Path) -> Any:
     from examples.demo import documents
 
-    cases = documents.picked()[:2]
-    _lines(work / "prompts.jsonl", [{"messages": case.messages} for case in cases])
+    # A text that answers, as README has it, and one that contradicts what the model remembers.
+    shop = ("Text: The shop opens at 11 o'clock.", "When does the shop open?")
+    chats = [[{"role": "user", "content": text} for text in shop], documents.picked()[0].messages]
+    _lines(work / "prompts.jsonl", [{"messages": chat} for chat in chats])
     with mock.patch.object(explain_page, "render", wraps=explain_page.render) as render:
         _run("explain", "--model", model, "--prompts", work / "prompts.jsonl", "--without", "0",
-             "--preset", "cad", "--alpha", ALPHA, "--max-tokens", "20", "--dtype", "bfloat16",
+             "--preset", "cad", "--alpha", ALPHA, "--max-tokens", "20", "--dtype", "float32",
              "--max-model-len", "1024", "--html", work / "explain.html")  # fmt: skip
     return render.call_args.args[0].model_dump(mode="json")
 

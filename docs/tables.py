@@ -266,16 +266,18 @@ def _three(file: str, cell: str, key: str) -> str:
 
 def when() -> list[str]:
     """README's: what to use when."""
+    again = _three(JOINT, "told-facts", f"{REPEATED}: right")
     cost = " / ".join(
         marked(compared(JOINT)[model, "told-facts"].get(f"{BOTH}: right"), 0)
         for model in ("smollm2", "qwen-0.5b", "qwen-1.5b")
     )
-    best, none = "best passage", "best passage or none + cad"
+    best, none = "best passage", "best passage or none"
     rows = [
         [
             "answer from search results",
-            f"show only the best passage: {_three(JOINT, 'retrieved', best)}",
-            f"`cad` with it, no passage if the score is low: {_three(JOINT, 'retrieved', none)}",
+            f"the best passage alone: {_three(JOINT, 'retrieved', best)}; or none, if the score is "
+            f"low: {_three(JOINT, 'retrieved', none)}",
+            f"`cad` on top of best or none: {_three(JOINT, 'retrieved', f'{none} + cad - {none}')}",
             f"`cad` on five passages: {_three(JOINT, 'retrieved', 'cad')}",
         ],
         [
@@ -288,11 +290,11 @@ def when() -> list[str]:
             "follow a system prompt, and be right",
             f"repeat the instruction: {_three(JOINT, 'told-facts', REPEATED)}",
             f"`cfg`: {_three(JOINT, 'told-facts', 'cad')}; not shown to beat repeating",
-            f"both, right answers: {cost}",
+            f"right answers alone: repeated {again}; with `cfg` {cost}",
         ],
         [
-            "improve a LoRA adapter", "greedy decoding", "`cold` (CoLD): no gain found",
-            "worse on 18 of 48 pairs of adapter and task",
+            "improve a LoRA adapter", "greedy decoding", "`cold` (CoLD): no gain overall",
+            "better on 1, worse on 18 of 48 pairs of adapter and task (uncorrected)",
         ],
     ]  # fmt: skip
     head = ["goal", "first try, at no extra cost", "the contrast", "where it harms"]

@@ -95,9 +95,12 @@ def tab_to(page: Any, box: int) -> None:
 
 def test_by_keyboard(report: Report, file: Path, open_page: Any) -> None:
     page = open_page(file).page
-    assert not page.locator("#details").is_visible()
-    tab_to(page, 0)
     steps = report.explanations[0].answers[0].steps
+    # It begins with the token where expert and amateur part most, and the answers, too.
+    apart = [max(d or 0 for d in step.divergences) + (step.token != step.greedy) for step in steps]
+    first = apart.index(max(apart))
+    assert page.locator("#where").inner_text().startswith(f"Token {first + 1} of ")
+    tab_to(page, 0)
     last = len(steps) - 1
     for index in range(last + 1):
         assert focused(page) == (0, index)

@@ -250,7 +250,7 @@ class TestAsAProgram:
         assert "results/demo.html" in shown
         text = (ROOT / "results" / "demo.html").read_text(encoding="utf-8")
         assert "Text: The city of Chicago is in Germany." in text
-        assert "base model without 0, weight" in text and text.rstrip().endswith("</html>")
+        assert "base model without message 0, weight" in text and text.rstrip().endswith("</html>")
 
     def test_the_three_commands_work(self, shown: str, monkeypatch: pytest.MonkeyPatch) -> None:
         from examples.smollm2 import model_path

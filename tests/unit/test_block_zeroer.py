@@ -15,8 +15,9 @@ def test_v2_without_it_clears_nothing(name: str, monkeypatch: pytest.MonkeyPatch
     from vllm.v1.worker.cpu.model_runner import CPUModelRunner
 
     assert block_zeroer.can_clear(v2=False) and block_zeroer.can_clear(v2=True)
-    owner = next(kind for kind in CPUModelRunner.__mro__ if name in vars(kind))
-    monkeypatch.delattr(owner, name)
+    for kind in CPUModelRunner.__mro__:  # another test may have wrapped it, below where it is from
+        if name in vars(kind):
+            monkeypatch.delattr(kind, name)
     assert not block_zeroer.can_clear(v2=True)
     assert block_zeroer.can_clear(v2=False)
 

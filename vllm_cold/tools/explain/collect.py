@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
-from vllm_cold.settings.amateurs import AmateurSpec, Messages, Text
+from vllm_cold.settings.amateurs import AmateurSpec, Messages, Text, Without
 from vllm_cold.tools.contrast import Content, adapter_of, amateur_reads, expert_reads
 from vllm_cold.tools.explain import account
 from vllm_cold.tools.explain.prompts import Question
@@ -110,6 +110,8 @@ def _amateur(
     if spec.source is not None:
         own = isinstance(spec.source, (Text, Messages))
         reads = f", {spec.source} of its own" if own else f" {spec.source}"
+        if isinstance(spec.source, Without) and isinstance(spec.source.items[0], int):
+            reads = f" without message {spec.source.value}"
     said = weight if isinstance(weight, str) else f"{weight:+g}" if weight else "0"
     adapter = adapter_of(spec, source.expert, source.base, source.loaded)
     return ShownAmateur(

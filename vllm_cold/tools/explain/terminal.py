@@ -63,14 +63,14 @@ def show(console: Console, report: Report) -> None:
 
 def _legend(colours: bool) -> Text:
     if not colours:
-        return Text("[brackets]: CoLD takes another token here than greedy")
+        return Text("[brackets]: the contrast takes another token here than greedy")
     text = Text("disagreement in bits: ")
     for style, limit in zip(
         _HEAT, ("0", *(f"{x}+" for x in record.DIVERGENCE_CLASSES)), strict=True
     ):
         text.append(f" {limit} ", style=style)
     text.append("  ").append("underlined", style="bold underline")
-    return text.append(": CoLD takes another token here than greedy")
+    return text.append(": the contrast takes another token here than greedy")
 
 
 def _pieces(found: Sequence[Piece]) -> Text:
@@ -120,7 +120,7 @@ def _table(report: Report, explanation: Explanation, answer: Answer) -> Table:
     table.add_column("token", overflow="fold", min_width=6)
     table.add_column("")
     names = [f"amateur {i}" for i, _ in enumerate(explanation.amateurs, 1)]
-    for column in ("expert", *(names if names[1:] else ["amateur"]), "score", "bits", "valid"):
+    for column in ("expert", *(names if names[1:] else ["amateur"]), "score", "bits", "candidates"):
         table.add_column(column, justify="right")
     for number, step in enumerate(answer.steps, 1):
         if not step.differs:
