@@ -215,6 +215,9 @@ def test_whose_steps_are_told(front: Front) -> None:
     assert not front.streams(text, ColdParams(rule="mti")).explain
     many = ColdParams(rule="mti", explain=1, n=2, temperature=1.0)
     assert front.streams(text, many).explain == 1
+    # What is told is kept until the end, by the API server: there is a limit.
+    many.explain, many.n, many.max_tokens = 64, 100, 40
+    assert "cold_explain=64: would tell of 40 tokens by some" in refused(front, text, params=many)
 
 
 def same_but(change: Any) -> Any:

@@ -101,7 +101,7 @@ def alive(pid: int) -> bool:
 
 
 def test_what_is_served(fake: Path) -> None:
-    model, adapter = str(fake / "model"), Adapter("sql", "/path/to sql", 8)
+    model, adapter = str(fake / "model"), Adapter("sql", "/path/to sql,r=8", 8)
     engine = {**engine_arguments([adapter], ["my_rules:Mine"]), "enforce_eager": True}
     with serving(model, [adapter], "sql", dtype="float32", max_model_len=None, **engine) as server:
         words = json.loads((fake / "words").read_text())
@@ -116,7 +116,7 @@ def test_what_is_served(fake: Path) -> None:
     assert (found.host, found.dtype, found.enforce_eager) == ("127.0.0.1", "float32", True)
     assert (found.max_lora_rank, found.max_loras) == (8, 1)
     assert found.additional_config == {"cold": {"enabled": False, "rules": ["my_rules:Mine"]}}
-    assert [(one.name, one.path) for one in found.lora_modules] == [("sql", "/path/to sql")]
+    assert [(one.name, one.path) for one in found.lora_modules] == [("sql", "/path/to sql,r=8")]
     with socket.create_server(("127.0.0.1", found.port)):
         pass  # it is free
 

@@ -16,13 +16,14 @@ from torch import Tensor
 
 from tests import naive_rules
 from tests.contrast import Contrast, assert_scored
-from vllm_cold.group import results
+from vllm_cold.group import explained, results
 from vllm_cold.group.explained import Told
 from vllm_cold.group.rows import GroupRows
 from vllm_cold.group.slots import Slot, Slots
 from vllm_cold.group.step_stats import OTHER_DRAFTS, RULE_FAILED, Explained, RowStats
 from vllm_cold.group.stream import AmateurStream, Stream
 from vllm_cold.group.weights import RuleStates
+from vllm_cold.ops.interface import Groups
 from vllm_cold.ops.scoring_reference import group_scores
 from vllm_cold.rules import Choice, Parameter, Rule, registry
 from vllm_cold.settings.knobs import ColdSettings
@@ -718,3 +719,15 @@ def test_logits_that_are_no_numbers_are_not_the_rule_s_fault(stream: int) -> Non
         )
         assert {name for name, (figure,) in figures.items() if figure.nonfinite == 1} == {sick}
         assert all(figure.nonfinite in (0, 1) for (figure,) in figures.values())
+
+
+def test_of_many_groups_is_told_in_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that its memory is bounded; nothing else changes."""
+    logits = torch.randn(21, 50, generator=torch.Generator().manual_seed(0))
+    rows = torch.arange(21).view(7, 3)
+    groups = Groups(rows, torch.full((7, 2), -0.5), torch.full((7,), -2.0))
+    whole = explained.explain(logits, groups, [0, 2, 3, 5, 6], 4)
+    monkeypatch.setattr(explained, "_AT_ONCE", 2)
+    asked, told = explained.explain(logits, groups, [0, 2, 3, 5, 6], 4)
+    assert torch.equal(asked.rows, whole[0].rows) and torch.equal(asked.weights, whole[0].weights)
+    assert all(torch.equal(one, other) for one, other in zip(told, whole[1], strict=True))

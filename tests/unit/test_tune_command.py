@@ -152,6 +152,7 @@ MISTAKES = """
 --without tool                     | (line 1): --without='tool': is for chat
 --engine-args [1]                  | --engine-args='[1]': must be a JSON object (Expected `object`
 --engine-args {"hf_token":"hf_x"}  | set HF_TOKEN
+--engine-args {"port":9000}        | port does not belong there; leave it out
 """
 
 

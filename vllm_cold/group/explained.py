@@ -18,9 +18,12 @@ from vllm_cold.ops import contrastive_topk
 from vllm_cold.ops.interface import Groups
 from vllm_cold.rules.statistics import Statistics
 
+_AT_ONCE = 16  # groups: each takes some eight rows of the vocabulary for the time of it
+
 
 def explain(logits: Tensor, groups: Groups, at: Sequence[int], k: int) -> tuple[Groups, Explained]:
-    """Of some groups, before scores take the place of their experts' logits; no host sync.
+    """Of some groups, before scores take the place of their experts' logits; no host sync. Of many
+    in slices, so that the memory that it takes is bounded.
 
     Args:
         logits: [rows, V] float32.
@@ -31,6 +34,22 @@ def explain(logits: Tensor, groups: Groups, at: Sequence[int], k: int) -> tuple[
     Returns:
         These groups, and what is told of them: for scores it has the logits still, see ``scored``.
     """
+    parts = [_explain(logits, groups, at[i : i + _AT_ONCE], k) for i in range(0, len(at), _AT_ONCE)]
+    if len(parts) == 1:
+        return parts[0]
+    some = [part for part, _ in parts]
+    caps = [part.expert_top_k for part in some if part.expert_top_k is not None]
+    asked = Groups(
+        torch.cat([part.rows for part in some]),
+        torch.cat([part.weights for part in some]),
+        torch.cat([part.log_alpha for part in some]),
+        torch.cat(caps) if caps else None,
+        groups.max_expert_top_k,
+    )
+    return asked, Explained(*map(torch.cat, zip(*(told for _, told in parts), strict=True)))
+
+
+def _explain(logits: Tensor, groups: Groups, at: Sequence[int], k: int) -> tuple[Groups, Explained]:
     where = torch.tensor(at).to(logits.device, non_blocking=True)
     caps = groups.expert_top_k
     asked = Groups(
@@ -82,8 +101,8 @@ class Told:
         """The client is given the tokens that were sampled there.
 
         Returns:
-            Of each what docs/methods.md says. An amateur that has ended has None for all numbers,
-            also where a step that was under way still had a row of it.
+            Of each what docs/write-a-rule.md says. An amateur that has ended has None for all
+            numbers, also where a step that was under way still had a row of it.
         """
         steps = []
         for each in figures:

@@ -120,7 +120,7 @@ class ColdParams(SamplingParams, kw_only=True, omit_defaults=True, dict=True):  
         amateurs: The same for 1 to 32 of them, instead of ``amateur``.
         explain: Of how many tokens at each step, the best by score and the expert's most probable,
             the output's ``kv_transfer_params["cold"]["steps"]`` tells scores, logits and weights;
-            0 to 64, 0 for none (docs/methods.md).
+            0 to 64, 0 for none (docs/write-a-rule.md).
         method: The preset's name, which ``preset`` sets: what the request is counted under. None:
             "cold", or "custom" if an amateur has a prompt of its own.
 

@@ -80,7 +80,9 @@ def serving(
     """
     arguments = {**engine, "served_model_name": model}
     if adapters:
-        arguments["lora_modules"] = [f"{one.name}={one.folder}" for one in adapters]
+        # As JSON: of NAME=FOLDER vLLM takes none with a comma.
+        modules = [{"name": one.name, "path": one.folder} for one in adapters]
+        arguments["lora_modules"] = list(map(json.dumps, modules))
     with socket.socket() as probe:
         probe.bind((_HOST, 0))
         port = probe.getsockname()[1]
@@ -107,6 +109,8 @@ def serving(
                 try:
                     yield server
                 except ToolError:
+                    with suppress(subprocess.TimeoutExpired):
+                        process.wait(2)  # an engine that dies answers first
                     if process.poll() is not None:
                         _fail(process, log, model, "ended")
                     raise

@@ -85,7 +85,8 @@ class Server:
             "base_url": f"{root}/v1",
             "api_key": self._key or "none",
             "max_retries": 0,
-            "timeout": 600,
+            # Of a server of our own the process is watched, and all requests may be in its queue.
+            "timeout": 600 if own is None else None,
         }
         try:
             if not is_address(url):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A step of an answer, from what the engine tells of it (docs/methods.md). Pure functions."""
+"""A step of an answer, from what the engine tells of it (docs/write-a-rule.md). Pure functions."""
 
 from __future__ import annotations
 

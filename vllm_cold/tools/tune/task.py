@@ -261,7 +261,11 @@ def _engine_arguments(options: argparse.Namespace, adapters: Sequence[Adapter]) 
         raise ToolError(
             f"--engine-args={options.engine_args!r}: must be a JSON object ({error})"
         ) from None
-    for name, remedy in (("model", "use --model"), ("hf_token", "set HF_TOKEN")):
+    for name, remedy in (
+        ("model", "use --model"),
+        ("hf_token", "set HF_TOKEN"),
+        *((name, "leave it out") for name in ("host", "port", "api_key")),
+    ):
         if name in more:  # a token would stand in results and reports
             raise ToolError(f"--engine-args: {name} does not belong there; {remedy}")
     if isinstance(own := engine.get("additional_config"), dict):

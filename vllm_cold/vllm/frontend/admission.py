@@ -56,6 +56,8 @@ from vllm_cold.vllm.frontend.prompts import Prompt, source_of
 from vllm_cold.vllm.frontend.rendering import aside, render
 from vllm_cold.vllm.scheduler.encoder import room_of
 
+# Of what is told of a request's steps: some 50 bytes each, in the front end and in its answer.
+_MOST_TOLD = 1_000_000
 ASKED = "cold_asked"  # in flat arguments: what they ask for, where that was read before
 _LONG = 2**15  # characters, which are read in about a millisecond
 _MOST_QUOTES = 16  # for each token
@@ -370,7 +372,16 @@ class Admission:
                 "presence_penalty or frequency_penalty",
             )
         unlimited = unlimited or asked.unlimited
-        return fit(self.config, asked.amateurs, contrast.lengths, most, unlimited)
+        most = fit(self.config, asked.amateurs, contrast.lengths, most, unlimited)
+        numbers = 2 * asked.explain * (2 + len(asked.amateurs)) * most * (params.n or 1)
+        if numbers > _MOST_TOLD:
+            raise ColdError(
+                "cold_explain",
+                asked.explain,
+                f"would tell of {most} tokens by some {numbers} numbers, more than {_MOST_TOLD}; "
+                "ask for fewer of each token, or set max_tokens",
+            )
+        return most
 
     def admit(
         self, contrast: RequestContrast | None, params: Any, request: "EngineCoreRequest"

@@ -106,10 +106,15 @@ def _make_from(original: Callable[..., Any]) -> Callable[..., Any]:
         if not given or not isinstance(base, dict):
             return engine_args  # what is no mapping is refused when the engine is configured
         cold = on_top(given, base)
+        if given.get("rules") and isinstance(base.get("rules"), list):
+            cold["rules"] = [*base["rules"], *given["rules"]]
         try:
             load_rules({"cold": cold})
             own = {key: value for key, value in cold.items() if key in KNOBS}
-            combine(own, prefix="--cold-", defaults=preset_knobs(cold.get("preset")))
+            preset = cold.get("preset")
+            if preset is not None:
+                preset = check("preset", preset, "--cold-preset")
+            combine(own, prefix="--cold-", defaults=preset_knobs(preset))
         except ColdError as error:
             field = "--cold-rule" if error.field == "rules" else error.field.replace("_", "-")
             option = ColdError(field, error.value, error.problem)

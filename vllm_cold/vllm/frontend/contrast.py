@@ -137,7 +137,7 @@ class RequestContrast:
         rule = None if name is None else registry.get(name)
         # A preset whose rule is another one, or none, is not what the request is decoded by.
         preset = asked.preset
-        if preset is not None and name is not None and PRESETS[preset].knobs.get("rule") != name:
+        if preset is not None and PRESETS[preset].knobs.get("rule") != name:
             preset = None
         # What several read is copied once.
         with_embeds = {id(one): one for _, one in self.own if one.embeds is not None}

@@ -44,12 +44,14 @@ class Exchange:
         used: What those bodies asked for that were sent to the engine, by the same ids, and None
             where it is without a contrast; for the header.
         steps: What is told of each token, where the client asks; known when the last one is.
+        path: Where the request was sent.
     """
 
     plain: bool = False
     decided: dict[int, tuple[Any, Iterator[RequestContrast | None]]] = field(default_factory=dict)
     used: dict[int, Asked | None] = field(default_factory=dict)
     steps: list[dict[str, Any]] | None = None
+    path: str = ""
 
 
 class FrontEnd:

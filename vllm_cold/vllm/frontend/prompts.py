@@ -15,7 +15,7 @@ from vllm_cold.settings.amateurs import AmateurSpec, CannotLeaveOut, Distorted, 
 from vllm_cold.vllm.frontend import media
 from vllm_cold.vllm.frontend.config import is_configured
 
-# In what vLLM makes of a prompt: how it was made, and its request's ``Contrast`` or None.
+# In what vLLM makes of a prompt: how it was made, and its request's ``RequestContrast`` or None.
 _SOURCE, _CONTRAST = "cold_prompt_source", "cold_contrast"
 
 
@@ -168,7 +168,7 @@ def is_decided(prompt: Any) -> bool:
 
 
 def contrast_in(prompt: Mapping[str, Any]) -> Any:
-    """What that is: a ``Contrast``, or None for no contrast."""
+    """What that is: a ``RequestContrast``, or None for no contrast."""
     return prompt[_CONTRAST]
 
 

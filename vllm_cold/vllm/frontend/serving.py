@@ -121,6 +121,14 @@ def _check_prompts(asked: Asked | None, request: Any, num_prompts: int) -> None:
     if asked is None:
         return
     asked.check_alone(num_prompts)
+    path = FRONT_END.exchange().path
+    streamed = path.endswith("/messages") and getattr(request, "stream", False)
+    if asked.explain and (path.endswith("/batch") or streamed):
+        raise ColdError(
+            "cold_explain",
+            asked.explain,
+            f"vLLM's answers of {path} have no room for it; send a chat completion",
+        )
     for one in asked.amateurs:
         if not isinstance(one.source, Part):
             continue
@@ -237,6 +245,7 @@ class Header:
             await self._app(scope, receive, send)
             return
         exchange = FRONT_END.begin()
+        exchange.path = scope.get("path", "")
 
         async def send_with_header(message: Any) -> None:
             if exchange.used and message["type"] == "http.response.start":

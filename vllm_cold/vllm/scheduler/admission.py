@@ -3,7 +3,7 @@
 streams come one behind the other.
 
 Between passes only a group's expert waits in ``waiting``, for all of its streams, so that lengths
-and order are those of the clients' requests. For the time of a pass an ``QueueView`` stands in the
+and order are those of the clients' requests. For the time of a pass a ``QueueView`` stands in the
 queues' places. It looks no further than vLLM does: one request at a time, until somebody stops it.
 
 Touched in vLLM: ``RequestQueue``, of which ``Scheduler.waiting``, ``kv_holding_waiting`` (not in
