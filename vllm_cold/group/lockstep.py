@@ -251,6 +251,8 @@ class Step(Generic[R]):
         if group is not None:
             self.begin(group)
             group.lost = True
+            self.budget += sum(group.set_aside.values())
+            group.set_aside.clear()
 
     def take_back(self, granted: int, num_tokens: int) -> None:
         """The scheduler gave a request fewer tokens than it was granted."""

@@ -65,6 +65,7 @@ class QueueView:
         self.front: deque[Request] = deque()
         self.loads: set[Request] = set()
         self.came: list[Request] = []
+        self.places: dict[Request, int] = {}  # of those who were at the head of a queue
         self._last: Request | None = None
         self.is_over = False
         self._loaded = loaded
@@ -123,7 +124,6 @@ class View(RequestQueue):  # type: ignore[misc]
 
     def __init__(self, admission: QueueView, queue: Any, ask: Callable[[Request], Ruling]) -> None:
         self._admission, self._queue, self._ask = admission, queue, ask
-        self._places: dict[Request, int] = {}  # of those who were at the head
         self._skipped: list[Request] = []
 
     def __bool__(self) -> bool:
@@ -143,7 +143,7 @@ class View(RequestQueue):  # type: ignore[misc]
     def take(self) -> Request:
         """Take the head of vLLM's queue."""
         request: Request = self._queue.pop_request()
-        self._places[request] = len(self._places)
+        self._admission.places[request] = len(self._admission.places)
         return request
 
     def peek_request(self) -> Request:
@@ -167,9 +167,8 @@ class View(RequestQueue):  # type: ignore[misc]
 
     def restored(self) -> Any:
         """The queue after the pass."""
-        for request in sorted(
-            self._skipped, key=lambda each: self._places.get(each, -1), reverse=True
-        ):
+        places = self._admission.places
+        for request in sorted(self._skipped, key=lambda r: places.get(r, -1), reverse=True):
             self._queue.prepend_request(request)
         return self._queue
 

@@ -68,8 +68,8 @@ logger = logging.getLogger("vllm." + __name__)
 
 # Split this often in a row with nothing else running: the group will never be in step.
 _MAX_FAILED_ALONE = 3
-# So many passes admit others in front of a group whose adapters find no slots. Then nobody passes
-# it any more, so it gets them as soon as those who have them end.
+# So many passes admit others in front of a group of whose adapters some find slots and others none.
+# Then nobody passes it any more, so it gets them as soon as those who have them end.
 _MAX_PASSED_OVER = 64
 # For so many steps after the last group the front ends hear from us.
 LAST_REPORTS = 32
@@ -291,7 +291,9 @@ class GroupScheduler(Scheduler):
         self._throttled = holds_prompts(self, throttle)
         if self.pause_state == PauseState.PAUSED_NEW:
             for group in self._partial_groups():  # it must not hold what it cannot use
-                self._preempt_all(group)
+                # Who was loaded goes on: vLLM admits those in a pause, too.
+                if not any(map(self._loads.waits, group.streams)):
+                    self._preempt_all(group)
         self._in_pass = True
         self._capped: Request | None = None
         self._encoder.begin_pass()
@@ -415,6 +417,10 @@ class GroupScheduler(Scheduler):
                 self._go_or_hold(group, found)
                 return
         self._go_or_hold(group, found, may_admit=False)
+        if not all(one.is_known for one in found.values()):
+            group.is_urgent = (
+                False  # the connector's answer may take long, and is its client's wait
+            )
 
     def _go_or_hold(
         self, group: RequestGroup, found: Mapping[Request, Found], may_admit: bool = True
@@ -763,7 +769,7 @@ class GroupScheduler(Scheduler):
                 group.failed_alone = 0
         if not output.num_scheduled_tokens and not self._step.preempted and self._stalled():
             # A group waits in vain for blocks: the youngest gives way.
-            group = next(g for r in reversed(self.running) if (g := self._groups.get(r.request_id)))
+            group = next(g for r in reversed(self.running) if (g := self._group_of(r)))
             self._withdraw(group, output)
             failed.append(group)
         self._emptied = had_tokens and not output.num_scheduled_tokens
@@ -805,11 +811,16 @@ class GroupScheduler(Scheduler):
             for each in group.streams:
                 set_slot(each.sampling_params.extra_args, group.slot)
 
+    def _group_of(self, request: Request) -> RequestGroup | None:
+        """The group of a stream; None for a plain request, and for one without amateurs any more."""
+        group = self._groups.get(request.request_id)
+        return group if group is not None and group.amateurs else None
+
     def _stalled(self) -> bool:
         """Whether running groups got nothing although nothing is under way."""
         return (
             self.pause_state == PauseState.UNPAUSED
-            and any(r.request_id in self._groups for r in self.running)
+            and any(map(self._group_of, self.running))
             and not self._steps_in_flight
             and not self._loads.frees_blocks()
             and not self._loads.asked_in_vain
