@@ -418,9 +418,7 @@ class GroupScheduler(Scheduler):
                 return
         self._go_or_hold(group, found, may_admit=False)
         if not all(one.is_known for one in found.values()):
-            group.is_urgent = (
-                False  # the connector's answer may take long, and is its client's wait
-            )
+            group.is_urgent = False  # the connector's answer may take long
 
     def _go_or_hold(
         self, group: RequestGroup, found: Mapping[Request, Found], may_admit: bool = True
@@ -812,7 +810,7 @@ class GroupScheduler(Scheduler):
                 set_slot(each.sampling_params.extra_args, group.slot)
 
     def _group_of(self, request: Request) -> RequestGroup | None:
-        """The group of a stream; None for a plain request, and for one without amateurs any more."""
+        """The group of a stream; None for a plain request, also one whose amateurs have ended."""
         group = self._groups.get(request.request_id)
         return group if group is not None and group.amateurs else None
 
