@@ -71,5 +71,7 @@ def test_the_parameters_of_its_methods(name: str) -> None:
 def test_requests(tiny: Path) -> None:
     request = make_request("r", Asked([1, 2], 3), make_hasher(4), 0.0)
     stated = names(interface.Request) | set(interface.Request.__mro__[1].__annotations__)
+    if IS_0_23:  # without models with states
+        stated.discard("shared_prefix_boundary")
     for name in stated | {"num_tokens"}:
         assert hasattr(request, name), name
