@@ -191,7 +191,8 @@ def test_a_chat_with_context(upstream: tuple[str, MadeUp]) -> None:
     events = ask(url, **chat, adapter="", preset="grounded", alpha="0.2", beta="")
     assert events[-1]["event"] == "report", events[-1]
     html = events[-1]["html"]
-    assert "<b>grounded</b> (alpha 0.2); contrasted with: base model without tool, weight −0.25" in html
+    said = "(alpha 0.2); contrasted with: base model without tool, weight −0.25"
+    assert f"<b>grounded</b> {said}" in html
     assert "<span>&lt;b&gt;</span>" in html and "<b></" not in html
     streamed = [body for _, body in made.bodies if body.get("stream")]
     given = [{"role": "system", "content": "s"}, {"role": "tool", "content": "<b>"}]
