@@ -24,9 +24,9 @@ _CHAT = Model("demo", "the demo's", "chat", "examples.smollm2")
 # As the table calls it: is the instruction said twice, and is there a contrast?
 WAYS: Mapping[str, tuple[bool, bool]] = {
     "greedy": (False, False),
-    "said twice": (True, False),
+    "repeated": (True, False),
     "contrast": (False, True),
-    "twice, contrast": (True, True),
+    "repeated, contrast": (True, True),
 }
 
 

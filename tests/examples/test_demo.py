@@ -239,7 +239,7 @@ class TestAsAProgram:
     def test_instructions_are_followed_more_often_and_cost_right_answers(self, shown: str) -> None:
         rows = [[cell.strip() for cell in row.split("│")[1:-1]] for row in shown.splitlines()]
         found = {row[0]: [int(n) for n in row[1:]] for row in rows if row and row[-1].isdigit()}
-        greedy, both = found["greedy"], found["twice, contrast"]
+        greedy, both = found["greedy"], found["repeated, contrast"]
         assert greedy[0] < both[0] and both[1] < greedy[1]
         assert all(row[2] <= min(row[:2]) for row in found.values())
 
