@@ -56,8 +56,9 @@ from vllm_cold.vllm.frontend.prompts import Prompt, source_of
 from vllm_cold.vllm.frontend.rendering import aside, render
 from vllm_cold.vllm.scheduler.encoder import room_of
 
-# Of what is told of a request's steps: some 50 bytes each, in the front end and in its answer.
-_MOST_TOLD = 1_000_000
+# Of what is told of a request's steps: some 50 bytes each in the front end, some 20 in an answer
+# that is written at once.
+_MOST_TOLD = 200_000
 ASKED = "cold_asked"  # in flat arguments: what they ask for, where that was read before
 _LONG = 2**15  # characters, which are read in about a millisecond
 _MOST_QUOTES = 16  # for each token

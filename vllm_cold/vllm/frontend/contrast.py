@@ -87,11 +87,19 @@ class Asked(arguments.Contrast):
             return False
         return True
 
+    @property
+    def in_force(self) -> PresetName | None:
+        """The preset that the request is decoded by: none whose rule is another one."""
+        preset = self.preset
+        if preset is None or PRESETS[preset].knobs.get("rule") != self.settings.rule:
+            return None
+        return preset
+
     def as_dict(self) -> dict[str, Any]:
         """For those who ask: what is in force, by name; without what is not."""
         told = self.settings.as_dict()
-        if self.preset is not None:
-            told["preset"] = self.preset
+        if self.in_force is not None:
+            told["preset"] = self.in_force
         amateurs: list[dict[str, Any]] = []
         for one, weight in zip(self.amateurs, self.weights, strict=True):
             amateurs.append({"amateur": one.lora and one.lora.lora_name})
@@ -135,10 +143,6 @@ class RequestContrast:
         asked = self.asked
         name = asked.settings.rule
         rule = None if name is None else registry.get(name)
-        # A preset whose rule is another one, or none, is not what the request is decoded by.
-        preset = asked.preset
-        if preset is not None and PRESETS[preset].knobs.get("rule") != name:
-            preset = None
         # What several read is copied once.
         with_embeds = {id(one): one for _, one in self.own if one.embeds is not None}
         copies = {
@@ -158,7 +162,7 @@ class RequestContrast:
                     asked.amateurs, asked.weights, self.prompts, strict=True
                 )
             ),
-            method=preset or name or ("custom" if self.own else "cold"),
+            method=asked.in_force or name or ("custom" if self.own else "cold"),
             rule_keeps_state=rule is not None and rule.state > 0,
             retires=rule is not None and rule.retires,
             explain=asked.explain,

@@ -20,12 +20,15 @@ def _make(original: Callable[..., Any]) -> Callable[..., Any]:
     ) -> Any:
         told, parent = kv_transfer_params, self.parent_req
         if (new := results.steps_in(told)) is not None:
-            self.cold_steps = getattr(self, "cold_steps", [])
-            self.cold_steps += new[: len(new_token_ids)]
+            if not hasattr(self, "cold_steps"):
+                self.cold_steps, self.cold_texts = [], {}
+            new = new[: len(new_token_ids)]
+            # Of each output at once: all of an answer's together would keep others waiting.
+            _add_texts(self.logprobs_processor.tokenizer, new, self.cold_texts)
+            self.cold_steps += new
             told = results.without_steps(told)
         if finish_reason is not None and hasattr(self, "cold_steps"):
             steps = self.cold_steps
-            _add_texts(self.logprobs_processor.tokenizer, steps)
             if parent is not None:  # of several answers, whose outputs are one
                 parent.cold_steps = getattr(parent, "cold_steps", [[] for _ in range(parent.n)])
                 parent.cold_steps[self.request_index] = steps
@@ -37,15 +40,16 @@ def _make(original: Callable[..., Any]) -> Callable[..., Any]:
     return make_request_output
 
 
-def _add_texts(tokenizer: Any, steps: Sequence[dict[str, Any]]) -> None:
+def _add_texts(tokenizer: Any, steps: Sequence[dict[str, Any]], texts: dict[int, str]) -> None:
     """Of each token its text, decoded alone; None where the request is not detokenized, and of what
-    the tokenizer does not have, as a model's vocabulary may be padded.
+    the tokenizer does not have, as a model's vocabulary may be padded. ``texts`` are those that
+    are known, by token.
     """
-    texts: dict[int, str] = {}
     if tokenizer is not None:
         from vllm.tokenizers.detokenizer_utils import convert_ids_list_to_tokens
 
-        ids = {token for step in steps for token in step["tokens"] if token < len(tokenizer)}
-        texts = dict(zip(ids, convert_ids_list_to_tokens(tokenizer, list(ids)), strict=True))
+        there = {token for step in steps for token in step["tokens"] if token < len(tokenizer)}
+        ids = list(there - texts.keys())
+        texts.update(zip(ids, convert_ids_list_to_tokens(tokenizer, ids), strict=True))
     for step in steps:
         step["texts"] = list(map(texts.get, step["tokens"]))
