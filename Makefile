@@ -24,7 +24,7 @@ venv: .venv/.installed ## make .venv and install everything into it
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")'
 	@$(PYTHON) packaging/set_up.py
 
-demo: venv ## show CoLD at work on a small model, on the CPU
+demo: venv ## show contrastive decoding at work on a small model, on the CPU
 	$(PY) -m examples.demo
 
 test: lint ## all checks and the test suite; parts that no change can have broken are left out

@@ -62,13 +62,13 @@ class System:
 
     Attributes:
         prompt: With a place for the question.
-        knobs: Fields of ``ColdParams``; none without a contrast.
+        settings: Fields of ``ColdParams``; none without a contrast.
         images: What the amateur sees of the image, as ``cold_images`` says it.
         temperature: 0 is greedy decoding of the scores.
     """
 
     prompt: str = PLAIN
-    knobs: Mapping[str, float] = field(default_factory=dict)
+    settings: Mapping[str, float] = field(default_factory=dict)
     images: str = ""
     temperature: float = 0.0
 
@@ -78,12 +78,12 @@ SYSTEMS = {
     "careful": System(CAREFUL),
     "leans to yes": System("If you are in doubt, say yes. " + PLAIN),
     "leans to no": System("If you are in doubt, say no. " + PLAIN),
-    "vcd": System(knobs=VCD, images="noise:500"),
-    "image against none": System(knobs=VCD, images="none"),
-    "vcd without mask": System(knobs=VCD | {"alpha": 0.0}, images="noise:500"),
+    "vcd": System(settings=VCD, images="noise:500"),
+    "image against none": System(settings=VCD, images="none"),
+    "vcd without mask": System(settings=VCD | {"alpha": 0.0}, images="noise:500"),
     SAMPLED: System(temperature=1.0),
-    "sampled, mask alone": System(knobs=VCD | {"beta": 0.0}, images="none", temperature=1.0),
-    "sampled, vcd": System(knobs=VCD, images="noise:500", temperature=1.0),
+    "sampled, mask alone": System(settings=VCD | {"beta": 0.0}, images="none", temperature=1.0),
+    "sampled, vcd": System(settings=VCD, images="noise:500", temperature=1.0),
 }
 
 
@@ -160,7 +160,7 @@ class Engine:
         prompts = [as_sent(self._messages(system, one)) for one in questions]
         params = [_params(system, one) for one in questions]
         outputs = self._llm.chat(prompts, params, use_tqdm=False)
-        plain = not system.knobs
+        plain = not system.settings
         return [
             Reply(out.text, _margin(out.logprobs[0]) if plain else None)
             for (out,) in (each.outputs for each in outputs)
@@ -183,13 +183,13 @@ def _params(system: System, question: Question) -> Any:
         sampling["seed"] = crc32(
             str(question.question_id).encode()
         )  # with one for all, all err alike
-    if not system.knobs:
+    if not system.settings:
         return SamplingParams(**sampling, logprobs=TOP, extra_args={"cold": 0})
     if system.images == "none":
         amateur = Amateur(without="images")
     else:
         amateur = Amateur(images=read_view("images", system.images))
-    return ColdParams(**system.knobs, amateur=amateur, **sampling)
+    return ColdParams(**system.settings, amateur=amateur, **sampling)
 
 
 def _margin(logprobs: Mapping[int, Any]) -> float | None:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The pictures of the pages: ``python -m docs.pictures`` writes docs/pictures/*.svg.
 
-What they show is computed, not drawn by hand: scores come from the scoring op, the steps of a CoLD
-request from vLLM's scheduler as this package extends it, and charts (``charts``) from what was
-measured.
+What they show is computed, not drawn by hand: scores come from the scoring op, the steps of a
+contrastive request from vLLM's scheduler as this package extends it, and charts (``charts``) from
+what was measured.
 """
 
 from __future__ import annotations
@@ -123,8 +123,8 @@ def settings() -> Any:
 def trace() -> list[dict[str, tuple[int, bool]]]:
     """Tokens of each stream in each step, and whether it samples, by vLLM's scheduler.
 
-    Plain request ``r1`` of the base model is being decoded when CoLD request ``r2`` arrives. Its
-    prompt begins with the 20 tokens of ``r1``'s. A step has 16 tokens.
+    Plain request ``r1`` of the base model is being decoded when contrastive request ``r2`` arrives.
+    Its prompt begins with the 20 tokens of ``r1``'s. A step has 16 tokens.
     """
     import tempfile
 

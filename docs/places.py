@@ -4,41 +4,41 @@
 from pathlib import Path
 
 from vllm_cold import places
-from vllm_cold.patching import Contract, PatchPoint, Touch
+from vllm_cold.patching import Contract, Hook, PatchPoint
 
 PAGE = Path(__file__).parent / "reference" / "places.md"
-_HEAD = """# What it touches in vLLM
+_HEAD = """# What it hooks in vLLM
 
-Made from `vllm_cold/places.py`, which the plugin, `vllm-cold doctor` and the tests read, by
-`python -m docs.places`. Where vLLM lacks a place, CoLD is unavailable in that engine and says which
-one it is, or does without as the row says. What would let most of it go:
-[for vLLM's maintainers](../for-vllm.md).
+Made from `vllm_cold/places.py`, which the plugin, `vllm-cold doctor` and the tests read, by `python
+-m docs.places`. Where vLLM lacks a place, contrastive decoding is unavailable in that engine and
+says which one it is, or does without as the row says. What would let most of it go: [for vLLM's
+maintainers](../for-vllm.md).
 """
 
 
 def text() -> str:
     """The page."""
-    times = dict.fromkeys(touch.when for touch in places.TABLE)
+    times = dict.fromkeys(hook.when for hook in places.TABLE)
     return _HEAD + "\n".join(line for when in times for line in _section(when)) + "\n"
 
 
 def _section(when: str) -> list[str]:
-    rows = [touch for touch in places.TABLE if touch.when == when]
+    rows = [hook for hook in places.TABLE if hook.when == when]
     return ["", f"## {when[0].upper()}{when[1:]}", *(line for row in rows for line in _row(row))]
 
 
-def _row(touch: Touch) -> list[str]:
-    lost = f" Without it: {touch.lost}." if touch.lost else ""
-    platform = f" On {touch.platform.upper()} alone." if touch.platform else ""
-    extends = [f"- extended: {touch.extends}"] if touch.extends else []
+def _row(hook: Hook) -> list[str]:
+    lost = f" Without it: {hook.lost}." if hook.lost else ""
+    platform = f" On {hook.platform.upper()} alone." if hook.platform else ""
+    extends = [f"- extended: {hook.extends}"] if hook.extends else []
     return [
         "",
-        f"### `{touch.file}`",
-        f"{touch.why} Since {touch.since}.{platform}{lost} *Can go*: {touch.can_go}",
+        f"### `{hook.file}`",
+        f"{hook.why} Since {hook.since}.{platform}{lost} *Can go*: {hook.can_go}",
         "",
         *extends,
-        *(_wrapped(place) for place in touch.wraps),
-        *(_relied_on(contract) for contract in touch.relies),
+        *(_wrapped(place) for place in hook.wraps),
+        *(_relied_on(contract) for contract in hook.relies),
     ]
 
 

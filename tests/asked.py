@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from vllm_cold.settings.knobs import PREFIX, ColdSettings
+from vllm_cold.settings.table import PREFIX, ColdSettings
 from vllm_cold.tools.contrast import Prompt
 from vllm_cold.tools.explain.prompts import Question, Row, ask
 
@@ -17,7 +17,7 @@ def asked(
     chat: bool = False,
     **contrast: Any,
 ) -> list[Question]:
-    """Prompts with CoLD's settings and ``cold_*`` keys without their prefix."""
-    knobs = {} if settings is None else settings.as_dict()
-    args = {PREFIX + name: value for name, value in {**knobs, **contrast}.items()}
+    """Prompts with vllm-cold's settings and ``cold_*`` keys without their prefix."""
+    settings = {} if settings is None else settings.as_dict()
+    args = {PREFIX + name: value for name, value in {**settings, **contrast}.items()}
     return [ask(Row(prompt, {}), args, chat) for prompt in prompts]

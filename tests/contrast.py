@@ -15,7 +15,7 @@ from vllm_cold.group.slots import Slot
 from vllm_cold.group.stream import AmateurStream, Stream
 from vllm_cold.ops.scoring_reference import group_scores
 from vllm_cold.rules import registry
-from vllm_cold.settings.knobs import DEFAULT_BETA, ColdSettings
+from vllm_cold.settings.table import DEFAULT_BETA, ColdSettings
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""As much of an engine's configuration as decides whether CoLD can be in it."""
+"""As much of an engine's configuration as decides whether vllm-cold can be in it."""
 
 from types import SimpleNamespace
 from typing import Any

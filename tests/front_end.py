@@ -120,7 +120,7 @@ class Front:
         return self.chat(prompt) if is_chat else self.text(prompt)
 
     def streams(self, prompt: Any, params: Any = None, lora: Any = ONE, **args: Any) -> Stream:
-        """Those of a CoLD request; ``args`` are its flat arguments."""
+        """Those of a contrastive request; ``args`` are its flat arguments."""
         params = params or SamplingParams(extra_args=xargs(**args)["vllm_xargs"])
         stream = from_extra_args(self.request(prompt, params, lora).sampling_params.extra_args)
         assert stream is not None and (stream.group, stream.index) == ("", None)

@@ -11,7 +11,8 @@ With the expert's logits e and those of its amateurs a_1, a_2, ..., each a strea
             e[i] >= the k-th largest e. alpha = 0 is no mask: all finite ones
     s[i]  = e[i] + sum_j w_j * (a_j[i] - e[i])   for i in valid, -inf otherwise
 
-CoLD is a pair, one amateur with the expert's prompt and w = -beta: (1 + beta) * e - beta * a.
+contrastive decoding is a pair, one amateur with the expert's prompt and w = -beta: (1 + beta) * e -
+beta * a.
 
 A weight that a rule chooses is another one at each step (`naive_rules`).
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from vllm_cold import places
-from vllm_cold.patching import Contract, PatchPoint, Touch
+from vllm_cold.patching import Contract, Hook, PatchPoint
 
 
 def wrapped(name: str) -> PatchPoint:
@@ -15,9 +15,9 @@ def wrapped(name: str) -> PatchPoint:
     return found
 
 
-def row(when: str, *own: PatchPoint | Contract, lost: str = "") -> Touch:
+def row(when: str, *own: PatchPoint | Contract, lost: str = "") -> Hook:
     """One of no file, for makers that are functions."""
-    return Touch("", when, "", "", *own, lost=lost)
+    return Hook("", when, "", "", *own, lost=lost)
 
 
 def add(patch: pytest.MonkeyPatch, when: str, *own: Any, lost: str = "") -> None:

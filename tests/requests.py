@@ -36,7 +36,7 @@ def xargs(**said: Any) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Request:
-    """A request that is decoded with CoLD.
+    """A request that is decoded with a contrast.
 
     Attributes:
         prompt: The expert's: a text, token ids or messages.
@@ -158,7 +158,7 @@ REQUESTS: dict[str, Request] = {
         TEXT, "base", no_mask({"amateur_messages": json.dumps(HELLO)}), one(prompt=HELLO),
         ((-1, None, HELLO),),
     ),
-    "CoLD": Request(
+    "contrastive decoding": Request(
         TEXT, "two", ({"preset": "cold"}, {"alpha": 0.1}, {"amateur": "base"}),
         lambda lora, **o: cold.ColdParams(**o),
         ((-0.5, None, None),),
@@ -244,7 +244,7 @@ def _defaults() -> Iterator[tuple[Any, dict[str, Any], str, Any]]:
         ({"preset": "grounded", "without": ["user", "tool"]}, both[::-1]),
     ):
         yield guide, whole | xargs(**said), "one", reads
-    yield guide, whole | xargs(preset="cold"), "base", "CoLD needs an adapter as expert"
+    yield guide, whole | xargs(preset="cold"), "base", "vllm-cold needs an adapter as expert"
     yield guide, whole | xargs(preset="dexperts"), "one", "cold_preset='dexperts': is for 2 amateu"
     named = chat(USER, **xargs(preset="cad", without="tool"))
     yield guide, named, "one", "the conversation has no such message"

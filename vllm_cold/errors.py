@@ -16,7 +16,9 @@ def site(page: str) -> str:
 
 
 class ColdError(ValueError):
-    """A CoLD setting is wrong; the message names the field, the value and what is allowed."""
+    """A contrastive decoding setting is wrong; the message names the field, the value and what is
+    allowed.
+    """
 
     def __init__(self, field: str, value: object, problem: str) -> None:
         super().__init__(sendable(f"{_cut(field)}={_shown(value)}: {problem}"))

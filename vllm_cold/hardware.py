@@ -18,8 +18,8 @@ def is_on(platform: str) -> bool:
 
 
 def serves(config: Any) -> bool:
-    """Whether an engine is one for this package: prepared for CoLD (what prepares it sets its
-    scheduler) or, where the contrast is switched off, with LoRA.
+    """Whether an engine is one for this package: prepared for contrastive decoding (what prepares
+    it sets its scheduler) or, where the contrast is switched off, with LoRA.
 
     Args:
         config: Its ``VllmConfig``.

@@ -2,7 +2,7 @@
 """What a row of the table of vLLM's places (``places``) is made of, and the one place where methods
 of vLLM are wrapped: looked at first, recognisably, with the original still reachable.
 
-Imports no vLLM, and nothing else of this package: everything that touches vLLM stands on it.
+Imports no vLLM, and nothing else of this package: everything that hooks vLLM stands on it.
 """
 
 import functools
@@ -224,7 +224,7 @@ def _positional(method: Any) -> str:
     return " ".join(p.name for p in taken if p.kind is p.POSITIONAL_OR_KEYWORD)
 
 
-class Touch:
+class Hook:
     """A row of the table: what of vLLM is touched by one file for one reason.
 
     Args:
@@ -235,7 +235,7 @@ class Touch:
         places: Methods that are wrapped, by makers in ``file``, and what is relied on beside them.
         since: The release of vLLM from which on it is needed.
         extends: A class of vLLM that one of ours extends, for people.
-        lost: What is lost without it, where CoLD does without.
+        lost: What is lost without it, where vllm-cold does without.
         platform: "cpu" or "npu" where it is of that alone.
     """
 
@@ -264,43 +264,43 @@ class Touch:
         self.places: tuple[PatchPoint | Contract, ...] = (*self.wraps, *self.relies)
 
 
-def problems(touches: Iterable[Touch]) -> str | None:
+def problems(hooks: Iterable[Hook]) -> str | None:
     """What is wrong with them in this process, in one sentence without its full stop; None if
     nothing is.
     """
     found = []
-    for touch in touches:
-        found += [place.problem() for place in touch.wraps if place.is_used]
-        found += [contract.problem() for contract in touch.relies]
+    for hook in hooks:
+        found += [place.problem() for place in hook.wraps if place.is_used]
+        found += [contract.problem() for contract in hook.relies]
     return "; ".join(said for said in found if said is not None) or None
 
 
-def install(touches: Iterable[Touch]) -> None:
-    """Wrap the methods of these rows: all of those that CoLD cannot do without, or none at all. Of
-    another one that is missing, a warning says what is lost.
+def install(hooks: Iterable[Hook]) -> None:
+    """Wrap the methods of these rows: all of those that vllm-cold cannot do without, or none at
+    all. Of another one that is missing, a warning says what is lost.
 
     Raises:
         PatchPointMissing: some cannot be wrapped; names them.
     """
-    touches = tuple(touches)
-    needed = [place for touch in touches if not touch.lost for place in touch.wraps]
+    hooks = tuple(hooks)
+    needed = [place for hook in hooks if not hook.lost for place in hook.wraps]
     if missing := [said for place in needed if (said := place.problem()) is not None]:
         raise PatchPointMissing("; ".join(missing))
     for place in needed:
         place.wrap()
-    for touch in touches:
-        for place in touch.wraps if touch.lost else ():
+    for hook in hooks:
+        for place in hook.wraps if hook.lost else ():
             if not place.is_used:
                 continue
             if (problem := place.problem()) is None:
                 place.wrap()
             else:
-                logger.warning("vllm-cold: %s, as %s.", touch.lost, problem)
+                logger.warning("vllm-cold: %s, as %s.", hook.lost, problem)
 
 
-def install_quietly(touches: Iterable[Touch]) -> None:
+def install_quietly(hooks: Iterable[Hook]) -> None:
     """Wrap what there is of them; who needs one looks at it again, and says so."""
-    for place in (place for touch in touches for place in touch.wraps if place.is_used):
+    for place in (place for hook in hooks for place in hook.wraps if place.is_used):
         if place.problem() is None:
             place.wrap()
 

@@ -2,7 +2,7 @@
 """The table of vLLM's places: all that is wrapped, extended or relied on in it, by the time when it
 is needed. docs/reference/places.md is made from it.
 
-Each process that makes or runs an engine with CoLD looks at its rows first
+Each process that makes or runs an engine with contrastive decoding looks at its rows first
 (``availability.verify``): a vLLM that has changed one ends in a sentence that names the place, and
 not in the middle of a request. Looked at are names, parameters and fields, and in samplers the
 order in which names come; that takes milliseconds. What only a running engine shows, the scheduler
@@ -12,13 +12,13 @@ Data alone: a row names its file, which is loaded when its methods are wrapped.
 """
 
 from vllm_cold.hardware import is_on
-from vllm_cold.patching import Contract, PatchPoint, Touch, problems
+from vllm_cold.patching import Contract, Hook, PatchPoint, problems
 
 # When a row is needed.
 START = "in every process, when vLLM loads the plugin"
 PLATFORM = START + ", on CPU and on NPUs"
-NO_COLD = "in every process where this vLLM lacks what CoLD needs"
-CONFIGURED = "in every process of an engine with CoLD"
+NO_COLD = "in every process where this vLLM lacks what vllm-cold needs"
+CONFIGURED = "in every process of an engine with contrastive decoding"
 FRONT_END = "in its front end"
 ONLINE, OFFLINE = "in an API server", "in a process with `LLM`"
 MEDIA = "in a front end, for prompts with media"
@@ -28,11 +28,11 @@ DRAFTS = "with speculative decoding"
 DRAFTS_V1, DRAFTS_V2 = (f"{DRAFTS}, {runner}" for runner in (V1, V2))
 BLOCKS_V2 = V2 + ", on CPU"
 STATES = "in workers on CPU, for models with state-space layers"
-LORA = "in engines with LoRA, with CoLD or without it"
+LORA = "in engines with LoRA, with contrastive decoding or without it"
 MODEL_ON_CPU = "in workers on CPU, before the model is loaded"
-CURES = "in workers on CPU with LoRA, with CoLD or without it"
+WORKAROUNDS = "in workers on CPU with LoRA, with contrastive decoding or without it"
 EMBEDS = "in workers with LoRA and `enable_prompt_embeds`"
-# What is looked at before an engine is prepared for CoLD, whatever it serves.
+# What is looked at before an engine is prepared for contrastive decoding, whatever it serves.
 EVERY_ENGINE = (CONFIGURED, FRONT_END, WORKER, V1)
 
 # What docs/for-vllm.md asks for.
@@ -41,7 +41,7 @@ LOGITS = "when vLLM has a hook after the logits of all rows."
 DERIVED = "when vLLM renders prompts for a derived request."
 CHANNEL = "when vLLM has a channel for what plugins found."
 _BUG = "when its test in `tests/contracts/test_cpu.py` says so."
-_NOT_CURED = "a bug of vLLM is not cured here"
+_NOT_FIXED = "a bug of vLLM is not worked around here"
 _ENGINE_ARGS = "vllm.engine.arg_utils:EngineArgs."
 _OPENAI = "vllm.entrypoints.openai."
 _COMPLETION = _OPENAI + "completion.protocol:CompletionRequest."
@@ -60,17 +60,17 @@ _EXPERTS = "vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method:"
 # fmt: off
 TABLE = (
     # ---- every process ---------------------------------------------------------------------------
-    Touch(
+    Hook(
         "vllm.frontend.engine_config", START,
-        "Here an engine's configuration is final. One with LoRA, or that asks for CoLD, gets "
-        "CoLD's scheduler and the logits processor of its model runner, by two public options: "
-        "`scheduler_config.scheduler_cls`, `model_config.logits_processors`. (The entry point "
-        "`vllm.logits_processors` would not do: each model runner refuses the other's class "
-        "there, which would break every engine on the machine.)",
+        "Here an engine's configuration is final. One with LoRA, or that asks for contrastive "
+        "decoding, gets vllm-cold's scheduler and the logits processor of its model runner, by two "
+        "public options: `scheduler_config.scheduler_cls`, `model_config.logits_processors`. (The "
+        "entry point `vllm.logits_processors` would not do: each model runner refuses the other's "
+        "class there, which would break every engine on the machine.)",
         "when vLLM lets plugins set these options.",
         PatchPoint(_ENGINE_ARGS + "create_engine_config", "_make", "usage_context"),
     ),
-    Touch(
+    Hook(
         "vllm.frontend.cli", START,
         "`vllm serve --sampler cold --cold-beta ...`, which are also keys of vLLM's `--config` "
         'YAML. The values end up in `additional_config["cold"]`. `from_cli_args` also names the '
@@ -79,7 +79,7 @@ TABLE = (
         PatchPoint(_ENGINE_ARGS + "add_cli_args", "_make_add", "parser", staticmethod),
         PatchPoint(_ENGINE_ARGS + "from_cli_args", "_make_from", "args", classmethod),
     ),
-    Touch(
+    Hook(
         "vllm.frontend.intake", START,
         "Every request passes it in the front end, and it is the one place that sees a request's "
         "parameters, its adapter and its prompt's length before the engine core does. "
@@ -88,20 +88,21 @@ TABLE = (
         PatchPoint("vllm.v1.engine.input_processor:InputProcessor.process_inputs", "_make",
                    "request_id prompt params"),
     ),
-    Touch(
+    Hook(
         "vllm.frontend.refusal", NO_COLD,
-        "Who asks for CoLD must be told why it is not there, and must not get plain decoding, or "
-        '"unrecognized arguments", without a word. These places are none of those that CoLD '
-        "itself needs, so that a change of vLLM hardly ever takes both.",
+        "Who asks for contrastive decoding must be told why it is not there, and must not get "
+        'plain decoding, or "unrecognized arguments", without a word. These places are none of '
+        "those that contrastive decoding itself needs, so that a change of vLLM hardly ever takes "
+        "both.",
         "never; it is the net.",
         PatchPoint("vllm.sampling_params:SamplingParams.verify", "_make_verify"),
         PatchPoint("vllm.utils.argparse_utils:FlexibleArgumentParser.parse_known_args",
                    "_make_parse", "args"),
         PatchPoint(_ENGINE_ARGS + "__post_init__", "_make_post_init"),
-        lost="who asks for CoLD is not always told why it is unavailable",
+        lost="who asks for contrastive decoding is not always told why it is unavailable",
     ),
     # ---- front ends ------------------------------------------------------------------------------
-    Touch(
+    Hook(
         "vllm.frontend.intake", FRONT_END,
         "It calls `process_inputs` on an event loop, where neither an amateur's prompt is made "
         "nor the file of its adapter is read. (A worker that cannot load an adapter takes the "
@@ -114,7 +115,7 @@ TABLE = (
                  "prompt_embeds"),
         Contract("vllm.lora.request:LoRARequest", fields="lora_name lora_int_id lora_path"),
     ),
-    Touch(
+    Hook(
         "vllm.frontend.prompts", FRONT_END,
         "An amateur's prompt becomes token ids as its expert's did: with the same chat template, "
         "tools, template arguments and tokenizer's arguments. Only here are these together, for "
@@ -128,7 +129,7 @@ TABLE = (
         PatchPoint(_RENDERER + ".render_chat_async", "_make_chat",
                    "conversations chat_params tok_params"),
     ),
-    Touch(
+    Hook(
         "vllm.frontend.explained", FRONT_END,
         "The engine tells of each token once, with the token; a client that asks is told all of it "
         "with the last one. Outputs that are not handed on lose what stands beside their tokens, "
@@ -139,7 +140,7 @@ TABLE = (
         PatchPoint("vllm.v1.engine.output_processor:RequestState.make_request_output", "_make",
                    "new_token_ids pooling_output finish_reason stop_reason kv_transfer_params"),
     ),
-    Touch(
+    Hook(
         "vllm.frontend.metrics", FRONT_END,
         "The figures that a scheduler sent become metrics. (vLLM's entry point for such loggers "
         "would not do: a logger there switches statistics on in engines that had them switched "
@@ -150,14 +151,14 @@ TABLE = (
         PatchPoint("vllm.v1.metrics.loggers:StatLoggerManager.record", "_make_record",
                    "scheduler_stats"),
     ),
-    Touch(
+    Hook(
         "vllm.frontend.metrics", FRONT_END,
         "The same figures, offline; prometheus_client's registry has them all the same.",
         CHANNEL,
         PatchPoint("vllm.v1.engine.llm_engine:LLMEngine.get_metrics", "_make_get_metrics"),
-        lost="LLM.get_metrics() shows no metrics of CoLD",
+        lost="LLM.get_metrics() shows no metrics of contrastive decoding",
     ),
-    Touch(
+    Hook(
         "vllm.frontend.media", FRONT_END,
         "An amateur that reads the expert's conversation in another way must not have its media "
         "fetched and decoded once more.",
@@ -169,7 +170,7 @@ TABLE = (
         since="0.31",
         lost="media of prompts that amateurs share with their expert are fetched again",
     ),
-    Touch(
+    Hook(
         "vllm.frontend.media_cache", MEDIA,
         "The media of amateurs' prompts travel behind their expert's in "
         "`EngineCoreRequest.mm_features`, so that all that vLLM does with media on their way is "
@@ -195,7 +196,7 @@ TABLE = (
                  "disable_chunked_mm_input"),
         since="0.31",
     ),
-    Touch(
+    Hook(
         "vllm.frontend.serving", ONLINE,
         "Right behind the renderer a request is decided about and its amateurs' prompts are made: "
         "the body and the template's arguments are known, a wrong request gets its HTTP 400 "
@@ -212,28 +213,28 @@ TABLE = (
         PatchPoint(_OPENAI + "responses.protocol:ResponsesRequest.to_sampling_params",
                    "_make_sampling_params"),
     ),
-    Touch(
+    Hook(
         "vllm.frontend.serving", ONLINE,
         "`cold_amateur` names an adapter, and only the server's list of loaded adapters knows "
         "what the name stands for.",
         "when vLLM resolves names of adapters for extensions.",
         PatchPoint(_OPENAI + "models.serving:OpenAIServingModels.__init__", "_make_models_init"),
     ),
-    Touch(
+    Hook(
         "vllm.frontend.serving", ONLINE,
         "Beam search makes its own sampling parameters: a request for both would silently lose "
-        "CoLD.",
+        "contrastive decoding.",
         "when vLLM passes `vllm_xargs` on in beam search.",
         PatchPoint(_COMPLETION + "to_beam_search_params", "_make_beam_params"),
         PatchPoint(_CHAT + "to_beam_search_params", "_make_beam_params"),
     ),
-    Touch(
+    Hook(
         "vllm.frontend.serving", OFFLINE,
         "The same, offline.",
         "when vLLM passes `extra_args` on in beam search.",
         PatchPoint("vllm:LLM.beam_search", "_make_beam_search", "prompts params lora_request"),
     ),
-    Touch(
+    Hook(
         "vllm.frontend.serving", ONLINE,
         "A request that the scheduler ends with an error has its sentence in `stop_reason`; "
         "vLLM's servers would say \"Internal server error\". And a client sees what its tokens "
@@ -243,7 +244,7 @@ TABLE = (
         PatchPoint("vllm.v1.engine.async_llm:AsyncLLM.generate", "_make_generate",
                    "prompt sampling_params request_id"),
     ),
-    Touch(
+    Hook(
         "vllm.frontend.aliases", ONLINE,
         "A client that can send no field of ours can still name a model: `NAME:PRESET` is NAME "
         "with `cold_preset`. Every endpoint asks here first whether a request's model is served.",
@@ -253,9 +254,9 @@ TABLE = (
         lost="names of models with a preset (sql:cold) are unknown here",
     ),
     # ---- scheduler -------------------------------------------------------------------------------
-    Touch(
+    Hook(
         "vllm.scheduler.scheduler", CONFIGURED,
-        "A CoLD request is several requests that are scheduled in step. "
+        "A contrastive request is several requests that are scheduled in step. "
         "`_mamba_block_aligned_split` is called for every request that is about to get tokens, "
         "whenever `need_mamba_block_aligned_split` is true: the one place where tokens can be "
         "capped *before* blocks are allocated and hashed. The end of `schedule()` is "
@@ -289,7 +290,7 @@ TABLE = (
                  "trace_headers kv_transfer_params"),
         extends="Scheduler and AsyncScheduler, by the public option `scheduler_cls`",
     ),
-    Touch(
+    Hook(
         "vllm.scheduler.amateurs", CONFIGURED,
         "Amateurs are requests like their expert, without what would be done twice or for nobody.",
         GROUPS,
@@ -298,7 +299,7 @@ TABLE = (
                  "structured_outputs stop_token_ids repetition_detection min_tokens bad_words "
                  "allowed_token_ids _eos_token_id _bad_words_token_ids"),
     ),
-    Touch(
+    Hook(
         "vllm.scheduler.admission", CONFIGURED,
         "Only the expert of a group waits in a queue, so that counts and order are those of the "
         "clients' requests. For the time of a pass views stand in the queues' places: who may not "
@@ -310,7 +311,7 @@ TABLE = (
                  "remove_request remove_requests"),
         Contract(_SCHED + "request_queue:SchedulingPolicy", has="FCFS PRIORITY"),
     ),
-    Touch(
+    Hook(
         "vllm.scheduler.kv_blocks", CONFIGURED,
         "A group is admitted if all its streams fit the KV cache; blocks that a step hashed and "
         "will not write leave the prefix cache.",
@@ -323,7 +324,7 @@ TABLE = (
                  }),
         Contract("vllm.v1.core.block_pool:BlockPool", has="evict_blocks get_num_free_blocks"),
     ),
-    Touch(
+    Hook(
         "vllm.scheduler.encoder", CONFIGURED,
         "vLLM takes tokens off a request whose next medium does not fit the encoder, after the "
         "cap that keeps a group in step, and counts a medium as encoded when it has planned that, "
@@ -342,14 +343,14 @@ TABLE = (
         Contract("vllm.multimodal.inputs:PlaceholderRange", has="get_num_embeds",
                  fields="offset length"),
     ),
-    Touch(
+    Hook(
         "vllm.scheduler.stats", CONFIGURED,
         "What the scheduler counted gets to the process that serves /metrics in a dictionary "
         "beside what a KV connector counted.",
         CHANNEL,
         Contract("vllm.v1.metrics.stats:SchedulerStats", fields="kv_connector_stats"),
     ),
-    Touch(
+    Hook(
         "vllm.scheduler.connectors", CONNECTOR,
         "The streams of a group wait for each other, so also for what a connector loads for one "
         "of them, over steps.",
@@ -366,14 +367,14 @@ TABLE = (
         since="0.31",
     ),
     # ---- workers ---------------------------------------------------------------------------------
-    Touch(
+    Hook(
         "vllm.worker.outputs", WORKER,
         "What a worker found of the groups that it scored travels to the scheduler as an "
         "attribute of a step's own output.",
         CHANNEL,
         PatchPoint("vllm.v1.outputs:ModelRunnerOutput.__init__", "_make_output_init"),
     ),
-    Touch(
+    Hook(
         "vllm.worker.processor_v1", V1,
         "Scores come behind the grammar, `allowed_token_ids`, `bad_words`, `min_tokens` and "
         "`logit_bias`, and before penalties, temperature and top-k / top-p.",
@@ -385,7 +386,7 @@ TABLE = (
                  "apply_penalties"),
         extends="the logits processor interface of V1, public",
     ),
-    Touch(
+    Hook(
         "vllm.worker.processor_v2", V2,
         "The same on V2, the default on GPUs since 0.32.",
         "never.",
@@ -395,7 +396,7 @@ TABLE = (
                  uses="logits_processors apply_temperature apply_min_p apply_top_k_top_p"),
         since="0.31", extends="the logits processor interface of V2, public",
     ),
-    Touch(
+    Hook(
         "vllm.worker.amateur_tokens", V1,
         "Each amateur gets the token that was drawn from the expert's row: its entry of what the "
         "sampler returns is overwritten, whatever was drawn there. That is the first point at "
@@ -405,25 +406,25 @@ TABLE = (
                    "logits sampling_metadata"),
         Contract(_SAMPLE + "sampler:Sampler.forward", uses="apply_logits_processors sample"),
     ),
-    Touch(
+    Hook(
         "vllm.worker.amateur_tokens", V2,
         "The same on V2.",
         LOGITS,
         PatchPoint(_GPU + "sample.sampler:Sampler.__call__", "_make_call", "logits input_batch"),
         since="0.31",
     ),
-    Touch(
+    Hook(
         "vllm.worker.penalties_v2", V2,
         "V2 applies penalties before custom processors, to each row by the tokens of its own "
         "prompt, and an amateur with a prompt of its own has other ones than its expert. Here "
-        "CoLD scores before penalties and behind `bad_words`, as on V1. For plain requests "
+        "vllm-cold scores before penalties and behind `bad_words`, as on V1. For plain requests "
         "nothing changes: what `bad_words` forbid is -inf before penalties as behind them.",
         LOGITS,
         PatchPoint(_GPU + "sample.sampler:Sampler.__init__", "_make_init"),
         Contract(_GPU + "sample.sampler", has="PenaltiesState BadWordsState"),
         since="0.31",
     ),
-    Touch(
+    Hook(
         "vllm.worker.block_zeroer", BLOCKS_V2,
         "Blocks that hold NaN are cleared before somebody else gets them, by the list that vLLM's "
         "scheduler has for its own clearing. V2 has what follows it only where the KV cache wants "
@@ -433,9 +434,9 @@ TABLE = (
         PatchPoint("vllm.v1.worker.cpu.model_runner:CPUModelRunner.initialize_kv_cache",
                    "_make_initialize"),
         Contract("vllm.v1.worker.cpu.model_runner:CPUModelRunner", has="_init_kv_zero_meta"),
-        since="0.31", lost=_NOT_CURED, platform="cpu",
+        since="0.31", lost=_NOT_FIXED, platform="cpu",
     ),
-    Touch(
+    Hook(
         "vllm.worker.drafts_v1", DRAFTS,
         "V1 loads no logits processor under speculation, which cannot know of the rows of drafts, "
         "and says so with an error; ours does, so it is loaded.",
@@ -457,11 +458,11 @@ TABLE = (
                  fields="num_draft_tokens draft_token_ids"),
         since="0.32",
     ),
-    Touch(
+    Hook(
         "vllm.worker.drafts_v1", DRAFTS_V1,
         "V1 asks its logits processors about a request's last row alone, the one behind its "
-        "drafts. Here CoLD also scores the rows in which drafts are verified, and the amateurs "
-        "are told the expert's drafts and those that were right.",
+        "drafts. Here contrastive decoding also scores the rows in which drafts are verified, and "
+        "the amateurs are told the expert's drafts and those that were right.",
         LOGITS,
         PatchPoint(_SAMPLE + "rejection_sampler:RejectionSampler.apply_logits_processors",
                    "_make_apply", "logits sampling_metadata metadata"),
@@ -470,11 +471,11 @@ TABLE = (
         PatchPoint(_RUNNER_V1 + "propose_draft_token_ids", "_make_propose"),
         since="0.32",
     ),
-    Touch(
+    Hook(
         "vllm.worker.drafts_v2", DRAFTS_V2,
-        "Logits processors are not told on the host how many rows a request has: CoLD's is. Large "
-        "batches are verified in chunks of requests; a chunk ends where no group is apart. What "
-        "the expert was given, and its drafts for the next step, are told to its amateurs.",
+        "Logits processors are not told on the host how many rows a request has: vllm-cold's is. "
+        "Large batches are verified in chunks of requests; a chunk ends where no group is apart. "
+        "What the expert was given, and its drafts for the next step, are told to its amateurs.",
         LOGITS,
         PatchPoint(_GPU + "spec_decode.rejection_sampler:RejectionSampler.__call__", "_make_call",
                    "logits input_batch"),
@@ -483,7 +484,7 @@ TABLE = (
         PatchPoint(_RUNNER_V2 + "sample_tokens", "_make_sample"),
         since="0.32",
     ),
-    Touch(
+    Hook(
         "vllm.worker.ssm", STATES,
         "With prefix caching, a Mamba 2 layer declares that a prompt's last step also exports the "
         "state at the last block boundary before its end. The scan on CPU returns the states at "
@@ -493,19 +494,19 @@ TABLE = (
         _BUG,
         PatchPoint("vllm.model_executor.layers.mamba.mamba_mixer2:MambaMixer2.get_kv_cache_spec",
                    "_make_spec"),
-        since="0.32", lost=_NOT_CURED, platform="cpu",
+        since="0.32", lost=_NOT_FIXED, platform="cpu",
     ),
-    Touch(
+    Hook(
         "vllm.worker.ssm", STATES,
         "The kernel takes queries [T, heads * size] and, as LFM2 gives them, [T, heads, size]; of "
         "the latter it turns one head in place of all. Here it gets the former.",
         _BUG,
         PatchPoint("vllm.model_executor.layers.rotary_embedding.base:RotaryEmbedding.forward_cpu",
                    "_make_forward", "positions query key"),
-        since="0.32", lost=_NOT_CURED, platform="cpu",
+        since="0.32", lost=_NOT_FIXED, platform="cpu",
     ),
     # ---- kernels for one kind of hardware --------------------------------------------------------
-    Touch(
+    Hook(
         "cpu.cpu_platform", PLATFORM,
         "Which class runs LoRA on CPU: ours. vLLM's operations cannot be compiled, so it switches "
         "compilation off for LoRA; ours can, and a compiled model is up to twice as fast. So the "
@@ -517,7 +518,7 @@ TABLE = (
                    "vllm_config", classmethod),
         lost="LoRA on CPU is vLLM's", platform="cpu",
     ),
-    Touch(
+    Hook(
         "cpu.lora_fallback", LORA,
         "vLLM's operations index the stacked adapter weights with each row's slot number, and a "
         "base-model row's -1 wraps around to the last slot: in a batch with an adapter row, base "
@@ -537,7 +538,7 @@ TABLE = (
                  }),
         extends="PunicaWrapperCPU, which runs LoRA on CPU", platform="cpu",
     ),
-    Touch(
+    Hook(
         "cpu.lora_wrapper", LORA,
         "All linear layers would share one wrapper and pass it their weights at each call. Here "
         "each gets an object of its own that knows them: a call has three tensors instead of up "
@@ -546,7 +547,7 @@ TABLE = (
         PatchPoint("vllm.lora.layers:BaseLayerWithLoRA.set_mapping", "_make", "punica_wrapper"),
         platform="cpu",
     ),
-    Touch(
+    Hook(
         "cpu.linear_layers", MODEL_ON_CPU,
         "vLLM has oneDNN compute all products, and with up to 8 rows, as in decoding at small "
         "batches, that takes half as long again as reading the weights. The results are the same, "
@@ -556,7 +557,7 @@ TABLE = (
                    "layer remove_weight"),
         lost="small-M GEMMs are not faster here", platform="cpu",
     ),
-    Touch(
+    Hook(
         "cpu.moe_lora", MODEL_ON_CPU,
         "In engines with LoRA a mixture of experts gets Triton's kernel, on a CPU too, where that "
         "cannot run: no engine with LoRA starts on such a model. Here it is asked which one it "
@@ -566,8 +567,8 @@ TABLE = (
         since="0.31", extends="vLLM's kernels for experts on CPU",
         lost="LoRA on mixtures of experts does not run", platform="cpu",
     ),
-    Touch(
-        "cpu.workarounds", CURES,
+    Hook(
+        "cpu.workarounds", WORKAROUNDS,
         "V1 rewinds the random generator of each seeded request that is still prefilling with "
         "`Generator.set_offset`, which CPU generators do not have: a seeded request whose prompt "
         "is split over steps kills the engine. Here such rows keep their generator out of the "
@@ -575,10 +576,10 @@ TABLE = (
         _BUG,
         PatchPoint("vllm.v1.worker.cpu_model_runner:CPUModelRunner.sample_tokens", "_make_sample",
                    if_loaded=True),
-        lost=_NOT_CURED, platform="cpu",
+        lost=_NOT_FIXED, platform="cpu",
     ),
-    Touch(
-        "cpu.workarounds", CURES,
+    Hook(
+        "cpu.workarounds", WORKAROUNDS,
         "V1 gives each draft's row the temperature, top-k and top-p of its request. The kernel "
         "behind it writes into an int64 copy of the output, and what comes back is memory that "
         "nobody wrote: as soon as one request of a batch samples at random, the tokens of all are "
@@ -586,20 +587,20 @@ TABLE = (
         _BUG,
         PatchPoint(_SAMPLE + "rejection_sampler:expand_batch_to_tokens", "_make_expand",
                    "x cu_num_tokens num_tokens replace_from replace_to", if_loaded=True),
-        lost=_NOT_CURED, platform="cpu",
+        lost=_NOT_FIXED, platform="cpu",
     ),
-    Touch(
-        "cpu.workarounds", CURES,
+    Hook(
+        "cpu.workarounds", WORKAROUNDS,
         "A linear LoRA layer takes the device of the base layer's weight. Where weights and "
         "inputs are int8, oneDNN's kernel leaves None in its place, so that no engine with LoRA "
         "starts on a CPU without AMX.",
         "when 0.32 is no longer supported.",
         PatchPoint("vllm.lora.layers.base_linear:_get_lora_device", "_make_device", "base_layer",
                    if_loaded=True),
-        lost=_NOT_CURED, platform="cpu",
+        lost=_NOT_FIXED, platform="cpu",
     ),
-    Touch(
-        "cpu.workarounds", CURES,
+    Hook(
+        "cpu.workarounds", WORKAROUNDS,
         "Drafters such as EAGLE and MTP compute with the target's embedding, which is a LoRA "
         "layer, for rows of their own. It would take the adapters of the rows of the last step, "
         "of which there are another number: so our LoRA raises. Drafts are made without adapters; "
@@ -613,9 +614,9 @@ TABLE = (
         PatchPoint(_GPU + "spec_decode.target_dependent_ar.speculator:"
                    "TargetDependentARSpeculator.propose",
                    "_make_drafter", if_loaded=True),
-        since="0.32", lost=_NOT_CURED, platform="cpu",
+        since="0.32", lost=_NOT_FIXED, platform="cpu",
     ),
-    Touch(
+    Hook(
         "cpu.workarounds", EMBEDS,
         "V1 embeds the rows of a step that are tokens and leaves out those that bring their "
         "embeddings along. Of the rows that are left the LoRA layer takes the first adapters of "
@@ -623,10 +624,10 @@ TABLE = (
         _BUG,
         PatchPoint(_RUNNER_V1 + "_preprocess", "_make_preprocess", "scheduler_output",
                    if_loaded=True),
-        lost=_NOT_CURED,
+        lost=_NOT_FIXED,
     ),
-    Touch(
-        "cpu.workarounds", CURES,
+    Hook(
+        "cpu.workarounds", WORKAROUNDS,
         "V2 tells the LoRA layers one adapter for each request, but with speculative decoding a "
         "request has a row of logits for each draft and one more: LoRA of the output layer takes "
         "other requests' adapters. Here each request's adapter is repeated as often as it has "
@@ -634,17 +635,18 @@ TABLE = (
         _BUG,
         PatchPoint(_RUNNER_V2 + "prepare_inputs", "_make_prepare", if_loaded=True),
         PatchPoint(_GPU + "lora_utils:LoraState.make_lora_inputs", "_make_inputs", if_loaded=True),
-        lost=_NOT_CURED, platform="cpu",
+        lost=_NOT_FIXED, platform="cpu",
     ),
-    Touch(
+    Hook(
         "npu.npu_platform", PLATFORM,
-        "Which class runs LoRA on Ascend NPUs: in engines with CoLD `npu.lora_bgmv`.",
+        "Which class runs LoRA on Ascend NPUs: in engines with contrastive decoding "
+        "`npu.lora_bgmv`.",
         "with `npu.lora_bgmv`.",
         PatchPoint("vllm.platforms:current_platform.get_punica_wrapper", "_make_wrapper",
                    kind=classmethod),
         lost="LoRA on NPUs is vllm-ascend's", platform="npu",
     ),
-    Touch(
+    Hook(
         "npu.lora_bgmv", LORA,
         "vLLM's V1 runner says `prefill` in every step, so that vllm-ascend uses its SGMV "
         "kernels, which are told how many runs of equal adapters the batch's rows form. That is a "
@@ -664,14 +666,14 @@ TABLE = (
 # fmt: on
 
 
-def rows(*when: str) -> tuple[Touch, ...]:
+def rows(*when: str) -> tuple[Hook, ...]:
     """Those of these times, of all if none is given, on this platform."""
-    asked = (touch for touch in TABLE if not when or touch.when in when)
-    return tuple(touch for touch in asked if not touch.platform or is_on(touch.platform))
+    asked = (hook for hook in TABLE if not when or hook.when in when)
+    return tuple(hook for hook in asked if not hook.platform or is_on(hook.platform))
 
 
 def problem(*when: str) -> str | None:
-    """What is wrong with what CoLD cannot do without at these times, in one sentence without its
-    full stop; None if nothing is.
+    """What is wrong with what vllm-cold cannot do without at these times, in one sentence without
+    its full stop; None if nothing is.
     """
-    return problems(touch for touch in rows(*when) if not touch.lost)
+    return problems(hook for hook in rows(*when) if not hook.lost)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("vllm." + __name__)
 
-# What the processes of an engine that CoLD uses make.
+# What the processes of an engine that vllm-cold uses make.
 _CLASSES = ("scheduler.scheduler:ColdScheduler", "worker.processor_v1:ColdLogitsProcessorV1")
 
 
@@ -39,12 +39,14 @@ def register() -> None:
         logger.warning("vllm-cold: LoRA is vLLM's own (%s: %s).", type(error).__name__, error)
     if contrast:
         availability.register(_look, _unsupported_adapters)
-        if availability.unavailable() is None:  # without them, no CoLD with speculation
+        if (
+            availability.unavailable() is None
+        ):  # without them, no contrastive decoding with speculation
             patching.install_quietly(places.rows(places.DRAFTS))
 
 
 def _look() -> str | None:
-    """What is wrong with what an engine with CoLD needs beside that; None if nothing is."""
+    """What is wrong with what an engine with vllm-cold needs beside that; None if nothing is."""
     kernels = places.rows(places.PLATFORM, places.LORA)
     if said := places.problem(*places.EVERY_ENGINE) or patching.problems(kernels):
         return said
@@ -55,8 +57,8 @@ def _look() -> str | None:
             return f"vLLM wants {', '.join(sorted(made.__abstractmethods__))} of {name}, too"
     if (unknown := versions.unvalidated()) is not None:
         logger.warning(
-            "vllm-cold: %s. It has all that CoLD is known to need; `vllm-cold doctor` decodes with "
-            "it and says whether the tokens are right.",
+            "vllm-cold: %s. It has all that vllm-cold is known to need; `vllm-cold doctor` decodes "
+            "with it and says whether the tokens are right.",
             unknown,
         )
     return None

@@ -134,7 +134,7 @@ class Engine:
         if not request.amateurs:
             return SamplingParams(**request.sampling)
         amateurs = [self._amateur(each, request.expert) for each in request.amateurs]
-        return ColdParams(amateurs=amateurs, **request.knobs, **request.sampling)
+        return ColdParams(amateurs=amateurs, **request.settings, **request.sampling)
 
     def _amateur(self, stream: Stream, expert: Stream) -> Any:
         from vllm_cold import Amateur

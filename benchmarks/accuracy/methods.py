@@ -27,7 +27,7 @@ ONE_STREAM = 1.5
 @dataclass(frozen=True)
 class Stream:
     """What an expert or an amateur is: its prompt, its adapter's folder (None: the base model), by
-    what the adapter is multiplied, and an amateur's weight (None: that of the knobs).
+    what the adapter is multiplied, and an amateur's weight (None: that of the settings).
     """
 
     prompt: Prompt
@@ -44,7 +44,7 @@ class Request:
         model: Who answers.
         expert: It; without amateurs, an ordinary request.
         amateurs: What it is contrasted with.
-        knobs: Fields of ``ColdParams`` besides the amateurs.
+        settings: Fields of ``ColdParams`` besides the amateurs.
         sampling: Fields of ``SamplingParams``.
         scored: An answer whose mean log probability of a token is asked for instead of a new one.
     """
@@ -52,7 +52,7 @@ class Request:
     model: Model
     expert: Stream
     amateurs: tuple[Stream, ...]
-    knobs: Mapping[str, Any]
+    settings: Mapping[str, Any]
     sampling: Mapping[str, Any]
     scored: str | None = None
 
@@ -97,12 +97,13 @@ class Method:
 
     Attributes:
         key: Names it.
-        knobs: Fields of ``ColdParams`` besides the amateurs; none for a method without a contrast.
+        settings: Fields of ``ColdParams`` besides the amateurs; none for a method without a
+            contrast.
         prompt: "prompt", "without" (what the amateur reads, alone), or the name of one of the
             problem's plain prompts.
         amateur: What it is.
         weights: Of an amateur without the part and of one that reads the part and not what is
-            asked; none: there is one amateur, and the knobs say its weight.
+            asked; none: there is one amateur, and the settings say its weight.
         bare: Whether the expert takes its adapter off.
         scale: By what the expert's adapter is multiplied.
         sampling: Fields of ``SamplingParams`` other than greedy decoding's.
@@ -110,7 +111,7 @@ class Method:
     """
 
     key: str
-    knobs: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
     prompt: str = "prompt"
     amateur: AmateurKind = "without"
     weights: tuple[float, ...] = ()
@@ -122,11 +123,11 @@ class Method:
     def is_for(self, cell: Cell, problem: Problem) -> bool:
         """Whether the cell asks for such methods and the problem has such prompts."""
         adapted = self.bare or self.scale != 1 or self.sampling
-        if cell.adapter is None and (adapted or (self.knobs and self.amateur != "without")):
+        if cell.adapter is None and (adapted or (self.settings and self.amateur != "without")):
             return False
         if self.amateur == "quarter" and (_quarter(cell.adapter) in (None, cell.adapter)):
             return False
-        lacks = (self.amateur if self.knobs else self.prompt) == "without"
+        lacks = (self.amateur if self.settings else self.prompt) == "without"
         if (lacks or self.chooses) and problem.without == problem.prompt:
             return False
         if (self.weights and problem.unasked is None) or (self.chooses and not cell.chosen):
@@ -152,7 +153,7 @@ class Method:
         mine = {"prompt": problem.prompt, "without": problem.without, **problem.plain}[self.prompt]
         expert = Stream(mine, None if self.bare else folder(cell.adapter), scale=self.scale)
         amateurs: list[Stream] = []
-        if self.knobs:
+        if self.settings:
             theirs = problem.without if self.amateur == "without" else problem.prompt
             worn = {"without": cell.adapter, "quarter": _quarter(cell.adapter)}.get(self.amateur)
             amateurs.append(Stream(theirs, folder(worn), self.weights[0] if self.weights else None))
@@ -168,7 +169,7 @@ class Method:
         # A prompt without the part has nothing to be contrasted with.
         if any((each.prompt, each.adapter) == (mine, expert.adapter) for each in amateurs):
             return Request(model, expert, (), {}, sampling)
-        return Request(model, expert, tuple(amateurs), self.knobs, sampling)
+        return Request(model, expert, tuple(amateurs), self.settings, sampling)
 
 
 def _quarter(adapter: str | None) -> str | None:
@@ -180,7 +181,7 @@ def _quarter(adapter: str | None) -> str | None:
 def preset(name: PresetName, key: str = "", prompt: str = "prompt", **more: Any) -> Method:
     """A contrast by a preset's values."""
     found = PRESETS[name]
-    return Method(key or name, found.knobs, prompt, weights=found.weights, **more)
+    return Method(key or name, found.settings, prompt, weights=found.weights, **more)
 
 
 GREEDY = Method("greedy")

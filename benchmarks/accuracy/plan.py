@@ -206,7 +206,7 @@ def seconds(
     """How long a method takes for a cell's problems, at most."""
     mine = [problem for problem in problems if method.is_for(cell, problem)]
     answers = 0 if method.chooses else cell.max_tokens
-    streams = 4 if method.chooses else 1 + bool(method.knobs) + bool(method.weights)
+    streams = 4 if method.chooses else 1 + bool(method.settings) + bool(method.weights)
     tokens = sum(streams * (_tokens(problem.prompt) + answers) for problem in mine)
     weights = model.parameters * 1e9
     a_step = 2 * weights / machine.bandwidth + machine.step

@@ -22,10 +22,10 @@ inline uint64_t VectorCores()
 {
     static const uint64_t cores = [] {
         auto* platform = platform_ascendc::PlatformAscendCManager::GetInstance();
-        TORCH_CHECK(platform != nullptr, "CoLD: CANN does not know this NPU");
+        TORCH_CHECK(platform != nullptr, "vllm-cold: CANN does not know this NPU");
         return static_cast<uint64_t>(platform->GetCoreNumAiv());
     }();
-    TORCH_CHECK(cores > 0, "CoLD: CANN reports an NPU without vector cores");
+    TORCH_CHECK(cores > 0, "vllm-cold: CANN reports an NPU without vector cores");
     return cores;
 }
 

@@ -25,7 +25,7 @@ LogitsType TypeOf(const at::Tensor& logits)
         case at::kBFloat16:
             return LogitsType::kBfloat16;
         default:
-            TORCH_CHECK(false, "CoLD: logits are float32, bfloat16 or float16, not ",
+            TORCH_CHECK(false, "vllm-cold: logits are float32, bfloat16 or float16, not ",
                         logits.scalar_type());
     }
 }
@@ -35,11 +35,11 @@ ScoringCall MakeCall(
     const at::Tensor& logAlpha, const std::optional<at::Tensor>& floor)
 {
     TORCH_CHECK(logits.size(1) == 1 || logits.stride(1) == 1,
-                "CoLD: the logits' last dimension is not contiguous");
+                "vllm-cold: the logits' last dimension is not contiguous");
     TORCH_CHECK(logits.size(0) <= INT32_MAX && rows.size(0) <= INT32_MAX,
-                "CoLD: more than 2**31 rows");
+                "vllm-cold: more than 2**31 rows");
     TORCH_CHECK(rows.size(1) >= 2 && rows.size(1) <= kMaxAmateurs + 1,
-                "CoLD: a group has 2 to ", kMaxAmateurs + 1, " streams");
+                "vllm-cold: a group has 2 to ", kMaxAmateurs + 1, " streams");
     ScoringCall call{};
     call.type = TypeOf(logits);
     call.logits = Address(logits);
@@ -64,7 +64,7 @@ void Scores(
     const c10_npu::OptionalNPUGuard guard(logits.device());
     ScoringCall call = MakeCall(logits, rows, weights, logAlpha, floor);
     TORCH_CHECK(out.has_value() || call.type == LogitsType::kFloat,
-                "CoLD: only float32 logits can be written over");
+                "vllm-cold: only float32 logits can be written over");
     const at::Tensor maxima = Workspace(logits, call.plan.slotBytes);
     call.maxima = Address(maxima);
     if (out.has_value()) {

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The demo, ``python -m examples.demo`` or ``make demo``: what a newcomer sees of CoLD.
+"""The demo, ``python -m examples.demo`` or ``make demo``: what a newcomer sees of contrastive
+decoding.
 
 Needs no accelerator and no network: the model is SmolLM2-135M-Instruct from PyPI, converted once,
 and the two adapters lie in this checkout. ``__main__`` is the order of things; ``documents``,

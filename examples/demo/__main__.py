@@ -108,7 +108,7 @@ def heading(console: Console, text: str) -> None:
 
 def main() -> int:
     """Run the demo; returns the exit status."""
-    about = "Show what CoLD does, on a small model, on this machine; takes one to two minutes."
+    about = "Show what vllm-cold does, on a small model, on this machine; takes one to two minutes."
     argparse.ArgumentParser(prog="python -m examples.demo", description=about).parse_args()
     quiet()
     os.environ.setdefault("TQDM_DISABLE", "1")  # libraries' bars, while the model is converted

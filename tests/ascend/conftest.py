@@ -30,5 +30,5 @@ def make_engine(tiny: Path) -> Any:
 
 @pytest.fixture
 def engine(make_engine: Any) -> Any:
-    """The configuration of an engine with CoLD."""
+    """The configuration of an engine with contrastive decoding."""
     return make_engine()

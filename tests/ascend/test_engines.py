@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which engines CoLD is in on vllm-ascend, and what the doctor says there."""
+"""Which engines vllm-cold is in on vllm-ascend, and what the doctor says there."""
 
 import json
 import logging
@@ -51,7 +51,7 @@ def test_options_of_vllm_ascend(
         ({"compilation_config": {"cudagraph_mode": "PIECEWISE"}}, False),
         ({"scheduler_cls": "vllm.v1.core.sched.scheduler.Scheduler"}, False),
     ],
-    ids=["as it is", "piecewise", "without CoLD"],
+    ids=["as it is", "piecewise", "without contrastive decoding"],
 )
 def test_full_graphs_are_warned_of(
     make_engine: Any, options: dict[str, Any], said: bool, caplog: pytest.LogCaptureFixture
@@ -80,5 +80,5 @@ def test_the_doctor_finds_no_fault() -> None:
     assert problems == []
     said = {e["name"]: e["value"] for entries in sections.values() for e in entries}
     assert said["vLLM's platform"] == "NPUPlatform"
-    assert said["CoLD"] == "can be used in it"
-    assert said["LoRA"].startswith("bgmv in engines with CoLD, else vllm_ascend.")
+    assert said["contrastive decoding"] == "can be used in it"
+    assert said["LoRA"].startswith("bgmv in engines with contrastive decoding, else vllm_ascend.")

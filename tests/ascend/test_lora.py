@@ -174,7 +174,7 @@ def test_vllm_ascend_alone_gives_base_rows_an_adapter(make_engine: Any) -> None:
 
 
 def test_who_gets_which_wrapper(engine: Any, make_engine: Any) -> None:
-    """Engines in which CoLD cannot be keep vllm-ascend's."""
+    """Engines in which vllm-cold cannot be keep vllm-ascend's."""
     assert type(Layer(engine, compiled=False).wrapper) is lora_bgmv.BgmvPunicaWrapperNPU
     stock = Layer(make_engine(**STOCK_ENGINE), compiled=False).wrapper
     assert type(stock) is PunicaWrapperNPU

@@ -178,7 +178,7 @@ def test_states_are_split_and_kept_as_is_known() -> None:
 
 @since(0, 32)
 def test_looking_a_prefix_up_counts_nothing() -> None:
-    """Else the cache's hit rate would be wrong while CoLD requests wait, as in 0.23."""
+    """Else the cache's hit rate would be wrong while contrastive requests wait, as in 0.23."""
     from vllm.v1.core.kv_cache_manager import KVCacheManager
 
     assert ".record(" not in source_of(KVCacheManager.get_computed_blocks)

@@ -22,7 +22,7 @@ def row(where: str, *parts: str, until: tuple[int, int] | None = None) -> typing
 
 
 def later(where: str, *parts: str) -> typing.Any:
-    """One that came with 0.32, as speculation with CoLD did."""
+    """One that came with 0.32, as speculation with contrastive decoding did."""
     return row(where, *parts, until=(0, 32))
 
 

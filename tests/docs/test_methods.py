@@ -102,9 +102,9 @@ def test_each_rule_is_in_the_table_with_its_defaults() -> None:
     presets = rows("docs/parameters.md", "## Presets")
     assert presets.keys() == PRESETS.keys()
     for name, preset in PRESETS.items():
-        rule = preset.knobs.get("rule")
+        rule = preset.settings.get("rule")
         if isinstance(rule, str):
-            assert f"| {preset.knobs['alpha']:g} | rule `{rule}` |" in presets[name]
+            assert f"| {preset.settings['alpha']:g} | rule `{rule}` |" in presets[name]
 
 
 @pytest.mark.usefixtures("own")

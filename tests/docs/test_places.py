@@ -29,5 +29,5 @@ def test_what_each_seam_would_end(heading: str, can_go: str) -> None:
     text = (ROOT / "docs" / "for-vllm.md").read_text(encoding="utf-8")
     section = text.partition(f"## {heading}\n")[2].partition("\n## ")[0]
     named = re.findall(r"`((?:frontend|scheduler|worker)\.\w+)`", section)
-    ended = {touch.file.removeprefix("vllm.") for touch in places.TABLE if touch.can_go == can_go}
+    ended = {hook.file.removeprefix("vllm.") for hook in places.TABLE if hook.can_go == can_go}
     assert set(named) == ended and len(named) >= 4

@@ -108,7 +108,8 @@ class Pool:
             cold = {"enabled": cold} if isinstance(cold, bool) else cold
             options["additional_config"] = {**more, "cold": {"max_amateurs": 32, **cold}}
         if options["speculative_config"] and "max_num_batched_tokens" in options:
-            # vLLM wants room for the drafts of all, and CoLD for a request that comes.
+            # vLLM wants room for the drafts of all, and contrastive decoding for a request that
+            # comes.
             each = 1 + options["speculative_config"]["num_speculative_tokens"]
             room = options["max_num_batched_tokens"] // each
             options["max_num_seqs"] = max(2, min(options["max_num_seqs"], room))

@@ -331,6 +331,6 @@ def oracle(
 
 
 def counted(llm: Any) -> tuple[int, int]:
-    """Drafts of CoLD requests, and those of them that were right."""
+    """Drafts of contrastive requests, and those of them that were right."""
     sums = scheduler(llm)._counters.sums.values()
     return sum(s.draft_tokens for s in sums), sum(s.accepted_draft_tokens for s in sums)

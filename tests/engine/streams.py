@@ -30,7 +30,7 @@ KINDS = (
     "a rule and fixed",
     "a judge",
     "four streams",
-    "CoLD",
+    "contrastive decoding",
     "plain",
 )
 
@@ -92,12 +92,12 @@ def _group(
             None,
             [Amateur(-0.4, adapter, text), Amateur(-0.4, None, context), Amateur(0.3, other)],
         ),
-        "CoLD": (whole, 0.1, None, [Amateur(-2.0)]),
+        "contrastive decoding": (whole, 0.1, None, [Amateur(-2.0)]),
         "plain": (whole, 0.0, None, []),
     }[kind]
     if kind == "two adapters":
         expert = None
-    elif kind in ("four streams", "CoLD"):
+    elif kind in ("four streams", "contrastive decoding"):
         expert = adapter
     if by_rule not in amateurs:
         return Group(prompt, expert, amateurs, alpha, MAX_TOKENS, cap)

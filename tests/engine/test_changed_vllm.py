@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Plain requests get what vLLM gives them without the package: beside CoLD requests, where it is
-switched off, and where vLLM has changed; there who asks for CoLD is told why.
+"""Plain requests get what vLLM gives them without the package: beside contrastive requests, where
+it is switched off, and where vLLM has changed; there who asks for contrastive decoding is told why.
 
 That the package sees a change, of each kind, is what tests/unit/test_patching.py says. Here it
 is told of one, in a fresh process each.
@@ -71,7 +71,7 @@ def check_refused(result: Result, lost: str, *asked: str) -> None:
         assert result[way] is not None, way
         assert result["reason"] in result[way], way
         assert "unrecognized" not in result[way]
-    assert result["log"].count("CoLD is unavailable; vLLM runs as without it") == 1
+    assert result["log"].count("contrastive decoding is unavailable; vLLM runs as without it") == 1
 
 
 def check_plain(result: Result, stock: Result) -> None:
@@ -153,7 +153,7 @@ def test_kernels_can_be_switched_off_alone(run: Run, stock: Result) -> None:
 def test_plain_requests_beside_others(
     make_llm: Any, tiny: Path, stock: Result, enforce_eager: bool
 ) -> None:
-    """In one batch, and alone: base and adapter requests, greedy and seeded, beside CoLD's."""
+    """In one batch, and alone: base and adapter requests, greedy and seeded, beside vllm-cold's."""
     from vllm import SamplingParams
 
     from tests.engine.changed_vllm import KINDS, PROMPTS

@@ -84,7 +84,7 @@ def test_nothing_is_wrong_here(runner: str) -> None:
     assert named(done, "warning") <= UNDERSTOOD
     found = sections(done)
     assert found["A LoRA engine here"]["model runner"] == ("fact", runner.upper())
-    assert found["A LoRA engine here"]["CoLD"][0] == "ok"
+    assert found["A LoRA engine here"]["contrastive decoding"][0] == "ok"
     assert found["Scoring"]["on cpu"][0] == "ok"
     test = found["Self-test"]
     assert test["result"] == ("ok", "PASS")
@@ -101,12 +101,12 @@ def test_plugin_that_is_switched_off() -> None:
     done = doctor(script=second, COLD_ENABLED="0")
     assert done.returncode == 1
     found = sections(done)
-    assert "COLD_ENABLED=0 is set; unset it" in found["Plugin"]["CoLD"][1]
-    assert "CoLD" in named(done, "problem") and "Self-test" not in found
+    assert "COLD_ENABLED=0 is set; unset it" in found["Plugin"]["contrastive decoding"][1]
+    assert "contrastive decoding" in named(done, "problem") and "Self-test" not in found
 
 
 def test_kernel_that_gives_wrong_tokens(runner: str, tmp_path: Path) -> None:
-    """The kernel is spoilt: its scores and all CoLD requests differ, others do not."""
+    """The kernel is spoilt: its scores and all contrastive requests differ, others do not."""
     kernel = {"v1": "cpu", "v2": "triton"}[runner]
     (tmp_path / "spoiler.py").write_text(SPOILER.format(kernel=kernel))
     metadata = tmp_path / "spoiler-1.0.dist-info"

@@ -97,7 +97,7 @@ def test_engines_of_other_kinds(
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.skipif(versions.is_before(0, 32), reason="CoLD takes such models since vLLM 0.32")
+@pytest.mark.skipif(versions.is_before(0, 32), reason="vllm-cold takes such models since vLLM 0.32")
 @pytest.mark.parametrize(
     ("family", "mode", "count"),
     [("granite-4-hybrid", "align", 99), ("granite-4-hybrid", "none", 6), ("lfm2", "align", 6)],

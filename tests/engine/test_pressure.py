@@ -22,8 +22,8 @@ ADAPTERS = ("one", "two", "zero")
 
 
 def make_pairs() -> list[Job]:
-    """48 requests, three quarters of them CoLD. A third of the prompts share a prefix, so that
-    streams find different parts of their prompts cached.
+    """48 requests, three quarters of them contrastive decoding. A third of the prompts share a
+    prefix, so that streams find different parts of their prompts cached.
     """
     rng = random.Random(11)
     shared = tuple(rng.randrange(4, 512) for _ in range(64))

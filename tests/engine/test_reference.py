@@ -26,9 +26,9 @@ ADAPTIVE = list(itertools.product((0.02, 0.1, 0.5), (0.5, 8.0, 500.0), (None, 4)
 
 
 def make_cases() -> list[Group]:
-    """114 requests: 72 CoLD over every (alpha, beta), some with a cap on the candidates or another
-    adapter as amateur; 24 plain; 18 with an adaptive beta. Lengths around block and chunk borders;
-    half of the prompts share a prefix, so that prefix caching has hits.
+    """114 requests: 72 contrastive decoding over every (alpha, beta), some with a cap on the
+    candidates or another adapter as amateur; 24 plain; 18 with an adaptive beta. Lengths around
+    block and chunk borders; half of the prompts share a prefix, so that prefix caching has hits.
     """
     rng = random.Random(7)
     shared = tuple(rng.randrange(4, 512) for _ in range(64))

@@ -59,7 +59,9 @@ def test_features_keep_their_meaning(llm: Any, tiny: Path, naive: NaiveCold) -> 
 
 
 def test_engine_defaults(make_llm: Any, tiny: Path, naive: NaiveCold) -> None:
-    """additional_config makes CoLD the default for adapters; a request says otherwise."""
+    """additional_config makes contrastive decoding the default for adapters; a request says
+    otherwise.
+    """
     from vllm import SamplingParams
     from vllm.sampling_params import BeamSearchParams
 
@@ -89,8 +91,8 @@ def test_engine_defaults(make_llm: Any, tiny: Path, naive: NaiveCold) -> None:
 
 
 def test_an_engine_that_cannot(make_llm: Any, tiny: Path) -> None:
-    """A CoLD request is refused with the reason, others are served by stock classes. (Why an engine
-    cannot, and that one whose default is CoLD does not start, the unit tests have.)
+    """A contrastive request is refused with the reason, others are served by stock classes. (Why an
+    engine cannot, and that one whose default is vllm-cold does not start, the unit tests have.)
     """
     from vllm import SamplingParams
 

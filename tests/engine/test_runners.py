@@ -35,7 +35,7 @@ def penalise(*, frequency: float = 0.0, presence: float = 0.0, repetition: float
 def decode(
     naive: NaiveCold, penalised: Penalise, own: list[int] | None = None, *, of_rows: bool = False
 ) -> list[int]:
-    """Greedy CoLD with penalties on the scores, by the tokens that the expert has.
+    """Greedy contrastive decoding with penalties on the scores, by the tokens that the expert has.
 
     Args:
         naive: The reference.
@@ -116,7 +116,7 @@ def test_the_repetition_penalty_of_a_generation_config(
     assert list(output.outputs[0].token_ids) == decode(naive, penalise(repetition=1.3))
 
 
-@pytest.mark.parametrize("kind", ["CoLD", "plain"])
+@pytest.mark.parametrize("kind", ["contrastive decoding", "plain"])
 def test_what_a_draw_depends_on(kind: str, runner: str, shared_llm: Any, tiny: Path) -> None:
     """V1's on the seed and how many draws came before it; V2's on the seed and the position."""
     from vllm import SamplingParams
@@ -128,7 +128,11 @@ def test_what_a_draw_depends_on(kind: str, runner: str, shared_llm: Any, tiny: P
     def run(prompt: list[int], max_tokens: int) -> list[int]:
         options: dict[str, Any] = {"temperature": 1.5, "seed": 11, "ignore_eos": True}
         options["max_tokens"] = max_tokens
-        params = ColdParams(alpha=0.01, **options) if kind == "CoLD" else SamplingParams(**options)
+        params = (
+            ColdParams(alpha=0.01, **options)
+            if kind == "Contrastive decoding"
+            else SamplingParams(**options)
+        )
         (output,) = llm.generate(
             {"prompt_token_ids": prompt}, params, lora_request=lora(tiny, "one"), use_tqdm=False
         )

@@ -87,8 +87,8 @@ OPTIONS: tuple[tuple[dict[str, Any], Callable[[], dict[str, Any]]], ...] = (
 
 
 def make_requests(sick: Sequence[tuple[str, str | None]], seed: int = 3) -> list[Job]:
-    """Healthy CoLD requests and plain ones, with each kind of options; and for each of ``sick``
-    (expert, amateur) the same. All in random order.
+    """Healthy contrastive requests and plain ones, with each kind of options; and for each of
+    ``sick`` (expert, amateur) the same. All in random order.
     """
     rng = random.Random(seed)
 
@@ -111,7 +111,8 @@ def make_requests(sick: Sequence[tuple[str, str | None]], seed: int = 3) -> list
         ids = prompt()
         amateurs = [Amateur(-0.5, None, ids[:2]), Amateur(-0.5, amateur)]
         asked.append(Job(Group(ids, expert, amateurs, 0.05, 16)))
-    # Without CoLD, a sick adapter is vLLM's affair; it writes NaN to the KV cache for longest.
+    # Without contrastive decoding, a sick adapter is vLLM's affair; it writes NaN to the KV cache
+    # for longest.
     asked += [plain(prompt(), name, max_tokens=40) for name in {e for e, _ in sick} & SICK]
     rng.shuffle(asked)
     return asked
@@ -196,7 +197,8 @@ def test_overflow_in_float16(make_llm: Any, adapters: Path, tiny: Path) -> None:
 def test_blocks_that_held_nan(make_llm: Any, adapters: Path) -> None:
     """Whoever gets such a block next has numbers all the same: it was cleared. (vLLM's attention on
     CPUs reads the whole of a sequence's last block and weighs what stands behind its end with 0,
-    which makes NaN of NaN. Of requests without CoLD that is so, with and without this package.)
+    which makes NaN of NaN. Of requests without contrastive decoding that is so, with and without
+    this package.)
     """
     llm = make_llm(max_loras=3, max_num_batched_tokens=64)
     asked = make_requests([("early", None), ("one", "early")])

@@ -39,7 +39,9 @@ pytestmark = [
     pytest.mark.engine,
     pytest.mark.full,  # one of them is in test_families.py in every run
     pytest.mark.timeout(1200),
-    pytest.mark.skipif(versions.is_before(0, 32), reason="CoLD takes such models since vLLM 0.32"),
+    pytest.mark.skipif(
+        versions.is_before(0, 32), reason="vllm-cold takes such models since vLLM 0.32"
+    ),
 ]
 
 SMALL_STEPS = {"max_num_batched_tokens": 64}

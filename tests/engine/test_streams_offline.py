@@ -82,7 +82,7 @@ def test_an_engine_that_guides_every_chat(make_llm: Any, tiny: Path, model: Text
 
 
 def test_the_page(tiny: Path, make_llm: Any, model: Texts, capsys: Any) -> None:
-    """An engine without LoRA that asks for CoLD."""
+    """An engine without LoRA that asks for contrastive decoding."""
     text = block("docs/parameters.md", "prompts").replace("path/to/model", str(tiny / "model"))
     names: dict[str, Any] = {"LLM": lambda **options: make_llm(enable_lora=False, **options)}
     exec(compile(text.replace("from vllm import LLM\n", ""), "block", "exec"), names)

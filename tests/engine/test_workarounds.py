@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Plain requests in an engine with LoRA and speculative decoding, where CoLD is refused: bugs of
-vLLM on CPU that the package cures for them.
+"""Plain requests in an engine with LoRA and speculative decoding, where contrastive decoding is
+refused: bugs of vLLM on CPU that the package cures for them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def stock(monkeypatch: pytest.MonkeyPatch) -> None:
     from vllm_cold import places
     from vllm_cold.patching import original_of
 
-    for touch in places.rows(places.CURES, places.EMBEDS):
+    for touch in places.rows(places.WORKAROUNDS, places.EMBEDS):
         for place in touch.wraps:
             owner, name, method = place.find()
             monkeypatch.setattr(owner, name, original_of(method))

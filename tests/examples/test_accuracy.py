@@ -158,7 +158,7 @@ def test_the_engine_is_told_all_of_it(key: str) -> None:
     problem = replace(PROBLEM, plain={**PROBLEM.plain, **searched})
     asked = METHODS[key].request(CHAT, ADAPTED, problem, Path("/adapters"))
     params = engine._params(asked)
-    for name, value in {"min_p": 0.0, "seed": None, **asked.sampling, **asked.knobs}.items():
+    for name, value in {"min_p": 0.0, "seed": None, **asked.sampling, **asked.settings}.items():
         assert getattr(params, name) == value
     assert isinstance(params, ColdParams) == bool(asked.amateurs)
     for stream, amateur in zip(asked.amateurs, getattr(params, "amateurs", ()), strict=True):

@@ -47,7 +47,10 @@ def test_a_fallback_is_logged_once_with_its_reason(
     for _ in range(3):
         assert registry.choose(CPU) == "torch"
     assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
-        ("WARNING", "CoLD: scoring on cpu falls back to torch; not cpu: It is not built: build it.")
+        (
+            "WARNING",
+            "vllm-cold: scoring on cpu falls back to torch; not cpu: It is not built: build it.",
+        )
     ]
 
 

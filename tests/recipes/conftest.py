@@ -39,8 +39,9 @@ def chat_ids(tokenizer: Any, prompt: str) -> list[int]:
 
 
 def _problems(tiny: Path, naive: NaiveCold) -> list[dict[str, str]]:
-    """Problems whose right answers are what the reference for CoLD says, where the adapter alone
-    says something else: CoLD solves all of them, greedy decoding none. Only such as rounding
+    """Problems whose right answers are what the reference for contrastive decoding says, where the
+    adapter alone
+    says something else: vllm-cold solves all of them, greedy decoding none. Only such as rounding
     cannot change.
     """
     from transformers import AutoTokenizer
@@ -57,7 +58,7 @@ def _problems(tiny: Path, naive: NaiveCold) -> list[dict[str, str]]:
         text = tokenizer.decode(c.tokens).strip()
         if c.settled() == MAX_TOKENS and text != tokenizer.decode(p.tokens).strip():
             found.append({"prompt": prompt, "answer": text})
-    assert len(found) >= PROBLEMS, "too few problems on which CoLD and greedy decoding differ"
+    assert len(found) >= PROBLEMS, "too few problems on which vllm-cold and greedy decoding differ"
     return found[:PROBLEMS]
 
 

@@ -89,7 +89,9 @@ def test_bench_serve(recipes: Recipes) -> None:
     differing = sum(a != b for a, b in zip(texts[1], texts[0], strict=True))
 
     printed = recipes.run(block(PAGE, "bench-compare"))
-    assert re.search(r"^CoLD   32 completed, 0 failed, [\d.]+ tokens/s, median TPOT", printed)
+    assert re.search(
+        r"^contrastive decoding   32 completed, 0 failed, [\d.]+ tokens/s, median TPOT", printed
+    )
     assert f"{differing} of 32 texts differ" in printed
 
 
@@ -100,14 +102,14 @@ def test_bench_serve_with_several_adapters(recipes: Recipes) -> None:
     assert [b["model"] for b in bodies].count("orders") == 16
     detail = json.loads(recipes.results("adapters.json").read_text())
     assert (detail["completed"], detail["failed"]) == (32, 0)
-    for body in bodies[:4]:  # the server's default is CoLD
+    for body in bodies[:4]:  # the server's default is contrastive decoding
         assert text(recipes.recorder, body) in detail["generated_texts"]
         assert text(recipes.recorder, body, cold=0) not in detail["generated_texts"]
 
 
 def test_lm_eval(recipes: Recipes) -> None:
-    """CoLD solves the problems that the reference made for it, adapter and base model do not; all
-    answers are those of single requests.
+    """vllm-cold solves the problems that the reference made for it, adapter and base model do not;
+    all answers are those of single requests.
     """
     recipes.run(block(PAGE, "lm-eval"))
     bodies = recipes.recorder.take()

@@ -14,8 +14,8 @@ pytestmark = [pytest.mark.engine, pytest.mark.full]
 
 
 def test_lm_eval_offline(checkout: Path, variables: dict[str, str]) -> None:
-    """The engine's default is CoLD: it solves the problems that greedy decoding cannot. A second
-    task, in the same run, opts out.
+    """The engine's default is vllm-cold: it solves the problems that greedy decoding cannot. A
+    second task, in the same run, opts out.
     """
     task = (checkout / "examples" / "lm_eval" / "sorting.yaml").read_text()
     assert "task: sorting" in task and "generation_kwargs:" in task
@@ -41,7 +41,7 @@ def test_bench_throughput(checkout: Path, variables: dict[str, str]) -> None:
     result = json.loads((checkout / "results" / "throughput.json").read_text())
     assert result["num_requests"] == 32
     assert result["total_num_tokens"] == 32 * (128 + 64)
-    # Its requests do use CoLD: a cache that holds a request once, not twice, is too small.
+    # Its requests do use vllm-cold: a cache that holds a request once, not twice, is too small.
     small = "--max-model-len 256 --block-size 32 --num-gpu-blocks-override 10"
-    with pytest.raises(AssertionError, match="two streams of a CoLD request need"):
+    with pytest.raises(AssertionError, match="two streams of a contrastive request need"):
         run(f"{script} {small}", checkout, variables)

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A real CoLD scheduler without a model: requests in, tokens out, invariants after every step."""
+"""A real contrastive decoding scheduler without a model: requests in, tokens out, invariants after
+every step.
+"""
 
 import inspect
 from collections import deque
@@ -48,7 +50,7 @@ from tests.scheduler.workers import RELEASE, WINDOW, Workers, solo, weights_of
 from vllm_cold.group import media as of_group
 from vllm_cold.group.step_stats import ColdStats, Explained, RowStats, StepStats
 from vllm_cold.group.stream import AmateurStream, Stream
-from vllm_cold.settings.knobs import ColdSettings
+from vllm_cold.settings.table import ColdSettings
 from vllm_cold.vllm.scheduler.scheduler import ColdAsyncScheduler, ColdScheduler
 
 MAX_MODEL_LEN = 64
@@ -167,7 +169,7 @@ class Asked:
         )
 
     def settings(self) -> ColdSettings:
-        """Its knobs."""
+        """Its settings."""
         if not self.lives:
             return ColdSettings()
         lives = {f"life_{i}": float(life) for i, life in enumerate(self.lives, 1)}
@@ -197,7 +199,7 @@ def make_scheduler(model: Path, setup: Setup, classes: Sequence[type] | None = N
     Args:
         model: Folder of the tiny model; only its configuration is read.
         setup: The engine.
-        classes: The synchronous and the asynchronous scheduler class; default: CoLD's.
+        classes: The synchronous and the asynchronous scheduler class; default: vllm-cold's.
     """
     model_config = ModelConfig(
         model=str(model),
@@ -862,7 +864,7 @@ class Harness:
         assert self.free_blocks() == free
         deferred = getattr(sched, "deferred_waiting", ())
         assert set(deferred) <= set(queued), "a request that waits nowhere is counted as waiting"
-        # A CoLD request is counted once.
+        # A contrastive request is counted once.
         of_groups = {s.request_id for g in self.groups() for s in g.streams}
         num = len(running - of_groups)
         num += sum(any(r.request_id in running for r in g.streams) for g in self.groups())

@@ -60,7 +60,7 @@ class StateLayers:
 
 
 def supported() -> bool:
-    """CoLD takes models with states since vLLM 0.32."""
+    """vllm-cold takes models with states since vLLM 0.32."""
     return tuple(int(part) for part in vllm_version().split(".")[:2]) >= (0, 32)
 
 

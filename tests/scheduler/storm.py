@@ -17,7 +17,7 @@ from tests.scheduler.workers import RELEASE
 
 
 def random_setup(rng: random.Random) -> Setup:
-    """Any engine that takes CoLD requests, without a KV connector and layers with states."""
+    """Any engine that takes contrastive requests, without a KV connector and layers with states."""
     setup = _full_attention(rng)
     windows, size = rng.choice((0, 0, 1, 2)), setup.block_size
     if not windows or setup.dcp > 1:
@@ -179,8 +179,8 @@ def with_images(rng: random.Random, kind: str, setup: Setup | None = None) -> Se
 
 
 def can_draft(is_async: bool, depth: int) -> bool:
-    """CoLD speculates since vLLM 0.32; drafts without asynchronous scheduling come with a step's
-    results.
+    """vllm-cold speculates since vLLM 0.32; drafts without asynchronous scheduling come with a
+    step's results.
     """
     return RELEASE >= (0, 32) and (is_async or depth == 1)
 

@@ -32,7 +32,7 @@ from vllm_cold.vllm.scheduler.connectors import Loads
 
 pytestmark = [
     pytest.mark.unit,
-    pytest.mark.skipif(IS_0_23, reason="CoLD has connectors since vLLM 0.31"),
+    pytest.mark.skipif(IS_0_23, reason="vllm-cold has connectors since vLLM 0.31"),
 ]
 
 

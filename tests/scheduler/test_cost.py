@@ -102,7 +102,7 @@ def test_who_waits_costs_nothing(kind: str, tiny: Path) -> None:
     in a step without tokens, while admission is paused, and at an arrival.
     """
     if IS_0_23 and kind in ("images", "a connector"):
-        pytest.skip("vLLM 0.23 has CoLD without them")
+        pytest.skip("vLLM 0.23 has contrastive decoding without them")
 
     def measured(waiting: int) -> dict[str, int]:
         engine = Engine(tiny / "model", **ENGINES[kind])

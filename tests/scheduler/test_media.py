@@ -33,7 +33,7 @@ from vllm_cold.vllm.scheduler.encoder import EncoderInputs, room_of
 pytestmark = pytest.mark.unit
 
 
-@pytest.mark.skipif(IS_0_23, reason="CoLD contrasts prompts with media since vLLM 0.31")
+@pytest.mark.skipif(IS_0_23, reason="vllm-cold contrasts prompts with media since vLLM 0.31")
 @pytest.mark.parametrize("case", cases_in(cases))
 def test_case(case: Callable[[Path], None], tiny: Path) -> None:
     case(tiny / "model")
@@ -86,8 +86,8 @@ class Alone:
 
 @pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
 def test_plain_requests_are_scheduled_as_by_vllm(is_async: bool, tiny: Path) -> None:
-    """Text only and with images; without CoLD requests, and beside one whose streams are scheduled
-    as two plain requests would be.
+    """Text only and with images; without contrastive requests, and beside one whose streams are
+    scheduled as two plain requests would be.
     """
     encoded = 0
     for seed in range(30):

@@ -12,7 +12,9 @@ from tests.scheduler.states import supported
 
 pytestmark = [
     pytest.mark.unit,
-    pytest.mark.skipif(not supported(), reason="CoLD takes models with states since vLLM 0.32"),
+    pytest.mark.skipif(
+        not supported(), reason="vllm-cold takes models with states since vLLM 0.32"
+    ),
 ]
 
 

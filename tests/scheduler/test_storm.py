@@ -40,7 +40,7 @@ def test_little_room(policy: str, is_async: bool, tiny: Path) -> None:
     assert harness.group_preemptions > 20
 
 
-@pytest.mark.skipif(not supported(), reason="CoLD takes models with states since vLLM 0.32")
+@pytest.mark.skipif(not supported(), reason="vllm-cold takes models with states since vLLM 0.32")
 @pytest.mark.parametrize("mode", ["align", "none"])
 @pytest.mark.parametrize(
     "first", [0, *(pytest.param(n, marks=pytest.mark.full) for n in range(15, 90, 15))]
@@ -56,7 +56,7 @@ def test_states(first: int, mode: str, tiny: Path) -> None:
     assert group_preemptions > 5
 
 
-@pytest.mark.skipif(IS_0_23, reason="CoLD contrasts prompts with media since vLLM 0.31")
+@pytest.mark.skipif(IS_0_23, reason="vllm-cold contrasts prompts with media since vLLM 0.31")
 @pytest.mark.parametrize("kind", IMAGES)
 @pytest.mark.parametrize(
     "first", [0, *(pytest.param(n, marks=pytest.mark.full) for n in range(4, 104, 20))]
@@ -73,7 +73,7 @@ def test_images(first: int, kind: str, tiny: Path) -> None:
 
 
 @pytest.mark.full
-@pytest.mark.skipif(not supported(), reason="CoLD takes models with states since vLLM 0.32")
+@pytest.mark.skipif(not supported(), reason="vllm-cold takes models with states since vLLM 0.32")
 @pytest.mark.parametrize("kind", [kind for kind in IMAGES if kind != "whole"])
 @pytest.mark.parametrize("beside", ["states", "a connector"])
 def test_images_beside(beside: str, kind: str, tiny: Path) -> None:

@@ -11,7 +11,7 @@ import httpx
 
 from tests.naive import Amateur, Group, NaiveCold, Trace, assert_same_tokens
 
-ALPHA = 0.05  # of every CoLD request here
+ALPHA = 0.05  # of every contrastive request here
 LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=0)
 
 

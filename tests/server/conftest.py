@@ -212,7 +212,9 @@ def server(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ser
 
 @pytest.fixture(scope="session")
 def default_server(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """CoLD by default: the sampler from a YAML file, its values from the command line."""
+    """Contrastive decoding by default: the sampler from a YAML file, its values from the command
+    line.
+    """
     folder = tmp_path_factory.mktemp("default_server")
     config = folder / "server.yaml"
     config.write_text("sampler: cold\ncold-alpha: 0.05\nseed: 0\n")

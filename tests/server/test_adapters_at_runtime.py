@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Adapters come and go while CoLD requests use them, as expert and as amateur."""
+"""Adapters come and go while contrastive requests use them, as expert and as amateur."""
 
 import asyncio
 from collections.abc import Callable
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.server
 
 PROMPT = tuple(range(20, 90))  # two whole blocks of 32 tokens, so that there is something to find
 ROLES = (("late", 0.5, None), ("one", 2.0, "late"), ("late", None, None))
-"""Model, beta and amateur: ``late`` as expert, as amateur, and without CoLD."""
+"""Model, beta and amateur: ``late`` as expert, as amateur, and without contrastive decoding."""
 
 
 def uses(first: int, max_tokens: int = 16) -> list[Asked]:

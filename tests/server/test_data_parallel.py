@@ -71,7 +71,7 @@ def hybrid(tmp_path: Path) -> Path:
             28,
             "28 KV cache blocks of 32 tokens, states included",
             marks=pytest.mark.skipif(
-                versions.is_before(0, 32), reason="CoLD takes such models since vLLM 0.32"
+                versions.is_before(0, 32), reason="vllm-cold takes such models since vLLM 0.32"
             ),
         ),
     ],
@@ -101,7 +101,8 @@ def test_data_parallel(
         assert min(found.values()) > 0 and sum(found.values()) == 16 * len(cold)
         assert server.metric("vllm_cold_requests_total") == len(cold)
         assert server.metric("vllm_cold_candidates_count") == 16 * len(cold)
-        # What a CoLD request may take is counted in one engine's blocks, not in both engines'.
+        # What a contrastive request may take is counted in one engine's blocks, not in both
+        # engines'.
         large = {**asked[0].body(), "max_tokens": 250}
         status, text = server.post("/v1/completions", {**large, "stream": False})
         assert status == 400

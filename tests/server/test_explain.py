@@ -67,8 +67,8 @@ CONTRASTS: dict[str, tuple[str | None, Prompt, dict[str, Any]]] = {
 
 @pytest.fixture(scope="module")
 def server(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """Its own default is CoLD with a cap of 1, for chats against what is not from a user: a request
-    that forgets an override is greedy, or another contrast.
+    """Its own default is contrastive decoding with a cap of 1, for chats against what is not from a
+    user: a request that forgets an override is greedy, or another contrast.
     """
     default = ("--sampler", "cold", "--cold-expert-top-k", "1", "--cold-without", "system,0")
     command = [*arguments(tiny), *default]

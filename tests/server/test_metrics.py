@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The metrics of CoLD on a real server's /metrics page, against what the reference counts. (With
+"""The metrics of contrastive decoding on a real server's /metrics page, against what the reference
+counts. (With
 two API servers: ``test_data_parallel.py``.)
 """
 

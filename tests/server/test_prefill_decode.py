@@ -20,7 +20,9 @@ from vllm_cold.vllm import versions
 pytestmark = [
     pytest.mark.server,
     pytest.mark.full,
-    pytest.mark.skipif(versions.is_before(0, 31), reason="CoLD has connectors since vLLM 0.31"),
+    pytest.mark.skipif(
+        versions.is_before(0, 31), reason="vllm-cold has connectors since vLLM 0.31"
+    ),
 ]
 
 BLOCK = 32

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""CoLD over HTTP with the openai client: asking for it, the server's default, and its errors."""
+"""Contrastive decoding over HTTP with the openai client: asking for it, the server's default, and
+its errors.
+"""
 
 import math
 from typing import Any

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SIGTERM while CoLD requests stream: the server ends in order, and leaves nothing."""
+"""SIGTERM while contrastive requests stream: the server ends in order, and leaves nothing."""
 
 import asyncio
 import re

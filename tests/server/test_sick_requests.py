@@ -149,8 +149,8 @@ def test_without_cold_a_sick_adapter_harms_nobody(server: Server, expected: list
 
 def test_the_log_says_what_is_the_default(default_server: Server) -> None:
     log = default_server.log.read_text().splitlines()
-    (line,) = [x for x in log if re.search(r"CoLD is (the|used)", x)]
-    assert "CoLD is the default for requests that name an adapter" in line
+    (line,) = [x for x in log if re.search(r"ontrastive decoding is (the|used)", x)]
+    assert "vllm-cold is the default for requests that name an adapter" in line
     assert f"alpha={ALPHA}, beta={BETA}" in line
 
 
@@ -272,7 +272,7 @@ def send(server: Server, path: str, model: str, stream: bool, fields: dict[str, 
 
 
 def test_each_value_alone(server: Server, expected: list[Trace]) -> None:
-    """With CoLD; some of them at a time."""
+    """With contrastive decoding; some of them at a time."""
     cases = [(name, value) for name, values in FIELDS.items() for value in values]
 
     def ask(case: tuple[str, str]) -> str | None:
@@ -289,7 +289,8 @@ def bodies(draw: st.DrawFn) -> tuple[str, bool, dict[str, str]]:
     """Model, whether it streams, and some fields."""
     names = draw(st.lists(st.sampled_from(sorted(FIELDS)), min_size=1, max_size=5, unique=True))
     if "structured_outputs" in names:
-        # A grammar and a ban may leave no token; vLLM then answers with HTTP 500, CoLD or not.
+        # A grammar and a ban may leave no token; vLLM then answers with HTTP 500, contrastive
+        # decoding or not.
         names = [n for n in names if n not in ("allowed_token_ids", "bad_words")]
     fields = {name: draw(st.sampled_from(FIELDS[name])) for name in names}
     return draw(st.sampled_from(["one", "one", "two", "base"])), draw(st.booleans()), fields
@@ -310,7 +311,7 @@ def test_any_values_together(
 
 
 def test_nothing_is_left(server: Server) -> None:
-    """Of all the tests above; and only those that were sick ended with an error of CoLD's."""
+    """Of all the tests above; and only those that were sick ended with an error of vllm-cold's."""
     server.wait_until_idle()
-    said = re.findall(r"ERROR .*(CoLD: .*) \(request", server.new_log())
+    said = re.findall(r"ERROR .*(vllm-cold: .*) \(request", server.new_log())
     assert set(said) == {NOT_FINITE}

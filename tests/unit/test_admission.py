@@ -26,7 +26,7 @@ from tests.requests import CHAT, MISTAKES, REQUESTS, SYSTEM, USER, xargs
 from tests.tiny import BOS_ID
 from vllm_cold import Amateur, ColdParams, adapter_config
 from vllm_cold.group.stream import from_extra_args
-from vllm_cold.settings.knobs import ColdSettings
+from vllm_cold.settings.table import ColdSettings
 from vllm_cold.vllm.frontend import intake
 from vllm_cold.vllm.frontend.intake import FRONT_END
 
@@ -155,7 +155,7 @@ def test_an_amateur_that_is_its_expert(front: Front) -> None:
     for one in (ONE, LoRARequest("alias", 1, "/one"), LoRARequest("one", 9, "/one")):
         said = refused(front, text, params=ColdParams(amateur=one))
         assert "must differ from the expert" in said  # by its number or its name
-    assert "CoLD needs an adapter as expert" in refused(front, text, None, amateur="base")
+    assert "vllm-cold needs an adapter as expert" in refused(front, text, None, amateur="base")
     assert front.streams(text, ColdParams(amateur=ONE), lora=None).amateurs[0].adapter
 
 
@@ -385,13 +385,13 @@ def test_what_an_operator_allows(front: Front, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_an_engine_without_lora(tiny: Path) -> None:
-    """It has CoLD where it asks, and is otherwise left alone."""
+    """It has contrastive decoding where it asks, and is otherwise left alone."""
     plain = Front(tiny / "model", enable_lora=False)
     assert plain.config.scheduler_config.scheduler_cls is None
     assert not plain.config.model_config.logits_processors
     assert "cold_prompt_source" not in plain.text(" w1")
     own = ColdParams(amateur=Amateur(prompt=" w9"))
-    assert "LoRA is off, and the engine was not asked for CoLD" in refused(
+    assert "LoRA is off, and the engine was not asked for contrastive decoding" in refused(
         plain, plain.text(" w1"), None, own
     )
     for asks in (True, {"enabled": False}):

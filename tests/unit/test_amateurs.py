@@ -29,7 +29,7 @@ from vllm_cold.settings.amateurs import (
     read_without,
 )
 from vllm_cold.settings.arguments import parse_request_args
-from vllm_cold.settings.knobs import MAX_AMATEURS
+from vllm_cold.settings.table import MAX_AMATEURS
 
 pytestmark = pytest.mark.unit
 

@@ -121,7 +121,9 @@ def test_other_lora_and_context_parallelism(npu: None, monkeypatch: pytest.Monke
     made.parallel_config.prefill_context_parallel_size = 2
     assert "prefill context parallelism is on" in str(unsupported(made))
     monkeypatch.setattr(npu_platform, "named", lambda: "vllm_ascend.Other")
-    assert "LoRA with vllm_ascend.Other, which CoLD does not know" in str(unsupported(engine()))
+    assert "LoRA with vllm_ascend.Other, which vllm-cold does not know" in str(
+        unsupported(engine())
+    )
 
 
 def test_nothing_of_it_counts_elsewhere() -> None:

@@ -53,7 +53,7 @@ class Fake:
         if self.fails is not None and len(self.asked) >= self.fails:
             raise KeyboardInterrupt
         self.asked += [(system, int(one.question_id)) for one in questions]
-        if system.knobs:
+        if system.settings:
             return [Reply(f"{one.label}.") for one in questions]
         return [Reply("Yes", 5.0 - int(one.question_id) % 3) for one in questions]
 
@@ -65,7 +65,7 @@ def test_one_command_goes_on_where_it_was_stopped(
 
     def stopped(options: Any) -> Fake:
         head = json.loads(out.read_text())  # settings come before answers
-        assert head["systems"]["vcd"]["knobs"] == {"alpha": 0.1, "beta": 1.0}
+        assert head["systems"]["vcd"]["settings"] == {"alpha": 0.1, "beta": 1.0}
         return Fake(fails=2 * COUNT)
 
     with pytest.raises(KeyboardInterrupt):
@@ -139,7 +139,7 @@ def test_what_is_asked(given: list[str], monkeypatch: pytest.MonkeyPatch) -> Non
         assert image["image_url"]["url"].startswith("data:image/png;base64,")
         assert "Is there a 4?" in text["text"] and text["text"].endswith("with one word.")
         params = bench._params(system, questions[4])
-        assert isinstance(params, ColdParams) == bool(system.knobs)
+        assert isinstance(params, ColdParams) == bool(system.settings)
         assert params.temperature == key.startswith(SAMPLED)
         if params.temperature:
             assert len({bench._params(system, one).seed for one in questions}) == COUNT
@@ -150,4 +150,4 @@ def test_what_is_asked(given: list[str], monkeypatch: pytest.MonkeyPatch) -> Non
         else:
             assert params.extra_args == {"cold": 0}
     vcd = SYSTEMS["vcd"]
-    assert PRESETS["vcd"].knobs == vcd.knobs and PRESETS["vcd"].images == vcd.images
+    assert PRESETS["vcd"].settings == vcd.settings and PRESETS["vcd"].images == vcd.images

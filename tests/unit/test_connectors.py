@@ -11,7 +11,9 @@ from vllm_cold.vllm.frontend.connectors import unsupported
 
 pytestmark = [
     pytest.mark.unit,
-    pytest.mark.skipif(versions.is_before(0, 31), reason="CoLD has connectors since vLLM 0.31"),
+    pytest.mark.skipif(
+        versions.is_before(0, 31), reason="vllm-cold has connectors since vLLM 0.31"
+    ),
 ]
 
 
@@ -74,7 +76,7 @@ def test_others_are_not_known(asked: Any) -> None:
     for whole in (asked, several(transfer("StandIn", **OWN), asked)):
         said = str(unsupported(config(whole, lora=False)))
         assert f"it has the KV connector {asked['kv_connector']}, which is not known to fin" in said
-        assert "CoLD supports OffloadingConnector, Sim" in said
+        assert "vllm-cold supports OffloadingConnector, Sim" in said
         assert "keyed_by_block_hash or keyed_by_request = True" in said
 
 

@@ -150,11 +150,11 @@ def test_plugin_that_is_unavailable_or_not_registered_is_a_problem(
 ) -> None:
     monkeypatch.setattr("vllm.plugins.load_general_plugins", lambda: None)
     monkeypatch.setattr(availability, "inactive", lambda: "this vLLM has changed; install another.")
-    entry = find(sections.plugin(), "CoLD")
+    entry = find(sections.plugin(), "contrastive decoding")
     assert entry.status is Status.PROBLEM
     assert entry.value == "unavailable: this vLLM has changed; install another."
     monkeypatch.setattr(availability, "inactive", lambda: None)
-    assert find(sections.plugin(), "CoLD").status is Status.OK
+    assert find(sections.plugin(), "contrastive decoding").status is Status.OK
     monkeypatch.setattr("importlib.metadata.entry_points", lambda group: [])
     entry = find(sections.plugin(), "entry point")
     assert (entry.status, entry.value) == (Status.PROBLEM, "not registered: install the package")
@@ -176,7 +176,7 @@ def test_scoring_says_why_it_falls_back(monkeypatch: pytest.MonkeyPatch) -> None
         (None, None, Status.OK, "C++ kernels, instruction set "),
         ("torch", None, Status.WARNING, "torch operations, slow: asked for"),
         (None, "Not built.", Status.WARNING, "torch operations, slow: Not built."),
-        ("stock", None, Status.PROBLEM, "vLLM's own; CoLD requests are refused"),
+        ("stock", None, Status.PROBLEM, "vLLM's own; contrastive requests are refused"),
     ],
 )
 def test_lora(
@@ -219,10 +219,10 @@ def test_the_tokens_are_the_references_and_the_cases_differ(tmp_path: Path) -> N
         length = len(case.right)
         if case.cold is None:
             return naive.greedy(case.prompt, case.adapter, length)
-        knobs = dict(case.cold)
-        rule = knobs.pop("rule", None)
-        amateur = Amateur(-knobs.pop("beta") if rule is None else None, case.amateur)
-        how = {"max_tokens": length, "rule": rule, **knobs}
+        settings = dict(case.cold)
+        rule = settings.pop("rule", None)
+        amateur = Amateur(-settings.pop("beta") if rule is None else None, case.amateur)
+        how = {"max_tokens": length, "rule": rule, **settings}
         return naive.decode(Group(case.prompt, case.adapter, [amateur], **how))
 
     for case in CASES:

@@ -35,7 +35,7 @@ from vllm_cold.vllm.worker.processor_v1 import ColdLogitsProcessorV1
 
 pytestmark = [
     pytest.mark.unit,
-    pytest.mark.skipif(versions.is_before(0, 32), reason="CoLD speculates since vLLM 0.32"),
+    pytest.mark.skipif(versions.is_before(0, 32), reason="vllm-cold speculates since vLLM 0.32"),
 ]
 
 VOCAB = 13
@@ -394,7 +394,7 @@ def test_drafts_of_either_kind_are_told() -> None:
 
 @pytest.fixture
 def build(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Any, list[Any]]]:
-    """CoLD's ``build_logitsprocs``, and what is installed by it; nothing is."""
+    """vllm-cold's ``build_logitsprocs``, and what is installed by it; nothing is."""
     installed: list[Any] = []
     monkeypatch.setattr(patching, "install", installed.extend)
     monkeypatch.setattr(amateur_tokens, "wrap_built_on_v1", lambda: None)
@@ -409,7 +409,7 @@ def test_it_is_loaded_beside_min_tokens(build: tuple[Any, list[Any]]) -> None:
         assert isinstance(found, LogitsProcessors)
         assert [type(p) for p in found.all] == [MinTokensLogitsProcessor, ColdLogitsProcessorV1]
         assert found.argmax_invariant == []
-    wanted = places.rows(places.DRAFTS_V1, places.CURES, places.EMBEDS, places.V1)
+    wanted = places.rows(places.DRAFTS_V1, places.WORKAROUNDS, places.EMBEDS, places.V1)
     assert set(wanted) <= set(installed)
 
 

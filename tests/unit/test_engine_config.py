@@ -87,14 +87,14 @@ def put(engine: Any, option: str, value: Any) -> None:
 
 
 def with_states() -> Any:
-    """An engine that CoLD supports of a model with state-space layers."""
+    """An engine that vllm-cold supports of a model with state-space layers."""
     engine = config(is_hybrid=True)
     engine.cache_config = SimpleNamespace(mamba_cache_mode="align")
     return engine
 
 
 def speculating(**fields: Any) -> Any:
-    """An engine with speculative decoding that CoLD supports."""
+    """An engine with speculative decoding that vllm-cold supports."""
     engine = config()
     engine.speculative_config = SimpleNamespace(method="ngram", num_speculative_tokens=3, **fields)
     engine.parallel_config.pipeline_parallel_size = 1
@@ -113,16 +113,33 @@ def of_groups(ranks: int, fully: bool = False, **text: int) -> dict[str, Any]:
 STAGES, RANKS = "parallel_config.pipeline_parallel_size", "parallel_config.tensor_parallel_size"
 MTP = {"speculative_config": SimpleNamespace(method="mtp", num_speculative_tokens=1)}
 PROMPTS_ALONE = {"lora_config": None, "additional_config": {"cold": True}}
-# An engine that CoLD supports, what is changed in it ("vllm" is its version), and what is said.
+# An engine that vllm-cold supports, what is changed in it ("vllm" is its version), and what is
+# said.
 ENGINES: list[tuple[Any, dict[str, Any], str | None]] = [
     (config, {"model_config.runner_type": "pooling"}, "pooling model"),
-    (config, {"model_config.is_encoder_decoder": True}, "has an encoder-decoder model, which CoLD"),
-    (config, {"model_config.enable_trace_replay": True}, "it has enable_trace_replay, which CoLD"),
-    (config, {"ec_transfer_config": object()}, "it has an encoder-cache connector, which CoLD"),
+    (
+        config,
+        {"model_config.is_encoder_decoder": True},
+        "has an encoder-decoder model, which vllm-cold",
+    ),
+    (
+        config,
+        {"model_config.enable_trace_replay": True},
+        "it has enable_trace_replay, which vllm-cold",
+    ),
+    (
+        config,
+        {"ec_transfer_config": object()},
+        "it has an encoder-cache connector, which vllm-cold",
+    ),
     (config, {"parallel_config.enable_batch_sharded_sampling": True}, "has batch-sharded sampling"),
     (config, {"scheduler_config.enable_chunked_prefill": False}, "(--enable-chunked-prefill)"),
     (config, {"scheduler_config.scheduler_cls": "x.y"}, "leave scheduler_cls (--scheduler-cls)"),
-    (config, {"lora_config": None}, "LoRA is off, and the engine was not asked for CoLD"),
+    (
+        config,
+        {"lora_config": None},
+        "LoRA is off, and the engine was not asked for contrastive decoding",
+    ),
     (config, PROMPTS_ALONE, None),
     (config, {"scheduler_config.max_num_seqs": 1}, "(--max-num-seqs) to 2 or more"),
     (config, {"scheduler_config.max_num_seqs": None}, None),
@@ -141,15 +158,15 @@ ENGINES: list[tuple[Any, dict[str, Any], str | None]] = [
     (with_states, {"cache_config.use_replayssm": True}, "(--no-use-replayssm)"),
     (with_states, {"cache_config.prefix_match_unit": 8}, "vLLM may keep a wrong state then"),
     (with_states, {"parallel_config.decode_context_parallel_size": 2}, "(--decode-context-paralle"),
-    (with_states, {RANKS: 2}, "other than Mamba 2's, with which CoLD"),
+    (with_states, {RANKS: 2}, "other than Mamba 2's, with which vllm-cold"),
     (with_states, {RANKS: 2, **PROMPTS_ALONE}, None),
     (with_states, MTP, "speculative decoding is on (mtp) with state-space layers"),
     (with_states, {**MTP, "use_v2_model_runner": True}, "not shown to be right on vLLM's V2 model"),
-    (with_states, {"vllm": "0.31.2"}, "CoLD supports with vLLM 0.32 and newer; update vLLM"),
+    (with_states, {"vllm": "0.31.2"}, "vllm-cold supports with vLLM 0.32 and newer; update vLLM"),
     (
         with_states,
         {"model_config.is_hybrid": False, "model_config.is_attention_free": True, "vllm": "0.31.2"},
-        "CoLD supports with vLLM 0.32 and newer; update vLLM",
+        "vllm-cold supports with vLLM 0.32 and newer; update vLLM",
     ),
     (with_states, of_groups(2, mamba_n_groups=8), None),
     (with_states, of_groups(2, n_groups=2), None),
@@ -164,12 +181,12 @@ DRAFTS = [
     ({"speculative_config.enable_adaptive_verification": True}, "different drafts in the stream"),
     ({"num_prefill_lookahead_tokens": 1}, None),
     ({"num_prefill_lookahead_tokens": 2}, "several MTP modules, which want prompts split"),
-    ({STAGES: 2}, "pipeline parallelism, which CoLD does not"),
+    ({STAGES: 2}, "pipeline parallelism, which vllm-cold does not"),
     ({"vllm": "0.31.2"}, "supports with vLLM 0.32 and newer; switch it off."),
     ({"platform": "other"}, "supports with vLLM's own CPU and GPU workers only; switch it off."),
 ]
 since_speculation = pytest.mark.skipif(
-    versions.is_before(0, 32), reason="CoLD speculates since vLLM 0.32"
+    versions.is_before(0, 32), reason="vllm-cold speculates since vLLM 0.32"
 )
 
 
@@ -183,7 +200,9 @@ def test_which_engines_can(
     said: str | None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Who did not ask for CoLD keeps an engine that cannot; who did is told what to do."""
+    """Who did not ask for contrastive decoding keeps an engine that cannot; who did is told what to
+    do.
+    """
     from vllm.platforms import current_platform
 
     monkeypatch.setattr(versions, "vllm_version", lambda: "0.32.0")
@@ -210,7 +229,9 @@ def test_which_engines_can(
     assert engine.model_config.logits_processors is None
     if engine.lora_config is not None:  # without, such an engine is for prompts
         engine.additional_config = {"cold": True}
-        with pytest.raises(ValueError, match="CoLD is this engine's default sampler, but "):
+        with pytest.raises(
+            ValueError, match="Contrastive decoding is this engine's default sampler, but "
+        ):
             configure(engine)
 
 
@@ -225,7 +246,9 @@ def test_seats_where_drafts_are_verified(option: str, least: int) -> None:
     assert lacks_seats(engine, 3) is None
     setattr(engine.scheduler_config, option, least - 1)
     said = str(lacks_seats(engine, 3))
-    assert said.startswith(f"{option}={least - 1}: a CoLD request with 2 amateurs takes {least}")
+    assert said.startswith(
+        f"{option}={least - 1}: a contrastive request with 2 amateurs takes {least}"
+    )
     assert said.endswith(f"set it (--{option.replace('_', '-')}) to {least} or more.")
     assert ("speculative decoding" in said) == (option != "max_num_seqs")
 

@@ -49,4 +49,4 @@ def test_whom_kernels_serve(
 @pytest.mark.parametrize("name", ["COLD_ENABLED", "COLD_CONTRAST"])
 def test_who_asks_is_told_which_switch(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(name, "0")
-    assert availability.inactive() == f"{name}=0 is set; unset it to use CoLD."
+    assert availability.inactive() == f"{name}=0 is set; unset it to use contrastive decoding."

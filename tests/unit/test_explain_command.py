@@ -209,7 +209,7 @@ def test_rows_say_what_their_amateurs_read(tmp_path: Path) -> None:
 
 
 ROWS: dict[str, tuple[dict[str, Any], list[str], str]] = {
-    "knob": ({"prompt": "x", "cold_beta": 1.0}, [], "cold_beta=1.0: a row may have"),
+    "setting": ({"prompt": "x", "cold_beta": 1.0}, [], "cold_beta=1.0: a row may have"),
     "part": (
         {"prompt": "x", "cold_part": "0:9"}, [], "cold_part='0:9': the prompt has 1 characters$",
     ),

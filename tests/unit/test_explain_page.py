@@ -86,7 +86,7 @@ def test_the_terminal_without_colours() -> None:
         assert f"[{word}]" in flowing
     assert "against sql, text of its own, weight +0.25" in flowing
     steps = report.explanations[0].answers[0].steps
-    assert flowing.count("weights: ") == 1  # of CoLD's answer
+    assert flowing.count("weights: ") == 1  # of vllm-cold's answer
     _, _, listed = flowing.partition("weights: ")
     for number in (3, ENDS, ENDS + 1):
         step = steps[number]

@@ -155,8 +155,8 @@ def test_the_command(
     assert run(parse(*given, "--without", "system", "--beta", "2", "--html", str(html))) == 0
     shown = capsys.readouterr()
     printed = " ".join(shown.out.split())
-    assert "CoLD (alpha 0.1): against adapter without system, weight -2" in printed
-    assert "decoding with CoLD ..." in shown.err
+    assert "contrastive decoding (alpha 0.1): against adapter without system, weight -2" in printed
+    assert "decoding with contrastive decoding ..." in shown.err
     assert f"server at {url}" in printed and f"page: {html}" in printed
     text = html.read_text(encoding="utf-8")
     assert text.count('role="option"') == 8

@@ -14,7 +14,7 @@ PLAIN = [
     "vllm_cold",
     "vllm_cold.adapter_config",
     "vllm_cold.group.lockstep",
-    "vllm_cold.settings.knobs",
+    "vllm_cold.settings.table",
     "vllm_cold.group.stream",
 ]
 WITH_TORCH = [

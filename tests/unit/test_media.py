@@ -372,7 +372,7 @@ def test_what_cannot_be(front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
             assert found is None if why is None else why in str(found)
     with monkeypatch.context() as patched:
         patched.setattr(versions, "is_before", lambda *_: True)
-        assert "CoLD does not support prompts with media here: vLLM is older" in refused()
+        assert "vllm-cold does not support prompts with media here: vLLM is older" in refused()
     # Text of a model that sees is as ever.
     assert read(front, front.text(" w1"), own).features == []
 
@@ -387,11 +387,13 @@ def test_the_encoders_room(front: Front, monkeypatch: pytest.MonkeyPatch) -> Non
     assert read(front, text_first, own)
     monkeypatch.setattr(admission, "encoder_cache_size", 2 * PATCHES - 1)
     said = refusal(front, text_first, own)
-    assert said.startswith("CoLD: this request has prompts that end with media") and "17" in said
+    assert (
+        said.startswith("vllm-cold: this request has prompts that end with media") and "17" in said
+    )
     assert read(front, made(front, seen("<image> w1", picture(1))), own)
     monkeypatch.setattr(admission, "encoder_cache_size", PATCHES - 1)
     said = refusal(front, front.text(" w1"), Amateur(prompt=seen("<image> w1", picture(1))))
-    assert said.startswith("CoLD: this request has media of 9 embeddings")
+    assert said.startswith("vllm-cold: this request has media of 9 embeddings")
 
 
 def test_refused_images_are_forgotten(front: Front) -> None:
@@ -553,7 +555,7 @@ def test_defaults_and_presets(online: Online, front: Front) -> None:
         assert found.stream.method == told.get("preset", "custom")
         if reads == "noise:500":
             assert (told["preset"], told["alpha"], told["beta"]) == ("vcd", 0.1, 1.0)
-        with pytest.raises(ValueError, match="CoLD does not support beam search"):
+        with pytest.raises(ValueError, match="vllm-cold does not support beam search"):
             beams.to_beam_search_params(4, {})
     with pytest.raises(ValueError, match="the engine's default.*the prompt has no image"):
         online.answer(plain | {"vllm_xargs": {"cold": 1}}, "base")

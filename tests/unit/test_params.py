@@ -13,8 +13,8 @@ from vllm.lora.request import LoRARequest
 from vllm.sampling_params import StructuredOutputsParams
 
 from vllm_cold import Amateur, Blur, ColdParams, Noise
-from vllm_cold.settings.knobs import KNOBS, ColdSettings, combine
 from vllm_cold.settings.presets import PRESETS
+from vllm_cold.settings.table import SETTINGS, ColdSettings, combine
 
 pytestmark = pytest.mark.unit
 
@@ -39,7 +39,7 @@ COMMON: dict[str, Any] = {
     "extra_args": {"mine": 1},
     "structured_outputs": StructuredOutputsParams(regex="a+"),
 }
-NAMES = (*KNOBS, "amateur", "amateurs")
+NAMES = (*SETTINGS, "amateur", "amateurs")
 MESSAGES = [{"role": "user", "content": "Who?"}]
 
 
@@ -158,7 +158,7 @@ def test_presets() -> None:
     own = Amateur(prompt="Who?")
     for name in PRESETS.keys() - {"dexperts", "grounded"}:
         params = ColdParams.preset(name, amateur=own, max_tokens=7)
-        assert params.settings() == combine(PRESETS[name].knobs)[0]
+        assert params.settings() == combine(PRESETS[name].settings)[0]
         assert (params.max_tokens, params.amateur, params.method) == (7, own, name)
     assert ColdParams.preset("cfg", amateur=own, beta=1.0).settings() == ColdSettings(0.0, 1.0)
     assert ColdParams.preset("cold").settings() == ColdSettings()

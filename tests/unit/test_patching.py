@@ -20,7 +20,7 @@ import pytest
 
 from tests.places import add, row
 from vllm_cold import patching, places, plugin
-from vllm_cold.patching import Contract, PatchPoint, PatchPointMissing, Touch
+from vllm_cold.patching import Contract, Hook, PatchPoint, PatchPointMissing
 from vllm_cold.vllm import availability, versions
 
 pytestmark = pytest.mark.unit
@@ -258,7 +258,7 @@ CLOSED = {"build_logitsprocs", "LLMEngine.get_metrics", "expand_batch_to_tokens"
 def test_vllm_may_give_more_than_it_does_today() -> None:
     """A release adds parameters; who wraps passes them on. Each row's maker is there."""
     closed = set()
-    for point in (point for touch in places.TABLE for point in touch.wraps):
+    for point in (point for hook in places.TABLE for point in hook.wraps):
         made = inspect.signature(point.made()(lambda *args, **kwargs: None))
         if not any(p.kind is p.VAR_KEYWORD for p in made.parameters.values()):
             closed.add(point.where.partition(":")[2])
@@ -266,17 +266,18 @@ def test_vllm_may_give_more_than_it_does_today() -> None:
 
 
 @pytest.mark.parametrize(
-    ("touch", "wanted"),
-    [(touch, wanted) for touch in places.rows() for wanted in touch.places],
+    ("hook", "wanted"),
+    [(hook, wanted) for hook in places.rows() for wanted in hook.places],
     ids=lambda value: getattr(value, "where", ""),
 )
-def test_the_installed_vllm_has_all_of_it(touch: Touch, wanted: PatchPoint | Contract) -> None:
-    if versions.is_before(*map(int, touch.since.split("."))):
+def test_the_installed_vllm_has_all_of_it(hook: Hook, wanted: PatchPoint | Contract) -> None:
+    if versions.is_before(*map(int, hook.since.split("."))):
         pytest.skip("came with a later vLLM")
     assert wanted.problem() is None
 
 
-# ---- whether CoLD can be had ---------------------------------------------------------------------
+# ---- whether vllm-cold can be had
+# ---------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -285,7 +286,7 @@ def undecided(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(availability, "_look", plugin._look)
     monkeypatch.setattr(availability, "_reason", None)
     monkeypatch.setattr(availability, "_verified", False)
-    monkeypatch.setattr(patching, "install_quietly", lambda touches: None)
+    monkeypatch.setattr(patching, "install_quietly", lambda hooks: None)
 
 
 def test_the_first_reason_stays(
@@ -308,7 +309,7 @@ def test_the_first_reason_stays(
     assert module.Owner().plain(1) == "plain 1 0"
     assert availability.verify() == availability.unavailable() == reason
     assert [r.getMessage() for r in logged] == [
-        f"vllm-cold: CoLD is unavailable; vLLM runs as without it. Reason: {reason}"
+        f"vllm-cold: contrastive decoding is unavailable; vLLM runs as without it. Reason: {reason}"
     ]
 
 

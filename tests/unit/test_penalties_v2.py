@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where CoLD stands among the V2 sampler's processors."""
+"""Where vllm-cold stands among the V2 sampler's processors."""
 
 import pytest
 

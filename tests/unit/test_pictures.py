@@ -58,7 +58,7 @@ def test_a_file_is_sent_as_it_is() -> None:
         assert str(picture) == "a, 8 × 6"
 
 
-@pytest.mark.skipif(versions.is_before(0, 31), reason="CoLD takes images since vLLM 0.31")
+@pytest.mark.skipif(versions.is_before(0, 31), reason="vllm-cold takes images since vLLM 0.31")
 @pytest.mark.parametrize(
     ("view", "mode"), [(Noise(500), "RGB"), (Blur(2.0), "RGBA"), (Blur(2.0), "LA")]
 )

@@ -26,7 +26,7 @@ from vllm_cold.group.weights import RuleStates
 from vllm_cold.ops.interface import Groups
 from vllm_cold.ops.scoring_reference import group_scores
 from vllm_cold.rules import Choice, Parameter, Rule, registry
-from vllm_cold.settings.knobs import ColdSettings
+from vllm_cold.settings.table import ColdSettings
 
 pytestmark = pytest.mark.unit
 

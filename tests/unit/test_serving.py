@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an API server's process does with CoLD requests, without a server: vLLM's own classes of
-bodies, its renderer and its input processor.
+"""What an API server's process does with contrastive requests, without a server: vLLM's own classes
+of bodies, its renderer and its input processor.
 """
 
 from __future__ import annotations
@@ -152,7 +152,9 @@ def test_a_search_by_beams_does_not_read_what_is_long(
     monkeypatch.setattr(admission, "describe", None)
     body = {"prompt": " w1", **xargs(amateur_prompt="a " * 50_000)}
     beams = protocol(body)(model="one", use_beam_search=True, **body)
-    with pytest.raises(ValueError, match="use_beam_search=True: CoLD does not support beam search"):
+    with pytest.raises(
+        ValueError, match="use_beam_search=True: vllm-cold does not support beam search"
+    ):
         beams.to_beam_search_params(4, {})
     body["vllm_xargs"]["cold"] = 0
     protocol(body)(model="one", use_beam_search=True, **body).to_beam_search_params(4, {})
@@ -171,10 +173,10 @@ def test_what_is_none_of_ours(online: Online) -> None:
 
 
 def test_a_beam_search(online: Online, front: Front) -> None:
-    """Its own requests are plain; what follows on the server is for CoLD again."""
+    """Its own requests are plain; what follows on the server is for contrastive decoding again."""
     front.serve(default=True)
     beams = protocol(chat(USER))(model="one", use_beam_search=True, **chat(USER))
-    with pytest.raises(ValueError, match="CoLD does not support beam search"):
+    with pytest.raises(ValueError, match="vllm-cold does not support beam search"):
         beams.to_beam_search_params(4, {})
     beams.vllm_xargs = {"cold": 0}
     assert beams.to_beam_search_params(4, {}) is not None
@@ -461,7 +463,10 @@ def test_all_that_is_wrong_is_said_before_the_headers(
         [(made, params)] = online.prepared({**body, "max_tokens": asked})
     except (ValidationError, VLLMValidationError) as error:  # ours is one of vLLM's
         if type(error).__name__ == "ColdRequestError":
-            assert str(error).startswith(("cold_", "CoLD ", "max_")) and len(str(error)) < 1000
+            assert (
+                str(error).startswith(("cold_", "contrastive decoding ", "max_"))
+                and len(str(error)) < 1000
+            )
         return
     else:
         most = params.max_tokens

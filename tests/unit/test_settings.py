@@ -27,19 +27,19 @@ from vllm_cold.settings.arguments import (
     parse_engine_defaults,
     parse_request_args,
 )
-from vllm_cold.settings.knobs import (
+from vllm_cold.settings.presets import PRESETS
+from vllm_cold.settings.table import (
     CONTRAST,
     DEFAULT_BETA,
     ENGINE,
-    KNOBS,
     LIMITS,
     MAX_AMATEURS,
     REQUEST_KEYS,
+    SETTINGS,
     ColdSettings,
     ContrastArgs,
     combine,
 )
-from vllm_cold.settings.presets import PRESETS
 
 pytestmark = pytest.mark.unit
 
@@ -103,7 +103,7 @@ def each(values: dict[str, list[Any]]) -> Any:
 def test_bad_values(name: str, value: Any) -> None:
     """In Python, of a request and of an engine."""
     readers = {f"cold_{name}": lambda: parse_request_args({"cold": 1, f"cold_{name}": value})}
-    if name in KNOBS:
+    if name in SETTINGS:
         readers[name] = lambda: ColdParams(**{name: value})
     if name in ENGINE:
         where = f'additional_config["cold"]["{name}"]'
@@ -111,7 +111,7 @@ def test_bad_values(name: str, value: Any) -> None:
     for field, read_it in readers.items():
         with pytest.raises(ColdError) as raised:
             read_it()
-        check_error(raised.value, field, value, {**KNOBS, **CONTRAST}[name].allowed)
+        check_error(raised.value, field, value, {**SETTINGS, **CONTRAST}[name].allowed)
 
 
 @each(GOOD)
@@ -180,7 +180,7 @@ JUNK = st.recursive(
     lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(), inner, max_size=2),
     max_leaves=4,
 )
-NAMES = ["cold", *(f"cold_{name}" for name in (*KNOBS, *CONTRAST)), "cold_explain"]
+NAMES = ["cold", *(f"cold_{name}" for name in (*SETTINGS, *CONTRAST)), "cold_explain"]
 KEYS = st.sampled_from(NAMES) | st.text().map("cold_".__add__) | st.just("Cold_Beta")
 
 
@@ -287,7 +287,7 @@ def test_the_request_wins_over_the_engine() -> None:
 def test_a_preset_in_a_request_and_in_an_engine(name: Any) -> None:
     """What it says wins over what comes from further away, and nothing nearer."""
     preset, engine = PRESETS[name], parse_engine_defaults({"alpha": 0.31, "beta": 2})
-    wanted = combine(preset.knobs)[0]
+    wanted = combine(preset.settings)[0]
     assert settings({"cold_preset": name}) == wanted
     assert settings({"cold_preset": name}, engine).alpha == wanted.alpha
     assert settings({"cold_preset": name, "cold_alpha": 0.25}, engine).alpha == 0.25
@@ -522,35 +522,35 @@ def test_the_rule_of_a_request_and_of_its_engine(most: dict[str, Any]) -> None:
 
 
 def test_one_declaration() -> None:
-    """Everything that names the knobs names these, with their defaults."""
+    """Everything that names the settings names these, with their defaults."""
     fields = {f.name: f.default for f in msgspec.structs.fields(ColdParams)}
     own = {n: d for n, d in fields.items() if n not in SamplingParams.__struct_fields__}
-    assert list(own) == [*KNOBS, "amateur", "amateurs", "explain", "method"]
+    assert list(own) == [*SETTINGS, "amateur", "amateurs", "explain", "method"]
     assert {name: own[name] for name in ("alpha", "beta")} == ColdSettings().as_dict()
     assert list(ContrastArgs.__struct_fields__) == list(CONTRAST)
     assert list(REQUEST_KEYS) == NAMES
     assert MAX_AMATEURS == MAX_STREAMS - 1
-    assert all(set(preset.knobs) <= set(KNOBS) for preset in PRESETS.values())
+    assert all(set(preset.settings) <= set(SETTINGS) for preset in PRESETS.values())
 
 
 def test_the_documented_knobs() -> None:
     """docs/reference/parameters.md has a row for each, with all its names and its default."""
     docs = Path(__file__).parents[2] / "docs"
     page = (docs / "reference" / "parameters.md").read_text()
-    for name, knob in KNOBS.items():
+    for name, setting in SETTINGS.items():
         option = "cold-" + name.replace("_", "-")
         [row] = [line for line in page.splitlines() if f"| `--{option}`, `{option}` |" in line]
         assert f" | `{name}` | `cold_{name}` | `{name}` | " in row
         if name not in ("beta_max", "rule_parameters"):  # whose defaults are the rules'
             default = f"default {getattr(ColdSettings(), name) or 'none'}"
-            assert f", {default} | " in row and default in knob.about
+            assert f", {default} | " in row and default in setting.about
     for name in CONTRAST:
         option = "cold-" + name.replace("_", "-")
         [row] = [line for line in page.splitlines() if f"| `cold_{name}`" in line]
         assert (f"`--{option}`" in row) == (name in ENGINE)
-    for name, knob in LIMITS.items():
+    for name, setting in LIMITS.items():
         option = "--cold-" + name.replace("_", "-")
         [row] = [line for line in page.splitlines() if f"`{option}`" in line]
-        assert f"| `{name}`" in row and knob.about.split("default ")[1].rstrip(".") in row
+        assert f"| `{name}`" in row and setting.about.split("default ")[1].rstrip(".") in row
     for name in PRESETS:
         assert f"| `{name}` |" in (docs / "parameters.md").read_text()

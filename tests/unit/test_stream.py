@@ -15,7 +15,7 @@ from vllm_cold.group.slots import Slot
 from vllm_cold.group.stream import KEY, AmateurStream, Stream, from_extra_args, without_cold
 from vllm_cold.rules.registry import BUILT_IN
 from vllm_cold.settings.embeddings import Embeddings
-from vllm_cold.settings.knobs import ColdSettings
+from vllm_cold.settings.table import ColdSettings
 
 pytestmark = pytest.mark.unit
 

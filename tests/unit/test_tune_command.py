@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from tests.docs.blocks import ROOT, block, blocks
-from vllm_cold.settings.knobs import ENGINE, MAX_EXPERT_TOP_K
 from vllm_cold.settings.presets import PresetName
+from vllm_cold.settings.table import ENGINE, MAX_EXPERT_TOP_K
 from vllm_cold.tools import tune
 from vllm_cold.tools.main import build_parser, main
 from vllm_cold.tools.tune import command as tune_command
@@ -292,7 +292,7 @@ def test_what_must_be_kept_is_judged_with_what_is_right(
         assert found["headline"].startswith(start) and found["serve"] == alone["serve"]
         assert "; matched +100.0, kept 0.0 with p = 1)" in found["headline"]
         assert found["test_keep_all"]["worse"] == 0
-    assert ("With CoLD requests must also send" in command.notes) is not loses
+    assert ("Contrastive requests must also send" in command.notes) is not loses
     printed = " ".join(capsys.readouterr().out.split())
     assert "(matched 0.0 %, kept 100.0 %)" in printed
     said = "0.0 % and 100.0 % are matched (better on 20, worse on 0, p = 1.9e-06), 100.0 % and"
@@ -551,7 +551,7 @@ def test_rows_say_what_their_amateurs_read(command: Command, capsys: Capture) ->
     assert command("--preset", "cad", without=PRESET) == 0
     told = {"cold": 1, "cold_expert_top_k": MAX_EXPERT_TOP_K, "cold_preset": "cad"}
     said = f'"vllm_xargs": {json.dumps(told)} and the cold_* keys of its problem\'s row'
-    assert f"With CoLD requests must also send {said}" in command.notes
+    assert f"Contrastive requests must also send {said}" in command.notes
     report = command.report
     assert report["serve"].endswith(f"--lora-modules sql={command.folder / 'sql'} --sampler cold")
     assert report["headline"].endswith("nothing is known of texts that do not answer.")

@@ -18,7 +18,7 @@ import pytest
 
 from tests import loopback
 from tests.unit.test_pictures import file, pixels
-from vllm_cold.settings.knobs import MAX_EXPERT_TOP_K
+from vllm_cold.settings.table import MAX_EXPERT_TOP_K
 from vllm_cold.tools.main import main
 from vllm_cold.tools.tune.plain import BETTER
 
@@ -169,7 +169,7 @@ def test_chats_are_asked_as_a_client_asks(
     printed = capsys.readouterr().out
     assert fake.keys == {f"Bearer {KEY}"} and KEY not in printed
     assert not any(KEY in kept.read_text() for kept in (fake.folder / "out").iterdir())
-    assert "Ask for it with CoLD:" in printed
+    assert "Ask for it with contrastive decoding:" in printed
     assert found["serve"] in printed.splitlines()
     said_last = "Use cfg, which beats greedy decoding: +100.0 points on 8 held-out"
     assert printed.splitlines()[-1] == found["headline"] and found["headline"].startswith(said_last)
@@ -200,8 +200,12 @@ def test_a_contrast_by_a_plain_prompt(fake: Fake) -> None:
     told = json.loads(fake.report["serve"])["vllm_xargs"]
     assert told["cold_amateur_messages"] == "<the prompt with no instruction>"
     assert told["cold_preset"] == "cfg" and "cold_without" not in told
-    (note,) = [note for note in fake.report["notes"] if note.startswith("With CoLD")]
-    assert note.startswith("With CoLD requests must also send a prompt with the instruction twice")
+    (note,) = [
+        note for note in fake.report["notes"] if note.startswith("With contrastive decoding")
+    ]
+    assert note.startswith(
+        "Contrastive requests must also send a prompt with the instruction twice"
+    )
 
 
 def test_what_is_followed_most_is_not_what_serves_most(fake: Fake) -> None:
@@ -255,7 +259,7 @@ def test_texts_and_adapters(fake: Fake) -> None:
     assert number | part in fake.cold or adaptive | part in fake.cold
     found = fake.report
     assert "cold_amateur" not in json.loads(found["serve"])["vllm_xargs"]  # a row's key goes there
-    said = "With CoLD requests must also send the cold_* keys of its problem's row, in place of"
+    said = "Contrastive requests must also send the cold_* keys of its problem's row, in place of"
     assert any(note.startswith(said) for note in found["notes"])
     fake.bodies.clear()
     assert fake.tune(*more, "--amateur", "chat") == 0  # which changes what is asked

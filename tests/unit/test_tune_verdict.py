@@ -463,7 +463,7 @@ def test_the_terminal_shows_all_and_what_is_pasted_in_one_piece(width: int, keep
     console = Console(file=io.StringIO(), width=width)
     report.show(console, {**said, "headline": headline, "run": {"server": None}}, found, "out.json")
     text = console.file.getvalue()  # type: ignore[attr-defined]
-    for part in (hostile, "Serve it with CoLD:", "Written: out.json"):
+    for part in (hostile, "Serve it with contrastive decoding:", "Written: out.json"):
         assert part in " ".join(text.split())
     more = ["-8.0", "50.0 %"] if width > 40 else []
     more += ["matched", "70.0 %", "kept", "15.0 %", "both"] if keeps else []

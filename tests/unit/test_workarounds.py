@@ -157,7 +157,9 @@ def test_a_cure_is_for_what_is_used_and_there(
             "vllm_of_the_other_runner:sick",
         )
     ]
-    patching.install([row("", *cures, lost="a bug of vLLM is not cured here")])
+    patching.install([row("", *cures, lost="a bug of vLLM is not worked around here")])
     assert module.sick() == "well"
     (said,) = [record.getMessage() for record in logged]
-    assert said.endswith("a bug of vLLM is not cured here, as vllm_that_is_loaded.gone is gone.")
+    assert said.endswith(
+        "a bug of vLLM is not worked around here, as vllm_that_is_loaded.gone is gone."
+    )

@@ -40,10 +40,14 @@ ALLOWED: dict[str, set[str]] = {
 }
 # Where the scheduler is built.
 REFUSED = (
-    "CoLD does not support encoder-cache connectors",
-    "CoLD does not support KV connectors with vLLM before 0.31",
+    "vllm-cold does not support encoder-cache connectors",
+    "vllm-cold does not support KV connectors with vLLM before 0.31",
 )
-NAMES = {"stock": "vLLM's", "cold": "CoLD", "hooks": "CoLD, hooks on"}
+NAMES = {
+    "stock": "vLLM's",
+    "cold": "contrastive decoding",
+    "hooks": "contrastive decoding, hooks on",
+}
 
 
 class Result(NamedTuple):

@@ -6,5 +6,6 @@ LoRA: ``cpu_platform`` chooses. ``lora_wrapper`` with ``lora_ops`` (C++, compile
 for mixtures of experts take adapters, in torch.
 Linear layers: ``linear_ops`` has the operator and the weights, ``linear_layers`` gives them to
 vLLM's.
-Nothing here knows of the contrast: these serve engines with LoRA, with CoLD or without it.
+Nothing here knows of the contrast: these serve engines with LoRA, with contrastive decoding or
+    without it.
 """

@@ -72,8 +72,8 @@ def unsupported(config: "VllmConfig") -> str | None:
     if config.lora_config is None or not hardware.is_on("cpu") or environment.read(ENV) != "stock":
         return None
     return (
-        f"{ENV}=stock leaves LoRA on CPU to vLLM's own operations, which CoLD does not use (before "
-        "0.33 they give rows of the base model an adapter); unset it."
+        f"{ENV}=stock leaves LoRA on CPU to vLLM's own operations, which vllm-cold does not use "
+        "(before 0.33 they give rows of the base model an adapter); unset it."
     )
 
 

@@ -90,8 +90,8 @@ class ColdPunicaWrapperCPU(PunicaWrapperCPU):  # type: ignore[misc]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        # This is where engines with LoRA on CPU are known, with CoLD or without it.
-        patching.install(places.rows(places.CURES, places.EMBEDS))
+        # This is where engines with LoRA on CPU are known, with contrastive decoding or without it.
+        patching.install(places.rows(places.WORKAROUNDS, places.EMBEDS))
         workarounds.wrappers.add(self)
         self._drafting = False
 

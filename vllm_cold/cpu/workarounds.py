@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cures of bugs that vLLM has in engines with LoRA on CPU, with CoLD or without it; the table says
-of each which. Wrapped for good in a process that makes such an engine.
+"""Cures of bugs that vLLM has in engines with LoRA on CPU, with contrastive decoding or without it;
+the table says of each which. Wrapped for good in a process that makes such an engine.
 """
 
 from collections.abc import Callable

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The rule that keeps the streams of a CoLD request in step. Needs no vLLM.
+"""The rule that keeps the streams of a contrastive request in step. Needs no vLLM.
 
-A CoLD request is a group of ordinary requests, the expert and its amateurs, each with its own KV
-cache and maybe its own prompt. One rule carries everything: **in a scheduler step either all
+A contrastive request is a group of ordinary requests, the expert and its amateurs, each with its
+own KV cache and maybe its own prompt. One rule carries everything: **in a scheduler step either all
 streams reach their sampling position or none does.** So a group is in one of two states:
 
 - *Hold*: its streams are scheduled as any request is, each when its turn comes, but at most up to
@@ -58,7 +58,7 @@ R = TypeVar("R", bound=Tokens)
 
 @dataclass(eq=False, slots=True)
 class Group(Generic[R]):
-    """The streams of one CoLD request, and all that a scheduler knows of it.
+    """The streams of one contrastive request, and all that a scheduler knows of it.
 
     Attributes:
         streams: The expert, which is the request that the client knows, and the amateurs, which

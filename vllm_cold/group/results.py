@@ -9,17 +9,17 @@ from vllm_cold.group.step_stats import OTHER_DRAFTS, RULE_FAILED, RowStats
 from vllm_cold.ops.interface import NOT_FINITE, OUT_OF_RANGE
 
 NOT_SCORED = (
-    "CoLD: a token was sampled from rows that nobody scored; the result would be wrong. Please "
-    "report this with the engine's log."
+    "vllm-cold: a token was sampled from rows that nobody scored; the result would be wrong. "
+    "Please report this with the engine's log."
 )
 NOT_THE_SAME_DRAFTS = (
-    "CoLD: the streams of this request verified different drafts; the result would be wrong. "
+    "vllm-cold: the streams of this request verified different drafts; the result would be wrong. "
     "Switch speculative decoding off, and please report this with the engine's log."
 )
 
 RULE_HAS_NO_WEIGHTS = (
-    "CoLD: the rule of this request failed, or gave weights that are no numbers; the engine's log "
-    "has the rule's error."
+    "vllm-cold: the rule of this request failed, or gave weights that are no numbers; the engine's "
+    "log has the rule's error."
 )
 _OURS = "cold"  # in kv_transfer_params
 

@@ -291,13 +291,13 @@ class GroupRows:
             np.arange(num),
         )
         for g, (of_group, stream) in enumerate(complete):
-            knobs, amateurs = stream.settings, stream.amateurs
+            settings, amateurs = stream.settings, stream.amateurs
             host.members[g, : len(of_group)] = of_group
             host.weights[g, : len(amateurs)] = [
                 math.nan if a.weight is None else a.weight for a in amateurs
             ]
-            host.log_alpha[g] = math.log(knobs.alpha) if knobs.alpha else -math.inf
-            host.caps[g] = knobs.expert_top_k or 0
+            host.log_alpha[g] = math.log(settings.alpha) if settings.alpha else -math.inf
+            host.caps[g] = settings.expert_top_k or 0
         members = tuple([at for at in of_group if at >= 0] for of_group, _ in complete)
         pairs = [(there[0], each) for there in members for each in there[1:]]
         at = torch.tensor(pairs, dtype=torch.int64).view(-1, 2).to(device, non_blocking=True)

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Figures about CoLD on their way from workers to the scheduler and to /metrics. Imports no vLLM.
+"""Figures about contrastive decoding on their way from workers to the scheduler and to /metrics.
+Imports no vLLM.
 
 Three stages: a worker's processor makes ``StepStats`` of each step, which know of each group that
-was scored how many candidates there were, whether CoLD changed the token, and whether the logits
-were numbers at all (``RowStats``); the scheduler adds requests, tokens and groups
-(``CountersByKind``) and sends a ``ColdStats`` of them; the front end makes metrics of these
+was scored how many candidates there were, whether contrastive decoding changed the token, and
+whether the logits were numbers at all (``RowStats``); the scheduler adds requests, tokens and
+groups (``CountersByKind``) and sends a ``ColdStats`` of them; the front end makes metrics of these
 (``prometheus``). Each hands over what is new since it was last asked, so that whoever adds it up
 needs no history. What a client that asks is told of its tokens goes with them (``explained``).
 """
@@ -149,29 +150,36 @@ class Counters(msgspec.Struct, omit_defaults=True):
     Each field is a metric, by this name and with its description as help.
     """
 
-    requests: Annotated[int, Meta(description="CoLD requests that the engine has taken on.")] = 0
-    generation_tokens: Annotated[int, Meta(description="Tokens that CoLD requests were given.")] = 0
+    requests: Annotated[
+        int, Meta(description="Contrastive requests that the engine has taken on.")
+    ] = 0
+    generation_tokens: Annotated[
+        int, Meta(description="Tokens that contrastive requests were given.")
+    ] = 0
     draft_tokens: Annotated[
-        int, Meta(description="Tokens that were drafted for CoLD requests and verified.")
+        int, Meta(description="Tokens that were drafted for contrastive requests and verified.")
     ] = 0
     accepted_draft_tokens: Annotated[
-        int, Meta(description="Drafts of CoLD requests that were right.")
+        int, Meta(description="Drafts of contrastive requests that were right.")
     ] = 0
     changed_tokens: Annotated[
         int,
         Meta(
-            description="Tokens of CoLD requests at whose position the best token is another one "
-            "than the expert's."
+            description="Tokens of contrastive requests at whose position the best token is not "
+            "the expert's."
         ),
     ] = 0
     idle_tokens: Annotated[
-        int, Meta(description="Tokens of CoLD requests whose rule gave all amateurs the weight 0.")
+        int,
+        Meta(
+            description="Tokens of contrastive requests whose rule gave all amateurs the weight 0."
+        ),
     ] = 0
     retired_streams: Annotated[
         int, Meta(description="Amateurs that ended before their request, as its rule said.")
     ] = 0
     preemptions: Annotated[
-        int, Meta(description="Times that a CoLD request lost its place in the batch.")
+        int, Meta(description="Times that a contrastive request lost its place in the batch.")
     ] = 0
     amateur_prompt_tokens: Annotated[int, Meta(description="Prompt tokens of amateurs.")] = 0
     amateur_cached_prompt_tokens: Annotated[
@@ -201,10 +209,10 @@ class ColdStats(msgspec.Struct, omit_defaults=True):
     """What a scheduler tells the front ends. The fields with a description are metrics, too."""
 
     requests_running: Annotated[
-        int, Meta(description="CoLD requests of which all streams are in the batch.")
+        int, Meta(description="Contrastive requests of which all streams are in the batch.")
     ] = 0
     requests_waiting: Annotated[
-        int, Meta(description="CoLD requests that wait for a place in the batch.")
+        int, Meta(description="Contrastive requests that wait for a place in the batch.")
     ] = 0
     sums: list[tuple[Kind, Counters]] = []
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How the streams of a CoLD request are described on their way through vLLM.
+"""How the streams of a contrastive request are described on their way through vLLM.
 
 ``SamplingParams`` crosses process boundaries as vLLM's own struct, so everything that the
 scheduler and the logits processors must know travels as plain data in ``extra_args[KEY]``:
@@ -14,7 +14,7 @@ import msgspec
 
 from vllm_cold.group.slots import Slot
 from vllm_cold.settings.embeddings import Embeddings
-from vllm_cold.settings.knobs import ColdSettings, is_ours
+from vllm_cold.settings.table import ColdSettings, is_ours
 
 KEY = "cold_stream"
 
@@ -41,10 +41,10 @@ class AmateurStream(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Stream(msgspec.Struct, frozen=True):
-    """One stream of a CoLD request.
+    """One stream of a contrastive request.
 
     Attributes:
-        settings: The method's knobs.
+        settings: The method's settings.
         amateurs: All of the request's, in order.
         group: Identifies the request's streams within one engine; empty until the scheduler made
             them.

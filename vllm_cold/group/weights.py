@@ -87,7 +87,9 @@ class RuleStates:
                 other[: len(table)] = table[:num]
                 table = other
             except RuntimeError:  # torch's of memory are some
-                logger.exception("CoLD: no memory for what rule %r keeps of %d requests", name, num)
+                logger.exception(
+                    "vllm-cold: no memory for what rule %r keeps of %d requests", name, num
+                )
         self._tables[name] = table
 
     def write(self, rule: Rule, slots: Tensor, step: Tensor, state: Tensor) -> None:
@@ -166,7 +168,7 @@ class RuleRows:
                 bits = 1 << torch.arange(streams - 1, device=done.device)
                 done = ((choice.done & self.chooses & ~absent) * bits).sum(-1)
         except Exception:  # others' code: its requests end, the engine lives on
-            logger.exception("CoLD: rule %r failed", rule.name)
+            logger.exception("vllm-cold: rule %r failed", rule.name)
             nothing = torch.zeros_like(fixed)
             return Chosen(nothing, nothing.new_ones(num, dtype=torch.bool), torch.zeros_like(step))
         weights = weights.masked_fill(absent, 0.0)

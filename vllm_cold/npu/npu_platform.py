@@ -33,12 +33,14 @@ def computes_with_torch(max_lora_rank: int) -> bool:
 
 
 def unsupported(config: "VllmConfig") -> str | None:
-    """Why LoRA here is not right for CoLD, with the remedy; None if it is, or if this is no NPU."""
+    """Why LoRA here is not right for contrastive decoding, with the remedy; None if it is, or if
+    this is no NPU.
+    """
     if (lora := config.lora_config) is None or not hardware.is_on("npu"):
         return None
     if (name := named()) != STOCK:
         return (
-            f"vllm-ascend computes LoRA with {name}, which CoLD does not know; "
+            f"vllm-ascend computes LoRA with {name}, which vllm-cold does not know; "
             "install vllm-ascend 0.23, or a newer vllm-cold."
         )
     if (asked := environment.read(environment.LORA)) not in (None, "bgmv"):

@@ -11,7 +11,7 @@ LOGITS_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MAX_STREAMS = 33  # of a group: an expert and its amateurs
 OUT_OF_RANGE = 3  # among statistics: a row number of the group is; where it does not raise
 NOT_FINITE = (
-    "CoLD: the logits of an expert or amateur row hold NaN or +inf; no token can be chosen. "
+    "vllm-cold: the logits of an expert or amateur row hold NaN or +inf; no token can be chosen. "
     "Look at the model, the adapter and the dtype (float16 overflows easily)."
 )
 

@@ -38,7 +38,9 @@ def load(name: str) -> Backend:
         ValueError: if there is no backend of that name.
     """
     if name not in BACKENDS:
-        raise ValueError(f"CoLD: no scoring backend {name!r}; there are {', '.join(BACKENDS)}.")
+        raise ValueError(
+            f"vllm-cold: no scoring backend {name!r}; there are {', '.join(BACKENDS)}."
+        )
     backend: Backend = importlib.import_module(f"vllm_cold.ops.scoring_{name}").BACKEND
     return backend
 
@@ -64,8 +66,8 @@ def _choose(device_type: str, name: str | None) -> str:
     if name is not None:
         reason = load(name).missing(device)
         if reason is not None:
-            raise RuntimeError(f"CoLD: the scoring backend {name!r} was asked for. {reason}")
-        logger.info("CoLD: scoring on %s: %s, as asked for.", device_type, name)
+            raise RuntimeError(f"vllm-cold: the scoring backend {name!r} was asked for. {reason}")
+        logger.info("vllm-cold: scoring on %s: %s, as asked for.", device_type, name)
         return name
     passed_over = []
     for candidate in AUTOMATIC.get(device_type, ("torch",)):
@@ -75,11 +77,11 @@ def _choose(device_type: str, name: str | None) -> str:
         passed_over.append(f"not {candidate}: {reason}")
     if passed_over:
         logger.warning(
-            "CoLD: scoring on %s falls back to %s; %s",
+            "vllm-cold: scoring on %s falls back to %s; %s",
             device_type,
             candidate,
             " ".join(passed_over),
         )
     else:
-        logger.info("CoLD: scoring on %s: %s.", device_type, candidate)
+        logger.info("vllm-cold: scoring on %s: %s.", device_type, candidate)
     return candidate

@@ -62,8 +62,8 @@ def _valid(e: Tensor, others: Sequence[Tensor], log_alpha: float, expert_top_k: 
 def _scores(logits: Tensor, groups: Groups, out: Tensor | None, statistics: Tensor | None) -> None:
     caps = [0] * len(groups) if groups.expert_top_k is None else groups.expert_top_k.tolist()
     settings = zip(groups.log_alpha.tolist(), groups.weights.tolist(), caps, strict=True)
-    for group, (rows, knobs) in enumerate(zip(groups.rows.tolist(), settings, strict=True)):
-        log_alpha, weights, cap = knobs
+    for group, (rows, chosen) in enumerate(zip(groups.rows.tolist(), settings, strict=True)):
+        log_alpha, weights, cap = chosen
         expert, *others = (logits[row] for row in rows if row >= 0)
         finite = all(bool((row < math.inf).all()) for row in (expert, *others))
         if not finite:

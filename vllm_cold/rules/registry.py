@@ -97,7 +97,7 @@ def _from_package(name: str) -> Rule | str:
     try:
         return _checked(_installed()[name].load(), name)
     except Exception as error:  # another package's code: whatever it is, it concerns its users
-        logger.exception("CoLD: rule %r cannot be used", name)
+        logger.exception("vllm-cold: rule %r cannot be used", name)
         return f"the package that offers this rule is broken ({type(error).__name__}: {error})"
 
 

@@ -16,7 +16,8 @@ import msgspec
 
 from vllm_cold.errors import ColdError
 from vllm_cold.settings.images import View, name_of, read_view
-from vllm_cold.settings.knobs import (
+from vllm_cold.settings.presets import Preset
+from vllm_cold.settings.table import (
     MAX_AMATEURS,
     MOST_ITEMS,
     PREFIX,
@@ -25,7 +26,6 @@ from vllm_cold.settings.knobs import (
     check_number,
     preset_of,
 )
-from vllm_cold.settings.presets import Preset
 
 _T = TypeVar("_T", str, list[int])
 

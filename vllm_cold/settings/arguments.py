@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a request and its engine say of CoLD: flat arguments, and the engine's defaults.
+"""What a request and its engine say of vllm-cold: flat arguments, and the engine's defaults.
 
 Three sources say what a request wants, the later one wins: the engine's defaults
 (``additional_config["cold"]``, ``--sampler cold --cold-alpha ...``), the request's flat ``cold_*``
@@ -13,13 +13,13 @@ from typing import Any
 from vllm_cold.errors import ColdError
 from vllm_cold.rules import registry
 from vllm_cold.settings.amateurs import AmateurSpec, read_without
-from vllm_cold.settings.knobs import (
+from vllm_cold.settings.table import (
     ENGINE,
     EXPLAIN,
-    KNOBS,
     LIMITS,
     PREFIX,
     REQUEST_KEYS,
+    SETTINGS,
     ColdSettings,
     ContrastArgs,
     check,
@@ -29,8 +29,8 @@ from vllm_cold.settings.knobs import (
     is_known,
     is_ours,
     merge,
-    preset_knobs,
     preset_of,
+    preset_settings,
     with_rule,
 )
 
@@ -42,11 +42,11 @@ class ColdArgs:
     """What a request's flat arguments say, or an engine's defaults; None means not a word.
 
     Attributes:
-        enabled: Of a request: False opts out, True (or any other ``cold_*`` key) asks for CoLD,
-            None leaves it to the engine's default. Of an engine: whether a request that says
-            nothing itself uses CoLD, if it names an adapter or ``contrast`` says what is left out
-            of its conversation.
-        given: Values of knobs, by name.
+        enabled: Of a request: False opts out, True (or any other ``cold_*`` key) asks for
+            contrastive decoding, None leaves it to the engine's default. Of an engine: whether a
+            request that says nothing itself uses contrastive decoding, if it names an adapter or
+            ``contrast`` says what is left out of its conversation.
+        given: Values of settings, by name.
         contrast: Of the amateurs.
         explain: Of a request: of how many tokens of each step its client is told; 0 for none.
     """
@@ -58,15 +58,15 @@ class ColdArgs:
 
     @property
     def values(self) -> dict[str, Any]:
-        """Of knobs, by name, the preset's included."""
-        return merge(self.given, defaults=preset_knobs(self.contrast.preset))
+        """Of settings, by name, the preset's included."""
+        return merge(self.given, defaults=preset_settings(self.contrast.preset))
 
     def settings(
         self, defaults: "ColdArgs | None" = None, weights: Sequence[float | str | None] = (None,)
     ) -> tuple[ColdSettings, tuple[float | None, ...]]:
         """As ``combine``: these on top of the engine's defaults, and the amateurs' weights."""
         engine = (defaults or ColdArgs()).values
-        others = merge(preset_knobs(self.contrast.preset), defaults=engine)
+        others = merge(preset_settings(self.contrast.preset), defaults=engine)
         return combine(self.given, weights, PREFIX, others)
 
 
@@ -75,7 +75,7 @@ class Contrast:
     """What a request is decoded with.
 
     Attributes:
-        settings: The method's knobs.
+        settings: The method's settings.
         amateurs: One or more.
         weights: Theirs; None where the rule chooses them.
     """
@@ -88,12 +88,12 @@ class Contrast:
 def _checked(
     said: Iterable[tuple[str, str, Any]], prefix: str
 ) -> tuple[dict[str, Any], ContrastArgs]:
-    """The knobs and what is contrasted with, of (name, what an error calls it, value)."""
+    """The settings and what is contrasted with, of (name, what an error calls it, value)."""
     given: dict[str, Any] = {}
     contrast: dict[str, Any] = {}
     for name, called, value in said:
         if (checked := check(name, value, called)) is not None:
-            (given if name in KNOBS else contrast)[name] = checked
+            (given if name in SETTINGS else contrast)[name] = checked
     return with_rule(given, prefix), ContrastArgs(**contrast)
 
 
@@ -142,7 +142,7 @@ def parse_request_args(args: Mapping[str, Any] | None) -> ColdArgs:
 
 def parse_engine_defaults(config: object) -> ColdArgs:
     """Read ``additional_config["cold"]``: absent, a bool, or a mapping of ``enabled`` (default
-    true) and knobs.
+    true) and settings.
 
     Raises:
         ColdError: for an unknown key, a wrong type or a value outside its range.

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``ColdParams``: vLLM's SamplingParams plus the knobs of CoLD, and what it contrasts with."""
+"""``ColdParams``: vLLM's SamplingParams plus the settings of contrastive decoding, and what it
+contrasts with.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,11 +14,12 @@ from vllm.sampling_params import SamplingParams
 from vllm_cold.errors import ColdError
 from vllm_cold.settings.amateurs import Source, check_preset, read_source
 from vllm_cold.settings.images import View, read_view
-from vllm_cold.settings.knobs import (
+from vllm_cold.settings.presets import PRESET_NAMES, PRESETS, PresetName
+from vllm_cold.settings.table import (
     DEFAULT_ALPHA,
     DEFAULT_BETA,
-    KNOBS,
     MAX_AMATEURS,
+    SETTINGS,
     ColdSettings,
     check,
     check_explain,
@@ -24,7 +27,6 @@ from vllm_cold.settings.knobs import (
     merge,
     with_rule,
 )
-from vllm_cold.settings.presets import PRESET_NAMES, PRESETS, PresetName
 from vllm_cold.vllm import availability
 
 
@@ -96,11 +98,11 @@ class Amateur:
 
 
 class ColdParams(SamplingParams, kw_only=True, omit_defaults=True, dict=True):  # type: ignore
-    """Sampling parameters of a request that is decoded with CoLD.
+    """Sampling parameters of a request that is decoded with a contrast.
 
     Everything that ``SamplingParams`` has keeps its meaning and applies to the contrastive
     scores: temperature, top_p, n, seed, stop, penalties, logprobs (the expert's), structured
-    outputs and so on. The fields of CoLD are keyword arguments only.
+    outputs and so on. The fields of contrastive decoding are keyword arguments only.
 
     At each step a token is a candidate if the expert (the request itself) gives it at least
     ``alpha`` times the probability of its best token; candidates are scored
@@ -169,10 +171,10 @@ class ColdParams(SamplingParams, kw_only=True, omit_defaults=True, dict=True):  
             fields["amateur"] = Amateur(images=read_view("images", preset.images))
         given = fields.get("amateurs") or [fields.get("amateur")]
         weights = [getattr(one, "weight", None) for one in given]
-        own = {knob: fields[knob] for knob in KNOBS if knob in fields}
+        own = {setting: fields[setting] for setting in SETTINGS if setting in fields}
         # What the caller's fields leave nothing to do for is left out.
-        values = merge(with_rule(own), weights, defaults=preset.knobs)
-        others = {field: value for field, value in fields.items() if field not in KNOBS}
+        values = merge(with_rule(own), weights, defaults=preset.settings)
+        others = {field: value for field, value in fields.items() if field not in SETTINGS}
         made = cls(**{"method": name, **values, **others})
         amateurs = made.contrast()
         check_preset(
@@ -198,19 +200,19 @@ class ColdParams(SamplingParams, kw_only=True, omit_defaults=True, dict=True):  
         return tuple(self.amateurs)
 
     def combine(self) -> tuple[ColdSettings, tuple[float | None, ...]]:
-        """The method's knobs and the amateurs' weights, checked (fields may have been assigned
+        """The method's settings and the amateurs' weights, checked (fields may have been assigned
         after construction).
         """
         self._check_amateurs()
         check("preset", self.method, "method")
         check_explain("explain", self.explain)
-        own = {name: getattr(self, name) for name in KNOBS}
+        own = {name: getattr(self, name) for name in SETTINGS}
         if self.beta == DEFAULT_BETA:
             del own["beta"]  # nobody may have said it
         return combine(own, [one.weight for one in self.contrast()])
 
     def settings(self) -> ColdSettings:
-        """The method's knobs, checked."""
+        """The method's settings, checked."""
         return self.combine()[0]
 
     def _check_amateurs(self) -> None:
@@ -241,10 +243,10 @@ class ColdParams(SamplingParams, kw_only=True, omit_defaults=True, dict=True):  
         super().verify(*args, **kwargs)
 
     def __repr__(self) -> str:
-        knobs = ", ".join(f"{name}={getattr(self, name)!r}" for name in KNOBS)
+        settings = ", ".join(f"{name}={getattr(self, name)!r}" for name in SETTINGS)
         one = self.amateur
         said = repr(one.lora_name if isinstance(one, LoRARequest) else one)
         if self.amateurs is not None:
             said += f", amateurs={self.amateurs!r}"
         rest = super().__repr__().removeprefix("SamplingParams(")
-        return f"ColdParams({knobs}, amateur={said}, {rest}"
+        return f"ColdParams({settings}, amateur={said}, {rest}"

@@ -34,7 +34,7 @@ class Preset:
 
     Attributes:
         about: The method, in a few words.
-        knobs: Fields of ``ColdSettings``.
+        settings: Fields of ``ColdSettings``.
         weights: Of its amateurs, where it has several.
         without: The messages of a chat that its amateur does not read where nobody says which, for
             each of several; None for a method that leaves out none.
@@ -43,7 +43,7 @@ class Preset:
     """
 
     about: str
-    knobs: Mapping[str, Any]
+    settings: Mapping[str, Any]
     weights: tuple[float, ...] = ()
     without: str | tuple[str, ...] | None = None
     images: str | None = None

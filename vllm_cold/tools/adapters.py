@@ -17,7 +17,7 @@ RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # vLLM's choices for --max-lora-
 ENGINE_OPTIONS: dict[str, Any] = {
     "dtype": {"help": "(default: the model's)"},
     "max_model_len": {"type": int, "help": "(default: the model's)"},
-    "max_num_seqs": {"type": int, "help": "a CoLD request counts twice or more"},
+    "max_num_seqs": {"type": int, "help": "a contrastive request counts twice or more"},
     "gpu_memory_utilization": {"type": float},
     "tensor_parallel_size": {"type": int},
     "enforce_eager": {
@@ -78,8 +78,9 @@ def read_adapters(expert: str | None, amateurs: Sequence[str] = ()) -> list[Adap
 def engine_arguments(
     adapters: Sequence[Adapter], rules: Sequence[str] | None = None
 ) -> dict[str, Any]:
-    """Arguments of ``vllm.LLM`` for an engine that takes CoLD requests with these adapters and
-    rules, or with other prompts alone, and decodes no request with CoLD that does not ask.
+    """Arguments of ``vllm.LLM`` for an engine that takes contrastive requests with these adapters
+    and rules, or with other prompts alone, and decodes no request with contrastive decoding that
+    does not ask.
     """
     cold: dict[str, Any] = {"enabled": False}
     if rules:

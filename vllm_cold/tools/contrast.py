@@ -31,11 +31,11 @@ from vllm_cold.settings.amateurs import (
 )
 from vllm_cold.settings.arguments import Contrast as Contrast  # for other tools, too
 from vllm_cold.settings.arguments import parse_request_args
-from vllm_cold.settings.knobs import (
+from vllm_cold.settings.table import (
     CONTRAST,
-    KNOBS,
     MAX_EXPERT_TOP_K,
     PREFIX,
+    SETTINGS,
     RuleOption,
     check,
     is_known,
@@ -69,7 +69,7 @@ ROW_KEYS = tuple(
 
 
 def option_of(name: str) -> str:
-    """What a knob's option is called."""
+    """What a setting's option is called."""
     return "--" + name.replace("_", "-")
 
 
@@ -80,7 +80,7 @@ def add_rule_option(group: argparse._ArgumentGroup, about: str = "") -> None:
         "--rule",
         action=RuleOption,
         metavar="NAME or MODULE:CLASS",
-        help=f"{KNOBS['rule'].about}{about} Or a rule of your own, as vllm serve's --cold-rule "
+        help=f"{SETTINGS['rule'].about}{about} Or a rule of your own, as vllm serve's --cold-rule "
         "takes it, which a server must have been started with; may be repeated",
     )
 

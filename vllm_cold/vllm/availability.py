@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether CoLD can be had from this vLLM, and what happens if not.
+"""Whether vllm-cold can be had from this vLLM, and what happens if not.
 
-Nobody who did not ask for CoLD may suffer because vLLM has changed. So all places are looked at
-before the first is wrapped; where one is missing, one warning names it, and from then on vLLM runs
-as without this package. Who asks for CoLD is told why it is not there (``refusal``).
+Nobody who did not ask for contrastive decoding may suffer because vLLM has changed. So all places
+are looked at before the first is wrapped; where one is missing, one warning names it, and from then
+on vLLM runs as without this package. Who asks for contrastive decoding is told why it is not there
+(``refusal``).
 
 What an engine needs depends on the installed vLLM alone, so that its processes, each of which finds
 it out for itself, agree. What only one kind of front end needs, that one looks at, before it makes
@@ -57,15 +58,17 @@ def unsupported_adapters(config: "VllmConfig") -> str | None:
 
 
 def unavailable() -> str | None:
-    """Why CoLD cannot be had in this process, as far as it is known; None if it can."""
+    """Why vllm-cold cannot be had in this process, as far as it is known; None if it can."""
     return _reason
 
 
 def inactive() -> str | None:
-    """Why CoLD is not at work in this process: unavailable, or the plugin was not loaded."""
+    """Why contrastive decoding is not at work in this process: unavailable, or the plugin was not
+    loaded.
+    """
     for name in (environment.ENABLED, environment.CONTRAST):
         if environment.is_off(name):
-            return f"{name}=0 is set; unset it to use CoLD."
+            return f"{name}=0 is set; unset it to use contrastive decoding."
     if _look is not None:
         return _reason
     if os.environ.get("VLLM_PLUGINS") is None:
@@ -79,11 +82,13 @@ def inactive() -> str | None:
 def require_active() -> None:
     """Raise ValueError unless the plugin is active in this process."""
     if (reason := inactive()) is not None:
-        raise ValueError(f"CoLD: the vllm-cold plugin is not active: {reason}")
+        raise ValueError(f"vllm-cold: the vllm-cold plugin is not active: {reason}")
 
 
 def install(*when: str) -> bool:
-    """Wrap what there is for these times, or nothing and give up; whether CoLD is available."""
+    """Wrap what there is for these times, or nothing and give up; whether contrastive decoding is
+    available.
+    """
     if _reason is None:
         try:
             patching.install(places.rows(*when))
@@ -95,10 +100,10 @@ def install(*when: str) -> bool:
 
 
 def verify() -> str | None:
-    """``unavailable()`` after a look at everything that an engine with CoLD needs.
+    """``unavailable()`` after a look at everything that an engine with vllm-cold needs.
 
     These are the places that are wrapped later, and in other processes, and the contracts. Done
-    once in a process, for engines that CoLD is about to use.
+    once in a process, for engines that contrastive decoding is about to use.
     """
     global _verified
     if _verified or _reason is not None or _look is None:
@@ -114,7 +119,7 @@ def verify() -> str | None:
 
 
 def give_up(what: str) -> None:
-    """CoLD cannot be had in this process, because of ``what``; the first call counts."""
+    """vllm-cold cannot be had in this process, because of ``what``; the first call counts."""
     global _reason
     if _reason is not None:
         return
@@ -122,5 +127,8 @@ def give_up(what: str) -> None:
         f"this vLLM ({versions.vllm_version()}) has changed where vllm-cold takes part: {what}. "
         f"Install vLLM {versions.RANGE}, or a newer vllm-cold."
     )
-    logger.warning("vllm-cold: CoLD is unavailable; vLLM runs as without it. Reason: %s", _reason)
+    logger.warning(
+        "vllm-cold: contrastive decoding is unavailable; vLLM runs as without it. Reason: %s",
+        _reason,
+    )
     refusal.install(_reason)

@@ -13,8 +13,8 @@ SUPPORTED = ("0.31", "0.32", "0.33")
 SUPPORTED_ASCEND = "0.23"
 # Engines of these were run: docs/hardware.md says which tests.
 VALIDATED = ("0.23", "0.32")
-# CoLD passes its tests on their scheduler, LoRA class and sampler, on a CPU, with the kernels stood
-# in for.
+# vllm-cold passes its tests on their scheduler, LoRA class and sampler, on a CPU, with the kernels
+# stood in for.
 VALIDATED_ASCEND = ("0.23",)
 RANGE = f"{SUPPORTED[0]} to {SUPPORTED[-1]} (with vllm-ascend: {SUPPORTED_ASCEND})"
 

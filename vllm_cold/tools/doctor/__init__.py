@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``vllm-cold doctor``: what is installed, what CoLD would use here, and whether it works.
+"""``vllm-cold doctor``: what is installed, what vllm-cold would use here, and whether it works.
 
 One report for bug reports. ``report`` has its form, ``machine`` and ``sections`` what is looked at,
 without vLLM and with it, ``self_test`` the engine that decodes ``cases`` with ``tiny``'s model.

@@ -19,7 +19,7 @@ class Case:
         prompt: Token ids.
         right: The token ids that it must give.
         adapter: The request's adapter, None for the base model.
-        cold: The knobs of a CoLD request; None for a plain one.
+        cold: The settings of a contrastive request; None for a plain one.
         amateur: Adapter to contrast with, None for the base model.
     """
 
@@ -44,25 +44,25 @@ CASES = (
         "one",
     ),
     Case(
-        "CoLD", range(20, 37),
+        "contrastive decoding", range(20, 37),
         (26, 340, 103, 314, 354, 36, 140, 174, 258, 306, 198, 306,
          496, 262, 119, 257, 71, 65, 140, 480, 380, 358, 475, 205),
         "one", {"alpha": 0.1, "beta": 0.5},
     ),
     Case(
-        "CoLD, strong contrast and a cap", range(60, 95),
+        "contrastive decoding, strong contrast and a cap", range(60, 95),
         (285, 36, 284, 194, 330, 241, 216, 416, 368, 316, 404, 201,
          327, 504, 148, 282, 113, 189, 111, 428, 119, 452, 285, 373),
         "one", {"alpha": 0.01, "beta": 2.0, "expert_top_k": 8},
     ),
     Case(
-        "CoLD against another adapter", range(120, 131),
+        "contrastive decoding against another adapter", range(120, 131),
         (303, 15, 295, 187, 456, 177, 176, 179, 59, 304, 37, 35,
          165, 74, 352, 295, 233, 466, 452, 417, 71, 292, 354, 174),
         "one", {"alpha": 0.05, "beta": 1.0}, "two",
     ),
     Case(
-        "CoLD, weights by a rule", range(120, 137),
+        "contrastive decoding, weights by a rule", range(120, 137),
         (398, 475, 417, 434, 375, 268, 423, 433, 420, 399, 480, 210,
          117, 319, 449, 83, 409, 224, 433, 485, 89, 391, 168, 495),
         "one", {"alpha": 0.02, "rule": "acd"},

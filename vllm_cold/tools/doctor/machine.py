@@ -91,8 +91,8 @@ def _validated() -> list[Entry]:
     if ascend is None:
         return [Entry("validated", f"engines are run with vLLM {version}", Status.OK)]
     text = (
-        f"CoLD passes its tests on vllm-ascend {ascend}'s scheduler, LoRA class and sampler, on a "
-        "CPU with the kernels stood in for; no engine was run on an NPU"
+        f"vllm-cold passes its tests on vllm-ascend {ascend}'s scheduler, LoRA class and sampler, "
+        "on a CPU with the kernels stood in for; no engine was run on an NPU"
     )
     return [Entry("validated", text)]
 

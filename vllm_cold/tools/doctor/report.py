@@ -13,7 +13,7 @@ _LONGEST = 600  # characters of an exception's message
 
 
 class Status(StrEnum):
-    """What an entry means for CoLD."""
+    """What an entry means for contrastive decoding."""
 
     FACT = "fact"
     OK = "ok"

@@ -74,8 +74,8 @@ def plugin() -> list[Entry]:
     load_general_plugins()
     reason = availability.inactive()
     if reason is None:
-        return [*entries, Entry("CoLD", "available in this process", Status.OK)]
-    return [*entries, Entry("CoLD", f"unavailable: {reason}", Status.PROBLEM)]
+        return [*entries, Entry("contrastive decoding", "available in this process", Status.OK)]
+    return [*entries, Entry("contrastive decoding", f"unavailable: {reason}", Status.PROBLEM)]
 
 
 def engine() -> list[Entry]:
@@ -98,8 +98,11 @@ def engine() -> list[Entry]:
     ]
     if not is_configured(config):
         reason = unsupported(config) or "the plugin did not configure it."
-        return [*entries, Entry("CoLD", f"cannot be used in it: {reason}", Status.PROBLEM)]
-    return [*entries, Entry("CoLD", "can be used in it", Status.OK)]
+        return [
+            *entries,
+            Entry("contrastive decoding", f"cannot be used in it: {reason}", Status.PROBLEM),
+        ]
+    return [*entries, Entry("contrastive decoding", "can be used in it", Status.OK)]
 
 
 def interfaces() -> list[Entry]:
@@ -109,11 +112,11 @@ def interfaces() -> list[Entry]:
 
     always = (places.START, places.LORA, places.ONLINE, places.OFFLINE, *places.EVERY_ENGINE)
     entries, count = [], 0
-    for touch in places.rows():
-        if versions.is_before(*map(int, touch.since.split("."))):
+    for hook in places.rows():
+        if versions.is_before(*map(int, hook.since.split("."))):
             continue
-        status = Status.WARNING if touch.lost or touch.when not in always else Status.PROBLEM
-        for place in touch.places:
+        status = Status.WARNING if hook.lost or hook.when not in always else Status.PROBLEM
+        for place in hook.places:
             count += 1
             if (problem := place.problem()) is not None:
                 entries.append(Entry("changed", problem, status))
@@ -167,8 +170,8 @@ def lora() -> list[Entry]:
 
     if hardware.is_on("npu"):
         if (named := npu_platform.named()) != npu_platform.STOCK:
-            return [Entry("LoRA", f"not known to CoLD: {named}", Status.PROBLEM)]
-        what = f"bgmv in engines with CoLD, else {npu_platform.STOCK}"
+            return [Entry("LoRA", f"not known to vllm-cold: {named}", Status.PROBLEM)]
+        what = f"bgmv in engines with contrastive decoding, else {npu_platform.STOCK}"
         return [Entry("LoRA", what, Status.OK)]
     wrapper = current_platform.get_punica_wrapper()
     if wrapper not in cpu_platform.WRAPPERS.values():
@@ -181,7 +184,7 @@ def lora() -> list[Entry]:
     if chosen == "torch":
         why = "asked for" if asked else lora_ops.missing() or ""
         return [*entries, Entry("LoRA", f"torch operations, slow: {why}", Status.WARNING)]
-    return [*entries, Entry("LoRA", "vLLM's own; CoLD requests are refused", Status.PROBLEM)]
+    return [*entries, Entry("LoRA", "vLLM's own; contrastive requests are refused", Status.PROBLEM)]
 
 
 SECTIONS: Mapping[str, Callable[[], Sequence[Entry]]] = {

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``vllm-cold explain``: the greedy and the CoLD answer, token by token, as a page and as text."""
+"""``vllm-cold explain``: the greedy and the contrastive answer, token by token, as a page and as
+text.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +9,16 @@ import argparse
 from functools import partial
 from pathlib import Path
 
-from vllm_cold.settings.knobs import CONTRAST, KNOBS, read
+from vllm_cold.settings.table import CONTRAST, SETTINGS, read
 from vllm_cold.tools.address import add_options
 from vllm_cold.tools.contrast import OPTIONS, add_rule_option, add_rules, option_of
 from vllm_cold.tools.errors import named_libraries
 
-DESCRIPTION = """\
-Decode prompts with an adapter, or with what an amateur does not read, greedily and with CoLD. Show
-for each token how far expert and amateur disagree, which candidates there were and which won.
-Writes one HTML page that needs no network, and prints the same in the terminal."""
+DESCRIPTION = """\ Decode prompts with an adapter, or with what an amateur does not read, greedily
+and with contrastive decoding. Show for each token how far expert and amateur disagree, which
+candidates there were and which won. Writes one HTML page that needs no network, and prints the same
+in the terminal.
+"""
 
 EPILOG = """\
 examples:
@@ -93,13 +96,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     add_options(group)
 
-    knobs = parser.add_argument_group("Contrastive LoRA Decoding")
-    cold = knobs.add_argument
-    for name, knob in KNOBS.items():
+    settings = parser.add_argument_group("Contrastive LoRA Decoding")
+    cold = settings.add_argument
+    for name, setting in SETTINGS.items():
         if name == "rule":
-            add_rule_option(knobs)
+            add_rule_option(settings)
         else:
-            cold(option_of(name), type=partial(read, name), help=knob.about)
+            cold(option_of(name), type=partial(read, name), help=setting.about)
     cold("--preset", help=CONTRAST["preset"].about)
     reads = parser.add_argument_group(
         "what amateurs read, and how much they count",

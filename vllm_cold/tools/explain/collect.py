@@ -18,7 +18,7 @@ from vllm_cold.tools.pictures import text_of
 async def explain(
     source: Source,
     prompts: Sequence[Question],
-    method: str = "CoLD",
+    method: str = "contrastive decoding",
     *,
     max_tokens: int = 64,
     progress: Callable[[str], None] = lambda _: None,

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from vllm_cold.errors import ColdError
 from vllm_cold.settings.amateurs import read_prompt
-from vllm_cold.settings.knobs import KNOBS, PREFIX
+from vllm_cold.settings.table import PREFIX, SETTINGS
 from vllm_cold.tools.adapters import engine_arguments, read_adapters
 from vllm_cold.tools.contrast import option_args, refuse_equal, with_pictures
 from vllm_cold.tools.errors import ToolError
@@ -56,7 +56,7 @@ def ask_all(options: argparse.Namespace, rows: Sequence[Row] | None = None) -> l
             path: one.name for path, one in zip(paths, read_adapters(None, paths), strict=True)
         }
     args = option_args(options, named)
-    for name in (*KNOBS, "preset"):
+    for name in (*SETTINGS, "preset"):
         if (value := getattr(options, name)) is not None:
             args[PREFIX + name] = value
     found = [ask(row, args, options.chat) for row in rows]
@@ -136,7 +136,7 @@ def run(options: argparse.Namespace) -> int:
 async def _explain(
     server: Server, asked: Sequence[Question], options: argparse.Namespace
 ) -> Report:
-    method, source = options.preset or "CoLD", Source(server, server.expert)
+    method, source = options.preset or "contrastive decoding", Source(server, server.expert)
     async with server.client:
         return await collect.explain(
             source, asked, method, max_tokens=options.max_tokens, progress=_tell

@@ -14,8 +14,8 @@ import jinja2
 from jinja2.utils import htmlsafe_json_dumps
 
 from vllm_cold import __version__
-from vllm_cold.settings.knobs import KNOBS
 from vllm_cold.settings.presets import PRESETS
+from vllm_cold.settings.table import SETTINGS
 from vllm_cold.tools.explain import record, visible, words
 from vllm_cold.tools.explain.record import Report
 
@@ -56,7 +56,7 @@ def _template(name: str) -> jinja2.Template:
         visible=visible,
         limits=record.DIVERGENCE_CLASSES,
         presets=PRESETS,
-        knobs=KNOBS,
+        settings=SETTINGS,
         version=__version__,
     )
     return environment.get_template(f"{name}.html.j2")

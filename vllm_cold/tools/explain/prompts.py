@@ -11,7 +11,7 @@ from typing import Any
 from vllm_cold.errors import ColdError
 from vllm_cold.settings.amateurs import CannotLeaveOut, says_what
 from vllm_cold.settings.arguments import parse_request_args
-from vllm_cold.settings.knobs import PREFIX, preset_of
+from vllm_cold.settings.table import PREFIX, preset_of
 from vllm_cold.tools.contrast import (
     Contrast,
     Prompt,

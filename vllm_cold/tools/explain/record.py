@@ -141,7 +141,7 @@ class Report(_Record):
         model: The base model's name.
         adapter: The expert's name, ``BASE`` without an adapter.
         source: Where the numbers come from, in words.
-        method: What is explained: a preset's name, or "CoLD".
+        method: What is explained: a preset's name, or "contrastive decoding".
         settings: Its mask, in words.
         explanations: One for each prompt.
     """

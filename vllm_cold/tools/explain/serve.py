@@ -23,7 +23,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from vllm_cold.settings.knobs import KNOBS, read
+from vllm_cold.settings.table import SETTINGS, read
 from vllm_cold.tools.address import is_loopback
 from vllm_cold.tools.contrast import Prompt, with_pictures
 from vllm_cold.tools.errors import ToolError
@@ -70,10 +70,12 @@ class _Form(BaseModel):
         """The command's options with what the form says; empty fields say nothing."""
         found = copy.copy(options)
         found.chat, found.max_tokens = self.chat, self.max_tokens
-        for name in ("adapter", "preset", "without", "images", *KNOBS):
+        for name in ("adapter", "preset", "without", "images", *SETTINGS):
             text = getattr(self, name)
             value = [text] if name in ("without", "images") else text
-            setattr(found, name, (read(name, text) if name in KNOBS else value) if text else None)
+            setattr(
+                found, name, (read(name, text) if name in SETTINGS else value) if text else None
+            )
         return found
 
     def prompt_with(self) -> Prompt:
@@ -104,7 +106,7 @@ async def _work(server: Server, options: argparse.Namespace, body: bytes, events
             raise ToolError(f"{where or 'form'}: {error.errors()[0]['msg']}") from error
         given = form.on(options)
         check(given)
-        method = given.preset or "CoLD"
+        method = given.preset or "contrastive decoding"
         source = Source(server, given.adapter)
         prompts = ask_all(given, [Row(form.prompt_with(), {})])
         tell(_shown("start", collect.make_report(source, prompts, method, [(None, None)])))

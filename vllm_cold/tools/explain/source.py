@@ -15,7 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 from vllm_cold.errors import ColdError
 from vllm_cold.group.results import steps_in
 from vllm_cold.settings.amateurs import Messages
-from vllm_cold.settings.knobs import EXPLAIN, PREFIX
+from vllm_cold.settings.table import EXPLAIN, PREFIX
 from vllm_cold.tools.contrast import adapter_of, expert_reads, request_args
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.explain.account import LISTED, ToldStep
@@ -116,8 +116,8 @@ class Source:
         max_tokens: int,
         tell: Callable[[str], None] = lambda _: None,
     ) -> Decoded:
-        """The answer with CoLD, or the expert's own: the same with weights of 0. ``tell`` is given
-        its text piece by piece, while it is decoded.
+        """The answer with contrastive decoding, or the expert's own: the same with weights of 0.
+        ``tell`` is given its text piece by piece, while it is decoded.
 
         Raises:
             ToolError: an adapter is not loaded, the server refuses the prompt, or breaks off.

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``vllm-cold tune``: does CoLD help on these problems, and with which alpha and beta?
+"""``vllm-cold tune``: does contrastive decoding help on these problems, and with which alpha and
+beta?
 
 First it tells what is to be had without a contrast: by other prompts, and without what an amateur
 lacks. Then a grid of settings is decoded, with greedy decoding and these prompts as baselines. Dev
@@ -14,7 +15,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from vllm_cold.settings.knobs import CONTRAST, KNOBS
+from vllm_cold.settings.table import CONTRAST, SETTINGS
 from vllm_cold.tools.adapters import ENGINE_OPTIONS
 from vllm_cold.tools.address import add_options
 from vllm_cold.tools.contrast import OPTIONS, add_rule_option, add_rules, option_of
@@ -51,10 +52,10 @@ def add_parser(subparsers: Any) -> None:
         "tune",
         help="find alpha and beta on your own problems, and say whether they beat greedy",
         description="Decodes problems with reference answers greedily, with other prompts, and "
-        "with CoLD over a grid of alpha and beta. One part of the problems picks a setting, the "
-        "held-out part judges it against greedy decoding of the same expert and against these "
-        "prompts. Ends with status 0 if the setting is to be used, 1 if none is, 2 for a mistake, "
-        "3 for a fault of this program's.",
+        "with contrastive decoding over a grid of alpha and beta. One part of the problems picks a "
+        "setting, the held-out part judges it against greedy decoding of the same expert and "
+        "against these prompts. Ends with status 0 if the setting is to be used, 1 if none is, 2 "
+        "for a mistake, 3 for a fault of this program's.",
     )
     what = parser.add_argument_group("what to decode")
     what.add_argument(
@@ -123,14 +124,14 @@ def add_parser(subparsers: Any) -> None:
         f"{' or '.join(map(json.dumps, BETTER.values()))})",
     )
     several = " Here several, with commas between them"
-    for name, knob in KNOBS.items():
+    for name, setting in SETTINGS.items():
         if name == "rule":
             add_rule_option(search, f"{several}; the grid has them behind the values of --beta.")
             continue
         search.add_argument(
             option_of(name),
             metavar="X,X" if name in AXES else "X",
-            help=knob.about + (f"{several}: {AXES[name]} if left out." if name in AXES else ""),
+            help=setting.about + (f"{several}: {AXES[name]} if left out." if name in AXES else ""),
         )
     search.add_argument(
         "--preset",

@@ -11,8 +11,8 @@ import msgspec
 
 from vllm_cold.errors import ColdError
 from vllm_cold.rules import registry
-from vllm_cold.settings.knobs import KNOBS, PREFIX, check, combine, preset_knobs, read
 from vllm_cold.settings.presets import PresetName
+from vllm_cold.settings.table import PREFIX, SETTINGS, check, combine, preset_settings, read
 from vllm_cold.tools.contrast import option_of
 
 # The axes of the grid, with what is tried where nothing else is said.
@@ -74,7 +74,7 @@ def make_grid(
     largest; then the presets, as given. With presets and none of these it is presets alone.
 
     Args:
-        given: Texts of options, by the knob's name: those of ``AXES`` and rules are values
+        given: Texts of options, by the setting's name: those of ``AXES`` and rules are values
             separated by commas, others hold for each point, a rule's parameters where the rule has
             them.
         presets: Names, separated by commas.
@@ -83,7 +83,9 @@ def make_grid(
     Raises:
         ColdError: a value is none or out of range, or no rule has a parameter that is given.
     """
-    values = {name: _values(name, text) for name in KNOBS if (text := given.get(name)) is not None}
+    values = {
+        name: _values(name, text) for name in SETTINGS if (text := given.get(name)) is not None
+    }
     names = presets.split(",") if presets is not None else ()
     points = [{"preset": check("preset", name.strip(), "--preset")} for name in names]
     strengths = _strengths(values)
@@ -99,7 +101,7 @@ def make_grid(
     wanted |= whole.get("rule_parameters") or {}
     settings, used = [], set[str]()
     for point in points:
-        preset = preset_knobs(point.get("preset"))
+        preset = preset_settings(point.get("preset"))
         several = weights if isinstance(weights, list) else [weights]
         of_each = [None if one == "" else one for one in several]
         named = {**preset, **point}.get("rule") if None in of_each else None

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from vllm_cold.errors import ColdError
 from vllm_cold.settings.arguments import parse_engine_defaults
-from vllm_cold.settings.knobs import PREFIX
+from vllm_cold.settings.table import PREFIX
 from vllm_cold.tools.adapters import Adapter
 from vllm_cold.tools.contrast import ROW_KEYS, merge, reads_args, request_args
 from vllm_cold.tools.own_server import words_of
@@ -30,7 +30,7 @@ FORMAT = 7  # of report.json
 
 
 def server_defaults(args: Mapping[str, Any]) -> dict[str, Any] | None:
-    """A request's flat arguments as a server's defaults, by the knob's name; None where a server
+    """A request's flat arguments as a server's defaults, by the setting's name; None where a server
     has no defaults for them, and each request has to send them.
     """
     defaults = {key.removeprefix(PREFIX): value for key, value in args.items()}
@@ -54,11 +54,11 @@ def serve_line(
     engine: Mapping[str, Any],
     defaults: Mapping[str, Any] | None,
 ) -> str:
-    """The command that serves what was measured, quoted for a shell. CoLD's defaults are those of
-    ``server_defaults``; None for a server that decodes greedily.
+    """The command that serves what was measured, quoted for a shell. vllm-cold's defaults are those
+    of ``server_defaults``; None for a server that decodes greedily.
     """
     more = engine.get("additional_config") or {}
-    # What is said of CoLD there is for the server that tunes.
+    # What is said of contrastive decoding there is for the server that tunes.
     rest = {key: value for key, value in more.items() if key != "cold"} or None
     words = ["vllm", "serve", model, *words_of({**engine, "additional_config": rest})]
     if adapters:
@@ -75,7 +75,7 @@ def serve_line(
 
 def _advice(task: Task, judged: Verdict) -> tuple[str, list[str]]:
     """What to paste, a command or the fields of a request's body, and what requests have to send
-    beside it where they are decoded with CoLD.
+    beside it where they are decoded with a contrast.
     """
     setting = judged.best.setting
     own = any(problem.own_keys for problem in task.problems) or setting.plain is not None
@@ -126,8 +126,10 @@ def make_report(
     notes += [f"On the held-out problems {said}." for said in losing if said]
     advised = judged.gain or judged.only
     if must and (advised or (best.setting.plain is None and best.lost is None)):
-        which = "Where the text is known to answer," if judged.only else "With CoLD"
-        notes.append(f"{which} requests must also send {' and '.join(must)}.")
+        who = (
+            "Where the text is known to answer, requests" if judged.only else "Contrastive requests"
+        )
+        notes.append(f"{who} must also send {' and '.join(must)}.")
     if task.repeated:
         notes.append(f"Rows that repeat an earlier prompt and were left out: {task.repeated}.")
     if task.lacks is not None and any(one.plain == BETTER_PROMPT for one in task.plain):
@@ -188,7 +190,9 @@ def show(console: Console, report: Mapping[str, Any], judged: Verdict, path: str
         console.print(Text(f"Note: {note}", style="dim"))
     console.print()
     how = "Serve it" if report["run"]["server"] is None else "Ask for it"
-    console.print(Text(f"{how} {'with' if judged.gain else 'without'} CoLD:", style="bold"))
+    console.print(
+        Text(f"{how} {'with' if judged.gain else 'without'} contrastive decoding:", style="bold")
+    )
     # As it is, without wrapping: it is to be copied.
     console.print(Text(report["serve"]), soft_wrap=True)
     console.print()

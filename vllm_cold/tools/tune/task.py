@@ -14,8 +14,8 @@ import msgspec
 import vllm_cold
 from vllm_cold.errors import ColdError
 from vllm_cold.settings.amateurs import AmateurSpec
-from vllm_cold.settings.knobs import KNOBS, PREFIX
 from vllm_cold.settings.presets import PRESETS
+from vllm_cold.settings.table import PREFIX, SETTINGS
 from vllm_cold.tools import server as servers
 from vllm_cold.tools.adapters import (
     ENGINE_OPTIONS,
@@ -114,7 +114,7 @@ def read_task(options: argparse.Namespace) -> Task:
     models, named = _read_models(options)
     args = option_args(options, named)
     try:
-        given = {name: getattr(options, name) for name in KNOBS}
+        given = {name: getattr(options, name) for name in SETTINGS}
         grid = make_grid(given, options.preset, args.get(PREFIX + "weights"))
     except ColdError as error:
         raise ToolError(as_written(error)) from None

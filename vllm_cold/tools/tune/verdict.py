@@ -27,7 +27,7 @@ FEWEST = 6  # problems with which p can be below it, if all differ in the same d
 
 @dataclass(frozen=True)
 class Comparison:
-    """Scores of CoLD against those of greedy decoding on the same problems."""
+    """Scores of contrastive decoding against those of greedy decoding on the same problems."""
 
     count: int  # problems
     greedy: float  # mean score
@@ -36,7 +36,7 @@ class Comparison:
     low: float  # ends of its interval
     high: float
     p: float  # two-sided, of the hypothesis that neither is better more often
-    better: int  # problems on which CoLD scores higher
+    better: int  # problems on which vllm-cold scores higher
     worse: int
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Decides, once for each request, whether it is decoded with CoLD, and against what.
+"""Decides, once for each request, whether it is decoded with a contrast, and against what.
 
 A request is read (``Asked``) before its prompt is made, decided about (``RequestContrast``) when it
 is made, and admitted (``Stream``) when its parameters are known. A wrong one is refused with HTTP
@@ -30,7 +30,8 @@ from vllm_cold.settings.amateurs import (
     says_what,
 )
 from vllm_cold.settings.arguments import ColdArgs, parse_request_args
-from vllm_cold.settings.knobs import (
+from vllm_cold.settings.params import ColdParams
+from vllm_cold.settings.table import (
     DEFAULT_BETA,
     MOST_ITEMS,
     PREFIX,
@@ -39,7 +40,6 @@ from vllm_cold.settings.knobs import (
     named_by,
     preset_of,
 )
-from vllm_cold.settings.params import ColdParams
 from vllm_cold.vllm.frontend import media, media_cache
 from vllm_cold.vllm.frontend.capacity import fit
 from vllm_cold.vllm.frontend.config import (
@@ -69,8 +69,8 @@ if TYPE_CHECKING:
 
 
 class Admission:
-    """Decides, once for each request of an engine, whether it is decoded with CoLD, and against
-    what.
+    """Decides, once for each request of an engine, whether it is decoded with a contrast, and
+    against what.
 
     Args:
         processor: vLLM's InputProcessor of the engine.
@@ -110,7 +110,7 @@ class Admission:
             None for a plain request.
 
         Raises:
-            ValueError: the request asks for CoLD and cannot have it; says why.
+            ValueError: the request asks for contrastive decoding and cannot have it; says why.
         """
         if isinstance(known := (said or {}).get(ASKED), Asked):
             return known
@@ -143,7 +143,7 @@ class Admission:
     def _check_number(self, field: str, amateurs: int) -> None:
         """Refuse, before anything is read, what this engine has no place for."""
         if not is_configured(self.config):
-            raise ValueError(f"CoLD cannot be used in this engine: {unsupported(self.config)}")
+            raise ValueError(f"vllm-cold cannot be used in this engine: {unsupported(self.config)}")
         if amateurs > self.most_amateurs:
             raise ColdError(
                 field,
@@ -249,7 +249,7 @@ class Admission:
             if one.source is None and same(one.lora, expert):
                 if expert is None:
                     raise ValueError(
-                        "CoLD needs an adapter as expert, and this request has none: pass "
+                        "vllm-cold needs an adapter as expert, and this request has none: pass "
                         "lora_request (over HTTP: name the adapter as the model), or give the "
                         "amateur a prompt of its own."
                     )
@@ -338,7 +338,9 @@ class Admission:
         return contrast
 
     def _check_media(self, contrast: RequestContrast) -> None:
-        """Refuse what CoLD cannot do with media, and what an engine could never encode in step."""
+        """Refuse what vllm-cold cannot do with media, and what an engine could never encode in
+        step.
+        """
         every = [contrast.expert, *(one for _, one in contrast.own)]
         if not any(one.features for one in every):
             return
@@ -346,13 +348,13 @@ class Admission:
             raise ValueError(f"{media.REFUSED}{problem}")
         if any(one.embeds is not None for one in every):
             raise ValueError(
-                "CoLD does not support media in one request with prompt_embeds; send text or token "
-                "ids."
+                "vllm-cold does not support media in one request with prompt_embeds; send text or "
+                "token ids."
             )
         streams = [one or contrast.expert for one in (None, *contrast.prompts)]
         room = room_of(self.config, self.encoder_cache_size)
         if (problem := why_never([(s.num_tokens, s.features) for s in streams], room)) is not None:
-            raise ValueError(f"CoLD: this request {problem}.")
+            raise ValueError(f"vllm-cold: this request {problem}.")
 
     # ---- with the parameters ---------------------------------------------------------------------
 
@@ -387,7 +389,7 @@ class Admission:
     def admit(
         self, contrast: RequestContrast | None, params: Any, request: "EngineCoreRequest"
     ) -> None:
-        """Give a CoLD request its ``Stream`` in ``extra_args``.
+        """Give a contrastive request its ``Stream`` in ``extra_args``.
 
         Args:
             contrast: What was decided.
@@ -404,7 +406,7 @@ class Admission:
             return
         if request.resumable:
             raise ValueError(
-                "CoLD does not support streaming-input sessions; send the whole prompt."
+                "vllm-cold does not support streaming-input sessions; send the whole prompt."
             )
         most = self.check(contrast, params, sampling.max_tokens, params.max_tokens is None)
         sampling.max_tokens = most

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What of vllm-ascend's own options stands in the way of CoLD, as ``config`` says it of vLLM's, and
-what is not right there with CoLD or without.
+"""What of vllm-ascend's own options stands in the way of contrastive decoding, as ``config`` says
+it of vLLM's, and what is not right there with contrastive decoding or without.
 """
 
 import logging
@@ -25,8 +25,8 @@ _NOT_WITH_LORA_ON_RANKS = (
     "enable_flashcomm2_parallel_size",
     "enable_shared_expert_dp",
 )
-# Replaces the queue of waiting requests, which CoLD puts streams into; splits the vocabulary over
-# ranks, where CoLD needs whole rows of logits.
+# Replaces the queue of waiting requests, which vllm-cold puts streams into; splits the
+# vocabulary over ranks, where vllm-cold needs whole rows of logits.
 _NEVER = ("short_request_first_config", "enable_reduce_sample")
 # Has a copy of schedule(). No contract looks at that: the tests run on it.
 _TESTED = "enable_balance_scheduling"
@@ -38,7 +38,9 @@ _VARIABLES = {
 
 
 def unsupported(config: "VllmConfig") -> str | None:
-    """Why CoLD cannot work in this engine, with the remedy; None if it can, or not on an NPU."""
+    """Why vllm-cold cannot work in this engine, with the remedy; None if it can, or not on an
+    NPU.
+    """
     if not hardware.is_on("npu"):
         return None
     parallel, lora = config.parallel_config, config.lora_config
@@ -51,23 +53,25 @@ def unsupported(config: "VllmConfig") -> str | None:
     for option in options:
         if _is_on(config, option):
             return (
-                f"vllm-ascend's {option} is on, with which CoLD does not get the right logits or "
-                "requests; leave it out of additional_config, and of the environment."
+                f"vllm-ascend's {option} is on, with which vllm-cold does not get the right logits "
+                "or requests; leave it out of additional_config, and of the environment."
             )
     tested = versions.minor(versions.ascend_version() or "") in versions.VALIDATED_ASCEND
     if _is_on(config, _TESTED) and not tested:
         return (
-            f"vllm-ascend's {_TESTED} is on, which CoLD was tested with on vllm-ascend "
+            f"vllm-ascend's {_TESTED} is on, which vllm-cold was tested with on vllm-ascend "
             f"{', '.join(versions.VALIDATED_ASCEND)} only; leave it out of additional_config, and "
             "of the environment."
         )
     if getattr(parallel, "prefill_context_parallel_size", 1) > 1:
-        return "prefill context parallelism is on, which CoLD does not support on NPUs."
+        return "prefill context parallelism is on, which vllm-cold does not support on NPUs."
     return None
 
 
 def warn(config: "VllmConfig") -> None:
-    """Log what vllm-ascend computes wrongly in this engine, which has CoLD; nothing elsewhere."""
+    """Log what vllm-ascend computes wrongly in this engine, which has contrastive decoding; nothing
+    elsewhere.
+    """
     if config.lora_config is None or not hardware.is_on("npu"):
         return
     graphs = config.compilation_config

@@ -89,7 +89,7 @@ def fit(
         raise ColdError(
             "max_tokens",
             asked,
-            f"with prompts of {told} tokens, the {streams} streams of a CoLD request need "
+            f"with prompts of {told} tokens, the {streams} streams of a contrastive request need "
             f"{needed(asked)} KV cache blocks of {blocks.size} tokens{states}, and the engine has "
             f"{blocks.usable}; lower max_tokens, shorten the prompt or enlarge the KV cache",
         )

@@ -11,16 +11,16 @@ from typing import Any
 from vllm_cold.errors import ColdError
 from vllm_cold.settings.amateurs import read_without
 from vllm_cold.settings.arguments import load_rules
-from vllm_cold.settings.knobs import (
+from vllm_cold.settings.table import (
     ENGINE,
-    KNOBS,
     LIMITS,
     REQUEST_KEYS,
+    SETTINGS,
     RuleOption,
     check,
     combine,
     on_top,
-    preset_knobs,
+    preset_settings,
     read,
 )
 
@@ -30,7 +30,7 @@ _MIDDLEWARE = "vllm_cold.vllm.frontend.serving.Header"
 
 
 def _checked(name: str) -> Callable[[str], Any]:
-    """Argparse's ``type`` of a knob: it puts the option's name in front of the error."""
+    """Argparse's ``type`` of a setting: it puts the option's name in front of the error."""
 
     def checked(text: str) -> Any:
         said = read(name, text)
@@ -65,20 +65,20 @@ def _make_add(original: Callable[..., Any]) -> Callable[..., Any]:
                 _SAMPLER,
                 choices=("cold",),
                 default=None,
-                help="'cold': decode every request that names an adapter with CoLD.",
+                help="'cold': decode every request that names an adapter with a contrast.",
             )
-        for name, knob in {**ENGINE, **LIMITS}.items():
+        for name, setting in {**ENGINE, **LIMITS}.items():
             if name != "rule":
                 option = _option(name)
-                group.add_argument(option, type=_checked(name), default=None, help=knob.about)
+                group.add_argument(option, type=_checked(name), default=None, help=setting.about)
                 continue
             group.set_defaults(cold_rules=None)
             group.add_argument(
                 _RULE,
                 action=RuleOption,
                 metavar="NAME or MODULE:CLASS",
-                help=f"{knob.about} Or a rule of your own, which can then be named; may be given "
-                "again.",
+                help=f"{setting.about} Or a rule of your own, which can then be named; may be "
+                "given again.",
             )
         return parser
 
@@ -110,11 +110,11 @@ def _make_from(original: Callable[..., Any]) -> Callable[..., Any]:
             cold["rules"] = [*base["rules"], *given["rules"]]
         try:
             load_rules({"cold": cold})
-            own = {key: value for key, value in cold.items() if key in KNOBS}
+            own = {key: value for key, value in cold.items() if key in SETTINGS}
             preset = cold.get("preset")
             if preset is not None:
                 preset = check("preset", preset, "--cold-preset")
-            combine(own, prefix="--cold-", defaults=preset_knobs(preset))
+            combine(own, prefix="--cold-", defaults=preset_settings(preset))
         except ColdError as error:
             field = "--cold-rule" if error.field == "rules" else error.field.replace("_", "-")
             option = ColdError(field, error.value, error.problem)

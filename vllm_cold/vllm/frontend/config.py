@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an engine's configuration says about CoLD: its defaults, whether it is prepared, what stands
-in the way. Changes nothing; ``engine_config`` does.
+"""What an engine's configuration says about vllm-cold: its defaults, whether it is prepared, what
+stands in the way. Changes nothing; ``engine_config`` does.
 """
 
 from typing import TYPE_CHECKING
 
 from vllm_cold import places
 from vllm_cold.settings.arguments import ColdArgs, parse_engine_defaults, parse_limits
-from vllm_cold.settings.knobs import DEFAULT_MEGAPIXELS, MAX_AMATEURS
+from vllm_cold.settings.table import DEFAULT_MEGAPIXELS, MAX_AMATEURS
 from vllm_cold.vllm import availability, versions
 from vllm_cold.vllm.frontend import ascend, connectors
 from vllm_cold.vllm.worker import drafts_v1
@@ -51,7 +51,9 @@ def most_megapixels(config: "VllmConfig") -> float:
 
 
 def is_asked_for(config: "VllmConfig") -> bool:
-    """Whether whoever started the engine wants CoLD to be there, as a default or not."""
+    """Whether whoever started the engine wants contrastive decoding to be there, as a default or
+    not.
+    """
     return _said(config) not in (None, False)
 
 
@@ -79,7 +81,7 @@ def model_runner(config: "VllmConfig") -> str:
 
 
 def unsupported(config: "VllmConfig") -> str | None:
-    """Why CoLD cannot work in this engine, with the remedy; None if it can."""
+    """Why vllm-cold cannot work in this engine, with the remedy; None if it can."""
     if (reason := availability.unavailable()) is not None:
         return reason
     from vllm import envs
@@ -89,7 +91,8 @@ def unsupported(config: "VllmConfig") -> str | None:
         return "it serves a pooling model, which generates no tokens; use a generative model."
     if config.lora_config is None and not is_asked_for(config):
         return (
-            "LoRA is off, and the engine was not asked for CoLD; start it with enable_lora=True "
+            "LoRA is off, and the engine was not asked for contrastive decoding; start it with "
+            "enable_lora=True "
             '(--enable-lora), or to contrast prompts alone with additional_config={"cold": True} '
             "(--sampler cold)."
         )
@@ -97,13 +100,15 @@ def unsupported(config: "VllmConfig") -> str | None:
         return reason
     if scheduler.scheduler_cls is not None and not is_configured(config):
         return (
-            f"it uses its own scheduler class {scheduler.scheduler_cls!r}, which CoLD does not "
-            "replace; leave scheduler_cls (--scheduler-cls) unset."
+            f"it uses its own scheduler class {scheduler.scheduler_cls!r}, which vllm-cold does "
+            "not replace; leave scheduler_cls (--scheduler-cls) unset."
         )
     if (problem := lacks_seats(config, 2)) is not None:
         return problem
     if getattr(envs, "VLLM_USE_RUST_FRONTEND", False):
-        return "the Rust front end is on, which CoLD's admission does not run in; switch it off."
+        return (
+            "the Rust front end is on, which vllm-cold's admission does not run in; switch it off."
+        )
     if (reason := _unsupported_states(config) or _unsupported_speculation(config)) is not None:
         return reason
     if (reason := connectors.unsupported(config)) is not None:
@@ -123,7 +128,7 @@ def unsupported(config: "VllmConfig") -> str | None:
         "batch-sharded sampling": getattr(parallel, "enable_batch_sharded_sampling", False),
     }
     if (found := next((what for what, there in without.items() if there), None)) is not None:
-        return f"it has {found}, which CoLD does not support; start it without."
+        return f"it has {found}, which vllm-cold does not support; start it without."
     stages = getattr(parallel, "pipeline_parallel_size", 1)
     if stages > 2 and versions.is_before(0, 27):
         return (
@@ -138,7 +143,7 @@ def unsupported(config: "VllmConfig") -> str | None:
         )
     if not getattr(scheduler, "enable_chunked_prefill", True):
         return (
-            "chunked prefill is off; CoLD needs it to keep its streams in step "
+            "chunked prefill is off; vllm-cold needs it to keep its streams in step "
             "(--enable-chunked-prefill)."
         )
     return None
@@ -163,48 +168,51 @@ def lacks_seats(config: "VllmConfig", streams: int) -> str | None:
                 takes = f"with {streams - 1} amateurs {takes}"
             if needed > streams:
                 takes += " with speculative decoding"
-            return f"{option}={value}: a CoLD request {takes}; set it ({flag}) to {needed} or more."
+            return (
+                f"{option}={value}: a contrastive request {takes}; "
+                f"set it ({flag}) to {needed} or more."
+            )
     return None
 
 
 def _unsupported_states(config: "VllmConfig") -> str | None:
-    """Why CoLD cannot work with the model's state-space layers; None if it can, or if there are
-    none. What layers these are does not matter: the scheduler sees groups of blocks.
+    """Why vllm-cold cannot work with the model's state-space layers; None if it can, or if there
+    are none. What layers these are does not matter: the scheduler sees groups of blocks.
     """
     if not has_states(config.model_config):
         return None
     if versions.is_before(0, 32):
         return (
-            "it serves a model with state-space layers, which CoLD supports with vLLM 0.32 and "
-            "newer; update vLLM, or serve another model."
+            "it serves a model with state-space layers, which vllm-cold supports with vLLM 0.32 "
+            "and newer; update vLLM, or serve another model."
         )
     cache, speculative = config.cache_config, config.speculative_config
     if (mode := cache.mamba_cache_mode) not in ("none", "align"):
         return (
-            f"mamba_cache_mode={mode!r}: with state-space layers, CoLD supports none and align; "
-            "set one of them (--mamba-cache-mode)."
+            f"mamba_cache_mode={mode!r}: with state-space layers, vllm-cold supports none and "
+            "align; set one of them (--mamba-cache-mode)."
         )
     if getattr(cache, "use_replayssm", False):
         return (
-            "use_replayssm is on, which CoLD does not support with state-space layers; leave it "
-            "off (--no-use-replayssm)."
+            "use_replayssm is on, which vllm-cold does not support with state-space layers; leave "
+            "it off (--no-use-replayssm)."
         )
     if (unit := getattr(cache, "prefix_match_unit", None)) is not None:
         return (
             f"prefix_match_unit={unit}: with state-space layers, vLLM may keep a wrong state then, "
-            "also of requests without CoLD; leave it out."
+            "also of requests without contrastive decoding; leave it out."
         )
     if (ranks := getattr(config.parallel_config, "decode_context_parallel_size", 1)) > 1:
         return (
-            f"decode_context_parallel_size={ranks} with state-space layers, which CoLD was never "
-            "run with; set it to 1 (--decode-context-parallel-size)."
+            f"decode_context_parallel_size={ranks} with state-space layers, which vllm-cold was "
+            "never run with; set it to 1 (--decode-context-parallel-size)."
         )
     if config.lora_config is not None and (reason := _unsupported_adapters(config)) is not None:
         return reason
     if speculative is not None:
-        why = "whose states CoLD's streams would lose in steps that leave them out"
+        why = "whose states vllm-cold's streams would lose in steps that leave them out"
         if uses_v2_runner(config):  # it keeps what V1 forgets
-            why = "with which CoLD was not shown to be right on vLLM's V2 model runner"
+            why = "with which vllm-cold was not shown to be right on vLLM's V2 model runner"
         return (
             f"speculative decoding is on ({speculative.method}) with state-space layers, {why}; "
             "switch it off."
@@ -230,15 +238,15 @@ def _unsupported_adapters(config: "VllmConfig") -> str | None:
     both = f"tensor_parallel_size={ranks} and LoRA are on with state-space layers"
     off = "switch one of them off."
     if groups is None:
-        return f"{both} other than Mamba 2's, with which CoLD was never run; {off}"
+        return f"{both} other than Mamba 2's, with which vllm-cold was never run; {off}"
     if groups % ranks:
         return f"{both} of {groups} groups, whose adapters vLLM cuts wrongly then; {off}"
     return None
 
 
 def _unsupported_speculation(config: "VllmConfig") -> str | None:
-    """Why CoLD cannot work with the engine's speculative decoding; None if it can, or if there is
-    none.
+    """Why vllm-cold cannot work with the engine's speculative decoding; None if it can, or if there
+    is none.
     """
     speculative = config.speculative_config
     if speculative is None:
@@ -248,18 +256,18 @@ def _unsupported_speculation(config: "VllmConfig") -> str | None:
     method = speculative.method
     if versions.is_before(0, 32):
         return (
-            f"speculative decoding is on ({method}), which CoLD supports with vLLM 0.32 and "
+            f"speculative decoding is on ({method}), which vllm-cold supports with vLLM 0.32 and "
             "newer; switch it off."
         )
     if current_platform.is_out_of_tree():
         return (
-            f"speculative decoding is on ({method}), which CoLD supports with vLLM's own CPU "
+            f"speculative decoding is on ({method}), which vllm-cold supports with vLLM's own CPU "
             "and GPU workers only; switch it off."
         )
     if config.parallel_config.pipeline_parallel_size > 1:
         return (
             f"speculative decoding is on ({method}) together with pipeline parallelism, which "
-            "CoLD does not support; switch one of them off."
+            "vllm-cold does not support; switch one of them off."
         )
     if getattr(speculative, "enable_adaptive_verification", False):
         return (
@@ -269,11 +277,12 @@ def _unsupported_speculation(config: "VllmConfig") -> str | None:
     if getattr(config, "num_prefill_lookahead_tokens", 0) > 1:
         return (
             f"speculative decoding is on ({method}) with several MTP modules, which want "
-            "prompts split in another way than CoLD's streams; use another drafter."
+            "prompts split in another way than vllm-cold's streams; use another drafter."
         )
     if not uses_v2_runner(config) and method == "ngram_gpu":
         return (
-            f"speculative decoding is on ({method}) with the V1 model runner, which CoLD "
+            f"speculative decoding is on ({method}) with the V1 model runner, which contrastive "
+            "decoding "
             'supports with V2 only; use "ngram".'
         )
     runner = places.DRAFTS_V2 if uses_v2_runner(config) else places.DRAFTS_V1

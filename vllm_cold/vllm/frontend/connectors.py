@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which KV connectors an engine with CoLD may have.
+"""Which KV connectors an engine with contrastive decoding may have.
 
 The streams of a request differ in their prompts and in their adapters. A connector that finds KV by
 the tokens alone gives a base model's row the KV of an adapter, which vLLM does not notice. vLLM's
@@ -26,15 +26,15 @@ DECLARATIONS = ("keyed_by_block_hash", "keyed_by_request")
 
 
 def unsupported(config: "VllmConfig") -> str | None:
-    """Why CoLD cannot work with the engine's KV connector, with the remedy; None if it can, or if
-    there is none.
+    """Why vllm-cold cannot work with the engine's KV connector, with the remedy; None if it can, or
+    if there is none.
     """
     if config.kv_transfer_config is None or config.kv_transfer_config.kv_connector is None:
         return None
     if versions.is_before(0, 31):
         return (
-            f"it has the KV connector {config.kv_transfer_config.kv_connector}, which CoLD "
-            "supports with vLLM 0.31 and newer; start it without."
+            f"it has the KV connector {config.kv_transfer_config.kv_connector}, which contrastive "
+            "decoding supports with vLLM 0.31 and newer; start it without."
         )
     if (changed := places.problem(places.CONNECTOR)) is not None:
         return (
@@ -44,8 +44,8 @@ def unsupported(config: "VllmConfig") -> str | None:
     model = getattr(config, "model_config", None)
     if getattr(model, "is_hybrid", False) or getattr(model, "is_attention_free", False):
         return (
-            "it has a KV connector together with state-space layers, whose states CoLD does not "
-            "load; start it without the connector."
+            "it has a KV connector together with state-space layers, whose states vllm-cold does "
+            "not load; start it without the connector."
         )
     whose = set()
     for transfer in _leaves(config.kv_transfer_config):
@@ -57,7 +57,7 @@ def unsupported(config: "VllmConfig") -> str | None:
             return (
                 f"it has the KV connector {transfer.kv_connector}, which is not known to find the "
                 "KV of each stream: by tokens alone another adapter's may be found, and what a "
-                "client's request names is not its amateurs'. CoLD supports "
+                "client's request names is not its amateurs'. vllm-cold supports "
                 f"{', '.join((*BY_BLOCK_HASH, *BY_REQUEST))}, MultiConnector of these, and classes "
                 f"that declare {' or '.join(DECLARATIONS)} = True."
             )
@@ -65,8 +65,8 @@ def unsupported(config: "VllmConfig") -> str | None:
         # Seen with SimpleCPUOffloadConnector: vLLM's assertion about the block's hash fails.
         return (
             "it has a MultiConnector of vLLM's connectors and one of your own: where a request "
-            "ends while the one loads for it, CoLD takes blocks out of the prefix cache that the "
-            "other may be storing, and the engine would end. Use connectors of one kind."
+            "ends while the one loads for it, vllm-cold takes blocks out of the prefix cache that "
+            "the other may be storing, and the engine would end. Use connectors of one kind."
         )
     return None
 

@@ -31,7 +31,8 @@ class Asked(arguments.Contrast):
     Attributes:
         expert: Its own adapter.
         preset: The name of the method that was asked for, None if none was.
-        optional: Whether the request is decoded without CoLD where its conversation has nothing
+        optional: Whether the request is decoded without contrastive decoding where its conversation
+            has nothing
             that would be left out: the engine's default or a preset's says what that is, not the
             request.
         explicit: Whether the request says anything itself, and so is told of all else that is in
@@ -91,7 +92,7 @@ class Asked(arguments.Contrast):
     def in_force(self) -> PresetName | None:
         """The preset that the request is decoded by: none whose rule is another one."""
         preset = self.preset
-        if preset is None or PRESETS[preset].knobs.get("rule") != self.settings.rule:
+        if preset is None or PRESETS[preset].settings.get("rule") != self.settings.rule:
             return None
         return preset
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Prepares engines for CoLD where their configuration is final: those with LoRA, and those that ask
-for it. Others, and engines in which CoLD cannot work, are left as they are.
+"""Prepares engines for contrastive decoding where their configuration is final: those with LoRA,
+and those that ask for it. Others, and engines in which vllm-cold cannot work, are left as they are.
 """
 
 import logging
@@ -11,7 +11,7 @@ from vllm_cold import places
 from vllm_cold.errors import site
 from vllm_cold.settings.amateurs import read_without
 from vllm_cold.settings.arguments import ColdArgs, load_rules
-from vllm_cold.settings.knobs import preset_of
+from vllm_cold.settings.table import preset_of
 from vllm_cold.vllm import availability
 from vllm_cold.vllm.frontend import ascend
 from vllm_cold.vllm.frontend.config import (
@@ -33,7 +33,7 @@ logger = logging.getLogger("vllm." + __name__)
 
 def _make(original: Callable[..., "VllmConfig"]) -> Callable[..., "VllmConfig"]:
     def create_engine_config(self: Any, *args: Any, **kwargs: Any) -> "VllmConfig":
-        # First: whether CoLD is available decides what the configuration becomes.
+        # First: whether contrastive decoding is available decides what the configuration becomes.
         _prepare_front_end(args[0] if args else kwargs.get("usage_context"))
         config = original(self, *args, **kwargs)
         configure(config)
@@ -69,8 +69,8 @@ def _say(defaults: ColdArgs) -> None:
     else:
         what = "used for requests that ask for it (ColdParams, cold_* in vllm_xargs)"
     logger.info(
-        "CoLD is %s. vLLM's warning about a custom scheduler class is expected: CoLD's extends "
-        "the class that vLLM would use.",
+        "Contrastive decoding is %s. vLLM's warning about a custom scheduler class is expected: "
+        "vllm-cold's extends the class that vLLM would use.",
         what,
     )
 
@@ -113,10 +113,10 @@ def _warn_of_attention(config: "VllmConfig") -> None:
 
 
 def configure(config: "VllmConfig") -> None:
-    """Prepare an engine for CoLD if it can do it.
+    """Prepare an engine for contrastive decoding if it can do it.
 
     Raises:
-        ValueError: if the engine's defaults ask for CoLD and it cannot; says why.
+        ValueError: if the engine's defaults ask for contrastive decoding and it cannot; says why.
     """
     defaults = engine_defaults(config)
     if is_configured(config):
@@ -128,7 +128,9 @@ def configure(config: "VllmConfig") -> None:
         problem = availability.unavailable()
     if problem is not None:
         if defaults.enabled:
-            raise ValueError(f"CoLD is this engine's default sampler, but {problem}")
+            raise ValueError(
+                f"Contrastive decoding is this engine's default sampler, but {problem}"
+            )
         return
     scheduler, models = config.scheduler_config, config.model_config
     models.logits_processors = [*(models.logits_processors or ()), PROCESSOR_V1]

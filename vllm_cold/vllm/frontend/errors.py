@@ -23,7 +23,7 @@ def _request_error() -> type[Exception]:
     from vllm.exceptions import VLLMValidationError
 
     class ColdRequestError(VLLMValidationError, ValueError):  # type: ignore[misc]
-        """A request that CoLD refuses."""
+        """A request that vllm-cold refuses."""
 
     return ColdRequestError
 

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where every request comes in, offline and online: a CoLD request leaves with its ``Stream``.
+"""Where every request comes in, offline and online: a contrastive request leaves with its
+``Stream``.
 
 What was decided before, on a server when its prompt was made (``serving``), travels in what vLLM
 made of the prompt. A worker that cannot load an adapter takes the engine down with it, so the file
@@ -37,8 +38,8 @@ class Exchange:
     """The HTTP request that is being answered.
 
     Attributes:
-        plain: Whether it is a beam search, which was admitted without CoLD and makes requests of
-            its own.
+        plain: Whether it is a beam search, which was admitted without contrastive decoding and
+            makes requests of its own.
         decided: The bodies that were decided about (a batch of chats is several), by their ids,
             with what each prompt is decoded with.
         used: What those bodies asked for that were sent to the engine, by the same ids, and None

@@ -18,7 +18,7 @@ from vllm_cold.vllm import versions
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
-REFUSED = "CoLD does not support prompts with media here: "
+REFUSED = "vllm-cold does not support prompts with media here: "
 _OLD = "vLLM is older than 0.31; send text only."
 NO_IMAGE = "the prompt has no image"
 

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The front end's caches of processed media.
 
-With its usual cache, vLLM's front end sends an image once and from then on its hash, and
-relies on the engine core getting requests in the order in which their images were processed. A
-request whose amateurs' prompts are still to be made would be overtaken: then the hash comes first,
-and a request that has nothing to do with CoLD is sent back. So on a server what is contrasted
+With its usual cache, vLLM's front end sends an image once and from then on its hash, and relies on
+the engine core getting requests in the order in which their images were processed. A request whose
+amateurs' prompts are still to be made would be overtaken: then the hash comes first, and a request
+that has nothing to do with contrastive decoding is sent back. So on a server what is contrasted
 always brings its data along, out of the cache that vLLM has for those who send nothing
 (``always_sent``), and the sender is told when it is on its way (``tell_sent``). Of media that are
 named by their uuids alone, only the engine core has the data: beside others they are refused.

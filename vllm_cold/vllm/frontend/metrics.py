@@ -56,7 +56,7 @@ def _make_get_metrics(original: Callable[[Any], "list[Metric]"]) -> Callable[...
 
 
 def _snapshot() -> "Iterator[Metric]":
-    """The metrics of CoLD in this process, as vLLM's reader shows its own."""
+    """The metrics of contrastive decoding in this process, as vLLM's reader shows its own."""
     from prometheus_client import REGISTRY
     from vllm.v1.metrics.reader import Counter, Gauge
 

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Prometheus metrics of CoLD. Imports no vLLM; docs/metrics.md says how to read them.
+"""The Prometheus metrics of contrastive decoding. Imports no vLLM; docs/metrics.md says how to read
+them.
 
 What is counted, and how it is called, is ``group.step_stats``'s.
 """

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tells whoever asks for CoLD why it is not there, where it is unavailable and only there."""
+"""Tells whoever asks for contrastive decoding why it is not there, where it is unavailable and only
+there.
+"""
 
 import sys
 from collections.abc import Callable
@@ -13,7 +15,7 @@ _reason = ""
 
 
 def install(reason: str) -> None:
-    """Wrap what there is to tell it; ``reason``: why CoLD is unavailable."""
+    """Wrap what there is to tell it; ``reason``: why contrastive decoding is unavailable."""
     global _reason
     _reason = reason
     patching.install_quietly(places.rows(places.NO_COLD))
@@ -23,7 +25,7 @@ def _make_verify(original: Callable[..., None]) -> Callable[..., None]:
     def verify(self: Any, *args: Any, **kwargs: Any) -> None:
         with refusals():
             if parse_request_args(self.extra_args).enabled:
-                raise ValueError(f"CoLD is unavailable: {_reason}")
+                raise ValueError(f"Contrastive decoding is unavailable: {_reason}")
         original(self, *args, **kwargs)
 
     return verify
@@ -37,7 +39,7 @@ def _make_parse(original: Callable[..., Any]) -> Callable[..., Any]:
             name = name.replace("_", "-")
             chosen = name == "--sampler" and (value if assigned else following) == "cold"
             if chosen or name.startswith("--cold-"):
-                self.error(f"argument {name}: CoLD is unavailable: {_reason}")
+                self.error(f"argument {name}: contrastive decoding is unavailable: {_reason}")
         return original(self, args, *further, **kwargs)
 
     return parse_known_args
@@ -50,7 +52,8 @@ def _make_post_init(original: Callable[..., None]) -> Callable[..., None]:
         cold = additional.get("cold") if isinstance(additional, dict) else None
         if parse_engine_defaults(cold).enabled:
             raise ValueError(
-                f"CoLD is this engine's default sampler, but it is unavailable: {_reason}"
+                "Contrastive decoding is this engine's default sampler, but it is unavailable: "
+                f"{_reason}"
             )
 
     return __post_init__

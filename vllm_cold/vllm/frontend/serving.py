@@ -54,7 +54,7 @@ def _make_preprocess(original: Callable[..., Any]) -> Callable[..., Any]:
     """Of a chat's messages, or of a completion's prompts."""
 
     async def preprocess(self: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
-        # A beam search is refused where it wants CoLD too.
+        # A beam search is refused where it wants contrastive decoding too.
         beams = getattr(request, "use_beam_search", False)
         if (server := FRONT_END.server) is None or beams or not hasattr(request, "vllm_xargs"):
             return await original(self, request, *args, **kwargs)
@@ -196,7 +196,7 @@ def _make_beam_params(original: Callable[..., Any]) -> Callable[..., Any]:
                     raise ColdError(
                         "use_beam_search",
                         True,
-                        "CoLD does not support beam search; leave it out, or send "
+                        "vllm-cold does not support beam search; leave it out, or send "
                         '{"cold": 0} in vllm_xargs to search with the adapter alone',
                     )
         # The parameters that beam search makes for its steps do not carry vllm_xargs.
@@ -227,7 +227,7 @@ async def _looked_at(
         async for output in outputs:
             exchange.steps = results.steps_in(output.kv_transfer_params) or exchange.steps
             for one in output.outputs:
-                if one.finish_reason == "error" and str(one.stop_reason).startswith("CoLD"):
+                if one.finish_reason == "error" and str(one.stop_reason).startswith("vllm-cold"):
                     raise generation_error()(one.stop_reason)
             yield output
 
@@ -301,8 +301,8 @@ def _make_beam_search(original: Callable[..., Any]) -> Callable[..., Any]:
             raise ColdError(
                 "beam_search",
                 type(params).__name__,
-                "CoLD does not support beam search; use generate(), or an engine whose default "
-                "sampler is not CoLD",
+                "vllm-cold does not support beam search; use generate(), or an engine whose "
+                "default sampler is not contrastive decoding",
             )
         return original(self, prompts, params, lora_request, *args, **kwargs)
 

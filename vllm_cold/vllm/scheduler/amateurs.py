@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Makes the amateurs of a CoLD request: requests of vLLM's like their expert.
+"""Makes the amateurs of a contrastive request: requests of vLLM's like their expert.
 
 Touched in vLLM: ``Request``, ``SamplingParams`` and ``MultiModalFeatureSpec``.
 """

@@ -54,7 +54,7 @@ class Loads:
         self._blocks = blocks
         self._connector: Any = getattr(scheduler, "connector", None)
         if self.possible and versions.is_before(0, 31):
-            raise ValueError("CoLD does not support KV connectors with vLLM before 0.31.")
+            raise ValueError("vllm-cold does not support KV connectors with vLLM before 0.31.")
         self.streams: dict[Request, None] = {}
         self._are_queued = True  # as it is between passes
         self._written: dict[Request, int] = {}  # see num_written; of steps that are not back yet

@@ -60,7 +60,7 @@ class EncoderInputs:
         scheduler: The engine's.
 
     Raises:
-        ValueError: the engine encodes in a way that CoLD does not follow.
+        ValueError: the engine encodes in a way that vllm-cold does not follow.
     """
 
     def __init__(self, scheduler: Scheduler) -> None:
@@ -68,12 +68,14 @@ class EncoderInputs:
         self._planned: set[str] = set()  # identifiers, in this pass
         self._budget = 0  # embeddings that it can still encode
         if getattr(scheduler, "is_encoder_decoder", False):
-            raise ValueError("CoLD does not support encoder-decoder models.")
+            raise ValueError("vllm-cold does not support encoder-decoder models.")
         if getattr(scheduler, "ec_connector", None) is not None:
-            raise ValueError("CoLD does not support encoder-cache connectors (ec_transfer_config).")
+            raise ValueError(
+                "vllm-cold does not support encoder-cache connectors (ec_transfer_config)."
+            )
         if type(self._manager) is not EncoderCacheManager:
             raise ValueError(
-                "CoLD does not support other managers of the encoder's cache than vLLM's own: "
+                "vllm-cold does not support other managers of the encoder's cache than vLLM's own: "
                 "leave ec_manager_config out."
             )
 

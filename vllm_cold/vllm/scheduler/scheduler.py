@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The scheduler, as ``SchedulerConfig.scheduler_cls``.
 
-A CoLD request is several requests that must be scheduled in step. The rule is
+A contrastive request is several requests that must be scheduled in step. The rule is
 ``vllm_cold.group.lockstep``; this file only connects it to vLLM's scheduler, without a fork of
 ``schedule()``. What it relies on:
 
@@ -154,7 +154,7 @@ class GroupScheduler(Scheduler):
         self._to_report = LAST_REPORTS
         self._encoder.begin_anew(group)
         if (why := self._encoder.why_never(group)) is not None:
-            self._fail(group, f"CoLD: this request {why}.")
+            self._fail(group, f"vllm-cold: this request {why}.")
 
     def _group_id(self, expert: Request) -> str:
         return f"{self._engine}:{expert.request_id}"
@@ -216,7 +216,7 @@ class GroupScheduler(Scheduler):
             self._failed.append(group)
 
     def get_request_counts(self) -> tuple[int, int]:
-        """(running, waiting), a CoLD request counted once."""
+        """(running, waiting), a contrastive request counted once."""
         running, waiting = super().get_request_counts()
         if self._groups and not self._in_pass:
             running, waiting = self._num_plain(running, waiting)
@@ -234,7 +234,7 @@ class GroupScheduler(Scheduler):
         return running - len(streams), waiting - self._loads.num_queued
 
     def make_stats(self, *args: Any, **kwargs: Any) -> Any:
-        """A CoLD request counts once; vLLM 0.23 does not ask ``get_request_counts``."""
+        """A contrastive request counts once; vLLM 0.23 does not ask ``get_request_counts``."""
         stats = super().make_stats(*args, **kwargs)
         if stats is not None and self._groups and self._is_old:
             stats.num_running_reqs = self.get_request_counts()[0]
@@ -792,7 +792,7 @@ class GroupScheduler(Scheduler):
                 sizes = ", ".join(str(each.num_tokens) for each in group.streams)
                 self._fail(
                     group,
-                    f"CoLD: the streams of this request ({sizes} tokens) were not scheduled "
+                    f"vllm-cold: the streams of this request ({sizes} tokens) were not scheduled "
                     "together, although nothing else ran; most likely they do not fit the KV cache "
                     f"of {self.cache_config.num_gpu_blocks} blocks of {self.block_size} tokens: "
                     "shorten it or enlarge the KV cache.",
@@ -989,7 +989,7 @@ class GroupScheduler(Scheduler):
             if any(results.out_of_step(expert, amateur, most) for amateur in group.amateurs):
                 self._fail(
                     group,
-                    f"CoLD: expert and amateur fell out of step at token {expert.num_tokens}; "
+                    f"vllm-cold: expert and amateur fell out of step at token {expert.num_tokens}; "
                     "the result would be wrong. Please report this with the engine's log.",
                 )
             elif expert.is_finished():

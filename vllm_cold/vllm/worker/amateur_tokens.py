@@ -21,8 +21,8 @@ def _make_forward(original: Callable[..., Any]) -> Callable[..., Any]:
 def wrap_built_on_v1() -> None:
     """Wrap what platforms build on V1's sampler with a method of its own.
 
-    Where that cannot be done, and it does not call V1's, the scheduler ends CoLD requests as out of
-    step.
+    Where that cannot be done, and it does not call V1's, the scheduler ends contrastive requests as
+    out of step.
     """
     from vllm.v1.sample import sampler
 

@@ -13,7 +13,7 @@ PROCESSOR = "vllm_cold.vllm.worker.processor_v1:ColdLogitsProcessorV1"
 
 
 def _ours(logitsprocs: Any) -> list[Any]:
-    """CoLD's, if a group is complete in this step."""
+    """vllm-cold's, if a group is complete in this step."""
     found = logitsprocs.non_argmax_invariant
     return [p for p in found if hasattr(p, "apply_to_drafts") and p.has_groups()]
 
@@ -86,7 +86,7 @@ def _make_build(original: Callable[..., Any]) -> Callable[..., Any]:
             return original(*args, custom_logitsprocs)
         from vllm_cold.vllm.worker.processor_v1 import ColdLogitsProcessorV1
 
-        patching.install(places.rows(places.DRAFTS_V1, places.CURES, places.EMBEDS))
+        patching.install(places.rows(places.DRAFTS_V1, places.WORKAROUNDS, places.EMBEDS))
         found = original(*args, [p for p in custom_logitsprocs if p != PROCESSOR])
         ours = ColdLogitsProcessorV1(vllm_config, device, is_pin_memory)
         return type(found)([*found.all, ours])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""V2's order of logits processors: CoLD's before penalties and behind bad words, as on V1."""
+"""V2's order of logits processors: vllm-cold's before penalties and behind bad words, as on V1."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,10 +14,11 @@ def _make_init(original: Callable[..., None]) -> Callable[..., None]:
 
 
 def in_order(processors: list[Any]) -> list[Any]:
-    """VLLM's processors and custom ones, with CoLD's before penalties and behind bad words.
+    """VLLM's processors and custom ones, with vllm-cold's before penalties and behind bad words.
 
     Raises:
-        RuntimeError: vLLM's are not those that are known, so that CoLD would score penalised rows.
+        RuntimeError: vLLM's are not those that are known, so that vllm-cold would score penalised
+            rows.
     """
     ours = [p for p in processors if hasattr(p, "tell_amateurs")]
     if not ours:
@@ -26,7 +27,7 @@ def in_order(processors: list[Any]) -> list[Any]:
     late, early = named.get("PenaltiesState"), named.get("BadWordsState")
     if late is None or early is None:
         raise RuntimeError(
-            "CoLD: this vLLM's V2 sampler has no PenaltiesState or no BadWordsState among its "
+            "vllm-cold: this vLLM's V2 sampler has no PenaltiesState or no BadWordsState among its "
             "logits processors, so penalties would be scored; set VLLM_USE_V2_MODEL_RUNNER=0, or "
             "install a vLLM that vllm-cold supports."
         )

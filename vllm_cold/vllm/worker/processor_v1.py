@@ -44,7 +44,7 @@ class ColdLogitsProcessorV1(LogitsProcessor):  # type: ignore[misc]
         ssm.install(vllm_config)
 
     def is_argmax_invariant(self) -> bool:
-        """False: CoLD changes which token is best."""
+        """False: vllm-cold changes which token is best."""
         return False
 
     def update_state(self, batch_update: BatchUpdate | None) -> None:

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Cures of bugs on CPU in models with state-space layers; the table says of each which. Wrapped for
-good in a process that makes an engine with such a model that CoLD uses.
+good in a process that makes an engine with such a model that vllm-cold uses.
 """
 
 from collections.abc import Callable

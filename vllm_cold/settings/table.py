@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a CoLD request may ask for: names, ranges, defaults and the errors for everything else.
+"""What a contrastive request may ask for: names, ranges, defaults and the errors for everything
+else.
 
-``KNOBS`` declares the method's knobs, ``CONTRAST`` what is contrasted with. From there come the
-request's flat arguments (``cold_<name>``), the engine's defaults, the options of ``vllm serve`` and
-its YAML keys (``--cold-<name>``), and what the tools take.
+``SETTINGS`` declares the method's settings, ``CONTRAST`` what is contrasted with. From there come
+the request's flat arguments (``cold_<name>``), the engine's defaults, the options of ``vllm serve``
+and its YAML keys (``--cold-<name>``), and what the tools take.
 
 Plain Python without vLLM.
 """
@@ -35,7 +36,7 @@ _Weight = Annotated[float, Meta(ge=-MAX_BETA, le=MAX_BETA)] | str
 _WEIGHT_ALLOWED = "must be a number from -1e6 to 1e6, or the name of a rule"
 
 
-class Knob(NamedTuple):
+class Setting(NamedTuple):
     """A field of ``ColdSettings`` or ``ContrastArgs``.
 
     Attributes:
@@ -51,65 +52,65 @@ class Knob(NamedTuple):
     number: type[float] | None = None
 
 
-KNOBS: Mapping[str, Knob] = {
-    "alpha": Knob(
+SETTINGS: Mapping[str, Setting] = {
+    "alpha": Setting(
         Annotated[float, Meta(ge=0.0, le=1.0)],
         f"Plausibility threshold in [0, 1], 0 for no mask, default {DEFAULT_ALPHA}.",
         "must be a number in [0, 1]",
         float,
     ),
-    "beta": Knob(
+    "beta": Setting(
         _Strength | str,  # see ``with_rule``
         f"Contrast strength, >= 0, default {DEFAULT_BETA}.",
         "must be a number >= 0, at most 1e6",
         float,
     ),
-    "rule": Knob(
+    "rule": Setting(
         str | None,
         "Rule that chooses the strength at each step, in place of beta: "
         f"{', '.join(registry.BUILT_IN)}, or a further one's name; default none.",
         "must be the name of a rule",
     ),
-    "beta_max": Knob(
+    "beta_max": Setting(
         _Strength | None,
         "The most that a rule's strength reaches, >= 0: its parameter beta_max, if it has one.",
         "must be a number >= 0, at most 1e6",
         float,
     ),
-    "rule_parameters": Knob(
+    "rule_parameters": Setting(
         dict[str, Any] | None,
         "The rule's parameters by name, as a JSON object.",
         f"must be an object of numbers by name, or its JSON text, at most {_MOST_JSON} characters",
     ),
-    "expert_top_k": Knob(
+    "expert_top_k": Setting(
         Annotated[int, Meta(ge=1, le=MAX_EXPERT_TOP_K)] | None,
         "Cap on the candidates: the expert's k most probable tokens; default none.",
         f"must be an integer from 1 to {MAX_EXPERT_TOP_K}, or left out for no cap",
         int,
     ),
 }
-CONTRAST: Mapping[str, Knob] = {
-    "amateur": Knob(
+CONTRAST: Mapping[str, Setting] = {
+    "amateur": Setting(
         str | list[str] | None,
         "Adapter to contrast with, or the base model's name.",
         "must be the name of a loaded adapter, or the base model's, or a list of names",
     ),
-    "amateur_prompt": Knob(
+    "amateur_prompt": Setting(
         str | list[str] | None,
         "Text that the amateur reads.",
         "must be a text, or a list of texts",
     ),
-    "amateur_messages": Knob(
+    "amateur_messages": Setting(
         str | list[str] | None,
         "Messages that the amateur reads.",
         "must be a JSON list of messages, as text, or a list of such texts",
     ),
-    "amateur_prompt_embeds": Knob(
+    "amateur_prompt_embeds": Setting(
         str | list[str] | None,
         "Embeddings that the amateur reads, as vLLM's prompt_embeds.",
         "must be what torch.save writes of a tensor, as base64 text, or a list of such texts",
     ),
-    "without": Knob(
+    "without": Setting(
         str | int | list[str | int] | None,
         "Contrast chat requests with the same conversation without these messages: roles, "
         "such as system or tool, with commas between them; or without its images, videos or "
@@ -118,39 +119,39 @@ CONTRAST: Mapping[str, Knob] = {
         "'audios', or several of these: a list, or a text with commas between them",
         int,
     ),
-    "part": Knob(
+    "part": Setting(
         list[str | int] | str | None,
         "Part of the prompt that the amateur does not read.",
         "must be [start, end), two positions in the prompt, further pairs behind them, or a "
         "text such as '0:120'",
         int,
     ),
-    "images": Knob(
+    "images": Setting(
         str | list[str] | None,
         "What the amateur sees of the images: none, noise:500 or blur:12.",
         f"{ALLOWED}, or a list of such texts",
     ),
-    "weights": Knob(
+    "weights": Setting(
         _Weight | list[_Weight] | None,
         "The amateurs' weights.",
         f"{_WEIGHT_ALLOWED}, or a list of these",
         float,
     ),
-    "preset": Knob(
+    "preset": Setting(
         PresetName | None,
         f"Values of a method, by its name: {', '.join(PRESET_NAMES)}.",
         f"must be one of {', '.join(PRESET_NAMES)}",
     ),
 }
-LIMITS: Mapping[str, Knob] = {
-    "max_amateurs": Knob(
+LIMITS: Mapping[str, Setting] = {
+    "max_amateurs": Setting(
         Annotated[int, Meta(ge=1, le=MAX_AMATEURS)] | None,
         f"The most amateurs of a request, 1 to {MAX_AMATEURS}, default a quarter of max_num_seqs, "
         "at least 2.",
         f"must be an integer from 1 to {MAX_AMATEURS}",
         int,
     ),
-    "max_megapixels": Knob(
+    "max_megapixels": Setting(
         Annotated[float, Meta(gt=0.0)],
         f"The largest image that is distorted for a client, in megapixels, above 0, default "
         f"{DEFAULT_MEGAPIXELS:g}.",
@@ -159,17 +160,17 @@ LIMITS: Mapping[str, Knob] = {
     ),
 }
 # What may stand in an engine's defaults.
-ENGINE = {**KNOBS, "without": CONTRAST["without"], "preset": CONTRAST["preset"]}
-_WEIGHT = Knob(_Weight | None, "The weight of one amateur.", _WEIGHT_ALLOWED, float)
-_ALL = {**KNOBS, **CONTRAST, **LIMITS, "weight": _WEIGHT}
+ENGINE = {**SETTINGS, "without": CONTRAST["without"], "preset": CONTRAST["preset"]}
+_WEIGHT = Setting(_Weight | None, "The weight of one amateur.", _WEIGHT_ALLOWED, float)
+_ALL = {**SETTINGS, **CONTRAST, **LIMITS, "weight": _WEIGHT}
 _STRENGTH = ("beta", "rule")  # whoever says one of them says nothing of the other
 # Lists that are not of amateurs may be longer.
 _MOST_ENTRIES = {"without": MOST_ITEMS, "part": 2 * MOST_ITEMS}
 
 
 class ColdSettings(msgspec.Struct, frozen=True):
-    """The knobs of the method (arXiv 2505.14620, section 3; see docs/how-it-works.md), checked, as
-    ``KNOBS`` says. ``rule`` chooses weights at each step, None where all are fixed;
+    """The settings of the method (arXiv 2505.14620, section 3; see docs/how-it-works.md), checked,
+    as ``SETTINGS`` says. ``rule`` chooses weights at each step, None where all are fixed;
     ``rule_parameters`` are all of the rule's, None without one.
     """
 
@@ -216,10 +217,10 @@ class ContrastArgs(msgspec.Struct, frozen=True):
 
 
 def check(name: str, value: object, field: str | None = None) -> Any:
-    """The value of a knob, an int as a float where it takes floats.
+    """The value of a setting, an int as a float where it takes floats.
 
     Args:
-        name: The knob's, or "weight", of one amateur.
+        name: The setting's, or "weight", of one amateur.
         value: Whatever was given.
         field: What an error calls it; None for ``name``.
 
@@ -269,8 +270,8 @@ def rule_parameters(
 
     Args:
         rule: Its name.
-        values: Of knobs, by name: ``rule_parameters``, and ``beta_max`` for that parameter.
-        prefix: In front of the knobs' names in errors.
+        values: Of settings, by name: ``rule_parameters``, and ``beta_max`` for that parameter.
+        prefix: In front of the settings' names in errors.
         beta: What is in force without one, for errors.
     """
     given = {name: values.get(name) for name in ("beta_max", "rule_parameters")}
@@ -302,10 +303,10 @@ def combine(
     """The settings of a request, and its amateurs' weights: None where its rule chooses them.
 
     Args:
-        own: Of knobs, by name, as whoever asks has said them.
+        own: Of settings, by name, as whoever asks has said them.
         weights: Of the amateurs, as given: None for what beta says.
-        prefix: In front of the knobs' names in errors.
-        defaults: Of knobs that ``own`` does not have: an engine's, a preset's. Where the request
+        prefix: In front of the settings' names in errors.
+        defaults: Of settings that ``own`` does not have: an engine's, a preset's. Where the request
             leaves nothing to do for one of them, it is left out.
 
     Raises:
@@ -344,13 +345,13 @@ def combine(
 
 
 def named_by(weights: Sequence[object]) -> str:
-    """The knob in which a request with these weights has named its rule."""
+    """The setting in which a request with these weights has named its rule."""
     return "weights" if any(isinstance(each, str) for each in weights) else "rule"
 
 
 def with_rule(given: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Values of knobs, in which a rule's name stands as ``rule``. It may be given as ``beta``, too:
-    rules had no field of their own once.
+    """Values of settings, in which a rule's name stands as ``rule``. It may be given as ``beta``,
+    too: rules had no field of their own once.
 
     Raises:
         ColdError: a rule and a beta are given.
@@ -379,7 +380,7 @@ def merge(
     prefix: str = "",
     defaults: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The values of knobs that ``combine`` goes by, ``own`` being those of ``with_rule``; raises
+    """The values of settings that ``combine`` goes by, ``own`` being those of ``with_rule``; raises
     ColdError for a beta or a rule without a use.
     """
     before = defaults or {}
@@ -402,7 +403,7 @@ def merge(
 
 
 def read(name: str, text: str) -> Any:
-    """What a command line says of a knob, for argparse; ``check`` names what is a mistake."""
+    """What a command line says of a setting, for argparse; ``check`` names what is a mistake."""
     number = _ALL[name].number
     for kind in (number, float) if number else ():
         try:
@@ -452,7 +453,7 @@ def check_explain(field: str, value: object) -> int:
 PREFIX = "cold_"
 EXPLAIN = PREFIX + "explain"
 # The request's own keys, as they stand in vllm_xargs / extra_args.
-REQUEST_KEYS = ("cold", *(PREFIX + name for name in (*KNOBS, *CONTRAST)), EXPLAIN)
+REQUEST_KEYS = ("cold", *(PREFIX + name for name in (*SETTINGS, *CONTRAST)), EXPLAIN)
 
 
 def is_ours(key: object) -> bool:
@@ -470,6 +471,6 @@ def preset_of(contrast: ContrastArgs) -> Preset | None:
     return None if contrast.preset is None else PRESETS[contrast.preset]
 
 
-def preset_knobs(name: PresetName | None) -> Mapping[str, Any]:
+def preset_settings(name: PresetName | None) -> Mapping[str, Any]:
     """The values of a preset, none without one."""
-    return {} if name is None else PRESETS[name].knobs
+    return {} if name is None else PRESETS[name].settings
