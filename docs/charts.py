@@ -219,4 +219,36 @@ def speed() -> Any:
     return figure
 
 
-CHARTS = {"followed": followed, "gains": gains, "no-rule": no_rule, "speed": speed}
+MACHINES = {
+    "H100 SXM 80 GB": BLUE, "8 x H100 SXM 80 GB": SKY, "A100 SXM 80 GB": ORANGE,
+    "Ascend 910B 64 GB": GREEN,
+}  # fmt: skip
+
+
+def gpu() -> Any:
+    """The model's ratio of contrastive to greedy decoding, over the batch. Nothing was measured."""
+    text = (ROOT / "benchmarks" / "measured" / "gpu-model.md").read_text()
+    table = text.split("## Time per token")[1].split("\n## ")[0]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]
+    header, _, *rows = (row for row in rows if row)
+    batches = [int(batch) for batch in header[3:]]
+    figure, axis = plt.subplots(figsize=(5.6, 2.9), layout="constrained")
+    for machine, model, _, *cells in rows:
+        if machine in MACHINES:
+            ratios = [float(cell.split("(")[1].rstrip(")")) for cell in cells]
+            axis.plot(
+                batches, ratios, "--", marker="o", markersize=3, color=MACHINES[machine],
+                label=f"{model}, {machine}",
+            )  # fmt: skip
+    axis.set_xscale("log", base=2)
+    axis.set_xticks(batches, [str(batch) for batch in batches])
+    axis.set_xlabel("batch, requests with 2048 tokens of context")
+    axis.set_ylabel("time per token,\ncontrastive / greedy")
+    axis.set_ylim(bottom=1)
+    axis.set_title("a model, not measured", color=ORANGE)
+    axis.grid(color="#eceff1")
+    axis.legend(frameon=False)
+    return figure
+
+
+CHARTS = {"followed": followed, "gains": gains, "no-rule": no_rule, "speed": speed, "gpu": gpu}
