@@ -60,6 +60,7 @@ class Request:
     def mark(self) -> str:
         """A hash of it, with the adapters' weights and without the places where they lie."""
         told = asdict(self)
+        told["knobs"] = told.pop("settings")  # so called when the first answers were recorded
         told["model"] = (self.model.title, self.model.source, self.model.dtype)
         if self.model.template or not self.model.system:  # other tokens of the same messages
             told["model"] += (dict(self.model.template), self.model.system)
