@@ -27,14 +27,14 @@ venv: .venv/.installed ## make .venv and install everything into it
 demo: venv ## show contrastive decoding at work on a small model, on the CPU
 	$(PY) -m examples.demo
 
-test: lint ## all checks and the test suite; parts that no change can have broken are left out
+test: lint ## all checks and the test suite, without what takes minutes
 	$(PY) -m tests
 
 # Triton's interpreter runs the kernels: ten to thirty times slower than V1.
 v2: venv ## the tests of engines and a server on vLLM's V2 model runner
 	$(PY) -m tests --v2
 
-test-all: lint ## the same with nothing left out
+test-all: lint ## all checks and all tests
 	$(PY) -m tests --all
 
 unit: venv ## the tests of a minute: units and the scheduler, no engine, no kernel

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The whole test suite, step by step: ``python -m tests``; ``--all`` leaves nothing out.
 
-All steps run, whatever fails; in the end there is a table of them, and what was left out.
+All steps run, whatever fails; in the end there is a table of them.
 """
 
 import argparse
@@ -12,7 +12,6 @@ import sys
 import time
 from collections.abc import Sequence
 
-from tests import changed
 from tests.v2 import selection
 
 # Folders that have tests of engines and servers; the first two have no others.
@@ -28,26 +27,19 @@ def pytest(workers: int, dist: str, *arguments: str) -> tuple[str, ...]:
 
 def steps(everything: bool) -> dict[str, tuple[str, ...]]:
     """Name and Python's arguments of each step."""
-    some, full, v2 = ("--changed",), " and not full", selection.IN_EVERY_RUN
+    full, v2 = " and not full", selection.IN_EVERY_RUN
     if everything:
-        some, full = (), ""
+        full = ""
         # In Triton's interpreter.
         v2 = ("-o", "timeout=900", "-m", "(engine or server) and not full", *selection.FILES)
     rest = (f"--ignore={folder}" for folder in ENGINES[:2])
     # One worker has all tests of a file, and all those that share a server (conftest.py).
-    found = {
-        "without engines": pytest(
-            8, "worksteal", *some, "-m", f"not engine and not server{full}", *rest
-        ),
-        "engines and servers": pytest(
-            4, "loadgroup", *some, "-m", f"(engine or server){full}", *ENGINES
-        ),
+    return {
+        "without engines": pytest(8, "worksteal", "-m", f"not engine and not server{full}", *rest),
+        "engines and servers": pytest(4, "loadgroup", "-m", f"(engine or server){full}", *ENGINES),
         V2: pytest(4, "loadgroup", "--runner", "v2", *v2),
         "vllm-ascend's own classes": ("-m", "tests.ascend", "--if-possible"),
     }
-    if not everything and any("tests/ascend/*" in part.tests for part in changed.now()):
-        del found["vllm-ascend's own classes"]
-    return found
 
 
 def run(arguments: Sequence[str]) -> tuple[int, float, float]:
@@ -80,9 +72,6 @@ def main() -> None:
         failed += [name] if status else []
     print("\n minutes  of CPU  step", *table, sep="\n")
     if not everything:
-        if parts := ", ".join(part.name for part in changed.now()):
-            since = changed.base()
-            print(f"Left out, as nothing that they are about has changed since {since}: {parts}.")
         print("Left out: tests marked 'full', and most of those on the V2 model runner (make v2).")
     else:
         print(

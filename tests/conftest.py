@@ -19,17 +19,12 @@ os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests import changed
-
 # CI repeats the same examples; `--hypothesis-profile=fuzz` looks for new ones.
 settings.register_profile(
     "ci", derandomize=True, deadline=None, suppress_health_check=list(HealthCheck)
 )
 settings.register_profile("fuzz", settings.get_profile("ci"), derandomize=False, max_examples=3000)
 settings.load_profile("ci")
-
-
-LEFT_OUT = pytest.StashKey[list[changed.Part]]()
 
 # What takes minutes comes first: at the end, one worker would wait for the other one. (By itself
 # xdist hands out groups by their number of tests.)
@@ -47,11 +42,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--runner", choices=("v1", "v2"), default="v1", help="vLLM's model runner in engines"
     )
-    parser.addoption(
-        "--changed",
-        action="store_true",
-        help="leave out what no change can have broken (tests/changed.py)",
-    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -60,12 +50,6 @@ def pytest_configure(config: pytest.Config) -> None:
         from tests import v2
 
         v2.switch_on()
-    config.stash[LEFT_OUT] = changed.now() if config.getoption("changed") else []
-
-
-def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Leave whole files out; None leaves the decision to pytest."""
-    return changed.is_in(collection_path, config.stash[LEFT_OUT]) or None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -99,7 +83,7 @@ def _shares_a_server(file: str) -> bool:
     """Not where it has one of its own under the same name."""
     if not file.startswith("tests/server/"):
         return False
-    text, names = (changed.ROOT / file).read_text(), "|".join(SHARED)
+    text, names = (Path(__file__).parents[1] / file).read_text(), "|".join(SHARED)
     used = re.search(rf"^def test_\w+\([^)]*\b({names}): ", text, re.M)
     return used is not None and "\ndef server(" not in text
 

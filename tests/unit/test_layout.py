@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The package's shape: no circle of imports, vLLM touched where it is said, maps that are right."""
+"""The package's shape: no circle of imports, vLLM hooked where it is said, maps that are right."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from pathlib import Path
 
 import pytest
 
+from tests import __main__ as suite
+
 pytestmark = pytest.mark.unit
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "vllm_cold"
 TABLES = "docs/design.md"
-TOUCHES_VLLM = {"vllm", "cpu", "npu", "tools", "hardware", "plugin"}
+IMPORTS_VLLM = {"vllm", "cpu", "npu", "tools", "hardware", "plugin"}
 CORE = {"settings", "rules", "group", "ops"}
 # vLLM's SamplingParams and LoRARequest are what ColdParams is made of.
 PARAMS = "vllm_cold.settings.params"
@@ -74,7 +76,7 @@ def arrows() -> set[tuple[str, str]]:
 
 
 def test_vllm_is_imported_under_its_roof_alone() -> None:
-    assert {a for a, b in arrows() if b == "vLLM"} <= TOUCHES_VLLM
+    assert {a for a, b in arrows() if b == "vLLM"} <= IMPORTS_VLLM
 
 
 def test_the_floors() -> None:
@@ -106,3 +108,14 @@ def test_a_map_shows_the_tree(page: str, heading: str) -> None:
     own = [p for p in modules().values() if p.name != "__init__.py"]
     outside = [p for p in own if not any(p == m or m in p.parents for m in mapped)]
     assert [str(p.relative_to(ROOT)) for p in outside] == []
+
+
+def test_each_test_is_in_a_step_of_make_test() -> None:
+    """Engines and servers are tested in the folders of their step; its first two have no units."""
+    marks = re.compile(r"^(?:@|pytestmark = ).*mark\.(engine|server|unit)\b", re.M)
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        name, found = path.relative_to(ROOT).as_posix(), set(marks.findall(path.read_text()))
+        if found & {"engine", "server"}:
+            assert name.startswith(suite.ENGINES), name
+        if name.startswith(suite.ENGINES[:2]):
+            assert "unit" not in found, name
