@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the floors for one kind of hardware (``cpu``, ``npu``) ask: where they are, and whom they
-serve. They know nothing of the contrast.
+"""What the kernels for one kind of hardware (``cpu``, ``npu``) ask, which know nothing of the
+contrast: the platform, and which engines they serve.
 """
 
 from typing import Any
@@ -18,11 +18,8 @@ def is_on(platform: str) -> bool:
 
 
 def serves(config: Any) -> bool:
-    """Whether an engine is one for this package: prepared for contrastive decoding (what prepares
-    it sets its scheduler) or, where the contrast is switched off, with LoRA.
-
-    Args:
-        config: Its ``VllmConfig``.
+    """Whether the engine of a ``VllmConfig`` gets our kernels: one that is prepared for contrastive
+    decoding (then it has our scheduler) or, where the contrast is switched off, one with LoRA.
     """
     if environment.is_off(environment.CONTRAST):
         return config.lora_config is not None

@@ -2,7 +2,7 @@
 """What a row of the table of vLLM's places (``places``) is made of, and the one place where methods
 of vLLM are wrapped: looked at first, recognisably, with the original still reachable.
 
-Imports no vLLM, and nothing else of this package: everything that hooks vLLM stands on it.
+Imports no vLLM, and nothing else of this package.
 """
 
 import functools
@@ -22,11 +22,11 @@ Make = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 class PatchPointMissing(Exception):
-    """vLLM has not what is to be wrapped, or has it in another form; says what."""
+    """vLLM lacks what is to be wrapped, or has it in another form; says what."""
 
 
 def _named(where: str) -> Any:
-    """What stands at "module:path" or "module"."""
+    """The object at "module:path" or "module"."""
     module, _, path = where.partition(":")
     found: Any = importlib.import_module(module)
     for name in path.split(".") if path else ():
@@ -35,11 +35,9 @@ def _named(where: str) -> Any:
 
 
 def _problem_of(where: str, look: Callable[[str], str | None]) -> str | None:
-    """What is wrong with a place of vLLM; None if nothing is.
+    """What ``look`` finds wrong with "module:path", or that it raises; None if nothing is wrong.
 
-    Args:
-        where: "module:path".
-        look: Takes the place's name for people, and says so. If it raises, that is wrong.
+    ``look`` takes the place's name as it is shown to people.
     """
     label = where.replace(":", ".")
     try:
@@ -56,15 +54,15 @@ class PatchPoint:
 
     Attributes:
         where: "module:Class.method", "module:object.method" (then it is the object's class that is
-            changed) or "module:function". A class may have the method from a base class, which is
-            left as it is.
+            changed) or "module:function". A base class that the method is inherited from is left
+            as it is.
         make: Takes the original as a plain function (with ``self`` or ``cls`` first where it has
             one) and returns the replacement; or "module:name" of one that does.
-        takes: The first parameters that the original must take by position, behind ``self`` or
+        takes: The first parameters that the original must take by position, after ``self`` or
             ``cls``.
         kind: staticmethod or classmethod where it must be one.
-        before: Where it stands in releases that lack the module of ``where``.
-        if_loaded: Whether it is nobody's in a process that has not loaded its module.
+        before: Its ``where`` in releases that lack the module of ``where``.
+        if_loaded: Whether to leave it out in a process that has not loaded its module.
     """
 
     where: str
@@ -87,11 +85,10 @@ class PatchPoint:
 
     @property
     def is_used(self) -> bool:
-        """Whether this process may use it."""
         return not self.if_loaded or self.here.partition(":")[0] in sys.modules
 
     def find(self) -> tuple[Any, str, Any]:
-        """What has the method, the method's name, and the method as it stands in a class."""
+        """What has the method, the method's name, and the method as its class stores it."""
         path, _, name = self.here.rpartition("." if "." in self.here.partition(":")[2] else ":")
         owner = _named(path)
         if not inspect.isclass(owner) and not inspect.ismodule(owner):
@@ -123,12 +120,11 @@ class PatchPoint:
         return None
 
     def made(self) -> Make:
-        """``make``, looked up."""
         return cast(Make, _named(self.make)) if isinstance(self.make, str) else self.make
 
     def wrap(self) -> None:
-        """Replace it. What others made of it is wrapped once more; what ``make`` made of it before
-        stays as it is, as each engine of a process asks again.
+        """Replace it, unless ``make`` did so before: each engine of a process asks again. Wrappers
+        of other makers are wrapped in turn.
         """
         owner, name, method = self.find()
         original = method.__func__ if self.kind else method
@@ -142,15 +138,17 @@ class PatchPoint:
 
 
 def _wrappers(function: Any) -> Iterator[Any]:
-    """Those of ours around vLLM's function, from the outside."""
+    """Our wrappers around vLLM's function, from the outside."""
     while hasattr(function, "_vllm_cold_original"):
         yield function
         function = function._vllm_cold_original
 
 
 def original_of(function: Any) -> Any:
-    """The function of vLLM's, without what we put around it."""
-    return ([function] + [w._vllm_cold_original for w in _wrappers(function)])[-1]
+    """The function of vLLM's, without our wrappers."""
+    for wrapper in _wrappers(function):
+        function = wrapper._vllm_cold_original
+    return function
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,13 +158,13 @@ class Contract:
     Attributes:
         where: "module:Class", "module:Class.method" or "module".
         has: Attributes, or an enumeration's members.
-        takes: By a method's name, the first parameters behind ``self``.
+        takes: By a method's name, the first parameters after ``self``.
         fields: Of a dataclass or struct.
-        others: Which fields it may have beside these; None for any.
-        sets: What instances get when they are made.
+        others: Which further fields it may have; None for any.
+        sets: Attributes that ``__init__`` sets.
         uses: Names that a function uses, for the first time in this order.
-        like: "module:Class" of ours that says it: a method for each that it must have with these
-            parameters, a variable for each attribute that it has or sets.
+        like: "module:Class" of ours that declares it: a method for each that it must have with
+            these parameters, a variable for each attribute that it has or sets.
     """
 
     where: str
@@ -219,20 +217,20 @@ class Contract:
 
 
 def _positional(method: Any) -> str:
-    """What a method of ours takes by position behind ``self``."""
+    """What a method of ours takes by position after ``self``."""
     taken = list(inspect.signature(method).parameters.values())[1:]
     return " ".join(p.name for p in taken if p.kind is p.POSITIONAL_OR_KEYWORD)
 
 
 class Hook:
-    """A row of the table: what of vLLM is touched by one file for one reason.
+    """A row of the table: what one file hooks in vLLM for one reason.
 
     Args:
-        file: Whose it is, as a module below ``vllm_cold``.
+        file: A module below ``vllm_cold``.
         when: When it is needed, one of the times in ``places``.
         why: The reason.
         can_go: What vLLM has to have before it can go.
-        places: Methods that are wrapped, by makers in ``file``, and what is relied on beside them.
+        places: Methods that are wrapped, by makers in ``file``, and what else is relied on.
         since: The release of vLLM from which on it is needed.
         extends: A class of vLLM that one of ours extends, for people.
         lost: What is lost without it, where vllm-cold does without.
@@ -276,26 +274,22 @@ def problems(hooks: Iterable[Hook]) -> str | None:
 
 
 def install(hooks: Iterable[Hook]) -> None:
-    """Wrap the methods of these rows: all of those that vllm-cold cannot do without, or none at
-    all. Of another one that is missing, a warning says what is lost.
+    """Wrap the methods of these rows: all that vllm-cold cannot do without, or none at all. For
+    each of the others that is missing, a warning says what is lost.
 
     Raises:
         PatchPointMissing: some cannot be wrapped; names them.
     """
-    hooks = tuple(hooks)
-    needed = [place for hook in hooks if not hook.lost for place in hook.wraps]
-    if missing := [said for place in needed if (said := place.problem()) is not None]:
+    found = [
+        (hook, place, place.problem()) for hook in hooks for place in hook.wraps if place.is_used
+    ]
+    if missing := [said for hook, _, said in found if said is not None and not hook.lost]:
         raise PatchPointMissing("; ".join(missing))
-    for place in needed:
-        place.wrap()
-    for hook in hooks:
-        for place in hook.wraps if hook.lost else ():
-            if not place.is_used:
-                continue
-            if (problem := place.problem()) is None:
-                place.wrap()
-            else:
-                logger.warning("vllm-cold: %s, as %s.", hook.lost, problem)
+    for hook, place, problem in found:
+        if problem is None:
+            place.wrap()
+        else:
+            logger.warning("vllm-cold: %s, as %s.", hook.lost, problem)
 
 
 def install_quietly(hooks: Iterable[Hook]) -> None:
@@ -306,7 +300,7 @@ def install_quietly(hooks: Iterable[Hook]) -> None:
 
 
 def at_once(coroutine: Coroutine[Any, Any, _T]) -> _T:
-    """The result of one that does not wait."""
+    """The result of a coroutine that does not wait."""
     try:
         coroutine.send(None)
     except StopIteration as done:
@@ -316,14 +310,14 @@ def at_once(coroutine: Coroutine[Any, Any, _T]) -> _T:
 
 
 async def result_of(found: Any) -> Any:
-    """What a method returned, or what it will, if it is one to be awaited."""
+    """What a method returned, awaited if need be."""
     return await found if inspect.isawaitable(found) else found
 
 
 def in_form_of(
     original: Callable[..., Any], replacement: Callable[..., Coroutine[Any, Any, Any]]
 ) -> Callable[..., Any]:
-    """A replacement that is awaited if the original is, for what vLLM has in both forms."""
+    """The replacement, as a plain function unless the original is a coroutine function."""
     if inspect.iscoroutinefunction(original):
         return replacement
     return lambda *args, **kwargs: at_once(replacement(*args, **kwargs))

@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The table of vLLM's places: all that is wrapped, extended or relied on in it, by the time when it
-is needed. docs/reference/places.md is made from it.
+"""The table of all that vllm-cold wraps, extends or relies on in vLLM, by when it is needed.
+docs/reference/places.md is made from it.
 
-Each process that makes or runs an engine with contrastive decoding looks at its rows first
-(``availability.verify``): a vLLM that has changed one ends in a sentence that names the place, and
-not in the middle of a request. Looked at are names, parameters and fields, and in samplers the
-order in which names come; that takes milliseconds. What only a running engine shows, the scheduler
-notices (streams out of step, rows that nobody scored), and ``vllm-cold doctor``, which decodes.
+Each process that makes or runs an engine with contrastive decoding checks its rows first
+(``availability.verify``): a vLLM that has changed one is refused in a sentence that names it, and
+not in the middle of a request. Checked are names, parameters and fields, and in samplers the order
+in which names come; that takes milliseconds.
 
 Data alone: a row names its file, which is loaded when its methods are wrapped.
 """
@@ -32,14 +31,14 @@ LORA = "in engines with LoRA, with contrastive decoding or without it"
 MODEL_ON_CPU = "in workers on CPU, before the model is loaded"
 WORKAROUNDS = "in workers on CPU with LoRA, with contrastive decoding or without it"
 EMBEDS = "in workers with LoRA and `enable_prompt_embeds`"
-# What is looked at before an engine is prepared for contrastive decoding, whatever it serves.
+# Checked before an engine is prepared for contrastive decoding, whatever it serves.
 EVERY_ENGINE = (CONFIGURED, FRONT_END, WORKER, V1)
 
 # What docs/for-vllm.md asks for.
-GROUPS = "when vLLM schedules groups of requests that go in step."
+GROUPS = "when vLLM schedules groups of requests in lockstep."
 LOGITS = "when vLLM has a hook after the logits of all rows."
 DERIVED = "when vLLM renders prompts for a derived request."
-CHANNEL = "when vLLM has a channel for what plugins found."
+CHANNEL = "when vLLM has a channel for what plugins report."
 _BUG = "when its test in `tests/contracts/test_cpu.py` says so."
 _NOT_FIXED = "a bug of vLLM is not worked around here"
 _ENGINE_ARGS = "vllm.engine.arg_utils:EngineArgs."
@@ -53,6 +52,7 @@ _SCHED, _SAMPLE = "vllm.v1.core.sched.", "vllm.v1.sample."
 _GPU = "vllm.v1.worker.gpu."
 _RUNNER_V1 = "vllm.v1.worker.gpu_model_runner:GPUModelRunner."
 _RUNNER_V2 = _GPU + "model_runner:GPUModelRunner."
+_BUILD = "vllm_config device is_pin_memory is_pooling_model custom_logitsprocs"
 _LINEAR = "y x lora_a_stacked lora_b_stacked scale"
 _EXPERTS = "vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method:"
 
@@ -62,38 +62,37 @@ TABLE = (
     # ---- every process ---------------------------------------------------------------------------
     Hook(
         "vllm.frontend.engine_config", START,
-        "Here an engine's configuration is final. One with LoRA, or that asks for contrastive "
-        "decoding, gets vllm-cold's scheduler and the logits processor of its model runner, by two "
-        "public options: `scheduler_config.scheduler_cls`, `model_config.logits_processors`. (The "
-        "entry point `vllm.logits_processors` would not do: each model runner refuses the other's "
-        "class there, which would break every engine on the machine.)",
+        "Here an engine's configuration is final. An engine with LoRA, or that asks for "
+        "contrastive decoding, gets vllm-cold's scheduler and the logits processor of its model "
+        "runner, by the public options `scheduler_cls` and `logits_processors`. (The entry point "
+        "`vllm.logits_processors` would break every engine on the machine: each model runner "
+        "refuses the other's class.)",
         "when vLLM lets plugins set these options.",
         PatchPoint(_ENGINE_ARGS + "create_engine_config", "_make", "usage_context"),
     ),
     Hook(
         "vllm.frontend.cli", START,
-        "`vllm serve --sampler cold --cold-beta ...`, which are also keys of vLLM's `--config` "
-        'YAML. The values end up in `additional_config["cold"]`. `from_cli_args` also names the '
-        "middleware that tells clients what was used, in vLLM's option `--middleware`.",
+        "`vllm serve --sampler cold --cold-beta ...`, also as keys of vLLM's `--config` YAML. The "
+        'values end up in `additional_config["cold"]`. `from_cli_args` also adds the middleware '
+        "that tells clients what was used.",
         "when plugins can add arguments.",
         PatchPoint(_ENGINE_ARGS + "add_cli_args", "_make_add", "parser", staticmethod),
         PatchPoint(_ENGINE_ARGS + "from_cli_args", "_make_from", "args", classmethod),
     ),
     Hook(
         "vllm.frontend.intake", START,
-        "Every request passes it in the front end, and it is the one place that sees a request's "
-        "parameters, its adapter and its prompt's length before the engine core does. "
-        "(`LogitsProcessor.validate_params` would see the parameters only.)",
+        "Every request passes it, and only it sees a request's parameters, adapter and prompt's "
+        "length before the engine core does. (`LogitsProcessor.validate_params` sees the "
+        "parameters only.)",
         DERIVED,
         PatchPoint("vllm.v1.engine.input_processor:InputProcessor.process_inputs", "_make",
                    "request_id prompt params"),
     ),
     Hook(
         "vllm.frontend.refusal", NO_COLD,
-        "Who asks for contrastive decoding must be told why it is not there, and must not get "
-        'plain decoding, or "unrecognized arguments", without a word. These places are none of '
-        "those that contrastive decoding itself needs, so that a change of vLLM hardly ever takes "
-        "both.",
+        "Who asks for contrastive decoding must be told why it is not there, and must not "
+        "silently get regular decoding. Contrastive decoding itself hooks none of these, so that "
+        "a change of vLLM hardly ever breaks both.",
         "never; it is the net.",
         PatchPoint("vllm.sampling_params:SamplingParams.verify", "_make_verify"),
         PatchPoint("vllm.utils.argparse_utils:FlexibleArgumentParser.parse_known_args",
@@ -104,9 +103,8 @@ TABLE = (
     # ---- front ends ------------------------------------------------------------------------------
     Hook(
         "vllm.frontend.intake", FRONT_END,
-        "It calls `process_inputs` on an event loop, where neither an amateur's prompt is made "
-        "nor the file of its adapter is read. (A worker that cannot load an adapter takes the "
-        "engine down with it.)",
+        "It calls `process_inputs` on an event loop. Before that call, an amateur's prompt is "
+        "made and the file of its adapter is read.",
         DERIVED,
         PatchPoint("vllm.v1.engine.async_llm:AsyncLLM.add_request", "_make_add_request",
                    "request_id prompt params arrival_time lora_request"),
@@ -119,8 +117,7 @@ TABLE = (
         "vllm.frontend.prompts", FRONT_END,
         "An amateur's prompt becomes token ids as its expert's did: with the same chat template, "
         "tools, template arguments and tokenizer's arguments. Only here are these together, for "
-        "`LLM.generate`, `LLM.chat` and all endpoints of a server; so what vLLM makes of a prompt "
-        "carries along how it was made.",
+        "`LLM.generate`, `LLM.chat` and all endpoints.",
         DERIVED,
         PatchPoint(_RENDERER + ".render_cmpl", "_make_cmpl", "prompts tok_params"),
         PatchPoint(_RENDERER + ".render_cmpl_async", "_make_cmpl", "prompts tok_params"),
@@ -131,10 +128,9 @@ TABLE = (
     ),
     Hook(
         "vllm.frontend.explained", FRONT_END,
-        "The engine tells of each token once, with the token; a client that asks is told all of it "
-        "with the last one. Outputs that are not handed on lose what stands beside their tokens, "
-        "and where a stop string ends an answer, this is the first to know. Tokens have the texts "
-        "that logprobs have.",
+        "The engine explains each token once, with the token; a client that asks gets all "
+        "explanations with the last one. A stop string that ends an answer is known here first. "
+        "Tokens have the texts that logprobs have.",
         CHANNEL,
         Contract("vllm.tokenizers.detokenizer_utils", has="convert_ids_list_to_tokens"),
         PatchPoint("vllm.v1.engine.output_processor:RequestState.make_request_output", "_make",
@@ -143,8 +139,7 @@ TABLE = (
     Hook(
         "vllm.frontend.metrics", FRONT_END,
         "The figures that a scheduler sent become metrics. (vLLM's entry point for such loggers "
-        "would not do: a logger there switches statistics on in engines that had them switched "
-        "off, and in those without LoRA too.)",
+        "would switch statistics on in engines that have them off.)",
         CHANNEL,
         PatchPoint("vllm.v1.metrics.loggers:StatLoggerManager.__init__", "_make_manager_init",
                    "vllm_config"),
@@ -160,8 +155,7 @@ TABLE = (
     ),
     Hook(
         "vllm.frontend.media", FRONT_END,
-        "An amateur that reads the expert's conversation in another way must not have its media "
-        "fetched and decoded once more.",
+        "Media of a prompt that is rendered for an amateur, too, are fetched and decoded once.",
         DERIVED,
         PatchPoint("vllm.multimodal.media.connector:MediaConnector.load_from_url", "_make_load",
                    "url media_io"),
@@ -172,12 +166,11 @@ TABLE = (
     ),
     Hook(
         "vllm.frontend.media_cache", MEDIA,
-        "The media of amateurs' prompts travel behind their expert's in "
-        "`EngineCoreRequest.mm_features`, so that all that vLLM does with media on their way is "
-        "done with them. And vLLM's front end sends an image once and from then on its hash, in "
-        "the order in which images were processed: a request whose amateurs' prompts are still to "
-        "be made would be overtaken. So what is contrasted brings its data along, and the sender "
-        "is told when it is on its way.",
+        "The media of amateurs' prompts travel after their expert's in "
+        "`EngineCoreRequest.mm_features`, so that vLLM treats them as the request's own. vLLM's "
+        "front end sends an image once and then its hash, in the order of processing, which a "
+        "request that waits for its amateurs' prompts does not keep. So a contrastive request "
+        "brings its data along, and the sender is told when it leaves.",
         DERIVED,
         # They are made anew.
         Contract("vllm.multimodal.inputs:MultiModalFeatureSpec",
@@ -198,11 +191,11 @@ TABLE = (
     ),
     Hook(
         "vllm.frontend.serving", ONLINE,
-        "Right behind the renderer a request is decided about and its amateurs' prompts are made: "
-        "the body and the template's arguments are known, a wrong request gets its HTTP 400 "
-        "before a streamed response starts, and it is off the event loop. `to_sampling_params` "
-        "says which of the prompts are sent to the engine; of some models vLLM makes the prompts "
-        "elsewhere, and their requests are decided about there.",
+        "Right after the renderer, the amateurs' prompts are made: the body and the template's "
+        "arguments are known, a wrong request gets its HTTP 400 before a streamed response "
+        "starts, and it is off the event loop. `to_sampling_params` says which prompts are sent "
+        "to the engine; for some models, vLLM makes the prompts elsewhere, and their requests are "
+        "decided about there.",
         DERIVED,
         PatchPoint(_ONLINE + "preprocess_chat", "_make_preprocess", "request",
                    before=_ONLINE_023 + "preprocess_chat"),
@@ -215,8 +208,8 @@ TABLE = (
     ),
     Hook(
         "vllm.frontend.serving", ONLINE,
-        "`cold_amateur` names an adapter, and only the server's list of loaded adapters knows "
-        "what the name stands for.",
+        "`cold_amateur` names an adapter, and only the server's list of loaded adapters resolves "
+        "it.",
         "when vLLM resolves names of adapters for extensions.",
         PatchPoint(_OPENAI + "models.serving:OpenAIServingModels.__init__", "_make_models_init"),
     ),
@@ -236,18 +229,18 @@ TABLE = (
     ),
     Hook(
         "vllm.frontend.serving", ONLINE,
-        "A request that the scheduler ends with an error has its sentence in `stop_reason`; "
-        "vLLM's servers would say \"Internal server error\". And a client sees what its tokens "
-        "were chosen with, in the header `x-cold`, and the weights of each step in "
-        "`kv_transfer_params`, which streams have since 0.33; before, they are added here.",
+        "A request that the scheduler ends with an error has the reason in `stop_reason`; vLLM's "
+        'servers would say "Internal server error". The header `x-cold` tells a client what its '
+        "tokens were chosen with, and `kv_transfer_params` the weights of each step; before 0.33, "
+        "streams get the latter here.",
         "when vLLM reports the reason of an error and lets plugins add to a response.",
         PatchPoint("vllm.v1.engine.async_llm:AsyncLLM.generate", "_make_generate",
                    "prompt sampling_params request_id"),
     ),
     Hook(
         "vllm.frontend.aliases", ONLINE,
-        "A client that can send no field of ours can still name a model: `NAME:PRESET` is NAME "
-        "with `cold_preset`. Every endpoint asks here first whether a request's model is served.",
+        "A client that cannot send `cold_preset` names the model `NAME:PRESET` instead. Every "
+        "endpoint asks here first whether a request's model is served.",
         "when vLLM lets plugins resolve the names of models.",
         PatchPoint("vllm.entrypoints.serve.engine.serving:BaseServing._check_model", "_make",
                    "request", before=_OPENAI + "engine.serving:OpenAIServing._check_model"),
@@ -256,17 +249,16 @@ TABLE = (
     # ---- scheduler -------------------------------------------------------------------------------
     Hook(
         "vllm.scheduler.scheduler", CONFIGURED,
-        "A contrastive request is several requests that are scheduled in step. "
-        "`_mamba_block_aligned_split` is called for every request that is about to get tokens, "
-        "whenever `need_mamba_block_aligned_split` is true: the one place where tokens can be "
-        "capped *before* blocks are allocated and hashed. The end of `schedule()` is "
-        "`_update_after_schedule`, "
-        "where what is left of a group that was split is taken out.",
+        "A contrastive request is several requests that are scheduled in lockstep. "
+        "`_mamba_block_aligned_split` is called for every request that is about to get tokens, if "
+        "`need_mamba_block_aligned_split` is true: only there can tokens be capped *before* "
+        "blocks are allocated and hashed. `_update_after_schedule`, the end of `schedule()`, "
+        "removes what is left of a group that was split.",
         GROUPS,
         Contract(_SCHED + "scheduler:Scheduler",
                  like="vllm_cold.vllm.scheduler.interface:Scheduler"),
         Contract(_SCHED + "interface:PauseState", has="UNPAUSED PAUSED_NEW PAUSED_ALL"),
-        # All columns of a request are taken out of a step that its group is held back from.
+        # A group that is held back takes its requests out of all columns of a step.
         Contract(_SCHED + "output:CachedRequestData",
                  fields="req_ids resumed_req_ids new_token_ids all_token_ids new_block_ids "
                  "num_computed_tokens num_output_tokens", others=""),
@@ -302,8 +294,8 @@ TABLE = (
     Hook(
         "vllm.scheduler.admission", CONFIGURED,
         "Only the expert of a group waits in a queue, so that counts and order are those of the "
-        "clients' requests. For the time of a pass views stand in the queues' places: who may not "
-        "start is held back, and a group's streams come one behind the other.",
+        "clients' requests. During a pass, views replace the queues: they hold back who may not "
+        "start, and keep a group's streams together.",
         GROUPS,
         Contract(_SCHED + "request_queue", has="create_request_queue"),
         Contract(_SCHED + "request_queue:RequestQueue",
@@ -327,7 +319,7 @@ TABLE = (
     Hook(
         "vllm.scheduler.encoder", CONFIGURED,
         "vLLM takes tokens off a request whose next medium does not fit the encoder, after the "
-        "cap that keeps a group in step, and counts a medium as encoded when it has planned that, "
+        "cap that keeps a group in lockstep. It counts a medium as encoded once that is planned, "
         "whether or not the request stays in the step.",
         GROUPS,
         Contract("vllm.v1.core.encoder_cache_manager:EncoderCacheManager",
@@ -345,15 +337,15 @@ TABLE = (
     ),
     Hook(
         "vllm.scheduler.stats", CONFIGURED,
-        "What the scheduler counted gets to the process that serves /metrics in a dictionary "
-        "beside what a KV connector counted.",
+        "What the scheduler counted reaches the process that serves /metrics in a dictionary, "
+        "next to what a KV connector counted.",
         CHANNEL,
         Contract("vllm.v1.metrics.stats:SchedulerStats", fields="kv_connector_stats"),
     ),
     Hook(
         "vllm.scheduler.connectors", CONNECTOR,
         "The streams of a group wait for each other, so also for what a connector loads for one "
-        "of them, over steps.",
+        "of them.",
         GROUPS,
         Contract(_SCHED + "scheduler:Scheduler",
                  like="vllm_cold.vllm.scheduler.interface:WithConnector"),
@@ -369,15 +361,15 @@ TABLE = (
     # ---- workers ---------------------------------------------------------------------------------
     Hook(
         "vllm.worker.outputs", WORKER,
-        "What a worker found of the groups that it scored travels to the scheduler as an "
-        "attribute of a step's own output.",
+        "What a worker found in the groups that it scored travels to the scheduler as an "
+        "attribute of a step's output.",
         CHANNEL,
         PatchPoint("vllm.v1.outputs:ModelRunnerOutput.__init__", "_make_output_init"),
     ),
     Hook(
         "vllm.worker.processor_v1", V1,
-        "Scores come behind the grammar, `allowed_token_ids`, `bad_words`, `min_tokens` and "
-        "`logit_bias`, and before penalties, temperature and top-k / top-p.",
+        "Scores are computed after the grammar, `allowed_token_ids`, `bad_words`, `min_tokens` "
+        "and `logit_bias`, and before penalties, temperature and top-k / top-p.",
         "never.",
         Contract(_SAMPLE + "logits_processor.interface:BatchUpdate", fields="removed added moved"),
         Contract(_SAMPLE + "logits_processor.interface:MoveDirectionality", has="SWAP"),
@@ -398,9 +390,9 @@ TABLE = (
     ),
     Hook(
         "vllm.worker.amateur_tokens", V1,
-        "Each amateur gets the token that was drawn from the expert's row: its entry of what the "
-        "sampler returns is overwritten, whatever was drawn there. That is the first point at "
-        "which the tokens are known, and they are still on the device.",
+        "Each amateur gets the token that was sampled from the expert's row: its entry in what "
+        "the sampler returns is overwritten. That is the first point at which the tokens are "
+        "known, and they are still on the device.",
         LOGITS,
         PatchPoint(_SAMPLE + "sampler:Sampler.forward", "_make_forward",
                    "logits sampling_metadata"),
@@ -415,10 +407,10 @@ TABLE = (
     ),
     Hook(
         "vllm.worker.penalties_v2", V2,
-        "V2 applies penalties before custom processors, to each row by the tokens of its own "
-        "prompt, and an amateur with a prompt of its own has other ones than its expert. Here "
-        "vllm-cold scores before penalties and behind `bad_words`, as on V1. For plain requests "
-        "nothing changes: what `bad_words` forbid is -inf before penalties as behind them.",
+        "V2 applies penalties before custom processors, to each row according to its own prompt, "
+        "which may differ between an amateur and its expert. Here vllm-cold scores after "
+        "`bad_words` and before penalties, as on V1. For regular requests nothing changes: what "
+        "`bad_words` forbid is -inf in either order.",
         LOGITS,
         PatchPoint(_GPU + "sample.sampler:Sampler.__init__", "_make_init"),
         Contract(_GPU + "sample.sampler", has="PenaltiesState BadWordsState"),
@@ -426,10 +418,10 @@ TABLE = (
     ),
     Hook(
         "vllm.worker.block_zeroer", BLOCKS_V2,
-        "Blocks that hold NaN are cleared before somebody else gets them, by the list that vLLM's "
-        "scheduler has for its own clearing. V2 has what follows it only where the KV cache wants "
+        "Blocks that hold NaN are cleared before another request gets them, by the list that "
+        "vLLM's scheduler has for its own clearing. V2 follows it only where the KV cache wants "
         "its new blocks cleared, and stops with an assertion elsewhere.",
-        "when V2 makes one for every cache, or when vLLM's attention on CPU does not read behind "
+        "when V2 clears blocks of every cache, or when vLLM's attention on CPU does not read past "
         "a sequence.",
         PatchPoint("vllm.v1.worker.cpu.model_runner:CPUModelRunner.initialize_kv_cache",
                    "_make_initialize"),
@@ -438,13 +430,11 @@ TABLE = (
     ),
     Hook(
         "vllm.worker.drafts_v1", DRAFTS,
-        "V1 loads no logits processor under speculation, which cannot know of the rows of drafts, "
-        "and says so with an error; ours does, so it is loaded.",
+        "V1 refuses logits processors under speculation, as they cannot know of the rows of "
+        "drafts; vllm-cold's does, so it is loaded.",
         LOGITS,
-        PatchPoint(_SAMPLE + "logits_processor:build_logitsprocs", "_make_build",
-                   "vllm_config device is_pin_memory is_pooling_model custom_logitsprocs"),
-        PatchPoint("vllm.v1.worker.gpu_model_runner:build_logitsprocs", "_make_build",
-                   "vllm_config device is_pin_memory is_pooling_model custom_logitsprocs",
+        PatchPoint(_SAMPLE + "logits_processor:build_logitsprocs", "_make_build", _BUILD),
+        PatchPoint("vllm.v1.worker.gpu_model_runner:build_logitsprocs", "_make_build", _BUILD,
                    if_loaded=True),
         Contract(_SCHED + "scheduler:Scheduler", sets="num_spec_tokens num_lookahead_tokens"),
         # What changes logits is applied to drafts once: drafts_v1 has to know it.
@@ -460,9 +450,9 @@ TABLE = (
     ),
     Hook(
         "vllm.worker.drafts_v1", DRAFTS_V1,
-        "V1 asks its logits processors about a request's last row alone, the one behind its "
-        "drafts. Here contrastive decoding also scores the rows in which drafts are verified, and "
-        "the amateurs are told the expert's drafts and those that were right.",
+        "V1 asks its logits processors about a request's last row alone, the one after its "
+        "drafts. Here the rows in which drafts are verified are scored, too, and the amateurs get "
+        "the expert's drafts and those that were accepted.",
         LOGITS,
         PatchPoint(_SAMPLE + "rejection_sampler:RejectionSampler.apply_logits_processors",
                    "_make_apply", "logits sampling_metadata metadata"),
@@ -473,9 +463,9 @@ TABLE = (
     ),
     Hook(
         "vllm.worker.drafts_v2", DRAFTS_V2,
-        "Logits processors are not told on the host how many rows a request has: vllm-cold's is. "
-        "Large batches are verified in chunks of requests; a chunk ends where no group is apart. "
-        "What the expert was given, and its drafts for the next step, are told to its amateurs.",
+        "The logits processor is told on the host how many rows a request has. Large batches are "
+        "verified in chunks of requests; a chunk never separates a group. The amateurs get the "
+        "expert's tokens, and its drafts for the next step.",
         LOGITS,
         PatchPoint(_GPU + "spec_decode.rejection_sampler:RejectionSampler.__call__", "_make_call",
                    "logits input_batch"),
@@ -487,10 +477,10 @@ TABLE = (
     Hook(
         "vllm.worker.ssm", STATES,
         "With prefix caching, a Mamba 2 layer declares that a prompt's last step also exports the "
-        "state at the last block boundary before its end. The scan on CPU returns the states at "
-        "the prompts' ends only: stock vLLM stops with an `IndexError` at the first prompt that "
-        "is longer than a block. Here the layer does not declare it, and the scheduler ends a "
-        "step at the boundary, as for layers of other kinds.",
+        "state at the last block boundary before its end. The scan on CPU returns only the states "
+        "at the prompts' ends: stock vLLM stops with an `IndexError` at the first prompt that is "
+        "longer than a block. Here the layer does not declare it, and the scheduler ends a step "
+        "at the boundary.",
         _BUG,
         PatchPoint("vllm.model_executor.layers.mamba.mamba_mixer2:MambaMixer2.get_kv_cache_spec",
                    "_make_spec"),
@@ -499,7 +489,7 @@ TABLE = (
     Hook(
         "vllm.worker.ssm", STATES,
         "The kernel takes queries [T, heads * size] and, as LFM2 gives them, [T, heads, size]; of "
-        "the latter it turns one head in place of all. Here it gets the former.",
+        "the latter it rotates only one head. Here it gets the former.",
         _BUG,
         PatchPoint("vllm.model_executor.layers.rotary_embedding.base:RotaryEmbedding.forward_cpu",
                    "_make_forward", "positions query key"),
@@ -508,9 +498,10 @@ TABLE = (
     # ---- kernels for one kind of hardware --------------------------------------------------------
     Hook(
         "cpu.cpu_platform", PLATFORM,
-        "Which class runs LoRA on CPU: ours. vLLM's operations cannot be compiled, so it switches "
-        "compilation off for LoRA; ours can, and a compiled model is up to twice as fast. So the "
-        "configuration is made as if there were no LoRA. Only engines with LoRA see a difference.",
+        "vllm-cold's class runs LoRA on CPU. vLLM's operations cannot be compiled, so it switches "
+        "compilation off for LoRA; vllm-cold's can, and a compiled model is up to twice as fast. "
+        "So the configuration is made as if there were no LoRA. Only engines with LoRA see a "
+        "difference.",
         "with `cpu.lora_fallback`.",
         PatchPoint("vllm.platforms:current_platform.get_punica_wrapper", "_make_wrapper",
                    kind=classmethod),
@@ -541,17 +532,17 @@ TABLE = (
     Hook(
         "cpu.lora_wrapper", LORA,
         "All linear layers would share one wrapper and pass it their weights at each call. Here "
-        "each gets an object of its own that knows them: a call has three tensors instead of up "
-        "to nine, and a compiled model looks up one tensor a layer instead of two a slice.",
+        "each layer has an object that knows them: a compiled model looks up one tensor a layer "
+        "instead of two a slice.",
         "with `cpu.lora_fallback`.",
         PatchPoint("vllm.lora.layers:BaseLayerWithLoRA.set_mapping", "_make", "punica_wrapper"),
         platform="cpu",
     ),
     Hook(
         "cpu.linear_layers", MODEL_ON_CPU,
-        "vLLM has oneDNN compute all products, and with up to 8 rows, as in decoding at small "
-        "batches, that takes half as long again as reading the weights. The results are the same, "
-        "bit for bit.",
+        "vLLM computes all products with oneDNN. With up to 8 rows, as in decoding at small "
+        "batches, that takes half as long again as reading the weights. The results here are the "
+        "same, bit for bit.",
         "when oneDNN's small-M GEMM is as fast.",
         PatchPoint("vllm.model_executor.layers.utils:dispatch_cpu_unquantized_gemm", "_make",
                    "layer remove_weight"),
@@ -559,9 +550,9 @@ TABLE = (
     ),
     Hook(
         "cpu.moe_lora", MODEL_ON_CPU,
-        "In engines with LoRA a mixture of experts gets Triton's kernel, on a CPU too, where that "
-        "cannot run: no engine with LoRA starts on such a model. Here it is asked which one it "
-        "takes without LoRA, and that one learns to take adapters.",
+        "In engines with LoRA, vLLM gives a mixture of experts Triton's kernel, which cannot run "
+        "on a CPU: no such engine starts. Here it is asked for the kernel that it takes without "
+        "LoRA, and that kernel learns to take adapters.",
         "when vLLM's kernels for CPUs support LoRA; nothing is changed then.",
         PatchPoint(_EXPERTS + "select_unquantized_moe_backend", "_make", "moe_config"),
         since="0.31", extends="vLLM's kernels for experts on CPU",
@@ -570,9 +561,9 @@ TABLE = (
     Hook(
         "cpu.workarounds", WORKAROUNDS,
         "V1 rewinds the random generator of each seeded request that is still prefilling with "
-        "`Generator.set_offset`, which CPU generators do not have: a seeded request whose prompt "
-        "is split over steps kills the engine. Here such rows keep their generator out of the "
-        "step: their sample is thrown away anyway.",
+        "`Generator.set_offset`, which CPU generators lack: a seeded request whose prompt is "
+        "split over steps kills the engine. Here such rows keep their generator out of the step: "
+        "their sample is thrown away anyway.",
         _BUG,
         PatchPoint("vllm.v1.worker.cpu_model_runner:CPUModelRunner.sample_tokens", "_make_sample",
                    if_loaded=True),
@@ -581,9 +572,9 @@ TABLE = (
     Hook(
         "cpu.workarounds", WORKAROUNDS,
         "V1 gives each draft's row the temperature, top-k and top-p of its request. The kernel "
-        "behind it writes into an int64 copy of the output, and what comes back is memory that "
-        "nobody wrote: as soon as one request of a batch samples at random, the tokens of all are "
-        "wrong, greedy ones too.",
+        "writes into an int64 copy of the output, and what it returns is uninitialised memory: as "
+        "soon as one request of a batch samples at random, the tokens of all are wrong, greedy "
+        "ones too.",
         _BUG,
         PatchPoint(_SAMPLE + "rejection_sampler:expand_batch_to_tokens", "_make_expand",
                    "x cu_num_tokens num_tokens replace_from replace_to", if_loaded=True),
@@ -602,13 +593,12 @@ TABLE = (
     Hook(
         "cpu.workarounds", WORKAROUNDS,
         "Drafters such as EAGLE and MTP compute with the target's embedding, which is a LoRA "
-        "layer, for rows of their own. It would take the adapters of the rows of the last step, "
-        "of which there are another number: so our LoRA raises. Drafts are made without adapters; "
-        "right or wrong, they are verified.",
+        "layer. It would take the adapters of the last step's rows, whose number differs: LoRA "
+        "raises. Here drafts are made without adapters; right or wrong, they are verified.",
         "when its test in `tests/unit/test_workarounds.py` says so.",
         PatchPoint("vllm.v1.spec_decode.llm_base_proposer:SpecDecodeBaseProposer.propose",
                    "_make_drafter", if_loaded=True),
-        # Beside other ranks, where a text is at its end.
+        # On a rank whose requests have ended, next to busy ones.
         PatchPoint("vllm.v1.spec_decode.llm_base_proposer:SpecDecodeBaseProposer.dummy_run",
                    "_make_drafter", if_loaded=True),
         PatchPoint(_GPU + "spec_decode.target_dependent_ar.speculator:"
@@ -618,9 +608,9 @@ TABLE = (
     ),
     Hook(
         "cpu.workarounds", EMBEDS,
-        "V1 embeds the rows of a step that are tokens and leaves out those that bring their "
-        "embeddings along. Of the rows that are left the LoRA layer takes the first adapters of "
-        "all: another request's. Here all rows are embedded, and those that were asked for taken.",
+        "V1 embeds only the rows of a step that are tokens, without those that bring their "
+        "embeddings. The LoRA layer gives them the adapters of the first rows: another request's. "
+        "Here all rows are embedded, and those that were asked for taken.",
         _BUG,
         PatchPoint(_RUNNER_V1 + "_preprocess", "_make_preprocess", "scheduler_output",
                    if_loaded=True),
@@ -630,8 +620,8 @@ TABLE = (
         "cpu.workarounds", WORKAROUNDS,
         "V2 tells the LoRA layers one adapter for each request, but with speculative decoding a "
         "request has a row of logits for each draft and one more: LoRA of the output layer takes "
-        "other requests' adapters. Here each request's adapter is repeated as often as it has "
-        "rows, as V1 does it.",
+        "other requests' adapters. Here each request's adapter is repeated for each of its rows, "
+        "as on V1.",
         _BUG,
         PatchPoint(_RUNNER_V2 + "prepare_inputs", "_make_prepare", if_loaded=True),
         PatchPoint(_GPU + "lora_utils:LoraState.make_lora_inputs", "_make_inputs", if_loaded=True),
@@ -639,8 +629,7 @@ TABLE = (
     ),
     Hook(
         "npu.npu_platform", PLATFORM,
-        "Which class runs LoRA on Ascend NPUs: in engines with contrastive decoding "
-        "`npu.lora_bgmv`.",
+        "In engines with contrastive decoding `npu.lora_bgmv` runs LoRA on Ascend NPUs.",
         "with `npu.lora_bgmv`.",
         PatchPoint("vllm.platforms:current_platform.get_punica_wrapper", "_make_wrapper",
                    kind=classmethod),
@@ -649,12 +638,11 @@ TABLE = (
     Hook(
         "npu.lora_bgmv", LORA,
         "vLLM's V1 runner says `prefill` in every step, so that vllm-ascend uses its SGMV "
-        "kernels, which are told how many runs of equal adapters the batch's rows form. That is a "
-        "Python number, and a compiled model keeps the one that it was traced with: the rows "
-        "behind the first runs get no adapter, and with pairs nearly every row begins a run. The "
-        "BGMV kernels read each row's own adapter from a tensor. For `max_lora_rank` of 128 and "
-        "more, and on 310P, vllm-ascend takes torch operations, which give rows of the base model "
-        "the adapter in the last slot; here such rows get nothing.",
+        "kernels. These are told how many runs of equal adapters the batch's rows form, as a "
+        "Python number, which a compiled model keeps from its tracing: the rows after the first "
+        "runs get no adapter. The BGMV kernels read each row's own adapter from a tensor. For "
+        "`max_lora_rank` of 128 and more, and on 310P, vllm-ascend takes torch operations, which "
+        "give rows of the base model the adapter in the last slot; here such rows get none.",
         "when vllm-ascend passes no Python number to its kernels, and leaves rows of the base "
         "model alone.",
         Contract("vllm_ascend.lora.punica_npu:PunicaWrapperNPU",
@@ -667,13 +655,13 @@ TABLE = (
 
 
 def rows(*when: str) -> tuple[Hook, ...]:
-    """Those of these times, of all if none is given, on this platform."""
+    """The rows of these times, or of all, on this platform."""
     asked = (hook for hook in TABLE if not when or hook.when in when)
     return tuple(hook for hook in asked if not hook.platform or is_on(hook.platform))
 
 
 def problem(*when: str) -> str | None:
-    """What is wrong with what vllm-cold cannot do without at these times, in one sentence without
-    its full stop; None if nothing is.
+    """What vLLM lacks of what vllm-cold cannot do without at these times, in one sentence without
+    its full stop; None if nothing.
     """
     return problems(hook for hook in rows(*when) if not hook.lost)

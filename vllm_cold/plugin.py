@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The entry point ``vllm.general_plugins``, which vLLM calls in every process (front end, engine
-core, workers), several times: puts the contrast (``vllm``) and the kernels (``cpu``, ``npu``)
+"""The entry point ``vllm.general_plugins``, which vLLM calls several times in every process (front
+end, engine core, workers). It puts the contrast (``vllm``) and the kernels (``cpu``, ``npu``)
 together, which do not know each other.
 
-Cheap: it wraps a few methods of modules that are loaded anyway; everything else is loaded by the
-engines that need it. It never raises: vLLM calls plugins unguarded.
+Cheap: it wraps a few methods of modules that are loaded anyway; engines load the rest as they need
+it. It never raises: vLLM calls plugins unguarded.
 ``COLD_ENABLED=0`` switches it off, as does leaving ``cold`` out of vLLM's own ``VLLM_PLUGINS``;
 ``COLD_CONTRAST=0`` leaves the kernels, and ``COLD_CPU_KERNELS=0`` the contrast.
 """
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("vllm." + __name__)
 
-# What the processes of an engine that vllm-cold uses make.
+# Our classes in an engine, which vLLM may want more methods of.
 _CLASSES = ("scheduler.scheduler:ColdScheduler", "worker.processor_v1:ColdLogitsProcessorV1")
 
 
@@ -39,14 +39,13 @@ def register() -> None:
         logger.warning("vllm-cold: LoRA is vLLM's own (%s: %s).", type(error).__name__, error)
     if contrast:
         availability.register(_look, _unsupported_adapters)
-        if (
-            availability.unavailable() is None
-        ):  # without them, no contrastive decoding with speculation
+        if availability.unavailable() is None:
+            # Without them, there is no contrastive decoding with speculation.
             patching.install_quietly(places.rows(places.DRAFTS))
 
 
 def _look() -> str | None:
-    """What is wrong with what an engine with vllm-cold needs beside that; None if nothing is."""
+    """What vLLM lacks of what an engine with contrastive decoding needs; None if nothing."""
     kernels = places.rows(places.PLATFORM, places.LORA)
     if said := places.problem(*places.EVERY_ENGINE) or patching.problems(kernels):
         return said
@@ -58,7 +57,7 @@ def _look() -> str | None:
     if (unknown := versions.unvalidated()) is not None:
         logger.warning(
             "vllm-cold: %s. It has all that vllm-cold is known to need; `vllm-cold doctor` decodes "
-            "with it and says whether the tokens are right.",
+            "with it and checks the tokens.",
             unknown,
         )
     return None

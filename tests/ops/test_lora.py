@@ -293,7 +293,7 @@ def test_weights_lie_by_rank_and_may_change(dtype: torch.dtype) -> None:
 def test_a_batch_larger_than_the_plan() -> None:
     plan = lora_ops.Plan(3)
     plan.set(torch.tensor([0, 0, 0]))
-    with pytest.raises(ValueError, match="4 rows, and room for 3"):
+    with pytest.raises(ValueError, match="4 rows, but room for 3"):
         plan.set(torch.tensor([0, 0, 0, 0]))
     assert plan.num_rows == 0
 

@@ -370,10 +370,10 @@ def test_what_is_refused() -> None:
         moe_lora.find_order(lambda weights, isa: weights.flip(1), "odd", torch.float32)
     case = Case()
     for config, name, value, changes, says in (
-        ("parallel", "use_ep", True, {}, "does not go with --enable-expert-parallel: leave that"),
-        ("parallel", "dp_size", 2, {}, "does not go with --data-parallel-size above 1"),
+        ("parallel", "use_ep", True, {}, "does not work with --enable-expert-parallel: leave out"),
+        ("parallel", "dp_size", 2, {}, "does not work with --data-parallel-size above 1"),
         ("", "activation", MoEActivation.RELU2, {}, "relu2; allowed are silu, gelu, gelu_tanh, sw"),
-        ("", "", None, {"fully_sharded": True, "tp_size": 2}, "go with --fully-sharded-loras"),
+        ("", "", None, {"fully_sharded": True, "tp_size": 2}, "work with --fully-sharded-loras"),
     ):
         experts, _ = case.ours(fully_sharded=True)  # alone it has whole matrices
         moe = experts.moe_config

@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The C++ kernels for CPUs in vLLM's layers: LoRA of mixed batches, and small-M GEMM.
 
-LoRA: ``cpu_platform`` chooses. ``lora_wrapper`` with ``lora_ops`` (C++, compiled) is what is used,
+LoRA: ``cpu_platform`` chooses. ``lora_wrapper`` with ``lora_ops`` (C++, compiled) is the usual one,
 ``lora_fallback`` (torch) is for machines without the C++ library. ``moe_lora`` lets vLLM's kernels
 for mixtures of experts take adapters, in torch.
 Linear layers: ``linear_ops`` has the operator and the weights, ``linear_layers`` gives them to
 vLLM's.
-Nothing here knows of the contrast: these serve engines with LoRA, with contrastive decoding or
-    without it.
+Nothing here knows of the contrast.
 """

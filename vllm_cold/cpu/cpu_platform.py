@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
 """Has vLLM's platform for CPUs name our class for LoRA, and compile models with LoRA as others.
-``--enforce-eager`` switches compilation off, as everywhere.
 ``COLD_LORA`` chooses by hand: ``cpp``, ``torch`` or ``stock``.
 """
 
@@ -35,7 +34,7 @@ def _is_stock(cls: type[Any]) -> bool:
 
 @cache
 def _lacks() -> str | None:
-    """What ours needs and this vLLM has not; None if it has it."""
+    """What our classes need and this vLLM lacks; None if nothing."""
     if (problem := patching.problems(places.rows(places.PLATFORM, places.LORA))) is not None:
         logger.warning("vllm-cold: LoRA on CPU is left to vLLM, as %s.", problem)
     return problem
@@ -45,8 +44,8 @@ def choice() -> str:
     """What computes LoRA on CPU: a key of ``WRAPPERS``; "stock" where this vLLM lacks something.
 
     Raises:
-        ValueError: if ``COLD_LORA`` names none.
-        RuntimeError: if it names one that cannot run here.
+        ValueError: ``COLD_LORA`` has another value.
+        RuntimeError: ``COLD_LORA`` asks for one that cannot run here.
     """
     name = environment.read(ENV)
     if name is not None and name not in WRAPPERS:
@@ -66,8 +65,8 @@ def choice() -> str:
 
 
 def unsupported(config: "VllmConfig") -> str | None:
-    """Why rows with an adapter and without cannot be in one batch, with the remedy; None if they
-    can, or if this is no CPU.
+    """Why rows with and without an adapter cannot share a batch, with the remedy; None if they can,
+    or if this is no CPU.
     """
     if config.lora_config is None or not hardware.is_on("cpu") or environment.read(ENV) != "stock":
         return None

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Products of linear layers with few rows on CPU, by ``linear_ops``, in the engines that are ours.
+"""Products of linear layers with few rows on CPU, by ``linear_ops``, in engines that ``hardware``
+says we serve.
 
-Layers that vLLM would not give to oneDNN, and whose weights ``packed`` does not know, are left
-alone. Weights that are shared (of the embedding and the logits) are packed once, not twice.
+Layers that vLLM would not give to oneDNN, and weights that ``linear_ops`` does not fit, are left
+alone. Weights that are shared (of the embedding and the logits) are packed once.
 ``COLD_LINEAR=stock`` switches it off.
 """
 
@@ -29,7 +30,7 @@ def problem() -> str | None:
     """Why products are left to vLLM in this process; None if they are not.
 
     Raises:
-        ValueError: if ``COLD_LINEAR`` has a value that is not known.
+        ValueError: ``COLD_LINEAR`` has an unknown value.
     """
     if (asked := environment.read(_ENV)) not in (None, "packed", "stock"):
         raise ValueError(f"{_ENV}={asked!r}: must be packed or stock.")
@@ -37,10 +38,10 @@ def problem() -> str | None:
 
 
 def _is_for_onednn(weight: Tensor) -> bool:
-    """Whether vLLM would have oneDNN compute a product with a weight, in an engine of ours.
+    """Whether vLLM would have oneDNN compute a product with a weight, in an engine that we serve.
 
     Raises:
-        ImportError, AttributeError: if this vLLM does not say.
+        ImportError, AttributeError: this vLLM does not say.
     """
     from vllm.config import get_current_vllm_config_or_none
     from vllm.model_executor.layers import utils
@@ -57,7 +58,7 @@ def _is_for_onednn(weight: Tensor) -> bool:
 
 
 def _takes(layer: Any, remove_weight: bool) -> bool:
-    """Give a layer its product; False if it is vLLM's to do so."""
+    """Give a layer its product; False if that is left to vLLM."""
     weight, bias = layer.weight, getattr(layer, "bias", None)
     try:
         if not _is_for_onednn(weight):
@@ -81,15 +82,15 @@ def _takes(layer: Any, remove_weight: bool) -> bool:
         _say(str(error))
         return False
     layer.cpu_linear = _product(linears, None)
-    setattr(layer, _LINEARS, linears)  # which keep what the tables have addresses of
+    setattr(layer, _LINEARS, linears)  # the tables have addresses of what they keep
     if not remove_weight:
         setattr(weight, _PACKED, weights)
     return True
 
 
 def _is_loaded_anew(layer: Any, weight: Tensor, bias: Tensor | None) -> bool:
-    """Whether a layer's numbers went to where those before were. A compiled model has the
-    addresses, and LoRA may be in the product.
+    """Load a layer's numbers to where those before were, if they fit: a compiled model has the
+    addresses, and LoRA may be in the product. False if they do not fit.
 
     Raises:
         ValueError: see ``linear_ops.Weights.load``.
@@ -109,8 +110,9 @@ Product = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 
 def _product(linears: list[linear_ops.Linear], lora: Tensor | None) -> Product:
-    """What vLLM calls with an input [..., K], the weights and a bias: those of ``linears``, the
-    first without it.
+    """What vLLM calls with an input [..., K], the weights and a bias.
+
+    The first of ``linears`` is without the bias, the second with it.
     """
     weights = linears[0].weights
     outputs, inputs = weights.outputs, weights.inputs
@@ -130,13 +132,16 @@ def _product(linears: list[linear_ops.Linear], lora: Tensor | None) -> Product:
 
 
 def add_lora(layer: Any, table: Tensor) -> Product | None:
-    """Have a layer's product add its LoRA, too; the product, or None if that is vLLM's.
+    """Have the product of a LoRA layer's base layer add the LoRA, too.
 
     Args:
-        layer: Without LoRA, of a LoRA layer that would add it to this product.
+        layer: The base layer.
         table: Of a ``lora_ops.Layer`` that lives as long.
+
+    Returns:
+        The product, or None if that is vLLM's.
     """
-    # Others may do more between the product and LoRA.
+    # Other classes may do more between the product and LoRA.
     usual = type(layer).__module__ == "vllm.model_executor.layers.linear"
     if not usual or (linears := getattr(layer, _LINEARS, None)) is None:
         return None
@@ -155,7 +160,7 @@ def _make(original: Callable[..., None]) -> Callable[..., None]:
         layer: Any, remove_weight: bool, *args: Any, **kwargs: Any
     ) -> None:
         if not _takes(layer, remove_weight):
-            vars(layer).pop(_LINEARS, None)  # of weights before, which are nobody's any more
+            vars(layer).pop(_LINEARS, None)  # of weights that it had before
             original(layer, remove_weight, *args, **kwargs)
         elif remove_weight:
             empty = torch.empty(0, dtype=layer.weight.dtype, device=layer.weight.device)

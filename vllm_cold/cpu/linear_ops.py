@@ -21,19 +21,19 @@ from vllm_cold import cpu_library
 from vllm_cold.cpu import memory, operators
 
 FEW_ROWS = 8
-_BLOCK = 64  # outputs that lie side by side
+_BLOCK = 64  # adjacent outputs
 _OPERATORS = {
     "linear": "(Tensor x, Tensor linear, int outputs) -> Tensor",
     "linear_lora": "(Tensor x, Tensor linear, int outputs, Tensor layer, float scale) -> Tensor",
 }
-# Inputs that oneDNN sums before it adds the sum to those before, as seen so far.
+# How many inputs oneDNN sums before it adds the sum to those before, as seen so far.
 _SUMMED = (512, 1024, 256, 2048, 4096, 128, 64)
 _TRIALS = 50  # of each number of rows
 
 
 @cache
 def missing() -> str | None:
-    """Why it cannot run here; None if it can. Then the operator is there."""
+    """Why it cannot run here; None if it can. Then the operators are there."""
     if (reason := cpu_library.missing()) is not None:
         return reason
     if cpu_library.best_isa() < cpu_library.ISAS.index("avx512"):
@@ -49,7 +49,7 @@ def _result(x: Tensor, linear: Tensor, outputs: int, *lora: object) -> Tensor:
 
 
 def fits(weight: Tensor) -> bool:
-    """Whether weights [N, K] are of a dtype and a shape that the kernel knows."""
+    """Whether the kernel takes weights [N, K] of this dtype and shape."""
     has_bf16 = cpu_library.best_isa() >= cpu_library.ISAS.index("avx512bf16")
     multiple = {torch.float32: 16, torch.bfloat16: 32 if has_bf16 else 0}.get(weight.dtype, 0)
     outputs, inputs = weight.shape
@@ -66,7 +66,7 @@ class Weights:
             weight: [N, K], of which ``fits`` is true.
 
         Raises:
-            ValueError: if oneDNN packs them in another way than the kernel reads.
+            ValueError: oneDNN packs them in another way than the kernel reads.
         """
         self.dtype, (self.outputs, self.inputs) = weight.dtype, weight.shape
         packed, data = _pack(weight)
@@ -83,7 +83,7 @@ class Weights:
         """Take other numbers, of the same dtype and shape; addresses stay.
 
         Raises:
-            ValueError: as above.
+            ValueError: see ``Weights``.
         """
         _, data = _pack(weight)
         self.memory.copy_(data)
@@ -97,14 +97,10 @@ class Linear:
     """
 
     def __init__(self, weights: Weights, bias: Tensor | None) -> None:
-        """Describe what stays where it is.
-
-        Args:
-            weights: Of the layer.
-            bias: [N] of the weights' dtype, contiguous, or None.
+        """Both stay where they are; ``bias``: [N] of the weights' dtype, contiguous, or None.
 
         Raises:
-            ValueError: if the bias does not fit.
+            ValueError: the bias does not fit.
         """
         right = (weights.dtype, (weights.outputs,))
         if bias is not None and ((bias.dtype, bias.shape) != right or not bias.is_contiguous()):
@@ -133,7 +129,7 @@ class Linear:
 
 
 def _pack(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Weights as oneDNN packs them, and their bytes, which live as long."""
+    """Weights as oneDNN packs them, and their bytes, which live as long as the former."""
     weight = weight.detach().contiguous()
     packed = torch.ops.mkldnn._reorder_linear_weight(weight, _BLOCK)
     data = _memory_of(packed)
@@ -146,9 +142,9 @@ _summed: dict[tuple[object, ...], list[int]] = {}
 
 
 def _find_summed(weights: Weights) -> list[int]:
-    """For 1 to 8 rows, how many inputs to sum at a time for oneDNN's very results; 0: none.
+    """For 1 to 8 rows, how many inputs to sum at a time for oneDNN's exact results; 0: none.
 
-    A bias that takes away nearly all of a result shows the last bits of its sum, which rounding to
+    A bias that cancels nearly all of a result shows the last bits of its sum, which rounding to
     bfloat16 hides.
     """
     bias = torch.zeros(weights.outputs, dtype=weights.dtype)
@@ -180,7 +176,7 @@ class _Handle:
     def __init__(
         self, memory: Tensor, dtype: torch.dtype, shape: torch.Size, like: Tensor | None = None
     ) -> None:
-        """``like``: packed by oneDNN, as the memory is; None for a tensor as usual."""
+        """``like``: packed by oneDNN, as the memory is; None for a strided tensor."""
         library, address = operators.torch_library(), ctypes.c_void_p()
         sizes = (ctypes.c_int64 * len(shape))(*shape)
         strides = (ctypes.c_int64 * len(shape))(*torch.empty(shape, device="meta").stride())
@@ -216,11 +212,11 @@ def _memory_of(packed: Tensor) -> Tensor:
 
 
 def _lies_as_expected(data: Tensor, weight: Tensor) -> bool:
-    """Whether packed weights lie as linear.h says, by looking at each 64th block and the last."""
+    """Whether packed weights are ordered as in linear.h; compares each 64th block and the last."""
     (outputs, inputs), side = weight.shape, 4 // weight.dtype.itemsize
     if data.numel() != weight.nbytes:
         return False
     blocks = data.view(weight.dtype).view(outputs // _BLOCK, inputs // side, _BLOCK, side)
-    plain = weight.view(outputs // _BLOCK, _BLOCK, inputs // side, side).transpose(1, 2)
+    expected = weight.view(outputs // _BLOCK, _BLOCK, inputs // side, side).transpose(1, 2)
     some = [*range(0, len(blocks), _BLOCK), len(blocks) - 1]
-    return torch.equal(blocks[some], plain[some])
+    return torch.equal(blocks[some], expected[some])

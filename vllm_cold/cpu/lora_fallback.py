@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What our classes for LoRA on CPU have in common, and the one for machines without the C++
-library: rows are grouped by adapter once per step, and each group is two dense products. A row of
-no adapter belongs to no group, so it is never touched.
+library: rows are grouped by adapter once per step, and each group is two dense products.
 """
 
 from abc import abstractmethod
@@ -72,7 +71,7 @@ def expand_add(
         hidden: [T, r] float32, from ``shrink`` (or an embedding lookup).
         b_stacked: [S, 1, N, r] or [S, N, r] weights.
         groups: From ``group_rows``.
-        y: [T, M] outputs, changed in place; rows of no group are not touched.
+        y: [T, M] outputs, changed in place; rows of no group stay as they are.
         offset: First output column.
         size: Number of output columns of this slice; N may be smaller or larger (padding).
         add: False to overwrite instead of add.
@@ -86,18 +85,18 @@ def expand_add(
 
 
 class ColdPunicaWrapperCPU(PunicaWrapperCPU):  # type: ignore[misc]
-    """What both of our wrappers have in common."""
+    """The base class of both of our wrappers."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        # This is where engines with LoRA on CPU are known, with contrastive decoding or without it.
+        # Every engine with LoRA on CPU comes here, with contrastive decoding or without it.
         patching.install(places.rows(places.WORKAROUNDS, places.EMBEDS))
         workarounds.wrappers.add(self)
         self._drafting = False
 
     @contextmanager
     def without_adapters(self) -> Iterator[None]:
-        """For this time rows have no adapter, and there may be any number of them."""
+        """Within it batches may have any number of rows, and none has an adapter."""
         self._drafting = True
         try:
             yield
@@ -128,8 +127,8 @@ class ColdPunicaWrapperCPU(PunicaWrapperCPU):  # type: ignore[misc]
         """The adapter slot of each row of logits.
 
         Logits are computed for the sampled rows, which the model runner copies, and for prompt
-        logprobs, where it takes a slice of all tokens' hidden states and tells nobody which.
-        Stock vLLM treats the latter as sampled rows: an error, or another request's adapter.
+        logprobs: a slice of all tokens' hidden states, of which it does not say which. Stock vLLM
+        treats the latter as sampled rows: an error, or another request's adapter.
         """
         sampled: Tensor = self.sampler_indices
         copied = x.untyped_storage().nbytes() == x.nbytes

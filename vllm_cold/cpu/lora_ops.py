@@ -77,13 +77,13 @@ class Plan:
         if self.num_rows < 0:
             self.num_rows = 0
             raise ValueError(
-                f"vllm-cold: a batch of {len(slots)} rows, and room for {self.buffer[3]} was made; "
+                f"vllm-cold: a batch of {len(slots)} rows, but room for {self.buffer[3]}; "
                 "please report this"
             )
 
     @contextmanager
     def without_adapters(self) -> Iterator[None]:
-        """For this time batches may have any number of rows, and none has an adapter."""
+        """Within it batches may have any number of rows, and none has an adapter."""
         before = self.buffer[:3].clone()
         self.buffer[:3] = torch.tensor([-1, 0, 0])
         try:
@@ -93,8 +93,8 @@ class Plan:
 
 
 def by_rank(b_stacked: Sequence[Tensor]) -> None:
-    """Let weights B [..., N, r] lie as [..., r, N] in memory, which the kernels read: what they are
-    for others does not change.
+    """Store weights B [..., N, r] as [..., r, N], which the kernels read; the tensors keep their
+    shape and numbers.
     """
     for weight in b_stacked:
         if weight.stride(-2) != 1:
@@ -144,8 +144,8 @@ class Layer:
             found = [(tuple(w.shape), w.dtype) for w in (*a_stacked, *b_stacked)]
             raise ValueError(
                 f"vllm-cold: LoRA weights {found}; the slices of a layer must be contiguous, of "
-                "float32, bfloat16 or float16, and all of one dtype, one input size and one rank "
-                f"up to {MAX_RANK}; {TORCH}, and report the model"
+                "one dtype (float32, bfloat16 or float16), one input size and one rank up to "
+                f"{MAX_RANK}; {TORCH}, and report the model"
             )
         by_rank(b_stacked)
         table = [

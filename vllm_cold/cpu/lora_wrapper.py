@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""LoRA on CPU by the C++ kernels (``lora_ops``). Each layer gets an object of its own that knows
-its weights. Everything that a step changes is in the plan, which the kernels read: a compiled model
-has no other way to see it.
+"""LoRA on CPU by the C++ kernels (``lora_ops``). Each layer gets an object that knows its weights.
+Everything that a step changes is in the plan, which the kernels read: a compiled model has no other
+way to see it.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -25,7 +25,7 @@ from vllm_cold.cpu.lora_fallback import ColdPunicaWrapperCPU
 class Bound:
     """LoRA of one layer: linear (q, k, v or gate and up packed, or one alone) or an embedding.
 
-    Its methods are vLLM's; the weights among their arguments are those that it knows.
+    Its methods have vLLM's signatures; it already knows the weights among their arguments.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class Bound:
         self._embeddings_indices: Tensor | None = None  # which vLLM's embedding asks for
 
     def join(self, base_layer: torch.nn.Module) -> None:
-        """Be added in one call with the base layer's product, if that is ours."""
+        """Have the base layer's product add this in the same call, if the product is ours."""
         self._base_layer = base_layer
         self._product = linear_layers.add_lora(base_layer, self._table)
 
@@ -91,7 +91,7 @@ class Bound:
 
 
 class NativePunicaWrapperCPU(ColdPunicaWrapperCPU):
-    """With the C++ kernels. Serves logits itself; all other layers have objects of their own."""
+    """Serves logits itself; all other layers have objects of their own."""
 
     def __init__(
         self, max_num_batched_tokens: int, max_batches: int, *args: Any, **kwargs: Any
@@ -113,12 +113,11 @@ class NativePunicaWrapperCPU(ColdPunicaWrapperCPU):
 
     @contextmanager
     def without_adapters(self) -> Iterator[None]:
-        """See the base class."""
         with super().without_adapters(), self._tokens.without_adapters():
             yield
 
     def bind(self, layer: BaseLayerWithLoRA) -> None:
-        """Give a layer that was just made an object of its own in place of this one."""
+        """Give a layer that was just made its own object in place of this one."""
         if isinstance(layer, BaseLinearLayerWithLoRA):
             # A classification head is linear by class, but its LoRA is that of logits.
             usual = BaseLinearLayerWithLoRA._apply_lora_to_output
@@ -139,12 +138,11 @@ class NativePunicaWrapperCPU(ColdPunicaWrapperCPU):
             bound._embeddings_indices = self._embeddings_indices
 
     def add_lora_linear(self, *args: Any, **kwargs: Any) -> None:
-        """Never called: layers that do have objects of their own. The base class's would do, but a
+        """Never called, as known layers have their own objects. With the base class's method, a
         compiled model would keep the adapters of the rows that it was traced with.
         """
         raise NotImplementedError(
-            f"vllm-cold: a LoRA layer of a kind that is not known; {lora_ops.TORCH}, and report "
-            "the model"
+            f"vllm-cold: a LoRA layer of an unknown kind; {lora_ops.TORCH}, and report the model"
         )
 
     add_shrink = add_expand = add_lora_embedding = add_lora_linear

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Memory on huge pages, for weights that are read whole at each step: a page of 4 KiB is gone
-through in less time than it takes to find the next.
+"""Memory on huge pages, for weights that are read whole at each step: a page of 4 KiB is read in
+less time than it takes to find the next.
 """
 
 import mmap
@@ -17,8 +17,8 @@ _arena: list[Tensor] = []
 
 
 def allocate(size: int) -> Tensor:
-    """Bytes on huge pages, where the system has some: uint8 [at least ``size``], each piece begins
-    at a cache line. What one process was given lies side by side, and is freed with the last piece.
+    """Memory on huge pages, where the system has some: uint8 [at least ``size``], from the start of
+    a cache line. The pieces of a process are adjacent, and are freed with the last one.
     """
     size = -(-size // _LINE) * _LINE
     if not _arena or len(_arena[0]) < size:
@@ -38,14 +38,14 @@ def allocate(size: int) -> Tensor:
 
 
 def move(tensor: Tensor) -> None:
-    """Let a tensor's numbers lie there, contiguous; whoever has the tensor sees them there."""
+    """Move a tensor's numbers to ``allocate``'s memory, contiguous; the tensor stays the same."""
     piece = allocate(tensor.nbytes)[: tensor.nbytes].view(tensor.dtype).view(tensor.shape)
     _replace(tensor, piece)
 
 
 def move_by_columns(tensor: Tensor) -> None:
-    """The same for [..., N, r] as [..., r, N], with an odd number of cache lines from each N to the
-    next: with a power of two of them, few would fit into a cache at a time.
+    """Move [..., N, r] as [..., r, N], with an odd number of cache lines from one r to the next:
+    with a power of two of them, few would fit into a cache at a time.
     """
     *outer, rows, columns = tensor.shape
     lines = -(-rows * tensor.element_size() // _LINE) | 1

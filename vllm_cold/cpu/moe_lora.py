@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """LoRA on mixtures of experts on CPU: vLLM's kernels for them learn to take adapters.
 
-Rows of the base model, and those whose adapter leaves the experts alone, are the kernel's as
-before. For the others torch operations compute one expert after the other from the kernel's own
-weights: one is unpacked at a time, so that there is no second copy of all. vLLM compiles a model on
-CPU with its experts; which rows have an adapter is looked at in an operator. In vLLM 0.23 experts
-on CPU are of another make, which refuses LoRA.
+The kernel computes rows of the base model, and those whose adapter leaves the experts alone. For
+the others torch operations compute one expert after the other from the kernel's own weights, of
+which one is unpacked at a time. vLLM compiles a model on CPU with its experts: so an operator finds
+out which rows have an adapter. In vLLM 0.23 experts on CPU are of another kind, which refuses LoRA.
 """
 
 import logging
@@ -26,8 +25,8 @@ from vllm_cold.cpu.lora_fallback import RowGroup, expand_add, group_rows, shrink
 # Below "vllm." so that a server's logging shows it.
 logger = logging.getLogger("vllm." + __name__)
 
-# Packed weights [O, I] of an expert lie as [O / n, I / g, n, g]; (n, g) of the kernels with vector
-# instructions, with AMX, for Arm and for POWER.
+# Packed weights [O, I] of an expert are stored as [O / n, I / g, n, g]; (n, g) of the kernels with
+# vector instructions, with AMX, for Arm and for POWER.
 ORDERS = ((16, 1), (16, 2), (8, 4), (4, 2))
 UNPACKED = (1, 1)
 _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by their bytes
@@ -36,12 +35,12 @@ _FEW_ROWS = 16
 
 
 def _swiglu_oai(gate: Tensor, up: Tensor) -> Tensor:
-    """GPT-OSS's (its model card, 2025): clamped, and ``up`` is counted from -1."""
+    """GPT-OSS's activation (its model card, 2025)."""
     gate, up = gate.clamp(max=7.0), up.clamp(-7.0, 7.0)
     return (up + 1.0) * gate * torch.sigmoid(1.702 * gate)
 
 
-# Of gate and up, by the value of vLLM's ``MoEActivation``: those that its kernels for CPUs have.
+# By the value of vLLM's ``MoEActivation``: those that its kernels for CPUs have.
 ACTIVATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "silu": lambda gate, up: functional.silu(gate) * up,
     "gelu": lambda gate, up: functional.gelu(gate) * up,
@@ -51,7 +50,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 def unpack(packed: Tensor, order: tuple[int, int]) -> Tensor:
-    """The weights [O, I] of one expert, as they were before a kernel packed them in that order."""
+    """The weights [O, I] of one expert as they were before a kernel packed them."""
     n, g = order
     outputs, inputs = packed.shape
     wide = packed.view(_INTEGERS[g * packed.element_size()])  # g weights are one number
@@ -64,7 +63,7 @@ def product(x: Tensor, packed: Tensor, order: tuple[int, int]) -> Tensor:
     n, g = order
     if g > 1 or n == 1 or len(x) > _FEW_ROWS:
         return x @ unpack(packed, order).t()
-    # Unpacking takes longer than a product of few rows; block by block they are as they have to be.
+    # Unpacking takes longer than a product of few rows; a block needs none.
     outputs, inputs = packed.shape
     y = x @ packed.view(outputs // n, inputs, n)  # [O / n, T, n]
     return y.transpose(0, 1).reshape(len(x), outputs)
@@ -72,15 +71,15 @@ def product(x: Tensor, packed: Tensor, order: tuple[int, int]) -> Tensor:
 
 @cache
 def find_order(pack: Callable[[Tensor, str], Tensor], isa: str, dtype: torch.dtype) -> Any:
-    """The order in which a kernel packs weights, seen from numbers that it packs.
+    """The order in which a kernel packs weights, found by packing known numbers.
 
     Args:
-        pack: Takes weights [E, O, I] and ``isa``, and gives them packed.
-        isa: As vLLM calls the kernel.
+        pack: Takes weights [E, O, I] and ``isa``, and returns them packed.
+        isa: vLLM's name of the kernel.
         dtype: Of the weights.
 
     Raises:
-        RuntimeError: if it is none of ``ORDERS``.
+        RuntimeError: it is none of ``ORDERS``.
     """
     size, integer = dtype.itemsize, _INTEGERS[dtype.itemsize]
     numbers = torch.arange(_PROBE * _PROBE, dtype=integer).view(_PROBE, _PROBE)
@@ -96,7 +95,7 @@ def find_order(pack: Callable[[Tensor, str], Tensor], isa: str, dtype: torch.dty
 
 
 def _halves(tensor: Tensor, dim: int, interleaved: bool) -> Sequence[Tensor]:
-    """Views of gate and up, which are halves of a dimension or take turns in it."""
+    """Views of gate and up, which are halves of a dimension or alternate in it."""
     if not interleaved:
         return tensor.chunk(2, dim)
     last = tensor.movedim(dim, -1)
@@ -104,17 +103,16 @@ def _halves(tensor: Tensor, dim: int, interleaved: bool) -> Sequence[Tensor]:
 
 
 class LoRAExperts(LoRAExpertsMixin):  # type: ignore[misc]
-    """Adapters for one of vLLM's kernels for experts on CPU: a base class beside it."""
+    """Adapters for one of vLLM's kernels for experts on CPU; ``with_lora`` mixes it in."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        # An operator takes tensors; at random: a compiled model may come from another process.
+        # A tensor, for the operator; random, as a compiled model may come from another process.
         number = secrets.randbits(63)
         self._number = torch.tensor(number)
         _layers[number] = self
 
     def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
-        """See the base class, which packs the weights."""
         from vllm._custom_ops import cpu_prepack_moe_weight
 
         super().process_weights_after_loading(layer)
@@ -123,11 +121,11 @@ class LoRAExperts(LoRAExpertsMixin):  # type: ignore[misc]
         self._order = find_order(cpu_prepack_moe_weight, self.isa, dtype) if packed else UNPACKED
 
     def set_lora_context(self, ctx: Any) -> None:
-        """Be told of the adapters' weights, which stay where they are and may change.
+        """Take the adapters' weights, which stay where they are and may change.
 
         Raises:
-            ValueError: if they are spread over processes in a way that is not supported, or the
-                model's activation is not.
+            ValueError: an option that spreads experts or adapters over processes, or the model's
+                activation, is not supported.
         """
         parallel, activation = self.moe_config.moe_parallel_config, self.moe_config.activation.value
         for option, refused in (
@@ -137,8 +135,8 @@ class LoRAExperts(LoRAExpertsMixin):  # type: ignore[misc]
         ):
             if refused:
                 raise ValueError(
-                    f"vllm-cold: LoRA on a mixture of experts on CPU does not go with {option}: "
-                    "leave that option out, or --enable-lora"
+                    f"vllm-cold: LoRA on a mixture of experts on CPU does not work with {option}: "
+                    "leave out that option, or --enable-lora"
                 )
         if activation not in ACTIVATIONS:
             raise ValueError(
@@ -171,7 +169,7 @@ class LoRAExperts(LoRAExpertsMixin):  # type: ignore[misc]
         apply_router_weight_on_input: bool,
         **kwargs: Any,
     ) -> None:
-        """See the base class; what is left out is nothing to it."""
+        """See the base class, which uses none of the arguments that are left out."""
         torch.ops.vllm_cold.lora_experts(
             output, hidden_states, w1, w2, topk_weights, topk_ids, self._number,
             apply_router_weight_on_input,
@@ -196,12 +194,12 @@ class LoRAExperts(LoRAExpertsMixin):  # type: ignore[misc]
             w2: [E, H, N], packed.
             weights: [T, k] float32, of each row's experts.
             ids: [T, k] int32, the experts.
-            is_weighted: Whether the input has been multiplied with the weights already.
+            is_weighted: Whether ``x`` has been multiplied with the weights already.
         """
         context, rows = self._lora_context, x.new_empty(0, dtype=torch.int64)
         if context is not None:
             slots = context.punica_wrapper.token_lora_indices[: len(x)]
-            # The base model's -1 finds the last entry, which is no slot's and 0.
+            # The base model's -1 indexes the last entry, which is of no slot and 0.
             rows = context.adapter_enabled[slots].nonzero().squeeze(1)
         kernel, config = super().apply, self.moe_config
 
@@ -216,13 +214,13 @@ class LoRAExperts(LoRAExpertsMixin):  # type: ignore[misc]
             without_lora(output, x, weights, ids)
             return
         if len(rows) < len(x):
-            is_plain = torch.ones(len(x), dtype=torch.bool)
-            is_plain[rows] = False
-            plain = is_plain.nonzero().squeeze(1)
-            part = x[plain]
+            has_none = torch.ones(len(x), dtype=torch.bool)
+            has_none[rows] = False
+            others = has_none.nonzero().squeeze(1)
+            part = x[others]
             made = torch.empty_like(part)
-            without_lora(made, part, weights[plain], ids[plain])
-            output[plain] = made
+            without_lora(made, part, weights[others], ids[others])
+            output[others] = made
         factors = torch.ones_like(weights) if is_weighted else weights
         made = self._with_lora(x[rows], w13, w2, factors[rows], ids[rows], slots[rows])
         output[rows] = made.to(output.dtype)
@@ -230,7 +228,7 @@ class LoRAExperts(LoRAExpertsMixin):  # type: ignore[misc]
     def _with_lora(
         self, x: Tensor, w13: Tensor, w2: Tensor, weights: Tensor, ids: Tensor, slots: Tensor
     ) -> Tensor:
-        """[T, H] float32, of rows that have an adapter each: in the slots [T]."""
+        """[T, H] float32, of rows that all have an adapter, in the slots [T]."""
         activate = ACTIVATIONS[self.moe_config.activation.value]
         out = torch.zeros(x.shape, dtype=torch.float32)
         for expert in sorted(set(ids.flatten().tolist())):
@@ -240,7 +238,7 @@ class LoRAExperts(LoRAExpertsMixin):  # type: ignore[misc]
             gate, up = _halves(y, -1, self._interleaved)
             for part, adapters in zip((gate, up), self._gate_and_up, strict=True):
                 _add_lora(part, own, *adapters, expert, groups)
-            # Behind the last N there may be zeros: kernels pad it.
+            # Kernels may pad N with zeros.
             hidden = activate(gate, up).to(x.dtype)
             y = self._product(hidden, w2[expert], self.w2_bias, expert)
             _add_lora(y, hidden[:, : self._down[0].shape[-1]], *self._down, expert, groups)
@@ -288,8 +286,8 @@ torch.library.register_fake("vllm_cold::lora_experts", lambda *args: None, lib=_
 
 @cache
 def with_lora(kernel: type[Any]) -> type[Any]:
-    """One of vLLM's classes for experts on CPU, and adapters."""
-    logger.info("vllm-cold: LoRA on a mixture of experts: by torch, beside %s.", kernel.__name__)
+    """One of vLLM's classes for experts on CPU, with adapters."""
+    logger.info("vllm-cold: LoRA on a mixture of experts: torch, added to %s.", kernel.__name__)
     return type(f"{kernel.__name__}WithLoRA", (LoRAExperts, kernel), {})
 
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cures of bugs that vLLM has in engines with LoRA on CPU, with contrastive decoding or without it;
-the table says of each which. Wrapped for good in a process that makes such an engine.
+"""Workarounds for bugs that vLLM has in engines with LoRA on CPU, with contrastive decoding or
+without it; ``places`` describes each bug. They stay in a process that has made such an engine.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# Of the engines of this process, what computes LoRA: has ``without_adapters()``.
+# The objects that compute LoRA in the engines of this process; have ``without_adapters()``.
 wrappers: WeakSet[Any] = WeakSet()
 _ENDS = "_vllm_cold_ends"
 
@@ -59,7 +59,7 @@ def _make_device(original: Callable[..., torch.device]) -> Callable[..., torch.d
 def _make_drafter(original: Callable[..., Any]) -> Callable[..., Any]:
     def without_adapters(self: Any, *args: Any, **kwargs: Any) -> Any:
         with ExitStack() as stack:
-            for wrapper in tuple(wrappers):  # engines of a process take turns
+            for wrapper in tuple(wrappers):  # no two engines of a process run at a time
                 stack.enter_context(wrapper.without_adapters())
             return original(self, *args, **kwargs)
 

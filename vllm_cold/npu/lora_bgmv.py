@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""LoRA on Ascend NPUs by vllm-ascend's BGMV kernels alone, in the engines that are ours."""
+"""LoRA on Ascend NPUs by vllm-ascend's BGMV kernels alone; ``places`` says why."""
 
 from dataclasses import replace
 from typing import Any
@@ -10,7 +10,7 @@ from vllm_ascend.lora.punica_npu import PunicaWrapperNPU
 
 
 class BgmvPunicaWrapperNPU(PunicaWrapperNPU):  # type: ignore[misc]
-    """vllm-ascend's LoRA, by BGMV alone."""
+    """Has vllm-ascend take its BGMV kernels in every step."""
 
     bgmv_shrink: Any
     bgmv_expand: Any
@@ -23,7 +23,7 @@ class BgmvPunicaWrapperNPU(PunicaWrapperNPU):  # type: ignore[misc]
             self.bgmv_expand_slice = bgmv_expand_slice
 
     def update_metadata(self, mapping: Any, *args: Any, **kwargs: Any) -> None:
-        """Take over a step's adapters; ``mapping`` is vLLM's ``LoRAMapping``."""
+        """``mapping`` is vLLM's ``LoRAMapping``, of a step."""
         super().update_metadata(replace(mapping, is_prefill=False), *args, **kwargs)
 
 
@@ -83,12 +83,12 @@ def _product(
 ) -> torch.Tensor:
     """[rows, out] of each row with its adapter's weights, in ``output``'s dtype.
 
-    What it needs beside that is the weights of the rows or, with fewer slots than rows, of a slot.
+    Further memory: the weights of all rows or, with fewer slots than rows, those of one slot.
     """
     if weights.dim() == 4:
         weights = weights.squeeze(1)
     inputs, adapters = inputs.to(output.dtype), adapters.unsqueeze(1)
-    # Chosen and not multiplied by 0 or 1: nobody gets another adapter's NaN.
+    # Chosen and not multiplied by 0 or 1: no row gets another adapter's NaN.
     rows, slots = inputs.shape[0], weights.shape[0]
     if slots < rows:
         found = output.new_zeros(rows, weights.shape[1])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Has vllm-ascend's platform name our class for LoRA (``lora_bgmv``) in engines of ours."""
+"""Has vllm-ascend's platform name our class for LoRA (``lora_bgmv``) in engines that we serve."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
 STOCK = "vllm_ascend.lora.punica_npu.PunicaWrapperNPU"
 OURS = "vllm_cold.npu.lora_bgmv.BgmvPunicaWrapperNPU"
-# Its kernels for the first half of LoRA copy 32 bytes of float32 at least, until 0.26; those for
-# the second half know ranks of 8, 16, 32 and 64.
+# Until 0.26, its kernels for A copy at least 32 bytes of float32; those for B know ranks of 8, 16,
+# 32 and 64.
 _LEAST_RANK = 8
 
 
@@ -33,8 +33,8 @@ def computes_with_torch(max_lora_rank: int) -> bool:
 
 
 def unsupported(config: "VllmConfig") -> str | None:
-    """Why LoRA here is not right for contrastive decoding, with the remedy; None if it is, or if
-    this is no NPU.
+    """Why contrastive decoding cannot use LoRA here, with the remedy; None if it can, or if this is
+    no NPU.
     """
     if (lora := config.lora_config) is None or not hardware.is_on("npu"):
         return None
@@ -65,8 +65,8 @@ def _make_wrapper(original: Callable[..., str]) -> Callable[..., str]:
 
 
 def _is_for_ours() -> bool:
-    """Whether the engine that is being loaded is one of ours. If vLLM does not say which it is:
-    yes, as ours is right in any.
+    """Whether we serve the engine that is being loaded. If vLLM does not say which it is: yes, as
+    our class is right in any.
     """
     from vllm.config import get_current_vllm_config_or_none
 
