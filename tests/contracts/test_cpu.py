@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """LoRA on CPU, and bugs of vLLM: which of them are still there.
 
-A test of the second kind fails when vLLM has mended a bug: then what cures it here can go, and
-``tests/upstream/reports`` names the test.
+A test of the second kind fails when vLLM has fixed a bug: then its workaround can go, unless the
+test says otherwise. ``tests/upstream/reports`` names the test.
 """
 
 import ast
@@ -21,7 +21,6 @@ _PLATFORM = "vllm.platforms.cpu:CpuPlatform"
 _PUNICA = "vllm.lora.punica_wrapper.punica_cpu:PunicaWrapperCPU"
 _EXPERTS = "vllm.model_executor.layers.fused_moe"
 _V1 = "vllm.v1.worker.gpu_model_runner:GPUModelRunner"
-_V2 = "vllm.v1.worker.gpu.model_runner:GPUModelRunner"
 
 
 def test_the_platform_names_the_class_that_ours_stands_in_for() -> None:
@@ -62,12 +61,6 @@ def test_layers_use_of_their_wrapper_what_ours_has() -> None:
     assert parameters("vllm.lora.layers:BaseLayerWithLoRA.set_mapping") == ["punica_wrapper"]
 
 
-def test_both_products_go_through_what_the_torch_wrapper_fills_in() -> None:
-    in_order(f"{_PUNICA}.add_lora_linear", "self.add_shrink(", "self.add_expand(")
-    contains(f"{_PUNICA}.add_shrink", "self._apply_shrink(y[slice_idx], x, ")
-    contains(f"{_PUNICA}.add_expand", "self._apply_expand(y, x[slice_idx], ")
-
-
 def test_weights_stay_at_their_addresses() -> None:
     in_order(
         "vllm.lora.model_manager:LoRAModelManager._create_lora_modules",
@@ -81,18 +74,6 @@ def test_weights_stay_at_their_addresses() -> None:
     ):
         contains(f"{layer}.reset_lora", "[index] = 0")
         contains(f"{layer}.set_lora", ".copy_(")
-
-
-def test_cpu_generators_are_those_of_the_runner() -> None:
-    runner = find("vllm.v1.worker.cpu_model_runner:CPUModelRunner")
-    base = runner.__mro__[1]
-    assert hasattr(runner, "sample_tokens")
-    contains(
-        f"{base.__module__}:{base.__name__}",
-        "self.discard_request_mask = self._make_buffer(",
-        "self.discard_request_mask.np[:num_reqs]",
-        "self.input_batch.generators.get(",
-    )
 
 
 @since(0, 31)
@@ -125,19 +106,12 @@ def _is_read(node: ast.AST) -> TypeGuard[ast.Name]:
     return isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)
 
 
-@since(0, 32)
-def test_v2_knows_the_rows_of_a_step_before_their_adapters() -> None:
-    fields = find("vllm.v1.worker.gpu.input_batch:InputBatch").__dataclass_fields__
-    assert "cu_num_logits_np" in fields
-    in_order(f"{_V2}.execute_model", "self.prepare_inputs(", "self.lora_state.make_lora_inputs(")
-
-
-# ---- Bugs that are cured here, or reported -------------------------------------------------------
+# ---- bugs that are worked around, or reported ----------------------------------------------------
 
 
 @pytest.mark.skipif(not versions.is_before(0, 33), reason="vLLM 0.33 masks these rows")
 def test_cpu_lora_still_wraps_base_rows() -> None:
-    """The reason for ``lora_fallback``; where they are masked, it is speed alone."""
+    """Where they are masked, ``lora_fallback`` is for speed alone."""
     import torch
     from vllm.lora.ops.torch_ops.lora_ops import bgmv_shrink
 
@@ -147,12 +121,11 @@ def test_cpu_lora_still_wraps_base_rows() -> None:
 
 
 def test_cpu_logits_still_take_sampled_rows() -> None:
-    """Else ``_logits_slots`` of ``lora_fallback`` may go."""
+    """Else ``_logits_slots`` of ``lora_fallback`` can go."""
     contains(f"{_PUNICA}.add_lora_logits", "self.sampler_indices")
 
 
 def test_lora_device_is_still_of_the_weight() -> None:
-    """Else the cure can go."""
     contains(
         "vllm.lora.layers.base_linear:_get_lora_device",
         "if hasattr(base_layer, 'weight'):\n        return base_layer.weight.device",
@@ -165,7 +138,6 @@ def test_lora_device_is_still_of_the_weight() -> None:
 
 @since(0, 31)
 def test_experts_with_lora_still_get_triton() -> None:
-    """Else ``moe_lora`` can go."""
     in_order(
         f"{_EXPERTS}.oracle.unquantized:select_unquantized_moe_backend",
         "if moe_config.is_lora_enabled:",
@@ -177,12 +149,10 @@ def test_experts_with_lora_still_get_triton() -> None:
 
 
 def test_cpu_runner_still_rewinds_by_offset() -> None:
-    """Else the cure can go."""
     contains(_V1, ".set_offset(")
 
 
 def test_cpu_still_expands_into_a_copy() -> None:
-    """Else the cure can go."""
     kernel = "vllm.utils.cpu_triton_utils:_expand_kernel_impl"
     contains(kernel, "_ensure_int64(output)")
     assert ".copy_(" not in source_of(find(kernel))
@@ -190,13 +160,12 @@ def test_cpu_still_expands_into_a_copy() -> None:
 
 @since(0, 32)
 def test_kernels_are_still_rebound_by_vars() -> None:
-    """Else its report can go."""
+    """Reported only."""
     contains("vllm.triton_utils.dispatcher:_rebind_kernels", "vars(value).get(")
 
 
 @since(0, 31)
 def test_v1_still_embeds_some_rows_as_if_they_were_the_first() -> None:
-    """Else the cure can go."""
     in_order(
         _V1 + "._preprocess",
         "elif self.enable_prompt_embeds and is_first_rank:",
@@ -212,14 +181,12 @@ def test_v1_still_embeds_some_rows_as_if_they_were_the_first() -> None:
 
 @since(0, 32)
 def test_v2_still_maps_logits_by_request() -> None:
-    """Else the cure can go."""
     told = parameters("vllm.v1.worker.gpu.lora_utils:LoraState.make_lora_inputs")
     assert told == ["req_ids", "idx_mapping", "num_scheduled_tokens"]
 
 
 @since(0, 32)
 def test_cpu_scan_still_gives_the_last_states_alone() -> None:
-    """Else the cure can go."""
     scan = "vllm.model_executor.layers.mamba.ops.cpu.mamba_ssm:_mamba_chunk_scan_combined_fwd_cpu"
     assert source_of(find(scan)).count("return_intermediate_states") == 1  # a parameter
     spec = "vllm.model_executor.layers.mamba.mamba_mixer2:MambaMixer2.get_kv_cache_spec"
@@ -229,7 +196,6 @@ def test_cpu_scan_still_gives_the_last_states_alone() -> None:
 
 @since(0, 32)
 def test_cpu_still_turns_one_head_of_three_dimensions() -> None:
-    """Else the cure can go."""
     import torch
     from vllm._custom_ops import rotary_embedding
 
@@ -251,7 +217,7 @@ def test_cpu_attention_is_still_causal_in_images() -> None:
 
 @since(0, 32)
 def test_padding_is_still_cut_by_the_threshold() -> None:
-    """Else its report can go."""
+    """Reported only."""
     in_order(
         "vllm.v1.core.sched.scheduler:Scheduler.schedule",
         "request_queue.peek_request()",
@@ -259,10 +225,3 @@ def test_padding_is_still_cut_by_the_threshold() -> None:
         "if 0 < long_prefill_token_threshold < num_new_tokens:",
         "assert num_new_tokens == 1 + self.num_spec_tokens",
     )
-
-
-def test_blocks_can_be_cleared() -> None:
-    """What it takes to clear blocks that held NaN."""
-    assert "ref_cnt" in find("vllm.v1.core.kv_cache_utils:KVCacheBlock").__dataclass_fields__
-    fields = find("vllm.v1.core.sched.output:SchedulerOutput").__dataclass_fields__
-    assert "new_block_ids_to_zero" in fields

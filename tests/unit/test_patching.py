@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What of vLLM is wrapped or relied on is looked at first; what is not there is named, and vLLM
+"""What vllm-cold wraps or relies on in vLLM is checked first; what is missing is named, and vLLM
 stays as it is.
 """
 
@@ -107,7 +107,7 @@ def function(x: int) -> str:
 
 @pytest.fixture
 def module(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """What is above in a module of its own, those that are wrapped as copies."""
+    """The classes above in a module, of which those that are wrapped are copies."""
     made: Any = types.ModuleType(NAME)
     for cls in (Base, Interface, Colour, Row, Struct, Like, Unlike, UnlikeMethod):
         setattr(made, cls.__name__, cls)
@@ -205,7 +205,7 @@ def test_each_kind_is_wrapped_once(module: Any) -> None:
         place("Owner.of_class", "x", classmethod),
         place("Owner.inherited", "x"),
         place("function", "x"),
-        place("Child.plain"),  # what is wrapped already is inherited like that
+        place("Child.plain"),  # inherits the wrapped method
     )
     for _ in range(2):
         patching.install([row("", *wanted)])
@@ -243,6 +243,23 @@ def test_all_are_looked_at_before_one_is_wrapped(module: Any) -> None:
     assert module.Owner().plain(1) == "plain 1 0"
 
 
+def test_what_can_be_lost_is_warned_of_where_it_is_used(
+    module: Any, logged: list[logging.LogRecord]
+) -> None:
+    points = [
+        PatchPoint(where, loud, if_loaded=True)
+        for where in (
+            f"{NAME}:Owner.plain",
+            f"{NAME}:Owner.gone",
+            "a_module_not_loaded:Owner.plain",
+        )
+    ]
+    patching.install([row("", *points, lost="LoRA is slow")])
+    assert module.Owner().plain(1) == "<plain 1 0>"
+    (said,) = [record.getMessage() for record in logged]
+    assert said == f"vllm-cold: LoRA is slow, as {NAME}.Owner.gone is gone."
+
+
 def test_a_place_that_has_moved_is_found_where_it_was(module: Any) -> None:
     for where in ("a_module_of_no_vllm:Owner.plain", "a_module.below:Owner.plain"):
         moved = PatchPoint(where, loud, "x", before=f"{NAME}:Owner.plain")
@@ -251,7 +268,7 @@ def test_a_place_that_has_moved_is_found_where_it_was(module: Any) -> None:
 
 # ---- the table -----------------------------------------------------------------------------------
 
-# They replace what vLLM does, and take what it takes today.
+# These replace what vLLM does, and take what it takes today.
 CLOSED = {"build_logitsprocs", "LLMEngine.get_metrics", "expand_batch_to_tokens"}
 
 
@@ -276,13 +293,12 @@ def test_the_installed_vllm_has_all_of_it(hook: Hook, wanted: PatchPoint | Contr
     assert wanted.problem() is None
 
 
-# ---- whether vllm-cold can be had
-# ---------------------------------------------------------------------
+# ---- whether contrastive decoding is available ---------------------------------------------------
 
 
 @pytest.fixture
 def undecided(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The plugin is loaded, nothing is known about this vLLM yet, and nothing of it is changed."""
+    """The plugin is loaded, and has neither checked nor wrapped anything of this vLLM."""
     monkeypatch.setattr(availability, "_look", plugin._look)
     monkeypatch.setattr(availability, "_reason", None)
     monkeypatch.setattr(availability, "_verified", False)
@@ -331,20 +347,22 @@ def test_a_configuration_without_what_is_looked_at_is_left_alone() -> None:
 
 
 @pytest.mark.usefixtures("undecided")
-def test_an_engine_is_not_made_with_a_vllm_that_has_changed(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Whatever its version is, also one that was validated."""
+def test_what_an_engine_relies_on_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what vLLM wants of our classes."""
     from vllm.v1.core.kv_cache_manager import KVCacheManager
 
-    monkeypatch.setattr(versions, "vllm_version", lambda: "0.32.0")
+    from vllm_cold.vllm.worker.processor_v1 import ColdLogitsProcessorV1
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ColdLogitsProcessorV1, "__abstractmethods__", frozenset({"reset"}))
+        assert plugin._look() == "vLLM wants reset of ColdLogitsProcessorV1, too"
     monkeypatch.delattr(KVCacheManager, "evict_blocks")
     said = "vllm.v1.core.kv_cache_manager.KVCacheManager has no evict_blocks any more. Install vLLM"
     assert said in str(availability.verify())
 
 
 @pytest.mark.usefixtures("undecided")
-def test_what_speculation_alone_relies_on_takes_cold_from_nobody_else(
+def test_what_speculation_relies_on_is_checked_with_speculation_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from vllm.v1.sample import metadata
@@ -356,14 +374,6 @@ def test_what_speculation_alone_relies_on_takes_cold_from_nobody_else(
     monkeypatch.setattr(metadata, "SamplingMetadata", SamplingMetadata)
     assert availability.verify() is None
     assert "has the new field mood" in str(places.problem(places.DRAFTS))
-
-
-@pytest.mark.usefixtures("undecided")
-def test_a_processor_that_lacks_what_vllm_wants_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    from vllm_cold.vllm.worker.processor_v1 import ColdLogitsProcessorV1
-
-    monkeypatch.setattr(ColdLogitsProcessorV1, "__abstractmethods__", frozenset({"reset"}))
-    assert "vLLM wants reset of ColdLogitsProcessorV1, too" in str(availability.verify())
 
 
 @pytest.mark.usefixtures("undecided")

@@ -1,13 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """packaging/set_up.py, which ``make venv`` calls: where packages come from, and what a step that
-fails or is broken off leaves behind. Without a network; commands are stood in for by scripts.
+fails leaves behind. Without a network; scripts stand in for commands.
 """
 
-import contextlib
 import os
-import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -20,7 +17,7 @@ from types import ModuleType
 
 import pytest
 
-from tests.unit.test_release import ROOT, script
+from tests.unit.test_release import script
 
 pytestmark = pytest.mark.unit
 
@@ -173,7 +170,6 @@ def test_uv_takes_it(
 STAND_IN = """#!/bin/sh
 echo "$(basename "$0") $*" >> "$LOG"
 case "$*" in
-    *"$HANGS"*) echo $$ > "$LOG.hangs.part"; mv "$LOG.hangs.part" "$LOG.hangs"; sleep 60;;
     *"$FAILS"*) echo "the reason"; exit 1;;
     *--editable*) touch "$LIBRARY";;
     *"config list"*) echo "global.index-url='https://index.invalid'";;
@@ -206,7 +202,6 @@ def steps(set_up: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(set_up, "torch_for_cpu", lambda again: (CPU, None))
     for name, value in (("LOG", log), ("LIBRARY", tmp_path / "library")):
         monkeypatch.setenv(name, str(value))
-    monkeypatch.setenv("HANGS", "nothing")
     monkeypatch.setenv("FAILS", "nothing")
     return log
 
@@ -271,42 +266,6 @@ def test_a_step_that_fails_is_one_sentence(
     assert set_up.main() == 0
     again = ["--reinstall" in line for line in calls(steps) if "six==1" in line]
     assert again == ([] if "locked" in left else ["begun" in left])
-
-
-def living(group: int) -> list[str]:
-    """The processes of a group."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):  # which end meanwhile
-            state, _, its_group = path.read_text().rpartition(")")[2].split()[:3]
-            found += [path.parent.name] if state != "Z" and int(its_group) == group else []
-    return found
-
-
-@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_broken_off(
-    sign: signal.Signals, set_up: ModuleType, steps: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """All that it has started ends with it."""
-    monkeypatch.setenv("HANGS", "six==1")
-    names = ("PYTHON", "UV", "LOCK", "LIBRARY", "LOCKED", "INSTALLED", "BEGUN", "VENV")
-    code = "import sys; from pathlib import Path; import set_up\n"
-    code += "".join(f"set_up.{name} = Path({str(getattr(set_up, name))!r})\n" for name in names)
-    code += f"set_up.torch_for_cpu = lambda again: ({CPU}, None)\nsys.exit(set_up.main())"
-    started = subprocess.Popen(
-        [sys.executable, "-c", code], cwd=ROOT / "packaging", stderr=subprocess.PIPE, text=True
-    )
-    hangs = Path(f"{steps}.hangs")
-    while not hangs.exists():
-        assert started.poll() is None
-        time.sleep(0.05)
-    started.send_signal(sign)
-    said = started.communicate(timeout=30)[1]
-    assert started.returncode == 128 + sign, said
-    assert set_up.BEGUN.exists() and not set_up.LOCKED.exists()
-    assert living(int(hangs.read_text())) == []
-    if sign == signal.SIGINT:
-        assert said == "\nmake venv: stopped; `make venv` goes on from here\n"
 
 
 def test_a_machine_without_a_compiler_is_told_at_once(

@@ -1,15 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bugs of vLLM on CPU that are cured for engines with LoRA: each is there, and its cure works.
-
-A test that says "stock" fails when vLLM has mended the bug: then the cure can go for that version
-and later ones. ``tests/engine/test_workarounds.py`` has the same with engines.
+"""Workarounds for bugs of vLLM on CPU in engines with LoRA. ``tests/contracts/test_cpu.py`` says
+which bugs are still there; ``tests/engine/test_workarounds.py`` has some of this with engines.
 """
 
 from __future__ import annotations
 
-import logging
-import sys
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,35 +13,27 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.places import row
-from vllm_cold import patching
 from vllm_cold.cpu import workarounds
-from vllm_cold.patching import PatchPoint, original_of
+from vllm_cold.patching import original_of
 
 pytestmark = pytest.mark.unit
 
 ENDS = torch.tensor([2, 2, 5, 6], dtype=torch.int32)  # 2, 0, 3 and 1 rows
-VALUES = {
-    "temperature": torch.tensor([0.0, 0.5, 0.7, 2.0]),
-    "top-p": torch.tensor([1.0, 0.25, 0.9, 0.1]),
-    "top-k": torch.tensor([5, 0, 7, 500], dtype=torch.int32),
-    "int64": torch.tensor([5, 0, 7, 500]),
-}
-values = pytest.mark.parametrize("value", VALUES.values(), ids=VALUES)
 
 
-@values
-def test_each_row_gets_its_requests_value(value: Tensor) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int32, torch.int64], ids=str)
+def test_each_row_gets_its_requests_value(dtype: torch.dtype) -> None:
+    """Temperature, top-p and top-k."""
     from vllm.v1.sample import rejection_sampler
 
-    original = rejection_sampler.expand_batch_to_tokens
-    expand = workarounds._make_expand(original_of(original))
+    expand = workarounds._make_expand(original_of(rejection_sampler.expand_batch_to_tokens))
+    value = torch.tensor([5.0, 0.0, 0.7, 500.0]).to(dtype)
     before = value.clone()
     expected = value[[0, 0, 2, 2, 2, 3]]
     assert torch.equal(expand(value, ENDS, 6), expected)
     replaced = expand(value, ENDS, 6, replace_from=0, replace_to=1)
-    assert torch.equal(replaced, torch.where(expected == 0, 1, expected).to(value.dtype))
-    assert replaced.dtype == value.dtype
+    assert torch.equal(replaced, torch.where(expected == 0, 1, expected).to(dtype))
+    assert replaced.dtype == dtype
     assert torch.equal(value, before)
     assert expand(value, torch.zeros_like(ENDS), 0).shape == (0,)
 
@@ -53,14 +41,14 @@ def test_each_row_gets_its_requests_value(value: Tensor) -> None:
 def test_lora_finds_its_device_without_a_weight() -> None:
     from vllm.lora.layers import base_linear
 
-    original = _original(base_linear._get_lora_device)
+    original = original_of(base_linear._get_lora_device)
     device = workarounds._make_device(original)
     taken = torch.nn.Linear(2, 2)
     taken.weight = None  # type: ignore[assignment]
     assert device(taken) == torch.device("cpu")
     with pytest.raises(AttributeError, match="no attribute 'device'"):
         original(taken)
-    # Others have their own: weights, or packed ones under another name.
+    # Other layers have weights, or packed ones under another name.
     assert device(torch.nn.Linear(2, 2, device="meta")) == torch.device("meta")
     packed = torch.nn.Module()
     packed.qweight = torch.nn.Parameter(torch.ones(1, device="meta"))
@@ -82,10 +70,6 @@ STEP: tuple[Any, ...] = (["a", "b", "c"], np.array([3, 0, 2]), np.array([4, 1, 2
 ROWS = np.array([0, 3, 4, 6])  # of logits: 3, 1 and 2
 
 
-def _original(method: Any) -> Any:
-    return original_of(method)
-
-
 def test_rows_without_a_token_keep_their_place_among_those_that_have_one() -> None:
     class Model(torch.nn.Module):
         def embed_input_ids(self, input_ids: Tensor) -> Tensor:
@@ -102,13 +86,13 @@ def test_rows_without_a_token_keep_their_place_among_those_that_have_one() -> No
     runner = SimpleNamespace(
         enable_prompt_embeds=True, lora_config=object(), supports_mm_inputs=False, model=Model()
     )
-    cured = workarounds._make_preprocess(original)
+    preprocess = workarounds._make_preprocess(original)
     output = SimpleNamespace(total_num_scheduled_tokens=5)
 
     def found(*is_token: bool) -> Any:
         seen.clear()
         runner.is_token_ids = SimpleNamespace(np=np.array([*is_token, True]))
-        rows = cured(runner, output, 3)
+        rows = preprocess(runner, output, 3)
         assert "embed_input_ids" not in vars(runner.model)
         return None if rows is None else rows.tolist()
 
@@ -116,7 +100,7 @@ def test_rows_without_a_token_keep_their_place_among_those_that_have_one() -> No
     assert seen == [[0, 101, 102, 0, 104]]
     assert found(*[True] * 5) == [[100 + i, 10 * i] for i in range(5)]
     assert found(*[False] * 5) is None and not seen
-    # Nobody's business without adapters, or where the model reads images and vLLM embeds all rows.
+    # Left alone without adapters, or where the model reads images and vLLM embeds all rows.
     for name, value in (("lora_config", None), ("supports_mm_inputs", True)):
         before = getattr(runner, name)
         setattr(runner, name, value)
@@ -126,7 +110,7 @@ def test_rows_without_a_token_keep_their_place_among_those_that_have_one() -> No
 
 def test_v2_logits_follow_their_requests() -> None:
     state = _lora_state()
-    make = workarounds._make_inputs(_original(type(state).make_lora_inputs))
+    make = workarounds._make_inputs(original_of(type(state).make_lora_inputs))
     batch = SimpleNamespace(cu_num_logits_np=ROWS)
     prepare = workarounds._make_prepare(lambda self, scheduled: batch)
 
@@ -136,30 +120,8 @@ def test_v2_logits_follow_their_requests() -> None:
     assert logits == (1, 1, 1, 0, 2, 2)
     assert tokens == (1, 1, 1, 1, 0, 2, 2)
     assert {request.lora_int_id for request in requests} == {1, 2}
-    # What was noted is of one step.
+    # The rows are those of one step.
     assert make(state, *STEP)[0] == (1, 0, 2)
 
     without = SimpleNamespace(lora_config=None)
     assert prepare(without, None) is batch
-
-
-def test_a_cure_is_for_what_is_used_and_there(
-    monkeypatch: pytest.MonkeyPatch, logged: list[logging.LogRecord]
-) -> None:
-    module = ModuleType("vllm_that_is_loaded")
-    module.sick = lambda: "sick"  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, module.__name__, module)
-    cures = [
-        PatchPoint(where, lambda original: lambda: "well", if_loaded=True)
-        for where in (
-            "vllm_that_is_loaded:sick",
-            "vllm_that_is_loaded:gone",
-            "vllm_of_the_other_runner:sick",
-        )
-    ]
-    patching.install([row("", *cures, lost="a bug of vLLM is not worked around here")])
-    assert module.sick() == "well"
-    (said,) = [record.getMessage() for record in logged]
-    assert said.endswith(
-        "a bug of vLLM is not worked around here, as vllm_that_is_loaded.gone is gone."
-    )

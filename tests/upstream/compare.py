@@ -65,15 +65,8 @@ def _run(mode: str, version: str, python: Path, redirects: Path, steps: int) -> 
     files = [f"tests/v1/core/{f}" for f in FILES if (root / "tests/v1/core" / f).exists()]
     command = [str(python), str(Path(__file__).with_name("child.py"))]
     command += ["--scheduler", mode, "--report", str(report), "--vllm", version]
-    command += [
-        "--steps",
-        str(steps),
-        f"--timeout={TIMEOUT}",
-        "-c",
-        "pytest.ini",
-        "--tb=short",
-        *files,
-    ]
+    command += ["--steps", str(steps), f"--timeout={TIMEOUT}", "-c", "pytest.ini", "--tb=short"]
+    command += files
     environment = os.environ | {
         "PYTHONHASHSEED": "0",
         "HF_HUB_OFFLINE": "1",
@@ -118,32 +111,17 @@ def _differences(mode: str, stock: dict[str, Any], ours: dict[str, Any]) -> list
     return wrong
 
 
-def _table(runs: dict[str, dict[str, Any]]) -> None:
-    passed = {
-        mode: Counter(
-            name.split("::")[0].rpartition("/")[2]
-            for name, test in run["tests"].items()
-            if test["outcome"] == "passed"
-        )
-        for mode, run in runs.items()
-    }
-    row = "{:<36}" + "{:>16}" * len(runs)
-    print("\n" + row.format("passed with the schedulers of", *(NAMES[m] for m in runs)))
-    for file in (Path(file).name for file in FILES):
-        if any(passed[m][file] for m in runs):
-            print(row.format(file, *(passed[m][file] for m in runs)))
-    print(row.format("all", *(sum(passed[m].values()) for m in runs)))
+def _summary(runs: dict[str, dict[str, Any]]) -> None:
+    """Print what was run, built and compared."""
     for mode, run in runs.items():
+        passed = sum(test["outcome"] == "passed" for test in run["tests"].values())
         built = ", ".join(f"{number} {name}" for name, number in sorted(run["built"].items()))
-        print(f"built, {NAMES[mode]}: {built}")
+        print(f"{NAMES[mode]} schedulers: {passed} tests passed; built: {built}")
     print(f"calls of the hook: {runs['hooks']['hook_calls']}")
-    same = sum("schedules" in test for test in runs["stock"]["tests"].values())
-    print(f"tests whose schedules are compared: {same}")
-    reasons = Counter(
-        f"{test['outcome']}: {test['reason']}"
-        for test in runs["stock"]["tests"].values()
-        if test["outcome"] != "passed"
-    )
+    stock = runs["stock"]["tests"].values()
+    print(f"tests whose schedules are compared: {sum('schedules' in test for test in stock)}")
+    others = [test for test in stock if test["outcome"] != "passed"]
+    reasons = Counter(f"{test['outcome']}: {test['reason']}" for test in others)
     print("not passed with vLLM's own schedulers:", "" if reasons else "none")
     for reason, number in reasons.most_common():
         print(f"  {number} {reason}")
@@ -157,7 +135,7 @@ def upstream(version: str, python: Path, steps: int = STEPS) -> Result:
     # Ours, for pytest to take nothing from this repository's; the marks are vLLM's.
     (root / "pytest.ini").write_text("[pytest]\nmarkers =\n    cpu_test\n    skip_global_cleanup\n")
     runs = {mode: _run(mode, version, python, redirects, steps) for mode in NAMES}
-    _table(runs)
+    _summary(runs)
     wrong = {m: _differences(m, runs["stock"], runs[m]) for m in ("cold", "hooks")}
     for mode, lines in wrong.items():
         if lines:

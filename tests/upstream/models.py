@@ -14,60 +14,33 @@ from typing import Any
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-_CLIP = {
-    "image_processor_type": "CLIPImageProcessor",
-    "size": {"shortest_edge": 336},
-    "crop_size": {"height": 336, "width": 336},
-    "do_center_crop": True,
-    "do_convert_rgb": True,
-    "do_normalize": True,
-    "do_rescale": True,
-    "do_resize": True,
-    "image_mean": [0.48145466, 0.4578275, 0.40821073],
-    "image_std": [0.26862954, 0.26130258, 0.27577711],
-    "resample": 3,
-}
-_QWEN_PIXELS = {
-    "min_pixels": 3136,
-    "max_pixels": 12845056,
-    "patch_size": 14,
-    "temporal_patch_size": 2,
-    "merge_size": 2,
-    "image_mean": _CLIP["image_mean"],
-    "image_std": _CLIP["image_std"],
-}
+_QWEN_PIXELS = {"min_pixels": 3136, "max_pixels": 12845056}
 
 
-def _opt(layers: int, hidden: int) -> dict[str, Any]:
-    return {
-        "model_type": "opt",
-        "architectures": ["OPTForCausalLM"],
-        "hidden_size": hidden,
-        "word_embed_proj_dim": hidden,
-        "ffn_dim": 4 * hidden,
-        "num_attention_heads": hidden // 64,
-        "num_hidden_layers": layers,
-        "max_position_embeddings": 2048,
-        "vocab_size": 50272,
-        "bos_token_id": 2,
-        "eos_token_id": 2,
-        "pad_token_id": 1,
-        "dtype": "float16",
-    }
-
-
-# name -> file -> content; tokenizer and special tokens are added by `make_models`.
+# name -> file -> content, where it is not transformers' default; `make_models` adds the tokenizer.
 _MODELS: dict[str, dict[str, dict[str, Any]]] = {
-    "facebook/opt-125m": {"config.json": _opt(12, 768)},
-    "facebook/opt-350m": {"config.json": _opt(24, 1024)},
+    "facebook/opt-125m": {
+        "config.json": {
+            "model_type": "opt",
+            "architectures": ["OPTForCausalLM"],
+            "dtype": "float16",
+        }
+    },
+    "facebook/opt-350m": {
+        "config.json": {
+            "model_type": "opt",
+            "architectures": ["OPTForCausalLM"],
+            "hidden_size": 1024,
+            "ffn_dim": 4096,
+            "num_attention_heads": 16,
+            "num_hidden_layers": 24,
+            "dtype": "float16",
+        }
+    },
     "llava-hf/llava-1.5-7b-hf": {
         "config.json": {
             "model_type": "llava",
             "architectures": ["LlavaForConditionalGeneration"],
-            "image_token_index": 32000,
-            "image_seq_length": 576,
-            "vision_feature_layer": -2,
-            "vision_feature_select_strategy": "default",
             "dtype": "float16",
             "text_config": {
                 "model_type": "llama",
@@ -76,18 +49,12 @@ _MODELS: dict[str, dict[str, dict[str, Any]]] = {
                 "vocab_size": 32064,
                 "dtype": "float16",
             },
-            "vision_config": {
-                "model_type": "clip_vision_model",
-                "hidden_size": 1024,
-                "intermediate_size": 4096,
-                "image_size": 336,
-                "num_attention_heads": 16,
-                "num_hidden_layers": 24,
-                "patch_size": 14,
-                "projection_dim": 768,
-            },
         },
-        "preprocessor_config.json": _CLIP,
+        "preprocessor_config.json": {
+            "image_processor_type": "CLIPImageProcessor",
+            "size": {"shortest_edge": 336},
+            "crop_size": {"height": 336, "width": 336},
+        },
         "processor_config.json": {
             "processor_class": "LlavaProcessor",
             "image_token": "<image>",
@@ -108,10 +75,6 @@ _MODELS: dict[str, dict[str, dict[str, Any]]] = {
         "config.json": {
             "model_type": "qwen2_5_vl",
             "architectures": ["Qwen2_5_VLForConditionalGeneration"],
-            "image_token_id": 151655,
-            "video_token_id": 151656,
-            "vision_start_token_id": 151652,
-            "vision_end_token_id": 151653,
             "dtype": "bfloat16",
             "text_config": {
                 "model_type": "qwen2_5_vl_text",
@@ -125,16 +88,7 @@ _MODELS: dict[str, dict[str, dict[str, Any]]] = {
                 "dtype": "bfloat16",
                 "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]},
             },
-            "vision_config": {
-                "model_type": "qwen2_5_vl",
-                "depth": 32,
-                "hidden_size": 1280,
-                "out_hidden_size": 2048,
-                "patch_size": 14,
-                "spatial_merge_size": 2,
-                "temporal_patch_size": 2,
-                "window_size": 112,
-            },
+            "vision_config": {"hidden_size": 1280, "out_hidden_size": 2048},
         },
         "preprocessor_config.json": {
             "image_processor_type": "Qwen2VLImageProcessor",
