@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The page of what is hooked in vLLM: ``python -m docs.places`` writes it from the table."""
+"""The page of what vllm-cold hooks in vLLM: ``python -m docs.places`` writes it from the table."""
 
 from pathlib import Path
 

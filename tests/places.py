@@ -10,16 +10,16 @@ from vllm_cold.patching import Contract, Hook, PatchPoint
 
 
 def wrapped(name: str) -> PatchPoint:
-    """The one place whose path ends like this."""
-    (found,) = [p for touch in places.TABLE for p in touch.wraps if p.here.endswith(name)]
+    """The one wrapped method whose path ends like this."""
+    (found,) = [p for hook in places.TABLE for p in hook.wraps if p.here.endswith(name)]
     return found
 
 
 def row(when: str, *own: PatchPoint | Contract, lost: str = "") -> Hook:
-    """One of no file, for makers that are functions."""
+    """A row without a file, for makers that are functions."""
     return Hook("", when, "", "", *own, lost=lost)
 
 
 def add(patch: pytest.MonkeyPatch, when: str, *own: Any, lost: str = "") -> None:
-    """Have the table one row more."""
+    """Give the table one more row."""
     patch.setattr(places, "TABLE", (*places.TABLE, row(when, *own, lost=lost)))

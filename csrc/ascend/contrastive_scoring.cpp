@@ -18,7 +18,7 @@
 // any is +inf: so K2 knows. It then takes what is not <= FLT_MAX for 0, and every token above -inf
 // is valid. In an amateur's row NaN and +inf count as 0, like -inf.
 // Nor does a row number out of range stop anything: no token of the group is valid then, no memory
-// beside the logits is touched, and the statistics say so. In place, the expert's row stays as it
+// besides the logits is accessed, and the statistics say so. In place, the expert's row stays as it
 // is: it may be sampled from before anybody looks at the statistics.
 //
 // What a group's loads do not depend on is read while they are on their way.
@@ -391,7 +391,7 @@ public:
              item += AscendC::GetBlockNum()) {
             const uint32_t group = static_cast<uint32_t>(item / work.segments);
             const int64_t number = groups.Expert(group);
-            float largest = kNegInf;  // if there is no such row: nobody looks at it
+            float largest = kNegInf;  // if there is no such row: not read
             if (groups.logits.Has(number)) {
                 maximum_.Start(groups.logits.Row(number), work.Begin(item), work.End(item));
                 largest = maximum_.Find();
@@ -788,7 +788,7 @@ public:
         words.SetValue(7, 0);
         Store(words, slots, item, kSlotWords);
     }
-    // `words` counted what comes behind. An id is read only if it is wanted.
+    // `words` counted what follows. An id is read only if it is wanted.
     __aicore__ static inline void Join(Count& count, const LocalTensor<int32_t>& words)
     {
         const uint32_t fault = static_cast<uint32_t>(words.GetValue(0));

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// How a call is cut into blocks, and what it hands to the device: plain C++, no CANN needed.
+// How a call is cut into blocks, and what it hands to the device: C++ without CANN.
 #pragma once
 
 #include <cstdint>
@@ -68,7 +68,7 @@ struct ScoringCall {
     Plan plan;
 };
 
-// Defined beside the kernels. Launches in order on `stream`; no host sync.
+// Defined next to the kernels. Launches in order on `stream`; no host sync.
 void LaunchScores(const ScoringCall& call, void* stream);
 
 }  // namespace vllm_cold

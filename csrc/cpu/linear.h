@@ -8,7 +8,7 @@
 
 #include "library.h"
 
-// Rows up to this: behind it arithmetic is the limit, and oneDNN's blocking is better.
+// Rows up to this: beyond it arithmetic is the limit, and oneDNN's blocking is better.
 constexpr int64_t kFewRows = 8;
 
 // A view of an array of int64 that vllm_cold/cpu/linear_ops.py owns.

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Products of few rows, for one instruction set; included behind vec_*.h, with a type Weights that says
+// Products of few rows, for one instruction set; included after vec_*.h, with a type Weights that says
 // how the dtype's products are summed.
 #pragma once
 
@@ -58,8 +58,8 @@ void block(const Product& product, int64_t index, int vector) {
         x[r] = reinterpret_cast<const T*>(product.x + r * product.x_stride);
     alignas(64) Float32 totals[kFewRows * kBlock];
     for (int64_t from = 0; from < linear.inputs; from += product.inputs_summed) {
-        const int64_t behind = from + product.inputs_summed;
-        const int64_t to = behind < linear.inputs ? behind : linear.inputs;
+        const int64_t end = from + product.inputs_summed;
+        const int64_t to = end < linear.inputs ? end : linear.inputs;
         // The second time, the weights come from the cache.
         for (int64_t r = 0; r < product.rows; r += kRowsAtOnce)
             sum_rows<W, V>(x + r, product.rows - r, w, from, to, totals + r * kBlock, vector);

@@ -120,7 +120,7 @@ struct Job {
                ranks, to - from, to_y, y->stride, add);
     }
 
-    // How many ranks count: behind them A @ x is exactly zero for all rows of the block. So it is for
+    // How many ranks count: after them A @ x is exactly zero for all rows of the block. So it is for
     // layers that an adapter leaves alone, and for ranks that it does not use.
     int64_t used_ranks(const Block& block, int64_t s) const {
         int64_t used = 0;

@@ -224,7 +224,7 @@ void expand(const float* hidden, int64_t hidden_stride, Rows rows, const void* b
     for (int64_t first = 0; first < outputs; first += kColumns, b += kColumns, y += kColumns) {
         const int64_t width = outputs - first < kColumns ? outputs - first : kColumns;
         for (int64_t r = 0; r < ranks; ++r) {
-            for (int64_t j = 0; j < kColumns; j += N) {  // those behind the last: never uninitialised
+            for (int64_t j = 0; j < kColumns; j += N) {  // those after the last: never uninitialised
                 F of_b = Vec::zero();
                 if (j < width) of_b = load_some(b + r * b_stride + j, width - j);
                 Vec::store(columns + r * kColumns + j, of_b);

@@ -4,7 +4,7 @@
 // here may be shared between them, or the linker could keep a copy that this CPU cannot run.
 //
 // Vec has: N lanes; F (floats) and M (a set of lanes); load(const T*) for the three dtypes; store;
-// stream (a store to an aligned address, past the caches where the CPU can) and fence behind those;
+// stream (a store to an aligned address, past the caches where the CPU can) and fence after those;
 // set1, sub, max and min (b where a is NaN), fma(a, b, c) = a * b + c; eq; not_below (a >= b, or NaN);
 // not_below_inf (NaN or +inf); select(m, a, b) = m ? a : b; either (union); any; bits (lane i in bit i).
 

@@ -3,7 +3,7 @@
 they are left out where they cannot be installed; where they can, they have to pass all the same.
 
 They run in an environment of their own (``tests.upstream.environments``): vllm-ascend and the vLLM
-that it is made for, both as published, beside a stub of torch_npu (``stub``). vllm-ascend patches
+that it is made for, both as published, with a stub of torch_npu (``stub``). vllm-ascend patches
 vLLM there as it does on an NPU. No model runs, and no kernel: what vllm-ascend computes in CANN is
 computed by a few lines of torch where a test needs it.
 """
@@ -22,7 +22,7 @@ PYTHONS = ((3, 11), (3, 12))
 
 _SCHEDULER = (
     "tests/scheduler",
-    # On CPU alone: elsewhere attention does not read behind a sequence.
+    # On CPU alone: elsewhere attention does not read past a sequence.
     "--deselect=tests/scheduler/test_cases.py::"
     "test_blocks_of_such_a_pair_are_cleared_once_they_are_nobodys",
 )

@@ -2,7 +2,7 @@
 """vllm-ascend's LoRA kernels in torch, under the names by which its Python code calls them.
 
 What they do with a row follows ``csrc/kernels/{bgmv,sgmv}_{shrink,expand}.cpp`` of 0.23.0: a row
-that is -1, or behind the last run of rows, is left as it is.
+that is -1, or after the last run of rows, is left as it is.
 """
 
 import torch

@@ -10,14 +10,14 @@ _PUNICA = "vllm_ascend.lora.punica_npu:PunicaWrapperNPU"
 
 def test_names_and_parameters() -> None:
     kernels = places.rows(places.PLATFORM, places.LORA)
-    assert _PUNICA in {contract.where for touch in kernels for contract in touch.relies}
+    assert _PUNICA in {contract.where for hook in kernels for contract in hook.relies}
     assert patching.problems(kernels) is None and places.problem(*places.EVERY_ENGINE) is None
     assert hasattr(find("vllm.config"), "get_current_vllm_config_or_none")
     assert npu_platform.named() == npu_platform.STOCK
 
 
 def test_its_sampler_is_vllms() -> None:
-    """Amateurs are told their tokens behind ``Sampler.forward``."""
+    """Amateurs get their tokens after ``Sampler.forward``."""
     from vllm.v1.sample.sampler import Sampler
     from vllm_ascend.sample.sampler import AscendSampler
 

@@ -66,7 +66,7 @@ def test_full_graphs_are_warned_of(
     assert all("vllm-ascend 0.23.0 keeps one list" in warning for warning in warnings)
 
 
-def test_the_doctor_finds_no_fault() -> None:
+def test_the_doctor_finds_no_problem() -> None:
     """But where it computes on an NPU, of which there is none."""
     command = [sys.executable, "-m", "vllm_cold.tools.main", "doctor", "--json", "--no-self-test"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)

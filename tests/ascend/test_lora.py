@@ -129,7 +129,7 @@ def test_torch_operations_for_few_slots_and_for_many(slots: int, dims: int) -> N
         y = torch.ones(6, 5)
         lora_bgmv.bgmv_expand(x, weights, y, adapters, add)
         torch.testing.assert_close(y, want + add)
-    weights[0] = torch.nan  # an adapter's; others and the base model have nothing to do with it
+    weights[0] = torch.nan  # of one adapter: rows of others and of the base model have none
     y = torch.ones(6, 5)
     lora_bgmv.bgmv_expand(x, weights, y, adapters)
     assert y.isnan().any(dim=1).tolist() == (adapters == 0).tolist()
@@ -160,7 +160,7 @@ def test_embeddings_and_logits(engine: Any) -> None:
 
 @pytest.mark.parametrize("rows", PAIRS)
 def test_vllm_ascend_alone_loses_adapters(make_engine: Any, rows: tuple[int, ...]) -> None:
-    """What the cure is for. When this fails on a newer vllm-ascend, see whether it can go."""
+    """When this fails on a newer vllm-ascend, see whether ``npu`` can go."""
     stock = make_engine(**STOCK_ENGINE)
     found = Layer(stock, compiled=True).found(rows)
     assert found == ([1, 0, 0, 0] if rows[0] else [0, 0, 0, 0])

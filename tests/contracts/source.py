@@ -48,7 +48,7 @@ def contains(where: str, *parts: str) -> None:
 
 
 def parameters(where: str) -> list[str]:
-    """What a function or method takes, behind ``self``."""
+    """What a function or method takes, after ``self``."""
     return [p for p in inspect.signature(find(where)).parameters if p not in ("self", "cls")]
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The pages about what is touched in vLLM say what the table says."""
+"""The pages about what vllm-cold hooks in vLLM say what the table says."""
 
 import re
 

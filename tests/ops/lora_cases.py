@@ -37,7 +37,7 @@ class Case:
         return [(row, adapter) for row, adapter in pairs if 0 <= adapter < adapters]
 
     def check(self, got: Tensor, steps: float) -> None:
-        """``got`` is right within rounding of its dtype; rows without an adapter, to the bit.
+        """``got`` is right within rounding of its dtype; rows without an adapter, bit for bit.
 
         Args:
             got: As ``y``.

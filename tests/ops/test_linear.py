@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Products of few rows: oneDNN's very bits, from weights that are in memory once."""
+"""Products of few rows: bit for bit oneDNN's, from weights that are in memory once."""
 
 from __future__ import annotations
 
@@ -117,10 +117,10 @@ def test_which_weights_fit() -> None:
 
 
 def test_weights_of_many_layers_share_memory_and_do_not_overlap() -> None:
-    plain = [weight_of(64 * n, 64, torch.float32) + n for n in range(1, 30)]
-    layers = [linear_ops.Linear(linear_ops.Weights(weight), None) for weight in plain]
+    originals = [weight_of(64 * n, 64, torch.float32) + n for n in range(1, 30)]
+    layers = [linear_ops.Linear(linear_ops.Weights(weight), None) for weight in originals]
     x = torch.randn(3, 64)
-    for layer, weight in zip(layers, plain, strict=True):
+    for layer, weight in zip(layers, originals, strict=True):
         assert torch.equal(layer(x), onednn(x, weight, None))
         assert layer.weights.memory.data_ptr() % 64 == 0
     ends = {weights.weights.memory.data_ptr() // memory._ARENA for weights in layers}

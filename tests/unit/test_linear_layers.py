@@ -47,7 +47,7 @@ def layer_of(outputs: int = 128, bias: bool = False) -> Any:
 
 
 def dispatch(layer: Any, remove_weight: bool = True) -> list[Any]:
-    """As vLLM does behind our place; the layers that were left to it."""
+    """Call it as vLLM does; the layers that were left to vLLM."""
     left: list[Any] = []
     linear_layers._make(lambda layer, _: left.append(layer))(layer, remove_weight)
     return left
@@ -58,7 +58,7 @@ def near(found: Tensor, right: Tensor) -> None:
 
 
 @pytest.mark.parametrize("bias", [False, True])
-def test_a_layer_of_an_engine_of_colds(engine: SimpleNamespace, bias: bool) -> None:
+def test_a_layer_of_an_engine_that_we_serve(engine: SimpleNamespace, bias: bool) -> None:
     layer = layer_of(bias=bias)
     weight, x = layer.weight.data.clone(), torch.randn(3, INPUTS)
     assert dispatch(layer) == [] and layer.weight.numel() == 0
@@ -66,7 +66,7 @@ def test_a_layer_of_an_engine_of_colds(engine: SimpleNamespace, bias: bool) -> N
     deep = layer.cpu_linear(x.view(1, 3, INPUTS), layer.weight, layer.bias)
     near(deep, torch.nn.functional.linear(x, weight, layer.bias).unsqueeze(0))
     if not bias:
-        with pytest.raises(IndexError):  # a bias that nobody knows of is not left out in silence
+        with pytest.raises(IndexError):  # an unknown bias is not silently left out
             layer.cpu_linear(x, layer.weight, torch.randn(128))
 
 

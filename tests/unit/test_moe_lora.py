@@ -272,7 +272,7 @@ def test_rows_get_what_a_loop_gives(options: dict[str, Any]) -> None:
         # More rows than requests have, as when vLLM warms up.
         {"punica_wrapper": SimpleNamespace(token_lora_indices=torch.tensor([-1]))},
     ],
-    ids=["no adapter on experts", "none in this batch", "rows of nobody"],
+    ids=["no adapter on experts", "none in this batch", "rows of no request"],
 )
 def test_the_kernel_has_batches_without_adapters(
     changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch

@@ -8,8 +8,8 @@ name: it imports nothing from this repository's tests.
 - ``cold``: wherever a test says Scheduler or AsyncScheduler it gets ours, to build, to subclass or
   to take methods from. vLLM's own modules are imported before and keep theirs; so its diffusion
   schedulers, which vllm-cold never replaces, stay as they are.
-- ``hooks``: ours, which looks for pairs in every step although there are none. Otherwise a
-  scheduler without pairs is vLLM's alone, and plain requests beside pairs would not be tested.
+- ``hooks``: ours, which looks for groups in every step although there are none. Otherwise a
+  scheduler without groups is vLLM's alone, and regular requests next to groups would not be tested.
 """
 
 import argparse
@@ -33,7 +33,7 @@ KEEP_STOCK = ("vllm.v1.core.sched.diffusion_scheduler", "vllm.v1.engine.core")
 
 
 class Always(dict[str, Any]):
-    """The empty table of pairs of a scheduler that is to behave as if there were some."""
+    """The empty table of groups of a scheduler that is to behave as if there were some."""
 
     def __bool__(self) -> bool:
         return True

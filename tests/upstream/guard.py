@@ -44,7 +44,7 @@ def _prepare_0_23() -> None:
     runner = importlib.import_module("vllm.v1.worker.cpu_model_runner")
     runner._torch_cuda_wrapper = contextlib.nullcontext
     # The sampler ignores all seeds of a batch in which a row has none, so what a request gets would
-    # depend on those beside it.
+    # depend on its batch.
     sampler = importlib.import_module("vllm.v1.sample.ops.topk_topp_sampler").TopKTopPSampler
     original = sampler.forward_cpu
 

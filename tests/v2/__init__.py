@@ -2,7 +2,7 @@
 """vLLM's V2 model runner on a CPU: every test of engines and servers with ``--runner v2``.
 
 V2's kernels are written in Triton, which has no back end for CPUs. It has an interpreter, which
-runs a kernel in Python, program by program. ``stub`` is what is wanted beside it: a distribution on
+runs a kernel in Python, program by program. ``stub`` is what else is needed: a distribution on
 the path that declares a Triton back end named "cpu", so that vLLM takes Triton for usable, and that
 makes the interpreter run what the compiler takes (``interpreter.py``). Nothing is installed, and no
 file of vLLM's or Triton's is changed.

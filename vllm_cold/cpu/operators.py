@@ -25,10 +25,10 @@ _TORCH_FUNCTIONS = (
     "empty_strided",
     "cpu__linear_pointwise",
 )
-_OF_ONEDNN = "cpu__linear_pointwise"  # not in every torch; LoRA does without it
+_OF_ONEDNN = "cpu__linear_pointwise"  # not in every torch; LoRA does not need it
 # torch keeps the addresses of these names.
 _NAMESPACE, _DEVICE, _FILE = b"vllm_cold", b"CPU", __file__.encode()
-# Tables have addresses: one that came from another process, in a compiled model, must not be used.
+# Tables hold addresses: one from another process, in a compiled model, must not be used.
 PROCESS = secrets.randbits(63)
 _registered: dict[str, object] = {}
 
@@ -38,13 +38,13 @@ def torch_library() -> ctypes.CDLL:
     """Torch's own library, whose C interface is ``aoti_torch_*``.
 
     Raises:
-        OSError: if it is not where it is expected.
+        OSError: it is not where it is expected.
     """
     return ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
 
 
 def has_onednn() -> bool:
-    """Whether torch's C interface is there, and has products by oneDNN."""
+    """Whether torch's C interface is there, and offers oneDNN's products."""
     try:
         return hasattr(torch_library(), f"aoti_torch_{_OF_ONEDNN}")
     except OSError:
@@ -69,10 +69,10 @@ def missing(
 
     Args:
         operators: Signatures by name; the kernel is the library's ``vllm_cold_{name}_op``.
-        meta: Gives the result of each for tracing; without it there are none.
+        meta: Makes the result of each for tracing; None for operators without results.
 
     Returns:
-        Why that cannot be, with the remedy; None if they are there.
+        Why that cannot be, with the remedy; None if it is done.
     """
     if (reason := cpu_library.missing()) is not None:
         return reason
@@ -88,9 +88,8 @@ def missing(
 def _register(
     operators: Mapping[str, str], meta: Callable[..., torch.Tensor | None] | None
 ) -> None:
-    if "connection" not in _registered:
-        _registered["connection"] = _connect()
-    if all(name in _registered for name in operators):
+    _connect()
+    if operators.keys() <= _registered.keys():
         return
     library, kernels = cpu_library.library(), ctypes.c_void_p()
     # torch.library is untyped.
@@ -101,14 +100,22 @@ def _register(
     succeed(status, "take a library of operators")
     for name, signature in operators.items():
         definitions.define(name + signature)  # type: ignore[no-untyped-call]
-        torch.library.register_fake(f"vllm_cold::{name}", meta or _no_result, lib=definitions)
+        torch.library.register_fake(
+            f"vllm_cold::{name}", meta or (lambda *_: None), lib=definitions
+        )
         kernel = _address(getattr(library, f"vllm_cold_{name}_op"))
         status = torch_library().aoti_torch_library_impl(kernels, name.encode(), kernel)
         succeed(status, "register a kernel")
         _registered[name] = definitions, kernels  # they have to live as long as the operators
 
 
-def _connect() -> object:
+@cache
+def _connect() -> None:
+    """Give torch's functions to the library.
+
+    Raises:
+        OSError, AttributeError: this torch lacks some.
+    """
     functions = (ctypes.c_void_p * len(_TORCH_FUNCTIONS))(
         *(
             _address(getattr(torch_library(), f"aoti_torch_{name}"))
@@ -122,12 +129,7 @@ def _connect() -> object:
     connect.argtypes = [ctypes.c_void_p, ctypes.c_void_p, number, number, ctypes.c_int64]
     cpu = torch_library().aoti_torch_device_type_cpu()
     connect(functions, dtypes, cpu, cpu_library.best_isa(), PROCESS)
-    return connect
 
 
 def _address(function: object) -> ctypes.c_void_p:
     return ctypes.cast(function, ctypes.c_void_p)  # type: ignore[arg-type]
-
-
-def _no_result(*arguments: object) -> None:
-    """Shapes of the results, for tracing: there are none."""
