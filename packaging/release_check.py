@@ -80,7 +80,7 @@ def released() -> tuple[str, str]:
 
 
 def differing(packed: Iterable[str], tracked: Iterable[str]) -> tuple[list[str], list[str]]:
-    """What a source distribution lacks, and what it has beside the repository's files. A link to a
+    """What a source distribution lacks, and what it has besides the repository's files. A link to a
     folder may be packed as what is in it.
     """
     packed, tracked = set(packed), set(tracked)

@@ -33,7 +33,7 @@ LOCKED, INSTALLED = VENV / ".locked", VENV / ".installed"
 # Is there while packages are written: what it is left with may be half of one.
 BEGUN = VENV / ".begun"
 
-# The one place beside pip's own where torch is looked for, and for how many seconds, twice.
+# The one place besides pip's own where torch is looked for, and for how many seconds, twice.
 PYTORCH = "https://download.pytorch.org/whl/cpu"
 PATIENCE = 10
 FIRST_IMPORT = (
@@ -66,7 +66,7 @@ class Failed(Exception):
 
 
 class Job:
-    """A command that runs beside others. What it writes is kept, for where it fails."""
+    """A command that runs next to others. What it writes is kept, for where it fails."""
 
     running: "list[Job]" = []
 
@@ -277,7 +277,7 @@ def available(requirements: Sequence[str], *options: str) -> list[dict[str, obje
 
 
 def needs_cuda(metadata: dict[str, object]) -> bool:
-    """Or another accelerator: gigabytes, which fail to load beside vLLM's build for CPUs."""
+    """Or another accelerator: gigabytes, which fail to load with vLLM's build for CPUs."""
     wanted = metadata.get("requires_dist") or []
     _, _, build = str(metadata.get("version", "")).partition("+")
     return build not in ("", "cpu") or any(

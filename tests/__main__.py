@@ -1,16 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The whole test suite, step by step: ``python -m tests``; ``--all`` leaves nothing out.
 
-All steps run, whatever fails; in the end there is a table of them.
+All steps run, whatever fails.
 """
 
 import argparse
 import os
-import resource
 import subprocess
 import sys
-import time
-from collections.abc import Sequence
 
 from tests.v2 import selection
 
@@ -42,35 +39,21 @@ def steps(everything: bool) -> dict[str, tuple[str, ...]]:
     }
 
 
-def run(arguments: Sequence[str]) -> tuple[int, float, float]:
-    """Exit status, seconds, and seconds of CPU of a step and all that it starts."""
-
-    def cpu() -> float:
-        used = resource.getrusage(resource.RUSAGE_CHILDREN)
-        return used.ru_utime + used.ru_stime
-
-    # vLLM would bind all engines to the same cores.
-    settings = {"OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
-    started, used = time.monotonic(), cpu()
-    done = subprocess.run([sys.executable, *arguments], env=os.environ | settings)
-    return done.returncode, time.monotonic() - started, cpu() - used
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--all", action="store_true", help="leave nothing out")
     parser.add_argument("--v2", action="store_true", help="the step of the V2 model runner alone")
     arguments = parser.parse_args()
     everything = arguments.all or arguments.v2
-    table, failed = [], []
+    # vLLM would bind all engines to the same cores.
+    settings = {"OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+    failed = []
     for name, command in steps(everything).items():
         if arguments.v2 and name != V2:
             continue
         print(f"\n== {name}: python {' '.join(command)}", flush=True)
-        status, seconds, cpu = run(command)
-        table.append(f"{seconds / 60:8.1f} {cpu / 60:8.1f}  {name}{' FAILED' if status else ''}")
-        failed += [name] if status else []
-    print("\n minutes  of CPU  step", *table, sep="\n")
+        if subprocess.run([sys.executable, *command], env=os.environ | settings).returncode:
+            failed.append(name)
     if not everything:
         print("Left out: tests marked 'full', and most of those on the V2 model runner (make v2).")
     else:

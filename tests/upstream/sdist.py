@@ -46,20 +46,14 @@ def _finder() -> PackageFinder:
     settings = _pip_settings()
     if cert := settings.get("cert"):
         os.environ.setdefault("SSL_CERT_FILE", cert[0])
-    places = settings.get("find-links", [])
-    only_places = "no-index" in settings
-    finder = PackageFinder(
-        index_urls=[] if only_places else settings.get("index-url", []),
-        find_links=places if only_places else [],
+    indexes = settings.get("index-url", ["https://pypi.org/simple"])
+    indexes += settings.get("extra-index-url", [])
+    return PackageFinder(
+        index_urls=[] if "no-index" in settings else indexes,
+        find_links=settings.get("find-links", []),
         trusted_hosts=settings.get("trusted-host", []),
         no_binary=["vllm"],
-    )  # with neither index nor places: pip's default index
-    if not only_places:
-        for index in settings.get("extra-index-url", []):
-            finder.add_index_url(index)
-        for place in places:
-            finder.add_find_links(place)
-    return finder
+    )
 
 
 def fetch(version: str) -> Path:
