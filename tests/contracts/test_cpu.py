@@ -98,7 +98,7 @@ def test_kernels_for_experts_take_adapters_as_ours_do() -> None:
     contains(f"{_EXPERTS}.experts.lora_experts_mixin:LoRAExpertsMixin", "self._lora_context = ctx")
 
 
-# ---- bugs that are worked around, or reported ----------------------------------------------------
+# ---- bugs that are worked around -----------------------------------------------------------------
 
 
 @pytest.mark.skipif(not versions.is_before(0, 33), reason="vLLM 0.33 masks these rows")
@@ -150,12 +150,6 @@ def test_cpu_still_expands_into_a_copy() -> None:
     assert ".copy_(" not in source_of(find(kernel))
 
 
-@since(0, 32)
-def test_kernels_are_still_rebound_by_vars() -> None:
-    """Reported only."""
-    contains("vllm.triton_utils.dispatcher:_rebind_kernels", "vars(value).get(")
-
-
 @since(0, 31)
 def test_v1_still_embeds_some_rows_as_if_they_were_the_first() -> None:
     in_order(
@@ -205,15 +199,3 @@ def test_cpu_attention_is_still_causal_in_images() -> None:
     """Else ``engine_config`` need not warn."""
     assert hasattr(find("vllm.config:ModelConfig"), "is_mm_prefix_lm")
     assert not find("vllm.v1.attention.backends.cpu_attn:CPUAttentionBackend").supports_mm_prefix()
-
-
-@since(0, 32)
-def test_padding_is_still_cut_by_the_threshold() -> None:
-    """Reported only."""
-    in_order(
-        "vllm.v1.core.sched.scheduler:Scheduler.schedule",
-        "request_queue.peek_request()",
-        "pad_spec_decode = True",
-        "if 0 < long_prefill_token_threshold < num_new_tokens:",
-        "assert num_new_tokens == 1 + self.num_spec_tokens",
-    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -74,18 +75,16 @@ def test_layers_that_stay_vllms(engine: SimpleNamespace, monkeypatch: pytest.Mon
     odd, three = layer_of(65), layer_of()
     three.weight = torch.nn.Parameter(torch.randn(4, 64, 64))
     assert dispatch(odd) == [odd] and dispatch(three) == [three]
-    with monkeypatch.context() as patch:
-        patch.setattr(utils.ops, "_supports_onednn", False)
-        assert len(dispatch(layer_of())) == 1
-    with monkeypatch.context() as patch:
-        patch.setattr(utils, "check_cpu_sgl_kernel", lambda n, k, dtype: True)
-        assert len(dispatch(layer_of())) == 1
+    for owner, name, value in (
+        (utils.ops, "_supports_onednn", False),
+        (utils, "check_cpu_sgl_kernel", lambda n, k, dtype: True),
+        (memory, "allocate", Mock(side_effect=OSError("no room"))),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, value)
+            assert len(dispatch(layer_of())) == 1
     with monkeypatch.context() as patch:  # a vLLM that does not say
         patch.delattr(utils, "check_cpu_sgl_kernel")
-        assert len(dispatch(layer_of())) == 1
-    with monkeypatch.context() as patch:
-        no_room = lambda size: (_ for _ in ()).throw(OSError("no room"))  # noqa: E731
-        patch.setattr(memory, "allocate", no_room)
         assert len(dispatch(layer_of())) == 1
     with monkeypatch.context() as patch:
         patch.setenv("COLD_LINEAR", "stock")

@@ -22,29 +22,20 @@ from vllm_cold.cpu import linear_layers, lora_ops, memory
 from vllm_cold.cpu.lora_fallback import ColdPunicaWrapperCPU
 
 
-class Bound:
+class Bound(lora_ops.Layer):
     """LoRA of one layer: linear (q, k, v or gate and up packed, or one alone) or an embedding.
 
     Its methods have vLLM's signatures; it already knows the weights among their arguments.
     """
 
-    def __init__(
-        self,
-        plan: lora_ops.Plan,
-        a_stacked: Sequence[Tensor],
-        b_stacked: Sequence[Tensor],
-        output_slices: Sequence[int],
-    ) -> None:
-        self._layer = lora_ops.Layer(plan, a_stacked, b_stacked, output_slices)
-        self._table = self._layer.table
-        self._base_layer: Any = None
-        self._product: linear_layers.Product | None = None
-        self._embeddings_indices: Tensor | None = None  # which vLLM's embedding asks for
+    _base_layer: Any = None
+    _product: linear_layers.Product | None = None
+    _embeddings_indices: Tensor | None = None  # vLLM's embedding reads it
 
     def join(self, base_layer: torch.nn.Module) -> None:
         """Have the base layer's product add this in the same call, if the product is ours."""
         self._base_layer = base_layer
-        self._product = linear_layers.add_lora(base_layer, self._table)
+        self._product = linear_layers.add_lora(base_layer, self.table)
 
     @property
     def is_in_product(self) -> bool:
@@ -57,7 +48,7 @@ class Bound:
         """``y += scale * B @ A @ x`` for rows with an adapter."""
         if not self.is_in_product:
             x = x if x.stride(-1) == 1 else x.contiguous()
-            torch.ops.vllm_cold.lora_linear(y, x, self._table, scale)
+            torch.ops.vllm_cold.lora_linear(y, x, self.table, scale)
         elif scale != 1.0:
             raise ValueError(
                 f"vllm-cold: LoRA is scaled by {scale}; it can be by 1 only; {lora_ops.TORCH}, "
@@ -67,7 +58,7 @@ class Bound:
     def add_shrink(self, y: Tensor, x: Tensor, a: object, scale: float, **kwargs: Any) -> None:
         """``y = scale * A @ x``; y [slices, T, ranks] float32 is zero before."""
         x = x if x.stride(-1) == 1 else x.contiguous()
-        torch.ops.vllm_cold.lora_shrink(y, x, self._table, scale)
+        torch.ops.vllm_cold.lora_shrink(y, x, self.table, scale)
 
     def add_expand(
         self,
@@ -80,14 +71,14 @@ class Bound:
         **kwargs: Any,
     ) -> None:
         """``y += B @ x``, from column ``offset_start`` on; x [slices, T, ranks] float32."""
-        torch.ops.vllm_cold.lora_expand(y, x.contiguous(), self._table, offset_start, add_inputs)
+        torch.ops.vllm_cold.lora_expand(y, x.contiguous(), self.table, offset_start, add_inputs)
 
     def add_lora_embedding(
         self, y: Tensor, x: Tensor, b: object, add_inputs: bool = True, **kwargs: Any
     ) -> None:
         """``y += B @ x`` for rows with an adapter; x [T, ranks] is looked up by vLLM in A."""
         hidden = x.to(torch.float32).contiguous()
-        torch.ops.vllm_cold.lora_expand(y, hidden, self._table, 0, add_inputs)
+        torch.ops.vllm_cold.lora_expand(y, hidden, self.table, 0, add_inputs)
 
 
 class NativePunicaWrapperCPU(ColdPunicaWrapperCPU):
