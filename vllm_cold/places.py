@@ -463,9 +463,9 @@ TABLE = (
     ),
     Hook(
         "vllm.worker.drafts_v2", DRAFTS_V2,
-        "The logits processor is told on the host how many rows a request has. Large batches are "
-        "verified in chunks of requests; a chunk never separates a group. The amateurs get the "
-        "expert's tokens, and its drafts for the next step.",
+        "Unlike others, vllm-cold's logits processor is told on the host how many rows a request "
+        "has. Large batches are verified in chunks of requests; a chunk never separates a group. "
+        "The amateurs get the expert's tokens, and its drafts for the next step.",
         LOGITS,
         PatchPoint(_GPU + "spec_decode.rejection_sampler:RejectionSampler.__call__", "_make_call",
                    "logits input_batch"),
