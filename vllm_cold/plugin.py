@@ -9,10 +9,9 @@ it. It never raises: vLLM calls plugins unguarded.
 ``COLD_CONTRAST=0`` leaves the kernels, and ``COLD_CPU_KERNELS=0`` the contrast.
 """
 
-import importlib
 import inspect
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vllm_cold import environment, patching, places
 from vllm_cold.vllm import availability, versions
@@ -21,9 +20,6 @@ if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
 logger = logging.getLogger("vllm." + __name__)
-
-# Our classes in an engine, which vLLM may want more methods of.
-_CLASSES = ("scheduler.scheduler:ColdScheduler", "worker.processor_v1:ColdLogitsProcessorV1")
 
 
 def register() -> None:
@@ -49,11 +45,14 @@ def _look() -> str | None:
     kernels = places.rows(places.PLATFORM, places.LORA)
     if said := places.problem(*places.EVERY_ENGINE) or patching.problems(kernels):
         return said
-    for path in _CLASSES:
-        module, _, name = path.partition(":")
-        made = getattr(importlib.import_module(f"vllm_cold.vllm.{module}"), name)
-        if inspect.isabstract(made):
-            return f"vLLM wants {', '.join(sorted(made.__abstractmethods__))} of {name}, too"
+    from vllm_cold.vllm.scheduler.scheduler import ColdScheduler
+    from vllm_cold.vllm.worker.processor_v1 import ColdLogitsProcessorV1
+
+    classes: tuple[Any, ...] = (ColdScheduler, ColdLogitsProcessorV1)
+    for ours in classes:
+        if inspect.isabstract(ours):
+            wanted = ", ".join(sorted(ours.__abstractmethods__))
+            return f"vLLM wants {wanted} of {ours.__name__}, too"
     if (unknown := versions.unvalidated()) is not None:
         logger.warning(
             "vllm-cold: %s. It has all that vllm-cold is known to need; `vllm-cold doctor` decodes "
