@@ -5,7 +5,6 @@ Every test that passes with vLLM's must pass with ours (see ``child`` for the th
 every test ours must schedule the same. Otherwise the tests are listed and the exit code is 1.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -13,11 +12,7 @@ from tests.upstream import compare, sdist
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=compare.STEPS, help="0: all 20000")
-    args = parser.parse_args()
-    version = sdist.pinned_version()
-    sys.exit(bool(compare.upstream(version, Path(sys.executable), args.steps).failed))
+    sys.exit(bool(compare.upstream(sdist.pinned_version(), Path(sys.executable)).failed))
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ import pytest
 
 # They name the schedulers and are to keep vLLM's. Not all are in every version.
 KEEP_STOCK = ("vllm.v1.core.sched.diffusion_scheduler", "vllm.v1.engine.core")
+STEPS = 1000  # of the 20000 in test_priority_scheduler_random.py, which take four minutes a run
 
 
 class Always(dict[str, Any]):
@@ -42,9 +43,8 @@ class Always(dict[str, Any]):
 class Run:
     """The pytest plugin: replaces the schedulers, counts them, notes what each test did."""
 
-    def __init__(self, scheduler: str, steps: int) -> None:
+    def __init__(self, scheduler: str) -> None:
         self.mode = scheduler
-        self.steps = steps
         self.built: Counter[str] = Counter()  # by name; ours are marked
         self.hook_calls = 0
         self.tests: dict[str, dict[str, str]] = {}
@@ -130,10 +130,10 @@ class Run:
         """Shorten the storm of test_priority_scheduler_random.py, vLLM's loop of 20000 steps."""
 
         def shorter(*args: int) -> range:
-            return range(self.steps) if args == (20000,) else range(*args)
+            return range(STEPS) if args == (20000,) else range(*args)
 
         for item in items:
-            if item.module.__name__.endswith("test_priority_scheduler_random") and self.steps:
+            if item.module.__name__.endswith("test_priority_scheduler_random"):
                 item.module.range = shorter
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
@@ -169,7 +169,6 @@ def main() -> None:
     parser.add_argument("--scheduler", choices=("stock", "cold", "hooks"), required=True)
     parser.add_argument("--report", type=Path, required=True)
     parser.add_argument("--vllm", required=True, help="version that must be the one imported")
-    parser.add_argument("--steps", type=int, default=0)
     args, pytest_args = parser.parse_known_args()
 
     sys.path[0] = os.getcwd()  # in place of this file's folder
@@ -177,7 +176,7 @@ def main() -> None:
 
     if vllm.__version__.split("+")[0] != args.vllm:
         raise SystemExit(f"vLLM {args.vllm} was wanted; {vllm.__file__} is {vllm.__version__}")
-    run = Run(args.scheduler, args.steps)
+    run = Run(args.scheduler)
     # vLLM's conftest.py is for the whole of its tests and needs packages that these files do not.
     pytest.main(["--noconftest", "-p", "no:cacheprovider", "-q", *pytest_args], plugins=[run])
     args.report.write_text(json.dumps(run.result()))

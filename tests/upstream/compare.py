@@ -23,7 +23,6 @@ FILES = (
     "prefix_cache/test_partial_prefix_cache_hits.py",
     "prefix_cache/test_mamba_eagle_resume_checkpoint.py",
 )
-STEPS = 1000  # of the 20000 in test_priority_scheduler_random.py, which take four minutes a run
 TIMEOUT = 120  # seconds for a test: a request that is lost makes some wait for ever
 
 # Tests that cannot do the same with ours, by design.
@@ -58,15 +57,14 @@ class Result(NamedTuple):
     skipped: int
 
 
-def _run(mode: str, version: str, python: Path, redirects: Path, steps: int) -> dict[str, Any]:
+def _run(mode: str, version: str, python: Path, redirects: Path) -> dict[str, Any]:
     root = sdist.CACHE / version
     report = root / f"{mode}.json"
     report.unlink(missing_ok=True)
     files = [f"tests/v1/core/{f}" for f in FILES if (root / "tests/v1/core" / f).exists()]
     command = [str(python), str(Path(__file__).with_name("child.py"))]
     command += ["--scheduler", mode, "--report", str(report), "--vllm", version]
-    command += ["--steps", str(steps), f"--timeout={TIMEOUT}", "-c", "pytest.ini", "--tb=short"]
-    command += files
+    command += [f"--timeout={TIMEOUT}", "-c", "pytest.ini", "--tb=short", *files]
     environment = os.environ | {
         "PYTHONHASHSEED": "0",
         "HF_HUB_OFFLINE": "1",
@@ -127,14 +125,14 @@ def _summary(runs: dict[str, dict[str, Any]]) -> None:
         print(f"  {number} {reason}")
 
 
-def upstream(version: str, python: Path, steps: int = STEPS) -> Result:
+def upstream(version: str, python: Path) -> Result:
     """Fetch, run, compare, print. Skipped are tests that do not pass with vLLM's own schedulers."""
     root = sdist.CACHE / version
     sdist.unpack(version, "tests", root / "tests")
     redirects = models.make_models(root / "models")
     # Ours, for pytest to take nothing from this repository's; the marks are vLLM's.
     (root / "pytest.ini").write_text("[pytest]\nmarkers =\n    cpu_test\n    skip_global_cleanup\n")
-    runs = {mode: _run(mode, version, python, redirects, steps) for mode in NAMES}
+    runs = {mode: _run(mode, version, python, redirects) for mode in NAMES}
     _summary(runs)
     wrong = {m: _differences(m, runs["stock"], runs[m]) for m in ("cold", "hooks")}
     for mode, lines in wrong.items():
