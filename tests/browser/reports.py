@@ -118,14 +118,14 @@ def make_report(several: bool = False, alpha: float = 0.1, length: int = 40) -> 
                 now,
                 now.tokens[0],
                 now.text(now.tokens[0]),
-                None if greedy else "contrastive decoding",
+                None if greedy else "contrastive",
                 ruled=None in counted,
                 ends=ending(now, then),
             )
             for now, then in pairwise([*told, None])
             if now is not None
         )
-        title = "Greedy" if greedy else "contrastive decoding"
+        title = "Greedy" if greedy else "Contrastive"
         return Answer(title=title, greedy=greedy, finish_reason="length", steps=steps)
 
     one = Explanation(
@@ -135,7 +135,7 @@ def make_report(several: bool = False, alpha: float = 0.1, length: int = 40) -> 
         model="model-" + "very-" * 12 + "long",
         adapter=f"adapter {HOSTILE}",
         source="made up",
-        method="Contrastive decoding",
+        method="contrastive",
         settings=f"alpha {alpha:g}",
         explanations=(one,),
     )

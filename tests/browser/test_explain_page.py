@@ -51,7 +51,7 @@ def check_panel(page: Any, report: Report, box: int, index: int) -> None:
     names = {c.token: f"“{c.text}”" for c in step.candidates}
     verdict = page.inner_text("#verdict")
     assert names[step.greedy] in verdict and names[step.token] in verdict
-    assert ("both" in verdict) == (not answer.greedy and not step.differs)
+    assert ("also" in verdict) == (not answer.greedy and not step.differs)
     rows = page.evaluate(ROWS)
     ordered = sorted(step.candidates, key=lambda c: not c.valid)
     for row, c in zip(rows, ordered, strict=True):

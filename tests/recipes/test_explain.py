@@ -42,7 +42,7 @@ def read(page: Path) -> list[dict[str, Any]]:
 def test_one_prompt(folder: Path, variables: dict[str, str]) -> None:
     printed = run(block(PAGE, "prompt").rstrip() + FLOAT32, folder, variables)
     answers = read(folder / "sorting.html")
-    assert [answer["title"] for answer in answers] == ["contrastive decoding", "Greedy"]
+    assert [answer["title"] for answer in answers] == ["Contrastive", "Greedy"]
     assert all(answer["steps"] for answer in answers)
     assert "against base model, weight -0.5" in printed and "page: sorting.html" in printed
 

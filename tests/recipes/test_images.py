@@ -20,9 +20,8 @@ from tests.recipes.page import run
 from tests.recipes.recorder import Recorder, record
 from tests.recipes.test_recipes import run_python
 from tests.server.conftest import Server, serve
-from vllm_cold.tools.contrast import Pictured, messages_of, request_args
-from vllm_cold.tools.explain import collect
-from vllm_cold.tools.explain.source import Source
+from vllm_cold.tools.contrast import Pictured, expert_reads, request_args
+from vllm_cold.tools.explain.collect import explain
 from vllm_cold.tools.pictures import as_sent, read_picture
 from vllm_cold.tools.server import Server as Asking
 
@@ -74,10 +73,10 @@ def test_explain(name: str, folder: Path, served: tuple[Recorder, str, Server]) 
     prompt = pictured(folder, "photo.jpg", "other.png")
     server = Asking(served[2].url)
     prompts = asked([prompt], **CONTRASTS[name])
-    report = asyncio.run(collect.explain(Source(server, None), prompts, max_tokens=8))
+    report = asyncio.run(explain(server, prompts, None, 8))
     cold, greedy = report.explanations[0].answers
     assert any(step.differs for step in cold.steps)
-    messages = as_sent(messages_of(prompt) or [])
+    messages = as_sent(expert_reads(prompt).value)
     for answer, args in ((cold, request_args(prompts[0].args, "base")), (greedy, {"cold": 0})):
         body = {"model": "base", "messages": messages, "max_tokens": 8, "temperature": 0}
         body |= {"vllm_xargs": args, "return_token_ids": True}

@@ -18,11 +18,10 @@ from tests.naive import Amateur, Group, NaiveCold
 from tests.naive import step as naive_step
 from tests.server.conftest import Server, arguments, serve
 from vllm_cold.settings.amateurs import Messages
-from vllm_cold.tools.contrast import Content, Prompt, adapter_of, amateur_reads, expert_reads
+from vllm_cold.tools.contrast import Content, Prompt, adapter_of, amateur_reads
 from vllm_cold.tools.errors import ToolError
-from vllm_cold.tools.explain import collect
+from vllm_cold.tools.explain.collect import explain
 from vllm_cold.tools.explain.record import Report, ShownStep
-from vllm_cold.tools.explain.source import Source
 from vllm_cold.tools.server import Server as Asking
 
 pytestmark = pytest.mark.server
@@ -77,8 +76,8 @@ def server(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ser
 
 
 def explained(server: Server, adapter: str | None, prompt: Prompt, **contrast: Any) -> Report:
-    source = Source(Asking(server.url, adapter), adapter)
-    return asyncio.run(collect.explain(source, asked([prompt], **contrast), max_tokens=TOKENS))
+    prompts = asked([prompt], **contrast)
+    return asyncio.run(explain(Asking(server.url, adapter), prompts, None, TOKENS))
 
 
 def group_of(tiny: Path, expert: str | None, prompt: Prompt, **contrast: Any) -> Group:
@@ -101,15 +100,14 @@ def group_of(tiny: Path, expert: str | None, prompt: Prompt, **contrast: Any) ->
         return list(tokenizer(text, add_special_tokens=False).input_ids)
 
     [one] = asked([prompt], **contrast)
-    whole = expert_reads(one.row.prompt, one.chat)
     amateurs = []
     for spec, weight in zip(one.contrast.amateurs, one.contrast.weights, strict=True):
-        reads = amateur_reads(whole, spec)
+        reads = amateur_reads(one.reads, spec)
         adapter = adapter_of(spec, expert, "base", ["one", "two"])
         amateurs.append(Amateur(weight, adapter, None if reads is None else ids(reads)))
     settings = one.contrast.settings
     return Group(
-        ids(whole),
+        ids(one.reads),
         expert,
         amateurs,
         settings.alpha,

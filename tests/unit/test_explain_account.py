@@ -3,6 +3,7 @@
 ``server/test_explain``.
 """
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,8 +11,9 @@ import pytest
 from tests.asked import asked
 from tests.unit.test_explain_images import BOTH, PICTURED
 from vllm_cold.tools.contrast import Prompt
-from vllm_cold.tools.explain import account, collect, visible
+from vllm_cold.tools.explain import account, visible
 from vllm_cold.tools.explain.account import ToldStep
+from vllm_cold.tools.explain.collect import make_report
 
 pytestmark = pytest.mark.unit
 
@@ -57,10 +59,9 @@ def test_texts() -> None:
     assert visible.alone(" é漢🙂\n\t", 1) == "␣é漢🙂⏎⇥"
 
 
-class Source:
-    """What a report says of a server."""
-
-    title, base, about, expert, loaded = "m", "base", "made up", "adapter", ("adapter", "other")
+SERVER: Any = SimpleNamespace(
+    title="m", base="base", about="made up", expert="adapter", loaded=["adapter", "other"]
+)
 
 
 CHAT = (("system", "ab"), ("user", "c"))
@@ -92,7 +93,6 @@ SEEN = "[image one.png, 5 × 4, blur:2]\n[image two.png, 7 × 9, blur:2]\ncd"
 def test_what_the_report_says_of_amateurs(
     prompt: Prompt, contrast: dict[str, Any], said: list[Any]
 ) -> None:
-    prompts, source = asked([prompt], **contrast), Source()
-    report = collect.make_report(source, prompts, "x", [(None, None)])  # type: ignore[arg-type]
+    report = make_report(SERVER, asked([prompt], **contrast), "x", [(None, None)])
     amateurs = report.explanations[0].amateurs
     assert [(one.label, [piece.text for piece in one.pieces]) for one in amateurs] == said

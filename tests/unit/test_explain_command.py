@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from vllm_cold.settings.amateurs import Messages
 from vllm_cold.tools import explain
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.explain import command
@@ -164,7 +165,7 @@ def test_the_options_are_what_a_client_would_send(tmp_path: Path) -> None:
         "cold_amateur_prompt": ["y", ""],
         "cold_weights": [-0.5, "adaptive"],
     }
-    assert one.chat
+    assert isinstance(one.reads, Messages)
     # A preset's values are not overridden by what nobody said; nor has its beta a use beside a
     # weight, or its most.
     for given, expected in (

@@ -24,9 +24,10 @@ from tests.unit.test_explain_command import parse
 from vllm_cold.settings.amateurs import describe, says_what
 from vllm_cold.settings.arguments import parse_request_args
 from vllm_cold.tools.errors import ToolError
-from vllm_cold.tools.explain import collect, page, serve
+from vllm_cold.tools.explain import page, serve
+from vllm_cold.tools.explain.collect import explain
 from vllm_cold.tools.explain.command import run
-from vllm_cold.tools.explain.source import LISTED, Source
+from vllm_cold.tools.explain.source import LISTED, xargs
 from vllm_cold.tools.server import Server
 
 pytestmark = [pytest.mark.unit, pytest.mark.slow]
@@ -60,10 +61,6 @@ def ask(url: str, **form: Any) -> list[dict[str, Any]]:
     return [json.loads(line) for line in reply.text.splitlines()]
 
 
-def source(url: str, expert: str | None = ADAPTER) -> Source:
-    return Source(Server(url, expert), expert)
-
-
 @pytest.mark.parametrize(
     "contrast",
     [
@@ -82,14 +79,12 @@ def source(url: str, expert: str | None = ADAPTER) -> Source:
         },
     ],
 )  # fmt: skip
-def test_a_servers_defaults_have_no_say(
-    contrast: dict[str, Any], upstream: tuple[str, MadeUp]
-) -> None:
+def test_a_servers_defaults_have_no_say(contrast: dict[str, Any]) -> None:
     """What it makes of a request is what the numbers are made with."""
     [given] = asked(["xy"], **contrast)
-    cold, greedy = (source(upstream[0]).xargs(given, alone) for alone in (False, True))
-    xargs = [*cold.values(), *greedy.values()]
-    assert all(isinstance(v, (str, int, float, list)) for v in xargs)  # as vLLM wants
+    cold, greedy = (xargs(given, alone, "base") for alone in (False, True))
+    sent = [*cold.values(), *greedy.values()]
+    assert all(isinstance(v, (str, int, float, list)) for v in sent)  # as vLLM wants
     request, other = parse_request_args(cold), parse_request_args(greedy)
     weights, zeros = ([one.weight for one in describe(each.contrast)] for each in (request, other))
     for defaults in (
@@ -124,7 +119,7 @@ def test_what_a_server_does_not_return_is_named(
     made.changed = fields
     said = f"--url={url}: the server does not return {what}"
     with pytest.raises(ToolError, match=f"^{said}.* as vLLM does; vLLM 0.23 or newer is"):
-        asyncio.run(collect.explain(source(url), asked(["x"]), max_tokens=2))
+        asyncio.run(explain(Server(url, ADAPTER), asked(["x"]), None, 2))
 
 
 def test_weights_that_a_rule_chooses(upstream: tuple[str, MadeUp]) -> None:
@@ -155,8 +150,9 @@ def test_the_command(
     assert run(parse(*given, "--without", "system", "--beta", "2", "--html", str(html))) == 0
     shown = capsys.readouterr()
     printed = " ".join(shown.out.split())
-    assert "contrastive decoding (alpha 0.1): against adapter without system, weight -2" in printed
-    assert "decoding with contrastive decoding ..." in shown.err
+    assert "contrastive (alpha 0.1) against adapter without system, weight -2" in printed
+    assert "Contrastive 4 tokens, cut at --max-tokens" in printed
+    assert "decoding with the contrast ..." in shown.err
     assert f"server at {url}" in printed and f"page: {html}" in printed
     text = html.read_text(encoding="utf-8")
     assert text.count('role="option"') == 8
@@ -180,7 +176,7 @@ def test_the_answers_come_while_they_are_decoded(upstream: tuple[str, MadeUp]) -
     assert events[0]["html"].count('role="listbox"') == 2
     assert 'role="option"' not in events[0]["html"]
     prompts = asked(["ab"], preset="cold", beta=3.0)
-    report = asyncio.run(collect.explain(source(url), prompts, "cold", max_tokens=6))
+    report = asyncio.run(explain(Server(url, ADAPTER), prompts, "cold", 6))
     assert events[-1]["report"] == json.loads(report.model_dump_json())
     assert events[-1]["html"] == page.fragment(report)
 
@@ -191,7 +187,7 @@ def test_a_chat_with_context(upstream: tuple[str, MadeUp]) -> None:
     events = ask(url, **chat, adapter="", preset="grounded", alpha="0.2", beta="")
     assert events[-1]["event"] == "report", events[-1]
     html = events[-1]["html"]
-    said = "(alpha 0.2); contrasted with: base model without tool, weight −0.25"
+    said = "(alpha 0.2) against base model without tool, weight −0.25"
     assert f"<b>grounded</b> {said}" in html
     assert "<span>&lt;b&gt;</span>" in html and "<b></" not in html
     streamed = [body for _, body in made.bodies if body.get("stream")]

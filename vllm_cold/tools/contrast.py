@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a prompt of a file or a command line is contrasted with, and what each stream of it reads.
+"""What a prompt is contrasted with, in a file or on a command line, and what each stream reads.
 
 A row's ``cold_*`` keys are those of ``vllm_xargs``: it is what a client would send. A command's
 options are their defaults. Imports no vLLM.
@@ -12,7 +12,7 @@ import json
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn, cast
+from typing import Any, NoReturn
 
 from vllm_cold.errors import ColdError
 from vllm_cold.rules import registry
@@ -27,6 +27,7 @@ from vllm_cold.settings.amateurs import (
     TokenIds,
     Without,
     describe,
+    media_parts,
     says_what,
 )
 from vllm_cold.settings.arguments import Contrast as Contrast  # for other tools, too
@@ -43,7 +44,7 @@ from vllm_cold.settings.table import (
     read,
 )
 from vllm_cold.tools.errors import ToolError
-from vllm_cold.tools.pictures import Picture, has_media, seen
+from vllm_cold.tools.pictures import Picture, seen
 
 Turns = tuple[tuple[str, str], ...]
 """Chat messages: role and content."""
@@ -229,13 +230,6 @@ def with_pictures(prompt: str | Turns, pictures: Sequence[Picture]) -> Prompt:
     return Pictured(turns, tuple(pictures))
 
 
-def start_of(prompt: Prompt) -> str:
-    """A prompt's first characters, to know it by."""
-    if isinstance(prompt, Pictured):
-        return next(text for role, text in prompt.turns if role == "user")[:40]
-    return (prompt if isinstance(prompt, str) else prompt[0][1])[:40]
-
-
 def kept(prompt: Prompt) -> Any:
     """A prompt as JSON that says what it was, with names and digests of pictures."""
     if not isinstance(prompt, Pictured):
@@ -244,29 +238,21 @@ def kept(prompt: Prompt) -> Any:
     return {"messages": prompt.turns, "images": pictures}
 
 
-def messages_of(prompt: Prompt, chat: bool = False) -> list[dict[str, Any]] | None:
-    """The messages of a prompt; None for one that is a text, which with ``chat`` is a user's
-    message.
-    """
+Content = Text | Messages
+"""What a stream reads, before it is token ids."""
+
+
+def expert_reads(prompt: Prompt, chat: bool = False) -> Content:
+    """What an expert reads; with ``chat`` a text is a user's message."""
     if isinstance(prompt, str):
-        return [{"role": "user", "content": prompt}] if chat else None
+        return Messages([{"role": "user", "content": prompt}]) if chat else Text(prompt)
     turns = prompt.turns if isinstance(prompt, Pictured) else prompt
     messages: list[dict[str, Any]] = [{"role": role, "content": text} for role, text in turns]
     if isinstance(prompt, Pictured):
         asks = next(one for one in messages if one["role"] == "user")
         parts = [one.part() for one in prompt.pictures]
         asks["content"] = [*parts, {"type": "text", "text": asks["content"]}]
-    return messages
-
-
-Content = Text | Messages
-"""What a stream reads, before it is token ids."""
-
-
-def expert_reads(prompt: Prompt, chat: bool = False) -> Content:
-    """What an expert reads; ``chat`` as for ``messages_of``."""
-    messages = messages_of(prompt, chat)
-    return Text(cast(str, prompt)) if messages is None else Messages(messages)
+    return Messages(messages)
 
 
 def reads_args(reads: Content) -> dict[str, Any]:
@@ -294,11 +280,6 @@ def amateur_reads(whole: Content, one: AmateurSpec) -> Content | None:
             left = source.of(field, whole.value if isinstance(whole, Messages) else None)
             return Messages(left)
         case Distorted():
-            if media_in(whole) is None:
+            if isinstance(whole, Text) or not any(map(media_parts, whole.value)):
                 raise ColdError(field, source.value, "is for prompts with an image; give one")
-            return Messages(seen(cast(Messages, whole).value, source.view))
-
-
-def media_in(reads: Content | None) -> Messages | None:
-    """What is read, if there is more than text in it."""
-    return reads if isinstance(reads, Messages) and has_media(reads.value) else None
+            return Messages(seen(whole.value, source.view))

@@ -3,7 +3,7 @@
 
 A sub-command is a module with ``add_parser(subparsers)``, which describes its options and sets
 ``run``: a function of the parsed arguments that returns the exit status. What a sub-command needs
-beside the standard library is imported when it runs, so that ``--help`` answers at once.
+besides the standard library is imported when it runs, so that ``--help`` answers at once.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ class _Version(argparse.Action):
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser of the command and all sub-commands."""
+    """The parser of all sub-commands."""
     parser = argparse.ArgumentParser(
-        prog="vllm-cold", description="See, tune and check Contrastive LoRA Decoding in vLLM."
+        prog="vllm-cold", description="See, tune and check contrastive decoding in vLLM."
     )
     parser.add_argument(
         "--version",
@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit status: 0, 1 for a negative result, 2 for a mistake that one sentence names, 3 for
-        a fault of this program's, with its traceback, 130 after Ctrl-C.
+        a fault of this program, with its traceback, 130 after Ctrl-C.
     """
     options = build_parser().parse_args(arguments)
     try:

@@ -122,16 +122,6 @@ def _seen(data: bytes, view: View) -> bytes:
     return kept.getvalue()
 
 
-def _parts(message: Mapping[str, Any]) -> list[Any]:
-    content = message.get("content")
-    return [] if content is None or isinstance(content, str) else list(content)
-
-
-def has_media(messages: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether something in messages is not text."""
-    return any(part.get("type", "text") != "text" for one in messages for part in _parts(one))
-
-
 def seen(messages: Sequence[Mapping[str, Any]], view: View) -> list[dict[str, Any]]:
     """Messages, with what an amateur sees of their pictures."""
     return _changed(messages, lambda picture: replace(picture, view=view))
@@ -150,7 +140,9 @@ def _changed(
         return {**one, "image_url": change(picture)} if isinstance(picture, Picture) else one
 
     return [
-        {**one, "content": [part(each) for each in parts]} if (parts := _parts(one)) else {**one}
+        {**one, "content": list(map(part, one["content"]))}
+        if isinstance(one.get("content"), list)
+        else {**one}
         for one in messages
     ]
 

@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 import argparse
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Self
 
 import httpx
 import openai
@@ -26,18 +27,16 @@ from vllm_cold.tools.pictures import without_data
 from vllm_cold.vllm.versions import vllm_version
 
 # Options of a command that are for a server; False and None: not given.
-OPTIONS = ("api_key", "insecure_http")
+_OPTIONS = ("api_key", "insecure_http")
 
 
-class Card(BaseModel):
-    """A model that is served; an adapter's parent is its base model."""
-
+class _Card(BaseModel):
     id: str
-    parent: str | None = None
+    parent: str | None = None  # of an adapter: its base model
 
 
 class _Cards(BaseModel):
-    data: list[Card]
+    data: list[_Card]
 
 
 class Server:
@@ -46,8 +45,7 @@ class Server:
     Args:
         url: The server's address, with or without ``/v1``.
         adapter: The name of the expert on the server, None for the base model.
-        amateurs: The names of the amateurs' adapters, where they are given; the base model's is one
-            too.
+        amateurs: Names of amateurs' adapters, or the base model's.
         model: The base model's name on the server; None for the adapter's parent, or the first
             that is served.
         api_key: None for the environment's ``COLD_API_KEY``, if there is one.
@@ -103,9 +101,28 @@ class Server:
                     f"{self.called}: a key or password would cross the network unencrypted; "
                     "use https://, or --insecure-http to send it all the same"
                 )
-        cards = self._list_models()
-        self.expert, self.base, self.loaded = self._names(cards, adapter, amateurs, model)
-        self.title, self.about = self.base, f"server at {self.root}"
+        parents = self._list_models()
+        self.expert = adapter
+        self.loaded = sorted(name for name, parent in parents.items() if parent is not None)
+        bases = sorted(parents.keys() - {*self.loaded})
+        if adapter is not None:
+            self._check_adapter("--adapter", adapter)
+        first = next((name for name in parents if name in bases), None)
+        base = model or (first if adapter is None else parents[adapter])
+        if base is None or base not in bases:
+            raise ToolError(
+                f"--model={base}: no such base model on the server (there are: {', '.join(bases)})"
+            )
+        self.base = base
+        for name in amateurs:
+            if name != base:
+                self._check_adapter("--amateur", name)
+            if name == adapter:
+                raise ToolError(
+                    f"--amateur={name}: must differ from the expert; leave it out: an amateur is "
+                    "the base model, or the adapter where it has another prompt"
+                )
+        self.title, self.about = base, f"server at {self.root}"
         if own is not None:
             self.title, self.about = Path(own).name, f"vLLM {vllm_version()} on this machine"
         self._require_cold()
@@ -113,40 +130,26 @@ class Server:
     def close(self) -> None:
         self._client.close()
 
-    def _names(
-        self,
-        cards: Mapping[str, Card],
-        adapter: str | None,
-        amateurs: Sequence[str],
-        model: str | None,
-    ) -> tuple[str | None, str, list[str]]:
-        parents = {name: card.parent for name, card in cards.items()}
-        adapters = sorted(name for name, parent in parents.items() if parent is not None)
-        bases = [name for name, parent in parents.items() if parent is None]
+    def with_expert(self, adapter: str | None) -> Self:
+        """The same server with another expert; ToolError if it has not loaded the adapter."""
         if adapter is not None:
-            check_adapter("--adapter", adapter, adapters)
-        base = model or (parents[adapter] if adapter is not None else next(iter(bases), None))
-        if base is None or base not in bases:
-            raise ToolError(
-                f"--model={base}: no such base model on the server (there are: "
-                f"{', '.join(sorted(bases))})"
-            )
-        for name in amateurs:
-            if name != base:
-                check_adapter("--amateur", name, adapters)
-            if name == adapter:
-                raise ToolError(
-                    f"--amateur={name}: must differ from the expert; leave it out: an amateur is "
-                    "the base model, or the adapter where it has another prompt"
-                )
-        return adapter, base, adapters
+            self._check_adapter("--adapter", adapter)
+        other = copy.copy(self)
+        other.expert = adapter
+        return other
 
-    def _list_models(self) -> dict[str, Card]:
-        """What the server tells of its models, by their names."""
+    def _check_adapter(self, option: str, name: str) -> None:
+        if name not in self.loaded:
+            names = ", ".join(self.loaded) or "none"
+            raise ToolError(f"{option}={name}: no such adapter on the server (loaded: {names})")
+
+    def _list_models(self) -> dict[str, str | None]:
+        """The models that are served, each with its parent."""
         with self.errors():
             try:
                 reply = self._client.models.with_raw_response.list()
-                return {card.id: card for card in _Cards.model_validate_json(reply.text).data}
+                cards = _Cards.model_validate_json(reply.text).data
+                return {card.id: card.parent for card in cards}
             except (ValidationError, openai.NotFoundError) as error:
                 raise ToolError(
                     f"{self.called}: what answers there is no vLLM server; give the address "
@@ -210,22 +213,11 @@ class Server:
         ) from error
 
 
-def check_adapter(option: str, name: str, loaded: Sequence[str]) -> None:
-    """Refuse an adapter that a server has not loaded."""
-    if name not in loaded:
-        names = ", ".join(loaded) or "none"
-        raise ToolError(f"{option}={name}: no such adapter on the server (loaded: {names})")
-
-
-def check_options(
-    options: argparse.Namespace, engine: Sequence[str], server: Sequence[str] = OPTIONS
-) -> None:
-    """Refuse what would be ignored: an engine's options with --url, a server's without. What is not
-    given is None, or False of a server's.
-    """
-    for name in server if options.url is None else engine:
+def check_options(options: argparse.Namespace, engine: Sequence[str]) -> None:
+    """Refuse what would be ignored: with --url the options ``engine``, without it a server's."""
+    for name in _OPTIONS if options.url is None else engine:
         value = getattr(options, name)
-        if value is None or (value is False and name in server):
+        if value is None or (value is False and name in _OPTIONS):
             continue
         option = "--" + ("no-" if value is False else "") + name.replace("_", "-")
         if options.url is None:

@@ -19,10 +19,10 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser = subparsers.add_parser(
         "doctor",
         help="report on this installation and test it, for bug reports",
-        description="Report versions, platform, plugin, kernels and what vLLM breaks, and decode "
-        "with a tiny model to compare with a reference, as markdown. Ends with status 1 if "
-        "something is wrong. Values of environment variables are shown only for a list of known, "
-        "harmless names.",
+        description="Report versions, platform, plugin, kernels and changed interfaces of vLLM as "
+        "markdown; decode with a tiny model and compare with a reference. Ends with status 1 if "
+        "something is wrong. Environment variables are shown with their values only if they are "
+        "known to be harmless.",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument(
@@ -33,20 +33,11 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print the report; 1 if it names a problem, else 0."""
-    from vllm_cold.tools.doctor.report import (
-        Entry,
-        Section,
-        Status,
-        count,
-        examine,
-        to_json,
-        to_markdown,
-    )
-
     environment = dict(os.environ)  # before anything is imported that changes it
     # What vLLM logs would stand in the middle of the report, which says the same.
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    from vllm_cold.tools.doctor import machine, sections, self_test
+    from vllm_cold.tools.doctor import machine, report, sections, self_test
+    from vllm_cold.tools.doctor.report import Entry, Section, Status, examine
 
     found = [
         examine("Versions", machine.installed),
@@ -63,5 +54,5 @@ def run(options: argparse.Namespace) -> int:
         if not options.no_self_test:
             print("vllm-cold doctor: self-test, about half a minute ...", file=sys.stderr)
         found += [examine(title, look) for title, look in looks.items()]
-    print(to_json(found) if options.json else to_markdown(found))
-    return int(count(found, Status.PROBLEM) > 0)
+    print(report.to_json(found) if options.json else report.to_markdown(found))
+    return int(report.count(found, Status.PROBLEM) > 0)

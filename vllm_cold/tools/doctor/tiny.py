@@ -1,20 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """A tiny random Llama and LoRA adapters, written as vLLM, transformers and peft load them.
 
-The doctor's self-test decodes with them, and so do the tests. Only torch and safetensors are
-needed, which every vLLM brings; there is no tokenizer: prompts are token ids. The same seeds give
-the same files.
+The doctor's self-test decodes with them, and so do the tests. There is no tokenizer: prompts are
+token ids. The same seeds give the same files.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
 VOCAB_SIZE, SPECIAL_TOKENS = 512, 4  # <unk>, <pad>, <s>, </s>
 RANK = 8
@@ -47,38 +46,32 @@ def write_model(folder: Path, sizes: Mapping[str, int], seed: int, std: float = 
     does not come up by chance. ``sizes`` is as ``SIZES``, ``std`` the weights' standard deviation.
     """
     import torch
+    from safetensors.torch import save_file
+    from transformers import LlamaConfig
 
-    config = {
+    options: dict[str, Any] = {
         "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
+        "dtype": "float32",
         "vocab_size": VOCAB_SIZE,
         "num_hidden_layers": 2,
-        **sizes,
         "max_position_embeddings": 512,
-        "rms_norm_eps": 1e-6,
-        "rope_theta": 10000.0,
-        "hidden_act": "silu",
-        "tie_word_embeddings": False,
         "pad_token_id": 1,
         "bos_token_id": 2,
         "eos_token_id": 3,
-        "torch_dtype": "float32",
+        **sizes,
     }
+    config = LlamaConfig(**options)
+    config.save_pretrained(folder)
     generator = torch.Generator().manual_seed(seed)
-
-    def draw(*shape: int) -> Tensor:
-        return torch.empty(shape).normal_(0.0, std, generator=generator)
-
-    hidden = sizes["hidden_size"]
-    weights = {"model.embed_tokens.weight": draw(VOCAB_SIZE, hidden)}
-    for name, shape in _linear(config):
-        weights[f"{name}.weight"] = draw(*shape)
-    weights["lm_head.weight"] = draw(VOCAB_SIZE, hidden)
+    weights = {
+        # The vectors are those of norms.
+        name: torch.ones(one.shape)
+        if one.ndim == 1
+        else torch.empty(one.shape).normal_(0.0, std, generator=generator)
+        for name, one in _without_weights(config).named_parameters()
+    }
     weights["lm_head.weight"][:SPECIAL_TOKENS] = 0.0
-    norms = ("layers.{}.input_layernorm", "layers.{}.post_attention_layernorm", "norm")
-    for name in {norm.format(layer) for norm in norms for layer in range(2)}:
-        weights[f"model.{name}.weight"] = torch.ones(hidden)
-    _save(folder, "config.json", config, "model.safetensors", weights)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def write_adapter(
@@ -91,53 +84,38 @@ def write_adapter(
     (the model's own weights have 0.3); 0 gives an adapter that changes nothing.
     """
     import torch
+    from safetensors.torch import save_file
+    from transformers import LlamaConfig
 
-    model_config = json.loads((model / "config.json").read_text())
-    modules = dict(_linear(model_config))
+    generator = torch.Generator().manual_seed(seed)
+    std_b = scale / (2.0 * rank**0.5)  # 2 * B @ A sums as many products as the rank, hence the root
+    weights: dict[str, Tensor] = {}
+    for name, layer in _without_weights(LlamaConfig.from_pretrained(model)).named_modules():
+        if isinstance(layer, torch.nn.Linear) and name != "lm_head":
+            prefix = f"base_model.model.{name}.lora_"
+            a = torch.empty(rank, layer.in_features).normal_(0.0, 1.0, generator=generator)
+            b = torch.empty(layer.out_features, rank).normal_(0.0, 1.0, generator=generator)
+            weights |= {f"{prefix}A.weight": a, f"{prefix}B.weight": b.mul_(std_b)}
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "r": rank,
         "lora_alpha": 2 * rank,
-        "target_modules": sorted({name.rpartition(".")[2] for name in modules}),
+        "target_modules": sorted({name.split(".")[-3] for name in weights}),
         "bias": "none",
     }
-    generator = torch.Generator().manual_seed(seed)
-    std_b = scale / (2.0 * rank**0.5)  # 2 * B @ A sums as many products as the rank, hence the root
-    weights: dict[str, Tensor] = {}
-    for name, (size_out, size_in) in modules.items():
-        prefix = f"base_model.model.{name}.lora_"
-        a = torch.empty(rank, size_in).normal_(0.0, 1.0, generator=generator)
-        b = torch.empty(size_out, rank).normal_(0.0, 1.0, generator=generator)
-        weights |= {f"{prefix}A.weight": a, f"{prefix}B.weight": b.mul_(std_b)}
-    _save(folder, "adapter_config.json", config, "adapter_model.safetensors", weights)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     return folder
 
 
-def _linear(config: Mapping[str, Any]) -> Iterator[tuple[str, tuple[int, int]]]:
-    """Name, and size of output and input, of each linear layer of a Llama."""
-    hidden, intermediate = config["hidden_size"], config["intermediate_size"]
-    heads = config["num_attention_heads"]
-    head = config.get("head_dim") or hidden // heads
-    queries, keys = heads * head, config["num_key_value_heads"] * head
-    for layer in range(config["num_hidden_layers"]):
-        for name, shape in {
-            "self_attn.q_proj": (queries, hidden),
-            "self_attn.k_proj": (keys, hidden),
-            "self_attn.v_proj": (keys, hidden),
-            "self_attn.o_proj": (hidden, queries),
-            "mlp.gate_proj": (intermediate, hidden),
-            "mlp.up_proj": (intermediate, hidden),
-            "mlp.down_proj": (hidden, intermediate),
-        }.items():
-            yield f"model.layers.{layer}.{name}", shape
+def _without_weights(config: Any) -> nn.Module:
+    """The model's modules in their order, with shapes alone."""
+    import torch
+    from transformers import LlamaForCausalLM
 
-
-def _save(
-    folder: Path, config_name: str, config: object, weights_name: str, weights: dict[str, Tensor]
-) -> None:
-    from safetensors.torch import save_file
-
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / config_name).write_text(json.dumps(config))
-    save_file(weights, folder / weights_name, metadata={"format": "pt"})
+    untyped: Any = LlamaForCausalLM
+    with torch.device("meta"):
+        model: nn.Module = untyped(config)
+    return model

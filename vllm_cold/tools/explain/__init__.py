@@ -14,10 +14,11 @@ from vllm_cold.tools.address import add_options
 from vllm_cold.tools.contrast import OPTIONS, add_rule_option, add_rules, option_of
 from vllm_cold.tools.errors import named_libraries
 
-DESCRIPTION = """\ Decode prompts with an adapter, or with what an amateur does not read, greedily
-and with contrastive decoding. Show for each token how far expert and amateur disagree, which
-candidates there were and which won. Writes one HTML page that needs no network, and prints the same
-in the terminal.
+DESCRIPTION = """\
+Decode prompts with an adapter, or with what an amateur does not read, greedily and with
+contrastive decoding. Show for each token how far expert and amateur disagree, which
+candidates there were and which was chosen. Write one HTML page that needs no network, and print the
+same in the terminal.
 """
 
 EPILOG = """\
@@ -59,16 +60,16 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     one(
         "--serve",
         action="store_true",
-        help="a page at a port of its own, which takes prompts and shows their answers "
-        "while they are decoded; the other options are what it starts with",
+        help="serve a page that takes prompts and shows their answers while they are decoded; the "
+        "other options are what its form starts with",
     )
     prompts(
         "--image",
         metavar="FILE",
         type=Path,
         action="append",
-        help="a picture in front of the text of the first user's message, of each prompt that has "
-        "none of its own; repeat it for several; the prompt is then a chat",
+        help="a picture before the text of the first user's message, for each prompt without "
+        "pictures of its own; repeat it for several; the prompt is then a chat",
     )
     prompts("--chat", action="store_true", help="put each prompt into the model's chat template")
     prompts("--max-tokens", metavar="N", type=int, default=64, help="length of answers (64)")
@@ -78,14 +79,14 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     models(
         "--adapter",
         metavar="PATH",
-        help="the expert's folder, or NAME=PATH to call it something else; with --url, the name of "
-        "an adapter that the server has loaded; left out: the base model, guided by its prompt",
+        help="the expert's folder, or NAME=PATH to give it another name; with --url, the name of "
+        "an adapter that the server has loaded (default: none, the expert is the base model)",
     )
     models(
         "--amateur",
         metavar="PATH",
         action="append",
-        help="another adapter to contrast with, PATH as for --adapter, or --model's own text for "
+        help="another adapter to contrast with, PATH as for --adapter, or the value of --model for "
         "the base model; repeat it for several amateurs",
     )
     models(
@@ -96,7 +97,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     add_options(group)
 
-    settings = parser.add_argument_group("Contrastive LoRA Decoding")
+    settings = parser.add_argument_group("contrastive decoding")
     cold = settings.add_argument
     for name, setting in SETTINGS.items():
         if name == "rule":

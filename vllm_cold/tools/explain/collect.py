@@ -3,48 +3,83 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Sequence
 from itertools import pairwise
 
 from vllm_cold.settings.amateurs import AmateurSpec, Messages, Text, Without
-from vllm_cold.tools.contrast import Content, adapter_of, amateur_reads, expert_reads
+from vllm_cold.tools.contrast import Content, adapter_of, amateur_reads
 from vllm_cold.tools.explain import account
 from vllm_cold.tools.explain.prompts import Question
 from vllm_cold.tools.explain.record import BASE, Answer, Explanation, Piece, Report, ShownAmateur
-from vllm_cold.tools.explain.source import Decoded, Source, side_by_side
+from vllm_cold.tools.explain.source import Decoded, answer, side_by_side
 from vllm_cold.tools.pictures import text_of
+from vllm_cold.tools.server import Server
+
+CONTRASTIVE = "contrastive"  # what settings without a preset are called
 
 
 async def explain(
-    source: Source,
-    prompts: Sequence[Question],
-    method: str = "contrastive decoding",
-    *,
-    max_tokens: int = 64,
-    progress: Callable[[str], None] = lambda _: None,
+    server: Server, prompts: Sequence[Question], preset: str | None, max_tokens: int
 ) -> Report:
-    """Decode and explain prompts.
+    """Decode and explain prompts; says on stderr what is decoded.
 
     Args:
-        source: A server.
+        server: What is asked.
         prompts: With what each is contrasted with, and the same settings.
-        method: What that is called.
+        preset: The name of these settings, if they have one.
         max_tokens: The length of answers.
-        progress: Called with a few words before each part.
 
     Raises:
         ToolError: the server refuses a prompt, or cannot answer.
     """
-    progress(f"decoding with {method}")
-    cold = await side_by_side(source.answer(one, False, max_tokens) for one in prompts)
-    progress("decoding greedily")
-    greedy = await side_by_side(source.answer(one, True, max_tokens) for one in prompts)
-    return make_report(source, prompts, method, list(zip(cold, greedy, strict=True)))
+    async with server.client:
+        print("decoding with the contrast ...", file=sys.stderr, flush=True)
+        cold = await side_by_side(answer(server, one, False, max_tokens) for one in prompts)
+        print("decoding greedily ...", file=sys.stderr, flush=True)
+        greedy = await side_by_side(answer(server, one, True, max_tokens) for one in prompts)
+    return make_report(server, prompts, preset, list(zip(cold, greedy, strict=True)))
 
 
-def make_answer(asked: Question, decoded: Decoded | None, method: str, *, greedy: bool) -> Answer:
-    """The method's answer or the expert's own; without steps where there is none yet."""
-    title = "Greedy" if greedy else method
+def make_report(
+    server: Server,
+    prompts: Sequence[Question],
+    preset: str | None,
+    answers: Sequence[tuple[Decoded | None, Decoded | None]],
+) -> Report:
+    """A report of each prompt's answers, contrastive and greedy; None while there is none."""
+    method, settings = preset or CONTRASTIVE, prompts[0].contrast.settings
+    cap = "" if settings.expert_top_k is None else f", expert_top_k {settings.expert_top_k}"
+    return Report(
+        model=server.title,
+        adapter=server.expert or BASE,
+        source=server.about,
+        method=method,
+        settings=f"alpha {settings.alpha:g}{cap}",
+        explanations=tuple(
+            Explanation(
+                pieces=_pieces(one.reads),
+                tokens=None if cold is None else cold.num_prompt_tokens,
+                amateurs=tuple(
+                    _amateur(server, one, spec, str(settings.rule) if weight is None else weight)
+                    for spec, weight in zip(
+                        one.contrast.amateurs, one.contrast.weights, strict=True
+                    )
+                ),
+                answers=(
+                    _answer(one, cold, method),
+                    _answer(one, greedy, None),
+                ),
+            )
+            for one, (cold, greedy) in zip(prompts, answers, strict=True)
+        ),
+    )
+
+
+def _answer(asked: Question, decoded: Decoded | None, method: str | None) -> Answer:
+    """The method's answer, or (None) the expert's own; without steps while there is none yet."""
+    greedy = method is None
+    title = "Greedy" if method is None else "Contrastive" if method == CONTRASTIVE else method
     if decoded is None:
         return Answer(title=title, greedy=greedy)
     alone = [told.text(token) for told, token in zip(decoded.told, decoded.tokens, strict=True)]
@@ -54,7 +89,7 @@ def make_answer(asked: Question, decoded: Decoded | None, method: str, *, greedy
             now,
             token,
             piece,
-            None if greedy else method,
+            method,
             ruled=not greedy and asked.contrast.settings.rule is not None,
             ends=account.ending(now, then),
         )
@@ -68,43 +103,8 @@ def make_answer(asked: Question, decoded: Decoded | None, method: str, *, greedy
     )
 
 
-def make_report(
-    source: Source,
-    prompts: Sequence[Question],
-    method: str,
-    answers: Sequence[tuple[Decoded | None, Decoded | None]],
-) -> Report:
-    """A report of each prompt's answers, by the method and greedy; None while there is none."""
-    settings = prompts[0].contrast.settings
-    cap = "" if settings.expert_top_k is None else f", expert_top_k {settings.expert_top_k}"
-    return Report(
-        model=source.title,
-        adapter=source.expert or BASE,
-        source=source.about,
-        method=method,
-        settings=f"alpha {settings.alpha:g}{cap}",
-        explanations=tuple(
-            Explanation(
-                pieces=_pieces(expert_reads(one.row.prompt, one.chat)),
-                tokens=None if cold is None else cold.num_prompt_tokens,
-                amateurs=tuple(
-                    _amateur(source, one, spec, str(settings.rule) if weight is None else weight)
-                    for spec, weight in zip(
-                        one.contrast.amateurs, one.contrast.weights, strict=True
-                    )
-                ),
-                answers=(
-                    make_answer(one, cold, method, greedy=False),
-                    make_answer(one, greedy, method, greedy=True),
-                ),
-            )
-            for one, (cold, greedy) in zip(prompts, answers, strict=True)
-        ),
-    )
-
-
 def _amateur(
-    source: Source, asked: Question, spec: AmateurSpec, weight: float | str
+    server: Server, asked: Question, spec: AmateurSpec, weight: float | str
 ) -> ShownAmateur:
     reads = ""
     if spec.source is not None:
@@ -113,10 +113,10 @@ def _amateur(
         if isinstance(spec.source, Without) and isinstance(spec.source.items[0], int):
             reads = f" without message {spec.source.value}"
     said = weight if isinstance(weight, str) else f"{weight:+g}" if weight else "0"
-    adapter = adapter_of(spec, source.expert, source.base, source.loaded)
+    adapter = adapter_of(spec, server.expert, server.base, server.loaded)
     return ShownAmateur(
         label=f"{adapter or BASE}{reads}, weight {said}",
-        pieces=_pieces(amateur_reads(expert_reads(asked.row.prompt, asked.chat), spec)),
+        pieces=_pieces(amateur_reads(asked.reads, spec)),
     )
 
 

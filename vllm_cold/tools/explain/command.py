@@ -6,7 +6,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -16,13 +15,12 @@ from rich.console import Console
 from vllm_cold.errors import ColdError
 from vllm_cold.settings.amateurs import read_prompt
 from vllm_cold.settings.table import PREFIX, SETTINGS
-from vllm_cold.tools.adapters import engine_arguments, read_adapters
+from vllm_cold.tools.adapters import engine_arguments, read_adapter, read_adapters
 from vllm_cold.tools.contrast import option_args, refuse_equal, with_pictures
 from vllm_cold.tools.errors import ToolError
-from vllm_cold.tools.explain import collect, page, terminal
+from vllm_cold.tools.explain import page, terminal
+from vllm_cold.tools.explain.collect import explain
 from vllm_cold.tools.explain.prompts import Question, Row, ask, read_prompts
-from vllm_cold.tools.explain.record import Report
-from vllm_cold.tools.explain.source import Source
 from vllm_cold.tools.own_server import serving
 from vllm_cold.tools.pictures import read_picture
 from vllm_cold.tools.server import Server, check_options
@@ -51,10 +49,7 @@ def ask_all(options: argparse.Namespace, rows: Sequence[Row] | None = None) -> l
     rows = _read_rows(options) if rows is None else rows
     named: dict[str, str] = {}
     if options.url is None:
-        paths = amateur_paths(options)
-        named = {
-            path: one.name for path, one in zip(paths, read_adapters(None, paths), strict=True)
-        }
+        named = {path: read_adapter("--amateur", path).name for path in amateur_paths(options)}
     args = option_args(options, named)
     for name in (*SETTINGS, "preset"):
         if (value := getattr(options, name)) is not None:
@@ -122,7 +117,7 @@ def run(options: argparse.Namespace) -> int:
     asked = ask_all(options)
     check_page(options.html)
     with opened_server(options) as server:
-        report = asyncio.run(_explain(server, asked, options))
+        report = asyncio.run(explain(server, asked, options.preset, options.max_tokens))
     try:
         options.html.write_text(page.render(report), encoding="utf-8")
     except OSError as error:
@@ -131,17 +126,3 @@ def run(options: argparse.Namespace) -> int:
     terminal.show(console, report)
     console.print(f"page: {options.html}", markup=False, soft_wrap=True)
     return 0
-
-
-async def _explain(
-    server: Server, asked: Sequence[Question], options: argparse.Namespace
-) -> Report:
-    method, source = options.preset or "contrastive decoding", Source(server, server.expert)
-    async with server.client:
-        return await collect.explain(
-            source, asked, method, max_tokens=options.max_tokens, progress=_tell
-        )
-
-
-def _tell(text: str) -> None:
-    print(f"{text} ...", file=sys.stderr, flush=True)

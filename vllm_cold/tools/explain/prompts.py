@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from vllm_cold.errors import ColdError
-from vllm_cold.settings.amateurs import CannotLeaveOut, says_what
+from vllm_cold.settings.amateurs import CannotLeaveOut, Messages, says_what
 from vllm_cold.settings.arguments import parse_request_args
 from vllm_cold.settings.table import PREFIX, preset_of
 from vllm_cold.tools.contrast import (
+    Content,
     Contrast,
     Prompt,
     amateur_reads,
@@ -20,7 +21,6 @@ from vllm_cold.tools.contrast import (
     expert_reads,
     merge,
     read_contrast,
-    start_of,
     with_pictures,
 )
 from vllm_cold.tools.errors import ToolError
@@ -45,16 +45,9 @@ class Row:
     where: str = ""
 
     def refusal(self, error: ColdError | str) -> ToolError:
-        """An error about flat arguments, as one about what the user has written: the command's
-        options, or the keys of a file's row.
-        """
+        """An error about flat arguments; it names what the user has written (``as_written``)."""
         said = without_data(error if isinstance(error, str) else as_written(error, self.args))
         return ToolError(f"{self.where}: {said}" if self.where else said)
-
-    @property
-    def start(self) -> str:
-        """Its first characters, to know it by."""
-        return start_of(self.prompt)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,13 +56,13 @@ class Question:
 
     Attributes:
         row: The prompt as it was given.
-        chat: Whether a text goes through the chat template, as a user's message.
+        reads: What the expert reads.
         args: All ``cold_*`` keys, as a client would send them.
         contrast: What they say.
     """
 
     row: Row
-    chat: bool
+    reads: Content
     args: Mapping[str, Any]
     contrast: Contrast
 
@@ -85,29 +78,31 @@ def ask(row: Row, options: Mapping[str, Any], chat: bool = False) -> Question:
     Raises:
         ToolError: what is said of its amateurs does not fit together, or not to the prompt.
     """
-    preset_s: dict[str, Any] = {}
+    reads = expert_reads(row.prompt, chat)
+    of_preset: dict[str, Any] = {}
     try:
         args = merge(options, row.args)
-        preset_s = _left_out(args, chat or not isinstance(row.prompt, str))
-        args |= preset_s
+        if isinstance(reads, Messages):
+            of_preset = _left_out(args)
+        args |= of_preset
         contrast = read_contrast(args)
         for one in contrast.amateurs:
-            amateur_reads(expert_reads(row.prompt, chat), one)
+            amateur_reads(reads, one)
     except ColdError as error:
-        if isinstance(error, CannotLeaveOut) and preset_s:
+        if isinstance(error, CannotLeaveOut) and of_preset:
             raise row.refusal(
                 f"--preset={args[PREFIX + 'preset']}: leaves {error.value} out of a chat, and "
                 f"{error.problem}; add one, or say with --without what the amateur does not read"
             ) from error
         raise row.refusal(error) from error
-    return Question(row, chat, args, contrast)
+    return Question(row, reads, args, contrast)
 
 
-def _left_out(args: Mapping[str, Any], chat: bool) -> dict[str, Any]:
+def _left_out(args: Mapping[str, Any]) -> dict[str, Any]:
     """What a preset leaves out of a chat where nobody says it, as on a server."""
     given = parse_request_args(args).contrast
     preset = preset_of(given)
-    if preset is None or not chat or says_what(given):
+    if preset is None or says_what(given):
         return {}
     if preset.images is not None:
         return {PREFIX + "images": preset.images}

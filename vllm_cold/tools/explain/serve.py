@@ -12,7 +12,8 @@ import copy
 import ipaddress
 import json
 import socket
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator
+from functools import partial
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
@@ -27,11 +28,12 @@ from vllm_cold.settings.table import SETTINGS, read
 from vllm_cold.tools.address import is_loopback
 from vllm_cold.tools.contrast import Prompt, with_pictures
 from vllm_cold.tools.errors import ToolError
-from vllm_cold.tools.explain import collect, page, visible
+from vllm_cold.tools.explain import page, visible
+from vllm_cold.tools.explain.collect import make_report
 from vllm_cold.tools.explain.command import ask_all, check, opened_server
 from vllm_cold.tools.explain.prompts import Row
 from vllm_cold.tools.explain.record import Report
-from vllm_cold.tools.explain.source import Decoded, Source, side_by_side
+from vllm_cold.tools.explain.source import answer, side_by_side
 from vllm_cold.tools.pictures import picture_of_url
 from vllm_cold.tools.server import Server
 
@@ -71,11 +73,12 @@ class _Form(BaseModel):
         found = copy.copy(options)
         found.chat, found.max_tokens = self.chat, self.max_tokens
         for name in ("adapter", "preset", "without", "images", *SETTINGS):
-            text = getattr(self, name)
-            value = [text] if name in ("without", "images") else text
-            setattr(
-                found, name, (read(name, text) if name in SETTINGS else value) if text else None
-            )
+            value: Any = getattr(self, name) or None
+            if value and name in SETTINGS:
+                value = read(name, value)
+            elif value and name in ("without", "images"):
+                value = [value]
+            setattr(found, name, value)
         return found
 
     def prompt_with(self) -> Prompt:
@@ -106,19 +109,18 @@ async def _work(server: Server, options: argparse.Namespace, body: bytes, events
             raise ToolError(f"{where or 'form'}: {error.errors()[0]['msg']}") from error
         given = form.on(options)
         check(given)
-        method = given.preset or "contrastive decoding"
-        source = Source(server, given.adapter)
+        asking = server.with_expert(given.adapter)
         prompts = ask_all(given, [Row(form.prompt_with(), {})])
-        tell(_shown("start", collect.make_report(source, prompts, method, [(None, None)])))
+        tell(_shown("start", make_report(asking, prompts, given.preset, [(None, None)])))
 
-        def follow(place: int, greedy: bool) -> Awaitable[Decoded]:
-            def told(text: str) -> None:
-                tell({"event": "text", "place": place, "text": visible.in_text(text, 0)})
+        def told(place: int, text: str) -> None:
+            tell({"event": "text", "place": place, "text": visible.in_text(text, 0)})
 
-            return source.answer(prompts[0], greedy, given.max_tokens, told)
-
-        cold, greedy = await side_by_side((follow(0, False), follow(1, True)))
-        tell(_shown("report", collect.make_report(source, prompts, method, [(cold, greedy)])))
+        cold, greedy = await side_by_side(
+            answer(asking, prompts[0], greedy, given.max_tokens, partial(told, place))
+            for place, greedy in enumerate((False, True))
+        )
+        tell(_shown("report", make_report(asking, prompts, given.preset, [(cold, greedy)])))
     except ToolError as error:
         tell({"event": "error", "text": str(error)})
     finally:
@@ -171,7 +173,7 @@ def make_app(options: argparse.Namespace, server: Server) -> Starlette:
             return Response(status_code=400)
         return HTMLResponse(page.render_live(options, server), headers=_HEADERS)
 
-    async def answer(request: Request) -> Response:
+    async def ask(request: Request) -> Response:
         if not _is_ours(request, options.host):
             return Response(status_code=400)
         # Another page's script may send a form here, but not this type unasked.
@@ -180,7 +182,7 @@ def make_app(options: argparse.Namespace, server: Server) -> Starlette:
         lines = _lines(server, options, await request.body())
         return StreamingResponse(lines, media_type="application/x-ndjson", headers=_HEADERS)
 
-    return Starlette(routes=[Route("/", home), Route("/answer", answer, methods=["POST"])])
+    return Starlette(routes=[Route("/", home), Route("/answer", ask, methods=["POST"])])
 
 
 def run(options: argparse.Namespace) -> int:

@@ -25,6 +25,7 @@ _HEAT = (
     "black on #e67b42",
 )
 _LISTED = 4  # candidates of a step in the short table
+_DIFFERENT = "greedy decoding would choose another token"
 
 
 def show(console: Console, report: Report) -> None:
@@ -44,33 +45,32 @@ def show(console: Console, report: Report) -> None:
         console.print(Rule(f"prompt {number} of {len(report.explanations)}", align="left"))
         console.print(_pieces(explanation.pieces))
         for one in explanation.amateurs:
-            said = f"{report.method} ({report.settings}): against {one.label}"
-            console.print(Text(said))
+            console.print(Text(f"{report.method} ({report.settings}) against {one.label}"))
             if one.pieces:
-                console.print(Padding(_pieces(one.pieces), (0, 0, 0, 2)))
+                console.print(Padding.indent(_pieces(one.pieces), 2))
         for answer in explanation.answers:
-            summary = words.summary(report, explanation, answer)
             console.print()
+            summary = words.summary(explanation, answer)
             console.print(Text.assemble((answer.title, "bold"), f"  {summary}"))
-            console.print(Padding(_tokens(answer, colours), (0, 0, 0, 2)))
-            if not answer.greedy and any(step.weights for step in answer.steps):
-                console.print(Padding(_weights(answer), (0, 0, 0, 2)))
+            console.print(Padding.indent(_tokens(answer, colours), 2))
+            if any(step.weights for step in answer.steps):
+                console.print(Padding.indent(_weights(answer), 2))
             for note in words.notes(answer):
-                console.print(Padding(Text(note, style="dim"), (0, 2)))
-            if not answer.greedy and any(step.differs for step in answer.steps):
+                console.print(Padding.indent(Text(note, style="dim"), 2))
+            if any(step.differs for step in answer.steps):
                 console.print(_table(report, explanation, answer))
 
 
 def _legend(colours: bool) -> Text:
     if not colours:
-        return Text("[brackets]: the contrast takes another token here than greedy")
+        return Text(f"[brackets]: {_DIFFERENT}")
     text = Text("disagreement in bits: ")
     for style, limit in zip(
         _HEAT, ("0", *(f"{x}+" for x in record.DIVERGENCE_CLASSES)), strict=True
     ):
         text.append(f" {limit} ", style=style)
     text.append("  ").append("underlined", style="bold underline")
-    return text.append(": the contrast takes another token here than greedy")
+    return text.append(f": {_DIFFERENT}")
 
 
 def _pieces(found: Sequence[Piece]) -> Text:
@@ -98,7 +98,7 @@ def _tokens(answer: Answer, colours: bool) -> Text:
 
 
 def _weights(answer: Answer) -> Text:
-    """Of each token the amateurs'."""
+    """The amateurs' weights at each token."""
     text = Text("weights: ", style="dim")
     for step in answer.steps:
         said = ["ended" if one is None else f"{one:.3g}" for one in step.weights or ()]
@@ -108,9 +108,9 @@ def _weights(answer: Answer) -> Text:
 
 
 def _table(report: Report, explanation: Explanation, answer: Answer) -> Table:
-    """The candidates where the method and greedy differ: the best valid ones, and greedy's."""
+    """The best candidates where the method and greedy differ, and greedy's own."""
     table = Table(
-        title=f"Where {report.method} and greedy differ",
+        title=f"Where {report.method} and greedy decoding differ",
         title_justify="left",
         title_style="bold",
         box=box.SIMPLE_HEAD,

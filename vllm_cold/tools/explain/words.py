@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is said of answers, on the page as in the terminal."""
+"""Sentences about answers, for the page and the terminal."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
 
-from vllm_cold.tools.explain.record import Answer, Explanation, Report
+from vllm_cold.tools.explain.record import Answer, Explanation
 
 
-def summary(report: Report, explanation: Explanation, answer: Answer) -> str:
-    """An answer in a line."""
+def summary(explanation: Explanation, answer: Answer) -> str:
+    """One line about an answer."""
     steps = answer.steps
     if not steps:
         return "decoding"
@@ -19,18 +19,19 @@ def summary(report: Report, explanation: Explanation, answer: Answer) -> str:
     ended = "finished (EOS or stop)" if answer.finish_reason == "stop" else "cut at --max-tokens"
     said = [f"{len(steps)} tokens, {ended}"]
     if not answer.greedy:
-        said.append(f"{differing} of them are not greedy's choice")
+        said.append(f"{differing} differ from greedy's choice")
     said.append(f"mean disagreement {mean:.3f} bits")
     cold, greedy = ([step.token for step in one.steps] for one in explanation.answers)
     if not answer.greedy and cold != greedy:
         # One of them may only be longer.
         same = [a == b for a, b in zip(cold, greedy, strict=False)]
-        said.append(f"leaves greedy's answer at token {(*same, False).index(False) + 1}")
+        first = (*same, False).index(False) + 1
+        said.append(f"first differs from the greedy answer at token {first}")
     return " · ".join(said)
 
 
 def notes(answer: Answer) -> Iterator[str]:
-    """What a reader has to know of an answer's numbers."""
+    """Remarks on single tokens of an answer."""
     for number, step in enumerate(answer.steps, 1):
         if step.ends:
             which = ", ".join(map(str, step.ends))
