@@ -157,7 +157,7 @@ def test_plugin_that_is_unavailable_or_not_registered_is_a_problem(
     assert find(sections.plugin(), "contrastive decoding").status is Status.OK
     monkeypatch.setattr("importlib.metadata.entry_points", lambda group: [])
     entry = find(sections.plugin(), "entry point")
-    assert (entry.status, entry.value) == (Status.PROBLEM, "not registered: install the package")
+    assert (entry.status, entry.value) == (Status.PROBLEM, "not registered; install the package")
 
 
 def test_scoring_says_why_it_falls_back(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,17 +13,17 @@ from typing import Any
 from vllm_cold import adapter_config
 from vllm_cold.tools.errors import ToolError
 
+_DTYPES = ("auto", "half", "float16", "bfloat16", "float", "float32")
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # vLLM's choices for --max-lora-rank
 # Arguments of vllm serve.
 ENGINE_OPTIONS: dict[str, Any] = {
-    "dtype": {"help": "(default: the model's)"},
+    "dtype": {"choices": _DTYPES, "help": "(default: the model's)"},
     "max_model_len": {"type": int, "help": "(default: the model's)"},
     "max_num_seqs": {"type": int, "help": "a contrastive request counts twice or more"},
     "gpu_memory_utilization": {"type": float},
     "tensor_parallel_size": {"type": int},
     "enforce_eager": {
-        "action": "store_true",
-        "default": None,
+        "action": argparse.BooleanOptionalAction,
         "help": "do not compile the model",
     },
 }

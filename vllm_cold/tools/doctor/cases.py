@@ -19,7 +19,7 @@ class Case:
         prompt: Token ids.
         right: The token ids that it must give.
         adapter: The request's adapter, None for the base model.
-        cold: The settings of a contrastive request; None for a plain one.
+        cold: The settings of a contrastive request; None for a regular one.
         amateur: Adapter to contrast with, None for the base model.
     """
 

@@ -20,7 +20,7 @@ def devices() -> list[Entry]:
     from vllm.platforms import current_platform
 
     if not type(current_platform).device_type:
-        said = "vLLM found none: reinstall vLLM for this machine"
+        said = "vLLM found none; reinstall vLLM for this machine"
         return [Entry("vLLM's platform", said, Status.PROBLEM)]
     here = current_platform.device_type
     entries = [
@@ -38,7 +38,7 @@ def devices() -> list[Entry]:
 
 
 def _memory() -> Entry:
-    """Whether an engine on CPU that is told nothing about memory would start now."""
+    """Whether an engine on CPU would start now with vLLM's default share of memory."""
     from vllm.engine.arg_utils import EngineArgs
     from vllm.utils import cpu_resource_utils
 
@@ -70,16 +70,17 @@ def plugin() -> list[Entry]:
             point.load()  # vLLM would log what it raises, and go on
             entries.append(Entry("entry point", f"{point.name} = {point.value}", Status.OK))
     if not entries:
-        entries = [Entry("entry point", "not registered: install the package", Status.PROBLEM)]
+        entries = [Entry("entry point", "not registered; install the package", Status.PROBLEM)]
     load_general_plugins()
     reason = availability.inactive()
-    if reason is None:
-        return [*entries, Entry("contrastive decoding", "available in this process", Status.OK)]
-    return [*entries, Entry("contrastive decoding", f"unavailable: {reason}", Status.PROBLEM)]
+    said, status = "available in this process", Status.OK
+    if reason is not None:
+        said, status = f"unavailable: {reason}", Status.PROBLEM
+    return [*entries, Entry("contrastive decoding", said, status)]
 
 
 def engine() -> list[Entry]:
-    """What a LoRA engine would be made of here, from a real engine's configuration."""
+    """The configuration that a LoRA engine would have here."""
     from vllm.engine.arg_utils import EngineArgs
 
     from vllm_cold.tools.doctor import self_test, tiny
@@ -96,17 +97,15 @@ def engine() -> list[Entry]:
         Entry("scheduler", str(scheduler.scheduler_cls or "vLLM's own")),
         Entry("logits processors", str(config.model_config.logits_processors or "none")),
     ]
+    said, status = "can be used in it", Status.OK
     if not is_configured(config):
         reason = unsupported(config) or "the plugin did not configure it."
-        return [
-            *entries,
-            Entry("contrastive decoding", f"cannot be used in it: {reason}", Status.PROBLEM),
-        ]
-    return [*entries, Entry("contrastive decoding", "can be used in it", Status.OK)]
+        said, status = f"cannot be used in it: {reason}", Status.PROBLEM
+    return [*entries, Entry("contrastive decoding", said, status)]
 
 
 def interfaces() -> list[Entry]:
-    """What the installed vLLM has of all that the package relies on."""
+    """Whether the installed vLLM has what the package relies on."""
     from vllm_cold import places
     from vllm_cold.vllm import versions
 

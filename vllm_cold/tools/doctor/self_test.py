@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -89,13 +90,13 @@ def compare(got: Sequence[Sequence[int]]) -> list[Entry]:
     """One entry for each case, and the result."""
     entries = []
     for case, ours in zip(CASES, got, strict=True):
-        said, status = f"the reference's {len(ours)} tokens", Status.OK
-        pairs = enumerate(zip_longest(ours, case.right, fillvalue="nothing"))
-        if differing := [(i, one, other) for i, (one, other) in pairs if one != other]:
-            first, one, other = differing[0]
-            said = f"differs first at token {first}: the engine has {one}, the reference {other}"
-            status = Status.PROBLEM
-        entries.append(Entry(case.name, said, status))
+        entry = Entry(case.name, f"the reference's {len(ours)} tokens", Status.OK)
+        for at, (one, other) in enumerate(zip_longest(ours, case.right, fillvalue="nothing")):
+            if one != other:
+                said = f"differs first at token {at}: the engine has {one}, the reference {other}"
+                entry = Entry(case.name, said, Status.PROBLEM)
+                break
+        entries.append(entry)
     wrong = sum(entry.status is Status.PROBLEM for entry in entries)
     if wrong:
         result = Entry("result", f"FAIL: {wrong} of {len(entries)} differ", Status.PROBLEM)
@@ -125,8 +126,10 @@ def run(timeout: float = 300.0) -> Section:
                 status: int | None = process.wait(timeout)
             except subprocess.TimeoutExpired:
                 status = None
-            finally:
-                _end(process)
+            finally:  # of all its processes, whatever state they are in
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
         seconds = time.monotonic() - start
         text = without_home(log.read_text(errors="replace"))
         end = "\n".join(text.splitlines()[-_LOG_LINES:])
@@ -139,8 +142,7 @@ def run(timeout: float = 300.0) -> Section:
         runner, tokens = json.loads((folder / _RESULT).read_text())
         what = f"{runner} runner, started and decoded in {seconds:.0f} s"
         entries = [Entry("engine", what), *compare(tokens)]
-        failed = any(entry.status is Status.PROBLEM for entry in entries)
-        return Section(TITLE, entries, end if failed else "")
+        return Section(TITLE, entries, "" if entries[-1].status is Status.OK else end)
 
 
 def _environment(environment: Mapping[str, str]) -> dict[str, str]:
@@ -157,16 +159,6 @@ def _environment(environment: Mapping[str, str]) -> dict[str, str]:
     }
     changed.pop("VLLM_CPU_KVCACHE_SPACE", None)  # it would win over kv_cache_memory_bytes
     return changed
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """End the engine's processes, whatever state they are in."""
-    try:
-        os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        return  # all of them have ended
-    finally:
-        process.wait()
 
 
 def main(folder: Path) -> None:

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from vllm_cold.settings.table import CONTRAST, SETTINGS, read
+from vllm_cold.tools.adapters import ENGINE_OPTIONS
 from vllm_cold.tools.address import add_options
 from vllm_cold.tools.contrast import OPTIONS, add_rule_option, add_rules, option_of
 from vllm_cold.tools.errors import named_libraries
@@ -114,16 +115,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         metavar = name.rpartition("_")[2].upper()
         reads(option_of(name), metavar=metavar, action="append", help=CONTRAST[name].about)
 
-    engine = parser.add_argument_group("the server that is started (without --url)").add_argument
-    dtypes = ("auto", "bfloat16", "float16", "float32")
-    engine("--dtype", choices=dtypes, help="as vLLM's (auto)")
-    engine("--max-model-len", metavar="N", type=int, help="as vLLM's")
-    engine("--gpu-memory-utilization", metavar="X", type=float, help="as vLLM's (its default)")
-    engine(
-        "--enforce-eager",
-        action=argparse.BooleanOptionalAction,
-        help="do not compile the model, which takes longer than a few prompts (default: on)",
+    engine = parser.add_argument_group(
+        "the server that is started (without --url), as for vllm serve",
+        "The model is compiled only with --no-enforce-eager: compiling takes longer than a few\n"
+        "prompts.",
     )
+    for name, option in ENGINE_OPTIONS.items():
+        engine.add_argument(option_of(name), **option)
 
     page = parser.add_argument_group("the page of --serve").add_argument
     page("--host", default="127.0.0.1", help="its address (127.0.0.1, this machine)")

@@ -15,7 +15,12 @@ from rich.console import Console
 from vllm_cold.errors import ColdError
 from vllm_cold.settings.amateurs import read_prompt
 from vllm_cold.settings.table import PREFIX, SETTINGS
-from vllm_cold.tools.adapters import engine_arguments, read_adapter, read_adapters
+from vllm_cold.tools.adapters import (
+    ENGINE_OPTIONS,
+    engine_arguments,
+    read_adapter,
+    read_adapters,
+)
 from vllm_cold.tools.contrast import option_args, refuse_equal, with_pictures
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.explain import page, terminal
@@ -25,13 +30,10 @@ from vllm_cold.tools.own_server import serving
 from vllm_cold.tools.pictures import read_picture
 from vllm_cold.tools.server import Server, check_options
 
-# What a running server cannot be asked; None: not given.
-ENGINE_OPTIONS = ("dtype", "max_model_len", "gpu_memory_utilization", "enforce_eager")
-
 
 def check(options: argparse.Namespace) -> None:
     """Refuse options that would be ignored, and answers without tokens."""
-    check_options(options, ENGINE_OPTIONS)
+    check_options(options, tuple(ENGINE_OPTIONS))
     if options.max_tokens < 1:
         raise ToolError(f"--max-tokens={options.max_tokens}: must be >= 1")
 
