@@ -211,14 +211,3 @@ def test_without_script(report: Report, file: Path, open_page: Any) -> None:
     page = open_page(file, java_script_enabled=False).page
     assert page.locator(".t").count() == sum(len(a.steps) for a in report.explanations[0].answers)
     assert page.get_by_text("Without JavaScript").is_visible()
-
-
-def test_a_network_request_is_noticed(tmp_path: Path, open_page: Any) -> None:
-    """The guard of these tests sees what a page asks for."""
-    page = tmp_path / "bad.html"
-    page.write_text('<link rel="icon" href="data:,"><img src="http://192.0.2.1/x.png">')
-    opened = open_page(page)
-    assert opened.requests == ["http://192.0.2.1/x.png"]
-    assert opened.complaints
-    opened.requests.clear()
-    opened.complaints.clear()

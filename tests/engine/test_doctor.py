@@ -6,16 +6,13 @@ import os
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.docs.blocks import block
-from vllm_cold.tools.doctor import self_test
 from vllm_cold.tools.doctor.cases import CASES
-from vllm_cold.tools.doctor.report import Status
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 
@@ -122,32 +119,3 @@ def test_kernel_that_gives_wrong_tokens(runner: str, tmp_path: Path) -> None:
         assert "differs first at token 0: the engine has 7, the" in test[name][1]
     assert test["result"][1] == "FAIL: 4 of 6 differ"
     assert "INFO" in json.loads(done.stdout)["sections"][-1]["details"]
-
-
-def test_self_test_that_takes_too_long_leaves_nothing_behind(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    started: list[Any] = []
-    real = subprocess.Popen
-
-    def popen(*arguments: Any, **options: Any) -> Any:
-        started.append((real(*arguments, **options), arguments[0][-1]))
-        return started[0][0]
-
-    monkeypatch.setattr(self_test.subprocess, "Popen", popen)
-    section = self_test.run(timeout=2)
-    (entry,) = section.entries
-    assert entry.status is Status.PROBLEM
-    assert entry.value == "FAIL: the engine had not finished after 2 s"
-    ((process, folder),) = started
-    assert process.returncode == -9
-    assert not Path(folder).exists()
-    time.sleep(0.5)
-    assert not [p for p in Path("/proc").glob("[0-9]*/cmdline") if folder in _read(p)]
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_bytes().decode(errors="replace")
-    except OSError:  # the process has ended meanwhile
-        return ""

@@ -29,16 +29,12 @@ pytestmark = pytest.mark.server
 TOKENS = 16
 CHAT = (("system", "w12 w7 w300"), ("user", "w45 w46"))
 TEXT = "w12 w7 w300 w45"
-OWN = [{"role": "system", "content": "w3"}]
 CONTRASTS: dict[str, tuple[str | None, Prompt, dict[str, Any]]] = {
     "a text as a chat": ("one", " w5 w6 hello", {"beta": 2.0, "chat": True, "alpha": 0.3}),
-    "another adapter": ("one", " w5 w6 hello", {"amateur": "two", "alpha": 0.05, "beta": 2.0}),
     "the base model": (None, CHAT, {"without": "system", "beta": 2.0}),
-    "messages": ("one", CHAT, {"amateur_messages": json.dumps(OWN), "beta": 2.0}),
     "a cap": ("one", TEXT, {"alpha": 1e-6, "beta": 2.0, "expert_top_k": 7}),
     "a text without a part": ("one", TEXT, {"part": "0:7", "alpha": 0.05, "beta": 2.0}),
     "no mask": ("one", CHAT, {"without": "system", "preset": "cfg", "beta": 2.0}),
-    "a rule": ("one", TEXT, {"rule": "adaptive", "beta_max": 300.0}),
     "a rule of the whole vocabulary": (
         "one",
         CHAT,
@@ -88,14 +84,7 @@ def group_of(tiny: Path, expert: str | None, prompt: Prompt, **contrast: Any) ->
         if not isinstance(reads, Messages):
             return list(tokenizer(reads.value).input_ids)
         text = tokenizer.apply_chat_template(
-            [
-                {**one, "content": "".join(part["text"] for part in one["content"])}
-                if isinstance(one["content"], list)
-                else one
-                for one in reads.value
-            ],
-            add_generation_prompt=True,
-            tokenize=False,
+            reads.value, add_generation_prompt=True, tokenize=False
         )
         return list(tokenizer(text, add_special_tokens=False).input_ids)
 
@@ -186,8 +175,8 @@ def test_nothing_to_contrast_with(server: Server) -> None:
         explained(server, None, TEXT)
 
 
-def test_masks_and_what_is_drawn(server: Server) -> None:
-    """Of what a grammar forbids no token is told, and a token that is drawn has its score there."""
+def test_masks_and_sampled_tokens(server: Server) -> None:
+    """No forbidden token is told, and a sampled token comes with its score."""
     body = {
         "model": "one",
         "prompt": TEXT,

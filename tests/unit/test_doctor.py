@@ -16,6 +16,7 @@ import pytest
 from tests.docs.blocks import ROOT
 from tests.naive import Amateur, Group, NaiveCold, Trace
 from tests.places import add
+from tests.unit.test_own_server import alive
 from vllm_cold import __version__, cpu_library, places, plugin
 from vllm_cold.cpu import cpu_platform, lora_ops
 from vllm_cold.ops import registry
@@ -104,7 +105,7 @@ def test_without_vllm_there_is_one_problem_and_what_it_hides_is_listed(
 
 
 def test_the_version_is_said_without_importing_anything_heavy() -> None:
-    done = run_without(("vllm", "torch", "rich"), (), "--version")
+    done = run_without(("vllm", "torch", "jinja2", "rich", "openai"), (), "--version")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == f"vllm-cold {__version__}\nvLLM {versions.vllm_version()}\n"
 
@@ -237,17 +238,29 @@ def test_the_tokens_are_the_references_and_the_cases_differ(tmp_path: Path) -> N
         assert decode(case).tokens != list(case.right)
 
 
-def test_no_home_in_the_log(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of an engine that ends: another program in its place."""
+@pytest.mark.parametrize(
+    ("script", "timeout", "said"),
+    [
+        ("echo ~/$child; exit 7", 60, "ended with status 7; the end of its log is below"),
+        ("echo ~/$child; wait", 1, "had not finished after 1 s"),
+    ],
+)
+def test_an_engine_that_fails(
+    script: str, timeout: float, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A shell in its place: its log is shown without the home, and its child is ended."""
     asked: list[list[str]] = []
     real = subprocess.Popen
 
     def popen(arguments: list[str], **options: Any) -> Any:
         asked.append(arguments)
-        return real(["sh", "-c", "echo ~/model/config.json; exit 7"], **options)
+        return real(["sh", "-c", f"sleep 600 & child=$!; {script}"], **options)
 
     monkeypatch.setattr(self_test.subprocess, "Popen", popen)
-    section = self_test.run(60)
-    assert "ended with status 7" in find(section, "result").value
-    assert section.details == "~/model/config.json"
-    assert "-P" in asked[0]  # nothing is imported from the working directory
+    section = self_test.run(timeout)
+    assert section.entries == [Entry("result", f"FAIL: the engine {said}", Status.PROBLEM)]
+    home, _, child = section.details.partition("/")
+    assert home == "~" and not alive(int(child))
+    ((*python, folder),) = asked
+    assert "-P" in python  # nothing is imported from the working directory
+    assert not Path(folder).exists()

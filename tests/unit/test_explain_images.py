@@ -46,11 +46,10 @@ def upstream() -> Iterator[tuple[str, MadeUp]]:
 @pytest.mark.parametrize(
     ("prompt", "contrast"),
     [
-        (PICTURED, {"preset": "vcd"}),
         (BOTH, {"without": "images", "beta": 1.0}),
         (PICTURED, {"images": ["noise:500", "none"], "weights": [-1.0, 0.5]}),
     ],
-    ids=["vcd", "no images", "views"],
+    ids=["no images", "views"],
 )
 def test_a_server_is_sent_the_images(
     prompt: Pictured, contrast: dict[str, Any], upstream: tuple[str, MadeUp]
