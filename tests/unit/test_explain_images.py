@@ -75,7 +75,7 @@ def test_the_live_page_takes_an_image(upstream: tuple[str, MadeUp]) -> None:
     [amateur] = last["report"]["explanations"][0]["amateurs"]
     assert amateur["label"].startswith(f"{ADAPTER} without images")
     *_, last = ask(upstream[0], **given, **{**image, "image": "data:text/html;base64,AAAA"})
-    said = "image: is no picture: choose a file with PNG, JPEG or WebP"
+    said = "image: is no picture; choose a PNG, JPEG or WebP file"
     assert last == {"event": "error", "text": said}
 
 
@@ -111,7 +111,7 @@ def test_mistakes(tmp_path: Path) -> None:
     parts = [{"type": "image_url", "image_url": {"url": ONE.url}}, {"type": "text"}]
     wrong: list[tuple[dict[str, Any], str]] = [
         ({"prompt": "x", "image": "no.png"}, r"image='no.png': cannot be read \(No such"),
-        ({"prompt": "x", "images": ["rows.jsonl"]}, "images='rows.jsonl': is no picture"),
+        ({"prompt": "x", "images": ["rows.jsonl"]}, "images='rows.jsonl': is no readable picture"),
         ({"prompt": "x", "image": "a", "images": ["b"]}, 'has both "image" and "images"'),
         (no_user, "pictures stand before the text of the first user's message, and there is none"),
         ({"prompt": "x", "cold_images": "none"}, "cold_images='(none|images)': is for chats"),

@@ -291,8 +291,8 @@ def test_what_cannot_be_served(upstream: tuple[str, MadeUp]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         for given, said in (
-            (["--url", url, "--port", port], f"--port={port}: no page can be put at 127.0.0.1"),
-            (["--url", url, "--port", "70000"], "--port=70000: no page can be put"),
+            (["--url", url, "--port", port], f"--port={port}: no page can be served there at 127.0.0.1"),
+            (["--url", url, "--port", "70000"], "--port=70000: no page can be served"),
             (["--url", url, "--without", "a", "--without", "b"], "--without: the page has a field"),
         ):
             with pytest.raises(ToolError, match=said):

@@ -120,10 +120,10 @@ def test_what_is_no_picture(tmp_path: Path) -> None:
         read_picture(tmp_path, "--image=.")
     for data in (b"", b"GIF89a", b"<svg/>", file(pixels())[:60]):
         (tmp_path / "x").write_bytes(data)
-        with pytest.raises(ToolError, match="^--image=x: is no picture that can be read: use PNG"):
+        with pytest.raises(ToolError, match="^--image=x: is no readable picture; use PNG"):
             read_picture(tmp_path / "x", "--image=x")
-    with pytest.raises(ValueError, match="is a picture of type image/tiff: use PNG"):
+    with pytest.raises(ValueError, match="is a picture of type image/tiff; use PNG"):
         make_picture("x", file(pixels(), "TIFF"))
     for url in ("https://x/y.png", "data:text/html;base64,AA=="):
-        with pytest.raises(ValueError, match="is no picture: choose a file"):
+        with pytest.raises(ValueError, match="is no picture; choose a PNG"):
             picture_of_url("x", url)

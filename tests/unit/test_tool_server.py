@@ -79,7 +79,7 @@ def test_a_key_does_not_cross_the_network_unencrypted(monkeypatch: pytest.Monkey
     monkeypatch.delenv("COLD_API_KEY", raising=False)
     said = (
         "--url=http://example.com: a key or password would cross the network unencrypted; use "
-        "https://, or --insecure-http to send it all the same"
+        "https://, or --insecure-http to send it anyway"
     )
     assert refusal("http://example.com", "hush") == said
     assert refusal("http://user:hush@example.com", None) == said
@@ -99,9 +99,9 @@ def test_a_key_stands_in_no_message(
 ) -> None:
     url, made = upstream
     for key in ("hush hush", "hush\n", "hush\u00e9", ""):
-        assert refusal(url, key).startswith("--api-key: an API key has ASCII characters")
+        assert refusal(url, key).startswith("--api-key: an API key has only ASCII characters")
     monkeypatch.setenv("COLD_API_KEY", "hush\n")
-    assert refusal(url, None).startswith("COLD_API_KEY: an API key has ASCII characters")
+    assert refusal(url, None).startswith("COLD_API_KEY: an API key has only ASCII characters")
     made.models = (403, '{"error": {"message": "hush may not"}}')
     assert refusal(url, "hush") == f"--url={url}: HTTP 403: ... may not"
     made.models = (401, '{"error": {"message": "hush is wrong"}}')
@@ -142,9 +142,9 @@ def test_a_server_of_ours(upstream: tuple[str, MadeUp]) -> None:
 @pytest.mark.parametrize(
     ("status", "text", "said"),
     [
-        (404, "not here", "what answers there is no vLLM server"),
-        (200, "<html></html>", "what answers there is no vLLM server"),
-        (200, '{"data": [1]}', "what answers there is no vLLM server"),
+        (404, "not here", "no vLLM server answers there"),
+        (200, "<html></html>", "no vLLM server answers there"),
+        (200, '{"data": [1]}', "no vLLM server answers there"),
         (500, '{"error": {"message": "out of order"}}', "HTTP 500: out of order"),
     ],
 )

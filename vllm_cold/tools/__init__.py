@@ -1,4 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ``vllm-cold`` command: see, tune and check contrastive decoding. Each sub-command is a
-package or module.
-"""
+"""The ``vllm-cold`` command: see, tune and check contrastive decoding."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Models, adapters and the engine's options as they are named on a command line."""
+"""Models, adapters and the engine's options on a command line."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def read_adapters(expert: str | None, amateurs: Sequence[str] = ()) -> list[Adap
         if one.folder in (other.folder for other in found):
             raise ToolError(
                 f"--amateur={text!r}: is given twice; leave it out: an amateur is the base model, "
-                "or the adapter where it has another prompt"
+                "or the expert's adapter if it has another prompt"
             )
         if one.name in (other.name for other in found):
             raise ToolError(
@@ -80,8 +80,7 @@ def engine_arguments(
     adapters: Sequence[Adapter], rules: Sequence[str] | None = None
 ) -> dict[str, Any]:
     """Arguments of ``vllm.LLM`` for an engine that takes contrastive requests with these adapters
-    and rules, or with other prompts alone, and decodes no request with contrastive decoding that
-    does not ask.
+    and rules, and decodes every other request without a contrast.
     """
     cold: dict[str, Any] = {"enabled": False}
     if rules:

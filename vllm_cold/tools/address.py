@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Addresses of servers and their keys: what may be sent where, and shown."""
+"""Addresses of servers and their keys."""
 
 from __future__ import annotations
 
@@ -26,18 +26,17 @@ def add_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--api-key",
         metavar="KEY",
-        help="the server's API key (default: $COLD_API_KEY, which lists of processes do not show)",
+        help="the server's API key (default: $COLD_API_KEY, which process lists do not show)",
     )
     group.add_argument(
         "--insecure-http",
         action="store_true",
-        help="send a key or a password over http:// to another machine, where it can be read on "
-        "the way",
+        help="send a key or a password unencrypted (http://) to another machine",
     )
 
 
 def is_address(url: str) -> bool:
-    """Whether an URL names a server: a scheme, a host, and a port from 0 to 65535 or none."""
+    """Whether a URL names a server: http or https, a host, and a port up to 65535 or none."""
     try:
         parts = urlsplit(url)
         (parts.hostname or "").encode("idna")
@@ -55,21 +54,21 @@ def is_loopback(host: str) -> bool:
 
 
 def read_key(given: str | None) -> str | None:
-    """The key of ``--api-key``, else of the environment; an empty variable holds none."""
+    """The key of ``--api-key``, else of the environment, where an empty variable holds none."""
     key = os.environ.get(KEY_VARIABLE) or None if given is None else given
-    # What cannot stand in a header would be in the client's error.
+    # The client's error about a key that no header can hold would show it.
     if key is not None and not re.fullmatch(r"[!-~]+", key):
         source = KEY_VARIABLE if given is None else "--api-key"
         raise ToolError(
-            f"{source}: an API key has ASCII characters, without white space; correct it"
+            f"{source}: an API key has only ASCII characters and no white space; correct it"
         )
     return key
 
 
 @contextmanager
 def without_openai() -> Iterator[None]:
-    """What OpenAI's client would take from the environment and send to any address, such as
-    ``OPENAI_API_KEY``, ``OPENAI_ORG_ID`` and ``OPENAI_CUSTOM_HEADERS``, is out of its sight.
+    """Hides from OpenAI's client what it would take from the environment and send to any address:
+    ``OPENAI_API_KEY``, ``OPENAI_ORG_ID``, ``OPENAI_CUSTOM_HEADERS`` and others.
     """
     hidden = {name: os.environ.pop(name) for name in list(os.environ) if name[:7] == "OPENAI_"}
     try:
@@ -79,5 +78,5 @@ def without_openai() -> Iterator[None]:
 
 
 def without_user(url: str) -> str:
-    """An URL without the name and password that may stand before its host."""
+    """A URL without a name and password before its host."""
     return re.sub(r"^([a-z]+://)?[^/?#]*@", r"\1", url, flags=re.IGNORECASE)

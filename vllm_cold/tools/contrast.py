@@ -87,9 +87,7 @@ def add_rule_option(group: argparse._ArgumentGroup, about: str = "") -> None:
 
 
 def add_rules(paths: Sequence[str] | None) -> None:
-    """Make the rules known here that ``--rule`` says where to find; ToolError for one that is
-    none.
-    """
+    """Register the user's own rules, given as "module:Class"; ToolError for anything else."""
     try:
         for path in paths or ():
             registry.add(path)
@@ -98,8 +96,8 @@ def add_rules(paths: Sequence[str] | None) -> None:
 
 
 def as_written(error: ColdError, own: Collection[str] = ()) -> str:
-    """An error about flat arguments, as one about what the user has written: the command's options,
-    or the keys of a file's row, which are ``own``.
+    """The message of an error about flat arguments, with the names that the user has written: the
+    command's options, or the keys of a file's row, which are ``own``.
     """
     if error.field.partition("[")[0] in own:
         return str(error)
@@ -112,11 +110,11 @@ def as_written(error: ColdError, own: Collection[str] = ()) -> str:
 
 
 def option_args(options: argparse.Namespace, named: Mapping[str, str]) -> dict[str, Any]:
-    """What options say of the contrast, as flat arguments; what is not given is not there.
+    """The options about the contrast as flat arguments; those that are not given are left out.
 
     Args:
         options: Each of ``OPTIONS`` is None, or a list of texts.
-        named: What is called how, of what ``--amateur`` says.
+        named: Adapters' names by the value of ``--amateur``.
 
     Raises:
         ToolError: one is out of range.
@@ -143,7 +141,7 @@ def row_args(row: Mapping[str, Any]) -> dict[str, Any]:
         row: An object of a JSONL file; messages may stand there as JSON, not as text with JSON.
 
     Raises:
-        ColdError: for one that is the same for all rows, or unknown.
+        ColdError: for a key that must be the same for all rows, or is unknown.
     """
     args: dict[str, Any] = {}
     for key, value in row.items():
@@ -168,8 +166,8 @@ def refuse_equal(where: str) -> NoReturn:
 
 
 def merge(defaults: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
-    """Flat arguments of a row on top of those of the command's options: where the row says what
-    its amateur reads, it is that alone.
+    """Flat arguments of a row on top of those of the command's options. If the row says what its
+    amateur reads, the options do not.
     """
     if row.keys() & set(ROW_KEYS):
         defaults = {key: value for key, value in defaults.items() if key not in ROW_KEYS}
@@ -180,7 +178,7 @@ def read_contrast(args: Mapping[str, Any]) -> Contrast:
     """What flat arguments ask for, on an engine without defaults of its own.
 
     Raises:
-        ColdError: what they say does not fit together, or is out of range.
+        ColdError: they contradict each other, or a value is out of range.
     """
     request = parse_request_args(args)
     amateurs = describe(request.contrast)
@@ -189,10 +187,9 @@ def read_contrast(args: Mapping[str, Any]) -> Contrast:
 
 
 def request_args(args: Mapping[str, Any], base: str | None) -> dict[str, Any]:
-    """What a request is sent with, in ``vllm_xargs``: all that would else be the server's default.
-    ``base`` is the base model's name, None where it is not what else would be contrasted with.
+    """``vllm_xargs`` with a value for everything that would otherwise be the server's default.
+    ``base`` is the base model's name, to contrast with if ``args`` name nothing else.
     """
-    # Without a value of its own a request has the server's cap, and what a server leaves out.
     sent = {"cold": 1, PREFIX + "expert_top_k": MAX_EXPERT_TOP_K, **args}
     if base is not None and not says_what(parse_request_args(args).contrast):
         sent[PREFIX + "amateur"] = base
@@ -202,8 +199,8 @@ def request_args(args: Mapping[str, Any], base: str | None) -> dict[str, Any]:
 def adapter_of(
     one: AmateurSpec, expert: str | None, base: str, loaded: Sequence[str]
 ) -> str | None:
-    """The name of an amateur's adapter, None for the base model: by default the expert's where it
-    has another prompt, else none.
+    """The name of an amateur's adapter, None for the base model. The default is the expert's if
+    the amateur has another prompt, else none.
 
     Raises:
         ColdError: no adapter has the name.
@@ -219,7 +216,7 @@ def adapter_of(
 
 
 def with_pictures(prompt: str | Turns, pictures: Sequence[Picture]) -> Prompt:
-    """A prompt with pictures, if there are any: a chat, of which a message must be a user's."""
+    """A prompt with pictures, if there are any: a chat, which must have a user's message."""
     if not pictures:
         return prompt
     turns = (("user", prompt),) if isinstance(prompt, str) else prompt
@@ -231,7 +228,7 @@ def with_pictures(prompt: str | Turns, pictures: Sequence[Picture]) -> Prompt:
 
 
 def kept(prompt: Prompt) -> Any:
-    """A prompt as JSON that says what it was, with names and digests of pictures."""
+    """A prompt as JSON, with names and digests of pictures."""
     if not isinstance(prompt, Pictured):
         return prompt
     pictures = [{"name": one.name, "sha256": one.digest} for one in prompt.pictures]
@@ -263,7 +260,7 @@ def reads_args(reads: Content) -> dict[str, Any]:
 
 
 def amateur_reads(whole: Content, one: AmateurSpec) -> Content | None:
-    """What an amateur reads beside an expert that reads this; None for the same.
+    """What an amateur reads if its expert reads ``whole``; None for the same.
 
     Raises:
         ColdError: it cannot be made of this prompt.

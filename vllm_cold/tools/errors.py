@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 
 class ToolError(Exception):
-    """A mistake that the user can mend: the message names the option, its value and the remedy.
+    """A mistake that the user can fix: the message names the option, its value and the remedy.
 
     ``vllm-cold`` prints it without a traceback and ends with status 2.
     """
@@ -16,7 +16,7 @@ class ToolError(Exception):
 
 @contextmanager
 def named_libraries() -> Iterator[None]:
-    """A library that is not there, where a command imports what it needs, as a sentence."""
+    """Turns the import error of a missing library into a sentence with the remedy."""
     try:
         yield
     except ModuleNotFoundError as error:

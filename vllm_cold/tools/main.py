@@ -19,7 +19,7 @@ from vllm_cold.tools.errors import ToolError
 
 
 class _Version(argparse.Action):
-    """``--version``: looks vLLM's up only where it is asked for, and imports neither package."""
+    """``--version``: looks vLLM's up only when asked, and does not import vLLM."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object, **__: object) -> None:
         from vllm_cold.vllm.versions import vllm_version
@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except Exception:
-        # Python's own status would be 1, which says that nothing is wrong but the result.
+        # Python's own status would be 1, which stands for a negative result.
         traceback.print_exc()
         print(
             f"vllm-cold {options.command}: failed unexpectedly; please report the lines above",

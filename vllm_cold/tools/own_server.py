@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A ``vllm serve`` of a command's own (``--model``), on this machine alone, that ends with it."""
+"""A ``vllm serve`` that a command starts for itself (``--model``), on this machine alone."""
 
 from __future__ import annotations
 
@@ -34,21 +34,21 @@ _SPACE = (
 )
 _LOG_LINES = 100  # an engine's error may stand far above its server's
 _PATIENCE = 20.0  # seconds until a server that does not end is killed
-# An error of pydantic's has its reason in a line of its own.
+# pydantic writes an error's reason into a line of its own.
 _ERROR = re.compile(r"Value error, (?P<of_pydantic>.+?)(?: \[type=|$)|\b(?:\w*Error|error): .+")
-# What vLLM says of an error that stands above.
+# Of a line that only refers to an error above it.
 _AFTER = "Engine core initialization failed"
 _PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
 
 def words_of(arguments: Mapping[str, Any]) -> list[str]:
-    """Arguments by the names that ``vllm.LLM`` has for them, as options of ``vllm serve``."""
+    """Arguments of ``vllm.LLM`` as options of ``vllm serve``."""
     words = []
     for name, value in arguments.items():
         option = "--" + name.replace("_", "-")
         if isinstance(value, bool):
             words.append(option if value else f"--no-{option[2:]}")
-        elif value not in (None, []):  # vLLM's parser has no words for these
+        elif value not in (None, []):  # no option of vLLM's parser says these
             # A list is one option with several words.
             several = value if isinstance(value, list) else [value]
             words += [option, *(v if isinstance(v, str) else json.dumps(v) for v in several)]
@@ -64,23 +64,23 @@ def serving(
     verbose: bool = False,
     **engine: Any,
 ) -> Iterator[Server]:
-    """A server of a model. It has ended when this returns, whatever ends it: an error, Ctrl-C,
-    SIGTERM, SIGHUP; and Linux ends it with a command that is killed.
+    """A server of a model. It has ended when this returns, be it by an error, Ctrl-C, SIGTERM or
+    SIGHUP; if the command is killed, Linux ends it.
 
     Args:
         model: A folder or hub name; also what the base model is called.
-        adapters: That requests can name.
+        adapters: Those that requests can name.
         expert: The name of the expert's adapter, None for none.
         verbose: Whether its log is shown.
-        engine: More arguments, by their names of ``vllm.LLM``: ``engine_arguments`` and others.
+        engine: More arguments of ``vllm.LLM``: ``engine_arguments`` and others.
 
     Raises:
-        ToolError: the model is not there, or the server does not start; the end of its log is
-            shown then.
+        ToolError: the model is not there, or the server does not start; then the end of its log is
+            shown.
     """
     arguments = {**engine, "served_model_name": model}
     if adapters:
-        # As JSON: of NAME=FOLDER vLLM takes none with a comma.
+        # As JSON: vLLM's NAME=FOLDER takes no comma.
         modules = [{"name": one.name, "path": one.folder} for one in adapters]
         arguments["lora_modules"] = list(map(json.dumps, modules))
     with socket.socket() as probe:
@@ -119,7 +119,7 @@ def serving(
 
 
 def _environment(key: str) -> dict[str, str]:
-    """This one, in which the modules are found that are found here."""
+    """The server's: this one, with the modules that are importable here."""
     paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
     defaults = {"VLLM_NO_USAGE_STATS": "1", "TOKENIZERS_PARALLELISM": "false"}
     return {**defaults, **os.environ, "VLLM_API_KEY": key, "PYTHONPATH": paths}
@@ -132,7 +132,7 @@ def _die_with_parent() -> None:
 
 @contextmanager
 def _ended_by_signals() -> Iterator[None]:
-    """What would end the command at once ends it by an exception."""
+    """Turns the signals that would end the command at once into an exception."""
 
     def end(number: int, _: Any) -> NoReturn:
         raise SystemExit(128 + number)
@@ -150,7 +150,7 @@ def _ended_by_signals() -> Iterator[None]:
 
 
 def _wait(process: subprocess.Popen[Any], url: str, log: Any, model: str) -> None:
-    """Until it serves; meanwhile a terminal shows how long, and what its log says."""
+    """Wait until it serves; meanwhile a terminal shows the time and its log's last line."""
     start = time.monotonic()
     with (
         Console(stderr=True).status("vllm serve starts") as status,
@@ -186,7 +186,7 @@ def _fail(process: subprocess.Popen[Any], log: Any, model: str, what: str) -> No
 
 
 def _end(process: subprocess.Popen[Any]) -> None:
-    """End the server, and what it leaves behind."""
+    """End the server and all processes that it started."""
     process.terminate()
     try:
         process.wait(_PATIENCE)

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures of files in prompts: read once, sent as they are or as an amateur sees them, and named
-instead of shown wherever something is printed or kept. Imports no vLLM.
+"""Pictures in prompts: sent as they are or as an amateur sees them, and shown by name wherever
+something is printed or kept. Imports no vLLM.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ class Picture:
     """A picture.
 
     Attributes:
-        name: As the user calls it.
+        name: The file's.
         data: The file's bytes.
         size: Width and height in pixels.
         kind: Its media type, such as "image/png".
-        view: Makes what is sent of it; None where that is the file.
+        view: Makes what is sent; None for the file itself.
     """
 
     name: str = field(compare=False)
@@ -46,12 +46,12 @@ class Picture:
 
     @property
     def digest(self) -> str:
-        """Of the file."""
+        """SHA-256 of the file."""
         return sha256(self.data).hexdigest()
 
     @property
     def url(self) -> str:
-        """As a request carries it."""
+        """The data URL that a request carries."""
         kind, data = self.kind, self.data
         if self.view is not None:
             kind, data = "image/png", _seen(data, self.view)
@@ -91,9 +91,9 @@ def make_picture(name: str, data: bytes) -> Picture:
             image.load()
             size = ImageOps.exif_transpose(image).size
     except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError("is no picture that can be read: use PNG, JPEG or WebP") from error
+        raise ValueError("is no readable picture; use PNG, JPEG or WebP") from error
     if kind not in ("image/png", "image/jpeg", "image/webp", "image/gif", "image/bmp"):
-        raise ValueError(f"is a picture of type {kind}: use PNG, JPEG or WebP")
+        raise ValueError(f"is a picture of type {kind}; use PNG, JPEG or WebP")
     return Picture(name, data, size, kind)
 
 
@@ -101,13 +101,13 @@ def picture_of_url(name: str, url: str) -> Picture:
     """A picture of a data URL; ValueError where it is none."""
     head, _, body = url.partition(";base64,")
     if not head.startswith("data:image/"):
-        raise ValueError("is no picture: choose a file with PNG, JPEG or WebP")
+        raise ValueError("is no picture; choose a PNG, JPEG or WebP file")
     return make_picture(name, base64.b64decode(body, validate=True))
 
 
 @lru_cache(maxsize=64)
 def _seen(data: bytes, view: View) -> bytes:
-    """A PNG, which loses nothing, of what vLLM makes of the file: upright, in RGB, on white."""
+    """The view of the file as vLLM decodes it (upright, RGB, on white), as a lossless PNG."""
     from PIL import Image, ImageOps
 
     with Image.open(io.BytesIO(data)) as opened:
@@ -123,12 +123,12 @@ def _seen(data: bytes, view: View) -> bytes:
 
 
 def seen(messages: Sequence[Mapping[str, Any]], view: View) -> list[dict[str, Any]]:
-    """Messages, with what an amateur sees of their pictures."""
+    """Messages with their pictures as an amateur sees them."""
     return _changed(messages, lambda picture: replace(picture, view=view))
 
 
 def as_sent(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Messages as a request carries them, with the pictures in them."""
+    """Messages as a request carries them, with pictures as data URLs."""
     return _changed(messages, lambda picture: {"url": picture.url})
 
 
@@ -148,7 +148,7 @@ def _changed(
 
 
 def text_of(message: Mapping[str, Any]) -> str:
-    """A message's content as it is shown: of what is no text, its name."""
+    """A message's content as it is shown, with names in place of media."""
     content = message.get("content") or ""
     return content if isinstance(content, str) else "\n".join(map(_shown, content))
 
@@ -165,5 +165,5 @@ def _shown(part: Mapping[str, Any]) -> str:
 
 
 def without_data(text: str) -> str:
-    """A text, with no picture in it: of data URLs, what they begin with."""
+    """A text without the data of data URLs."""
     return _DATA.sub(r"\1...", text)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A vLLM server that a command asks: its address and key, its models, its errors."""
+"""A vLLM server that a command sends requests to: its address and key, its models, its errors."""
 
 from __future__ import annotations
 
@@ -48,13 +48,14 @@ class Server:
         amateurs: Names of amateurs' adapters, or the base model's.
         model: The base model's name on the server; None for the adapter's parent, or the first
             that is served.
-        api_key: None for the environment's ``COLD_API_KEY``, if there is one.
+        api_key: None for the environment's ``COLD_API_KEY``, if it is set.
         insecure_http: Whether a key or a password may be sent unencrypted to another machine.
-        own: What ``--model`` says, of a server that the command itself has started.
+        own: The value of ``--model``, if the command itself has started the server.
 
     Attributes:
-        client: Asks it, within one event loop.
-        base, expert, loaded: The names of the base model, of the expert's adapter and of all.
+        client: OpenAI's, for one event loop.
+        base, expert, loaded: The names of the base model, of the expert's adapter and of all
+            adapters.
         root: The address without ``/v1``, name and password.
         called: What errors begin with: the option that names the server.
         title, about: The base model's name and where answers come from, as they are shown.
@@ -83,7 +84,7 @@ class Server:
             "base_url": f"{root}/v1",
             "api_key": self._key or "none",
             "max_retries": 0,
-            # Of a server of our own the process is watched, and all requests may be in its queue.
+            # A server of our own is watched as a process, and all requests may be in its queue.
             "timeout": 600 if own is None else None,
         }
         try:
@@ -99,7 +100,7 @@ class Server:
             if target.scheme != "https" and not is_loopback(target.host):
                 raise ToolError(
                     f"{self.called}: a key or password would cross the network unencrypted; "
-                    "use https://, or --insecure-http to send it all the same"
+                    "use https://, or --insecure-http to send it anyway"
                 )
         parents = self._list_models()
         self.expert = adapter
@@ -120,7 +121,7 @@ class Server:
             if name == adapter:
                 raise ToolError(
                     f"--amateur={name}: must differ from the expert; leave it out: an amateur is "
-                    "the base model, or the adapter where it has another prompt"
+                    "the base model, or the expert's adapter if it has another prompt"
                 )
         self.title, self.about = base, f"server at {self.root}"
         if own is not None:
@@ -152,12 +153,14 @@ class Server:
                 return {card.id: card.parent for card in cards}
             except (ValidationError, openai.NotFoundError) as error:
                 raise ToolError(
-                    f"{self.called}: what answers there is no vLLM server; give the address "
-                    "of one, like http://localhost:8000"
+                    f"{self.called}: no vLLM server answers there; give the address of one, like "
+                    "http://localhost:8000"
                 ) from error
 
     def _require_cold(self) -> None:
-        """A server without the plugin ignores ``cold_*``; one with it refuses alpha -1."""
+        """Refuse a server without the plugin: it ignores ``cold_*``, where one with it refuses
+        alpha -1.
+        """
         try:
             with self.errors():
                 self._client.completions.create(
@@ -172,12 +175,12 @@ class Server:
             raise
         raise ToolError(
             f"{self.called}: this server ignores cold_alpha, so vllm-cold is not active there; "
-            "install it beside the server's vLLM, and unset COLD_ENABLED=0 if it is set"
+            "install it next to the server's vLLM, and unset COLD_ENABLED=0 if it is set"
         )
 
     @contextmanager
     def errors(self) -> Iterator[None]:
-        """The clients' exceptions as sentences."""
+        """Turns the client's exceptions into sentences."""
         try:
             yield
         except openai.AuthenticationError as error:
@@ -186,7 +189,9 @@ class Server:
                 f"{KEY_VARIABLE}, or give --api-key"
             ) from error
         except openai.APITimeoutError as error:
-            raise ToolError(f"{self.called}: no answer in time") from error
+            raise ToolError(
+                f"{self.called}: no answer in time; look at the server's log, and try again"
+            ) from error
         except (openai.APIConnectionError, httpx.HTTPError) as error:  # the latter in a stream
             reason = error.__cause__ or error
             raise ToolError(
@@ -206,7 +211,7 @@ class Server:
             self.lacks(".".join(map(str, error.errors()[0]["loc"])) or "JSON", error)
 
     def lacks(self, what: str, error: Exception | None = None) -> NoReturn:
-        """Refuse a reply without a field that vLLM's have."""
+        """Refuse a reply that lacks a field of vLLM's replies."""
         raise ToolError(
             f"{self.called}: the server does not return {what} as vLLM does; vLLM 0.23 or "
             "newer is needed, without a proxy that strips fields"

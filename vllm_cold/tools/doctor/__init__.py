@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """``vllm-cold doctor``: what is installed, what vllm-cold would use here, and whether it works.
 
-One report for bug reports. ``report`` has its form, ``machine`` and ``sections`` what is looked at,
-without vLLM and with it, ``self_test`` the engine that decodes ``cases`` with ``tiny``'s model.
+``report`` has the report's form. ``machine`` looks at what needs no vLLM, ``sections`` at the rest.
+``self_test`` decodes ``cases`` with ``tiny``'s model.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
 def run(options: argparse.Namespace) -> int:
     """Print the report; 1 if it names a problem, else 0."""
     environment = dict(os.environ)  # before anything is imported that changes it
-    # What vLLM logs would stand in the middle of the report, which says the same.
+    # vLLM's log would interrupt the report, which says the same.
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     from vllm_cold.tools.doctor import machine, report, sections, self_test
     from vllm_cold.tools.doctor.report import Entry, Section, Status, examine
@@ -47,7 +47,7 @@ def run(options: argparse.Namespace) -> int:
     if not options.no_self_test:
         looks[self_test.TITLE] = self_test.run
     if (reason := machine.unusable()) is not None:
-        # One cause is one problem, whatever hangs on it.
+        # One cause is one problem, whatever depends on it.
         found.insert(0, Section("vLLM", [Entry("import", reason, Status.PROBLEM)]))
         found.append(Section("Not checked", [Entry(title, "needs vLLM") for title in looks]))
     else:

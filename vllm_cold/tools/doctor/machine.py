@@ -1,7 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the doctor can say without vLLM: packages, the machine, environment variables, and why vLLM
-cannot be used.
-"""
+"""The doctor's sections that need no vLLM, and why vLLM cannot be used."""
 
 from __future__ import annotations
 
@@ -40,7 +38,7 @@ def installed() -> list[Entry]:
     """Packages, Python and the machine; whether this vLLM was validated."""
     entries = [Entry("vllm-cold", __version__), *_validated()]
     entries += [Entry(n, v) for n in _DISTRIBUTIONS.split() if (v := _version(n)) is not None]
-    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    affinity = len(os.sched_getaffinity(0))
     return [
         *entries,
         Entry("Python", f"{platform.python_version()} ({platform.python_implementation()})"),
@@ -57,7 +55,7 @@ def _version(distribution: str) -> str | None:
 
 
 def unusable() -> str | None:
-    """Why nothing that needs vLLM can be looked at, with the remedy; None if it can."""
+    """Why vLLM cannot be used, with the remedy; None if it can."""
     if (lacking := setup_cpu.lacking()) is not None:
         return f"{lacking}: run {setup_cpu.COMMAND}"
     torch = False
@@ -98,9 +96,8 @@ def _validated() -> list[Entry]:
 
 
 def _cpu() -> str:
-    """The processor's name, as Linux has it."""
-    path = Path("/proc/cpuinfo")
-    for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
+    """The processor's name."""
+    for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
         key, _, value = line.partition(":")
         if key.strip() == "model name":
             return value.strip()
@@ -108,7 +105,7 @@ def _cpu() -> str:
 
 
 def environment(variables: Mapping[str, str]) -> list[Entry]:
-    """Variables that matter, by a list of names; of vLLM's others the names alone."""
+    """The listed variables that are set; of vLLM's and our others the names alone."""
     shown = [name for name in _SHOWN.split() if name in variables]
     entries = [Entry(name, without_home(variables[name]) or "(empty)") for name in shown]
     others = {name for name in variables if name.startswith(("VLLM_", "COLD_"))} - {*shown}

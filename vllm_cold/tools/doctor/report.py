@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the doctor found, and how it is printed: as markdown, or as JSON."""
+"""The doctor's report, as markdown or as JSON."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Status(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What was looked at, what was found, in words, and whether that is well."""
+    """What was looked at, what was found, and what that means."""
 
     name: str
     value: str
@@ -32,7 +32,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """A titled list of entries; ``details`` is text to be kept as it is, such as a log's end."""
+    """A titled list of entries; ``details`` is preformatted text, such as the end of a log."""
 
     title: str
     entries: Sequence[Entry]
@@ -40,10 +40,8 @@ class Section:
 
 
 def examine(title: str, look: Callable[[], Sequence[Entry] | Section]) -> Section:
-    """A section, or what kept it from being made.
-
-    A report about a broken installation has to get past what is broken, so any exception becomes
-    an entry of the section instead of ending the program.
+    """A section. A report about a broken installation must survive what is broken, so any exception
+    becomes an entry.
     """
     try:
         found = look()
@@ -60,7 +58,7 @@ def failure(error: BaseException) -> str:
 
 
 def without_home(text: str) -> str:
-    """Without the user's name in paths."""
+    """The text with ~ for the home folder, whose path has the user's name."""
     home = os.path.expanduser("~")
     return text.replace(home, "~") if len(home) > 1 else text
 

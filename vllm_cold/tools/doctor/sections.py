@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the doctor looks at, in order. Each function makes one section and may fail: see
-``report.examine``. All need vLLM; ``machine`` has the others.
+"""The doctor's sections that need vLLM; ``machine`` has the others. Each function makes one and may
+fail (``report.examine``).
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ def interfaces() -> list[Entry]:
 
 
 def scoring() -> list[Entry]:
-    """Which scoring backend serves the device here, and why not another."""
+    """The scoring backend for the device here, and why a better one is missing."""
     import torch
     from vllm.platforms import current_platform
 
@@ -160,7 +160,7 @@ def _switch(variable: str) -> Entry:
 
 
 def lora() -> list[Entry]:
-    """What computes LoRA."""
+    """The kernels that compute LoRA."""
     from vllm.platforms import current_platform
 
     from vllm_cold import cpu_library, hardware

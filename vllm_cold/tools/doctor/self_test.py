@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The self-test: a real engine decodes with a tiny model, and its tokens are compared with those
-of a reference that does not use vLLM.
+"""The self-test: an engine decodes with a tiny model, and its tokens are compared with those of a
+reference that does not use vLLM.
 
-The engine runs in a process of its own (``python -m vllm_cold.tools.doctor.self_test FOLDER``), so
-that one that hangs or dies leaves the doctor alive. It runs where vLLM runs here, with the model
-runner, kernels and environment variables that other engines would have.
+The engine runs in a process of its own (``python -m vllm_cold.tools.doctor.self_test FOLDER``): if
+it hangs or dies, the doctor goes on. Device, model runner, kernels and environment variables are
+those of other engines here.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def compare(got: Sequence[Sequence[int]]) -> list[Entry]:
 
 
 def run(timeout: float = 300.0) -> Section:
-    """Decode in an engine of its own process and compare; it may take so many seconds."""
+    """Decode in an engine of its own process and compare; ``timeout`` is in seconds."""
     with tempfile.TemporaryDirectory(prefix="vllm-cold-doctor-") as name:
         folder = Path(name)
         tiny.write(folder)
@@ -146,8 +146,8 @@ def run(timeout: float = 300.0) -> Section:
 
 
 def _environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """The engine's environment: this one, without a hub, with its own small KV cache, and with
-    float32 that is multiplied as float32: GPUs round it to TF32, which could decide about a token.
+    """The engine's environment: this one, without a hub, with its own small KV cache, and without
+    TF32: GPUs would round float32, which could decide about a token.
     """
     changed = {
         **environment,

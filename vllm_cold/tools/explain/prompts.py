@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is explained: prompts, with what each is contrasted with."""
+"""Prompts to explain, each with what it is contrasted with."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Row:
     Attributes:
         prompt: Text or messages.
         args: Its own ``cold_*`` keys.
-        where: What an error begins with: the file and the line; "" for the command line.
+        where: The file and the line, with which an error begins; "" for the command line.
     """
 
     prompt: Prompt
@@ -58,7 +58,7 @@ class Question:
         row: The prompt as it was given.
         reads: What the expert reads.
         args: All ``cold_*`` keys, as a client would send them.
-        contrast: What they say.
+        contrast: The same, read.
     """
 
     row: Row
@@ -76,7 +76,7 @@ def ask(row: Row, options: Mapping[str, Any], chat: bool = False) -> Question:
         chat: Whether a text goes through the chat template.
 
     Raises:
-        ToolError: what is said of its amateurs does not fit together, or not to the prompt.
+        ToolError: what its amateurs read contradicts itself, or does not fit the prompt.
     """
     reads = expert_reads(row.prompt, chat)
     of_preset: dict[str, Any] = {}
@@ -92,14 +92,14 @@ def ask(row: Row, options: Mapping[str, Any], chat: bool = False) -> Question:
         if isinstance(error, CannotLeaveOut) and of_preset:
             raise row.refusal(
                 f"--preset={args[PREFIX + 'preset']}: leaves {error.value} out of a chat, and "
-                f"{error.problem}; add one, or say with --without what the amateur does not read"
+                f"{error.problem}; add one, or name with --without what the amateur does not read"
             ) from error
         raise row.refusal(error) from error
     return Question(row, reads, args, contrast)
 
 
 def _left_out(args: Mapping[str, Any]) -> dict[str, Any]:
-    """What a preset leaves out of a chat where nobody says it, as on a server."""
+    """What a preset leaves out of a chat by default, as on a server."""
     given = parse_request_args(args).contrast
     preset = preset_of(given)
     if preset is None or says_what(given):
@@ -116,7 +116,7 @@ def read_prompts(path: Path, pictures: Sequence[Picture] = ()) -> list[Row]:
 
     Args:
         path: The file.
-        pictures: Those of prompts that have none of their own.
+        pictures: For prompts without pictures of their own.
 
     Raises:
         ToolError: names the file and the line.

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What ``explain`` knows of answers, step by step: the one record that the page, its script and the
-terminal show. ``account`` and ``collect`` make it. Tokens are ids, probabilities from 0 to 1.
+"""Answers step by step, as the page, its script and the terminal show them; made by ``account`` and
+``collect``. Tokens are ids, probabilities from 0 to 1.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ class Candidate(_Record):
     Attributes:
         text: As it is shown: ``visible.alone``.
         expert: The expert's probability.
-        amateurs: Those of the amateurs; None for one that has ended.
-        score: The engine's; None if alpha (or the cap on the candidates) cut it off.
-        taken_by: Who takes it: the method, "greedy".
+        amateurs: The amateurs'; None for one that has ended.
+        score: The engine's; None if alpha or the cap on the candidates cut it off.
+        taken_by: What chooses it: the method's name, "greedy".
     """
 
     token: int
@@ -42,7 +42,7 @@ class Candidate(_Record):
 
     @property
     def valid(self) -> bool:
-        """Whether it survived alpha and the cap."""
+        """Whether alpha and the cap leave it."""
         return self.score is not None
 
 
@@ -50,17 +50,17 @@ class ShownStep(_Record):
     """One position of an answer.
 
     Attributes:
-        token: What the answer has there.
+        token: The answer's.
         text: Its piece of the answer.
         candidates: Those that the engine told: the valid ones, best score first, then others, most
             probable first.
-        valid_size: How many tokens are valid in all.
+        valid_size: The number of valid tokens.
         divergences: Jensen-Shannon, of the expert and each amateur, in bits; None for one that has
             ended.
-        greedy: What greedy decoding of the expert takes here.
-        weights: The amateurs' weights here, where a rule chooses one; None for one that had ended.
-            Empty where all are fixed.
-        ends: The amateurs, from 1, that the rule needs no more behind this token.
+        greedy: The choice of the expert's greedy decoding.
+        weights: The amateurs', if a rule chooses one; None for one that has ended. Empty if all are
+            fixed.
+        ends: The amateurs, from 1, that the rule drops after this token.
     """
 
     token: int
@@ -74,7 +74,7 @@ class ShownStep(_Record):
 
     @property
     def divergence(self) -> float:
-        """Of the expert and that amateur which is farthest from it."""
+        """Between the expert and the amateur farthest from it."""
         return max((one for one in self.divergences if one is not None), default=0.0)
 
     @property
@@ -84,15 +84,15 @@ class ShownStep(_Record):
 
     @property
     def differs(self) -> bool:
-        """Whether the method takes another token here than greedy decoding."""
+        """Whether greedy decoding would choose another token."""
         return self.token != self.greedy
 
 
 class Answer(_Record):
-    """An answer and the account of its steps, which are none while it is decoded.
+    """An answer and its steps, of which there are none while it is decoded.
 
     Attributes:
-        title: The method's name, or "Greedy".
+        title: The method's name or "Greedy".
         greedy: Whether it is the expert's own answer.
         finish_reason: vLLM's: "stop", "length".
         steps: One for each token.
@@ -124,8 +124,8 @@ class ShownAmateur(_Record):
 
 
 class Explanation(_Record):
-    """One prompt, its length in tokens (None while it is not known), its amateurs, and its two
-    answers: the method's, and the greedy one.
+    """One prompt, its length in tokens (None until it is known), its amateurs, and its answers: the
+    method's and the greedy one.
     """
 
     pieces: tuple[Piece, ...]
@@ -140,9 +140,9 @@ class Report(_Record):
     Attributes:
         model: The base model's name.
         adapter: The expert's name, ``BASE`` without an adapter.
-        source: Where the numbers come from, in words.
-        method: What is explained: a preset's name, or "contrastive decoding".
-        settings: Its mask, in words.
+        source: What made the answers, in words.
+        method: A preset's name or "contrastive".
+        settings: Alpha and the cap, in words.
         explanations: One for each prompt.
     """
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``vllm-cold explain --serve``: a page that asks a running server, and shows answers as they come.
+"""``vllm-cold explain --serve``: a page that shows a server's answers while they are decoded.
 
 The browser talks to this program alone: the server's key stays here.
 """
@@ -47,7 +47,7 @@ _HEADERS = {
 
 
 class _Form(BaseModel):
-    """What the page asks for."""
+    """The fields of the page's form."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
     prompt: Annotated[str, Field(min_length=1)]
@@ -69,7 +69,7 @@ class _Form(BaseModel):
     expert_top_k: str = ""
 
     def on(self, options: argparse.Namespace) -> argparse.Namespace:
-        """The command's options with what the form says; empty fields say nothing."""
+        """The command's options, overridden by the form; an empty field is an option left out."""
         found = copy.copy(options)
         found.chat, found.max_tokens = self.chat, self.max_tokens
         for name in ("adapter", "preset", "without", "images", *SETTINGS):
@@ -85,7 +85,7 @@ class _Form(BaseModel):
         """The prompt; a chat where there is more than one text, or an image.
 
         Raises:
-            ToolError: the image is none.
+            ToolError: the image cannot be read.
         """
         texts = {"system": self.system, "tool": self.context, "user": self.prompt}
         turns = tuple((role, text) for role, text in texts.items() if text)
@@ -97,8 +97,8 @@ class _Form(BaseModel):
 
 
 async def _work(server: Server, options: argparse.Namespace, body: bytes, events: Events) -> None:
-    """Tell what the page is told: "start" with empty answers, "text" of them, and "report" with all
-    that is known; or "error" with a sentence.
+    """Put the page's events into the queue: "start" with empty answers, "text" of them and "report"
+    with all of it, or "error" with a sentence; None at the end.
     """
     tell = events.put_nowait
     try:
@@ -136,9 +136,7 @@ def _shown(event: str, report: Report) -> dict[str, Any]:
 
 
 async def _lines(server: Server, options: argparse.Namespace, body: bytes) -> AsyncIterator[str]:
-    """What the page is told, each as a line of JSON; where nobody reads them any more, the server
-    is not asked any further.
-    """
+    """The page's events as lines of JSON. When the page is closed, its requests end."""
     events: Events = asyncio.Queue()
     work = asyncio.create_task(_work(server, options, body, events))
     try:
@@ -150,8 +148,8 @@ async def _lines(server: Server, options: argparse.Namespace, body: bytes) -> As
 
 
 def _is_ours(request: Request, name: str) -> bool:
-    """Whether a request is to an address, to localhost or to the name of ``--host``: another page
-    can give this machine a name of its own, but no address.
+    """Whether a request names an address, localhost or ``--host``. A foreign page can make its own
+    name lead to this machine (DNS rebinding), but not an address.
     """
     try:
         host = urlsplit(f"//{request.headers.get('host', '')}").hostname or ""
@@ -161,12 +159,7 @@ def _is_ours(request: Request, name: str) -> bool:
 
 
 def make_app(options: argparse.Namespace, server: Server) -> Starlette:
-    """The program behind the page.
-
-    Args:
-        options: The command's.
-        server: Who is asked.
-    """
+    """The application that serves the page and asks ``server``."""
 
     async def home(request: Request) -> Response:
         if not _is_ours(request, options.host):
@@ -176,7 +169,7 @@ def make_app(options: argparse.Namespace, server: Server) -> Starlette:
     async def ask(request: Request) -> Response:
         if not _is_ours(request, options.host):
             return Response(status_code=400)
-        # Another page's script may send a form here, but not this type unasked.
+        # A foreign page may send a form here, but this type only with our leave (CORS).
         if request.headers.get("content-type") != "application/json":
             return Response(status_code=415)
         lines = _lines(server, options, await request.body())
@@ -204,14 +197,14 @@ def _serve(options: argparse.Namespace, server: Server) -> int:
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ToolError(
-            f"--port={options.port}: no page can be put at {options.host} there ({reason}); name "
-            "another port, or 0 for any that is free"
+            f"--port={options.port}: no page can be served there at {options.host} ({reason}); "
+            "name another port, or 0 for any that is free"
         ) from error
     host = f"[{options.host}]" if ":" in options.host else options.host
     print(f"http://{host}:{listening.getsockname()[1]}/ (Ctrl-C ends it)", flush=True)
     if not is_loopback(options.host):
         print(
-            f"--host={options.host}: whoever reaches this address can ask the server, with its key",
+            f"--host={options.host}: whoever reaches this address can use the server, with its key",
             flush=True,
         )
     app = make_app(options, server)

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Token text as it can be shown: nothing invisible, nothing that steers a terminal or a page."""
+"""Token text made safe to show: no invisible characters, none that control a terminal or a page."""
 
 from __future__ import annotations
 
 import unicodedata
 
 _SHOWN = {"\n": "⏎", "\r": "␍", "\t": "⇥"}
-# Control, format (also those that turn the direction of text), surrogate, private, unassigned.
+# Control, format (such as changes of direction), surrogate, private, unassigned, separators.
 _HIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 
 
