@@ -4,8 +4,6 @@
 import os
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -53,56 +51,37 @@ def chromium() -> Iterator[Any]:
         browser.close()
 
 
-@dataclass
-class Opened:
-    """A page, and what went wrong on it.
-
-    Attributes:
-        page: Playwright's.
-        requests: URLs that it asked for beyond its own file; each was blocked.
-        complaints: Errors and warnings of its console and script.
-    """
-
-    page: Any
-    requests: list[str] = field(default_factory=list)
-    complaints: list[str] = field(default_factory=list)
-
-
 @pytest.fixture
 def open_page(chromium: Any) -> Iterator[Any]:
-    """``open_page(file, **context_options) -> Opened``; the test's end checks that it was quiet."""
-    opened: list[Opened] = []
+    """``open_page(url, *more, **context_options)`` opens a page. It must complain of nothing, and
+    ask for these addresses alone, which the test's end checks.
+    """
     contexts: list[Any] = []
+    blocked: list[str] = []
+    complaints: list[str] = []
 
-    def make(file: Path, **options: Any) -> Opened:
+    def make(*urls: str, **options: Any) -> Any:
         context = chromium.new_context(
             **{"viewport": {"width": 1280, "height": 900}, "locale": "en-GB", **options}
         )
         contexts.append(context)
-        found = Opened(context.new_page())
-        own = file.as_uri()
 
         def route(route: Any) -> None:
-            url = route.request.url
-            if url in (own, "data:,"):
+            asked = route.request.url
+            if asked in urls or asked.startswith("data:"):
                 route.continue_()
             else:
-                found.requests.append(url)
+                blocked.append(asked)
                 route.abort()
 
         context.route("**/*", route)
-        found.page.on(
-            "console",
-            lambda m: m.type in ("error", "warning") and found.complaints.append(m.text),
-        )
-        found.page.on("pageerror", lambda error: found.complaints.append(str(error)))
-        found.page.goto(own)
-        opened.append(found)
-        return found
+        page = context.new_page()
+        page.on("console", lambda m: m.type in ("error", "warning") and complaints.append(m.text))
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.goto(urls[0])
+        return page
 
     yield make
-    for page in opened:
-        assert page.requests == []
-        assert page.complaints == []
+    assert (blocked, complaints) == ([], [])
     for context in contexts:
         context.close()

@@ -2,7 +2,6 @@
 """The page of ``vllm-cold explain`` in a browser: keyboard, pointer, widths, colours, texts."""
 
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,10 +20,11 @@ def report() -> Report:
 
 
 @pytest.fixture(scope="module")
-def file(report: Report, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def file(report: Report, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The page's address."""
     path = tmp_path_factory.mktemp("page") / "explain.html"
     path.write_text(pages.render(report), encoding="utf-8")
-    return path
+    return path.as_uri()
 
 
 # All rows at once: each look at the page is a message to the browser and back.
@@ -93,8 +93,8 @@ def tab_to(page: Any, box: int) -> None:
     pytest.fail(f"Tab does not reach answer {box}")
 
 
-def test_by_keyboard(report: Report, file: Path, open_page: Any) -> None:
-    page = open_page(file).page
+def test_by_keyboard(report: Report, file: str, open_page: Any) -> None:
+    page = open_page(file)
     steps = report.explanations[0].answers[0].steps
     # It begins with the token where expert and amateur part most, and the answers, too.
     apart = [max(d or 0 for d in step.divergences) + (step.token != step.greedy) for step in steps]
@@ -132,8 +132,8 @@ def test_by_keyboard(report: Report, file: Path, open_page: Any) -> None:
     assert HOSTILE in text and not re.search("[\\x00-\\x08\\x1b\\u202e]", text)
 
 
-def test_by_pointer(report: Report, file: Path, open_page: Any) -> None:
-    page = open_page(file).page
+def test_by_pointer(report: Report, file: str, open_page: Any) -> None:
+    page = open_page(file)
     tokens = page.locator(".tokens").nth(1).locator(".t")
     tokens.nth(5).click()
     assert focused(page) == (1, 5)
@@ -179,12 +179,12 @@ LUMINANCE = """(root) => {
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(320, "dark"), (768, "light"), (1280, "dark")])
-def test_on_screens(width: int, scheme: str, report: Report, file: Path, open_page: Any) -> None:
+def test_on_screens(width: int, scheme: str, report: Report, file: str, open_page: Any) -> None:
     """Nothing to scroll sideways, with the panel closed and open, and all text at least 4.5 to 1
     (WCAG AA).
     """
     size = {"width": width, "height": 740}
-    page = open_page(file, viewport=size, color_scheme=scheme).page
+    page = open_page(file, viewport=size, color_scheme=scheme)
     wide = "() => document.documentElement.scrollWidth"
     assert page.evaluate(wide) <= width
     boxes = [box.bounding_box() for box in page.locator(".side .card").all()]
@@ -205,9 +205,9 @@ def test_on_screens(width: int, scheme: str, report: Report, file: Path, open_pa
     assert (sum(map(int, re.findall(r"\d+", behind))) > 384) == (scheme == "light")
 
 
-def test_without_script(report: Report, file: Path, open_page: Any) -> None:
+def test_without_script(report: Report, file: str, open_page: Any) -> None:
     """The answers can be read; the page says what is missing."""
-    assert not open_page(file).page.get_by_text("Without JavaScript").is_visible()
-    page = open_page(file, java_script_enabled=False).page
+    assert not open_page(file).get_by_text("Without JavaScript").is_visible()
+    page = open_page(file, java_script_enabled=False)
     assert page.locator(".t").count() == sum(len(a.steps) for a in report.explanations[0].answers)
     assert page.get_by_text("Without JavaScript").is_visible()

@@ -52,5 +52,5 @@ def test_what_was_recorded_is_nobodys_machine(name: str) -> None:
 def test_on_a_phone(name: str, scheme: str, tmp_path: Path, open_page: Any) -> None:
     (tmp_path / "page.html").write_text(samples.PAGES[name](), encoding="utf-8")
     size = {"width": 390, "height": 844}
-    page = open_page(tmp_path / "page.html", viewport=size, color_scheme=scheme).page
+    page = open_page((tmp_path / "page.html").as_uri(), viewport=size, color_scheme=scheme)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390

@@ -9,7 +9,6 @@ import asyncio
 import io
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ import pytest
 from rich.console import Console
 
 from tests.asked import asked
-from tests.made_up_server import ADAPTER, MadeUp, serving
+from tests.made_up_server import ADAPTER, MadeUp
 from tests.unit.test_explain_command import asks, parse
 from tests.unit.test_explain_serve import ask
 from tests.unit.test_pictures import file, pixels
@@ -35,12 +34,6 @@ ONE = make_picture("one.png", file(pixels((5, 4))))
 OTHER = make_picture("two.png", file(pixels((7, 9)), "JPEG"))
 PICTURED = Pictured((("system", "ab"), ("user", "c")), (ONE,))
 BOTH = Pictured((("user", "cd"),), (ONE, OTHER))
-
-
-@pytest.fixture
-def upstream() -> Iterator[tuple[str, MadeUp]]:
-    with serving() as found:
-        yield found
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,6 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from msgspec.structs import replace
 from starlette.testclient import TestClient
 
 from tests.asked import asked
-from tests.made_up_server import ADAPTER, MadeUp, serving
+from tests.made_up_server import ADAPTER, MadeUp
 from tests.unit.test_explain_command import parse
 from vllm_cold.settings.amateurs import describe, says_what
 from vllm_cold.settings.arguments import parse_request_args
@@ -40,12 +39,6 @@ FORM: dict[str, Any] = {
     "preset": "cold",
     "beta": "3",
 }
-
-
-@pytest.fixture
-def upstream() -> Iterator[tuple[str, MadeUp]]:
-    with serving() as found:
-        yield found
 
 
 def made_app(url: str, *given: str) -> Any:
@@ -291,7 +284,10 @@ def test_what_cannot_be_served(upstream: tuple[str, MadeUp]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         for given, said in (
-            (["--url", url, "--port", port], f"--port={port}: no page can be served there at 127.0.0.1"),
+            (
+                ["--url", url, "--port", port],
+                f"--port={port}: no page can be served there at 127.0.0.1",
+            ),
             (["--url", url, "--port", "70000"], "--port=70000: no page can be served"),
             (["--url", url, "--without", "a", "--without", "b"], "--without: the page has a field"),
         ):

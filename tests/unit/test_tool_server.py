@@ -2,25 +2,18 @@
 """The server that a command asks: where its key may go, and what is no server of ours."""
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.made_up_server import ADAPTER, MadeUp, serving
+from tests.made_up_server import ADAPTER, MadeUp
 from tests.unit.test_explain_command import parse
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.explain.command import run
 from vllm_cold.tools.server import Server
 
 pytestmark = [pytest.mark.unit, pytest.mark.slow]
-
-
-@pytest.fixture
-def upstream() -> Iterator[tuple[str, MadeUp]]:
-    with serving() as found:
-        yield found
 
 
 def refusal(url: str, key: str | None, insecure_http: bool = False) -> str:
