@@ -16,7 +16,7 @@ import pytest
 from tests.docs.blocks import ROOT
 from tests.naive import Amateur, Group, NaiveCold, Trace
 from tests.places import add
-from tests.unit.test_own_server import alive
+from tests.unit.test_own_server import gone
 from vllm_cold import __version__, cpu_library, places, plugin
 from vllm_cold.cpu import cpu_platform, lora_ops
 from vllm_cold.ops import registry
@@ -260,7 +260,7 @@ def test_an_engine_that_fails(
     section = self_test.run(timeout)
     assert section.entries == [Entry("result", f"FAIL: the engine {said}", Status.PROBLEM)]
     home, _, child = section.details.partition("/")
-    assert home == "~" and not alive(int(child))
+    assert home == "~" and gone([int(child)])
     ((*python, folder),) = asked
     assert "-P" in python  # nothing is imported from the working directory
     assert not Path(folder).exists()

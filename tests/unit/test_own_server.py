@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,14 +83,19 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def gone(folder: Path) -> bool:
-    """Whether the server and its child have ended, within a second."""
+def gone(pids: Sequence[int]) -> bool:
+    """Whether these processes end, within seconds."""
     for _ in range(100):
-        left = [pid for pid in json.loads((folder / "pids").read_text()) if alive(pid)]
-        if not left:
+        if not any(map(alive, pids)):
             return True
         time.sleep(0.05)
     return False
+
+
+def started(folder: Path) -> Sequence[int]:
+    """The processes of the server and its child."""
+    found: Sequence[int] = json.loads((folder / "pids").read_text())
+    return found
 
 
 def alive(pid: int) -> bool:
@@ -110,7 +115,7 @@ def test_what_is_served(fake: Path) -> None:
         assert server.about.startswith("vLLM ")
         key = httpx.post(f"{server.root}/v1/completions", json={}).status_code
         assert key == 401  # for others
-    assert gone(fake)
+    assert gone(started(fake))
     found = serve_parser().parse_args(words[1:])
     assert words[:2] == ["serve", model]
     assert (found.host, found.dtype, found.enforce_eager) == ("127.0.0.1", "float32", True)
@@ -159,10 +164,10 @@ def test_why_it_does_not_start(
 
 def test_a_server_that_dies(fake: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ToolError, match="vllm serve ended: status"), serving(str(fake / "model")):
-        os.kill(json.loads((fake / "pids").read_text())[0], signal.SIGKILL)
+        os.kill(started(fake)[0], signal.SIGKILL)
         time.sleep(0.5)
         raise ToolError("no server can be reached there")
-    assert gone(fake)
+    assert gone(started(fake))
 
 
 @pytest.mark.parametrize(
@@ -194,12 +199,8 @@ def test_it_ends_with_the_command(
         process.send_signal(number)
         assert process.wait(20) != 0
     if number == signal.SIGKILL:  # nobody is left to end its child
-        server, child = json.loads((fake / "pids").read_text())
-        for _ in range(100):
-            if not alive(server):
-                break
-            time.sleep(0.05)
-        assert not alive(server)
+        server, child = started(fake)
+        assert gone([server])
         os.kill(child, signal.SIGKILL)
     else:
-        assert gone(fake)
+        assert gone(started(fake))
