@@ -19,7 +19,7 @@ def test_the_page_is_made_from_the_table() -> None:
 @pytest.mark.parametrize(
     ("heading", "can_go"),
     [
-        ("A group of requests that go in step", places.GROUPS),
+        ("A group of requests that go in lockstep", places.GROUPS),
         ("A hook after the logits of all rows", places.LOGITS),
         ("Prompts rendered for a derived request", places.DERIVED),
         ("What is left", places.CHANNEL),
