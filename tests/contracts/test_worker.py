@@ -11,7 +11,6 @@ pytestmark = pytest.mark.unit
 
 _V1 = "vllm.v1.worker.gpu_model_runner:GPUModelRunner"
 _V2 = "vllm.v1.worker.gpu.model_runner:GPUModelRunner"
-_REJECTION_V1 = "vllm.v1.sample.rejection_sampler:RejectionSampler"
 _REJECTION_V2 = "vllm.v1.worker.gpu.spec_decode.rejection_sampler:RejectionSampler"
 
 
@@ -42,34 +41,6 @@ def later(where: str, *parts: str) -> typing.Any:
             "sampled_token_ids=sampled.view(-1, 1)",
             "return sampler_output",
         ),
-        # Speculation on V1: the last row first, then rows of drafts; penalties apart.
-        later(
-            f"{_REJECTION_V1}.forward",
-            "bonus_logits = logits[bonus_logits_indices]",
-            "self.sampler(logits=bonus_logits",
-            "target_logits = self.apply_logits_processors(target_logits, sampling_metadata, "
-            "metadata)",
-            "apply_sampling_constraints(",
-            "output_token_ids = rejection_sample(",
-            "sampled_token_ids=output_token_ids",
-        ),
-        later(
-            f"{_REJECTION_V1}.apply_logits_processors",
-            "has_penalties = not sampling_metadata.no_penalties",
-            "self.apply_penalties(",
-            "if sampling_metadata.allowed_token_ids_mask is not None:",
-            "if (bad_words_token_ids := sampling_metadata.bad_words_token_ids):",
-            "for processor in sampling_metadata.logitsprocs.non_argmax_invariant:",
-            "if isinstance(processor, MinTokensLogitsProcessor):",
-            "holder = sampling_metadata.thinking_budget_state_holder",
-            "if holder is not None",
-            "return logits",
-        ),
-        later(
-            f"{_REJECTION_V1}.apply_penalties",
-            "if sampling_metadata.no_penalties:\n        return logits",
-            "apply_all_penalties(",
-        ),
         # Amateurs are told their expert's drafts before these are used.
         later(
             f"{_V1}.sample_tokens",
@@ -78,13 +49,6 @@ def later(where: str, *parts: str) -> typing.Any:
         ),
         later(f"{_V1}._sample", "self.rejection_sampler("),
         later(f"{_V1}.__init__", "logitsprocs="),
-        later(
-            "vllm.v1.sample.logits_processor:build_logitsprocs",
-            "if vllm_config.speculative_config:",
-            "if custom_logitsprocs:",
-            "raise ValueError(STR_SPEC_DEC_REJECTS_LOGITSPROCS)",
-            "MinTokensLogitsProcessor(vllm_config, device, is_pin_memory)",
-        ),
         # Speculation on V2: rows of each request are known, and no group is split into chunks.
         later(f"{_REJECTION_V2}.__init__", "self.sampler = sampler"),
         later(

@@ -72,7 +72,7 @@ class Case:
 
     @property
     def groups(self) -> Groups:
-        """What comes behind ``logits`` in both functions of the op."""
+        """What follows ``logits`` in both functions of the op."""
         return Groups(
             self.rows, self.weights, self.log_alpha, self.expert_top_k, self.max_expert_top_k
         )
@@ -110,7 +110,7 @@ class Case:
 
     @property
     def settings(self) -> list[tuple[float, list[float], int]]:
-        """What the reference takes behind a group's rows, of the amateurs that there are."""
+        """What the reference takes after a group's rows, of the amateurs that there are."""
         groups = range(len(self.rows))
         caps = [0] * len(self.rows) if self.expert_top_k is None else self.expert_top_k.tolist()
         num = self.present.sum(1).tolist()
@@ -221,8 +221,8 @@ def make_case(
     kinds: Sequence[str] = KINDS,
     streams: int | None = None,
 ) -> Case:
-    """``num_groups`` groups scattered over some more rows, which hold NaN, with alpha and cap drawn
-    for each, and a weight for each amateur.
+    """``num_groups`` groups scattered over some more rows, which hold NaN. Each has an alpha and a
+    cap of its own, and a weight for each amateur.
     Group i is of kind ``seed + i``, so that consecutive seeds go through all of them. It has
     ``streams`` streams; by default up to 2, 3 or 4, by the seed, and fewer from group to group;
     2 if it is masked alone.
@@ -404,7 +404,7 @@ def check_not_finite(
     vocab: int,
     dtype: torch.dtype = torch.float32,
 ) -> None:
-    """Run a backend on groups that hold NaN or +inf beside others, in every form. They can be
+    """Run a backend on groups that hold NaN or +inf among others, in every form. They can be
     sampled from and are told of; the others are the same bits as without them.
     """
     if isinstance(backend, str):

@@ -8,28 +8,18 @@ from typing import Any
 from unittest import mock
 
 import pytest
-import torch
 
 from benchmarks import bench_scoring as bench
 from vllm_cold.ops import registry
 
 pytestmark = pytest.mark.unit
 
-CPU = torch.device("cpu")
 SMALL = ["--groups", "2", "--streams", "2", "3", "--vocab", "1500", "--rounds", "2", "--no-compile",
          "--device", "cpu"]  # fmt: skip
 
 
 def test_no_speed_beside_a_wrong_result(capsys: pytest.CaptureFixture[str]) -> None:
     right = registry.load("torch")
-    for form in bench.FORMS:
-        load = bench.Workload(form, "fp32", 2, 500)
-        case = load.case()
-        assert bench.check(load, case, right, CPU) == ""
-        # Every form must see a token that is wrong, and a backend that cannot run.
-        for fault in ({"side_effect": ValueError("no")}, {"return_value": None}):
-            broken = replace(right, scores=mock.Mock(**fault))
-            assert bench.check(load, case, broken, CPU) != ""
 
     def scores(logits: Any, groups: Any, out: Any, statistics: Any) -> None:
         if out is not None:  # wrong in the last form alone

@@ -91,7 +91,7 @@ def memory_of(tensor: Tensor) -> bytes:
 
 def packed(case: Case, form: str, isa: str, threads: int) -> bytes:
     """The case as ``native_main.cpp`` reads it. Rows run up to the last one's last element, with
-    nothing behind.
+    nothing after it.
     """
     logits, caps, memory = case.logits, case.expert_top_k, memory_of(case.logits)
     header = struct.pack(

@@ -76,21 +76,21 @@ def conform(
 
 @contextmanager
 def strict(cores: int) -> Iterator[None]:
-    """Let show what a GPU may do: workspaces start as NaN or zero, nothing behind their ends is
+    """Let show what a GPU may do: workspaces start as NaN or zero, nothing past their ends is
     written to, and (of more than one core) the programs run in another order.
     """
     from triton.runtime.interpreter import interpreter_builder
 
     from vllm_cold.ops import scoring_triton
 
-    behind: list[torch.Tensor] = []
+    beyond: list[torch.Tensor] = []
     set_grid_idx = interpreter_builder.set_grid_idx
 
     def empty(*shape: Any, dtype: torch.dtype = F32, device: Any = None) -> torch.Tensor:
         shape = shape[0] if shape and not isinstance(shape[0], int) else shape
         size = math.prod(shape)
         memory = torch.full((size + 4096,), math.nan if dtype.is_floating_point else 0, dtype=dtype)
-        behind.append(memory[size:])
+        beyond.append(memory[size:])
         return memory[:size].view(shape)
 
     def backwards(x: int, y: int, z: int) -> None:
@@ -102,7 +102,7 @@ def strict(cores: int) -> Iterator[None]:
         mock.patch.object(scoring_triton, "_multiprocessors", lambda device: cores),
     ):
         yield
-    assert behind and all((memory.isnan() | (memory == 0)).all() for memory in behind)
+    assert beyond and all((memory.isnan() | (memory == 0)).all() for memory in beyond)
 
 
 def in_full(*cases: Any) -> list[Any]:

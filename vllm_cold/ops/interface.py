@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the op is given beside the logits, and what a backend offers."""
+"""What the op is given besides the logits, and what a backend offers."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ class Groups:
     device of the logits.
 
     Attributes:
-        rows: [G, S] int64 row numbers, S >= 2: the expert's, then its amateurs'; -1 behind the last
+        rows: [G, S] int64 row numbers, S >= 2: the expert's, then its amateurs'; -1 after the last
             amateur of a group that has fewer. A group to be masked alone has the expert's again as
             its only amateur's, of weight 0.
         weights: [G, S - 1] float32, the amateurs'; finite, and 0 where there is no amateur.
@@ -108,6 +108,14 @@ class Backend:
 
     missing: Callable[[torch.device], str | None]
     scores: Callable[[Tensor, Groups, Tensor | None, Tensor | None], None]
+
+
+def row_outside(logits: Tensor, groups: Groups) -> IndexError:
+    """The error for a row number out of range."""
+    return IndexError(
+        f"contrastive scoring: rows {groups.rows.tolist()} must be from 0 to {len(logits) - 1}, "
+        "the rows of logits, or -1 in place of an amateur's"
+    )
 
 
 def replace_nonfinite(logits: Tensor, groups: Groups) -> None:

@@ -32,11 +32,7 @@ AUTOMATIC = {"cpu": ("cpu", "torch"), "cuda": ("triton", "torch"), "npu": ("asce
 
 
 def load(name: str) -> Backend:
-    """A backend.
-
-    Raises:
-        ValueError: if there is no backend of that name.
-    """
+    """A backend; raises ValueError if there is none of that name."""
     if name not in BACKENDS:
         raise ValueError(
             f"vllm-cold: no scoring backend {name!r}; there are {', '.join(BACKENDS)}."
@@ -46,12 +42,8 @@ def load(name: str) -> Backend:
 
 
 def choose(device: torch.device, name: str | None = None) -> str:
-    """The name of the backend that scores on ``device``.
-
-    Args:
-        device: Where the logits are.
-        name: The backend to use, whatever is best; None for ``COLD_SCORING``, and if that is
-            not set for the best one that runs here.
+    """The name of the backend that scores on ``device``: ``name``, else that of ``COLD_SCORING``,
+    else the best one that runs here.
 
     Raises:
         ValueError: if a backend asked for by name does not exist.

@@ -38,6 +38,7 @@ from vllm_cold.ops.interface import (
     Groups,
     describe,
     replace_nonfinite,
+    row_outside,
 )
 
 MAX_K = 64
@@ -62,8 +63,8 @@ def contrastive_scores(
         groups: Their rows, numbered from 0 to R - 1, and settings.
         inplace: Write the scores over the expert's row of each group instead. ``logits`` is float32
             then, its rows do not overlap, and no row is in two places, but the expert's of a group
-            whose only amateur it is, of weight 0. No other row is touched, but amateurs' of a group
-            that is not finite: they hold numbers then, which say nothing, so that they can be
+            whose only amateur it is, of weight 0. No other row is written to, but amateurs' of a
+            group that is not finite: they hold numbers then, which say nothing, so that they can be
             sampled from too.
         out: [G, V] float32, contiguous, to write to; not the memory of ``logits``.
         statistics: [G, 3] int64, contiguous, to write to: how many tokens are valid; 1 if the
@@ -127,10 +128,7 @@ def _run(
     implementation.scores(logits, groups, out, statistics)
     if check and statistics is not None:
         if logits.device.type != "cuda" and (statistics[:, 2] == OUT_OF_RANGE).any():
-            raise IndexError(
-                f"contrastive scoring: rows {groups.rows.tolist()} must be from 0 to "
-                f"{len(logits) - 1}, the rows of logits, or -1 in place of an amateur's"
-            )
+            raise row_outside(logits, groups)
         _assert_finite(statistics[:, 2] == 0)
 
 
@@ -155,14 +153,12 @@ def contrastive_topk(
 
     For those who look at candidates (``group.explained``), or sample from them themselves. The
     scores are those of ``contrastive_scores``, bit for bit, of which it needs all [G, V] for a
-    moment.
-
-    Takes what ``contrastive_scores`` takes, and:
+    moment. It takes and raises what ``contrastive_scores`` does, and takes:
 
     Args:
         logits: As there.
         groups: As there.
-        k: How many, 1 to 64; may exceed the number of valid tokens and V.
+        k: How many, 1 to 64, else ValueError; may exceed the number of valid tokens and V.
         out: [G, k] float32 and [G, k] int64, contiguous, to write to.
         check: As there.
         backend: As there.
@@ -170,12 +166,6 @@ def contrastive_topk(
     Returns:
         [G, k] float32 scores and [G, k] int64 token ids (``out``, if given). Where a group has
         fewer than k valid tokens, the rest is -inf with id -1.
-
-    Raises:
-        ValueError: if an argument's shape, dtype or device, or k, is not as said above.
-        IndexError: as ``contrastive_scores``.
-        RuntimeError: as ``contrastive_scores``.
-        MemoryError: as ``contrastive_scores``.
     """
     if not 1 <= k <= MAX_K:
         raise ValueError(f"contrastive_topk: k is {k}; it must be from 1 to {MAX_K}")
@@ -186,7 +176,7 @@ def contrastive_topk(
     ids = _output("out[1]", ids, shape, torch.int64, device)
     scores = contrastive_scores(logits, groups, check=check, backend=backend)
     vocab = scores.shape[1]
-    # The k best are in the k parts with the best maxima, or behind the last whole part.
+    # The k best are in the k parts with the best maxima, or after the last whole part.
     whole = vocab // _PART * _PART
     maxima = scores[:, :whole].view(len(scores), whole // _PART, _PART).amax(2)
     parts = _order(maxima)[:, :k].sort(1).values

@@ -2,9 +2,7 @@
 """Backend "ascend": AscendC kernels for Atlas A2/A3 NPUs (csrc/ascend).
 
 The library registers its ops with torch when it is loaded, once the device is known to be an NPU.
-The kernels find and report NaN and +inf in the rows of a group themselves, and row numbers out of
-range: such a group has no valid token, the third of its statistics is
-``interface.OUT_OF_RANGE``, and the other groups are as without it. With a cap on candidates torch
+The kernels report row numbers out of range (``interface.Backend``). With a cap on candidates torch
 looks at the rows before them, and does what it does on an NPU.
 """
 

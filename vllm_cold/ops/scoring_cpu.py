@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from vllm_cold import cpu_library
-from vllm_cold.ops.interface import Backend, Groups
+from vllm_cold.ops.interface import Backend, Groups, row_outside
 
 # csrc/cpu/scoring.h
 ISAS = ("portable", "avx2", "avx512")
@@ -76,10 +76,7 @@ def run(
         torch.get_num_threads(),
     )
     if status == _ROW_OUTSIDE:
-        raise IndexError(
-            f"contrastive scoring: rows {groups.rows.tolist()} must be from 0 to {num_rows - 1}, "
-            "the rows of logits, or -1 in place of an amateur's"
-        )
+        raise row_outside(logits, groups)
     if status == _NO_MEMORY:
         raise MemoryError("contrastive scoring: no memory for intermediate results")
 

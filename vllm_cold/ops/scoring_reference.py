@@ -24,7 +24,7 @@ def group_scores(
     weights: Sequence[float],
     expert_top_k: int = 0,
 ) -> Tensor:
-    """Scores of one group (``vllm_cold.ops.scoring`` names the sources).
+    """[V] float64 scores of one group, by the formula of ``vllm_cold.ops.scoring``.
 
     Args:
         expert: [V] unnormalised logits, any float dtype.
@@ -33,30 +33,20 @@ def group_scores(
         weights: Of each amateur.
         expert_top_k: Cap on the candidates, 0 for none; ties with the k-th stay.
 
-    Returns:
-        [V] float64: ``expert + sum_i weights[i] * (amateurs[i] - expert)`` where the expert's logit
-        is at least ``max(expert) + log_alpha``, -inf elsewhere. An amateur's -inf counts as 0.
-        Differences and sums saturate at float32's largest.
-
     Raises:
         RuntimeError: if a row holds NaN or +inf.
     """
     e, others = expert.double(), [a.double() for a in amateurs]
-    valid = _valid(e, others, log_alpha, expert_top_k)
-    scores = e.clamp(-_LARGEST, _LARGEST)
-    for a, weight in zip(others, weights, strict=True):
-        difference = (torch.where(a == -math.inf, 0.0, a) - e).clamp(-_LARGEST, _LARGEST)
-        scores = (scores + weight * difference).clamp(-_LARGEST, _LARGEST)
-    return torch.where(valid, scores, -math.inf)
-
-
-def _valid(e: Tensor, others: Sequence[Tensor], log_alpha: float, expert_top_k: int) -> Tensor:
     if not all((row < math.inf).all() for row in (e, *others)):
         raise RuntimeError(NOT_FINITE)
     valid = (e >= e.max() + log_alpha) & (e > -math.inf)
     if 0 < expert_top_k < e.numel():
         valid &= e >= e.topk(expert_top_k).values[-1]
-    return valid
+    scores = e.clamp(-_LARGEST, _LARGEST)
+    for a, weight in zip(others, weights, strict=True):
+        difference = (torch.where(a == -math.inf, 0.0, a) - e).clamp(-_LARGEST, _LARGEST)
+        scores = (scores + weight * difference).clamp(-_LARGEST, _LARGEST)
+    return torch.where(valid, scores, -math.inf)
 
 
 def _scores(logits: Tensor, groups: Groups, out: Tensor | None, statistics: Tensor | None) -> None:

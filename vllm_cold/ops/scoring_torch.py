@@ -6,7 +6,7 @@ import math
 import torch
 from torch import Tensor
 
-from vllm_cold.ops.interface import Backend, Groups, replace_nonfinite
+from vllm_cold.ops.interface import Backend, Groups, replace_nonfinite, row_outside
 
 _LARGEST = torch.finfo(torch.float32).max
 
@@ -20,9 +20,7 @@ def _scores(logits: Tensor, groups: Groups, out: Tensor | None, statistics: Tens
     # torch counts negative numbers from the end. (Compiled, the check would cut the graph.)
     checked = logits.device.type == "cpu" and not torch.compiler.is_compiling()
     if checked and (groups.rows.min() < -1 or groups.rows[:, 0].min() < 0):
-        raise IndexError(
-            "contrastive scoring: a number in rows is < 0, and not -1 in place of an amateur's"
-        )
+        raise row_outside(logits, groups)
     e = logits[groups.rows[:, 0]].float()
     best = e.amax(dim=-1)
     # amax propagates NaN, so one number a row tells; a comparison with NaN is false.
