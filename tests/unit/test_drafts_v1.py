@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Speculative decoding on the V1 runner: around vLLM's own rejection sampler, on CPU tensors.
 
-What a position is given must not depend on how many are verified at once: the plain sampler, asked
-for each in turn with the tokens before it, says what it is.
+What a position is given must not depend on how many are verified at once: the sampler without
+drafts, asked for each in turn with the tokens before it, says what it is.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from vllm.v1.sample.rejection_sampler import RejectionSampler
 from vllm.v1.sample.sampler import Sampler
 from vllm.v1.spec_decode.metadata import SpecDecodeMetadata
 
+from tests import engine_config
 from tests.contrast import Contrast
 from vllm_cold import patching, places
 from vllm_cold.cpu import workarounds
@@ -40,7 +41,7 @@ pytestmark = [
 
 VOCAB = 13
 CPU = torch.device("cpu")
-PLAIN = SamplingParams()
+REGULAR = SamplingParams()
 
 
 def original(function: Any) -> Any:
@@ -108,12 +109,8 @@ class Options:
     allowed: Tensor | None = None  # [rows, V], True for what is not
 
 
-MODEL = SimpleNamespace(is_hybrid=False)
-
-
 def processor_of(requests: Sequence[Request]) -> ColdLogitsProcessorV1:
-    config = SimpleNamespace(additional_config=None, model_config=MODEL)
-    processor = ColdLogitsProcessorV1(config, CPU, False)
+    processor = ColdLogitsProcessorV1(engine_config.config(), CPU, False)
     added = [(row, request.params, None, []) for row, request in enumerate(requests)]
     processor.update_state(BatchUpdate(len(requests), [], added, []))
     return processor
@@ -169,7 +166,7 @@ def verify(
 def one_by_one(
     requests: Sequence[Request], logits: Tensor, options: Options
 ) -> tuple[list[list[int]], dict[str, list[Any]]]:
-    """The plain sampler's: tokens up to the first that is no draft, and figures of each group."""
+    """Without drafts: tokens up to the first that is no draft, and figures of each group."""
     starts, row = [], 0
     for request in requests:
         starts.append(row)
@@ -208,8 +205,8 @@ EXPERTS = {"x": X[0], "y": Y[0]}
 
 
 def batch(drafts: dict[str, list[int]], known: dict[str, list[int]]) -> list[Request]:
-    """Streams of two groups and a plain request, "p", in no order."""
-    order = [(X[1], "x"), (Y[0], "y"), (PLAIN, "p"), (Y[2], "y"), (X[0], "x"), (Y[1], "y")]
+    """Streams of two groups and a regular request, "p", in no order."""
+    order = [(X[1], "x"), (Y[0], "y"), (REGULAR, "p"), (Y[2], "y"), (X[0], "x"), (Y[1], "y")]
     return [Request(params, drafts[name], known[name]) for params, name in order]
 
 
@@ -262,10 +259,10 @@ OPTIONS = {
         ({"x": 0, "y": 0, "p": 2}, {}),
     ],
 )
-def test_greedy_verifies_what_the_plain_sampler_gives(
+def test_greedy_verifies_what_the_sampler_gives(
     counts: dict[str, int], wrong: dict[str, int], options: Options
 ) -> None:
-    """Scores stand behind masks and before penalties, in the rows of drafts as in the last."""
+    """Scores stand after masks and before penalties, in the rows of drafts as in the last."""
     for seed in range(3):
         requests, logits = right(counts, seed, options, wrong)
         expected, figures = one_by_one(requests, logits, options)
@@ -282,25 +279,8 @@ def test_greedy_verifies_what_the_plain_sampler_gives(
         }
 
 
-def test_a_candidate_alone_is_what_a_random_request_gets() -> None:
-    """With alpha = 1 the scores leave one token: whatever the raw logits say, and penalties."""
-    alone = Contrast((-0.9,), alpha=1.0)
-    for seed in range(8):
-        drafts = [1, 5, 2]
-        requests = [Request(alone.params("x", i), drafts) for i in (1, 0)]
-        logits = draw(requests, seed) / 9  # no token is likely
-        best = logits[4:].argmax(1).tolist()
-        accepted = next((i for i, d in enumerate(drafts) if d != best[i]), 3)
-        sampled = given(verify(requests, logits, Options(temperature=3.0, presence=0.9)))
-        assert sampled == [best[: accepted + 1]] * 2
-        for name, request in enumerate(requests):
-            request.drafts = best[:3]
-            assert name < 2
-        assert given(verify(requests, logits, Options(temperature=3.0))) == [best] * 2
-
-
 def test_random_tokens_have_the_scores_probabilities() -> None:
-    """Whatever the draft is; and behind a right one, those of the next row."""
+    """Whatever the draft is; and after a right one, those of the next row."""
     num, temperature = 4000, 1.3
     base = 1.5 * torch.randn(6, VOCAB, generator=torch.Generator().manual_seed(5))
     scores = [ONE.scores(base[[row, 3 + row]]) for row in range(3)]
@@ -315,12 +295,12 @@ def test_random_tokens_have_the_scores_probabilities() -> None:
     tokens = sampled[::2]
     raw = (base[0] / temperature).softmax(0).double()
     assert (raw - first).abs().max() > 0.1, "the scores are another distribution"
-    assert_drawn_from(tokens[:, 0], first)
-    assert_drawn_from(tokens[tokens[:, 0] == draft, 1], second)
+    assert_sampled_from(tokens[:, 0], first)
+    assert_sampled_from(tokens[tokens[:, 0] == draft, 1], second)
     assert (tokens[tokens[:, 0] != draft, 1:] == -1).all()
 
 
-def assert_drawn_from(tokens: Tensor, probabilities: Tensor) -> None:
+def assert_sampled_from(tokens: Tensor, probabilities: Tensor) -> None:
     """Within 5 standard deviations for each token."""
     num = len(tokens)
     assert num > 500
@@ -335,9 +315,9 @@ def test_requests_without_a_group_are_vllms(
 ) -> None:
     """In a batch without a group, and with half of one."""
     requests = [
-        Request(PLAIN, [1, 2, 3]),
+        Request(REGULAR, [1, 2, 3]),
         Request(X[0], [4]),
-        Request(PLAIN),
+        Request(REGULAR),
         Request(Y[1], [5, 6]),
     ]
     logits = draw(requests, 3)
@@ -403,7 +383,8 @@ def build(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Any, list[Any]]]:
 
 def test_it_is_loaded_beside_min_tokens(build: tuple[Any, list[Any]]) -> None:
     make, installed = build
-    config = SimpleNamespace(speculative_config=object(), additional_config={}, model_config=MODEL)
+    config = engine_config.config()
+    config.speculative_config = object()
     for custom in ([drafts_v1.PROCESSOR], (drafts_v1.PROCESSOR,)):
         found = make(config, CPU, False, False, custom)
         assert isinstance(found, LogitsProcessors)

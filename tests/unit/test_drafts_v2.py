@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from vllm.sampling_params import SamplingParams
 
+from tests import engine_config
 from tests.contrast import Contrast
 from vllm_cold.group.rows import GroupRows
 from vllm_cold.patching import original_of
@@ -105,16 +106,11 @@ ONE = Contrast((-0.5,))
 
 @pytest.fixture
 def processor() -> Any:
-    """Slots: 5 and 2 are x's, 1 and 7 are y's, 3 is a plain request's."""
+    """Slots: 5 and 2 are x's, 1 and 7 are y's, 3 is a regular request's."""
     from vllm_cold.vllm.worker.processor_v2 import ColdLogitsProcessorV2
 
     states: Any = SimpleNamespace(device=torch.device("cpu"), max_num_reqs=8, prompt_len=None)
-    config: Any = SimpleNamespace(
-        speculative_config=None,
-        additional_config=None,
-        model_config=SimpleNamespace(is_hybrid=False),
-    )
-    made = ColdLogitsProcessorV2(config, states)
+    made = ColdLogitsProcessorV2(engine_config.config(), states)
     for slot, name, index in ((5, "x", 0), (2, "x", 1), (1, "y", 0), (7, "y", 1)):
         made.add_request(slot, ONE.params(name, index))
     made.add_request(3, SamplingParams())
@@ -141,7 +137,7 @@ def output_of(num: int) -> Any:
     )
 
 
-def test_it_knows_the_rows_before_and_tells_amateurs_behind(processor: Any) -> None:
+def test_it_knows_the_rows_before_and_tells_amateurs_after(processor: Any) -> None:
     output = output_of(5)
     seen: list[Any] = []
 

@@ -53,7 +53,7 @@ class Request:
         """``rows``: what comes with them; None for a request that does not ask."""
         told = {"theirs": 1} if finish else None
         if rows is not None:
-            told = results.with_steps(told, rows)
+            told = results.with_ours(told, steps=rows)
         output = EngineCoreOutput("r", list(tokens), finish_reason=finish, kv_transfer_params=told)
         self.processor.process_outputs([output])
         if not self.late:
@@ -65,7 +65,7 @@ class Request:
             self.seen.append(output)
 
     def told(self) -> list[Any]:
-        """What stands beside each."""
+        """What comes with each."""
         return [results.steps_in(output.kv_transfer_params) for output in self.seen]
 
 
@@ -142,7 +142,7 @@ def test_several_answers_have_a_list_each(kind: RequestOutputKind, tiny: Path) -
             name,
             [token],
             finish_reason=FinishReason.LENGTH,
-            kv_transfer_params=results.with_steps(None, [{"tokens": [token]}]),
+            kv_transfer_params=results.with_ours(None, steps=[{"tokens": [token]}]),
         )
         processor.process_outputs([output])
     last = queue.get_nowait()

@@ -17,6 +17,7 @@ from vllm.v1.sample.logits_processor import _load_custom_logitsprocs
 from vllm.v1.sample.logits_processor.interface import BatchUpdate, MoveDirectionality
 from vllm.v1.sample.logits_processor.state import BatchUpdateBuilder
 
+from tests import engine_config
 from tests.contrast import Contrast, assert_scored, of_size
 from vllm_cold.errors import ColdError
 from vllm_cold.group.step_stats import OTHER_DRAFTS
@@ -27,7 +28,7 @@ from vllm_cold.vllm.worker.processor_v1 import ColdLogitsProcessorV1
 pytestmark = pytest.mark.unit
 
 VOCAB = 23
-PLAIN = SamplingParams()
+REGULAR = SamplingParams()
 ONE = of_size(1)
 MOVE, SWAP = MoveDirectionality.UNIDIRECTIONAL, MoveDirectionality.SWAP
 
@@ -37,8 +38,7 @@ def params(group: str, index: int, num_amateurs: int = 1) -> SamplingParams:
 
 
 def make() -> ColdLogitsProcessorV1:
-    config = SimpleNamespace(additional_config={}, model_config=SimpleNamespace(is_hybrid=False))
-    return ColdLogitsProcessorV1(config, torch.device("cpu"), False)
+    return ColdLogitsProcessorV1(engine_config.config(), torch.device("cpu"), False)
 
 
 def update(
@@ -56,14 +56,14 @@ def draw(num_rows: int) -> Tensor:
 
 def check(processor: ColdLogitsProcessorV1, size: int, groups: Sequence[tuple[int, ...]]) -> None:
     """Experts of ``groups``, rows that begin with theirs, get the reference's scores, every other
-    row stays bit for bit; and amateurs are told what their experts drew.
+    row stays bit for bit; and amateurs are told what their experts were given.
     """
     before = draw(size)
     logits = before.clone()
     assert processor.apply(logits) is logits
     assert_scored(before, logits, groups)
-    drawn = torch.arange(size, dtype=torch.int32).unsqueeze(1)
-    processor.tell_amateurs(told := drawn.clone())
+    sampled = torch.arange(size, dtype=torch.int32).unsqueeze(1)
+    processor.tell_amateurs(told := sampled.clone())
     experts = {amateur: expert for expert, *amateurs in groups for amateur in amateurs}
     assert told.flatten().tolist() == [experts.get(row, row) for row in range(size)]
 
@@ -91,9 +91,9 @@ def check_drafts(
 
 @pytest.fixture
 def processor() -> ColdLogitsProcessorV1:
-    """Rows: expert x, plain, amateur x, amateur y."""
+    """Rows: expert x, regular, amateur x, amateur y."""
     made = make()
-    requests = [params("x", 0), PLAIN, params("x", 1), params("y", 1)]
+    requests = [params("x", 0), REGULAR, params("x", 1), params("y", 1)]
     made.update_state(update(4, added=list(enumerate(requests))))
     return made
 
@@ -120,7 +120,7 @@ def test_other_drafts_are_reported_at_their_place(processor: ColdLogitsProcessor
     assert found == [[0, 0, 0], [0, 0, OTHER_DRAFTS]]
 
 
-def test_a_plain_request_moved_over_a_stream_replaces_it(
+def test_a_regular_request_moved_over_a_stream_replaces_it(
     processor: ColdLogitsProcessorV1,
 ) -> None:
     processor.update_state(update(4, moved=[(1, 2, MOVE)]))
@@ -131,7 +131,7 @@ class Batch:
     """The batch as a list, and vLLM's builder told of the changes in ``InputBatch``'s way."""
 
     def __init__(self) -> None:
-        self.rows: list[tuple[str, int, int] | None] = []  # params' arguments, None for plain
+        self.rows: list[tuple[str, int, int] | None] = []  # params' arguments, None for regular
         self.builder = BatchUpdateBuilder()
 
     def step(
@@ -151,7 +151,7 @@ class Batch:
                 row = len(rows)
                 rows.append(gone)
             rows[row] = request
-            p = PLAIN if request is None else params(*request)
+            p = REGULAR if request is None else params(*request)
             self.builder.added.append((row, p, None, []))
         while self.builder.removed:  # condense
             while rows and rows[-1] is gone:
@@ -232,14 +232,14 @@ def test_a_rule_is_told_how_many_tokens_there_are() -> None:
         assert_scored(before[[6, 3]], logits[[6, 3]], [(0, 1)])
         tokens[0].append(7)
         tokens[1] += [7, 7]
-    # Drafts: first the rows behind all of them, then the rows that verify them.
+    # Drafts: first the rows after all of them, then the rows that verify them.
     counts = [2, 3, 3, 0, 2, 3, 0, 2]
     processor.expect_drafts(counts)
     before = draw(8)
     logits = processor.apply(before.clone())
     ruled, known = [row for rows in groups for row in rows], [len(listed) for listed in tokens]
-    behind = [known[0] + 2, known[1] + 3]
-    assert_scored(before[ruled], logits[ruled], [(0, 1, 2), (3, 4, 5)], GROWS, behind)
+    after = [known[0] + 2, known[1] + 3]
+    assert_scored(before[ruled], logits[ruled], [(0, 1, 2), (3, 4, 5)], GROWS, after)
     before = draw(sum(counts))
     logits = before.clone()
     processor.apply_to_drafts(logits, counts, torch.zeros(sum(counts), dtype=torch.int32))
@@ -249,7 +249,7 @@ def test_a_rule_is_told_how_many_tokens_there_are() -> None:
             places.append([sum(counts[:row]) + nth for row in streams])
             steps.append(start + nth)
     assert_scored(before, logits, places, GROWS, steps)
-    # And none are left for the step behind.
+    # And none are left for the step after that.
     before = draw(8)
     logits = processor.apply(before.clone())
     assert_scored(before[ruled], logits[ruled], [(0, 1, 2), (3, 4, 5)], GROWS, known)
@@ -257,11 +257,8 @@ def test_a_rule_is_told_how_many_tokens_there_are() -> None:
 
 def start(v2: bool, **given: Any) -> Any:
     """The processor of either runner, with an engine's ``additional_config``."""
-    config: Any = SimpleNamespace(
-        speculative_config=None,
-        model_config=SimpleNamespace(is_hybrid=False),
-        additional_config=given,
-    )
+    config = engine_config.config()
+    config.additional_config = given
     states: Any = SimpleNamespace(device=torch.device("cpu"), max_num_reqs=4)
     if v2:
         interface = "vllm.v1.worker.gpu.sample.logits_processor.interface"

@@ -287,7 +287,7 @@ def test_weights_follow_a_streamed_answer(
 
     async def outputs() -> AsyncGenerator[Any, None]:
         for num in (1, 2):
-            told = results.with_steps({"theirs": 1}, rows[:num]) if asks else {"theirs": 1}
+            told = results.with_ours({"theirs": 1}, steps=rows[:num]) if asks else {"theirs": 1}
             yield SimpleNamespace(outputs=[], kv_transfer_params=told)
         yield SimpleNamespace(outputs=[], kv_transfer_params=None)
 

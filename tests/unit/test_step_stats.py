@@ -21,6 +21,9 @@ from tests.front_end import ONE, Front
 from vllm_cold import Amateur, ColdParams
 from vllm_cold.group import results
 from vllm_cold.group.step_stats import (
+    COUNTERS,
+    GAUGES,
+    HISTOGRAMS,
     MAX_ADAPTERS,
     OTHER,
     OTHER_DRAFTS,
@@ -34,12 +37,7 @@ from vllm_cold.group.step_stats import (
 )
 from vllm_cold.ops.interface import NOT_FINITE, OUT_OF_RANGE
 from vllm_cold.vllm.frontend import metrics
-from vllm_cold.vllm.frontend.prometheus import (
-    COUNTERS,
-    GAUGES,
-    PREFIX,
-    ColdMetrics,
-)
+from vllm_cold.vllm.frontend.prometheus import PREFIX, ColdMetrics
 from vllm_cold.vllm.scheduler.stats import attach, detach
 from vllm_cold.vllm.worker import outputs
 
@@ -117,19 +115,6 @@ def test_figures_are_in_the_order_of_the_tokens() -> None:
     assert outputs.from_worker(Output()) == {"a": [RowStats(4, 0, 0, 0, 0, 1)]}
 
 
-def test_rows_of_figures_must_match_their_groups() -> None:
-    """A worker that has more of one than of the other has mixed something up."""
-    for ids, present, asked in (
-        (("a",), (1, 1), ()),
-        (("a", "b", "c"), (1, 1), ()),
-        (("a", "b"), (1,), ()),
-        (("a", "b"), (1, 1), (0, 1)),
-    ):
-        with pytest.raises(ValueError, match="zip"):
-            of_one = columns([explained(0.5)]) if asked else None
-            list(StepStats(ids, [[1, 2], [0, 0], [0, 0]], present, asked, of_one).figures())
-
-
 def test_figures_on_a_device_are_waited_for_when_they_are_read(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -175,14 +160,14 @@ def test_figures_on_a_device_are_waited_for_when_they_are_read(
 def test_steps_stand_beside_what_a_connector_says() -> None:
     rows = [{"weights": [-0.5, 0.0]}, {"weights": [None, 0.5]}]
     theirs = {"remote_block_ids": [1]}
-    given = results.with_steps(theirs, rows)
+    given = results.with_ours(theirs, steps=rows)
     assert given == {**theirs, "cold": {"steps": rows}} and theirs.keys() == {*theirs}
     assert results.steps_in(given) == rows
     assert results.steps_in(theirs) is results.steps_in(None) is None
     assert results.without_steps(given) == theirs
-    assert results.without_steps(results.with_steps(None, rows)) is None
-    of_all = results.with_amateurs(theirs, [{"remote_block_ids": [2]}])
-    assert results.without_steps(results.with_steps(of_all, rows)) == of_all
+    assert results.without_steps(results.with_ours(None, steps=rows)) is None
+    of_all = results.with_ours(theirs, amateurs=[{"remote_block_ids": [2]}])
+    assert results.without_steps(results.with_ours(of_all, steps=rows)) == of_all
 
 
 def test_counts_are_taken_once() -> None:
@@ -270,6 +255,8 @@ def test_what_is_told_of_tokens_that_must_not_be_given(nonfinite: int, said: str
 
 
 def test_metrics_add_up() -> None:
+    assert [*COUNTERS, *HISTOGRAMS] == [*Counters.__struct_fields__]
+    assert [*GAUGES, "sums"] == [*ColdStats.__struct_fields__]
     ColdMetrics("m", [0])  # an engine that was here before
     metrics = ColdMetrics("m", [0, 1])
     assert sample("requests_running", 1) == sample("requests_waiting", 0) == 0
@@ -323,7 +310,7 @@ def test_the_dashboard_shows_metrics_that_exist() -> None:
     parts = {PREFIX + "candidates" + end for end in ("_bucket", "_sum", "_count")}
     assert asked <= there | parts, asked - there - parts
     assert there <= asked and asked & parts
-    # vLLM's own that it shows beside, as its source has them.
+    # vLLM's own that it shows besides, as its source has them.
     from vllm.v1.metrics import loggers
 
     source = Path(loggers.__file__).read_text()

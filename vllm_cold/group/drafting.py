@@ -1,30 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whether verifying drafts pays for a group. Needs no vLLM.
 
-Every draft is a row more in each of the group's streams, and takes time; every draft that is
-right saves the group a token's share of a step. A step's time is taken as ``a + b * rows``, with
-``a`` and ``b`` fitted to the last steps; where memory is the limit, ``b`` is nearly 0 and drafts
-always pay. A group whose drafts are too often wrong goes without them, and tries again so seldom
-that its tries cost a small, fixed share of the time.
+Every draft adds a row to each of the group's streams, which takes time. Every right draft saves
+the group a token's share of a step. A step's time is modelled as ``a + b * rows``, with ``a`` and
+``b`` fitted to the last steps. Where memory is the limit, ``b`` is nearly 0 and drafts always pay.
+A group whose drafts are too often wrong goes without them. It tries again so seldom that its tries
+cost a small, fixed share of the time.
 """
 
 import time
 from collections import defaultdict, deque
-from collections.abc import Collection, Hashable
+from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass, field
 
 # Weight of what is older, with each step.
 _STEP_DECAY = 0.98
-# Of the rows' variance, as a part of their mean squared: with less no line can be drawn.
+# Of the rows' variance, as a part of their mean squared: less gives no line.
 _LEAST_SPREAD = 0.005
 # So often two steps go without drafts, if nothing else tells what they cost.
 _TRY_WITHOUT = 64
-# A kind's share of right drafts is the mean of the first times that some were verified, with two
-# believed to be right before them, and forgets in so many later ones. A group's is the kind's to
-# begin with, and forgets sooner.
+# A kind's share of right drafts is a mean over the times that some were verified. It starts as if
+# two had been right, and later forgets in so many times. A group's share starts as its kind's, and
+# forgets sooner.
 _BELIEVED, _REMEMBERED, _REMEMBERED_OF_ONE = 2, 50, 8
-# Of the time of all steps, what the tries of groups may cost whose drafts do not pay: by their rows
-# alone, and they were seen to cost up to twice as much.
+# The share of all steps' time that tries of groups may cost whose drafts do not pay. It counts
+# their rows alone; measured, they cost up to twice as much.
 _PRICE = 0.015
 _GOLDEN = 0.6180339887  # its multiples are spread evenly over [0, 1), however many there are
 
@@ -41,25 +41,19 @@ class StepTimes:
 
     slope: float | None = None
     age: int = 0
-    _weight: float = 0.0
-    _rows: float = 0.0
-    _seconds: float = 0.0
-    _rows_squared: float = 0.0
-    _rows_by_seconds: float = 0.0
+    # Of 1, rows, seconds, rows squared, rows times seconds.
+    _sums: Sequence[float] = (0.0,) * 5
 
     def add(self, rows: int, seconds: float) -> None:
         """A step with so many rows (tokens) took so long."""
-        self._weight = self._weight * _STEP_DECAY + 1.0
-        self._rows = self._rows * _STEP_DECAY + rows
-        self._seconds = self._seconds * _STEP_DECAY + seconds
-        self._rows_squared = self._rows_squared * _STEP_DECAY + rows * rows
-        self._rows_by_seconds = self._rows_by_seconds * _STEP_DECAY + rows * seconds
-        mean_rows, mean_seconds = self._means()
-        spread = self._rows_squared / self._weight - mean_rows**2
+        new = (1.0, rows, seconds, rows * rows, rows * seconds)
+        pairs = zip(self._sums, new, strict=True)
+        self._sums = [before * _STEP_DECAY + one for before, one in pairs]
+        mean_rows, mean_seconds, squared, product = self._means()
+        spread = squared - mean_rows**2
         self.age += 1
-        if self._weight > 7.0 and spread > _LEAST_SPREAD * mean_rows**2:
-            slope = (self._rows_by_seconds / self._weight - mean_rows * mean_seconds) / spread
-            self.slope, self.age = max(slope, 0.0), 0
+        if self._sums[0] > 7.0 and spread > _LEAST_SPREAD * mean_rows**2:
+            self.slope, self.age = max((product - mean_rows * mean_seconds) / spread, 0.0), 0
 
     def cost_of_a_row(self, rows: int) -> float | None:
         """What a row adds to a step of ``rows`` others, as a part of that step's time; None if that
@@ -67,12 +61,12 @@ class StepTimes:
         """
         if self.slope is None:
             return None
-        mean_rows, mean_seconds = self._means()
+        mean_rows, mean_seconds, *_ = self._means()
         time = mean_seconds + self.slope * (rows - mean_rows)
         return min(self.slope / time, 1.0) if time > 0 else 1.0
 
-    def _means(self) -> tuple[float, float]:
-        return self._rows / self._weight, self._seconds / self._weight
+    def _means(self) -> list[float]:
+        return [each / self._sums[0] for each in self._sums[1:]]
 
 
 @dataclass(slots=True)
@@ -94,14 +88,14 @@ class AcceptanceStats:
     paused: int = 0
 
     def part_of_a_pause(self) -> float:
-        """With which a group begins to pause, in (0, 1]: or all would try at the same time, and
-        many short ones more often than few long ones.
+        """The part of a pause with which a group begins, in (0, 1]. With whole pauses all would try
+        at the same time, and many short requests more often than few long ones.
         """
         self.paused += 1
         return 1.0 - self.paused * _GOLDEN % 1.0
 
     def observe(self, drafted: int, accepted: int, break_even: float | None) -> None:
-        """Some request of the kind had drafts verified."""
+        """Some request of the kind had drafts verified; arguments as in ``Drafting.observe``."""
         self.seen += 1
         self.tried = drafted
         weight = 1.0 / min(self.seen + _BELIEVED, _REMEMBERED)
@@ -126,11 +120,8 @@ class DraftController:
         self._begun_at.append(time.monotonic())
 
     def end_step(self, tokens: Collection[int], most: int) -> None:
-        """The oldest step's results are there.
-
-        Args:
-            tokens: Of each of its requests.
-            most: That a decoding request has in a step.
+        """The oldest step's results are there, which gave each of its requests so many ``tokens``;
+        a decoding one has ``most`` at most.
         """
         now = time.monotonic()
         begun = self._begun_at.popleft() if self._begun_at else now
@@ -164,8 +155,8 @@ class Drafting:
     Attributes:
         acceptance: Of requests like it.
         possible: Whether there is room for drafts at all.
-        seeded: Whether its tokens are drawn with a seed. They depend on which drafts are verified,
-            and must not depend on time: so all are.
+        seeded: Whether its tokens are sampled with a seed. They depend on which drafts are
+            verified, and must not depend on time: so all are.
         pause: How much is left of the pause between two tries, as a part of it; with 0 drafts are
             verified.
     """

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a client that asks (``cold_explain``) is told of each token: the best candidates, and the
-logits and weights that they follow from. Needs no vLLM.
+"""What ``cold_explain`` tells a client of each token: the best candidates, and the logits and
+weights that their scores follow from. Needs no vLLM.
 
-A worker makes it of the rows that were asked about (``explain``), beside the scores that tokens are
-drawn from; the scheduler makes plain data of it (``Told``), which goes with the tokens.
+A worker computes it for the groups whose clients ask (``explain``), next to the scores that tokens
+are sampled from. The scheduler turns it into plain data (``Told``), which goes with the tokens.
 """
 
 import math
@@ -22,8 +22,8 @@ _AT_ONCE = 16  # groups: each takes some eight rows of the vocabulary for the ti
 
 
 def explain(logits: Tensor, groups: Groups, at: Sequence[int], k: int) -> tuple[Groups, Explained]:
-    """Of some groups, before scores take the place of their experts' logits; no host sync. Of many
-    in slices, so that the memory that it takes is bounded.
+    """Explain some groups, before scores replace their experts' logits; no host sync. Many groups
+    are explained in slices, which bounds the memory.
 
     Args:
         logits: [rows, V] float32.
@@ -34,31 +34,24 @@ def explain(logits: Tensor, groups: Groups, at: Sequence[int], k: int) -> tuple[
     Returns:
         These groups, and what is told of them: for scores it has the logits still, see ``scored``.
     """
-    parts = [_explain(logits, groups, at[i : i + _AT_ONCE], k) for i in range(0, len(at), _AT_ONCE)]
-    if len(parts) == 1:
-        return parts[0]
-    some = [part for part, _ in parts]
-    caps = [part.expert_top_k for part in some if part.expert_top_k is not None]
-    asked = Groups(
-        torch.cat([part.rows for part in some]),
-        torch.cat([part.weights for part in some]),
-        torch.cat([part.log_alpha for part in some]),
-        torch.cat(caps) if caps else None,
-        groups.max_expert_top_k,
-    )
-    return asked, Explained(*map(torch.cat, zip(*(told for _, told in parts), strict=True)))
+    asked = _some(groups, torch.tensor(at).to(logits.device, non_blocking=True))
+    parts = [slice(i, i + _AT_ONCE) for i in range(0, len(at), _AT_ONCE)]
+    told = [_explain(logits, _some(asked, part), k) for part in parts]
+    return asked, Explained(*map(torch.cat, zip(*told, strict=True)))
 
 
-def _explain(logits: Tensor, groups: Groups, at: Sequence[int], k: int) -> tuple[Groups, Explained]:
-    where = torch.tensor(at).to(logits.device, non_blocking=True)
+def _some(groups: Groups, which: Tensor | slice) -> Groups:
     caps = groups.expert_top_k
-    asked = Groups(
-        groups.rows[where],
-        groups.weights[where],
-        groups.log_alpha[where],
-        None if caps is None else caps[where],
+    return Groups(
+        groups.rows[which],
+        groups.weights[which],
+        groups.log_alpha[which],
+        None if caps is None else caps[which],
         groups.max_expert_top_k,
     )
+
+
+def _explain(logits: Tensor, asked: Groups, k: int) -> Explained:
     expert = asked.rows[:, :1].repeat(1, 2)
     unmasked = torch.full_like(asked.log_alpha, -torch.inf)
     alone = Groups(expert, torch.zeros_like(asked.weights[:, :1]), unmasked)
@@ -67,10 +60,11 @@ def _explain(logits: Tensor, groups: Groups, at: Sequence[int], k: int) -> tuple
     rows = torch.where(asked.rows < 0, asked.rows[:, :1], asked.rows)
     ids = tokens.clamp(min=0)
     theirs = logits[rows.unsqueeze(2), ids.unsqueeze(1)]
-    statistics = Statistics(logits, asked, where, theirs[:, 1:, :0])
+    no_step = torch.zeros_like(asked.rows[:, 0])
+    statistics = Statistics(logits, asked, no_step, theirs[:, 1:, :0])
     log_sums = logits[rows, statistics.argmax] - statistics.max_probability.log()
     told = tokens, theirs[:, 0], theirs, log_sums, asked.weights, statistics.divergence
-    return asked, Explained(*told)
+    return Explained(*told)
 
 
 def scored(logits: Tensor, groups: Groups, explained: Explained) -> Explained:

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether the media of a request's streams can ever be encoded in step. Needs no vLLM.
+"""Whether the media of a request's streams can ever be encoded in lockstep. Needs no vLLM.
 
 An encoder turns an image, a video or an audio into embeddings, which stay in the encoder's cache
-until all of its tokens are computed. A stream that waits for the others, one token short of its
-end, has computed all of its media, unless its prompt ends with one: that one it keeps. So whatever
-the streams keep must fit the cache beside what another one still has to encode, or all wait for
-ever.
+until all of its tokens are computed. A stream that waits for the others stops one token short of
+its end. By then it has computed all of its media, unless its prompt ends with one, which it keeps.
+What the streams keep must fit the cache together with what another one still has to encode, or all
+wait for ever.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -37,7 +37,7 @@ class EncoderRoom:
     Attributes:
         cache: Embeddings that its cache holds.
         budget: Embeddings that one step can encode.
-        tokens: Tokens that one step can compute, of all requests, beside drafts.
+        tokens: Tokens that one step can compute, of all requests, besides drafts.
         chunk: Tokens that one step can compute of one prompt; 0 for no limit.
         is_whole: Whether the tokens of a medium are computed in one step
             (``disable_chunked_mm_input``).
@@ -74,7 +74,7 @@ def num_embeds(features: Iterable[Feature]) -> int:
 
 
 def why_never(streams: Sequence[tuple[int, Sequence[Feature]]], room: EncoderRoom) -> str | None:
-    """Why an engine could never schedule a request's streams in step, on account of their media.
+    """Why an engine could never schedule a request's streams in lockstep, because of their media.
 
     Args:
         streams: Of each, the number of its prompt's tokens and its media, with offsets in its own
@@ -82,7 +82,7 @@ def why_never(streams: Sequence[tuple[int, Sequence[Feature]]], room: EncoderRoo
         room: What the engine can encode.
 
     Returns:
-        A sentence's part, to stand behind "this request ...": what is too much, and the remedy.
+        A sentence's part, to stand after "this request ...": what is too much, and the remedy.
         None if it can.
     """
     most = min(room.cache, room.budget)
@@ -95,7 +95,7 @@ def why_never(streams: Sequence[tuple[int, Sequence[Feature]]], room: EncoderRoo
                 )
     limit = room.tokens - room.per_stream * len(streams)
     if room.is_whole:
-        # Beside a token of each other stream that is admitted with it.
+        # With a token of each other stream that is admitted with it.
         longest = limit - (len(streams) - 1)
         longest = min(longest, room.chunk or longest)
         for _, features in streams:

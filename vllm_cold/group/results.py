@@ -47,31 +47,18 @@ def problem(
     return None
 
 
-def with_steps(
-    transfer: Mapping[str, Any] | None, steps: Sequence[Mapping[str, Any]]
-) -> dict[str, Any]:
-    """What goes to the client beside its tokens, with what it is told of each.
+def with_ours(transfer: Mapping[str, Any] | None, **ours: Any) -> dict[str, Any]:
+    """What goes to the client with its tokens, and with what is ours.
 
     Args:
         transfer: vLLM's ``kv_transfer_params``, the one field of an output for extensions, in which
             a KV connector may have keys of its own.
-        steps: As ``Told`` gives them.
+        ours: ``steps``: what the client is told of each token, as ``Told`` gives it. ``amateurs``:
+            their own ``kv_transfer_params``, from an engine that has prefilled a request; whoever
+            hands the request on to an engine that decodes, hands on all of it.
     """
-    return _with_ours(transfer, steps=list(steps))
-
-
-def _with_ours(transfer: Mapping[str, Any] | None, **ours: Any) -> dict[str, Any]:
     before = transfer or {}
     return {**before, _OURS: {**before.get(_OURS, {}), **ours}}
-
-
-def with_amateurs(
-    transfer: Mapping[str, Any], amateurs: Sequence[Mapping[str, Any] | None]
-) -> dict[str, Any]:
-    """What an engine that has prefilled a request tells of it, and of its amateurs: whoever hands
-    it on to an engine that decodes, hands on all of it.
-    """
-    return _with_ours(transfer, amateurs=list(amateurs))
 
 
 def of_amateur(transfer: Any, index: int) -> dict[str, Any] | None:
@@ -92,19 +79,19 @@ def of_amateur(transfer: Any, index: int) -> dict[str, Any] | None:
 
 
 def without_steps(transfer: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What is left without what ``with_steps`` put there; None if nothing is."""
+    """What is left without ``steps`` of ``with_ours``; None if nothing is."""
     ours = {name: value for name, value in transfer[_OURS].items() if name != "steps"}
     others = {name: value for name, value in transfer.items() if name != _OURS}
     return ({**others, _OURS: ours} if ours else others) or None
 
 
 def steps_in(transfer: Mapping[str, Any] | None) -> list[dict[str, Any]] | None:
-    """What ``with_steps`` put there; None if it did not."""
+    """``steps`` of ``with_ours``; None if there are none."""
     ours = (transfer or {}).get(_OURS)
     return None if ours is None else ours.get("steps")
 
 
-def out_of_step(expert: Tokens, amateur: Tokens, most: int) -> bool:
+def is_desynchronised(expert: Tokens, amateur: Tokens, most: int) -> bool:
     """Whether an amateur has other tokens than its expert, of which a step gives ``most`` at most.
 
     Of drafts that were right, an expert that stops keeps those up to its end; its amateurs, which

@@ -2,28 +2,27 @@
 """Figures about contrastive decoding on their way from workers to the scheduler and to /metrics.
 Imports no vLLM.
 
-Three stages: a worker's processor makes ``StepStats`` of each step, which know of each group that
-was scored how many candidates there were, whether contrastive decoding changed the token, and
-whether the logits were numbers at all (``RowStats``); the scheduler adds requests, tokens and
-groups (``CountersByKind``) and sends a ``ColdStats`` of them; the front end makes metrics of these
-(``prometheus``). Each hands over what is new since it was last asked, so that whoever adds it up
-needs no history. What a client that asks is told of its tokens goes with them (``explained``).
+There are three stages. A worker's processor makes ``StepStats`` of each step. They hold of each
+scored group how many candidates there were, whether contrastive decoding changed the token, and
+whether the logits were numbers at all (``RowStats``). The scheduler adds requests, tokens and
+groups (``CountersByKind``) and sends them as a ``ColdStats``. The front end makes metrics of these
+(``prometheus``). Each stage hands over only what is new, so that the next one can add it up. What
+clients that ask are told of their tokens goes with them (``explained``).
 """
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import msgspec
 import torch
-from msgspec import Meta
 from torch import Tensor
 
 Kind: TypeAlias = tuple[str, str]
 """What a request is counted under: its method and its expert's adapter, "" for the base model."""
 MAX_ADAPTERS = 100  # that an engine counts apart: a server may load new ones for ever
 OTHER = "other"  # stands for further ones
-OTHER_DRAFTS, RULE_FAILED = 2, 4  # in ``RowStats.nonfinite``, beside 1 and ``OUT_OF_RANGE``
+OTHER_DRAFTS, RULE_FAILED = 2, 4  # in ``RowStats.nonfinite``, besides 1 and ``OUT_OF_RANGE``
 
 
 class Explained(NamedTuple):
@@ -57,7 +56,7 @@ class RowStats(NamedTuple):
         candidates: How many tokens the expert finds plausible.
         changed: 1 if another token than the expert's best had the best score.
         nonfinite: 1 if a row of the group held NaN or +inf; then the other two say nothing. 2 if
-            the rows are behind different drafts. ``OUT_OF_RANGE`` if a row number was, so that
+            the rows follow different drafts. ``OUT_OF_RANGE`` if a row number was, so that
             nobody scored. 4 if the group's rule had no weights for it.
         done: Amateurs that its rule needs no more: bit i for the i-th.
         idle: 1 if its rule gave each amateur the weight 0, or has ended them all.
@@ -77,18 +76,18 @@ class RowStats(NamedTuple):
 class StepStats:
     """What a worker found of the groups that it scored in one step.
 
-    The host does not wait for the device while the step runs: on an accelerator the figures are
-    copied in their turn, and whoever asks for them (or pickles them) waits for the copy. That is
-    after the step's tokens have come, which were made later: so it is no wait at all.
+    The host does not wait for the device while the step runs. On an accelerator the figures are
+    copied asynchronously, and whoever reads or pickles them waits for the copy. That happens after
+    the step's tokens have arrived, which were made later, so the copy is done by then.
 
     Args:
-        ids: Of each row of figures, the group's; where drafts are verified, a group has several, in
-            the order of its tokens.
+        ids: The group's id of each row of figures. Where drafts are verified, a group has several
+            rows, in the order of its tokens.
         statistics: [rows, 3 or 5] int64, the columns of ``RowStats`` up to ``idle``, which the
-            device has written or will write; or the columns.
-        present: Of each row of figures, the amateurs that were there.
-        asked: Those rows of whose groups the clients ask what they are told.
-        explained: Of these; tensors, or lists.
+            device has written or will write; or the columns as lists.
+        present: The amateurs that were there, of each row of figures.
+        asked: The rows whose clients ask for explanations.
+        explained: These explanations, as tensors or lists.
     """
 
     def __init__(
@@ -144,59 +143,48 @@ class StepStats:
         return StepStats, (self._ids, columns, self._present, self._asked, explained)
 
 
+# Metrics by name, with their help: the fields of ``Counters`` and ``ColdStats``.
+COUNTERS = {
+    "requests": "Contrastive requests that the engine has taken on.",
+    "generation_tokens": "Tokens that contrastive requests were given.",
+    "draft_tokens": "Tokens that were drafted for contrastive requests and verified.",
+    "accepted_draft_tokens": "Drafts of contrastive requests that were right.",
+    "changed_tokens": "Tokens of contrastive requests at whose position the best token is not the "
+    "expert's.",
+    "idle_tokens": "Tokens of contrastive requests whose rule gave all amateurs the weight 0.",
+    "retired_streams": "Amateurs that ended before their request, as its rule said.",
+    "preemptions": "Times that a contrastive request was preempted.",
+    "amateur_prompt_tokens": "Prompt tokens of amateurs.",
+    "amateur_cached_prompt_tokens": "Prompt tokens of amateurs that were found in the prefix "
+    "cache.",
+}
+HISTOGRAMS = {
+    "candidates": "Tokens that the expert finds plausible, for each token that was given."
+}
+GAUGES = {
+    "requests_running": "Contrastive requests of which all streams are in the batch.",
+    "requests_waiting": "Contrastive requests that wait for sequence slots.",
+}
+
+
 class Counters(msgspec.Struct, omit_defaults=True):
-    """What the scheduler counted of one kind of requests since its last report.
+    """What the scheduler counted of one kind of requests since its last report."""
 
-    Each field is a metric, by this name and with its description as help.
-    """
-
-    requests: Annotated[
-        int, Meta(description="Contrastive requests that the engine has taken on.")
-    ] = 0
-    generation_tokens: Annotated[
-        int, Meta(description="Tokens that contrastive requests were given.")
-    ] = 0
-    draft_tokens: Annotated[
-        int, Meta(description="Tokens that were drafted for contrastive requests and verified.")
-    ] = 0
-    accepted_draft_tokens: Annotated[
-        int, Meta(description="Drafts of contrastive requests that were right.")
-    ] = 0
-    changed_tokens: Annotated[
-        int,
-        Meta(
-            description="Tokens of contrastive requests at whose position the best token is not "
-            "the expert's."
-        ),
-    ] = 0
-    idle_tokens: Annotated[
-        int,
-        Meta(
-            description="Tokens of contrastive requests whose rule gave all amateurs the weight 0."
-        ),
-    ] = 0
-    retired_streams: Annotated[
-        int, Meta(description="Amateurs that ended before their request, as its rule said.")
-    ] = 0
-    preemptions: Annotated[
-        int, Meta(description="Times that a contrastive request lost its place in the batch.")
-    ] = 0
-    amateur_prompt_tokens: Annotated[int, Meta(description="Prompt tokens of amateurs.")] = 0
-    amateur_cached_prompt_tokens: Annotated[
-        int, Meta(description="Prompt tokens of amateurs that were found in the prefix cache.")
-    ] = 0
-    candidates: Annotated[
-        list[int],
-        Meta(description="Tokens that the expert finds plausible, for each token that was given."),
-    ] = []
+    requests: int = 0
+    generation_tokens: int = 0
+    draft_tokens: int = 0
+    accepted_draft_tokens: int = 0
+    changed_tokens: int = 0
+    idle_tokens: int = 0
+    retired_streams: int = 0
+    preemptions: int = 0
+    amateur_prompt_tokens: int = 0
+    amateur_cached_prompt_tokens: int = 0
+    candidates: list[int] = []
 
     def give(self, tokens: int, figures: Sequence[RowStats]) -> None:
-        """A request is given tokens.
-
-        Args:
-            tokens: How many.
-            figures: What a worker found where it sampled them, and maybe behind; empty if they do
-                not matter.
+        """A request is given so many tokens; ``figures``: what a worker found where it sampled
+        them, and maybe after them; empty if they do not matter.
         """
         self.generation_tokens += tokens
         for each in figures[:tokens]:
@@ -206,35 +194,22 @@ class Counters(msgspec.Struct, omit_defaults=True):
 
 
 class ColdStats(msgspec.Struct, omit_defaults=True):
-    """What a scheduler tells the front ends. The fields with a description are metrics, too."""
+    """What a scheduler tells the front ends."""
 
-    requests_running: Annotated[
-        int, Meta(description="Contrastive requests of which all streams are in the batch.")
-    ] = 0
-    requests_waiting: Annotated[
-        int, Meta(description="Contrastive requests that wait for a place in the batch.")
-    ] = 0
+    requests_running: int = 0
+    requests_waiting: int = 0
     sums: list[tuple[Kind, Counters]] = []
 
 
 class CountersByKind:
-    """What a scheduler counts.
-
-    Attributes:
-        sums: Since the last report.
-    """
+    """What a scheduler counts."""
 
     def __init__(self) -> None:
-        self.sums: defaultdict[Kind, Counters] = defaultdict(Counters)
+        self.sums: defaultdict[Kind, Counters] = defaultdict(Counters)  # since the last report
         self._adapters: set[str] = set()
 
     def kind(self, method: str, adapter: str) -> Kind:
-        """What a request is counted under.
-
-        Args:
-            method: Its method.
-            adapter: Its expert's; "" for the base model.
-        """
+        """What a request is counted under; ``adapter``: its expert's, "" for the base model."""
         if adapter and adapter not in self._adapters:
             if len(self._adapters) == MAX_ADAPTERS:
                 return method, OTHER
@@ -242,12 +217,7 @@ class CountersByKind:
         return method, adapter
 
     def take(self, running: int, waiting: int) -> dict[str, Any]:
-        """A ``ColdStats`` as plain data; the sums begin anew.
-
-        Args:
-            running: Groups that run.
-            waiting: Groups that wait.
-        """
+        """A ``ColdStats`` with these numbers of groups, as plain data; the sums begin anew."""
         report = ColdStats(running, waiting, list(self.sums.items()))
         self.sums.clear()
         payload: dict[str, Any] = msgspec.to_builtins(report)

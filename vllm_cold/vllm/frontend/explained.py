@@ -33,7 +33,7 @@ def _make(original: Callable[..., Any]) -> Callable[..., Any]:
                 parent.cold_steps = getattr(parent, "cold_steps", [[] for _ in range(parent.n)])
                 parent.cold_steps[self.request_index] = steps
                 steps = parent.cold_steps
-            told = results.with_steps(told, steps)
+            told = results.with_ours(told, steps=list(steps))
         asked = new_token_ids, pooling_output, finish_reason, stop_reason, told
         return original(self, *asked, *args, **kwargs)
 

@@ -6,29 +6,18 @@ What is counted, and how it is called, is ``group.step_stats``'s.
 """
 
 from collections.abc import Iterable, Mapping
-from typing import Any, get_type_hints
+from typing import Any
 
 import msgspec
 from prometheus_client import REGISTRY, Counter, Gauge, Histogram
 
-from vllm_cold.group.step_stats import ColdStats, Counters
+from vllm_cold.group.step_stats import COUNTERS, GAUGES, HISTOGRAMS, ColdStats
 
 PREFIX = "vllm_cold_"
 LABELS = ("model_name", "engine")
 KIND = ("method", "adapter")  # further labels of the sums
 # At alpha 0.1 most steps have a handful; a tiny alpha admits thousands.
 CANDIDATE_BUCKETS = (1, 2, 3, 5, 10, 20, 50, 100, 1000, 10000)
-
-
-def _help(owner: type[msgspec.Struct], of: Any) -> dict[str, str]:
-    """The descriptions of the fields of one type, by name."""
-    hints = get_type_hints(owner, include_extras=True).items()
-    return {name: h.__metadata__[0].description for name, h in hints if h.__origin__ == of}
-
-
-COUNTERS = _help(Counters, int)
-HISTOGRAMS = _help(Counters, list[int])
-GAUGES = _help(ColdStats, int)
 
 
 class ColdMetrics:

@@ -269,7 +269,7 @@ def _streams_have_them() -> bool:
 
 def _event(steps: Sequence[Mapping[str, Any]]) -> bytes:
     """What a streamed answer tells of steps, as a body does, in a part without choices."""
-    told = {"choices": [], "kv_transfer_params": results.with_steps(None, steps)}
+    told = {"choices": [], "kv_transfer_params": results.with_ours(None, steps=steps)}
     return b"data: " + json.dumps(told).encode() + b"\n\n"
 
 

@@ -214,8 +214,8 @@ class Loads:
             if group is not None and output.request_id in told:
                 of_amateurs = [told.get(request_id) for request_id in group.bits]
                 if any(of_amateurs):
-                    output.kv_transfer_params = results.with_amateurs(
-                        output.kv_transfer_params, of_amateurs
+                    output.kv_transfer_params = results.with_ours(
+                        output.kv_transfer_params, amateurs=of_amateurs
                     )
 
     # ---- loads that failed -------------------------------------------------------------------

@@ -986,7 +986,7 @@ class GroupScheduler(Scheduler):
         over = []
         for group in groups.values():
             expert, most = group.expert, 1 + self.num_spec_tokens
-            if any(results.out_of_step(expert, amateur, most) for amateur in group.amateurs):
+            if any(results.is_desynchronised(expert, amateur, most) for amateur in group.amateurs):
                 self._fail(
                     group,
                     f"vllm-cold: expert and amateur fell out of step at token {expert.num_tokens}; "
@@ -1005,8 +1005,8 @@ class GroupScheduler(Scheduler):
                     figures, new = scored.get(output.request_id, ()), len(output.new_token_ids)
                     self._counters.sums[given.kind].give(new, figures if self.log_stats else ())
                     if given.told is not None:
-                        output.kv_transfer_params = results.with_steps(
-                            output.kv_transfer_params, given.told.give(figures[:new])
+                        output.kv_transfer_params = results.with_ours(
+                            output.kv_transfer_params, steps=given.told.give(figures[:new])
                         )
                     if given.retires and figures and given not in over:
                         self._retire(given, figures, new)

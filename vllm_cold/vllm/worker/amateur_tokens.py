@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tells each amateur the token that the sampler drew from its expert's row."""
+"""Tells each amateur the token that was sampled from its expert's row."""
 
 from collections.abc import Callable
 from typing import Any
@@ -22,7 +22,7 @@ def wrap_built_on_v1() -> None:
     """Wrap what platforms build on V1's sampler with a method of its own.
 
     Where that cannot be done, and it does not call V1's, the scheduler ends contrastive requests as
-    out of step.
+    desynchronised.
     """
     from vllm.v1.sample import sampler
 

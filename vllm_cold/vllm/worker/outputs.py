@@ -14,9 +14,9 @@ from vllm_cold.group.step_stats import RowStats, StepStats
 class _Pending(threading.local):
     """What was found in a step that has made no output yet.
 
-    The model runner makes its output without a word to its logits processors. But a step is one
-    call in one thread, so that engines in a process do not see each other's; what an engine leaves
-    behind that failed amid a step is of groups that no other engine knows.
+    The model runner does not tell its logits processors when it makes an output. But a step is one
+    call in one thread, so that engines in a process do not see each other's. What a failed engine
+    leaves is of groups that no other engine knows.
     """
 
     def __init__(self) -> None:
@@ -26,14 +26,15 @@ class _Pending(threading.local):
 _pending = _Pending()
 
 
-def hand_over(tally: StepStats, *, in_front: bool = False) -> None:
+def hand_over(tally: StepStats | None, *, in_front: bool = False) -> None:
     """A processor's: the next output that this thread makes takes it along.
 
     Args:
-        tally: What was found.
+        tally: What was found; None for nothing.
         in_front: Whether its tokens come before those of which figures were handed over already.
     """
-    _pending.step_stats.insert(0 if in_front else len(_pending.step_stats), tally)
+    if tally is not None:
+        _pending.step_stats.insert(0 if in_front else len(_pending.step_stats), tally)
 
 
 def _make_output_init(original: Callable[..., None]) -> Callable[..., None]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""V2's order of logits processors: vllm-cold's before penalties and behind bad words, as on V1."""
+"""V2's order of logits processors: vllm-cold's after bad words and before penalties, as on V1."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +14,7 @@ def _make_init(original: Callable[..., None]) -> Callable[..., None]:
 
 
 def in_order(processors: list[Any]) -> list[Any]:
-    """VLLM's processors and custom ones, with vllm-cold's before penalties and behind bad words.
+    """VLLM's processors and custom ones, with vllm-cold's after bad words and before penalties.
 
     Raises:
         RuntimeError: vLLM's are not those that are known, so that vllm-cold would score penalised

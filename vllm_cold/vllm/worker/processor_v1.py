@@ -29,7 +29,7 @@ class ColdLogitsProcessorV1(LogitsProcessor):  # type: ignore[misc]
     def __init__(
         self, vllm_config: "VllmConfig", device: torch.device, is_pin_memory: bool
     ) -> None:
-        # By row; beside each its request's tokens so far, which vLLM adds to.
+        # By row; with each its request's tokens so far, which vLLM adds to.
         self._streams: dict[int, tuple[Stream, Sequence[int]]] = {}
         self._num_drafts: Sequence[int] | None = None
         self._device = device
@@ -73,25 +73,23 @@ class ColdLogitsProcessorV1(LogitsProcessor):  # type: ignore[misc]
 
     def apply(self, logits: torch.Tensor) -> torch.Tensor:
         """Score in place; ``logits`` is [batch rows, V] float32: of each request the row that its
-        next token is drawn from, behind all its drafts.
+        next token is sampled from, after all its drafts.
         """
         if self._rows is None:
             return logits
         steps = None
         if self._rows.rules:
             steps = self._on_device(self._steps(len(logits), self._num_drafts))
-        tally = self._rows.score(logits, steps=steps, states=self._states)
-        if tally is not None:
-            outputs.hand_over(tally)
+        outputs.hand_over(self._rows.score(logits, steps=steps, states=self._states))
         return logits
 
-    def _steps(self, num_rows: int, behind: Sequence[int] | None) -> list[int]:
+    def _steps(self, num_rows: int, drafts: Sequence[int] | None) -> list[int]:
         """How many tokens the request of each row has got, or is about to get by as many drafts; 0
-        for plain requests.
+        for regular requests.
         """
         steps = [0] * num_rows
         for row, (_, tokens) in self._streams.items():
-            steps[row] = len(tokens) + (behind[row] if behind else 0)
+            steps[row] = len(tokens) + (drafts[row] if drafts else 0)
         return steps
 
     def _on_device(self, steps: list[int]) -> torch.Tensor:
@@ -125,8 +123,7 @@ class ColdLogitsProcessorV1(LogitsProcessor):  # type: ignore[misc]
             first = zip(self._steps(len(num_drafts), None), num_drafts, strict=True)
             steps = self._on_device([step + n for step, num in first for n in range(num)])
         tally = self._rows.spread(num_drafts).score(logits, drafts, steps, self._states)
-        if tally is not None:
-            outputs.hand_over(tally, in_front=True)
+        outputs.hand_over(tally, in_front=True)
 
     def tell_amateurs(self, found: torch.Tensor | list[Any]) -> None:
         """Copy what each expert was given (tokens, drafts) over its amateurs'; ``found`` is

@@ -17,10 +17,7 @@ from vllm_cold.group.stream import Stream, from_extra_args
 from vllm_cold.group.weights import RuleStates
 from vllm_cold.ops import registry
 from vllm_cold.settings.arguments import load_rules
-from vllm_cold.vllm.worker import (
-    outputs,
-    ssm,
-)
+from vllm_cold.vllm.worker import outputs, ssm
 
 
 class ColdLogitsProcessorV2(LogitsProcessor):  # type: ignore[misc]
@@ -69,33 +66,25 @@ class ColdLogitsProcessorV2(LogitsProcessor):  # type: ignore[misc]
         drafts = None
         if num_rows is not None:
             found = found.spread(num_rows)
-            # A request's first row is behind its last token, which may be its prompt's own.
+            # A request's first row follows its last token, which may be its prompt's own.
             drafts = ctx.input_ids.masked_fill(ctx.expanded_local_pos == 0, -1)
         steps = None
         if found.rules:
-            # Of a row, the tokens behind its prompt up to it. A request that is prefilled again has
+            # Of a row, the tokens after its prompt up to it. A request that is prefilled again has
             # rows amid its output, too: they must not pass for steps that have been.
             slot = ctx.expanded_idx_mapping
             known = (ctx.pos + 1).maximum(self._lengths.prefill_len.gpu[slot])
             steps = (known - self._lengths.prompt_len.gpu[slot]).long()
-        if (tally := found.score(logits, drafts, steps, self._states)) is not None:
-            outputs.hand_over(tally)
+        outputs.hand_over(found.score(logits, drafts, steps, self._states))
         return logits
 
     def expect_rows(self, slots: np.ndarray, num_rows: np.ndarray) -> None:
-        """Be told how many rows of logits requests have in the next calls of ``apply``.
-
-        Args:
-            slots: [requests] slot of each.
-            num_rows: [requests] its rows.
-        """
+        """Be told how many rows of logits requests have in the next calls of ``apply``, by slot."""
         self._num_rows[slots] = num_rows
 
     def groups_of(self, slots: np.ndarray) -> GroupRows | None:
-        """The complete groups of a batch, by position, as if each request had one row.
-
-        Args:
-            slots: [requests] slot of each request.
+        """The complete groups of a batch, by position, as if each request had one row; ``slots``:
+        [requests] slot of each request.
         """
         if not self._streams:
             return None
@@ -112,11 +101,8 @@ class ColdLogitsProcessorV2(LogitsProcessor):  # type: ignore[misc]
         return self._groups
 
     def tell_amateurs(self, found: torch.Tensor, slots: np.ndarray) -> None:
-        """Copy what each expert was given (tokens, counts of them) over its amateurs'.
-
-        Args:
-            found: [requests, ...] by position; changed in place.
-            slots: [requests] slot of each request.
+        """Copy what each expert was given (tokens, counts of them) over its amateurs'; ``found`` is
+        [requests, ...] by position, changed in place, ``slots`` as in ``groups_of``.
         """
         if (groups := self.groups_of(slots)) is not None:
             groups.tell_amateurs(found)

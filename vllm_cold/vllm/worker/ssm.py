@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cures of bugs on CPU in models with state-space layers; the table says of each which. Wrapped for
+"""Workarounds for bugs on CPU in models with state-space layers; the table says which. Wrapped for
 good in a process that makes an engine with such a model that vllm-cold uses.
 """
 
@@ -44,6 +44,6 @@ def _make_forward(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def install(config: "VllmConfig") -> None:
-    """Cure them in this process if the engine needs it: before its model is loaded."""
+    """Work around them in this process if the engine needs it: before its model is loaded."""
     if has_states(config.model_config):
         patching.install(places.rows(places.STATES))
