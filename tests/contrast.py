@@ -11,7 +11,6 @@ from torch import Tensor
 from vllm.sampling_params import SamplingParams
 
 from tests import naive_rules
-from vllm_cold.group.slots import Slot
 from vllm_cold.group.stream import AmateurStream, Stream
 from vllm_cold.ops.scoring_reference import group_scores
 from vllm_cold.rules import registry
@@ -28,7 +27,7 @@ class Contrast:
         expert_top_k: A cap on the candidates, 0 for none.
         rule: Its name, None for a request without.
         parameters: Those of the rule's that are not the defaults.
-        slot: Of the rule's state; of one of 32 that are in use, its number.
+        slot: Of the rule's state.
         explain: Of how many tokens its client asks.
     """
 
@@ -37,7 +36,7 @@ class Contrast:
     expert_top_k: int = 0
     rule: str | None = None
     parameters: Mapping[str, float] = field(default_factory=dict)
-    slot: Slot | int | None = None
+    slot: int | None = None
     explain: int = 0
 
     def stream(self, group: str, index: int) -> Stream:
@@ -56,7 +55,7 @@ class Contrast:
             group,
             index,
             retires=self.rule is not None and registry.get(self.rule).retires,
-            slot=Slot(self.slot, in_use=32, nth=0) if isinstance(self.slot, int) else self.slot,
+            slot=self.slot,
             explain=self.explain,
         )
 

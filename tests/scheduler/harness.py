@@ -728,7 +728,7 @@ class Harness:
         assert not self.sched.requests
         assert not self.workers.rows
         self._check_encoder()
-        assert not self.sched._slots.num_taken, "a slot was lost"
+        assert not self.sched._slots._taken, "a slot was lost"
         assert self._sizes() == self.before, "something was left behind"
         assert self.free_blocks() == self.free_at_start
 

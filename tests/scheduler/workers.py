@@ -19,7 +19,6 @@ from vllm.v1.outputs import DraftTokenIds, KVConnectorOutput
 from tests.scheduler.connector import BAD, ConnectorWorkers
 from tests.scheduler.media import Encoder, seen
 from tests.scheduler.states import States
-from vllm_cold.group.slots import Slot
 from vllm_cold.group.step_stats import Explained, RowStats
 from vllm_cold.group.stream import Stream, from_extra_args
 from vllm_cold.rules import Parameter, Rule, registry
@@ -120,7 +119,7 @@ class Row:
     index: int
     size: int
     lives: Sequence[int] = ()
-    slot: Slot | None = None
+    slot: int | None = None
     chain: list[int] = field(default_factory=lambda: [0])
     drafts: list[int] = field(default_factory=list)  # for the next step
     decodes: bool = False  # whether it was sampled in the last step that it was in
@@ -175,7 +174,6 @@ class Workers:
         self.scored: list[tuple[str, RowStats]] = []  # the groups of the last step
         self.loads: ConnectorWorkers | None = None
         self.rule_states: dict[tuple[int, int], tuple[str, int]] = {}  # by slot and step
-        self.latest_slot: Slot | None = None
         self.layers = setup.layers
         self.states = States(self.layers, self.block_size, self.kv) if self.layers else None
         self.encoder = Encoder(setup.media) if setup.media else None
@@ -456,18 +454,12 @@ class Workers:
             told = Explained([], [], [[]] * (1 + len(here)), [0.0], weights, weights)
         return RowStats(1, 0, 0, bits, 0, present, told)
 
-    def _keep_state(self, name: str, slot: Slot, step: int, tokens: Sequence[int]) -> None:
+    def _keep_state(self, name: str, slot: int, step: int, tokens: Sequence[int]) -> None:
         """What a rule keeps: it must find what it wrote at the step before, for the same text."""
         assert len(tokens) == 1, "a rule with state verifies drafts"
-        if self.latest_slot is None or slot.nth > self.latest_slot.nth:
-            self.latest_slot = slot
-            kept = {at: held for at, held in self.rule_states.items() if at[0] < slot.in_use}
-            self.rule_states = kept
-        number = slot.number
-        assert number < self.latest_slot.in_use, f"{name} has a slot that is not in use"
-        before = self.rule_states.get((number, step - 1), ("", 0))
+        before = self.rule_states.get((slot, step - 1), ("", 0))
         assert not step or before[0] == name, f"{name} finds the state of {before[0]} in its slot"
-        self.rule_states[number, step] = name, tokens[0]
+        self.rule_states[slot, step] = name, tokens[0]
 
     def _draft(self, ids: Sequence[str]) -> None:
         """Drafts for the next step; an amateur is told its expert's."""

@@ -181,7 +181,7 @@ def test_wrong_requests(front: Front) -> None:
 def test_rules(front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
     """One for each request, which the engine's own may be; none that drafts would confuse."""
     text = front.text(" w1 w2")
-    mti = ColdSettings(rule="mti", rule_parameters={"tau": 2.0})
+    mti = ColdSettings(rule="mti", rule_parameters={"beta": 0.5, "tau": 2.0})
     for tau in ('{"tau": 2}', {"tau": 2}):
         assert front.streams(text, rule="mti", rule_parameters=tau).settings == mti
     two: dict[str, Any] = {"amateur_prompt": [" w8", " w9"]}

@@ -214,14 +214,6 @@ def test_long_arguments_cost_what_their_length_costs(number: int) -> None:
     assert slow == {}
 
 
-def test_the_same_text_is_read_once() -> None:
-    said = {"weights": [-0.5] * 3, "amateur_messages": json.dumps(HELLO)}
-    one, two, three = describe(
-        parse_request_args({f"cold_{k}": v for k, v in said.items()}).contrast
-    )
-    assert one.source is two.source is three.source == Messages(HELLO)
-
-
 def test_a_conversation_without_some_of_its_messages() -> None:
     def left(said: Any) -> list[int]:
         return [CHAT.index(m) for m in read_without("f", said).of("f", CHAT)]

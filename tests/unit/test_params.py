@@ -109,7 +109,7 @@ def test_repr() -> None:
         ("prompt", {"prompt": "a", "multi_modal_data": 1}, "must have a text as"),
         ("prompt", {"prompt": "", "multi_modal_data": {"image": 1}}, "must not be empty"),
         ("prompt", {"prompt_token_ids": [-1], "multi_modal_data": {"image": 1}}, "or token ids"),
-        ("prompt", {"prompt": "a", "multi_modal_data": {}, "b": 1}, "beside it nothing but"),
+        ("prompt", {"prompt": "a", "multi_modal_data": {}, "b": 1}, "besides it nothing but"),
         ("without", 1.5, "must be a role"),
         ("without", "", "must be roles, or indices"),
         ("images", 3, "must be Noise, Blur or a function"),
@@ -145,13 +145,10 @@ def test_one_amateur_is_said_in_several_ways() -> None:
 
 def test_weights() -> None:
     amateurs = [Amateur(prompt="a", weight=1), Amateur(prompt="b"), Amateur(weight="adaptive")]
-    settings, weights = ColdParams(beta=2, beta_max=3, amateurs=amateurs).combine()
-    assert weights == (1.0, -2.0, None)
-    assert settings == ColdSettings(beta=2.0, rule="adaptive", rule_parameters={"beta_max": 3.0})
-    own = Amateur(prompt="a", weight=-0.5)
+    params = ColdParams(beta=2, beta_max=3, amateurs=amateurs)
+    assert params.combine() == combine({"beta": 2, "beta_max": 3}, [1, None, "adaptive"])
     with pytest.raises(ValueError, match="^beta=2.0: no amateur uses it, as each has a weight of"):
-        ColdParams(beta=2, amateur=own)
-    assert ColdParams(alpha=0, amateur=own).combine() == (ColdSettings(0.0), (-0.5,))
+        ColdParams(beta=2, amateur=Amateur(prompt="a", weight=-0.5))
 
 
 def test_presets() -> None:

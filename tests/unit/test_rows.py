@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import random
 from collections.abc import Mapping, Sequence
@@ -19,7 +18,6 @@ from tests.contrast import Contrast, assert_scored
 from vllm_cold.group import explained, results
 from vllm_cold.group.explained import Told
 from vllm_cold.group.rows import GroupRows
-from vllm_cold.group.slots import Slot, Slots
 from vllm_cold.group.step_stats import OTHER_DRAFTS, RULE_FAILED, Explained, RowStats
 from vllm_cold.group.stream import AmateurStream, Stream
 from vllm_cold.group.weights import RuleStates
@@ -110,7 +108,7 @@ def test_amateurs_are_told() -> None:
     assert drafts[3] == [0], "a list of its own"
 
 
-# Rows of each position of MIXED; position 6 is a plain request's.
+# Rows of each position of MIXED; position 6 is a regular request's.
 NUM_ROWS = [2, 3, 2, 3, 2, 1, 4, 2, 1, 1]
 
 
@@ -188,7 +186,7 @@ def test_streams_behind_different_drafts_are_found_out(expert: int) -> None:
 CPU = torch.device("cpu")
 VOCAB = 40
 RULED = {
-    "plain": Contrast((-0.5,)),
+    "regular": Contrast((-0.5,)),
     "one": Contrast((None,), rule="adaptive", parameters={"beta_max": 2.5}),
     "fixed": Contrast((None, 0.5), alpha=0.02, expert_top_k=6, rule="adaptive"),
     "three": Contrast((None, -0.75, None), alpha=0.0, rule="acd"),
@@ -361,34 +359,6 @@ def test_of_an_amateur_that_has_ended_nothing_is_told() -> None:
         assert (each["tokens"], each["scores"], each["logits"]) == ([4], [1.0], lives)
 
 
-def test_each_row_of_drafts_has_its_own_step() -> None:
-    groups = {name: RULED[name] for name in ("plain", "fixed", "grows", "gate")}
-    batch = Batch(groups)
-    num = {"plain": 2, "fixed": 3, "grows": 4, "gate": 1}
-    counts = [0] * batch.num_rows
-    for name, rows in batch.rows.items():
-        for row in rows:
-            counts[row] = num[name]
-    first = {row: sum(counts[:row]) for row in range(batch.num_rows)}
-    before = 3 * torch.randn(sum(counts), VOCAB, generator=torch.Generator().manual_seed(3))
-    logits = before.clone()
-    steps = {
-        first[rows[0]] + nth: 5 + nth
-        for name, rows in batch.rows.items()
-        for nth in range(num[name])
-    }
-    found = batch.match()
-    assert found is not None
-    figures = asked(found.spread(counts), logits, steps, RuleStates(CPU))
-    for name, contrast in groups.items():
-        assert len(figures[name]) == num[name]
-        for nth, figure in enumerate(figures[name]):
-            rows = [first[row] + nth for row in batch.rows[name]]
-            want = contrast.scores(before[rows], 5 + nth)
-            torch.testing.assert_close(logits[rows[0]].double(), want, rtol=1e-4, atol=1e-3)
-            assert figure.present == 2 ** (len(rows) - 1) - 1
-
-
 class Counts(Rule):
     """-n at the n-th step, which its state alone says."""
 
@@ -466,94 +436,6 @@ def test_a_rule_that_writes_does_not_reach_others(monkeypatch: pytest.MonkeyPatc
         for name, rows in batch.rows.items():
             contrast = Contrast((-betas[name] * (1 + step),) * 2)
             assert_scored(before[rows], logits[rows], [range(3)], contrast)
-
-
-def test_states_take_the_room_of_the_groups_that_have_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And of no others that there were: what those keep that are out of the batch stays."""
-    monkeypatch.setitem(registry._added, "counts", Counts())
-    states, given, steps = RuleStates(CPU), Slots(), dict[str, int]()
-    slots: dict[str, Slot] = {}
-
-    def step(*names: str) -> int:
-        for name in names:
-            if name not in slots:
-                slots[name] = given.take()
-        asks = {n: Contrast((None,) * 2, rule="counts", slot=slots[n]) for n in names}
-        counted(Batch(asks), {n: steps.get(n, 0) for n in names}, states)
-        steps.update({n: steps.get(n, 0) + 1 for n in names})
-        return states._tables["counts"].nbytes
-
-    def end(*names: str) -> None:
-        for name in names:
-            given.give_back(slots.pop(name))
-
-    one = step("first")
-    many = [f"many {i}" for i in range(100)]
-    all_of_them = step(*many)
-    assert slots["many 99"].number == 100
-    assert all_of_them <= 8 * one
-    end(*many[:50], *many[60:])  # those that are left are preempted
-    assert step("first", "next") <= all_of_them
-    step("first")
-    step(*many[50:60], "next")
-    end(*many[50:60], "first")
-    for number in range(3):  # who comes tells that the others have gone
-        assert step(f"new {number}", "next") == one
-    for _ in range(40):
-        step("new 2", "next", "new 0")
-    assert step("next", *(f"new {i}" for i in range(9))) == one
-
-
-def test_no_memory_for_states_ends_their_requests_alone(
-    monkeypatch: pytest.MonkeyPatch, logged: list[logging.LogRecord]
-) -> None:
-    """Of a batch; what was kept before still is."""
-    monkeypatch.setitem(registry._added, "counts", Counts())
-    states, given = RuleStates(CPU), Slots()
-    lives = Contrast((None,) * 2, rule="counts", slot=given.take())
-    for step in range(3):
-        counted(Batch({"lives": lives}), {"lives": step}, states)
-
-    def little_memory(*shape: int, **options: Any) -> Tensor:
-        if len(shape) == 4:  # a table
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
-        return torch.empty(*shape, **options).fill_(0)
-
-    slots = [given.take() for _ in range(200)]
-    new = replace(lives, slot=slots[-1])
-    batch = Batch({"new": new, "gate": RULED["gate"], "lives": lives})
-    with monkeypatch.context() as patch:
-        patch.setattr(torch, "zeros", little_memory)
-        steps = {rows[0]: 3 * (name == "lives") for name, rows in batch.rows.items()}
-        figures = asked(batch.match(), batch.draw(0), steps, states)
-    told = {name: rows[0].nonfinite for name, rows in figures.items()}
-    assert told == {"new": RULE_FAILED, "gate": 0, "lives": 0}
-    assert "no memory for what rule 'counts' keeps" in logged[-1].getMessage()
-    assert logged[-1].exc_info is not None and "out of memory" in str(logged[-1].exc_info[1])
-    counted(Batch({"lives": lives}), {"lives": 4}, states)
-    counted(Batch({"lives": lives, "new": new}), {"lives": 5, "new": 0}, states)
-
-    # Nor does it matter where there is none for a smaller table, which is needed for nothing.
-    for slot in slots:
-        given.give_back(slot)
-    later = replace(lives, slot=given.take())
-    with monkeypatch.context() as patch:
-        patch.setattr(torch, "zeros", little_memory)
-        counted(Batch({"lives": lives, "later": later}), {"lives": 6, "later": 0}, states)
-
-
-def test_tables_of_all_rules_shrink(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also of one that nobody asks any more."""
-    monkeypatch.setitem(registry._added, "counts", Counts())
-    states, given = RuleStates(CPU), Slots()
-    many = [given.take() for _ in range(100)]
-    asks = Contrast((None,) * 2, rule="counts", slot=many[-1])
-    counted(Batch({"x": asks}), {"x": 0}, states)
-    for slot in many:
-        given.give_back(slot)
-    batch = Batch({"y": replace(RULED["decides"], slot=given.take())})
-    asked(batch.match(), batch.draw(0), {batch.rows["y"][0]: 0}, states)
-    assert {len(table) for table in states._tables.values()} == {16}
 
 
 def test_who_has_ended_has_no_weight(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -656,7 +538,7 @@ class Fails(Rule):
 def test_a_rule_that_fails_ends_its_own_groups(how: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The others' scores are the same bits as without them."""
     monkeypatch.setitem(registry._added, "fails", Fails())
-    good = {name: RULED[name] for name in ("plain", "one", "gate", "decides")}
+    good = {name: RULED[name] for name in ("regular", "one", "gate", "decides")}
     bad = {
         "bad": Contrast((None, None), rule="fails", parameters={"how": how}),
         "worse": Contrast((None, -1.0), alpha=0.0, rule="fails", parameters={"how": how}),

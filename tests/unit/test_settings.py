@@ -6,6 +6,7 @@ from __future__ import annotations
 import importlib
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,17 @@ GOOD: dict[str, list[Any]] = {
 def settings(args: dict[str, Any], engine: ColdArgs | None = None) -> ColdSettings:
     """Those of a request in an engine."""
     return parse_request_args(args).settings(engine or ColdArgs())[0]
+
+
+def said_by(**values: Any) -> dict[str, Callable[[], ColdSettings]]:
+    """The settings of Python's parameters, of a request and of an engine that say the same, by what
+    is in front of names in errors.
+    """
+    return {
+        "": lambda: ColdParams(**values).settings(),
+        "cold_": lambda: settings({f"cold_{name}": value for name, value in values.items()}),
+        'additional_config["cold"].': lambda: parse_engine_defaults(values).settings()[0],
+    }
 
 
 def check_error(error: ColdError, field: str, value: Any, allowed: str) -> None:
@@ -317,7 +329,7 @@ def test_parameters_beside_a_preset() -> None:
     assert settings({"cold_preset": "adacad", "cold_beta_max": 2}) == two
     assert settings({"cold_preset": "adacad", "cold_rule": "mti"}) == ColdSettings(0.0, rule="mti")
     own = settings({"cold_preset": "mti", "cold_rule_parameters": {"tau": 2}})
-    assert own == ColdSettings(0.0, rule="mti", rule_parameters={"tau": 2.0})
+    assert own == ColdSettings(0.0, rule="mti", rule_parameters={**MTI, "tau": 2.0})
     # What an engine says to its own rule is not for a preset's.
     for engine in ({"beta_max": 3}, {"rule_parameters": {"beta_max": 3}}):
         other = parse_engine_defaults({"rule": "adaptive", **engine})
@@ -367,9 +379,8 @@ def test_a_beta_may_name_a_rule(beyond: dict[str, Any]) -> None:
     engine = parse_engine_defaults(beyond)
     mti = ColdSettings(rule="mti")
     for name in ("rule", "beta"):
-        assert ColdParams(**{name: "mti"}).settings() == mti
+        assert all(read_it() == mti for read_it in said_by(**{name: "mti"}).values())
         assert combine({name: "mti"}, [None, 2.0]) == (mti, (None, 2.0))
-        assert parse_engine_defaults({name: "mti"}).settings()[0] == mti
         asked = parse_request_args({f"cold_{name}": "mti"})
         assert asked.given == {"rule": "mti"} and asked.settings(engine)[0] == mti
         params = ColdParams.preset("adacad", amateur=Amateur(prompt="a"), **{name: "mti"})
@@ -381,14 +392,7 @@ def test_a_beta_may_name_a_rule(beyond: dict[str, Any]) -> None:
 def test_a_rule_beside_a_beta_is_an_error() -> None:
     for beta in (0.25, "acd"):
         said = f"='mti': chooses the strength, and %sbeta is {beta}; leave one of them out"
-        for prefix, read_it in (
-            ("", lambda beta=beta: ColdParams(rule="mti", beta=beta)),
-            ("cold_", lambda beta=beta: settings({"cold_rule": "mti", "cold_beta": beta})),
-            (
-                'additional_config["cold"].',
-                lambda beta=beta: parse_engine_defaults({"rule": "mti", "beta": beta}),
-            ),
-        ):
+        for prefix, read_it in said_by(rule="mti", beta=beta).items():
             with pytest.raises(ColdError) as raised:
                 read_it()
             assert str(raised.value) == f"{prefix}rule{said % prefix}"
@@ -432,15 +436,9 @@ def test_parameters_beside_a_number_are_an_error() -> None:
     """Wherever the two meet; never left out of account in silence."""
     for name, value in (("beta_max", 2.0), ("rule_parameters", {"tau": 2.0})):
         for beta in ({}, {"beta": 0.25}):
-            both = {name: value, **beta}
             number = beta.get("beta", DEFAULT_BETA)
             said = f"is for a rule, and beta is {number}; leave it out or set "
-            args = parse_request_args({f"cold_{k}": v for k, v in both.items()})
-            for prefix, read_it in (
-                ("", lambda both=both: ColdParams(**both)),
-                ('additional_config["cold"].', lambda both=both: parse_engine_defaults(both)),
-                ("cold_", args.settings),
-            ):
+            for prefix, read_it in said_by(**{name: value, **beta}).items():
                 with pytest.raises(ColdError) as raised:
                     read_it()
                 assert str(raised.value) == f"{prefix}{name}={value}: {said}{prefix}rule"
@@ -454,14 +452,10 @@ def test_parameters_of_a_rule() -> None:
     for said in ({"tau": 2.0, "beta": 0}, {}):
         wanted = {**MTI, **said}
         for value in (said, f" {json.dumps(said)}\n"):
-            for found in (
-                ColdParams(rule="mti", rule_parameters=value).settings(),
-                settings({"cold_rule": "mti", "cold_rule_parameters": value}),
-                parse_engine_defaults({"rule": "mti", "rule_parameters": value}).settings()[0],
-                combine({"rule_parameters": value}, ["mti", -1.0])[0],
-            ):
-                assert (found.rule, found.rule_parameters) == ("mti", wanted)
-                assert found.as_dict() == {"alpha": 0.1, "rule": "mti", "rule_parameters": wanted}
+            of_weights = combine({"rule_parameters": value}, ["mti", -1.0])[0]
+            found = [read_it() for read_it in said_by(rule="mti", rule_parameters=value).values()]
+            for each in (*found, of_weights):
+                assert each.as_dict() == {"alpha": 0.1, "rule": "mti", "rule_parameters": wanted}
     assert settings({"cold_rule": "acd"}).as_dict() == {"alpha": 0.1, "rule": "acd"}
 
 
@@ -483,8 +477,7 @@ def test_wrong_parameters_of_a_rule(rule: str, given: Any, of: str) -> None:
 def test_beta_max_is_short_for_the_parameter() -> None:
     wanted = ColdSettings(rule="arr", rule_parameters={"beta_max": 3.0})
     for said in ({"beta_max": 3}, {"rule_parameters": {"beta_max": 3.0}}):
-        assert ColdParams(rule="arr", **said).settings() == wanted
-        assert parse_engine_defaults({"rule": "arr", **said}).settings()[0] == wanted
+        assert all(read_it() == wanted for read_it in said_by(rule="arr", **said).values())
     both = {"cold_rule": "arr", "cold_beta_max": 3, "cold_rule_parameters": {"beta_max": 0}}
     with pytest.raises(ColdError, match="^cold_beta_max=3.0: rule_parameters has it, too"):
         settings(both)
@@ -533,7 +526,7 @@ def test_one_declaration() -> None:
     assert all(set(preset.settings) <= set(SETTINGS) for preset in PRESETS.values())
 
 
-def test_the_documented_knobs() -> None:
+def test_the_documented_settings() -> None:
     """docs/reference/parameters.md has a row for each, with all its names and its default."""
     docs = Path(__file__).parents[2] / "docs"
     page = (docs / "reference" / "parameters.md").read_text()

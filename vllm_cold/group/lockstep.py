@@ -23,7 +23,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from vllm_cold.group.drafting import Drafting
-from vllm_cold.group.slots import Slot
 
 if TYPE_CHECKING:  # which needs torch
     from vllm_cold.group.explained import Told
@@ -90,7 +89,7 @@ class Group(Generic[R]):
     kind: tuple[str, str] = ("", "")
     bits: dict[str, int] = field(init=False)
     rule_keeps_state: bool = False
-    slot: Slot | None = None
+    slot: int | None = None
     retires: bool = False
     told: "Told | None" = None
     is_queued: bool = True

@@ -11,15 +11,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vllm_cold.errors import ColdError
 from vllm_cold.group.explained import explain, scored
 from vllm_cold.group.step_stats import OTHER_DRAFTS, StepStats
 from vllm_cold.group.stream import Stream
 from vllm_cold.group.weights import RuleRows, RuleStates, mark_failed
 from vllm_cold.ops import contrastive_scores
 from vllm_cold.ops.interface import Groups
-from vllm_cold.rules import Rule, registry
-from vllm_cold.rules.statistics import Statistics
 
 
 class _Host(NamedTuple):
@@ -30,7 +27,7 @@ class _Host(NamedTuple):
         weights: [G, S - 1] float32, of the amateurs; 0 for none, NaN where a rule chooses.
         log_alpha: [G] float32.
         caps: [G] int64 caps on the candidates, 0 for none.
-        streams: [G] int64: which of the batch's groups each is, whose settings are beside this.
+        streams: [G] int64: which of the batch's groups each is.
     """
 
     members: NDArray[Any]
@@ -71,23 +68,6 @@ def _on_device(
     )
 
 
-class _Missing(Rule):
-    """Stands in for a rule that admission knew and this process does not."""
-
-    def __init__(self, error: ColdError) -> None:
-        self._error = error
-
-    def weights(self, s: Statistics, p: Any) -> Tensor:
-        raise self._error
-
-
-def _rule(name: str) -> Rule:
-    try:
-        return registry.get(name)
-    except ColdError as error:
-        return _Missing(error)
-
-
 def _rule_rows(
     host: _Host, streams: Sequence[Stream], device: torch.device
 ) -> tuple[RuleRows, ...]:
@@ -101,28 +81,27 @@ def _rule_rows(
             by_rule.setdefault(name, []).append(row)
     found = []
     for name, listed in by_rule.items():
-        at, rule = np.array(listed), _rule(name)
+        at = np.array(listed)
         part = _Host(*(column[at] for column in host))
         of = [streams[i] for i in part.streams.tolist()]
         width = 1 + max(len(each.amateurs) for each in of)
         given = [each.settings.rule_parameters or {} for each in of]
         names = tuple(given[0])  # what the rule of this process lacks, it will say itself
         parameters = np.array([[each[key] for each in given] for key in names], dtype=np.float32)
-        # Without all of them the rule has no state, and fails.
-        slots = [each.slot for each in of if each.slot is not None] if rule.state else []
-        if len(slots) < len(of):
+        slots = [each.slot for each in of if each.slot is not None]
+        if len(slots) < len(of):  # a rule with state has none, and fails
             slots = []
         rows, weights = part.members[:, :width], part.weights[:, : width - 1]
         found.append(
             RuleRows(
-                rule,
+                name,
                 names,
                 _tensor(parameters.reshape(len(names), len(of), 1), device),
                 _tensor(at, device),
                 _on_device(part, rows, np.nan_to_num(weights), device),
                 _tensor(np.isnan(weights), device),
-                _tensor(np.array([s.number for s in slots]), device) if slots else None,
-                max(slots, key=lambda s: s.nth, default=None),
+                _tensor(np.array(slots), device) if slots else None,
+                1 + max(slots, default=-1),
             )
         )
     return tuple(found)

@@ -12,7 +12,6 @@ from typing import Any
 
 import msgspec
 
-from vllm_cold.group.slots import Slot
 from vllm_cold.settings.embeddings import Embeddings
 from vllm_cold.settings.table import ColdSettings, is_ours
 
@@ -29,7 +28,7 @@ class AmateurStream(msgspec.Struct, frozen=True, omit_defaults=True):
             base model.
         prompt: Its token ids.
         embeds: Its embeddings; without both it has the expert's prompt.
-        num_features: Of the media of its own prompt. They travel behind the expert's, at offsets
+        num_features: Of the media of its own prompt. They travel after the expert's, at offsets
             past the end of its prompt and of the amateurs' before it.
     """
 
@@ -65,7 +64,7 @@ class Stream(msgspec.Struct, frozen=True):
     method: str = ""
     rule_keeps_state: bool = False
     retires: bool = False
-    slot: Slot | None = None
+    slot: int | None = None
     explain: int = 0
 
     def to_extra_args(self, extra_args: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -73,9 +72,9 @@ class Stream(msgspec.Struct, frozen=True):
         return {**without_cold(extra_args), KEY: msgspec.to_builtins(self, builtin_types=(bytes,))}
 
 
-def set_slot(extra_args: dict[str, Any], slot: Slot) -> None:
+def set_slot(extra_args: dict[str, Any], slot: int) -> None:
     """The group of the stream that ``to_extra_args`` wrote there has its slot now."""
-    extra_args[KEY]["slot"] = msgspec.to_builtins(slot)
+    extra_args[KEY]["slot"] = slot
 
 
 def without_cold(extra_args: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -84,6 +83,6 @@ def without_cold(extra_args: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def from_extra_args(extra_args: Mapping[str, Any] | None) -> Stream | None:
-    """The stream that ``to_extra_args`` wrote, None for a plain request."""
+    """The stream that ``to_extra_args`` wrote, None for a regular request."""
     data = extra_args.get(KEY) if extra_args else None
     return None if data is None else msgspec.convert(data, Stream)

@@ -91,11 +91,11 @@ class Backend:
     """What a backend's file offers, as ``BACKEND``.
 
     ``vllm_cold.ops.scoring`` has checked the arguments, G >= 1, and made the last dimension of
-    ``logits`` [R, V] contiguous. Nothing may be assumed of what the outputs hold before. A row
-    number out of range raises IndexError where that needs no host sync; elsewhere a backend may
-    report it: no token of the group is valid then, and the third of its statistics is
-    ``OUT_OF_RANGE``. NaN or +inf in a row of a group raises nothing: what is then written,
-    ``vllm_cold.ops.scoring`` says, and the other groups' results are the same bits as without.
+    ``logits`` [R, V] contiguous. Outputs may hold anything before. A row number out of range raises
+    IndexError where that needs no host sync; elsewhere a backend may report it: no token of the
+    group is valid then, and the third of its statistics is ``OUT_OF_RANGE``. NaN or +inf in a row
+    of a group raises nothing: ``vllm_cold.ops.scoring`` says what is written then, and the other
+    groups' results are the same bits as without.
 
     Attributes:
         missing: Takes a device; why it cannot run there, in a sentence with the remedy; None if it

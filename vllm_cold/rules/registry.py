@@ -47,7 +47,7 @@ def get(name: str, field: str = "rule", *, or_number: bool = False) -> Rule:
     """The rule of this name.
 
     Args:
-        name: Its.
+        name: The rule's.
         field: What an error names.
         or_number: Whether a number might stand there, too, for errors.
 
@@ -73,14 +73,6 @@ def load_installed() -> None:
     """
     for name in _installed():
         _from_package(name)
-
-
-def is_known(name: str | None) -> bool:
-    """Whether ``get`` has the rule; None is no rule, and known."""
-    try:
-        return name is None or get(name) is not None
-    except ColdError:
-        return False
 
 
 @cache

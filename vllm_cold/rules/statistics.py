@@ -26,21 +26,11 @@ class Statistics:
     Args:
         logits: [R, V] float32.
         groups: Their rows, with -1 wherever there is no stream, and settings.
-        step: [G] int64.
-        state: [G, S - 1, K].
-
-    Attributes:
         step: [G] int64: how many tokens the group has got before this one.
         state: [G, S - 1, K]: what the rule returned at the step before, 0 at the first one.
     """
 
-    def __init__(
-        self,
-        logits: Tensor,
-        groups: Groups,
-        step: Tensor,
-        state: Tensor,
-    ) -> None:
+    def __init__(self, logits: Tensor, groups: Groups, step: Tensor, state: Tensor) -> None:
         self.step, self.state = step, state
         self._logits, self._groups = logits, groups
         self._rows = torch.where(groups.rows < 0, groups.rows[:, :1], groups.rows)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tries a rule that others have written on made-up groups, before an engine serves it.
 
-They are a batch as engines have it: each has parameters, a step, a state, settings and a number of
-amateurs of its own. What a rule says of one of them must be what it says of it alone.
+The groups form a batch as in an engine: each has parameters, a step, a state, settings and a number
+of amateurs of its own. What a rule returns of a group must not depend on the rest of the batch.
 """
 
 import math
@@ -32,8 +32,8 @@ _FOREIGN = 7.0  # in the state of amateurs that a group does not have: others' m
 
 
 def try_out(rule: Rule) -> None:
-    """Raise ValueError for what a rule must not do or return. Others of its class are asked, so
-    that nothing of this stays with it.
+    """Raise ValueError for what a rule must not do or return. Other instances of its class are
+    asked, so that the rule itself keeps nothing of the trial.
     """
     # An engine may load it amid a step, for the first request that names it.
     with torch.inference_mode(False), torch.no_grad():
@@ -42,7 +42,7 @@ def try_out(rule: Rule) -> None:
 
 
 def _try_without_values(rule: Rule) -> None:
-    """As on a device that takes no tensors of the host's beside its own, and tells no value."""
+    """As on a device that takes no tensors of the host, and whose values would be waited for."""
     groups = _made_up(rule)
     alone = {len(each.rows): [each] for each in groups}
     device = FakeTensorMode()
@@ -75,7 +75,7 @@ def _try_with_values(rule: Rule) -> None:
 
 
 def _try_again(rule: Rule, groups: Sequence["_Group"], found: dict[int, Choice]) -> None:
-    """What is found of all groups is found in other batches of them."""
+    """Raise ValueError unless other batches of these groups give the same."""
     numbers = [*found]
     for batch in (numbers, numbers[::-1], numbers * 2, *([number] for number in numbers)):
         again = _answers(rule, [groups[number] for number in batch], _TURNS - 1)
@@ -123,7 +123,7 @@ def _play(
                 )
             if not ends and weights[one.done].any():
                 raise ValueError(
-                    f"an amateur has a weight behind the step where it was done: it returns "
+                    f"an amateur has a weight after the step where it was done: it returns "
                     f"{weights.tolist()} for {one}, and done was {one.done.tolist()}"
                 )
         yield found
@@ -206,7 +206,7 @@ _Given: TypeAlias = dict[str, Tensor]
 
 
 def _batch(groups: Sequence[_Group], turn: int, ends: bool = False) -> _Given:
-    """Groups of different sizes beside each other, as in an engine's batch."""
+    """Groups of different sizes next to each other, as in an engine's batch."""
     most = max(len(one.rows) for one in groups)
     rows = torch.full((len(groups), most), -1)
     state = torch.full((len(groups), most - 1, groups[0].state.shape[1]), _FOREIGN)

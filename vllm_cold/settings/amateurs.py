@@ -28,6 +28,7 @@ from vllm_cold.settings.table import (
 )
 
 _T = TypeVar("_T", str, list[int])
+_Sized = TypeVar("_Sized", bound=Sequence[Any])
 
 # What people call a system prompt: templates that know no developer make it one.
 _ROLES = {"system": ("system", "developer")}
@@ -110,7 +111,7 @@ class Embeds(_AsVllmTakesIt, frozen=True, eq=False):
 
 
 class Media(_AsVllmTakesIt, frozen=True, eq=False):
-    """A prompt with media beside its text or token ids.
+    """A prompt with media next to its text or token ids.
 
     Attributes:
         prompt: A mapping with ``prompt`` or ``prompt_token_ids``, and ``multi_modal_data``.
@@ -149,8 +150,8 @@ class Without(msgspec.Struct, frozen=True):
     Attributes:
         items: Roles, whose messages are all left out, indices of messages, and "images", "videos"
             and "audios", which are left out of all messages.
-        lenient: Whether those that a conversation does not have are passed over, if it has one of
-            them: an engine's default is for all its chats.
+        lenient: Whether it is enough that a conversation has one of them: an engine's default is
+            for all its chats.
     """
 
     items: tuple[str | int, ...]
@@ -188,7 +189,7 @@ class Without(msgspec.Struct, frozen=True):
             of_role.setdefault(_role(message), []).append(i)
         gone: set[int] = set()
         changed = False
-        # Each once, however often it is said: this runs on a server's event loop.
+        # Each once, however often it is listed: this runs on a server's event loop.
         for item in dict.fromkeys(self.items):
             if item in MEDIA:
                 without = [_without_parts(message, MEDIA[str(item)]) for message in kept]
@@ -297,9 +298,9 @@ class AmateurSpec(msgspec.Struct):
     Attributes:
         field: What an error about it names.
         prompt_field: What an error about its prompt names.
-        adapter: The name that the request gives its adapter, None where it gives none.
+        adapter: The name of its adapter in the request, None where it has none.
         source: What it reads, None for the expert's prompt.
-        weight: As the request says it, None for what beta says.
+        weight: As in the request, None for what beta says.
         lora: Its adapter (vLLM's LoRARequest), None for the base model; admission fills it in.
     """
 
@@ -316,7 +317,7 @@ class AmateurSpec(msgspec.Struct):
 
 
 def read_source(prompt: object, without: Any, images: object) -> Source | None:
-    """What an amateur reads, as Python programs say it: one of these, or none of them.
+    """What an amateur reads, as Python programs give it: by one of these arguments, or by none.
 
     Raises:
         ColdError: names the field, the value and what is allowed.
@@ -342,6 +343,11 @@ def _second(field: str, value: object, first: str) -> ColdError:
     )
 
 
+def _of_types(field: str, prompt: Mapping[str, Any], problem: str) -> ColdError:
+    """What is wrong with a mapping, whose values may be large."""
+    return ColdError(field, {key: type(each).__name__ for key, each in prompt.items()}, problem)
+
+
 def read_prompt(field: str, prompt: object) -> Source | None:
     """A prompt as Python programs give it: text, token ids, messages, embeddings, or text or token
     ids with media; None for the expert's.
@@ -357,9 +363,7 @@ def read_prompt(field: str, prompt: object) -> Source | None:
         has_media = "multi_modal_data" in prompt and "prompt_embeds" not in prompt
         return _media(field, prompt) if has_media else _embeds(field, prompt)
     if isinstance(prompt, Sequence) and not isinstance(prompt, (bytes, bytearray)):
-        if not prompt:
-            raise ColdError(field, prompt, "must not be empty")
-        if isinstance(prompt[0], Mapping):
+        if isinstance(_not_empty(field, prompt)[0], Mapping):
             return _messages(field, prompt, prompt)
         if _are_token_ids(prompt):
             return TokenIds(list(prompt))
@@ -381,29 +385,26 @@ def _media(field: str, prompt: Mapping[str, Any]) -> Media:
         and isinstance(prompt["multi_modal_data"], Mapping)
         and (isinstance(text, str) if ids is None else is_ids)
     ):
-        kinds = {key: type(each).__name__ for key, each in prompt.items()}
-        raise ColdError(
+        raise _of_types(
             field,
-            kinds,
+            prompt,
             'as a mapping with "multi_modal_data", a mapping by modality, must have a text as '
-            '"prompt" or token ids as "prompt_token_ids", and beside it nothing but '
+            '"prompt" or token ids as "prompt_token_ids", and besides it nothing but '
             '"multi_modal_uuids" and "mm_processor_kwargs"',
         )
     return Media(prompt)
 
 
 def _embeds(field: str, prompt: Mapping[str, Any]) -> Embeds:
-    """Where the tensor is none, or the mapping has other keys, an error says so."""
     import torch
 
     if not prompt.keys() <= _EMBEDS_KEYS or not isinstance(
         prompt.get("prompt_embeds"), torch.Tensor
     ):
-        kinds = {key: type(each).__name__ for key, each in prompt.items()}
-        raise ColdError(
+        raise _of_types(
             field,
-            kinds,
-            'as a mapping must have a tensor as "prompt_embeds", and beside it nothing but '
+            prompt,
+            'as a mapping must have a tensor as "prompt_embeds", and besides it nothing but '
             '"prompt_token_ids" with "prompt_is_token_ids"',
         )
     ids, is_token_ids = prompt.get("prompt_token_ids"), prompt.get("prompt_is_token_ids")
@@ -420,18 +421,20 @@ def _are_token_ids(ids: Sequence[Any]) -> bool:
     return all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in ids)
 
 
+def _not_empty(field: str, value: _Sized) -> _Sized:
+    if not value:
+        raise ColdError(field, value, "must not be empty")
+    return value
+
+
 def _embeds_text(field: str, text: str) -> Embeds:
-    if not text:
-        raise ColdError(field, text, "must not be empty")
-    return Embeds(text)
+    return Embeds(_not_empty(field, text))
 
 
 def _text(field: str, text: str) -> Text:
-    if not text:
-        raise ColdError(field, text, "must not be empty")
     if not _is_unicode(text):
         raise ColdError(field, text, "must be valid Unicode text")
-    return Text(text)
+    return Text(_not_empty(field, text))
 
 
 def _is_unicode(text: str) -> bool:
@@ -497,9 +500,8 @@ def _is_content(content: object, optional: bool) -> bool:
 
 
 def _is_part(part: object) -> bool:
-    if not isinstance(part, (dict, Mapping)):  # dict first: it is looked at faster
-        return False
-    if part.get("type") == "text":
+    # dict first: it is looked at faster.
+    if isinstance(part, (dict, Mapping)) and part.get("type") == "text":
         return isinstance(part.get("text"), str)
     return _is_media(part, _ALL_MEDIA)
 
@@ -566,7 +568,7 @@ def read_part(field: str, value: str | int | Sequence[str | int]) -> Part:
         raise ColdError(
             field,
             value,
-            "must be [start, end) with 0 <= start < end, further parts behind it, or a text such "
+            "must be [start, end) with 0 <= start < end, further parts after it, or a text such "
             "as '0:120'",
         )
     return Part(spans)
@@ -588,8 +590,8 @@ def says_what(args: ContrastArgs) -> bool:
 
 
 def describe(args: ContrastArgs) -> tuple[AmateurSpec, ...]:
-    """The amateurs of a request; raises ColdError for what does not fit together. Those of which
-    the same is said have one and the same ``source``.
+    """The amateurs of a request; raises ColdError for what does not fit together. Amateurs with the
+    same arguments share one ``source``.
     """
     preset = preset_of(args)
     amateurs = []
@@ -623,14 +625,14 @@ def check_preset(
     with_prompts: str,
     with_several: str,
 ) -> None:
-    """Refuse a method that needs other amateurs.
+    """Refuse a method that needs other amateurs than those that read ``sources``.
 
     Args:
         said: What an error names: the field and its value.
         preset: The method.
         sources: What its amateurs read.
-        with_prompts: How to say what they read.
-        with_several: How to say which they are.
+        with_prompts: The remedy: how to say what they read.
+        with_several: The remedy: how to say which they are.
     """
     if preset.own_prompt and None in sources:
         raise ColdError(*said, f"contrasts with another prompt; {with_prompts}")
@@ -640,8 +642,8 @@ def check_preset(
 
 
 def count(args: ContrastArgs) -> tuple[str | None, int]:
-    """How many amateurs a request has, and the name of what says so, None where nothing does: then
-    it is one. Nothing else is read.
+    """How many amateurs a request has, and the key that decides it; (None, 1) without such a key.
+    Nothing else is read.
 
     Raises:
         ColdError: two keys disagree, or it has none or too many.
@@ -675,7 +677,7 @@ def _said(args: ContrastArgs) -> dict[str, Any]:
 
 
 def _split(args: ContrastArgs) -> list[dict[str, tuple[str, Any]]]:
-    """What the keys say of each amateur, by name, with what errors call it."""
+    """Of each amateur the values by key, with what errors call them."""
     counted_by, num = count(args)
     everything = _said(args).items()
     if counted_by is None:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a request and its engine say of vllm-cold: flat arguments, and the engine's defaults.
 
-Three sources say what a request wants, the later one wins: the engine's defaults
+A request's settings have three sources, of which the later one wins: the engine's defaults
 (``additional_config["cold"]``, ``--sampler cold --cold-alpha ...``), the request's flat ``cold_*``
 arguments (``vllm_xargs`` over HTTP, ``extra_args`` offline), and ``ColdParams``. Imports no vLLM.
 """
@@ -39,7 +39,7 @@ _ENGINE_KEYS = ("enabled", "rules", *LIMITS, *ENGINE)
 
 @dataclass(frozen=True, slots=True)
 class ColdArgs:
-    """What a request's flat arguments say, or an engine's defaults; None means not a word.
+    """What a request's flat arguments say, or an engine's defaults; None where they say nothing.
 
     Attributes:
         enabled: Of a request: False opts out, True (or any other ``cold_*`` key) asks for
@@ -58,7 +58,7 @@ class ColdArgs:
 
     @property
     def values(self) -> dict[str, Any]:
-        """Of settings, by name, the preset's included."""
+        """The values of settings by name, with the preset's."""
         return merge(self.given, defaults=preset_settings(self.contrast.preset))
 
     def settings(
@@ -98,8 +98,8 @@ def _checked(
 
 
 def check_placement(fields: Mapping[str, Any] | None) -> None:
-    """Refuse our keys among what the body of an HTTP request holds beside vLLM's own fields, where
-    vLLM ignores what it does not know.
+    """Refuse our keys among the fields of an HTTP request's body: vLLM ignores those that it does
+    not know.
     """
     for key, value in (fields or {}).items():
         if is_known(key):
@@ -201,9 +201,9 @@ def parse_limits(config: object) -> dict[str, Any]:
 
 
 def load_rules(additional_config: object) -> None:
-    """Make the rules known in this process that an engine was started with, and those of installed
-    packages: its ``additional_config["cold"]["rules"]`` lists them as "module:Class". ColdError for
-    others.
+    """Make rules known in this process: those of installed packages, and those that an engine was
+    started with, which ``additional_config["cold"]["rules"]`` lists as "module:Class". Raises
+    ColdError for what is no rule.
     """
     cold = additional_config.get("cold") if isinstance(additional_config, Mapping) else None
     rules = cold.get("rules", ()) if isinstance(cold, Mapping) else ()

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A prompt of embeddings, as plain data that crosses process boundaries. Imports no vLLM.
 
-vLLM has a place for one tensor in a request, which is the expert's; an amateur's own travels with
-what else the scheduler is told of it.
+A request of vLLM's carries one tensor, which is the expert's; an amateur's own travels with what
+else the scheduler is told of it.
 """
 
 from typing import TYPE_CHECKING, Self

@@ -91,7 +91,7 @@ class Amateur:
         return read_source(self.prompt, self.without, self.images)
 
     def adapter(self, expert: LoRARequest | None) -> LoRARequest | None:
-        """Its adapter beside this expert's."""
+        """Its adapter next to this expert's."""
         if self.lora_request is UNSET:
             return None if self.source is None else expert
         return self.lora_request

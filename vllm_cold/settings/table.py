@@ -122,7 +122,7 @@ CONTRAST: Mapping[str, Setting] = {
     "part": Setting(
         list[str | int] | str | None,
         "Part of the prompt that the amateur does not read.",
-        "must be [start, end), two positions in the prompt, further pairs behind them, or a "
+        "must be [start, end), two positions in the prompt, further pairs after them, or a "
         "text such as '0:120'",
         int,
     ),
@@ -163,7 +163,7 @@ LIMITS: Mapping[str, Setting] = {
 ENGINE = {**SETTINGS, "without": CONTRAST["without"], "preset": CONTRAST["preset"]}
 _WEIGHT = Setting(_Weight | None, "The weight of one amateur.", _WEIGHT_ALLOWED, float)
 _ALL = {**SETTINGS, **CONTRAST, **LIMITS, "weight": _WEIGHT}
-_STRENGTH = ("beta", "rule")  # whoever says one of them says nothing of the other
+_STRENGTH = ("beta", "rule")  # each replaces the other
 # Lists that are not of amateurs may be longer.
 _MOST_ENTRIES = {"without": MOST_ITEMS, "part": 2 * MOST_ITEMS}
 
@@ -181,14 +181,11 @@ class ColdSettings(msgspec.Struct, frozen=True):
     expert_top_k: int | None = None
 
     def __post_init__(self) -> None:
-        names = ["alpha", "beta", "expert_top_k"]
-        if self.rule_parameters is None or registry.is_known(self.rule):
-            names.append("rule")
-            given = check("rule_parameters", self.rule_parameters)
-            found = rule_parameters(self.rule, {"rule_parameters": given}, "", self.beta)
+        # Else its rule was looked up where it was admitted: this process may not know it.
+        if self.rule_parameters is None:
+            found = rule_parameters(self.rule, {}, "", self.beta)
             msgspec.structs.force_setattr(self, "rule_parameters", found)
-        # Else its rule is known where it was admitted, and not in this process.
-        for name in names:
+        for name in ("alpha", "beta", "expert_top_k"):
             msgspec.structs.force_setattr(self, name, check(name, getattr(self, name)))
 
     def as_dict(self) -> dict[str, Any]:
@@ -303,11 +300,11 @@ def combine(
     """The settings of a request, and its amateurs' weights: None where its rule chooses them.
 
     Args:
-        own: Of settings, by name, as whoever asks has said them.
+        own: The values that the request, or whoever asks, gives to settings, by name.
         weights: Of the amateurs, as given: None for what beta says.
         prefix: In front of the settings' names in errors.
-        defaults: Of settings that ``own`` does not have: an engine's, a preset's. Where the request
-            leaves nothing to do for one of them, it is left out.
+        defaults: The values of other settings: an engine's, a preset's. One that the request has no
+            use for is left out.
 
     Raises:
         ColdError: a value is wrong, or one of ``own`` has no use.
@@ -350,8 +347,8 @@ def named_by(weights: Sequence[object]) -> str:
 
 
 def with_rule(given: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Values of settings, in which a rule's name stands as ``rule``. It may be given as ``beta``,
-    too: rules had no field of their own once.
+    """Values of settings, in which a rule's name stands as ``rule``, also where it was given as
+    ``beta``, which older clients do.
 
     Raises:
         ColdError: a rule and a beta are given.
@@ -368,7 +365,7 @@ def with_rule(given: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def on_top(own: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
-    """Values on top of others: a beta also takes the place of a rule, and a rule that of a beta."""
+    """Values on top of others: a beta also replaces a rule, and a rule a beta."""
     if own.keys() & set(_STRENGTH):
         before = {name: value for name, value in before.items() if name not in _STRENGTH}
     return {**before, **own}
@@ -380,8 +377,8 @@ def merge(
     prefix: str = "",
     defaults: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The values of settings that ``combine`` goes by, ``own`` being those of ``with_rule``; raises
-    ColdError for a beta or a rule without a use.
+    """The values of settings that ``combine`` uses. ``own`` comes from ``with_rule``. Raises
+    ColdError for a beta or a rule that nothing uses.
     """
     before = defaults or {}
     values = on_top(own, before)
@@ -398,12 +395,12 @@ def merge(
     parameters = {"beta_max", "rule_parameters"}
     if before.get("rule") in named and not parameters & own.keys():
         return values
-    # A default's are for its own rule alone, and not beside what is said nearer by.
+    # A default's parameters are for its own rule alone, and not if the request has any.
     return {name: each for name, each in values.items() if name in own or name not in parameters}
 
 
 def read(name: str, text: str) -> Any:
-    """What a command line says of a setting, for argparse; ``check`` names what is a mistake."""
+    """The value of a setting on a command line, for argparse; ``check`` finds mistakes."""
     number = _ALL[name].number
     for kind in (number, float) if number else ():
         try:
@@ -414,8 +411,8 @@ def read(name: str, text: str) -> Any:
 
 
 class RuleOption(argparse.Action):
-    """A command line's option for the rule: its name, or "module:Class" for one of your own, which
-    can then be named; those are listed at the option's ``dest`` with an s.
+    """A command line's option for the rule: its name, or "module:Class" for one of the user's own,
+    which can then be named. The latter are listed at the option's ``dest`` with an s.
     """
 
     def __call__(
@@ -462,7 +459,7 @@ def is_ours(key: object) -> bool:
 
 
 def is_known(key: object) -> bool:
-    """Whether it is one of our keys, in whatever letters."""
+    """Whether it is one of our keys, in upper or lower case."""
     return isinstance(key, str) and key.lower() in REQUEST_KEYS
 
 
