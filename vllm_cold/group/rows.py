@@ -165,18 +165,18 @@ class GroupRows:
             groups.weights[rule.at, : order.shape[1]] = chosen.weights.gather(1, order)
             found.append((rule, chosen))
         statistics = torch.empty(len(self.ids), 3, dtype=torch.int64, device=logits.device)
-        asked, told = self._asked(), None
+        asking = {stream.group for stream in self.streams if stream.explain}
+        asked, told = [i for i, group in enumerate(self.ids) if group in asking], None
         if asked:
             most = max(stream.explain for stream in self.streams)
             explained, told = explain(logits, groups, asked, most)
         contrastive_scores(logits, groups, inplace=True, statistics=statistics, check=False)
         if told is not None:
             told = scored(logits, explained, told)
-        for rule, chosen in found:
-            mark_failed(statistics, rule.at, chosen.failed)
         if found:
             choices = torch.zeros(len(self.ids), 2, dtype=torch.int64, device=logits.device)
             for rule, chosen in found:
+                mark_failed(statistics, rule.at, chosen.failed)
                 idle = (chosen.weights == 0).all(1)
                 choices[rule.at] = torch.stack([chosen.done, idle.long()], 1)
             statistics = torch.cat([statistics, choices], 1)
@@ -185,11 +185,6 @@ class GroupRows:
             drafted = drafts[torch.where(rows < 0, rows[:, :1], rows)]
             statistics[:, 2].masked_fill_((drafted != drafted[:, :1]).any(1), OTHER_DRAFTS)
         return StepStats(self.ids, statistics, self.present, asked, told)
-
-    def _asked(self) -> list[int]:
-        """The rows that are written of whose groups a client asks what it is told."""
-        asking = {stream.group for stream in self.streams if stream.explain}
-        return [i for i, group in enumerate(self.ids) if group in asking] if asking else []
 
     def tell_amateurs(self, found: Tensor | list[Any]) -> None:
         """What the experts were given becomes the amateurs' too: tokens, drafts, counts of them.

@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """What an amateur sees instead of its expert's images. Imports no vLLM.
 
-All of it works on the decoded picture, as the user knows it. The code of VCD (arXiv 2311.16922)
-noises the tensor that CLIP's preprocessing makes of a picture: resized, and normalized by CLIP's
-means and deviations. Of a model's own preprocessing nothing is to be known here, so pixels are
-scaled to [-1, 1] instead, and what the noise takes out of that range is cut off. The same number of
-steps is therefore not the same strength in both: in a picture that is scaled down afterwards, noise
-is averaged away.
+All of it works on the decoded picture. The code of VCD (arXiv 2311.16922) noises the tensor that
+CLIP's preprocessing makes of a picture: resized, and normalized by CLIP's means and deviations. A
+model's own preprocessing is not known here, so pixels are scaled to [-1, 1] instead, and clipped to
+that range once they are noised. The same number of steps is therefore not the same strength in
+both: in a picture that is scaled down afterwards, noise is averaged away.
 """
 
 import hashlib
@@ -37,12 +36,12 @@ class Noise(msgspec.Struct, frozen=True):
     of rates from a sigmoid, at a step.
 
     It is put on the decoded picture, scaled to [-1, 1], and not on the tensor that is made of it
-    for the model, as in the paper's code. It depends on the picture and the step alone: so caches
-    of prompts and of encoded images know the noised picture again, and a request that is sent again
-    gets the same tokens.
+    for the model, as in the paper's code. It depends on the picture and the step alone. So caches
+    of prompts and of encoded images recognise the noised picture, and a repeated request gets the
+    same tokens.
 
     Attributes:
-        step: 0 to 999, and the further, the less is left of the picture. The paper has 500.
+        step: 0 to 999. The higher it is, the less is left of the picture. The paper has 500.
 
     Raises:
         ValueError: names the value and what is allowed.
