@@ -8,7 +8,7 @@ of amateurs of its own. What a rule returns of a group must not depend on the re
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -199,14 +199,10 @@ def _made_up(rule: Rule) -> list[_Group]:
     return groups
 
 
-_Given: TypeAlias = dict[str, Tensor]
-"""What a rule is asked about: logits, rows, log_alpha, caps, step, state and, of all parameters,
-[P, G, 1].
-"""
-
-
-def _batch(groups: Sequence[_Group], turn: int, ends: bool = False) -> _Given:
-    """Groups of different sizes next to each other, as in an engine's batch."""
+def _batch(groups: Sequence[_Group], turn: int, ends: bool = False) -> dict[str, Tensor]:
+    """What a rule is asked about, with groups of different sizes next to each other, as in an
+    engine's batch. The parameters are [P, G, 1].
+    """
     most = max(len(one.rows) for one in groups)
     rows = torch.full((len(groups), most), -1)
     state = torch.full((len(groups), most - 1, groups[0].state.shape[1]), _FOREIGN)
@@ -249,7 +245,7 @@ def _answers(rule: Rule, groups: Sequence[_Group], turn: int, ends: bool = False
     ]
 
 
-def _ask(rule: Rule, batch: _Given) -> Choice:
+def _ask(rule: Rule, batch: dict[str, Tensor]) -> Choice:
     given = {name: each.clone() for name, each in batch.items()}
     num, streams = given["rows"].shape
     fixed = torch.zeros_like(given["rows"][:, 1:], dtype=torch.float32)
