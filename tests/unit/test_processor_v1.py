@@ -120,13 +120,6 @@ def test_other_drafts_are_reported_at_their_place(processor: ColdLogitsProcessor
     assert found == [[0, 0, 0], [0, 0, OTHER_DRAFTS]]
 
 
-def test_a_regular_request_moved_over_a_stream_replaces_it(
-    processor: ColdLogitsProcessorV1,
-) -> None:
-    processor.update_state(update(4, moved=[(1, 2, MOVE)]))
-    check(processor, 4, [])
-
-
 class Batch:
     """The batch as a list, and vLLM's builder told of the changes in ``InputBatch``'s way."""
 
