@@ -130,6 +130,7 @@ class Host:
 
     def __init__(self, program: Path, cores: int = 40) -> None:
         self.cores = cores
+        self.ub: dict[str, int] = {}  # the most bytes of UB that a kernel took
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - until close()
         self._process = subprocess.Popen(
             [program],
@@ -156,10 +157,12 @@ class Host:
             for part in (request, *(struct.pack("<q", len(x)) + x for x in inputs)):
                 self._process.stdin.write(part)  # type: ignore[union-attr]
             self._process.stdin.flush()  # type: ignore[union-attr]
-        problem, _ = self._read(), self._read()
+        problem, report = self._read(), self._read()
         outputs = [self._read() for _ in range(self._number())]
         if problem:
             raise CheckFailed(problem.decode())
+        for kernel, peak in (line.split() for line in report.decode().splitlines()):
+            self.ub[kernel] = max(self.ub.get(kernel, 0), int(peak))
         return outputs
 
     def _number(self) -> int:
@@ -180,8 +183,21 @@ class Host:
     def scores(
         self, logits: Tensor, groups: Groups, out: Tensor | None, statistics: Tensor | None
     ) -> None:
-        """What ``scoring_ascend`` does on an NPU."""
-        floors, rows = expert_floors(logits, groups), groups.rows
+        """See ``interface.Backend``."""
+        floors = expert_floors(logits, groups)
+        self.run(logits, groups.rows, groups.weights, groups.log_alpha, floors, out, statistics)
+
+    def run(
+        self,
+        logits: Tensor,
+        rows: Tensor,
+        weights: Tensor,
+        log_alpha: Tensor,
+        floors: Tensor | None,
+        out: Tensor | None,
+        statistics: Tensor | None,
+    ) -> None:
+        """What ``torch.ops.vllm_cold.ascend_scores`` does on an NPU."""
         in_place = out is None
         base = torch.empty(0, dtype=torch.uint8).set_(logits.untyped_storage())
         request = struct.pack(
@@ -189,10 +205,7 @@ class Host:
             *rows.shape, self.cores, floors is not None, statistics is not None,
             logits.storage_offset() * logits.element_size(), 0 if in_place else out.stride(0),
         )  # fmt: skip
-        inputs = (
-            *(base, rows, groups.weights, groups.log_alpha),
-            torch.empty(0) if floors is None else floors,
-        )
+        inputs = (base, rows, weights, log_alpha, torch.empty(0) if floors is None else floors)
         written, dense, counted = self.ask(request, (x.numpy().tobytes() for x in inputs))
         if statistics is not None:
             statistics.copy_(torch.frombuffer(counted, dtype=torch.int64).view(-1, 3))

@@ -2,6 +2,7 @@
 """The AscendC kernels, compiled by g++ against the strict stand-in for CANN (csrc/ascend/host)."""
 
 import math
+import re
 import shutil
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from tests.ops import conformance
-from tests.ops.ascend_host import SCORING, Host, compile_binding, compile_host
+from tests.ops.ascend_host import ASCEND, SCORING, Host, compile_binding, compile_host
 from tests.ops.conformance import bits
 from vllm_cold.ops import contrastive_scores, scoring
 from vllm_cold.ops.interface import OUT_OF_RANGE
@@ -87,13 +88,32 @@ def _run(host, case):
     return dense, statistics
 
 
+@CORES
+def test_weights_and_floors_that_are_not_finite_do_no_harm(host, cores):
+    """They are computed from the same rows."""
+    host.cores = cores
+    case = conformance.make_case(0, 2, 17001, kinds=("normal",), streams=3)
+    case.log_alpha.fill_(math.log(0.1))
+    case.logits[case.rows[0, 0], 9000] = math.nan
+    case.logits[case.rows[1, 2], 9000] = math.nan
+    weights = torch.tensor(((math.nan, INF), (-INF, math.nan)))
+    inputs = case.logits, case.rows, weights, case.log_alpha, torch.full((2,), math.nan)
+    scores = torch.full((2, 17001), math.nan)
+    statistics = torch.full((2, 3), -7)
+    host.run(*inputs, scores, statistics)
+    assert (scores < INF).all() and (scores[0] > -INF).all()
+    valid = case.experts[1] >= case.experts[1].max() + case.log_alpha[1]
+    assert torch.equal(scores[1][valid], case.experts[1][valid]), "a weight that is not 0"
+    assert statistics[:, 0].tolist() == [17001, int(valid.sum())] and (statistics[:, 2] == 1).all()
+
+
 OUTSIDE = ((0, -1), (0, None), (1, -2), (1, None), (2, -2), (2, 2**62))  # stream, row number
 
 
 @CORES
 @pytest.mark.parametrize("stream, row", OUTSIDE)
 def test_a_row_number_out_of_range_concerns_its_group_alone(host, cores, stream, row):
-    """It is told of, no token of the group is valid, and only the logits are written to."""
+    """It is told of, no token of the group is valid, and nothing besides the logits is accessed."""
     host.cores = cores
     check_out_of_range(host, stream, row, 1 if row is None else 3)
 
@@ -127,6 +147,28 @@ def test_the_op_raises_for_a_row_number_out_of_range(host, monkeypatch):
     with pytest.raises(IndexError, match="must be from 0 to"):
         contrastive_scores(case.logits, case.groups)
     contrastive_scores(case.logits, case.groups, check=False)
+
+
+def test_output_stride(host):
+    host.cores = 40
+    case = conformance.make_case(0, 3, 20001, BF16)
+    wide = torch.full((3, 20003), 7.0)
+    host.scores(case.logits, case.groups, wide[:, :20001], None)
+    conformance.check_dense(case, wide[:, :20001])
+
+
+def test_unified_buffer_is_as_documented(host):
+    """The table in csrc/ascend/README.md."""
+    host.ub.clear()
+    for dtype in conformance.DTYPES:
+        for host.cores in (1, 40):
+            conformance.check_backend(host, conformance.make_case(0, 1, 20000, dtype))
+    documented = (ASCEND / "README.md").read_text()
+    sizes = {name: size for name, size in host.ub.items() if "_scores_" in name}
+    assert len(sizes) == 3 and max(host.ub.values()) == max(sizes.values())
+    for kernel, size in sizes.items():
+        dtype = kernel.split("_", 2)[2]
+        assert re.search(rf"\| scores \| [^|]*{dtype}[^|]* \|.*\| {size:,} \|", documented), kernel
 
 
 # --- The backend's module -------------------------------------------------------------------------

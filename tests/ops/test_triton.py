@@ -260,3 +260,19 @@ def test_no_batch_compiles_anything_anew(compiler: Call) -> None:
     compiled = sorted(c.kernel for c in compiler(compile_for_batches))
     # Scores and counted ones, of groups of two and of more.
     assert compiled == ["add_tallies", *["score_tiles"] * 4, "tile_maxima"]
+
+
+@pytest.mark.parametrize("num_groups", [1, 7, 64, 5000])
+@pytest.mark.parametrize("vocab", [1, 1025, 152064])
+@pytest.mark.parametrize("cores", [1, 132])
+def test_plan(num_groups: int, vocab: int, cores: int) -> None:
+    from vllm_cold.ops import scoring_triton as backend
+
+    plan = backend.Tiling.of(num_groups, vocab, cores)
+    assert (plan.num_tiles - 1) * backend.TILE < vocab <= plan.num_tiles * backend.TILE
+    assert (plan.num_segments - 1) * plan.segment_tiles < plan.num_tiles
+    assert plan.num_tiles <= plan.num_segments * plan.segment_tiles
+    programs, resident = num_groups * plan.num_segments, cores * backend.PROGRAMS_PER_MULTIPROCESSOR
+    assert programs < resident + num_groups
+    # Half of what fits, at least, unless there is not so much to do.
+    assert programs * 2 >= min(resident, num_groups * plan.num_tiles)
