@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vllm.v1.core.sched.interface import PauseState
+from vllm.v1.request import RequestStatus
 
 from tests.scheduler.cases import prompt
 from tests.scheduler.connector import Ways
@@ -135,7 +136,9 @@ def late_behind_its_expert(model: Path) -> None:
     cold = harness.add(prompt(9), 3, adapter=1, cold=True, amateurs=[(1, own)])
     harness.add([*prompt(4), *prompt(5, 200)], 3, adapter=1)
     harness.step()
-    assert ("withdraw", cold) in harness.events and harness.sched._loads.streams
+    expert, amateur = (harness.sched.requests[i] for i in (cold, f"{cold}-amateur-1"))
+    assert amateur.status == RequestStatus.WAITING_FOR_REMOTE_KVS
+    assert expert.status == RequestStatus.PREEMPTED or expert.status == RequestStatus.WAITING
     harness.drain()
     assert harness.first_step[cold] < 20
 

@@ -48,6 +48,7 @@ from tests.scheduler.media import Media, seen
 from tests.scheduler.states import StateLayers
 from tests.scheduler.workers import RELEASE, WINDOW, Workers, solo, weights_of
 from vllm_cold.group import media as of_group
+from vllm_cold.group.drafting import DraftController
 from vllm_cold.group.step_stats import ColdStats, Explained, RowStats, StepStats
 from vllm_cold.group.stream import AmateurStream, Stream
 from vllm_cold.settings.table import ColdSettings
@@ -193,6 +194,15 @@ class Grammar:
         return tokens[: sum(tokens) % (len(tokens) + 1)]
 
 
+class Timeless(DraftController):
+    """Whether drafts pay does not depend on the time of steps."""
+
+    each_stream = 0.0
+
+    def break_even(self, *step: int) -> float:
+        return self.each_stream
+
+
 def make_scheduler(model: Path, setup: Setup, classes: Sequence[type] | None = None) -> Any:
     """The scheduler of an engine.
 
@@ -277,7 +287,8 @@ def make_scheduler(model: Path, setup: Setup, classes: Sequence[type] | None = N
         scheduler.scheduler_config.disable_chunked_mm_input = media.is_whole
     if setup.drafts:
         scheduler.num_lookahead_tokens = setup.lookahead
-        scheduler._break_even = lambda sampled: setup.break_even / 2  # it depends on time
+        scheduler._draft_controller = Timeless()
+        scheduler._draft_controller.each_stream = setup.break_even / 2
         scheduler._draft_slots = setup.draft_slots
         slots = SimpleNamespace(
             num_speculative_tokens=setup.drafts, max_num_new_slots_for_drafting=setup.draft_slots
@@ -441,46 +452,23 @@ class Harness:
         self.preemptions = 0
         self.group_preemptions = 0
         self.occupied: list[Any] = []  # blocks that somebody else took
-        self.events: list[tuple[str, str]] = []  # of the current pass, with the request's id
-        self._watch()
+        self.forgot = False  # images that groups wait with
+        self.refused = 0  # how often blocks were asked for that are not there
+        self._count_refusals()
         self.errors: dict[str, str] = {}  # requests that may end with an error, and its sentence
         self.before = self._sizes()
         self.free_at_start = self.free_blocks()
 
-    def _watch(self) -> None:
-        """Note what a pass does besides its output."""
-        sched = self.sched
-        clip, preempt = sched._cap, sched._preempt_request
-        withdraw, stalled = sched._withdraw, sched._stalled
+    def _count_refusals(self) -> None:
+        manager = self.sched.kv_cache_manager
+        allocate = manager.allocate_slots
 
-        def watch_cap(request: Any, offered: int, num_cached: int = 0, *args: Any) -> int:
-            count = int(clip(request, offered, num_cached, *args))
-            if count:
-                self.events.append(("grant", request.request_id))
-            elif (g := sched._groups.get(request.request_id)) and (g.goes or g.lost):
-                self.events.append(("evicted", request.request_id))
-            return count
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            blocks = allocate(*args, **kwargs)
+            self.refused += blocks is None
+            return blocks
 
-        def watch_preempt(request: Any, *args: Any, **kwargs: Any) -> None:
-            self.events.append(("preempt", request.request_id))
-            preempt(request, *args, **kwargs)
-
-        def watch_withdraw(group: Any, output: Any) -> None:
-            self.events.append(("withdraw", group.request_id))
-            withdraw(group, output)
-
-        def watch_stalled() -> bool:
-            if found := stalled():
-                self.events.append(("stall", ""))
-            return bool(found)
-
-        sched._cap, sched._preempt_request = watch_cap, watch_preempt
-        sched._withdraw, sched._stalled = watch_withdraw, watch_stalled
-
-    def name_of(self, request_id: str) -> str:
-        """The client's request that a stream is of."""
-        group = self.sched._groups.get(request_id)
-        return request_id if group is None else str(group.request_id)
+        manager.allocate_slots = watched
 
     def free_blocks(self) -> int:
         return int(self.sched.kv_cache_manager.block_pool.get_num_free_blocks())
@@ -565,12 +553,16 @@ class Harness:
         throttle = throttle and not IS_0_23
         pool = self.sched.kv_cache_manager.block_pool
         taken = pool.get_new_blocks(min(squeeze, pool.get_num_free_blocks()))
-        self.events.clear()
+        ran = [(g, [s.status == RequestStatus.RUNNING for s in g.streams]) for g in self.groups()]
+        refused = self.refused
         output = self.sched.schedule(*(True,) if throttle else ())
         pool.free_blocks(taken)
         self._check_output(output)
-        if not squeeze:
-            self._check_pass()
+        for group, before in ran:
+            if any(before) and group.expert not in self.sched.running:
+                self.group_preemptions += 1
+                wanted = self.refused > refused or not all(before) or self.errors or self.forgot
+                assert wanted, f"{group.request_id} was preempted for nothing"
         self.steps += 1
         could_run = (
             not self.in_flight
@@ -582,7 +574,10 @@ class Harness:
         )
         count = int(output.total_num_scheduled_tokens)
         self.idle = self.idle + 1 if could_run and not count else 0
-        most = MAX_IDLE_STEPS * (5 if self._is_fickle() else 1)
+        # A connector may say something else when vLLM asks than when we did.
+        ways = self.setup.connector
+        is_fickle = ways is not None and (ways.unknown > 0 or 0 < ways.late < 1)
+        most = MAX_IDLE_STEPS * (5 if is_fickle else 1)
         assert self.idle <= most, "requests wait, and nothing is scheduled"
         sampled, told = self.workers.execute(output)
         if (encoder := self.workers.encoder) is not None:
@@ -669,6 +664,13 @@ class Harness:
         assert done or not running
         self.check()
 
+    def forget_images(self) -> None:
+        """The encoder's cache is reset, as for new weights."""
+        self.sched.reset_encoder_cache()
+        assert self.workers.encoder is not None
+        self.workers.encoder.held.clear()
+        self.forgot = True
+
     def occupy(self, leave: int) -> None:
         """Somebody else takes all free blocks but ``leave``, until ``drain``."""
         pool = self.sched.kv_cache_manager.block_pool
@@ -728,7 +730,9 @@ class Harness:
         assert not self.sched.requests
         assert not self.workers.rows
         self._check_encoder()
-        assert not self.sched._slots._taken, "a slot was lost"
+        slot = self.sched._slots.take()
+        assert slot == 0, "a slot was lost"
+        self.sched._slots.give_back(slot)
         assert self._sizes() == self.before, "something was left behind"
         assert self.free_blocks() == self.free_at_start
 
@@ -736,9 +740,11 @@ class Harness:
 
     def _sizes(self) -> dict[str, int]:
         """The size of everything that the scheduler keeps, but for rings of the last steps."""
+        sched = self.sched
+        kept = {**vars(sched), **vars(sched._partial), "loads": sched._loads.streams}
         return {
             name: len(value)
-            for name, value in vars(self.sched).items()
+            for name, value in kept.items()
             if isinstance(value, Sized) and not isinstance(value, str)
             if getattr(value, "maxlen", None) is None
         }
@@ -783,42 +789,6 @@ class Harness:
                 output.scheduled_spec_decode_tokens.get(r.request_id, ()) for r in group.streams
             ]
             assert all(d == drafts[0] for d in drafts), "the streams have other drafts"
-            # Before 0.25 an output does not name those that were preempted after the pass.
-            if any(("preempt", f.request_id) in self.events for f in group.amateurs):
-                self.group_preemptions += 1
-
-    def _check_pass(self) -> None:
-        """Groups are not broken up or given tokens for nothing."""
-        if self._is_fickle():
-            return
-        assert ("stall", "") not in self.events or self.errors, "a group waited in vain"
-        lost: set[str] = set()
-        evicted: set[str] = set()
-        for event, request_id in self.events:
-            name = self.name_of(request_id)
-            if event == "preempt":
-                lost.add(name)
-            elif event == "evicted":
-                # Other streams' blocks pushed this one's out of the prefix cache.
-                evicted.add(name)
-            elif event == "withdraw":
-                # With a connector its blocks may still be written to; or those that were cached are
-                # gone, and it loads.
-                waits = self.loads and (self.sched.defer_block_free or self._loading(name))
-                assert name in lost | evicted or waits or self.errors, (
-                    f"{name} was split although no stream was preempted"
-                )
-            elif event == "grant":
-                assert name not in lost, f"{request_id} got tokens in vain"
-
-    def _is_fickle(self) -> bool:
-        """Whether the connector may say something else when vLLM asks than when we did."""
-        ways = self.setup.connector
-        return ways is not None and (ways.unknown > 0 or 0 < ways.late < 1)
-
-    def _loading(self, name: str) -> bool:
-        waits = RequestStatus.WAITING_FOR_REMOTE_KVS
-        return any(r.status == waits for r in self.sched._groups[name].streams)
 
     def check(self) -> None:
         """The state between calls."""
@@ -836,17 +806,13 @@ class Harness:
             assert all(tokens == outputs[0] for tokens in outputs)
             waits = [r for r in group.streams if r in queued]
             runs = [r for r in group.streams if r.request_id in running]
-            held = [r for r in group.streams if r in loading or sched._loads.waits_with_blocks(r)]
+            held = [r for r in waits if r in loading or r.num_computed_tokens]
             # For all of them the expert waits, unless some run or have blocks.
             assert waits == (held if runs or held else [group.expert])
-            assert not group.amateurs or group.is_queued == (not runs and not held)
         known = {r.request_id for g in self.groups() for r in g.streams}
-        assert known == set(sched._groups)
         ended = {r for r, request in sched.requests.items() if request.is_finished()}
         assert self.loads or not ended
-        # What is counted, and looked for among those who run or have blocks, is that of all.
-        assert sched._num_ended() == len(ended)
-        assert sched._num_groups == len(self.groups())
+        assert sched.has_finished_requests() == bool(sched.finished_req_ids or ended)
         assert set(sched.requests) - ended == {*self.alive(), *known}
         held: set[int] = set()
         for request_id, request in sched.requests.items():

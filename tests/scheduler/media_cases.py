@@ -1,14 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Situations of engines whose model reads images."""
 
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tests.scheduler.harness import Harness, Setup
 from tests.scheduler.media import Media
-from tests.scheduler.storm import storms, with_images
 
 
 def image(length: int, kind: int = 1) -> list[int]:
@@ -113,7 +110,7 @@ def forgotten_images(model: Path) -> None:
     harness.add(text(3, 200), 20)
     for _ in range(2):
         harness.step()
-    _forget_images(harness)
+    harness.forget_images()
     for _ in range(8):
         harness.step()
     assert cold in harness.first_step
@@ -171,7 +168,7 @@ def image_of_two_twice(model: Path) -> None:
     cached = image(6) + text(10, 250)
     harness.add(cached, 1)
     harness.until_idle()
-    _forget_images(harness)
+    harness.forget_images()
     harness.add(text(1, 300), 9)
     cold = harness.add(text(16) + image(6) + text(2), 3, adapter=1, cold=True, priority=2)
     harness.step()
@@ -192,15 +189,5 @@ def cached_before_it_was_preempted(model: Path) -> None:
     harness.add(prompt, 5, adapter=1, cold=True, noises=[1])
     harness.step()
     harness.reset(running=True)
-    _forget_images(harness)
+    harness.forget_images()
     harness.drain()
-
-
-def storms_of_images(kind: str, *seeds: int) -> Callable[[Path], Any]:
-    return lambda model: [*storms(model, seeds or range(40), partial(with_images, kind=kind))]
-
-
-def _forget_images(harness: Harness) -> None:
-    harness.sched.reset_encoder_cache()
-    assert harness.workers.encoder is not None
-    harness.workers.encoder.held.clear()

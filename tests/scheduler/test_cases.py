@@ -463,7 +463,7 @@ def test_what_is_known_of_the_steps_times(
     monkeypatch.setattr(StepTimes, "add", lambda _, rows, seconds: times.append((rows, seconds)))
     monkeypatch.setattr(DraftController, "break_even", lambda _, *step: asked.append(step))
     harness = harness_of(tiny, is_async=is_async, drafts=2, budget=64)
-    del harness.sched._break_even  # the harness's own
+    harness.sched._draft_controller = DraftController()  # the harness's own asks nobody
     harness.add(prompt(5), 20, adapter=1, cold=True, amateurs=[(0, None), (0, prompt(3))])
     harness.add(prompt(7, 200), 20, adapter=1)
     rows = [harness.schedule()]
@@ -491,7 +491,7 @@ def test_what_is_known_of_the_steps_times(
     harness.deliver()
     assert asked == [(4, 2)]  # who has gone is no load
     monkeypatch.undo()
-    harness.sched._break_even = lambda sampled: None
+    monkeypatch.setattr(DraftController, "break_even", lambda *step: None)
     harness.drain()
 
 

@@ -89,22 +89,19 @@ class Run:
                 importlib.import_module(name)
         from vllm.v1.core.sched import async_scheduler, scheduler
 
-        from vllm_cold.vllm.scheduler.scheduler import (
-            ColdAsyncScheduler,
-            ColdScheduler,
-            GroupScheduler,
-        )
+        from vllm_cold.vllm.scheduler.passes import Pass
+        from vllm_cold.vllm.scheduler.scheduler import ColdAsyncScheduler, ColdScheduler
 
         classes: tuple[type[Any], type[Any]] = (ColdScheduler, ColdAsyncScheduler)
         if self.mode == "hooks":
             classes = (self.hooked(ColdScheduler), self.hooked(ColdAsyncScheduler))
-            hook = GroupScheduler._cap
+            hook = Pass.cap
 
             def counted(*args: Any, **kwargs: Any) -> int:
                 self.hook_calls += 1
                 return hook(*args, **kwargs)
 
-            GroupScheduler._cap = counted
+            Pass.cap = counted
         scheduler.Scheduler, async_scheduler.AsyncScheduler = classes
 
     def hooked(self, base: type[Any]) -> type[Any]:

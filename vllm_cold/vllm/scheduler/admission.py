@@ -44,7 +44,6 @@ class QueueView:
         may_go_on: Asked of the head of ``kv_holding_waiting``, which has no streams of groups.
         loaded: Puts, one after the other, the groups that wait with blocks and may go on. They come
             in front of everybody else.
-        is_stream: Whether a request is one of a group's, which vLLM need not queue again.
 
     Attributes:
         front: Streams of groups, which come next.
@@ -59,35 +58,39 @@ class QueueView:
         may_start: Callable[[Request], Ruling],
         may_go_on: Callable[[Request], Ruling],
         loaded: Iterator[None],
-        is_stream: Callable[[Request], bool],
     ) -> None:
         self._scheduler: Any = scheduler
         self.front: deque[Request] = deque()
         self.loads: set[Request] = set()
-        self.came: list[Request] = []
+        self.came: dict[Request, None] = {}
         self.places: dict[Request, int] = {}  # of those who were at the head of a queue
         self._last: Request | None = None
         self.is_over = False
         self._loaded = loaded
-        self.is_stream = is_stream
         self.deferred: set[Request] = getattr(scheduler, "deferred_waiting", set())
         self.waiting = scheduler.waiting
-        skipped = getattr(scheduler, "skipped_waiting", None)
+        self._asked = {
+            "waiting": may_start, "kv_holding_waiting": may_go_on, "skipped_waiting": may_go_on
+        }  # fmt: skip
+        self._views: dict[str, View] = {}
+
+    def stand_in(self) -> None:
+        """The pass begins: take the queues' places."""
+        skipped = getattr(self._scheduler, "skipped_waiting", None)
         if skipped is not None:  # who begins with these, must not wait for ever
             for request in reversed(list(skipped)):
                 self.waiting.prepend_request(request)
             skipped.remove_requests(list(skipped))
-        self._views = {"waiting": View(self, self.waiting, may_start)}
-        for name in ("kv_holding_waiting", "skipped_waiting"):
-            if (queue := getattr(scheduler, name, None)) is not None:
-                self._views[name] = View(self, queue, may_go_on)
-        vars(scheduler).update(self._views)
+        for name, ask in self._asked.items():
+            if (queue := getattr(self._scheduler, name, None)) is not None:
+                self._views[name] = View(self, queue, ask)
+        vars(self._scheduler).update(self._views)
 
     def put(self, streams: Iterable[Request], to_load: bool = False) -> None:
         """These come next."""
         for each in streams:
             self.front.append(each)
-            self.came.append(each)
+            self.came[each] = None
             if to_load:
                 self.loads.add(each)
 
@@ -160,7 +163,7 @@ class View(RequestQueue):  # type: ignore[misc]
     def prepend_requests(self, requests: Iterable[Request]) -> None:
         """These were skipped."""
         for request in requests:
-            if self._admission.is_stream(request):
+            if request in self._admission.came:  # its group waits as a whole
                 self._admission.deferred.discard(request)
             else:
                 self._skipped.append(request)

@@ -87,6 +87,8 @@ class Loads:
 
     def end_pass(self, came: Iterable[Request]) -> None:
         """``came``: the streams that vLLM was to admit in this pass."""
+        if self._are_queued:
+            return  # no group took part
         for stream in came:
             if stream.status == RequestStatus.WAITING_FOR_REMOTE_KVS:
                 self.streams[stream] = None

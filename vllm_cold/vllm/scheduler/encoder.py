@@ -117,14 +117,15 @@ class EncoderInputs:
         features = request.mm_features
         return bool(features) and bool(media.at_end(features, request.num_tokens, self._lookahead))
 
-    def may_begin(self, group: Group[Request], running: Iterable[Group[Request]]) -> bool:
-        """Whether no other group runs that keeps media in the cache while it waits: two could wait
-        for each other's room.
+    def may_begin(self, group: Group[Request], groups: Mapping[str, Group[Request]]) -> bool:
+        """Whether no other one of ``groups`` runs that keeps media in the cache while it waits: two
+        could wait for each other's room.
         """
-        return not any(map(self._ends_with_media, group.streams)) or not any(
-            other is not group and any(map(self._ends_with_media, other.streams))
-            for other in running
-        )
+        if not any(map(self._ends_with_media, group.streams)):
+            return True
+        running = (groups.get(request.request_id) for request in self._scheduler.running)
+        others = {other for other in running if other not in (None, group)}
+        return not any(self._ends_with_media(each) for other in others for each in other.streams)
 
     # ---- a pass --------------------------------------------------------------------------------
 

@@ -140,8 +140,8 @@ class Scheduler(WithConnector):
         request: Request,
         num_computed_tokens: int,
         num_new_tokens: int,
-        encoder_compute_budget: int,
-        shift_computed_tokens: int = 0,
+        *args: Any,
+        **how: Any,
     ) -> tuple[Any, ...]:
         return ()
 

@@ -1,36 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
 """The scheduler, as ``SchedulerConfig.scheduler_cls``.
 
-A contrastive request is several requests that must be scheduled in step. The rule is
-``vllm_cold.group.lockstep``; this file only connects it to vLLM's scheduler, without a fork of
-``schedule()``. What it relies on:
+A contrastive request is several requests that must be scheduled in lockstep. The rule is
+``vllm_cold.group.lockstep``, and ``passes`` asks it; this file connects both to vLLM's scheduler,
+without a fork of ``schedule()``. What it relies on:
 
 - ``_mamba_block_aligned_split(request, num_new_tokens, num_local_cached, ...)``: called for every
   request that is about to get tokens, in both loops of ``schedule()``, after the token budget and
   before block allocation, whenever ``need_mamba_block_aligned_split`` is true; a 0 passes the
   request over (running) or ends admission for this step (waiting). It is the one place where
   tokens can be capped *before* blocks are allocated and hashed. It is replaced only during a pass
-  in which a group may get some, in which vLLM's own rule is asked behind it.
-- ``waiting``, ``kv_holding_waiting``: in their places ``admission`` stands during such a pass.
-- ``_try_schedule_encoder_inputs(request, ...)``: called behind the cap for requests with media, and
+  in which a group may get some; vLLM's own rule is asked after it.
+- ``waiting``, ``kv_holding_waiting``: views of ``admission`` take their places in such a pass.
+- ``_try_schedule_encoder_inputs(request, ...)``: called after the cap for requests with media, and
   takes tokens off those that cannot be encoded.
 - ``_update_after_schedule(output)``: the end of ``schedule()``, before counts advance.
-- ``_preempt_request``, ``add_request``, ``finish_requests``, ``update_from_output``,
-  ``get_request_counts``: overridden, each calls super. The first puts a request into
-  ``self.waiting``, in whose place another one stands for those who are not to wait there.
+- ``_preempt_request`` puts a request into ``self.waiting``, which ``admission.aside`` replaces for
+  those that are not to wait there.
 - All streams are in ``self.requests``, but between passes only the expert waits in ``waiting``, and
   only while none of its streams runs or has blocks; so waiting counts and queue order are those of
   the clients' requests.
-
-``interface`` has all that is used of vLLM's scheduler, ``admission`` says who may start,
-``kv_blocks`` asks the KV cache, ``connectors`` a KV connector, ``encoder`` is for media,
-``amateurs`` makes the other streams, ``stats`` sends figures to the front end.
 """
 
 import logging
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -38,24 +33,24 @@ from msgspec import structs
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.interface import PauseState
 from vllm.v1.core.sched.output import SchedulerOutput
-from vllm.v1.core.sched.request_queue import SchedulingPolicy
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, FinishReason
 from vllm.v1.request import RequestStatus
 
 from vllm_cold.group import results
 from vllm_cold.group.drafting import DraftController, Drafting
 from vllm_cold.group.explained import Told
-from vllm_cold.group.lockstep import Group, Step, is_split, tokens_left
+from vllm_cold.group.lockstep import Group, Step, is_split
 from vllm_cold.group.slots import Slots
 from vllm_cold.group.step_stats import CountersByKind, RowStats
 from vllm_cold.group.stream import from_extra_args, set_slot
 from vllm_cold.vllm import versions
-from vllm_cold.vllm.scheduler.admission import QueueView, Ruling, aside, holds_prompts
+from vllm_cold.vllm.scheduler.admission import aside, holds_prompts
 from vllm_cold.vllm.scheduler.amateurs import make_streams
 from vllm_cold.vllm.scheduler.connectors import Loads
 from vllm_cold.vllm.scheduler.encoder import EncoderInputs
 from vllm_cold.vllm.scheduler.interface import Request
-from vllm_cold.vllm.scheduler.kv_blocks import Found, KVBlocks
+from vllm_cold.vllm.scheduler.kv_blocks import KVBlocks
+from vllm_cold.vllm.scheduler.passes import Partial, Pass, RequestGroup, runs
 from vllm_cold.vllm.scheduler.stats import attach
 from vllm_cold.vllm.worker import outputs as worker_outputs
 
@@ -68,13 +63,8 @@ logger = logging.getLogger("vllm." + __name__)
 
 # Split this often in a row with nothing else running: the group will never be in step.
 _MAX_FAILED_ALONE = 3
-# So many passes admit others in front of a group of whose adapters some find slots and others none.
-# Then nobody passes it any more, so it gets them as soon as those who have them end.
-_MAX_PASSED_OVER = 64
 # For so many steps after the last group the front ends hear from us.
 LAST_REPORTS = 32
-
-RequestGroup = Group[Request]
 
 
 class GroupScheduler(Scheduler):
@@ -87,8 +77,8 @@ class GroupScheduler(Scheduler):
     _blocks: KVBlocks | None = None
     _draft_controller: DraftController | None = None
     _steps_in_flight = 0
-    _to_report = 0
-    _in_pass = False
+    _to_report = 0  # steps for which the front ends must hear from us, groups or not
+    _pass: Pass | None = None  # the current one
     _emptied = False  # whether all that had tokens were taken out of the step
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -98,7 +88,6 @@ class GroupScheduler(Scheduler):
         self._is_old = versions.is_before(0, 31)
         self._failed: list[RequestGroup] = []  # groups that must end
         self._counters = CountersByKind()
-        self._to_report = 0  # steps for which the front ends must hear from us, groups or not
         # In a group's id, so that no two engines have the same one: see ``worker.outputs``.
         self._engine = uuid.uuid4().hex[:12]
         self._blocks = KVBlocks(self)
@@ -108,16 +97,7 @@ class GroupScheduler(Scheduler):
         self._draft_controller = DraftController() if self.num_spec_tokens > 0 else None
         self._slots = Slots()
         self._draft_slots = speculative.max_num_new_slots_for_drafting if speculative else 0
-        self._steps_in_flight = 0
-        # Of the current pass.
-        self._step: Step[Request] = Step(budget=0)
-        self._in_pass = False
-        self._splits = False  # whether vLLM says where a chunk of a prompt ends
-        self._admission: QueueView | None = None
-        self._throttled = False  # whether vLLM holds prompts back
-        self._adapters: set[int] = set()  # of the first requests that run
-        self._num_seen = 0  # how many these are
-        self._partial: list[RequestGroup] = []  # of which some streams run; maybe more
+        self._partial = Partial()
 
     # ---- arrival and end ---------------------------------------------------------------------
 
@@ -189,14 +169,13 @@ class GroupScheduler(Scheduler):
         self._num_groups -= 1
         for each in group.streams:
             self._groups.pop(each.request_id, None)
-        if group in self._partial:
-            self._partial.remove(group)
+        self._partial.discard(group)
 
     def _retire(self, group: RequestGroup, figures: Sequence[RowStats], new: int) -> None:
         """End the amateurs that the group's rule needs no more, now that it was given ``new``
         tokens. Where it was preempted meanwhile, its rule will say so again.
         """
-        if not new or any(s.status != RequestStatus.RUNNING for s in group.streams):
+        if not new or not all(map(runs, group.streams)):
             return
         done = figures[new - 1].done
         amateurs = [each for each in group.amateurs if done & group.bits[each.request_id]]
@@ -207,7 +186,6 @@ class GroupScheduler(Scheduler):
             del self._groups[each.request_id]
         group.retire(amateurs)
         self._counters.sums[group.kind].retired_streams += len(amateurs)
-        self._look_anew()
 
     def _fail(self, group: RequestGroup, why: str) -> None:
         """The group must end, and its client is told why; the first reason counts."""
@@ -218,9 +196,9 @@ class GroupScheduler(Scheduler):
     def get_request_counts(self) -> tuple[int, int]:
         """(running, waiting), a contrastive request counted once."""
         running, waiting = super().get_request_counts()
-        if self._groups and not self._in_pass:
+        if self._groups and self._pass is None:
             running, waiting = self._num_plain(running, waiting)
-            of_groups = self._led()
+            of_groups = self._running_groups()
             running += len(of_groups)
             # vLLM also asks when an expert has ended and its amateurs have not yet.
             waiting += self._num_groups - len(of_groups)
@@ -230,7 +208,7 @@ class GroupScheduler(Scheduler):
     def _num_plain(self, running: int, waiting: int) -> tuple[int, int]:
         """Of vLLM's counts of requests that run and wait, those that are no group's."""
         streams = [r for r in self.running if r.request_id in self._groups]
-        waiting -= self._num_groups - len(self._led().union(self._partial_groups()))
+        waiting -= self._num_groups - len(self._running_groups().union(self._partial.groups()))
         return running - len(streams), waiting - self._loads.num_queued
 
     def make_stats(self, *args: Any, **kwargs: Any) -> Any:
@@ -280,7 +258,7 @@ class GroupScheduler(Scheduler):
     def _schedule(self, throttle: bool, *args: Any, **kwargs: Any) -> SchedulerOutput:
         if not self._groups:
             return super().schedule(*args, **kwargs)
-        self._step = Step(
+        step: Step[Request] = Step(
             min(self.max_num_scheduled_tokens, self.scheduler_config.max_num_batched_tokens),
             max(self.scheduler_config.long_prefill_token_threshold, 0),
             self.max_model_len,
@@ -288,300 +266,46 @@ class GroupScheduler(Scheduler):
             self.num_spec_tokens,
             self._draft_controller is None or self._draft_controller.may_draft(),
         )
-        self._throttled = holds_prompts(self, throttle)
+        throttled = holds_prompts(self, throttle)
         if self.pause_state == PauseState.PAUSED_NEW:
-            for group in self._partial_groups():  # it must not hold what it cannot use
+            for group in self._partial.groups():  # it must not hold what it cannot use
                 # Who was loaded goes on: vLLM admits those in a pause, too.
                 if not any(map(self._loads.waits, group.streams)):
                     self._preempt_all(group)
-        self._in_pass = True
-        self._capped: Request | None = None
+        assert self._blocks is not None
+        parts = self._partial, self._blocks, self._loads, self._encoder
+        self._pass = Pass(self, self._groups, *parts, step, throttled, self._promote)
         self._encoder.begin_pass()
         try:
-            if self._takes_part():
-                return self._schedule_groups(*args, **kwargs)
+            if self._pass.takes_part():
+                return self._schedule_groups(self._pass, *args, **kwargs)
             return super().schedule(*args, **kwargs)
         finally:
-            self._in_pass = False
-            self._look_anew()
+            self._pass = None
 
-    @property
-    def _max_active(self) -> int:
-        """Seats, also where vLLM has no name for those in use."""
-        return getattr(self, "max_num_active_reqs", self.max_num_running_reqs)
-
-    def _takes_part(self) -> bool:
-        """Whether a group may get tokens in the pass that begins: not where all seats are taken by
-        plain requests, as a pass that preempts one of them admits nobody.
-        """
-        return len(self.running) < self._max_active or bool(self._led())
-
-    def _led(self) -> set[RequestGroup]:
+    def _running_groups(self) -> set[RequestGroup]:
         """Groups of which a stream runs."""
         found = (self._groups.get(request.request_id) for request in self.running)
         return {group for group in found if group is not None}
 
-    def _schedule_groups(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
+    def _schedule_groups(self, this: Pass, *args: Any, **kwargs: Any) -> SchedulerOutput:
         self._loads.begin_pass(self._promote)
-        if of_partial := {s for group in self._partial_groups() for s in group.streams}:
+        if of_partial := {s for group in self._partial.groups() for s in group.streams}:
             # Last, so that nobody takes blocks between its turn and the admission of the others.
             self.running.sort(key=of_partial.__contains__)
-        self._admission = QueueView(
-            self, self._may_start, self._may_go_on, self._loaded(), self._is_stream
-        )
+        this.view.stand_in()
         splits, self.need_mamba_block_aligned_split = self.need_mamba_block_aligned_split, True
-        self._splits = splits
-        self._mamba_block_aligned_split = self._cap  # type: ignore[method-assign]
+        self._mamba_block_aligned_split = this.cap  # type: ignore[method-assign]
         try:
             return super().schedule(*args, **kwargs)
         finally:
             del self._mamba_block_aligned_split  # the class's again
             self.need_mamba_block_aligned_split = splits
-            self._admission.restore()
-            self._admission = None
+            this.view.restore()
             self._loads.queue()
-            for group in reversed(self._partial_groups()):
-                if not any(each.status == RequestStatus.RUNNING for each in group.streams):
+            for group in reversed(self._partial.groups()):
+                if not any(map(runs, group.streams)):
                     self._queue_again(group)  # it started, and none was admitted
-
-    def _cap(
-        self,
-        request: Request,
-        num_new_tokens: int,
-        num_new_local_computed_tokens: int = 0,
-        num_external_computed_tokens: int = 0,
-    ) -> int:
-        """The cap on a request's tokens in this step; see the module docstring."""
-        if num_new_tokens <= 0:
-            return 0
-        self._capped = request
-        group = self._groups.get(request.request_id)
-        waiting = request.status != RequestStatus.RUNNING
-        if group is None and not waiting and not self._splits:
-            return self._step.clip(None, request, num_new_tokens, 0)
-        assert self._blocks is not None and self._admission is not None
-        num_cached = 0
-        if waiting:
-            if request in self._admission.loads:
-                return 0  # the connector has nothing for it any more
-            found = num_new_local_computed_tokens, num_external_computed_tokens
-            self._loads.admitted(request, *found)
-            num_cached = self._blocks.restored(sum(found))
-        if group is not None:
-            if waiting and request.request_id in group.new_amateurs:
-                group.new_amateurs[request.request_id] = request.num_computed_tokens or num_cached
-            if not group.amateurs:
-                group = None  # the others have ended
-            elif group.step is not self._step:
-                self._decide(group)
-        left = tokens_left(request, num_cached)
-        part: Callable[[int], int] = int
-        if self._splits:
-            rule = type(self)._mamba_block_aligned_split
-            args = num_new_local_computed_tokens, num_external_computed_tokens
-
-            def part(num_tokens: int) -> int:
-                # Where no block's end is within reach vLLM waits for a step with more room, which
-                # for a group may never come: within a block any chunk is right.
-                return rule(self, request, num_tokens, *args) or (num_tokens if group else 0)
-
-        if group is not None and request.mm_features:
-            start, of_states = request.num_computed_tokens or num_cached, part
-
-            def part(num_tokens: int) -> int:
-                return self._encoder.unsplit(request, start, of_states(num_tokens))
-
-        return self._step.clip(group, request, num_new_tokens, left, part)
-
-    def _decide(self, group: RequestGroup) -> None:
-        """At the turn of a group's first stream that runs."""
-        assert self._blocks is not None and self._admission is not None
-        if all(each.status == RequestStatus.RUNNING for each in group.streams):
-            self._go_or_hold(group, {})
-            return
-        may_admit = (
-            not self._step.preempted
-            and not self._admission.front
-            and not any(map(self._loads.is_under_way, group.streams))
-            and not any(map(self._is_late, group.streams))
-            and self._seats_fit(0)
-            and self._loras_fit(group)
-        )
-        found = self._look_up(group)
-        if may_admit and not self._load(group, found):
-            # Those partial groups that have their turns later take blocks before anybody starts.
-            others = (o for o in self._partial_groups() if o.step is not self._step)
-            run = (s for o in others if o is not group for s in o.streams)
-            run = (s for s in run if s.status == RequestStatus.RUNNING)
-            if self._has_room(group, found, sum(map(self._blocks.to_come, run))):
-                self._go_or_hold(group, found)
-                return
-        self._go_or_hold(group, found, may_admit=False)
-        if not all(one.is_known for one in found.values()):
-            group.is_urgent = False  # the connector's answer may take long
-
-    def _go_or_hold(
-        self, group: RequestGroup, found: Mapping[Request, Found], may_admit: bool = True
-    ) -> Sequence[Request]:
-        """Returns: the streams that are to be admitted in this pass."""
-        assert self._blocks is not None and self._admission is not None
-        left = [
-            tokens_left(s, self._blocks.restored(found[s].total) if s in found else 0)
-            for s in group.streams
-        ]
-        away = [s.status != RequestStatus.RUNNING for s in group.streams]
-        needed = self._encoder.needed(group, left)
-        fits = may_admit and (not needed or needed <= self._encoder.left)
-        fits = fits and self._can_end(group, left, found)
-        self._step.decide(group, left, any(away), fits)
-        if needed and max(left) == 1 and needed > self._encoder.most:
-            group.lost = True  # vLLM was told to forget its media: it begins anew
-        if not any(away):
-            return ()
-        runs = [n for n, waits in zip(left, away, strict=True) if not waits]
-        others = [n for n, waits in zip(left, away, strict=True) if waits]
-        group.is_urgent = max(others) > 1 or (bool(runs) and max(runs) == 1)
-        if not may_admit:
-            return ()
-        # First who finds most: then the others do not push that out of the prefix cache.
-        order = sorted(zip(left, away, group.streams, strict=True), key=lambda each: each[0])
-        missing = [s for n, waits, s in order if waits and (group.goes or n > 1)]
-        self._admission.put(missing)
-        return missing
-
-    def _can_end(
-        self, group: RequestGroup, left: Sequence[int], found: Mapping[Request, Found]
-    ) -> bool:
-        """Whether vLLM lets all streams get to their sampling positions in one step: it splits
-        prompts for their states, and admits nobody who finds one that another stream leaves.
-        """
-        if not self._splits or max(left) == 1:
-            return True
-        assert self._blocks is not None
-        rule = type(self)._mamba_block_aligned_split
-        for stream, tokens in zip(group.streams, left, strict=True):
-            one = found.get(stream)
-            if one is not None:
-                stream.shared_prefix_boundary = one.junction  # as vLLM sets it when it looks
-            start = stream.num_tokens + stream.num_output_placeholders - tokens
-            if rule(self, stream, tokens, start - stream.num_computed_tokens) < tokens:
-                return False
-            start -= getattr(stream, "num_in_flight_tokens", 0)
-            if any(
-                self._blocks.leaves(stream, start, other, at.num_tokens)
-                for other, at in found.items()
-                if other is not stream
-            ):
-                return False
-        return True
-
-    def _look_up(self, group: RequestGroup) -> dict[Request, Found]:
-        """What the prefix cache, or a connector, has of the streams that hold no blocks."""
-        assert self._blocks is not None
-        away = [s for s in group.streams if s.status != RequestStatus.RUNNING]
-        found = {each: self._loads.look_up(each) for each in away if not each.num_computed_tokens}
-        for each, one in found.items() if self._splits else ():
-            if tokens_left(each, self._blocks.restored(one.num_tokens)) == 1 and any(
-                self._blocks.leaves(other, other.num_tokens - 1, each, one.num_tokens)
-                for other in group.streams
-                if other is not each
-            ):
-                # It is admitted in the step in which all sample, but not if it finds a state there
-                # that another one leaves.
-                each.skip_reading_prefix_cache = True
-                found[each] = self._loads.look_up(each)
-        return found
-
-    def _load(self, group: RequestGroup, found: Mapping[Request, Found]) -> bool:
-        """Have streams loaded whose KV is brought between steps, if there is room for all of the
-        group; whether there are any, or nobody knows.
-        """
-        assert self._admission is not None
-        late = [each for each, one in found.items() if one.takes_steps]
-        if late and self._loads.fit(group, found):
-            self._admission.put(late, to_load=True)
-        return bool(late) or not all(one.is_known for one in found.values())
-
-    def _may_start(self, request: Request) -> Ruling:
-        """Whether the head of the queue may start: nobody while a group is there in part, but those
-        that are more urgent; a group if there is room for all of it.
-        """
-        if self._partial and any(self._holds_up(g, request) for g in self._partial_groups()):
-            return Ruling.STOP
-        self._loads.forget_promise(request)
-        group = self._groups.get(request.request_id)
-        if group is None or not group.amateurs:
-            if not self._seats_fit(1):
-                return Ruling.STOP
-            fits = not request.lora_request or self._loras_fit(request=request)
-            return Ruling.START if fits else Ruling.SKIP
-        if not self._promote(request):
-            return Ruling.SKIP
-        assert self._admission is not None
-        if (answer := self._start(group)) is Ruling.START:
-            self._admission.take()
-            group.is_queued, group.passed_over = False, 0
-            self._partial.append(group)  # until all of its streams run
-        return answer
-
-    def _may_go_on(self, request: Request) -> Ruling:
-        """Whether a plain request with blocks may: others may wait for these."""
-        fits = not request.lora_request or self._loras_fit(request=request, beside_partial=False)
-        return Ruling.START if fits else Ruling.SKIP
-
-    def _loaded(self) -> Iterator[None]:
-        """Ask the groups of which no stream runs and some have blocks, one after the other."""
-        for group in tuple(self._partial_groups()):
-            if any(
-                each.status == RequestStatus.RUNNING or self._loads.is_under_way(each)
-                for each in group.streams
-            ):
-                continue
-            # Who starts might take what it waits for.
-            group.is_urgent = True
-            group.is_urgent = self._start(group) is not Ruling.SKIP and group.is_urgent
-            yield
-
-    def _start(self, group: RequestGroup) -> Ruling:
-        """Whether a group may start of which no stream runs; its streams come next then."""
-        assert self._admission is not None
-        if self._step.preempted:
-            return Ruling.STOP
-        if any(map(self._is_late, group.streams)):
-            return Ruling.SKIP
-        if not self._seats_fit(len(group.streams)):
-            return Ruling.STOP
-        if not self._loras_fit(group):
-            # Where one of them had a slot, those behind it may keep the others taken for ever: in
-            # the end it stops the queue. Else it waits as any request without a slot does.
-            if not any(s.lora_request and self._loras_fit(request=s) for s in group.streams):
-                return Ruling.SKIP
-            group.passed_over += 1
-            return Ruling.SKIP if group.passed_over <= _MAX_PASSED_OVER else Ruling.STOP
-        found = self._look_up(group)
-        if not all(one.is_known for one in found.values()):
-            return Ruling.SKIP
-        if self._load(group, found):
-            return Ruling.START if self._admission.front else Ruling.STOP
-        if not self._encoder.may_begin(group, self._led()) or not self._has_room(group, found):
-            return Ruling.STOP
-        missing = self._go_or_hold(group, found)
-        if not missing or (self._begun() and len(missing) < len(group.streams)):
-            self._admission.front.clear()
-            return Ruling.STOP  # only one group waits for others to get to their last token
-        return Ruling.START
-
-    def _has_room(
-        self, group: RequestGroup, found: Mapping[Request, Found], promised: int = 0
-    ) -> bool:
-        """Whether vLLM would admit those streams, as far as is known."""
-        assert self._blocks is not None
-        if self._throttled:
-            away = [s for s in group.streams if s.status != RequestStatus.RUNNING]
-            cached = {s: self._blocks.restored(one.total) for s, one in found.items()}
-            if any(tokens_left(s, cached.get(s, 0)) > 1 for s in away):
-                return False
-        return self._blocks.fit(group, found, promised)
 
     def _promote(self, request: Request) -> bool:
         """What vLLM does when a grammar is compiled, or a request's KV has come: whether it is one
@@ -593,99 +317,23 @@ class GroupScheduler(Scheduler):
             return not compiles or bool(before._try_promote_blocked_waiting_request(request))
         return super()._handle_blocked_waiting_request(request)
 
-    @staticmethod
-    def _is_late(request: Request) -> bool:
-        """Whether tokens of before its preemption are still to come."""
-        stale = getattr(request, "num_stale_output_tokens", 0) > 0
-        return stale and not getattr(request, "drop_stale_output", False)
-
-    def _priority(self, request: Request) -> int:
-        """Lower comes first; without the priority policy all are the same."""
-        return request.priority if self.policy == SchedulingPolicy.PRIORITY else 0
-
-    def _seats_fit(self, more: int) -> bool:
-        """Whether so many more streams have seats, beside those that groups still lack."""
-        for other in self._begun():
-            more += sum(each.status != RequestStatus.RUNNING for each in other.streams)
-        seats = len(self.running) + self.num_waiting_for_streaming_input + more
-        return bool(seats <= self._max_active)
-
-    def _loras_fit(
-        self,
-        group: RequestGroup | None = None,
-        request: Request | None = None,
-        beside_partial: bool = True,
-    ) -> bool:
-        """Whether adapters fit beside those of all running requests. Stock counts the scheduled
-        ones only, but a stream that is held in this step needs its slot again.
-        """
-        if self.lora_config is None:
-            return True
-        for each in self.running[self._num_seen :]:
-            if each.lora_request:
-                self._adapters.add(each.lora_request.lora_int_id)
-        self._num_seen = len(self.running)
-        streams: list[Request] = [request] if request is not None else []
-        for other in self._begun() if beside_partial else ():
-            streams += other.streams
-        streams += group.streams if group is not None else ()
-        wanted = {s.lora_request.lora_int_id for s in streams if s.lora_request}
-        return bool(len(self._adapters | wanted) <= self.lora_config.max_loras)
-
-    def _partial_groups(self) -> list[RequestGroup]:
-        """Groups that have started and of which not all streams run."""
-        if self._partial:
-            self._partial = [
-                group
-                for group in self._partial
-                if not group.is_queued
-                and self._groups.get(group.request_id) is group
-                and any(each.status != RequestStatus.RUNNING for each in group.streams)
-            ]
-        return self._partial
-
-    def _begun(self) -> list[RequestGroup]:
-        """Those of them of which some streams run: seats and slots are kept for the others."""
-        if not self._partial:
-            return []
-        runs = RequestStatus.RUNNING
-        return [g for g in self._partial_groups() if any(s.status == runs for s in g.streams)]
-
-    def _holds_up(self, group: RequestGroup, request: Request) -> bool:
-        """Whether a request may not start because that might take what a group waits for."""
-        return (
-            group.is_urgent
-            and self._priority(request) >= self._priority(group.expert)
-            and not any(map(self._loads.is_under_way, group.streams))
-        )
-
-    def _look_anew(self) -> None:
-        """Somebody runs no more, so what was seen of those who run holds no more."""
-        self._adapters.clear()
-        self._num_seen = 0
-
     def _preempt_request(self, request: Request, *args: Any, **kwargs: Any) -> None:
-        group = self._groups.get(request.request_id)
-        is_stream = group is not None and bool(group.amateurs)
+        group, of_any = self._group_of(request), self._groups.get(request.request_id)
         if getattr(self, "requires_kv_delivery", False):
             kwargs["drop_stale_output"] = True  # of all streams, whoever preempts them
-        if self._in_pass:
-            assert self._blocks is not None
-            unwritten = self._blocks.uncache_unwritten(request, self._loads.num_written(request))
-            if self._loads.possible:
-                self._loads.cut(unwritten)
-            self._step.preempt(group if is_stream else None)
-            self._look_anew()
-        with aside(self) if is_stream else nullcontext():
+        if self._pass is not None:
+            self._pass.preempt(request, group)
+        with aside(self) if group is not None else nullcontext():
             super()._preempt_request(request, *args, **kwargs)
-        if group is not None and request is group.expert:
-            self._counters.sums[group.kind].preemptions += 1
-        if group is not None and is_stream:
+        if of_any is not None and request is of_any.expert:
+            self._counters.sums[of_any.kind].preemptions += 1
+        if group is not None:
             self._queue_again(group)
 
-    def _is_stream(self, request: Request) -> bool:
+    def _group_of(self, request: Request) -> RequestGroup | None:
+        """The group of a stream; None for a regular request, or when the amateurs have ended."""
         group = self._groups.get(request.request_id)
-        return group is not None and bool(group.amateurs)
+        return group if group is not None and group.amateurs else None
 
     def _queue_again(self, group: RequestGroup) -> None:
         """It waits as a whole from now on, unless some of its KV is under way; streams that run are
@@ -694,23 +342,22 @@ class GroupScheduler(Scheduler):
         if group.is_queued:
             return
         if any(map(self._loads.waits, group.streams)):
-            if group not in self._partial:
-                self._partial.append(group)
+            self._partial.add(group)
             return
         group.is_queued = True
-        queue = self.waiting if self._admission is None else self._admission.waiting
+        queue = self.waiting if self._pass is None else self._pass.view.waiting
         queue.prepend_request(group.expert)
 
     def _begin_anew(self, group: RequestGroup) -> None:
         """It gives up the blocks of streams that wait."""
         for each in group.streams:
             self._loads.release(each)
-        if not any(each.status == RequestStatus.RUNNING for each in group.streams):
+        if not any(map(runs, group.streams)):
             self._queue_again(group)
 
     def _preempt_all(self, group: RequestGroup) -> None:
         for request in reversed(group.streams):
-            if request.status == RequestStatus.RUNNING:
+            if runs(request):
                 self.running.remove(request)
                 self._preempt_request(request, time.monotonic())
 
@@ -719,32 +366,23 @@ class GroupScheduler(Scheduler):
         request: Request,
         num_computed_tokens: int,
         num_new_tokens: int,
-        encoder_compute_budget: int,
-        shift_computed_tokens: int = 0,
+        *args: Any,
+        **how: Any,
     ) -> tuple[Any, ...]:
-        found = super()._try_schedule_encoder_inputs(
-            request,
-            num_computed_tokens,
-            num_new_tokens,
-            encoder_compute_budget,
-            shift_computed_tokens,
-        )
-        if self._in_pass:
-            self._encoder.note(request, found[0], found[2])
-        if self._in_pass and request is self._capped:
-            # vLLM 0.23 caps behind this, and has no groups with media
-            self._step.take_back(num_new_tokens, found[1])
-            self._capped = None
+        asked = request, num_computed_tokens, num_new_tokens
+        found = super()._try_schedule_encoder_inputs(*asked, *args, **how)
+        if self._pass is not None:
+            self._pass.encoded(request, num_new_tokens, found)
         return found
 
     def _build_kv_connector_meta(self, connector: Any, scheduler_output: SchedulerOutput) -> Any:
-        if self._groups:
-            self._after_pass(scheduler_output)
+        if self._pass is not None:
+            self._after_pass(self._pass, scheduler_output)
         return super()._build_kv_connector_meta(connector, scheduler_output)
 
     def _update_after_schedule(self, scheduler_output: SchedulerOutput) -> None:
-        if self._groups and not self._loads.possible:  # else before its connector hears of it
-            self._after_pass(scheduler_output)
+        if self._pass is not None and not self._loads.possible:  # else before it hears of it
+            self._after_pass(self._pass, scheduler_output)
         if self._emptied and self.defer_block_free:
             self.sched_step_seq -= 1  # vLLM counts the steps that do something
         self._emptied = False
@@ -753,20 +391,19 @@ class GroupScheduler(Scheduler):
             self._draft_controller.begin_step()
         super()._update_after_schedule(scheduler_output)
 
-    def _after_pass(self, output: SchedulerOutput) -> None:
+    def _after_pass(self, this: Pass, output: SchedulerOutput) -> None:
         """Preempt groups that were split."""
-        if self._admission is not None:
-            self._loads.end_pass(self._admission.came)
-        had_tokens = bool(output.num_scheduled_tokens)
+        self._loads.end_pass(this.view.came)
+        step, had_tokens = this.step, bool(output.num_scheduled_tokens)
         failed: list[RequestGroup] = []
-        for group in tuple(self._step.groups):
+        for group in tuple(step.groups):
             if is_split(group, output.num_scheduled_tokens):
                 self._withdraw(group, output)
                 failed.append(group)
             elif group.goes:
                 group.failed_alone = 0
-        if not output.num_scheduled_tokens and not self._step.preempted and self._stalled():
-            # A group waits in vain for blocks: the youngest gives way.
+        if not output.num_scheduled_tokens and not step.preempted and self._stalled():
+            # A group waits in vain for blocks: the youngest is preempted.
             group = next(g for r in reversed(self.running) if (g := self._group_of(r)))
             self._withdraw(group, output)
             failed.append(group)
@@ -774,7 +411,8 @@ class GroupScheduler(Scheduler):
         alone = not output.num_scheduled_tokens and not self._loads.frees_blocks()
         if alone and (holding := self._loads.holding()):
             alone = False
-            if not failed and not self._step.preempted and self._nothing_is_under_way():
+            may_run = self.pause_state != PauseState.PAUSED_ALL
+            if not failed and not step.preempted and may_run and self._is_at_rest():
                 # They may be in each other's way: they are computed, and not loaded once more.
                 for stream in holding:
                     stream.skip_reading_prefix_cache = True
@@ -797,7 +435,7 @@ class GroupScheduler(Scheduler):
                     f"of {self.cache_config.num_gpu_blocks} blocks of {self.block_size} tokens: "
                     "shorten it or enlarge the KV cache.",
                 )
-        for group in self._step.groups:
+        for group in step.groups:
             if group.rule_keeps_state and group.slot is None:
                 self._take_slot(group, output)
         self._encoder.end_pass(output, self._groups)
@@ -809,32 +447,25 @@ class GroupScheduler(Scheduler):
             for each in group.streams:
                 set_slot(each.sampling_params.extra_args, group.slot)
 
-    def _group_of(self, request: Request) -> RequestGroup | None:
-        """The group of a stream; None for a plain request, also one whose amateurs have ended."""
-        group = self._groups.get(request.request_id)
-        return group if group is not None and group.amateurs else None
-
     def _stalled(self) -> bool:
         """Whether running groups got nothing although nothing is under way."""
         return (
             self.pause_state == PauseState.UNPAUSED
             and any(map(self._group_of, self.running))
-            and not self._steps_in_flight
+            and self._is_at_rest()
             and not self._loads.frees_blocks()
-            and not self._loads.asked_in_vain
         )
 
-    def _nothing_is_under_way(self) -> bool:
-        """Nor told anybody the engine to stand still."""
-        paused = self.pause_state == PauseState.PAUSED_ALL
-        return not (paused or self._steps_in_flight or self._loads.asked_in_vain)
+    def _is_at_rest(self) -> bool:
+        """Whether no step's results, and no answer of a connector, are still to come."""
+        return not (self._steps_in_flight or self._loads.asked_in_vain)
 
     def _withdraw(self, group: RequestGroup, output: SchedulerOutput) -> None:
         """Take all streams out of this step and preempt them."""
         for request in reversed(group.streams):
             never_sent = strip(output, request.request_id)
             self.prev_step_scheduled_req_ids.discard(request.request_id)
-            if request.status != RequestStatus.RUNNING:
+            if not runs(request):
                 self._loads.release(request)
                 continue
             self.running.remove(request)
@@ -891,7 +522,10 @@ class GroupScheduler(Scheduler):
         each_stream = None
         if self._draft_controller is not None and tokens:
             sampled = [i for i, at in row.items() if i in self.requests and len(tokens[at])]
-            each_stream = self._break_even(sampled)
+            groups = [(i, g) for i in sampled if (g := self._groups.get(i)) is not None]
+            num_amateurs = sum(group.request_id != i for i, group in groups)
+            steps_of = len(sampled), len(sampled) - num_amateurs
+            each_stream = self._draft_controller.break_even(*steps_of)
         scored = {}
         for request_id in scheduler_output.num_scheduled_tokens:
             group = self._groups.get(request_id)
@@ -944,16 +578,7 @@ class GroupScheduler(Scheduler):
                 # Or workers are not sent its tokens where it goes on in the next step.
                 self.prev_step_scheduled_req_ids.discard(request.request_id)
                 self._preempt_request(request, time.monotonic(), drop_stale_output=True)
-            self._look_anew()
         return failed
-
-    def _break_even(self, sampled: Sequence[str]) -> float | None:
-        """``DraftController.break_even`` for steps of the requests that got tokens in this one."""
-        assert self._draft_controller is not None
-        amateurs = sum(
-            (group := self._groups.get(i)) is not None and group.request_id != i for i in sampled
-        )
-        return self._draft_controller.break_even(len(sampled), len(sampled) - amateurs)
 
     def _after_output(
         self,
@@ -1055,10 +680,7 @@ class GroupScheduler(Scheduler):
         stats = [c.scheduler_stats for c in outputs.values() if c.scheduler_stats is not None]
         if not stats:  # of one client in each step
             return
-        running = sum(
-            all(each.status == RequestStatus.RUNNING for each in group.streams)
-            for group in self._led()
-        )
+        running = sum(all(map(runs, group.streams)) for group in self._running_groups())
         waiting = self._num_groups - running
         attach(stats[0], self._counters.take(running, waiting))
         self._to_report = LAST_REPORTS if running or waiting else self._to_report - 1
