@@ -72,6 +72,9 @@ def play(
         ({"budget": 64, "chunk": 8}, (1, 6), {"drafts": (5, 5)}, [3, 8]),
         ({"budget": 64, "longest": 103}, (1, 1), {"drafts": (5, 5)}, [3, 3]),
         ({"budget": 64}, (1, 90), {"drafts": (3, 3)}, [0, 64]),
+        # Where drafts that count as right fill the model's length, all wait to hear of them.
+        ({"budget": 64, "longest": 101}, (1, 1), {}, [1, 1]),
+        ({"budget": 64, "longest": 100}, (1, 1), {}, [0, 0]),
         # What a drafter adds counts for each stream.
         ({"budget": 6, "extra": 2}, (1, 1), {}, [1, 1]),
         ({"budget": 5, "extra": 2}, (1, 1), {}, [0, 0]),
@@ -99,13 +102,17 @@ def test_nobody_takes_what_is_set_aside() -> None:
     assert group.goes and not other.goes
     assert step.clip(None, plain, 9, 9) == 3
     assert [step.clip(other, each, 2, 2) for each in other.streams] == [0, 0]
-    assert [
-        step.clip(group, each, 9, n) for each, n in zip(group.streams, (3, 4), strict=True)
-    ] == [
-        3,
-        4,
-    ]
-    assert step.budget == 0
+    granted = [step.clip(group, s, 9, n) for s, n in zip(group.streams, (3, 4), strict=True)]
+    assert granted == [3, 4] and step.budget == 0
+
+
+def test_what_is_set_aside_for_a_group_that_is_preempted_is_others() -> None:
+    step: Step[Stream] = Step(budget=10)
+    group = make_group(3, 4)
+    step.decide(group, [3, 4], False, True)
+    assert step.budget == 3
+    step.preempt(group)
+    assert step.clip(None, Stream("regular", 9), 9, 9) == 9
 
 
 def test_a_part_is_taken_of_what_is_not_all() -> None:

@@ -188,20 +188,18 @@ class Step(Generic[R]):
         if admits:
             # Maybe one finds all but its last token in what another one is given now.
             spare -= self.padding
-        if not fits or spare < 0 or (self.chunk and max(left) > self.chunk):
+        # Less than 0 while drafts that may be wrong count as right: vLLM waits to hear of these.
+        room = min(
+            self.longest - 1 - s.num_tokens - s.num_output_placeholders for s in group.streams
+        )
+        if not fits or min(spare, room) < 0 or (self.chunk and max(left) > self.chunk):
             return
         group.goes = True
         if self.drafting or group.drafting.seeded:
-            most = [
-                spare // len(left),
-                *(
-                    self.longest - 1 - s.num_tokens - s.num_output_placeholders
-                    for s in group.streams
-                ),
-            ]
+            most = [spare // len(left), room]
             if self.chunk:
                 most.append(self.chunk - max(left))
-            group.drafts = max(min(num_drafts(group), *most), 0)
+            group.drafts = min(num_drafts(group), *most)
         for stream, tokens in zip(group.streams, left, strict=True):
             group.set_aside[stream.request_id] = tokens + group.drafts + self.extra
         self.budget -= sum(group.set_aside.values())
