@@ -19,43 +19,6 @@ def prompt(length: int, first: int = 100) -> list[int]:
     return list(range(first, first + length))
 
 
-def evicted_amateur(model: Path) -> None:
-    """The expert's block takes the place of the amateur's cached one; a base request that finds
-    the same prompt follows in the same pass.
-    """
-    setup = Setup(num_blocks=13, block_size=2, long_prefill=2, max_num_seqs=8, max_loras=1)
-    harness = Harness(model, setup)
-    harness.add(prompt(4), 1)  # two blocks, of which the amateur will find the first
-    harness.until_idle()
-    harness.add(prompt(13, 300), 2)  # all others, so that those two are the next to be used
-    harness.step()
-    harness.add(prompt(5), 9, adapter=1)  # holds the expert's blocks
-    harness.step()
-    harness.step()
-    harness.add(prompt(5), 3, adapter=1, cold=True)
-    harness.add(prompt(5), 3)
-    harness.drain()
-
-
-def cached_expert_beside_decodes(model: Path) -> None:
-    """The expert's prompt is cached, and the amateur's does not fit what decoding requests leave of
-    the budget.
-    """
-    harness = Harness(model, Setup(num_blocks=129, budget=32, max_num_seqs=20))
-    harness.add(prompt(29), 1, adapter=1)
-    harness.until_idle()
-    for number in range(4):
-        harness.add(prompt(3, 200 + 10 * number), 50)
-    for _ in range(3):
-        harness.step()
-    before = harness.steps
-    cold = harness.add(prompt(29), 3, adapter=1, cold=True)
-    behind = harness.add(prompt(3, 300), 3)
-    harness.drain()
-    assert harness.first_step[cold] - before <= 4, "its cache hit kept a pair waiting"
-    assert harness.first_step[behind] - before <= 4
-
-
 def windows(model: Path) -> None:
     """A model with sliding-window layers: a pair needs less than its whole prompt in them."""
     harness = Harness(model, Setup(num_blocks=110, budget=8, windows=5, caching=False))
@@ -97,16 +60,6 @@ def between_prompts(model: Path) -> None:
     assert not harness.preemptions and not harness.group_preemptions
 
 
-def reset_at_the_watermark(model: Path) -> None:
-    """Half way through, everything is computed anew, with the most that a pair is admitted with."""
-    harness = Harness(model, Setup(num_blocks=21, budget=100, watermark=2, v2=True))
-    harness.add(prompt(5), 31, adapter=1, cold=True)
-    for _ in range(28):
-        harness.step()
-    harness.reset(running=True)
-    harness.drain()
-
-
 def too_large(model: Path) -> None:
     """A pair that was not refused, and whose amateur never has room beside its expert."""
     harness = Harness(model, Setup(num_blocks=8, budget=8))
@@ -129,29 +82,6 @@ def many_small_ones(model: Path, is_async: bool = False) -> None:
         harness.add(prompt(4, 200 + number), 5)
         harness.step()
     assert cold in harness.ended, "small requests kept a pair waiting"
-    harness.drain()
-
-
-def pause_beside_a_cached_amateur(model: Path) -> None:
-    """Admission is paused while an expert runs whose amateur is not admitted yet."""
-    harness = Harness(model, Setup(num_blocks=33, budget=8))
-    harness.add(prompt(33), 1)
-    harness.until_idle()
-    cold = harness.add(prompt(33), 4, adapter=1, cold=True)
-    harness.step()
-    assert [r.request_id for r in harness.sched.running] == [cold]
-    harness.wait()
-    harness.drain()
-
-
-def two_cached_amateurs(model: Path) -> None:
-    """Two pairs whose amateurs have their whole prompt cached and whose experts need long."""
-    harness = Harness(model, Setup(num_blocks=65, long_prefill=3, max_num_seqs=8))
-    for first in (100, 200):
-        harness.add(prompt(17, first), 1)
-    harness.until_idle()
-    for first in (100, 200):
-        harness.add(prompt(17, first), 4, adapter=1, cold=True)
     harness.drain()
 
 
@@ -224,44 +154,6 @@ def longer_amateur(model: Path) -> None:
     # What 46 tokens take, of 15 a step.
     assert harness.first_step[cold] - before <= 4, "an expert waited for its amateur"
     assert harness.first_step[behind] - before <= 5
-
-
-def longer_amateur_and_a_grammar(model: Path) -> None:
-    """The same while the expert's grammar is compiled: then it is the expert that waits."""
-    harness = Harness(model, Setup(num_blocks=65, budget=16))
-    harness.add(prompt(3, 500), 40)
-    amateurs = [(1, prompt(45, 200))]
-    cold = harness.add(prompt(1), 4, adapter=1, cold=True, amateurs=amateurs, grammar=True)
-    for _ in range(3):
-        harness.step()
-    harness.compiled(cold)
-    before = harness.steps
-    harness.drain()
-    assert harness.first_step[cold] - before <= 5
-
-
-def budget_of_four(model: Path) -> None:
-    """Four streams are admitted in one step of four tokens."""
-    harness = Harness(model, Setup(num_blocks=129, budget=4, max_num_seqs=4, caching=False))
-    amateurs = [(0, None), (0, prompt(9, 200)), (1, prompt(5, 300))]
-    cold = harness.add(prompt(9), 3, adapter=1, cold=True, amateurs=amateurs)
-    harness.drain()
-    assert harness.first_step[cold] <= -(-(9 + 9 + 9 + 5) // 4)
-
-
-def chunks_of_a_leader(model: Path) -> None:
-    """No prompt takes more of a step than the engine's limit, though there is room for it."""
-    harness = Harness(model, Setup(num_blocks=65, budget=64, long_prefill=3))
-    harness.sched.adaptive_long_prefill_threshold = False  # vLLM would raise it with so much room
-    harness.add(prompt(3, 300), 20)  # alone, a prompt has no limit
-    harness.step()
-    cold = harness.add(prompt(11), 3, adapter=1, cold=True, amateurs=[(1, prompt(2, 200))])
-    while cold not in harness.ended:
-        harness.schedule()
-        output, _ = harness.in_flight[0]
-        assert max(output.num_scheduled_tokens.values()) <= 3, "a chunk is too large"
-        harness.deliver()
-    harness.drain()
 
 
 def cached_beside_a_long_amateur(model: Path) -> None:
@@ -406,37 +298,22 @@ def find_of_drafts(harness: Harness, request_id: str, rows: dict[int, RowStats |
     result.cold = [stats_of(found)]
 
 
-def unscored_draft(model: Path, is_async: bool = True) -> None:
-    """A row in which a draft is verified was not scored: none of the step's tokens leaves."""
-    for row in (1, 0, 2):
-        harness = Harness(model, Setup(num_blocks=65, drafts=4, right=1.0, is_async=is_async))
-        healthy = harness.add(prompt(9), 30, adapter=1, cold=True)
-        cold = harness.add(prompt(5, 200), 30, adapter=1, cold=True)
-        until_it_drafts(harness, cold)
-        _ends_without_its_step(harness, cold, {row: None}, NOT_SCORED)
-        assert harness.ended[healthy] == "length"
-
-
-def _ends_without_its_step(
-    harness: Harness, request_id: str, rows: dict[int, RowStats | None], why: str
-) -> None:
-    before = list(harness.got[request_id])
-    find_of_drafts(harness, request_id, rows)
-    harness.errors[request_id] = why
-    harness.deliver()
-    assert harness.ended.get(request_id) == "error" and harness.got[request_id] == before
-    harness.drain()
-
-
-def nan_in_an_accepted_draft(model: Path, is_async: bool = True) -> None:
-    """A token that was drawn from it is none."""
-    for last in (False, True):
+def sick_draft(model: Path, is_async: bool = True) -> None:
+    """A row in which a draft is verified was not scored, or holds no scores: none of the step's
+    tokens leaves.
+    """
+    sick = RowStats(1, 0, 1, present=1)
+    for row, found in ((1, None), (0, None), (2, None), (1, sick), (-1, sick)):
         harness = Harness(model, Setup(num_blocks=65, drafts=4, right=1.0, is_async=is_async))
         healthy = harness.add(prompt(9), 30, adapter=1, cold=True)
         cold = harness.add(prompt(5, 200), 30, adapter=1, cold=True)
         num = until_it_drafts(harness, cold)
-        sick: dict[int, RowStats | None] = {num if last else 1: RowStats(1, 0, 1, present=1)}
-        _ends_without_its_step(harness, cold, sick, NOT_FINITE)
+        before = list(harness.got[cold])
+        find_of_drafts(harness, cold, {num if row < 0 else row: found})
+        harness.errors[cold] = NOT_SCORED if found is None else NOT_FINITE
+        harness.deliver()
+        assert harness.ended.get(cold) == "error" and harness.got[cold] == before
+        harness.drain()
         assert harness.ended[healthy] == "length"
 
 
@@ -520,22 +397,6 @@ def amateur_that_has_ended(model: Path) -> None:
     sums = [each for report in harness.reports for _, each in report.sums]
     assert sum(each.retired_streams for each in sums) == 1
     assert sum(each.generation_tokens for each in sums) == 30
-
-
-def leader_that_has_ended(model: Path, is_async: bool = True) -> None:
-    """The longest of four goes first; then the next longest leads, in the middle of the batch."""
-    amateurs = [(0, prompt(20)), (0, prompt(3)), (2, prompt(9))]
-    setup = Setup(num_blocks=65, max_num_seqs=9, is_async=is_async)
-    harness = Harness(model, setup)
-    cold = harness.add(prompt(5), 20, adapter=1, cold=True, amateurs=amateurs, lives=(2, 8, 5))
-    harness.add(prompt(5, 300), 30)
-    harness.add(prompt(7, 400), 30, adapter=1, cold=True)
-    seen = set()
-    while cold not in harness.ended:
-        seen.add(_streams(harness, cold))
-        harness.step()
-    assert seen == {4, 3, 2, 1}
-    harness.drain()
 
 
 def ended_amateur_of_a_preempted_group(model: Path) -> None:

@@ -201,20 +201,68 @@ def blocked_queue(model: Path) -> None:
 
 
 def not_known_yet(model: Path) -> None:
-    """A connector that does not know yet is asked again; meanwhile a group keeps what it has."""
+    """A connector that does not know yet of an amateur is asked again; meanwhile its group keeps
+    what it has, and holds up nobody.
+    """
     harness = Harness(model, Setup(num_blocks=65, budget=16, connector=Ways()))
     amateur = prompt(13, 300)
     harness.add(amateur, 1, adapter=0)
     harness.drain()
-    harness.add(prompt(30), 3, adapter=1, cold=True, amateurs=[(0, amateur)])
+    cold = harness.add(prompt(30), 3, adapter=1, cold=True, amateurs=[(0, amateur)])
     harness.step()
     connector = harness.sched.connector
-    connector.ways = replace(connector.ways, unknown=1.0)
-    for _ in range(4):
+    ask = connector.get_num_new_matched_tokens
+
+    def asked(request: Any, num_computed_tokens: int) -> Any:
+        is_known = request.request_id != f"{cold}-amateur-1"
+        return ask(request, num_computed_tokens) if is_known else (None, False)
+
+    connector.get_num_new_matched_tokens = asked
+    for _ in range(3):
         harness.step()
-    connector.ways = Ways()
+    small = harness.add(prompt(3, 400), 2)
+    harness.step()
+    assert small in harness.first_step and cold not in harness.first_step
+    connector.get_num_new_matched_tokens = ask
     harness.drain()
     assert not harness.preemptions and not harness.group_preemptions
+
+
+def loads_in_order(model: Path) -> None:
+    """Regular requests whose KV comes at the same time start in the order in which they came, also
+    beside a group.
+    """
+    ways = Ways(late=1.0, delay=0)
+    harness = Harness(model, Setup(num_blocks=65, max_num_seqs=4, connector=ways))
+    prompts = [prompt(9, 200 + 10 * number) for number in range(6)]
+    for each in prompts:
+        harness.add(each, 1)
+    harness.drain()
+    harness.reset(running=True)
+    harness.add(prompt(3), 30, adapter=1, cold=True)
+    harness.step()
+    small = [harness.add(each, 3) for each in prompts]
+    harness.drain()
+    steps = [harness.first_step[each] for each in small]
+    assert steps == sorted(steps) and steps[0] < steps[-1]
+
+
+def loaded_in_a_pause(model: Path) -> None:
+    """An amateur's KV has come, and its expert is amid its prompt, when admission is paused: as
+    vLLM does with requests that were loaded, the group goes on to its end.
+    """
+    setup = Setup(num_blocks=65, budget=16, connector=Ways(late=1.0, delay=0))
+    harness = Harness(model, setup)
+    amateur = prompt(13, 300)
+    harness.add(amateur, 1)
+    harness.drain()
+    harness.reset(running=True)
+    cold = harness.add(prompt(50), 3, adapter=1, cold=True, amateurs=[(0, amateur)])
+    while not harness.sched.running:
+        harness.step()
+    harness.wait()
+    assert harness.ended[cold] == "length" and not harness.group_preemptions
+    harness.drain()
 
 
 def emptied_step(model: Path) -> None:
@@ -248,7 +296,7 @@ def two_that_load(model: Path) -> None:
     assert not harness.preemptions and not harness.group_preemptions
 
 
-def held_for_a_leader(model: Path) -> None:
+def loaded_and_held(model: Path) -> None:
     """An amateur's KV has come, and its expert may not begin: the prefix cache can be reset; and an
     engine whose admission is paused comes to rest when all that runs has ended, with the blocks
     that the amateur had.

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.interface import PauseState
@@ -30,7 +29,6 @@ from tests.scheduler.harness import (
 from vllm_cold.group.drafting import DraftController, StepTimes
 from vllm_cold.group.results import NOT_SCORED
 from vllm_cold.group.step_stats import (
-    MAX_ADAPTERS,
     ColdStats,
     Counters,
     Kind,
@@ -283,20 +281,6 @@ def test_each_kind_of_requests_is_counted_apart(is_async: bool, tiny: Path) -> N
     }  # fmt: skip
 
 
-def test_adapters_without_end_are_counted_together(tiny: Path) -> None:
-    """A server may load new ones for ever."""
-    harness = harness_of(tiny)
-    for number in range(MAX_ADAPTERS + 9):
-        harness.add(prompt(3), 1, adapter=1 + number, cold=True)
-        harness.drain()
-    harness.add(prompt(3), 1, adapter=7, cold=True)
-    harness.add(prompt(3), 1, cold=True, amateur=7)
-    harness.drain()
-    requests = {adapter: sums.requests for (_, adapter), sums in totals(harness).items()}
-    assert len(requests) == MAX_ADAPTERS + 2
-    assert (requests["a7"], requests[""], requests["other"]) == (2, 1, 9)
-
-
 def test_without_statistics_nothing_piles_up(tiny: Path) -> None:
     """Nobody takes what is counted then."""
     harness = harness_of(tiny)
@@ -404,31 +388,6 @@ def test_the_front_ends_hear_for_a_while_that_no_pair_is_left(tiny: Path) -> Non
     after = harness.reports[before:]
     assert 10 < len(after) < 40
     assert all(report == ColdStats() for report in after)
-
-
-@both
-def test_each_weight_is_sent_once(is_async: bool, tiny: Path) -> None:
-    """Also beside a stop string, which the front end alone sees."""
-
-    def sent(tokens: int) -> int:
-        harness, size = harness_of(tiny, is_async=is_async), 0
-        update = harness.sched.update_from_output
-
-        def watched(*args: Any) -> Any:
-            nonlocal size
-            outputs = update(*args)
-            for one in (one for client in outputs.values() for one in client.outputs):
-                size += len(msgspec.msgpack.encode(one.kv_transfer_params))
-            return outputs
-
-        harness.sched.update_from_output = watched
-        amateurs = [(0, None), (0, prompt(3))]
-        cold = harness.add(prompt(5), tokens, adapter=1, cold=True, amateurs=amateurs, lives=(9, 9))
-        harness.sched.requests[cold].sampling_params.stop = ["never"]
-        harness.drain()
-        return size
-
-    assert sent(48) < 4.1 * sent(12)
 
 
 @both
