@@ -61,7 +61,7 @@ def between_prompts(model: Path) -> None:
 
 
 def too_large(model: Path) -> None:
-    """A pair that was not refused, and whose amateur never has room beside its expert."""
+    """A pair that was not refused, and whose amateur never has room next to its expert."""
     harness = Harness(model, Setup(num_blocks=8, budget=8))
     harness.add(prompt(17), 1)  # the amateur's prompt is cached, so the expert starts alone
     harness.until_idle()
@@ -107,7 +107,7 @@ def no_slots_for_a_group(model: Path) -> None:
     pair = harness.add(prompt(5, 200), 3, adapter=2, cold=True, amateur=3)
     behind = harness.add(prompt(5, 300), 3, adapter=1)
     harness.step()
-    assert behind in harness.first_step, "plain traffic stands behind a group without slots"
+    assert behind in harness.first_step, "regular requests wait for a group without slots"
     # Somebody with the first adapter always comes before the last one ends.
     for number in range(40):
         harness.add(prompt(3, 10 * number), 12, adapter=1)
@@ -157,7 +157,7 @@ def longer_amateur(model: Path) -> None:
 
 
 def cached_beside_a_long_amateur(model: Path) -> None:
-    """A leader is at its last token, one follower is amid its prompt, and another one, which is
+    """An expert is at its last token, one amateur is amid its prompt, and another one, which is
     cached, has to wait for that: small requests are admitted meanwhile.
     """
     harness = Harness(model, Setup(num_blocks=257, budget=16, max_num_seqs=8, long_prefill=4))
@@ -177,8 +177,8 @@ def cached_beside_a_long_amateur(model: Path) -> None:
     harness.drain()
 
 
-def follower_in_flight(model: Path) -> None:
-    """A group is preempted while results of its follower, but not of its leader, are under way."""
+def amateur_in_flight(model: Path) -> None:
+    """A group is preempted while results of its amateur, but not of its expert, are under way."""
     setup = Setup(num_blocks=40, budget=8, is_async=True, v2=True, depth=3)
     harness = Harness(model, setup)
     harness.add(prompt(29), 1, adapter=1)
@@ -188,18 +188,18 @@ def follower_in_flight(model: Path) -> None:
     cold = harness.add(prompt(33), 3, adapter=1, cold=True)
     harness.schedule()
     harness.deliver()
-    leader, follower = harness.sched.running
-    assert leader.num_tokens - leader.num_computed_tokens == 1
-    harness.schedule()  # the follower alone
+    expert, amateur = harness.sched.running
+    assert expert.num_tokens - expert.num_computed_tokens == 1
+    harness.schedule()  # the amateur alone
     harness.occupy(leave=0)
     harness.schedule()
     assert not harness.sched.running
     harness.sched.kv_cache_manager.block_pool.free_blocks(harness.occupied)
     harness.occupied.clear()
-    late = getattr(follower, "num_stale_output_tokens", 0)  # not before 0.27
-    if late and not follower.drop_stale_output:
+    late = getattr(amateur, "num_stale_output_tokens", 0)  # not before 0.27
+    if late and not amateur.drop_stale_output:
         harness.schedule()
-        assert not harness.sched.running, "a leader runs whose follower cannot"
+        assert not harness.sched.running, "an expert runs whose amateur cannot"
     assert cold not in harness.first_step
     harness.drain()
 
@@ -253,7 +253,7 @@ def stops_amid_drafts(model: Path, is_async: bool = True) -> None:
 
 
 def longer_than_its_expert(model: Path) -> None:
-    """An amateur that was told a draft more than its expert has is out of step."""
+    """An amateur that was told a draft more than its expert has is desynchronised."""
     harness = Harness(model, Setup(num_blocks=65, drafts=4, right=1.0))
     cold = harness.add(prompt(5), 20, adapter=1, cold=True)
     until_it_drafts(harness, cold)
@@ -262,7 +262,7 @@ def longer_than_its_expert(model: Path) -> None:
     harness.errors[cold] = ""
     harness.deliver()
     assert harness.ended.get(cold) == "error", "an amateur has more tokens than its expert"
-    assert "expert and amateur fell out of step" in harness.errors[cold]
+    assert "expert and amateur are desynchronised" in harness.errors[cold]
     harness.drain()
 
 
@@ -380,7 +380,7 @@ def _streams(harness: Harness, request_id: str) -> int:
 
 
 def amateur_that_has_ended(model: Path) -> None:
-    """It gives its place and its blocks to those who wait; what is left needs no group."""
+    """Its sequence slot and its blocks are for those who wait; what is left needs no group."""
     harness = Harness(model, Setup(num_blocks=17, max_num_seqs=2, max_loras=2, long_prefill=8))
     cold = harness.add(prompt(12), 30, adapter=1, cold=True, lives=(3,), rule_keeps_state=True)
     waits = harness.add(prompt(3, 300), 4, adapter=2)
@@ -392,7 +392,7 @@ def amateur_that_has_ended(model: Path) -> None:
     (group,) = harness.groups()
     assert group.amateurs == ()
     harness.step()
-    assert waits in harness.first_step, "a seat is free"
+    assert waits in harness.first_step, "a sequence slot is free"
     harness.drain()
     sums = [each for report in harness.reports for _, each in report.sums]
     assert sum(each.retired_streams for each in sums) == 1
@@ -400,8 +400,8 @@ def amateur_that_has_ended(model: Path) -> None:
 
 
 def ended_amateur_of_a_preempted_group(model: Path) -> None:
-    """The token with which an amateur, which leads, has done its work comes when its group has lost
-    its place: it ends when it is there again.
+    """The token with which an amateur has done its work comes when its group was preempted: it ends
+    when it runs again.
     """
     setup = Setup(num_blocks=129, block_size=1, budget=32, is_async=True)
     harness = Harness(model, setup)
@@ -452,7 +452,7 @@ def states_of_those_who_run(model: Path, is_async: bool = True) -> None:
             preempted += len(harness.sched.running)
             harness.reset(running=True)
         numbers |= {row.slot for row in harness.workers.rows.values()} - {None}
-    assert numbers == {0, 1}, "there are seats for two"
+    assert numbers == {0, 1}, "there are sequence slots for two"
     assert preempted > 20
     harness.drain()
 

@@ -163,7 +163,7 @@ def aborted_amid_a_lost_load(model: Path) -> None:
 
 
 def blocked_queue(model: Path) -> None:
-    """An expert has its last token left and waits for room for its amateur: who waits behind it is
+    """An expert has its last token left and waits for room for its amateur: who waits after it is
     not looked at, one after the other, in each step, and not loaded; and all keep their order.
     """
     setup = Setup(num_blocks=65, long_prefill=3, max_num_seqs=8, connector=Ways(delay=0))
@@ -230,7 +230,7 @@ def not_known_yet(model: Path) -> None:
 
 def loads_in_order(model: Path) -> None:
     """Regular requests whose KV comes at the same time start in the order in which they came, also
-    beside a group.
+    next to a group.
     """
     ways = Ways(late=1.0, delay=0)
     harness = Harness(model, Setup(num_blocks=65, max_num_seqs=4, connector=ways))
@@ -314,11 +314,11 @@ def loaded_and_held(model: Path) -> None:
     assert harness.sched._loads.holding()
     harness.reset(running=True)
     harness.pause(PauseState.UNPAUSED)
-    plain = harness.add(prompt(5, 400), 52)
+    regular = harness.add(prompt(5, 400), 52)
     harness.step()
     assert harness.loads is not None and harness.loads.loads == 2
     harness.wait()
-    assert plain in harness.ended
+    assert regular in harness.ended
     harness.drain()
 
 

@@ -57,9 +57,9 @@ from vllm_cold.vllm.scheduler.scheduler import ColdAsyncScheduler, ColdScheduler
 MAX_MODEL_LEN = 64
 
 # What vLLM 0.23 cannot do, with or without pairs: hold prompts back; preempt a request with results
-# under way (it admits it again, and appends their tokens to what is computed anew); go on behind a
+# under way (it admits it again, and appends their tokens to what is computed anew); go on after a
 # running request that was preempted without tokens in this pass (with the priority policy it passes
-# the next one over: if that is a follower, its group is split).
+# the next one over: if that is a stream, its group is split).
 IS_0_23 = RELEASE == (0, 23)
 
 # Steps in a row that may do nothing although a request could run.
@@ -85,7 +85,7 @@ class Setup:
     dcp: int = 1
     """Ranks that share a request's KV (decode context parallelism)."""
     windows: int = 0
-    """KV cache groups with a sliding window, beside the one with full attention."""
+    """KV cache groups with a sliding window, besides the one with full attention."""
     unit: int | None = None
     """vLLM's ``prefix_match_unit``, without layers that have states; those have their own."""
     layers: StateLayers | None = None
@@ -100,13 +100,13 @@ class Setup:
     draft_slots: int = 0
     """Tokens that the drafter adds to each scheduled request."""
     lookahead: int = 0
-    """Tokens behind a request's that the drafter writes KV of."""
+    """Tokens after a request's that the drafter writes KV of."""
     depth: int = 0
     """Steps in flight before the first result comes back; 0 for 2 if async, else 1."""
     connector: Ways | None = None
     """How the KV connector behaves; None for none."""
     only_cold: bool = False
-    """Whether no plain requests come."""
+    """Whether no regular requests come."""
     media: Media | None = None
     """Images in prompts; None for none."""
     interval: int = 1
@@ -151,7 +151,7 @@ class Asked:
         others = self.others()
         noises = (0, *(self.noises or (0,) * len(others)))
         prompts = [self.prompt, *(own or self.prompt for _, own in others)]
-        if self.media is None or not (self.cold or self.media.plain):
+        if self.media is None or not (self.cold or self.media.regular):
             return [(each, []) for each in prompts]
         pairs = zip(prompts, noises, strict=True)
         return [(each, self.media.features(each, noise)) for each, noise in pairs]

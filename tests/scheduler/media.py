@@ -33,7 +33,7 @@ class Media:
         one_in: Of so many tokens one begins an image.
         last: Whether a prompt may end with one.
         is_whole: Whether an image must not be split.
-        plain: Whether plain requests have images, too.
+        regular: Whether regular requests have images, too.
     """
 
     cache: int = 40
@@ -41,7 +41,7 @@ class Media:
     one_in: int = 5
     last: bool = False
     is_whole: bool = False
-    plain: bool = True
+    regular: bool = True
 
     def features(self, prompt: Sequence[int], noise: int = 0) -> list[MultiModalFeatureSpec]:
         """The images of a prompt."""

@@ -118,10 +118,10 @@ def forgotten_images(model: Path) -> None:
 
 
 def image_that_waits(model: Path) -> None:
-    """A leader waits for room for its image; others are admitted meanwhile."""
+    """An expert waits for room for its image; others are admitted meanwhile."""
     harness = engine(model, Media(cache=8, budget=8), long_prefill=2)
     amateurs = [(0, text(13, 300))]
-    harness.add(amateurs[0][1], 1)  # it is cached, so the leader begins alone
+    harness.add(amateurs[0][1], 1)  # it is cached, so the expert begins alone
     harness.until_idle()
     harness.add(image(7) + text(1), 1)  # takes four steps
     prompt = text(3) + image(7, 2) + text(9, 200)

@@ -17,7 +17,7 @@ def setup(layers: StateLayers = ALL, **rest: Any) -> Setup:
 
 
 def block_as_wide_as_a_step(model: Path) -> None:
-    """What its followers leave of a step is less than a block for the leader."""
+    """What the other streams leave of a step is less than a block for each."""
     harness = Harness(model, setup(budget=4))
     cold = harness.add(prompt(30), 3, adapter=1, cold=True)
     harness.add(prompt(30, 300), 3)
@@ -39,7 +39,7 @@ def cached_expert_beside_a_split_amateur(model: Path) -> None:
 
 
 def amateur_that_finds_anothers_state(model: Path, length: int = 6) -> None:
-    """One amateur's prompt ends with a block, and another's goes on behind it: it would find what
+    """One amateur's prompt ends with a block, and another's goes on after it: it would find what
     the first one leaves in the step in which both get to their ends.
     """
     harness = Harness(model, setup())
@@ -90,8 +90,8 @@ def junction(model: Path) -> None:
 
 
 def room_for_two_states(model: Path) -> None:
-    """A group would be admitted beside a request that leaves room for one state of each stream,
-    and lose its place when the second one is needed.
+    """A group would be admitted next to a request that leaves room for one state of each stream,
+    and be preempted when the second one is needed.
     """
     layers = StateLayers("align", groups=2)
     # The request: 10 blocks and two states, one of each group. The pair: 2 * (3 + 2), then 2 more.
@@ -105,7 +105,7 @@ def room_for_two_states(model: Path) -> None:
 
 
 def long_and_short(model: Path, is_async: bool = False) -> None:
-    """Prompts of one to a thousand tokens, beside each other and in one group."""
+    """Prompts of one to a thousand tokens, next to each other and in one group."""
     for layers in (StateLayers("none"), ALL, StateLayers("align", groups=2, checkpoints=True)):
         harness = Harness(
             model,
@@ -131,7 +131,7 @@ def long_and_short(model: Path, is_async: bool = False) -> None:
 
 def amateur_that_keeps_its_hit(model: Path) -> None:
     """An amateur finds all of its prompt but the last token, up to the end of a block. Its expert
-    begins with that block, too, and its last step begins behind it, within the next one: no state
+    begins with that block, too, and its last step begins after it, within the next one: no state
     that the amateur would find is left then.
     """
     harness = Harness(model, setup())

@@ -3,7 +3,7 @@
 
 A state is that of all tokens up to a position: here the hash of that position. Without prefix
 caching (mode "none") a request has one block in each KV cache group with states. With it ("align")
-the state behind a step is in the block of its last token: before the step, workers copy it there
+the state after a step is in the block of its last token: before the step, workers copy it there
 from the block of the step before, or from the one found in the cache; so it stays behind at a
 block's end. A step that goes on from a state which is not there, or is another's, ends in an error.
 """
@@ -104,7 +104,7 @@ class States:
         """Before a step's forward pass: states go where this step leaves its own.
 
         Args:
-            rows: Each request of the step, its first position and that behind its last one.
+            rows: Each request of the step, its first position and that after its last one.
         """
         for row, start, end in rows:
             before = row.state_at

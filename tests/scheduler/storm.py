@@ -58,7 +58,7 @@ def _full_attention(rng: random.Random) -> Setup:
         budget=rng.choice((2, 3, 4, 5, 7, 8, 16, 33, 64)) + drafts + 2 * slots,
         max_num_seqs=rng.choice((2, 3, 4, 5, 7, 8)),
         # Stock vLLM counts the adapters of scheduled requests only: without async scheduling it
-        # admits one too many beside requests that are in flight, and dies.
+        # admits one too many next to requests that are in flight, and dies.
         max_loras=rng.choice((1, 1, 2, 3)) if is_async or depth == 1 else 3,
         caching=rng.random() < 0.75,
         is_async=is_async,
@@ -85,7 +85,7 @@ def with_connector(rng: random.Random) -> Setup:
     fails = rng.choice((0.0, 0.3))
     return dataclasses.replace(
         setup,
-        # Where a step waited for a load that failed, stock vLLM gives a plain request the next
+        # Where a step waited for a load that failed, stock vLLM gives a regular request the next
         # step's token if that one is under way, and its V2 runner does not step back.
         only_cold=bool(fails) and late < 1 and (setup.is_async or setup.depth > 1 or setup.v2),
         dcp=1,
@@ -170,7 +170,7 @@ def with_images(rng: random.Random, kind: str, setup: Setup | None = None) -> Se
         # adapter of a request that gets no tokens in a step does not count.
         media=dataclasses.replace(
             media,
-            plain=setup.policy == "fcfs"
+            regular=setup.policy == "fcfs"
             and (setup.v2 or not setup.caching)
             and setup.max_loras >= 3,
         ),
@@ -291,7 +291,7 @@ def storm(model: Path, seed: int, steps: int, setup: Setup | None = None) -> Har
 def storms(
     model: Path, seeds: Iterable[int], setup_of: Callable[[random.Random], Setup] | None = None
 ) -> Iterator[Harness]:
-    """Storms of 200 steps, over engines as ``setup_of`` draws them; an error says of which."""
+    """Storms of 200 steps, over engines as ``setup_of`` makes them; an error says of which."""
     for seed in seeds:
         setup = setup_of(random.Random(seed)) if setup_of is not None else None
         try:

@@ -49,7 +49,7 @@ def test_case(case: Callable[[Path], None], tiny: Path) -> None:
 @both
 @pytest.mark.parametrize("drafts", [1, 4])
 def test_right_drafts_are_given_at_once(drafts: int, is_async: bool, tiny: Path) -> None:
-    """A group takes as many steps as a plain request does, and fewer than tokens."""
+    """A group takes as many steps as a regular request does, and fewer than tokens."""
     steps = {}
     for cold in (False, True):
         harness = harness_of(tiny, budget=64, drafts=drafts, right=1.0, is_async=is_async)
@@ -65,7 +65,7 @@ def test_right_drafts_are_given_at_once(drafts: int, is_async: bool, tiny: Path)
 
 @both
 def test_a_full_budget_is_shared_between_the_streams_drafts(is_async: bool, tiny: Path) -> None:
-    """Two tokens of 8 are for a plain request; the pair verifies two drafts, not four and none."""
+    """Two tokens of 8 are for a regular request; the pair verifies two drafts each."""
     harness = harness_of(tiny, budget=8, drafts=4, right=1.0, is_async=is_async, max_num_seqs=3)
     cold = harness.add(prompt(3), 40, adapter=1, cold=True)
     for _ in range(4):
@@ -88,14 +88,14 @@ def harness_of(tiny: Path, **options: Any) -> Harness:
 
 @both
 @pytest.mark.parametrize("length", [1, 2, 4, 17])
-def test_the_first_token_comes_as_early_as_a_plain_requests(
+def test_the_first_token_comes_as_early_as_a_regular_requests(
     length: int, is_async: bool, tiny: Path
 ) -> None:
     harness = harness_of(tiny, budget=64, is_async=is_async)
-    plain = harness.add(prompt(length, 300), 3, adapter=1)
+    regular = harness.add(prompt(length, 300), 3, adapter=1)
     cold = harness.add(prompt(length), 3, adapter=1, cold=True)
     harness.step()
-    assert harness.first_step == {plain: 1, cold: 1, f"{cold}-amateur-1": 1}
+    assert harness.first_step == {regular: 1, cold: 1, f"{cold}-amateur-1": 1}
     harness.drain()
     assert harness.steps <= 5
 
@@ -148,7 +148,7 @@ def test_decoding_pairs_are_not_held_back_by_a_long_prompt(
 
 @pytest.mark.parametrize("windows", [0, 1, 2])
 def test_a_group_fits_as_much_room_as_it_takes(windows: int, tiny: Path) -> None:
-    """Of prompts that are cached, longer than sliding windows are: behind a hit, vLLM takes blocks
+    """Of prompts that are cached, longer than sliding windows are: after a hit, vLLM takes blocks
     for these that it does not count.
     """
     setup = Setup(num_blocks=300, block_size=2, budget=8, max_num_seqs=6, windows=windows)
@@ -207,7 +207,7 @@ def test_pause(state: PauseState, is_async: bool, tiny: Path) -> None:
 
 @both
 @pytest.mark.parametrize("harm", ["another token", "no token"])
-def test_a_pair_out_of_step_ends_with_an_error(harm: str, is_async: bool, tiny: Path) -> None:
+def test_a_desynchronised_pair_ends_with_an_error(harm: str, is_async: bool, tiny: Path) -> None:
     """The check that is always on: that request ends and says why, and the others do not notice."""
     harness = harness_of(tiny, budget=64, is_async=is_async)
     cold = harness.add(prompt(9), 20, adapter=1, cold=True)
@@ -221,7 +221,7 @@ def test_a_pair_out_of_step_ends_with_an_error(harm: str, is_async: bool, tiny: 
     harness.errors[cold] = ""
     harness.deliver()
     assert harness.ended[cold] == "error"
-    assert "expert and amateur fell out of step at token" in harness.errors[cold]
+    assert "expert and amateur are desynchronised at token" in harness.errors[cold]
     assert cold not in harness.sched.requests
     harness.drain()
 
@@ -241,7 +241,7 @@ def test_what_is_reported_for_metrics(is_async: bool, tiny: Path) -> None:
     harness = harness_of(tiny, block_size=4, is_async=is_async)
     harness.add(prompt(17), 3, adapter=1)
     harness.drain()
-    assert harness.reports == [], "a plain request was counted"
+    assert harness.reports == [], "a regular request was counted"
     for _ in range(2):
         harness.add(prompt(17), 3, adapter=1, cold=True)
         harness.drain()
@@ -304,7 +304,7 @@ def test_positions_that_give_no_token_are_not_counted(tiny: Path) -> None:
         harness.deliver()
     first = harness.first_step[cold]
     assert first == 3, "the prompt takes several steps"
-    harness.add(prompt(5, 300), 2, adapter=1)  # nothing but plain traffic
+    harness.add(prompt(5, 300), 2, adapter=1)  # nothing but regular requests
     harness.drain()
     (sums,) = totals(harness).values()
     assert sums.candidates == [first, first + 1]
@@ -326,7 +326,7 @@ def test_a_pair_without_a_token_ends_alone(
     """
     harness = harness_of(tiny, is_async=is_async)
     healthy = harness.add(prompt(9), 6, adapter=1, cold=True)
-    plain = harness.add(prompt(7, 200), 6, adapter=1)
+    regular = harness.add(prompt(7, 200), 6, adapter=1)
     sick = harness.add(prompt(5, 300), tokens, adapter=2, cold=True)
     harness.errors[sick] = NOT_FINITE if found and found.nonfinite == 1 else NOT_SCORED
     while sick not in harness.ended:
@@ -338,7 +338,7 @@ def test_a_pair_without_a_token_ends_alone(
         harness.deliver()
     assert harness.got[sick] == []
     harness.drain()
-    assert harness.ended == {healthy: "length", plain: "length", sick: "error"}
+    assert harness.ended == {healthy: "length", regular: "length", sick: "error"}
 
 
 @both
@@ -441,11 +441,11 @@ def test_what_is_known_of_the_steps_times(
         clock[0] += 4.0
         harness.deliver()
         assert times[1:] == [(rows[2], 4.0)]
-    plain = harness.add(prompt(7, 300), 20, adapter=1)
+    regular = harness.add(prompt(7, 300), 20, adapter=1)
     while harness.in_flight:
         harness.deliver()
     harness.schedule()
-    harness.abort([plain])
+    harness.abort([regular])
     del asked[:]
     harness.deliver()
     assert asked == [(4, 2)]  # who has gone is no load
@@ -466,14 +466,14 @@ def test_an_admission_compares_no_more_than_vllms(
         compared += 1
         return bool(before(self, other))
 
-    def of_an_admission(pairs: int, plain: int, classes: Sequence[type] | None = None) -> int:
+    def of_an_admission(pairs: int, regular: int, classes: Sequence[type] | None = None) -> int:
         nonlocal compared
         setup = Setup(
             num_blocks=1025, budget=1024, max_num_seqs=40, policy="priority", block_size=16
         )
         scheduler = make_scheduler(tiny / "model", setup, classes)
         hasher = make_hasher(setup.block_size)
-        for number in range(pairs + plain + 2000):
+        for number in range(pairs + regular + 2000):
             asked = Asked(prompt(5), 2, adapter=1, cold=number < pairs, priority=number // 7)
             scheduler.add_request(make_request(f"r{number}", asked, hasher, float(number)))
         compared = 0

@@ -27,7 +27,7 @@ from vllm_cold.group.step_stats import RowStats
 
 pytestmark = pytest.mark.unit
 
-SEATS = 8
+SLOTS = 8
 _ABORTED = RequestStatus.FINISHED_ABORTED
 
 
@@ -54,11 +54,11 @@ class Engine:
     """A scheduler whose requests get tokens of no model.
 
     Attributes:
-        found: By what happened, how many operations a step took, or a call beside one.
+        found: By what happened, how many operations a step took, or a call between steps.
     """
 
     def __init__(self, model: Path, **options: Any) -> None:
-        setup = Setup(num_blocks=1000, budget=64, max_num_seqs=SEATS, **options)
+        setup = Setup(num_blocks=1000, budget=64, max_num_seqs=SLOTS, **options)
         self.sched: Any = make_scheduler(model, setup)
         self.media = setup.media
         self.hasher = make_hasher(setup.block_size)
@@ -111,18 +111,18 @@ def test_who_waits_costs_nothing(kind: str, tiny: Path) -> None:
         for _ in range(2):
             engine.add(5)
         for number in range(waiting):
-            # Every other one is led by its amateur.
+            # Every other amateur is longer than its expert.
             own = [(1, prompt(9, number % 5))] if number % 2 else []
             engine.add(5, cold=True, amateurs=own, priority=1 + number % 3)
         for _ in range(2):
             engine.step()
-        assert len(sched.running) == SEATS
+        assert len(sched.running) == SLOTS
         engine.step("decoding")
-        engine.add(5, "expert leads", cold=True, priority=9)
-        engine.add(5, "amateur leads", cold=True, amateurs=[(1, prompt(9))], priority=9)
+        engine.add(5, "an equal amateur", cold=True, priority=9)
+        engine.add(5, "a longer amateur", cold=True, amateurs=[(1, prompt(9))], priority=9)
         sched.finish_requests(pairs[0], _ABORTED)
         engine.step("one begins")
-        engine.step("beside it")
+        engine.step("next to it")
         sched.finish_requests(pairs[1], _ABORTED)
         taken = pool.get_new_blocks(pool.get_num_free_blocks())
         engine.step("no room")

@@ -85,9 +85,9 @@ class Alone:
 
 
 @pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
-def test_plain_requests_are_scheduled_as_by_vllm(is_async: bool, tiny: Path) -> None:
-    """Text only and with images; without contrastive requests, and beside one whose streams are
-    scheduled as two plain requests would be.
+def test_regular_requests_are_scheduled_as_by_vllm(is_async: bool, tiny: Path) -> None:
+    """Text only and with images; without contrastive requests, and next to one whose streams are
+    scheduled as two regular requests would be.
     """
     encoded = 0
     for seed in range(30):

@@ -76,7 +76,7 @@ class Pipeline(Harness):
 
 
 def make_setup(rng: random.Random, is_async: bool) -> Setup:
-    """An engine that is short of blocks, seats or budget."""
+    """An engine that is short of blocks, sequence slots or budget."""
     return Setup(
         num_blocks=rng.randint(13, 40),
         block_size=4,
@@ -119,7 +119,7 @@ def test_storm(stages: int, is_async: bool, tiny: Path) -> None:
 @pytest.mark.parametrize("is_async", [False, True], ids=["sync-v1", "async-v2"])
 @pytest.mark.parametrize("stages", [2, 4])
 def test_the_pipeline_is_filled(stages: int, is_async: bool, tiny: Path) -> None:
-    """As many pairs as stages, each in another step: one of them samples in every step, as plain
+    """As many pairs as stages, each in another step: one of them samples in every step, as regular
     requests do.
     """
     steps = {}

@@ -92,7 +92,7 @@ def solo(
     Args:
         prompt: The expert's.
         adapter: The expert's.
-        amateurs: Of each, adapter and prompt; none for a plain request.
+        amateurs: Of each, adapter and prompt; none for a regular request.
         max_tokens: The most that it gets.
         stop: The token that ends it.
         lives: Of each amateur, for how many tokens it is needed; none if all are to the end.
@@ -340,7 +340,7 @@ class Workers:
         """Attention over everything before, then this step's KV into the blocks.
 
         Returns:
-            The hashes that tokens are sampled from: behind the last token and behind each draft;
+            The hashes that tokens are sampled from: after the last token and after each draft;
             none for a prompt chunk.
         """
         assert end <= len(row.tokens), f"{request_id} computes tokens that are not known"
@@ -433,7 +433,7 @@ class Workers:
         step: int,
         at: int,
     ) -> list[int | None]:
-        """The hashes of the amateurs that a group's token is drawn with."""
+        """The hashes of the amateurs that a group's token is sampled with."""
         lives = self.rows[str(streams[0])].lives
         hashes: list[int | None] = []
         for index, stream in enumerate(streams[1:]):

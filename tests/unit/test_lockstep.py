@@ -96,11 +96,11 @@ def test_a_pass(
 
 def test_nobody_takes_what_is_set_aside() -> None:
     step: Step[Stream] = Step(budget=10)
-    group, other, plain = make_group(3, 4), make_group(2, 2), Stream("plain", 9)
+    group, other, regular = make_group(3, 4), make_group(2, 2), Stream("regular", 9)
     step.decide(group, [3, 4], False, True)
     step.decide(other, [2, 2], False, True)
     assert group.goes and not other.goes
-    assert step.clip(None, plain, 9, 9) == 3
+    assert step.clip(None, regular, 9, 9) == 3
     assert [step.clip(other, each, 2, 2) for each in other.streams] == [0, 0]
     granted = [step.clip(group, s, 9, n) for s, n in zip(group.streams, (3, 4), strict=True)]
     assert granted == [3, 4] and step.budget == 0

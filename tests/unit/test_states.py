@@ -26,7 +26,7 @@ def test_which_models_have_states() -> None:
 
 @dataclass(frozen=True)
 class Spec:
-    """As much of a layer's as the cure looks at."""
+    """As much of a layer's as the workaround looks at."""
 
     num_prefill_checkpoint_blocks: int
     prefill_checkpoint_alignment: int | None
@@ -60,7 +60,7 @@ def test_rotary_embeddings_get_flat_heads() -> None:
     assert turned.shape == (3, 32)
 
 
-def test_they_are_cured_where_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_they_are_worked_around_where_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     from vllm.platforms import current_platform
 
     assert len(places.rows(places.STATES)) == 2

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The rule that keeps the streams of a contrastive request in step. Needs no vLLM.
+"""The rule that keeps the streams of a contrastive request in lockstep. Needs no vLLM.
 
 A contrastive request is a group of ordinary requests, the expert and its amateurs, each with its
 own KV cache and maybe its own prompt. One rule carries everything: **in a scheduler step either all
@@ -14,7 +14,7 @@ streams reach their sampling position or none does.** So a group is in one of tw
 aside, so that nobody comes between. What still goes wrong (a stream is preempted for want of
 blocks) is found after the pass: what is left of a group that was ``split`` is preempted too.
 
-With speculative decoding a stream that samples also verifies drafts, tokens behind its last known
+With speculative decoding a stream that samples also verifies drafts, tokens after its last known
 one. All streams of a group verify the same number, so that every draft has a row in each.
 """
 
@@ -111,7 +111,7 @@ class Group(Generic[R]):
 
     def retire(self, amateurs: Sequence[R]) -> None:
         """These are not needed any more. What is left of a group without any is scheduled as a
-        plain request.
+        regular request.
         """
         self.streams = tuple(each for each in self.streams if each not in amateurs)
 
@@ -199,7 +199,9 @@ class Step(Generic[R]):
             most = [spare // len(left), room]
             if self.chunk:
                 most.append(self.chunk - max(left))
-            group.drafts = min(num_drafts(group), *most)
+            possible = group.drafting.possible and not group.drafting.pause
+            drafts = min(len(stream.spec_token_ids) for stream in group.streams)
+            group.drafts = min(drafts, *most) if possible else 0
         for stream, tokens in zip(group.streams, left, strict=True):
             group.set_aside[stream.request_id] = tokens + group.drafts + self.extra
         self.budget -= sum(group.set_aside.values())
@@ -215,7 +217,7 @@ class Step(Generic[R]):
         """How many of the tokens that the scheduler offers a request may take.
 
         Args:
-            group: Its group, for which this pass has decided; None for a plain request.
+            group: Its group, for which this pass has decided; None for a regular request.
             request: Whose turn it is.
             offered: At least one.
             left: Its tokens to the sampling position.
@@ -256,13 +258,6 @@ class Step(Generic[R]):
         self.budget += granted - num_tokens
         if granted and not num_tokens:
             self.budget += self.extra
-
-
-def num_drafts(group: Group[R]) -> int:
-    """How many drafts of a group can be verified: so many as all of its streams have."""
-    if group.drafting.pause or not group.drafting.possible:
-        return 0
-    return min(len(stream.spec_token_ids) for stream in group.streams)
 
 
 def is_split(group: Group[R], num_scheduled: dict[str, int]) -> bool:

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scheduler: the streams of a request in step."""
+"""Scheduler: the streams of a request in lockstep."""

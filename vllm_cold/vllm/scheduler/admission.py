@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """What vLLM sees of its waiting queues during a pass: who may not start is held back, and a group's
-streams come one behind the other.
+streams come one after the other.
 
 Between passes only a group's expert waits in ``waiting``, for all of its streams, so that lengths
 and order are those of the clients' requests. For the time of a pass a ``QueueView`` stands in the
 queues' places. It looks no further than vLLM does: one request at a time, until somebody stops it.
 
-Touched in vLLM: ``RequestQueue``, of which ``Scheduler.waiting``, ``kv_holding_waiting`` (not in
+Used of vLLM: ``RequestQueue``, of which ``Scheduler.waiting``, ``kv_holding_waiting`` (not in
 0.23) and ``skipped_waiting`` (only there) are some; ``deferred_waiting`` (not in 0.23). And when
 prompts are held back there: ``prefill_capacity_bound``; since 0.33 ``local_prefill_interval``,
 ``num_executed_steps`` and ``last_prefill_step``.
@@ -29,7 +29,7 @@ class Ruling(Enum):
 
     START = auto()
     SKIP = auto()
-    """Not it, but maybe who stands behind it."""
+    """Not this one, but maybe the next."""
     STOP = auto()
     """Nobody."""
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Makes the amateurs of a contrastive request: requests of vLLM's like their expert.
 
-Touched in vLLM: ``Request``, ``SamplingParams`` and ``MultiModalFeatureSpec``.
+Used of vLLM: ``Request``, ``SamplingParams`` and ``MultiModalFeatureSpec``.
 """
 
 import copy
@@ -45,7 +45,7 @@ def make_streams(expert: Request, stream: Stream) -> tuple[Request, ...]:
 
 
 def _take_features(expert: Request, stream: Stream) -> list[list[Any]]:
-    """Of each amateur with a prompt of its own, the media that came behind the expert's."""
+    """Of each amateur with a prompt of its own, the media that came after the expert's."""
     num_own = len(expert.mm_features) - sum(a.num_features for a in stream.amateurs)
     features = iter(expert.mm_features[num_own:])
     # Workers in this process put data into them: no two streams share one.
@@ -67,7 +67,7 @@ def _params(asked: SamplingParams) -> SamplingParams:
     params: SamplingParams = copy.copy(asked)
     # What would be done twice or for nobody: the amateur is told its tokens, its outputs are
     # dropped and its end is the expert's. It keeps a seed: for a batch in which some rows have one
-    # and some have none, the V1 runner draws twice.
+    # and some have none, the V1 runner samples twice.
     params.top_p, params.top_k, params.min_p = 1.0, 0, 0.0
     params.presence_penalty = params.frequency_penalty = 0.0
     params.repetition_penalty = 1.0

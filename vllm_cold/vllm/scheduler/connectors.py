@@ -5,7 +5,7 @@ The streams of a group wait for each other, so also for what a connector loads f
 them. Loads that a step waits for (synchronous) count as found in the prefix cache. Loads that take
 steps (asynchronous) are started for all streams as soon as there is room for the group, which goes
 on when all have come. Then a stream that has its last token left waits until its group goes, with
-its blocks. What it relies on, beside what ``scheduler`` lists:
+its blocks. What it relies on, besides what ``scheduler`` lists:
 
 - ``connector.get_num_new_matched_tokens`` may be asked any number of times before a request is
   admitted, and may say that it does not know yet (None).
@@ -96,7 +96,7 @@ class Loads:
             del self.streams[stream]
 
     def queue(self) -> None:
-        """Behind the pass they wait where vLLM looks for them."""
+        """After the pass they wait where vLLM looks for them."""
         self._are_queued = True
         for stream in self.streams:
             self._scheduler.kv_holding_waiting.add_request(stream)
@@ -113,11 +113,6 @@ class Loads:
         for request, num_local in self._written.items():
             if request.request_id in request_ids and not request.is_finished():
                 self._blocks.uncache_unwritten(request, num_local)
-
-    def drop(self, streams: Iterable[Request]) -> None:
-        """Their group has ended."""
-        for stream in streams:
-            self.streams.pop(stream, None)
 
     @property
     def num_queued(self) -> int:
@@ -180,7 +175,7 @@ class Loads:
         )
 
     def release(self, request: Request) -> None:
-        """A stream that waits with blocks gives them up, and begins anew."""
+        """A stream that waits with blocks loses them, and begins anew."""
         if request in self.streams and self.waits_with_blocks(request):
             self._scheduler._free_request_blocks(request)
             self._scheduler._inflight_prefills.discard(request)
@@ -199,7 +194,7 @@ class Loads:
         return waiting if self._are_queued else (*waiting, *self.streams)
 
     def fit(self, group: Group[Request], found: Mapping[Request, Found]) -> bool:
-        """Whether all streams' tokens fit beside what is promised to others that load or prefill:
+        """Whether all streams' tokens fit besides what is promised to others that load or prefill:
         a load holds its blocks until the group can begin.
         """
         others = self._scheduler._inflight_prefills.difference(group.streams)

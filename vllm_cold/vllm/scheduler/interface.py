@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is used of vLLM's scheduler, with types: vLLM's own names are Any to a type checker here.
 
-The scheduler stands behind these classes for mypy alone (``TYPE_CHECKING``); at run time it stands
-behind vLLM's, which must have what they have: ``places`` looks at it.
+The scheduler extends these classes for mypy alone (``TYPE_CHECKING``); at run time it extends
+vLLM's, which must have what they have: ``places`` looks at it.
 """
 
 from collections.abc import Iterable, Sequence

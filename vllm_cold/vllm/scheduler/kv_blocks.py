@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The KV cache as a group sees it: what is found in it, what still fits, what must leave it.
 
-Touched in vLLM: ``KVCacheManager`` and its coordinator, which are asked the way vLLM's scheduler
+Used of vLLM: ``KVCacheManager`` and its coordinator, which are asked the way vLLM's scheduler
 asks them (see ``scheduler``).
 """
 
@@ -61,7 +61,7 @@ class KVBlocks:
 
     def leaves(self, stream: Request, start: int, later: Request, num_found: int) -> bool:
         """Of a model with states: whether a stream that gets from ``start`` to its sampling
-        position leaves a block in the prefix cache that ``later`` would find behind, or in place
+        position leaves a block in the prefix cache that ``later`` would find after, or in place
         of, the ``num_found`` tokens that it finds now. A state at the start counts as one of it.
         """
         unit: int = getattr(self._scheduler, "hash_block_size", self._scheduler.block_size)
@@ -82,14 +82,10 @@ class KVBlocks:
         if not scheduler.running and not self._others_hold_blocks(group):
             return True  # allocation itself decides; see _MAX_FAILED_ALONE
         starts = all(each.status != RequestStatus.RUNNING for each in group.streams)
-        needed = sum(self._to_come(each, found.get(each), starts) for each in group.streams)
+        needed = sum(self.to_come(each, found.get(each), starts) for each in group.streams)
         free: int = scheduler.kv_cache_manager.block_pool.get_num_free_blocks()
         free -= promised + getattr(scheduler.kv_cache_manager, "watermark_blocks", 0)
         return needed <= free
-
-    def to_come(self, request: Request) -> int:
-        """Blocks that one that runs still takes for its known tokens."""
-        return self._to_come(request, None, starts=False)
 
     def _others_hold_blocks(self, group: Group[Request]) -> bool:
         """Whether requests that do not run have blocks which they will free, or have ended."""
@@ -102,10 +98,10 @@ class KVBlocks:
             if each not in group.streams
         )
 
-    def _to_come(self, request: Request, found: Found | None, starts: bool) -> int:
+    def to_come(self, request: Request, found: Found | None = None, starts: bool = False) -> int:
         """Blocks that the request's known tokens still take from the free ones, as vLLM counts. If
         its group starts, with those that vLLM does not: one that has begun holds up others until
-        its followers are there.
+        its other streams run.
         """
         scheduler, manager = self._scheduler, self._scheduler.kv_cache_manager
         holds = request.status == RequestStatus.RUNNING or request.num_computed_tokens > 0
@@ -137,7 +133,7 @@ class KVBlocks:
     def _windows_to_come(self, found: Found, num_tokens: int) -> int:
         """Blocks for sliding windows that vLLM does not count of a stream that holds none yet. It
         counts no more than a stream may hold at a time, and takes off all that is in front of the
-        end of its hit, also what the windows have left behind, which is not held.
+        end of its hit, also what the windows have passed, which is not held.
         """
         manager, more = self._scheduler.kv_cache_manager, 0
         for kind, cached in zip(
@@ -177,7 +173,7 @@ class KVBlocks:
     def uncache_unwritten(self, request: Request, num_written: int) -> set[int]:
         """Blocks that were hashed for tokens of this pass are not written if the request does
         not run in it: nobody may find them in the prefix cache. Nobody has found them yet: a
-        pass admits nobody after a preemption, or after a follower that could not be admitted.
+        pass admits nobody after a preemption, or after a stream that could not be admitted.
         ``num_written``: tokens whose KV is there.
 
         Returns:
@@ -195,7 +191,7 @@ class KVBlocks:
 
     def mark_nonfinite(self, streams: Iterable[Request]) -> None:
         """These requests' blocks may hold NaN. vLLM's attention on CPU reads a sequence's last
-        block to its end and weighs what stands behind the sequence with 0, which makes NaN of NaN.
+        block to its end and weighs what stands after the sequence with 0, which makes NaN of NaN.
         """
         scheduler = self._scheduler
         if block_zeroer.can_clear(v2=getattr(scheduler, "use_v2_model_runner", False)):

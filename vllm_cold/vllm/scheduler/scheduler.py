@@ -61,7 +61,7 @@ else:
 
 logger = logging.getLogger("vllm." + __name__)
 
-# Split this often in a row with nothing else running: the group will never be in step.
+# Split this often in a row with nothing else running: the group will never go.
 _MAX_FAILED_ALONE = 3
 # For so many steps after the last group the front ends hear from us.
 LAST_REPORTS = 32
@@ -165,10 +165,10 @@ class GroupScheduler(Scheduler):
     def _forget(self, group: RequestGroup) -> None:
         if group.slot is not None:
             self._slots.give_back(group.slot)
-        self._loads.drop(group.streams)
         self._num_groups -= 1
         for each in group.streams:
             self._groups.pop(each.request_id, None)
+            self._loads.streams.pop(each, None)
         self._partial.discard(group)
 
     def _retire(self, group: RequestGroup, figures: Sequence[RowStats], new: int) -> None:
@@ -197,7 +197,7 @@ class GroupScheduler(Scheduler):
         """(running, waiting), a contrastive request counted once."""
         running, waiting = super().get_request_counts()
         if self._groups and self._pass is None:
-            running, waiting = self._num_plain(running, waiting)
+            running, waiting = self._num_regular(running, waiting)
             of_groups = self._running_groups()
             running += len(of_groups)
             # vLLM also asks when an expert has ended and its amateurs have not yet.
@@ -205,7 +205,7 @@ class GroupScheduler(Scheduler):
             running -= sum(group.expert.is_finished() for group in of_groups)
         return running, waiting
 
-    def _num_plain(self, running: int, waiting: int) -> tuple[int, int]:
+    def _num_regular(self, running: int, waiting: int) -> tuple[int, int]:
         """Of vLLM's counts of requests that run and wait, those that are no group's."""
         streams = [r for r in self.running if r.request_id in self._groups]
         waiting -= self._num_groups - len(self._running_groups().union(self._partial.groups()))
@@ -232,8 +232,8 @@ class GroupScheduler(Scheduler):
 
     def _num_ended(self) -> int:
         """Requests that have ended and that a connector is not done with, between passes."""
-        plain = sum(self._num_plain(*super().get_request_counts()))
-        return len(self.requests) - len(self._groups) - plain
+        regular = sum(self._num_regular(*super().get_request_counts()))
+        return len(self.requests) - len(self._groups) - regular
 
     def reset_prefix_cache(
         self, reset_running_requests: bool = False, *args: Any, **kwargs: Any
@@ -349,7 +349,7 @@ class GroupScheduler(Scheduler):
         queue.prepend_request(group.expert)
 
     def _begin_anew(self, group: RequestGroup) -> None:
-        """It gives up the blocks of streams that wait."""
+        """Its streams that wait lose their blocks."""
         for each in group.streams:
             self._loads.release(each)
         if not any(map(runs, group.streams)):
@@ -614,8 +614,9 @@ class GroupScheduler(Scheduler):
             if any(results.is_desynchronised(expert, amateur, most) for amateur in group.amateurs):
                 self._fail(
                     group,
-                    f"vllm-cold: expert and amateur fell out of step at token {expert.num_tokens}; "
-                    "the result would be wrong. Please report this with the engine's log.",
+                    "vllm-cold: expert and amateur are desynchronised at token "
+                    f"{expert.num_tokens}; the result would be wrong. "
+                    "Please report this with the engine's log.",
                 )
             elif expert.is_finished():
                 over.append(group)

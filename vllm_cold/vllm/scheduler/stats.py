@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sends what the scheduler counted to the process that serves /metrics, in a dictionary beside what
-a KV connector counted. vLLM sends a step's statistics to one front end, so with several API servers
-each figure is added up once.
+"""Sends what the scheduler counted to the process that serves /metrics, next to what a KV connector
+counted. vLLM sends a step's statistics to one front end, so with several API servers each figure is
+added up once.
 """
 
 from typing import TYPE_CHECKING, Any
