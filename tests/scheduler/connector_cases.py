@@ -230,10 +230,10 @@ def not_known_yet(model: Path) -> None:
 
 def loads_in_order(model: Path) -> None:
     """Regular requests whose KV comes at the same time start in the order in which they came, also
-    next to a group.
+    next to a group, and where the first ones load already when others come.
     """
-    ways = Ways(late=1.0, delay=0)
-    harness = Harness(model, Setup(num_blocks=65, max_num_seqs=4, connector=ways))
+    setup = Setup(num_blocks=65, max_num_seqs=4, is_async=True, connector=Ways(late=1.0, delay=0))
+    harness = Harness(model, setup)
     prompts = [prompt(9, 200 + 10 * number) for number in range(6)]
     for each in prompts:
         harness.add(each, 1)
@@ -241,7 +241,11 @@ def loads_in_order(model: Path) -> None:
     harness.reset(running=True)
     harness.add(prompt(3), 30, adapter=1, cold=True)
     harness.step()
-    small = [harness.add(each, 3) for each in prompts]
+    harness.deliver()
+    small = []
+    for some in (prompts[:3], prompts[3:]):
+        small += [harness.add(each, 3) for each in some]
+        harness.schedule()
     harness.drain()
     steps = [harness.first_step[each] for each in small]
     assert steps == sorted(steps) and steps[0] < steps[-1]
@@ -261,7 +265,7 @@ def loaded_in_a_pause(model: Path) -> None:
     while not harness.sched.running:
         harness.step()
     harness.wait()
-    assert harness.ended[cold] == "length" and not harness.group_preemptions
+    assert harness.ended[cold] == "length" and not harness.preemptions
     harness.drain()
 
 
