@@ -72,6 +72,8 @@ def play(
         ({"budget": 64, "chunk": 8}, (1, 6), {"drafts": (5, 5)}, [3, 8]),
         ({"budget": 64, "longest": 103}, (1, 1), {"drafts": (5, 5)}, [3, 3]),
         ({"budget": 64}, (1, 90), {"drafts": (3, 3)}, [0, 64]),
+        # Who is admitted verifies none, whatever is left of before it was preempted.
+        ({"budget": 64}, (1, 1), {"drafts": (3, 3), "admits": True}, [1, 1]),
         # Where drafts that count as right fill the model's length, all wait to hear of them.
         ({"budget": 64, "longest": 101}, (1, 1), {}, [1, 1]),
         ({"budget": 64, "longest": 100}, (1, 1), {}, [0, 0]),

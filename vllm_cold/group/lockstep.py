@@ -195,7 +195,8 @@ class Step(Generic[R]):
         if not fits or min(spare, room) < 0 or (self.chunk and max(left) > self.chunk):
             return
         group.goes = True
-        if self.drafting or group.drafting.seeded:
+        # Who is admitted is offered none, though drafts of before a preemption may have come since.
+        if not admits and (self.drafting or group.drafting.seeded):
             most = [spare // len(left), room]
             if self.chunk:
                 most.append(self.chunk - max(left))
