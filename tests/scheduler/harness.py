@@ -342,6 +342,18 @@ def stats_of(rows: Sequence[tuple[str, RowStats]]) -> StepStats:
     )
 
 
+def without_model(scheduler: Any, output: Any) -> ModelRunnerOutput:
+    """The result of a step in which each request that is at its end gets the same token."""
+    ids = list(output.num_scheduled_tokens)
+    sampled = [[] if scheduler.requests[i].is_prefill_chunk else [7] for i in ids]
+    result = ModelRunnerOutput(ids, {name: at for at, name in enumerate(ids)}, sampled)
+    found = {i: getattr(scheduler, "_groups", {}).get(i) for i in ids}
+    experts = [group.expert for i, group in found.items() if group and group.request_id == i]
+    figures = RowStats(1, 0, 0, present=1)
+    result.cold = [stats_of([(scheduler._group_id(expert), figures) for expert in experts])]
+    return result
+
+
 def make_request(request_id: str, asked: Asked, hasher: Any, arrival: float) -> Request:
     """The request as the engine core gets it."""
 

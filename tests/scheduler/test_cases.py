@@ -3,27 +3,20 @@
 
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.interface import PauseState
-from vllm.v1.core.sched.scheduler import Scheduler
-from vllm.v1.request import Request
 
 from tests.scheduler import cases
 from tests.scheduler.cases import prompt
 from tests.scheduler.harness import (
     IS_0_23,
-    Asked,
     Harness,
     Setup,
     cases_in,
-    make_hasher,
-    make_request,
-    make_scheduler,
     stats_of,
 )
 from vllm_cold.group.drafting import DraftController, StepTimes
@@ -452,38 +445,6 @@ def test_what_is_known_of_the_steps_times(
     monkeypatch.undo()
     monkeypatch.setattr(DraftController, "break_even", lambda *step: None)
     harness.drain()
-
-
-def test_an_admission_compares_no_more_than_vllms(
-    tiny: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """With the priority policy vLLM's queue is a heap: asking it who is in it takes it apart."""
-    compared = 0
-    before = Request.__lt__
-
-    def count(self: Request, other: Request) -> bool:
-        nonlocal compared
-        compared += 1
-        return bool(before(self, other))
-
-    def of_an_admission(pairs: int, regular: int, classes: Sequence[type] | None = None) -> int:
-        nonlocal compared
-        setup = Setup(
-            num_blocks=1025, budget=1024, max_num_seqs=40, policy="priority", block_size=16
-        )
-        scheduler = make_scheduler(tiny / "model", setup, classes)
-        hasher = make_hasher(setup.block_size)
-        for number in range(pairs + regular + 2000):
-            asked = Asked(prompt(5), 2, adapter=1, cold=number < pairs, priority=number // 7)
-            scheduler.add_request(make_request(f"r{number}", asked, hasher, float(number)))
-        compared = 0
-        output = scheduler.schedule()
-        assert len(output.num_scheduled_tokens) == 40
-        return compared
-
-    monkeypatch.setattr(Request, "__lt__", count)
-    stock = of_an_admission(0, 40, (Scheduler, AsyncScheduler))
-    assert of_an_admission(20, 0) < 2 * stock
 
 
 def test_two_schedulers_do_not_take_each_others_figures(tiny: Path) -> None:

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 from vllm.v1.core.sched.interface import PauseState
-from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import RequestStatus
 
 from tests.scheduler.cases import prompt
@@ -20,10 +19,9 @@ from tests.scheduler.harness import (
     make_hasher,
     make_request,
     make_scheduler,
-    stats_of,
+    without_model,
 )
 from tests.scheduler.media import Media
-from vllm_cold.group.step_stats import RowStats
 
 pytestmark = pytest.mark.unit
 
@@ -79,12 +77,7 @@ class Engine:
         sched, planned = self.sched, list[Any]()
         count = operations(lambda: planned.append(sched.schedule()))
         (output,) = planned
-        ids = list(output.num_scheduled_tokens)
-        sampled = [[] if sched.requests[i].is_prefill_chunk else [7] for i in ids]
-        result = ModelRunnerOutput(ids, {name: at for at, name in enumerate(ids)}, sampled)
-        groups = [group for i in ids if (group := sched._groups.get(i)) and group.request_id == i]
-        figures = RowStats(1, 0, 0, present=1)
-        result.cold = [stats_of([(sched._group_id(g.expert), figures) for g in groups])]
+        result = without_model(sched, output)
         self.found[what] = count + operations(lambda: sched.update_from_output(output, result))
 
 

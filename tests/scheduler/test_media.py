@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
-from vllm.v1.outputs import ModelRunnerOutput
 
 from tests.scheduler import media_cases as cases
 from tests.scheduler.harness import (
@@ -22,11 +21,10 @@ from tests.scheduler.harness import (
     make_hasher,
     make_request,
     make_scheduler,
-    stats_of,
+    without_model,
 )
 from tests.scheduler.media import Media, random_media
 from vllm_cold.group.media import EncoderRoom
-from vllm_cold.group.step_stats import RowStats
 from vllm_cold.vllm.scheduler import scheduler as ours
 from vllm_cold.vllm.scheduler.encoder import EncoderInputs, room_of
 
@@ -46,7 +44,6 @@ class Alone:
         classes = (Scheduler, AsyncScheduler) if stock else None
         self.scheduler: Any = make_scheduler(model, setup, classes)
         self.hasher = make_hasher(setup.block_size)
-        self.stock = stock
         self.added = 0
 
     def add(self, asked: Asked, name: str) -> None:
@@ -56,15 +53,7 @@ class Alone:
 
     def step(self) -> Any:
         output = self.scheduler.schedule()
-        ids = list(output.num_scheduled_tokens)
-        requests = self.scheduler.requests
-        sampled = [[] if requests[i].is_prefill_chunk else [7] for i in ids]
-        rows = {request_id: at for at, request_id in enumerate(ids)}
-        result = ModelRunnerOutput(ids, rows, sampled)
-        if not self.stock:
-            figures = RowStats(1, 0, 0, 0, 0, 1)
-            name = self.scheduler._engine + ":cold"
-            result.cold = [stats_of([(name, figures)] if "cold" in rows else [])]
+        result = without_model(self.scheduler, output)
         self.scheduler.update_from_output(output, result)
         return output
 
