@@ -71,7 +71,14 @@ def lost_load(model: Path, cold: bool = True) -> None:
     while not harness.loads.failed:
         harness.step()
     harness.loads.ways = ways
+    if not cold:
+        harness.add(prompt(3, 400), 3, adapter=1, cold=True)
     harness.drain()
+
+
+def lost_load_in_front_of_a_group(model: Path) -> None:
+    """The same of a regular request, which the group would wait for."""
+    lost_load(model, cold=False)
 
 
 def lost_in_time(model: Path) -> None:

@@ -293,6 +293,9 @@ class Pass:
 
     def _may_go_on(self, request: Request) -> Ruling:
         """Whether a regular request with blocks may: others may wait for these."""
+        loads = request.status == RequestStatus.WAITING_FOR_REMOTE_KVS
+        if not loads and not request.num_computed_tokens:
+            self._loads.forget_promise(request)
         fits = self._adapters_fit([request], beside_partial=False)
         return Ruling.START if fits else Ruling.SKIP
 
