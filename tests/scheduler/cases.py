@@ -85,6 +85,38 @@ def many_small_ones(model: Path, is_async: bool = False) -> None:
     harness.drain()
 
 
+def growing_younger_ones(model: Path) -> None:
+    """Blocks that younger requests need are not taken from a pair whose prompt takes long."""
+    setup = Setup(num_blocks=34, long_prefill=1, max_num_seqs=10, budget=64)
+    harness = Harness(model, setup)
+    harness.add(prompt(33), 1)  # the amateur's prompt is cached, so the expert starts alone
+    harness.until_idle()
+    for number in range(6):
+        harness.add(prompt(4, 300 + 5 * number), 40)
+    harness.step()
+    cold = harness.add(prompt(33), 4, adapter=1, cold=True)
+    for number in range(200):
+        if number % 3 == 0:
+            harness.add(prompt(4, 400 + number), 40)
+        harness.step()
+    assert cold in harness.ended, "younger requests kept a pair waiting"
+    harness.drain()
+
+
+def behind_a_pair_that_waits_for_another(model: Path) -> None:
+    """A regular request does not wait for the prompt of a pair that is not its own."""
+    harness = Harness(model, Setup(num_blocks=129, long_prefill=1, max_num_seqs=8, budget=64))
+    for first in (100, 200):
+        harness.add(prompt(33, first), 1)  # the amateurs' prompts are cached
+    harness.until_idle()
+    for first in (100, 200):
+        harness.add(prompt(33, first), 3, adapter=1, cold=True)
+    behind = harness.add(prompt(1, 300), 3)
+    before = harness.steps
+    harness.drain()
+    assert harness.first_step[behind] - before <= 2
+
+
 def no_slot_for_the_amateur(model: Path) -> None:
     """An expert runs alone, its amateur's cached blocks are used, and its slot is taken."""
     setup = Setup(num_blocks=34, long_prefill=3, max_num_seqs=8, max_loras=2)

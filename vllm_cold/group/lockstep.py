@@ -174,6 +174,12 @@ class Step(Generic[R]):
             group.set_aside.clear()
             self.groups.append(group)
 
+    def spare(self, left: Sequence[int]) -> int:
+        """Tokens that are left over where so many go; less than 0 if these do not fit the step."""
+        if self.chunk and max(left) > self.chunk:
+            return -1
+        return self.budget - sum(left) - self.extra * len(left)
+
     def decide(self, group: Group[R], left: Sequence[int], admits: bool, fits: bool) -> None:
         """Whether a group goes, before any of its streams is given tokens in this pass.
 
@@ -184,7 +190,7 @@ class Step(Generic[R]):
             fits: Whether, apart from the budget, nothing is known to keep them from going.
         """
         self.begin(group)
-        spare = self.budget - sum(left) - self.extra * len(left)
+        spare = self.spare(left)
         if admits:
             # Maybe one finds all but its last token in what another one is given now.
             spare -= self.padding
@@ -192,7 +198,7 @@ class Step(Generic[R]):
         room = min(
             self.longest - 1 - s.num_tokens - s.num_output_placeholders for s in group.streams
         )
-        if not fits or min(spare, room) < 0 or (self.chunk and max(left) > self.chunk):
+        if not fits or min(spare, room) < 0:
             return
         group.goes = True
         # Who is admitted is offered none, though drafts of before a preemption may have come since.

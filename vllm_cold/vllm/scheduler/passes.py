@@ -96,6 +96,7 @@ class Pass:
         splits = scheduler.need_mamba_block_aligned_split
         self._split = scheduler._mamba_block_aligned_split if splits else None
         self._capped: Request | None = None
+        self._one_waits = False  # whether a group may not start that would wait for others
         self._adapters: set[int] = set()  # of the first requests that run
         self._num_seen = 0  # how many these are
         # Sequence slots, also where vLLM has no name for those in use.
@@ -110,6 +111,11 @@ class Pass:
         """
         running = self._scheduler.running
         return len(running) < self._max_active or any(r.request_id in self._groups for r in running)
+
+    def may_go(self, group: RequestGroup) -> bool:
+        """Whether a group of which not all streams run may go, as far as the budget says."""
+        left = [tokens_left(each) if runs(each) else 1 for each in group.streams]
+        return self.step.spare(left) >= 0
 
     # ---- tokens ------------------------------------------------------------------------------
 
@@ -322,8 +328,7 @@ class Pass:
             # the end it stops the queue. Else it waits as any request without a slot does.
             if not any(s.lora_request and self._adapters_fit([s]) for s in group.streams):
                 return Ruling.SKIP
-            group.passed_over += 1
-            return Ruling.SKIP if group.passed_over <= _MAX_PASSED_OVER else Ruling.STOP
+            return self._pass_over(group)
         found = self._look_up(group)
         if not all(one.is_known for one in found.values()):
             return Ruling.SKIP
@@ -332,10 +337,22 @@ class Pass:
         if not self._encoder.may_begin(group, self._groups) or not self._has_room(group, found):
             return Ruling.STOP
         missing = self._go_or_hold(group, found)
-        if not missing or (self._partial.begun() and len(missing) < len(group.streams)):
+        if not missing:
+            return Ruling.STOP
+        if self._partial.begun() and len(missing) < len(group.streams):
+            # Only one group waits for others to get to their last token. The next one lets regular
+            # requests pass; to ask all groups after it would take long.
             self.view.front.clear()
-            return Ruling.STOP  # only one group waits for others to get to their last token
+            if self._one_waits:
+                return Ruling.STOP
+            self._one_waits = True
+            return self._pass_over(group)
         return Ruling.START
+
+    def _pass_over(self, group: RequestGroup) -> Ruling:
+        """Those after it may start, but not for ever."""
+        group.passed_over += 1
+        return Ruling.SKIP if group.passed_over <= _MAX_PASSED_OVER else Ruling.STOP
 
     def _holds_up(self, group: RequestGroup, request: Request) -> bool:
         """Whether a request may not start because that might take what a group waits for."""

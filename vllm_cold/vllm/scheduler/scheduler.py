@@ -290,9 +290,11 @@ class GroupScheduler(Scheduler):
 
     def _schedule_groups(self, this: Pass, *args: Any, **kwargs: Any) -> SchedulerOutput:
         self._loads.begin_pass(self._promote)
-        if of_partial := {s for group in self._partial.groups() for s in group.streams}:
+        partial = tuple(self._partial.groups())
+        place = {request: at for at, request in enumerate(self.running)} if partial else {}
+        if may_go := {s for group in partial if this.may_go(group) for s in group.streams}:
             # Last, so that nobody takes blocks between its turn and the admission of the others.
-            self.running.sort(key=of_partial.__contains__)
+            self.running.sort(key=may_go.__contains__)
         this.view.stand_in()
         splits, self.need_mamba_block_aligned_split = self.need_mamba_block_aligned_split, True
         self._mamba_block_aligned_split = this.cap  # type: ignore[method-assign]
@@ -303,6 +305,12 @@ class GroupScheduler(Scheduler):
             self.need_mamba_block_aligned_split = splits
             this.view.restore()
             self._loads.queue()
+            if partial:
+                # Where it was: the last one is preempted first, and that is the youngest.
+                for group in partial:
+                    first = min(place.get(each, len(place)) for each in group.streams)
+                    place.update(dict.fromkeys(group.streams, first))
+                self.running.sort(key=lambda each: place.get(each, len(place)))
             for group in reversed(self._partial.groups()):
                 if not any(map(runs, group.streams)):
                     self._queue_again(group)  # it started, and none was admitted
