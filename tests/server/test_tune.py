@@ -23,7 +23,7 @@ from tests.server.conftest import Server, serve
 from tests.server.conftest import arguments as of_servers
 from vllm_cold.tools.main import main
 from vllm_cold.tools.server import Server as Asking
-from vllm_cold.tools.tune import decode
+from vllm_cold.tools.tune import command as tune_command
 from vllm_cold.tools.tune.grid import Setting
 
 pytestmark = pytest.mark.server
@@ -112,7 +112,7 @@ def starts(tiny: Path, server: Server, monkeypatch: pytest.MonkeyPatch) -> list[
         with closing(Asking(server.url, expert, own=model)) as found:
             yield found
 
-    monkeypatch.setattr(decode, "serving", start)
+    monkeypatch.setattr(tune_command, "serving", start)
     return asked
 
 

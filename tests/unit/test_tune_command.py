@@ -8,14 +8,14 @@ import json
 import re
 import shlex
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.docs.blocks import ROOT, block, blocks
-from vllm_cold.settings.presets import PresetName
 from vllm_cold.settings.table import ENGINE, MAX_EXPERT_TOP_K
 from vllm_cold.tools import tune
 from vllm_cold.tools.main import build_parser, main
@@ -23,55 +23,49 @@ from vllm_cold.tools.tune import command as tune_command
 from vllm_cold.tools.tune.answers import Job, Output
 from vllm_cold.tools.tune.grid import Setting
 from vllm_cold.tools.tune.problems import load_problems
-from vllm_cold.tools.tune.task import Task
 
 pytestmark = pytest.mark.unit
 
 COUNT = 40
 TOTAL = 2 * COUNT + COUNT // 2  # greedy, two settings on dev, the best on the rest
 BEST, OTHER, CAD = Setting(alpha=0.1, beta=0.5), Setting(alpha=0.1, beta=1.0), Setting("cad")
+NAMES = ["no text", "a stronger prompt", "the text repeated"]
 Capture = pytest.CaptureFixture[str]
 PRESET = ("--alpha", "--beta")  # left out, there are presets alone
 
 
-@pytest.fixture(autouse=True)
-def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the command sets in the environment ends with the test."""
-    for name in ("VLLM_ENABLE_V1_MULTIPROCESSING", "VLLM_NO_USAGE_STATS", "VLLM_LOGGING_LEVEL"):
-        monkeypatch.setenv(name, "0")
-    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "0")
-
-
 class Command:
-    """The command, in a folder with problems and adapters, with a function in place of an engine.
+    """The command, in a folder with problems and adapters, with a function in place of a server.
 
     Attributes:
         folder: The folder.
-        tasks: Of engines that were started.
+        started: Arguments of the servers that were started.
         jobs: Jobs that were done, in order.
         text: Gives the output of a job.
         finish: vLLM's reason, of all outputs.
-        end: Before which job (by number) ``error`` is raised.
+        end: Before which job (by number) Ctrl-C is pressed.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.tasks: list[Task] = []
+        self.started: list[dict[str, Any]] = []
         self.jobs: list[Job] = []
         self.text: Callable[[Job], str] = lambda job: "right" if job.setting == BEST else "wrong"
         self.finish = "stop"
         self.end: int | None = None
-        self.error: BaseException = KeyboardInterrupt()
 
-    def start(self, task: Task, stack: Any) -> Any:
-        self.tasks.append(task)
-        return self.run
+    @contextmanager
+    def serving(self, model: str, adapters: Any, expert: Any, **engine: Any) -> Iterator[object]:
+        self.started.append(engine)
+        yield object()
 
-    def run(self, jobs: Iterable[Job], done: Callable[[Job, Output], None]) -> None:
+    def ask(
+        self, task: Any, server: Any, jobs: Iterable[Job], done: Callable[[Job, Output], None]
+    ) -> None:
         for job in jobs:
             if len(self.jobs) == self.end:
                 self.end = None
-                raise self.error
+                raise KeyboardInterrupt
             self.jobs.append(job)
             done(job, Output(self.text(job), self.finish))
 
@@ -87,13 +81,27 @@ class Command:
             del words[at : at + 2]
         return main(words)
 
+    def again(self, *more: str, without: Iterable[str] = ()) -> int:
+        """The same, and nothing was decoded before."""
+        self.jobs.clear()
+        (self.folder / "out" / "answers.jsonl").unlink()
+        return self(*more, without=without)
+
     def write(self, rows: Iterable[dict[str, Any]]) -> None:
         (self.folder / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
-    def write_chats(self) -> None:
-        turns = [{"role": "system", "content": "Be right."}, {"role": "user", "content": "?"}]
-        asked = ([*turns, {"role": "user", "content": f"{n}"}] for n in range(COUNT))
-        self.write({"messages": messages, "answer": "right"} for messages in asked)
+    def write_chats(self, *before: tuple[str, str]) -> None:
+        """Chats that begin with a system prompt."""
+        self.write(
+            {
+                "messages": [
+                    {"role": role, "content": content}
+                    for role, content in (("system", "Be right."), *before, ("user", f"{n}"))
+                ],
+                "answer": "right",
+            }
+            for n in range(COUNT)
+        )
 
     def write_texts(self, silent: int = 0) -> None:
         """Rows with a text and a question; of the first so many the text does not answer."""
@@ -115,6 +123,10 @@ class Command:
         return json.loads((self.folder / "out" / "report.json").read_text())
 
     @property
+    def headline(self) -> str:
+        return self.report["headline"]  # type: ignore[no-any-return]
+
+    @property
     def notes(self) -> str:
         return " ".join(self.report["notes"])
 
@@ -126,7 +138,8 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
     for name in ("sql", "chat"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "adapter_config.json").write_text('{"r": 8}')
-    monkeypatch.setattr(tune_command, "decoder", made.start)
+    monkeypatch.setattr(tune_command, "serving", made.serving)
+    monkeypatch.setattr(tune_command, "ask", made.ask)
     return made
 
 
@@ -163,13 +176,13 @@ def test_a_mistake_is_one_sentence_and_starts_nothing(
     words, message = (part.strip() for part in row.split(" | "))
     try:
         status: Any = command(*words.replace("SQL", str(command.folder / "sql")).split())
-    except SystemExit as end:  # of argparse, behind its usage
+    except SystemExit as end:  # of argparse, after its usage
         status = end.code
     said = capsys.readouterr().err.splitlines()
     assert status == 2 and said[-1].startswith("vllm-cold tune: ") and message in said[-1]
     assert len(said) == 1 or "argument" in message
     assert "hf_x" not in said[-1] and not re.search("cold_[a-z]", said[-1])
-    assert not command.tasks and not (command.folder / "out").exists()
+    assert not command.started and not (command.folder / "out").exists()
 
 
 def test_what_is_missing_is_named(command: Command, capsys: Capture) -> None:
@@ -179,14 +192,14 @@ def test_what_is_missing_is_named(command: Command, capsys: Capture) -> None:
         assert command(*more, without=["--adapter"]) == 2
         said = "problem 'p0' (line 1): nothing to contrast with: give --adapter, or say what"
         assert said in capsys.readouterr().err
-    assert not command.tasks
+    assert not command.started
 
 
 def test_one_engine_one_greedy_pass_and_nothing_held_out_but_the_best(
     command: Command, capsys: Capture
 ) -> None:
     assert command() == 0
-    assert len(command.tasks) == 1
+    assert len(command.started) == 1
     done = command.take()
     found = {setting: sum(key[0] == setting for key in done) for setting, _ in done}
     assert found == {None: COUNT, BEST: COUNT, OTHER: COUNT // 2}
@@ -214,7 +227,7 @@ def test_going_on_after_an_interruption(command: Command, capsys: Capture, end: 
     assert command() == 0
     assert len(command.take()) == TOTAL
     assert f"{end} answers are there already." in capsys.readouterr().err
-    assert command() == 0 and not command.jobs and len(command.tasks) == 2
+    assert command() == 0 and not command.jobs and len(command.started) == 2
 
 
 def test_what_the_answers_depend_on_may_not_change(command: Command, capsys: Capture) -> None:
@@ -231,7 +244,7 @@ def test_what_the_answers_depend_on_may_not_change(command: Command, capsys: Cap
         assert command(*more) == 2
         printed = capsys.readouterr().err
         assert "holds answers of another run (" in printed and said in printed
-    assert len(command.tasks) == 1
+    assert len(command.started) == 1
 
 
 def test_rule_split_answers_and_grid_may_change(command: Command) -> None:
@@ -240,7 +253,7 @@ def test_rule_split_answers_and_grid_may_change(command: Command) -> None:
     file = command.folder / "p.jsonl"
     file.write_text(file.read_text().replace('"right"', '["right", "Right"]', 1))
     assert command() == 0
-    assert len(command.tasks) == 1  # the outputs depend on none of these
+    assert len(command.started) == 1  # the outputs depend on none of these
     command.take()
     assert command("--alpha", "0.1,0.2") == 0
     added = {Setting(alpha=0.2, beta=0.5), Setting(alpha=0.2, beta=1.0)}
@@ -260,47 +273,36 @@ def test_what_must_be_kept_is_judged_with_what_is_right(
         kept = not loses or job.setting is None or job.problem.line % 4 == 0
         return " ".join([*["right"] * bool(right), *["kept"] * kept]) or "-"
 
-    def keep(what: str) -> None:
-        rows = map(json.loads, (command.folder / "p.jsonl").read_text().splitlines())
-        command.write([row | {"keep": what} for row in rows])
-
     command.text = text
     more = ("--match", "contains", "--amateur", str(command.folder / "chat"))
     assert command(*more) == 0
     alone = command.report
     assert "keep" not in json.dumps(alone) and len(command.take()) == TOTAL
-    keep("kept")
-    assert command(*more, "--keep", "regex") == int(loses)
-    assert not command.jobs
+    for keep in ("another", "kept"):
+        rows = map(json.loads, (command.folder / "p.jsonl").read_text().splitlines())
+        command.write([row | {"keep": keep} for row in rows])
+        assert command(*more, "--keep", "regex") == int(loses or keep == "another")
+        assert ("Nothing is kept, with or without" in command.notes) is (keep == "another")
+        assert "Nothing is right" not in command.notes and not command.jobs
     found = command.report
     assert found["run"]["keep"] == "regex" and found["test_match"] == alone["test"]
     assert found["settings"][1]["test_keep"] is None  # was not decoded there
     assert found["settings"][1]["dev_keep"]["count"] == COUNT // 2
-    first = found["changes"][0]
-    told = {name: first[name] for name in ("keep", "greedy_keep", "cold_match", "cold_keep")}
-    assert told == {"keep": "kept", "greedy_keep": 1.0, "cold_match": 1.0, "cold_keep": 1.0}
+    assert (found["test_keep_all"]["worse"] == 0) is not loses
+    told = {
+        "keep": "kept", "greedy_keep": 1.0, "greedy_match": 0.0, "cold_match": 1.0, "cold_keep": 1.0
+    }  # fmt: skip
+    assert told.items() <= found["changes"][0].items()
     if loses:
-        start = (
-            "Use greedy decoding: alpha 0.1, beta 0.5 matches more (+100.0 points) and loses what"
-        )
-        assert found["headline"].startswith(start) and "--sampler" not in found["serve"]
-        assert found["test"]["difference"] > 0 and found["test_keep"]["difference"] < -0.5
+        assert found["headline"].startswith("Use greedy decoding: alpha 0.1, beta 0.5 matches more")
+        assert "--sampler" not in found["serve"]
     else:
-        start = (
-            "Use alpha 0.1, beta 0.5, which beats greedy decoding: +100.0 points of both at once"
-        )
-        assert found["headline"].startswith(start) and found["serve"] == alone["serve"]
-        assert "; matched +100.0, kept 0.0 with p = 1)" in found["headline"]
-        assert found["test_keep_all"]["worse"] == 0
+        assert found["headline"].startswith("Use alpha 0.1, beta 0.5, which beats greedy decoding")
+        assert found["serve"] == alone["serve"]
     assert ("Contrastive requests must also send" in command.notes) is not loses
-    printed = " ".join(capsys.readouterr().out.split())
-    assert "(matched 0.0 %, kept 100.0 %)" in printed
+    assert "(matched 0.0 %, kept 100.0 %)" in " ".join(capsys.readouterr().out.split())
     said = "0.0 % and 100.0 % are matched (better on 20, worse on 0, p = 1.9e-06), 100.0 % and"
     assert said in command.notes
-    keep("another")
-    assert command(*more) == 1
-    assert "Nothing is kept, with either kind of decoding." in command.notes
-    assert "Nothing is right" not in command.notes
 
 
 def test_instructions_as_on_the_page(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -314,16 +316,20 @@ def test_instructions_as_on_the_page(command: Command, monkeypatch: pytest.Monke
     monkeypatch.chdir(command.folder)
     Path("p.jsonl").rename("kept.jsonl")
     words = shlex.split(block("docs/tuning.md", "tune-keep").replace("$MODEL", "org/model"))
-    for cold, start, said in (
-        ('"Baghdad."', "Baghdad.", "Use cfg, which beats greedy decoding: +100.0 points of both"),
-        ('"Use marks."', "Baghdad.", "Use greedy decoding: cfg matches more (+100.0 points) and"),
+    texts = {"the instruction repeated": '"Use marks."'}
+    for cold, said in (
+        ('"Baghdad."', "Use cfg, which beats greedy decoding: +100.0 points of both"),
+        ('"Use marks."', "Use greedy decoding: cfg matches more (+100.0 points) but"),
     ):
-        command.text = lambda job, cold=cold, start=start: cold if job.args else start
-        assert main([*words[1:], "--output", cold]) == int("more" in said)
+        command.text = lambda job, cold=cold: cold if job.args else texts.get(job.plain, "Baghdad.")
+        main([*words[1:], "--output", cold])
         report = json.loads(Path(cold, "report.json").read_text())
-        assert (report["run"]["match"], report["run"]["keep"]) == ("ifeval", "contains")
         assert report["headline"].startswith(said)
-    assert report["settings"][0]["test_match"]["greedy"] == 0.0
+        (said,) = [note for note in report["notes"] if "the instruction repeated" in note]
+        assert said == (
+            "On the held-out problems the instruction repeated matches more (+100.0 points) but "
+            "loses what must be kept: -100.0 points (p = 1.9e-06), so it is not advised."
+        )
 
 
 def test_a_callable_that_fails_ends_the_run_at_once(
@@ -340,10 +346,12 @@ def test_a_callable_that_fails_ends_the_run_at_once(
 def test_no_adapter_but_another_prompt(command: Command, capsys: Capture) -> None:
     command.write_chats()
     assert command("--without", "system", "--preset", "cfg", without=["--adapter"]) == 0
-    assert command.tasks[0].engine == {"additional_config": {"cold": {"enabled": False}}}
+    assert command.started[0] == {
+        "verbose": False, "additional_config": {"cold": {"enabled": False}}
+    }  # fmt: skip
     report = command.report
     assert [row["name"] for row in report["settings"]] == [
-        "no instruction", "a better prompt", "the instruction twice",
+        "no instruction", "a stronger prompt", "the instruction repeated",
         "alpha 0.1, beta 0.5", "alpha 0.1, beta 1", "cfg",
     ]  # fmt: skip
     assert report["run"]["adapter"] is None
@@ -355,194 +363,132 @@ def test_no_adapter_but_another_prompt(command: Command, capsys: Capture) -> Non
     # An instruction has nothing to answer.
     assert "Not tested" not in capsys.readouterr().out
     # Documents in it have, which another preset says, or a row that they do not answer.
-    lacking = (
-        "Not tested",
-        "The text has",
-        "Free baseline, the text twice: 0.0 points",
-    )
     assert command("--without", "system", "--preset", "cad", without=["--adapter"]) == 0
-    printed = " ".join(capsys.readouterr().out.split())
-    assert all(said in printed for said in lacking)
+    printed = capsys.readouterr().out
+    assert "Not tested" in printed and "The text has" in printed
     file = command.folder / "p.jsonl"
     file.write_text(file.read_text().replace('{"mess', '{"answers": false, "mess', 12))
     assert command("--without", "system", without=["--adapter"]) == 0
-    printed = " ".join(capsys.readouterr().out.split())
-    assert lacking[0] not in printed and lacking[1] in printed
+    printed = capsys.readouterr().out
+    assert "Not tested" not in printed and "The text has" in printed
 
 
-def test_plain_prompts_that_not_all_rows_have_are_named(command: Command, capsys: Capture) -> None:
-    command.write_texts()
-    file = command.folder / "p.jsonl"
-    rows = [json.loads(line) for line in file.read_text().splitlines()]
-    long = "x" * 2001
-    rows[3] |= {"prompt": f"{long} Q?", "cold_part": [0, len(long)], "id": "long"}
-    command.write(rows)
-    command("--preset", "cad", without=PRESET)
-    printed = " ".join(capsys.readouterr().out.split())
-    assert "Not tried: the text twice, for problem 'long' (line 4) has none: what would" in printed
-    assert printed.count("Not tried") == 1 and "Free baseline, a better prompt: " in printed
-    assert any("Not tried: the text twice" in said for said in command.report["first"])
-    # A row whose amateur reads the same, without the adapter, has none at all.
-    del rows[5]["cold_part"]
-    command.write(rows)
-    command()
-    printed = " ".join(capsys.readouterr().out.split())
-    assert "Not tried: plain prompts, for problem 'line-6' (line 6) has none: it has pic" in printed
-    assert "Free baseline" not in printed
-
-
-def test_plain_prompts_come_first_and_are_told(command: Command, capsys: Capture) -> None:
+def test_baselines_come_first_and_are_told(command: Command, capsys: Capture) -> None:
     command.write_texts(silent=16)
-    names = ["no text", "a better prompt", "the text twice"]
     told: list[str] = []
 
     def text(job: Job) -> str:
         """A text that answers helps, more so by cad; others harm."""
-        answers, line = job.problem.has_answer, job.problem.line
+        answers = job.problem.has_answer
         if job.setting == CAD:
             if len(command.jobs) > 1 and not told:
                 told.append(" ".join(capsys.readouterr().out.split()))
             right = answers
-        elif job.plain == names[0]:
+        elif job.plain == "no text":
             right = not answers
         else:
-            right = answers and line % (4 if job.plain == names[1] else 3) == 0
+            right = answers and job.problem.line % 3 == 0
         return "right" if right else "wrong"
 
     command.text = text
     more = ("--preset", "cad", "--better", "By the text:")
     assert command(*more, without=PRESET) == 0
     seen = {job.plain: job.reads.value for job in command.jobs if job.problem.line == 4}
-    assert seen == {
-        None: "T3. Q3?", names[0]: "Q3?", names[1]: "T3. By the text: Q3?",
-        names[2]: "T3. T3. Q3?",
-    }  # fmt: skip
-    assert [setting and setting.plain for setting, _ in command.take()][1 - COUNT :] == [None] * (
-        COUNT - 1
-    )
+    texts = ("T3. Q3?", "Q3?", "T3. By the text: Q3?", "T3. T3. Q3?")
+    assert seen == dict(zip((None, *NAMES), texts, strict=True))
+    command.jobs.clear()
     (first,) = told
     assert "The text helps: 33.3 % are right with it, 0.0 % without (24 problems, p = " in first
-    assert "Where it does not answer, the text harms: 0.0 % are right with it, 100.0 %" in first
+    assert "Where the text does not answer, it harms: 0.0 % are right with it, 100.0" in first
     report = command.report
-    assert [row["name"] for row in report["settings"]] == [*names, "cad"]
+    assert [row["name"] for row in report["settings"]] == [*NAMES, "cad"]
     assert report["first"][0] in first and "Not tested" not in first
-    assert 'A better prompt has "By the text:" before the question' in command.notes
+    assert 'The stronger prompt has "By the text:" before the question' in command.notes
     printed = capsys.readouterr().out
     assert "no answer:" in printed and "8 whose text does not answer; greedy: 0.0 %" in printed
     # Another sentence makes one prompt another one; what is asked twice is decoded once.
     assert command(*more, "--better", "Read!", without=PRESET) == 0
-    assert {setting and setting.plain for setting, _ in command.take()} == {"a better prompt"}
+    assert {setting and setting.plain for setting, _ in command.take()} == {"a stronger prompt"}
     file = command.folder / "p.jsonl"
     file.write_text(re.sub(r"Q\d+\?", "Q?", file.read_text()))
     assert command(*more, without=PRESET) == 0
-    assert [setting and setting.plain for setting, _ in command.take()].count(names[0]) == 1
+    assert [setting and setting.plain for setting, _ in command.take()].count("no text") == 1
 
 
 @pytest.mark.parametrize("chats", [True, False])
-def test_a_plain_prompt_that_gains_is_tried_with_contrasts(command: Command, chats: bool) -> None:
+def test_a_baseline_that_gains_is_tried_with_contrasts(command: Command, chats: bool) -> None:
     (command.write_chats if chats else command.write_texts)()
-    twice = f"the {'instruction' if chats else 'text'} twice"
-    preset: PresetName = "cfg" if chats else "cad"
-    both = Setting(preset, plain=twice)
+    lacks, preset = ("instruction", "cfg") if chats else ("text", "cad")
+    repeated, key = f"the {lacks} repeated", f"cold_amateur_{'messages' if chats else 'prompt'}"
+    both = Setting(preset, plain=repeated)  # type: ignore[arg-type]
 
-    def text(job: Job) -> str:
-        line = job.problem.line
-        right = {twice: line % 3 > 0, None: line % 2 > 0}.get(job.plain, False)
-        return "right" if right or job.setting == both else "wrong"
+    def tune(text: Callable[[Job], Any]) -> int:
+        command.text = lambda job: "right" if text(job) else "wrong"
+        options = ("--without", "system") if chats else ()
+        left_out = [*PRESET, "--adapter"]
+        run = command.again if command.jobs else command
+        return run(*options, "--preset", preset, without=left_out)
 
-    command.text = text
-    more = ("--without", "system") if chats else ()
-    assert command(*more, "--preset", preset, without=[*PRESET, "--adapter"]) == 0
+    gains = {repeated: 3, None: 2}  # on all but each so manieth problem
+    assert tune(lambda job: job.setting == both or job.problem.line % gains.get(job.plain, 1)) == 0
     done = [job for job in command.jobs if job.setting == both]
-    # By the one that gains most alone, and not by the other.
-    assert len(done) == COUNT and {job.plain for job in command.jobs if job.args} == {None, twice}
+    # With the one that gains most alone, and not with the other.
+    assert len(done) == COUNT and {job.plain for job in command.jobs if job.args} == {
+        None, repeated
+    }  # fmt: skip
     for job in done:
-        lacking = Job(Setting(plain=f"no {twice.split()[1]}"), job.problem)
-        told = {"cold_preset": preset}
-        if chats:
-            told["cold_amateur_messages"] = json.dumps(lacking.reads.value)
-        else:
-            told["cold_amateur_prompt"] = lacking.reads.value
-        assert job.args == told
-        assert job.reads == Job(Setting(plain=twice), job.problem).reads != lacking.reads
+        lacking = job.problem.lacking.value
+        said = json.dumps(lacking) if chats else lacking
+        assert job.args == {"cold_preset": preset, key: said}
+        assert job.reads == job.problem.plain[repeated]
     report = command.report
-    assert report["headline"].startswith(
-        f"Use {preset} with {twice}, which beats greedy decoding: "
-    )
-    assert f", and {twice} alone by +" in report["headline"]
-    (key,) = set(told) - {"cold_preset"}
-    said = f'"{key}": "<the prompt with no {twice.split()[1]}>", "cold_preset": "{preset}"}}'
-    assert f"{said} and a prompt with {twice}, as answers.jsonl has it of " in command.notes
+    assert report["headline"].startswith(f"Use {preset} with {repeated}, which beats greedy deco")
+    assert f", and {repeated} alone by +" in report["headline"]
+    said = f'"{key}": "<the prompt with no {lacks}>", "cold_preset": "{preset}"}}'
+    assert f"{said} and a prompt with {repeated}, as answers.jsonl has it for " in command.notes
     assert "cold_without" not in command.notes + report["serve"]
     assert report["serve"].endswith("--sampler cold")
 
-    # What adds little to a plain prompt is not to be had for nothing.
-    command.text = lambda job: (
-        "right" if job.plain == twice and (job.problem.line % 8 or job.args) else "wrong"
-    )
-    (command.folder / "out" / "answers.jsonl").unlink()
-    assert command(*more, "--preset", preset, without=[*PRESET, "--adapter"]) == 1
-    said = command.report["headline"]
-    assert said.startswith(f"Use {twice}, and no contrast: ") and said.count(f"{preset} with") == 1
+    # Where the contrast adds little, the baseline alone is advised.
+    assert tune(lambda job: job.plain == repeated and (job.problem.line % 8 or job.args)) == 1
+    assert command.headline.startswith(f"Use {repeated}, without a contrast: ")
     assert "must also send" not in command.notes
 
-    command.text = lambda job: "right" if job.args else "wrong"  # no plain prompt gains
-    (command.folder / "out" / "answers.jsonl").unlink()
-    command.jobs.clear()
-    assert command(*more, "--preset", preset, without=[*PRESET, "--adapter"]) == 0
+    assert tune(lambda job: job.args) == 0  # no baseline gains
     assert {job.plain for job in command.jobs if job.args} == {None}
 
 
 def test_presets_with_several_amateurs_are_tried_alone(command: Command) -> None:
-    turns = [("system", "Be right."), ("tool", "It is."), ("user", "?")]
-    command.write(
-        {"messages": [{"role": r, "content": f"{c} {n}"} for r, c in turns], "answer": "right"}
-        for n in range(COUNT)
-    )
+    command.write_chats(("tool", "It is."))
     command.text = lambda job: "right" if job.plain and job.problem.line % 2 else "wrong"
     more = ("--without", "tool", "--without", "system", "--preset", "grounded,cad")
     command(*more, without=[*PRESET, "--adapter"])
-    combined = {job.setting.preset for job in command.jobs if job.plain and job.args}
-    assert combined == {"cad"}
+    combined = {job.setting.preset for job in command.jobs if job.plain and job.setting}
+    assert combined == {None, "cad"}
     # What is lacked is told by the one that is alone.
-    (job,) = {job.problem.id: job for job in command.jobs if job.problem.line == 1}.values()
-    reads = [
-        job.problem.lacking.value,
-        json.loads(
-            Job(Setting("cad", plain="the text twice"), job.problem).args["cold_amateur_messages"]
-        ),
-    ]
-    assert reads == [[{"role": "user", "content": "? 0"}]] * 2
+    lacking = next(job.problem.lacking for job in command.jobs if job.problem.line == 1)
+    assert lacking.value == [{"role": "user", "content": "0"}]
 
 
-def test_what_harms_where_texts_do_not_answer_is_no_default(command: Command) -> None:
+@pytest.mark.parametrize("both", [CAD, Setting("cad", plain="the text repeated")])
+def test_what_harms_where_texts_do_not_answer_is_no_default(
+    command: Command, both: Setting
+) -> None:
+    """Also a contrast that needs a baseline for it."""
     command.write_texts(silent=16)
-    command.text = lambda job: (
-        "right" if (job.setting == CAD) == job.problem.has_answer else "wrong"
-    )
+
+    def text(job: Job) -> str:
+        gains = job.setting == both or (job.plain == NAMES[2] and job.problem.line % 3 == 0)
+        return "right" if (gains if job.problem.has_answer else not job.args) else "wrong"
+
+    command.text = text
     assert command("--preset", "cad", without=PRESET) == 1
     report = command.report
-    assert report["headline"].startswith("Use cad only where the text is known to answer, which")
-    assert report["test_silent"]["difference"] == -1.0 and report["test"]["difference"] == 1.0
+    assert report["headline"].startswith(f"Use {both} only where the text is known to answer, whi")
+    assert report["test_silent"]["difference"] == -1.0
     assert "--sampler" not in report["serve"]
     said = 'Where the text is known to answer, requests must also send "vllm_xargs": {"cold": 1, '
     assert said in command.notes
-
-    # So is a contrast that needs a plain prompt for it.
-    both = Setting("cad", plain="the text twice")
-
-    def text(job: Job) -> str:
-        helped = job.plain == both.plain and (job.args or job.problem.line % 3 == 0)
-        right = helped if job.problem.has_answer else not job.args
-        return "right" if right else "wrong"
-
-    command.text = text
-    (command.folder / "out" / "answers.jsonl").unlink()
-    assert command("--preset", "cad", without=PRESET) == 1
-    said = "Use cad with the text twice only where the text is known to answer, which"
-    assert command.report["headline"].startswith(said) and "--sampler" not in report["serve"]
-    assert "Where the text is known to answer, requests must also send" in command.notes
-    assert "and a prompt with the text twice, as answers.jsonl has it" in command.notes
 
 
 def test_rows_say_what_their_amateurs_read(command: Command, capsys: Capture) -> None:
@@ -554,38 +500,31 @@ def test_rows_say_what_their_amateurs_read(command: Command, capsys: Capture) ->
     assert f"Contrastive requests must also send {said}" in command.notes
     report = command.report
     assert report["serve"].endswith(f"--lora-modules sql={command.folder / 'sql'} --sampler cold")
-    assert report["headline"].endswith("nothing is known of texts that do not answer.")
-    assert "Not tested: texts that do not answer" in capsys.readouterr().out
+    assert report["headline"].endswith("; irrelevant context was not tested.")
+    assert "Not tested: irrelevant context" in capsys.readouterr().out
 
 
 def test_two_amateurs(command: Command) -> None:
     more = ["--amateur", str(command.folder / "chat"), "--amateur", "org/model"]
     command.text = lambda job: "right" if job.setting else "wrong"
     assert command(*more, "--weights", "0.5", "--weights", "-0.5", without=["--beta"]) == 0
-    assert command.tasks[0].engine["max_loras"] == 2
+    assert command.started[0]["max_loras"] == 2
     told = {"cold_amateur": ["chat", "org/model"], "cold_weights": [0.5, -0.5], "cold_alpha": 0.1}
     assert json.dumps(told)[1:] in command.notes
     assert command.report["serve"].endswith("--sampler cold")
-    assert command.report["headline"].startswith("Use alpha 0.1, which beats greedy")
+    assert command.headline.startswith("Use alpha 0.1, which beats greedy")
 
 
-def test_weights_hold_by_a_plain_prompt(command: Command) -> None:
+def test_weights_hold_with_a_baseline(command: Command) -> None:
     command.write_chats()
     command.text = lambda job: (
         "right" if job.plain and (job.args or job.problem.line % 2) else "wrong"
     )
     more = ("--amateur", str(command.folder / "chat"), "--weights", "-0.25")
     assert command("--without", "system", *more, without=["--beta"]) == 0
-    assert command.report["headline"].startswith("Use alpha 0.1 with a better prompt, which beats")
-    (args,) = {
-        json.dumps(job.args)
-        for job in command.jobs
-        if job.plain and job.args and job.problem.line == 1
-    }
-    told = json.loads(args)
-    assert told.pop("cold_amateur_messages") and told == {
-        "cold_amateur": "chat", "cold_weights": -0.25, "cold_alpha": 0.1
-    }  # fmt: skip
+    assert command.headline.startswith("Use alpha 0.1 with a stronger prompt, which beats")
+    told = next(job.args for job in command.jobs if job.plain and job.args)
+    assert told.keys() - {"cold_amateur_messages"} == {"cold_amateur", "cold_weights", "cold_alpha"}
     assert '"cold_amateur": "chat", "cold_weights": -0.25, ' in command.notes
 
 
@@ -604,9 +543,8 @@ def test_notes_say_what_a_reader_has_to_know(command: Command) -> None:
         "100.0 % of the answers of the picked setting were cut off",
     ):
         assert said in command.notes
-    (command.folder / "out" / "answers.jsonl").unlink()
     command.text = lambda job: "no"
-    assert command(*more) == 1 and "Nothing is right, with" in command.notes
+    assert command.again(*more) == 1 and "Nothing is right, with" in command.notes
 
 
 def test_a_library_that_is_missing_is_named_before_anything_starts(
@@ -627,7 +565,7 @@ def test_a_library_that_is_missing_is_named_before_anything_starts(
     assert command() == 2
     said = "this command needs scipy: install vllm-cold with its extra tools, or pip"
     assert said in capsys.readouterr().err
-    assert not command.tasks
+    assert not command.started
 
 
 def test_the_extra_for_instructions_is_named(
@@ -638,7 +576,7 @@ def test_the_extra_for_instructions_is_named(
         monkeypatch.delitem(sys.modules, name)
     assert command("--match", "ifeval") == 2
     said = r"--match=ifeval: needs (if_verifiable|langdetect): pip install 'vllm-cold\[ifeval\]'\n$"
-    assert re.search(said, capsys.readouterr().err) and not command.tasks
+    assert re.search(said, capsys.readouterr().err) and not command.started
 
 
 def test_the_page_shows_problems_and_options_that_exist(tmp_path: Path) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Plain prompts of chats and texts: what an amateur lacks is left out, asked for, or said twice."""
+"""Baselines of chats and texts: what an amateur lacks is left out, asked for, or repeated."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from vllm_cold.settings.amateurs import Messages, Text
+from vllm_cold.settings.amateurs import AmateurSpec, Messages, Text
 from vllm_cold.tools.contrast import Prompt, read_contrast
-from vllm_cold.tools.tune.plain import BETTER, BETTER_PROMPT, LONGEST, plain_prompts
+from vllm_cold.tools.tune.plain import BETTER, LONGEST, STRONGER, add_baselines
+from vllm_cold.tools.tune.problems import Problem
 
 pytestmark = pytest.mark.unit
 
@@ -18,12 +19,21 @@ SYSTEM, TOOL, ASKED = ("system", "Be brief."), ("tool", "It is 9."), ("user", "H
 TEXT = "Text: It is 9. Question: How many?"
 
 
-def prompts(prompt: Prompt, better: str | None = None, **args: Any) -> tuple[str, list[Any]]:
-    """What is lacked, and what plain prompts are, in order."""
-    one = read_contrast({f"cold_{name}": value for name, value in args.items()}).amateurs[0]
-    lacks, (found,), untried = plain_prompts([(prompt, one)], better)
-    assert [*found, *untried] == [f"no {lacks}", BETTER_PROMPT, f"the {lacks} twice"]
-    return lacks, [_plain(one) for one in found.values()]
+def amateur(**args: Any) -> AmateurSpec:
+    return read_contrast({f"cold_{name}": value for name, value in args.items()}).amateurs[0]
+
+
+def problem(prompt: Prompt, line: int = 1) -> Problem:
+    return Problem(f"p{line}", line, prompt, ("x",))
+
+
+def prompts(prompt: Prompt, better: str | None = None, **args: Any) -> tuple[Any, list[Any]]:
+    """What is lacked, and what the baselines are, in order."""
+    one = amateur(**args)
+    lacks, (found,), untried = add_baselines([problem(prompt)], [one], better, texts=False)
+    names = [f"no {lacks}", STRONGER, f"the {lacks} repeated"]
+    assert list(found.plain) == names[: len(found.plain)] and len(untried) == 3 - len(found.plain)
+    return lacks, [_plain(one) for one in found.plain.values()]
 
 
 def _plain(reads: Any) -> Any:
@@ -33,7 +43,7 @@ def _plain(reads: Any) -> Any:
     return [(message["role"], message["content"]) for message in reads.value]
 
 
-def test_an_instruction_is_repeated_behind_the_question() -> None:
+def test_an_instruction_is_repeated_after_the_question() -> None:
     better = f"{BETTER['instruction']} How many?"
     assert prompts((SYSTEM, ASKED), without="system") == (
         "instruction",
@@ -41,7 +51,7 @@ def test_an_instruction_is_repeated_behind_the_question() -> None:
     )
 
 
-def test_a_text_is_repeated_in_front_of_it() -> None:
+def test_a_text_is_repeated_before_it() -> None:
     chat, again = (SYSTEM, ASKED, TOOL), "It is 9.\n\nHow many?"
     assert prompts(chat, "By the tool:", without="tool") == (
         "text",
@@ -66,7 +76,7 @@ def test_a_text_without_a_part() -> None:
             ["Question: How many?", "Text: It is 9. Read: Question: How many?",
              "Text: It is 9. Text: It is 9. Question: How many?"],
         )  # fmt: skip
-    # Several are repeated behind the last.
+    # Several are repeated after the last.
     assert prompts("a b c d", "!", part="0:2,4:6")[1] == ["b d", "a b c ! d", "a b c a c d"]
 
 
@@ -83,7 +93,7 @@ def test_where_the_question_is_not_known(prompt: Prompt, args: dict[str, Any]) -
     assert lacks == "text" and len(found) == 1
 
 
-def test_what_is_long_is_not_said_twice() -> None:
+def test_what_is_long_is_not_repeated() -> None:
     for length, count in ((LONGEST, 3), (LONGEST + 1, 2)):
         page = "x" * length
         assert len(prompts(page + "How many?", part=[0, length])[1]) == count
@@ -91,17 +101,35 @@ def test_what_is_long_is_not_said_twice() -> None:
 
 
 def test_instructions_are_what_all_amateurs_lack() -> None:
-    (system,) = read_contrast({"cold_without": "system"}).amateurs
-    (tool,) = read_contrast({"cold_without": "tool"}).amateurs
-    both = [((SYSTEM, ASKED, TOOL), system), ((SYSTEM, ASKED, TOOL), tool)]
-    assert plain_prompts(both[:1], None)[0] == "instruction"
-    assert plain_prompts(both[:1], None, texts=True)[0] == "text"
-    lacks, found, untried = plain_prompts(both, None)
+    system, tool = amateur(without="system"), amateur(without="tool")
+    both = [problem((SYSTEM, ASKED, TOOL)), problem((SYSTEM, ASKED, TOOL), 2)]
+    assert add_baselines(both, [system] * 2, None, texts=False)[0] == "instruction"
+    assert add_baselines(both, [system] * 2, None, texts=True)[0] == "text"
+    lacks, found, untried = add_baselines(both, [system, tool], None, texts=False)
     assert lacks == "text" and not untried
-    assert [list(one) for one in found] == [["no text", BETTER_PROMPT, "the text twice"]] * 2
-    asked, _ = both[0]
-    (other,) = read_contrast({"cold_without": "user"}).amateurs
-    # Those that all have.
-    _, found, untried = plain_prompts([both[0], (asked, other)], None)
-    assert [list(one) for one in found] == [["no text"]] * 2
-    assert untried == {BETTER_PROMPT: 1, "the text twice": 1}
+    assert [list(one.plain) for one in found] == [["no text", STRONGER, "the text repeated"]] * 2
+
+
+def test_baselines_that_not_all_can_have_are_named() -> None:
+    some = [problem((SYSTEM, ASKED, TOOL)), problem((SYSTEM, ("tool", "x" * 2001), ASKED), 2)]
+    tool = amateur(without="tool")
+    _, found, untried = add_baselines(some, [tool, tool], None, texts=False)
+    assert [list(one.plain) for one in found] == [["no text", STRONGER]] * 2
+    assert untried == [
+        "Not tried: the text repeated, which problem 'p2' (line 2) cannot have: the part to repeat "
+        "has more than 2000 characters."
+    ]
+    _, found, untried = add_baselines(some, [tool, amateur(without="user")], None, texts=False)
+    assert [list(one.plain) for one in found] == [["no text"]] * 2
+    assert [said.partition(",")[0] for said in untried] == [
+        f"Not tried: {STRONGER}", "Not tried: the text repeated",
+    ]  # fmt: skip
+    assert untried[0].endswith("cannot have: its question is not found apart from the text.")
+    # An amateur that reads the same has none at all.
+    assert add_baselines(some, [tool, None], None, texts=False) == (
+        None,
+        some,
+        ["Not tried: baselines, which problem 'p2' (line 2) cannot have: it has pictures, or an "
+         "amateur that reads the same prompt."],
+    )  # fmt: skip
+    assert add_baselines(some, [None, None], None, texts=False) == (None, some, [])

@@ -5,9 +5,7 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 import re
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -99,9 +97,6 @@ class Fake:
 @pytest.fixture
 def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fake]:
     kept = Fake(tmp_path)
-    for name in ("VLLM_ENABLE_V1_MULTIPROCESSING", "VLLM_NO_USAGE_STATS", "VLLM_LOGGING_LEVEL"):
-        monkeypatch.setenv(name, "0")
-    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
     monkeypatch.delenv("COLD_API_KEY", raising=False)
 
     class Handler(loopback.Answering):
@@ -145,7 +140,7 @@ def test_chats_are_asked_as_a_client_asks(
     monkeypatch.setenv("OPENAI_API_KEY", "another")
     monkeypatch.setenv("COLD_API_KEY", KEY)
     assert fake.tune(*GUIDED, "--max-tokens", "9", "--stop", "\n") == 0
-    assert len(fake.bodies) == 5 * COUNT  # greedy, three plain prompts and the preset
+    assert len(fake.bodies) == 5 * COUNT  # greedy, three baselines and the preset
     for body in fake.bodies:
         asked = {name: body[name] for name in ("model", "temperature", "max_tokens", "stop")}
         assert asked == {"model": "base", "temperature": 0.0, "max_tokens": 9, "stop": ["\n"]}
@@ -179,62 +174,28 @@ def test_chats_are_asked_as_a_client_asks(
     assert fake.report["serve"] == '{"model": "base", "vllm_xargs": {"cold": 0}}'
 
 
-def test_a_contrast_by_a_plain_prompt(fake: Fake) -> None:
+def test_a_contrast_with_a_baseline(fake: Fake) -> None:
+    """Its expert reads the baseline, and its amateur the prompt without what it lacks."""
+
     def text(body: dict[str, Any]) -> str:
         question = body["messages"][-1]["content"]
-        alone = question.startswith("p1")
-        right = question.endswith("Be right.") and (body["vllm_xargs"]["cold"] or alone)
-        return "right" if right else "wrong"
+        gains = body["vllm_xargs"]["cold"] or question.startswith("p1")
+        return "right" if question.endswith("Be right.") and gains else "wrong"
 
     fake.text = text
     assert fake.tune(*GUIDED) == 0
-    assert fake.report["headline"].startswith("Use cfg with the instruction twice, which beats")
     sent = {
         body["messages"][-1]["content"]: body["vllm_xargs"]["cold_amateur_messages"]
         for body in fake.bodies
         if "cold_amateur_messages" in body["vllm_xargs"]
     }
-    assert len(sent) == COUNT and json.loads(sent["p7\n\nBe right."]) == [
-        {"role": "user", "content": "p7"}
-    ]
+    assert len(sent) == COUNT
+    assert json.loads(sent["p7\n\nBe right."]) == [{"role": "user", "content": "p7"}]
     told = json.loads(fake.report["serve"])["vllm_xargs"]
     assert told["cold_amateur_messages"] == "<the prompt with no instruction>"
     assert told["cold_preset"] == "cfg" and "cold_without" not in told
-    (note,) = [
-        note for note in fake.report["notes"] if note.startswith("With contrastive decoding")
-    ]
-    assert note.startswith(
-        "Contrastive requests must also send a prompt with the instruction twice"
-    )
-
-
-def test_what_is_followed_most_is_not_what_serves_most(fake: Fake) -> None:
-    """An instruction that is said twice is followed always, and costs the answer."""
-    users = [{"role": "user", "content": f"p{n}"} for n in range(4 * COUNT)]
-    rows = [{"messages": [SYSTEM, user], "answer": "right"} for user in users]
-
-    def text(body: dict[str, Any]) -> str:
-        question = body["messages"][-1]["content"]
-        number = int(re.findall(r"p(\d+)", question)[0])
-        twice, cold = question.endswith("Be right."), body["vllm_xargs"]["cold"]
-        follows = twice or number % 4 == 0 or (cold and number % 2)
-        return (
-            f"{'right' if follows else 'wrong'}, {'so' if twice and number % 4 != 1 else 'Paris'}"
-        )
-
-    fake.text = text
-    more = (*GUIDED, "--match", "contains")
-    fake.write(rows)
-    assert fake.tune(*more) == 1
-    assert fake.report["headline"].startswith("Use the instruction twice, and no contrast: +")
-    fake.write(row | {"keep": "Paris"} for row in rows)
-    assert fake.tune(*more) == 0
-    found = fake.report
-    assert found["headline"].startswith("Use cfg, which beats greedy decoding: +")
-    assert ", kept 0.0 with p = 1)" in found["headline"]
-    note = "On the held-out problems the instruction twice matches more (+"
-    (said,) = [one for one in found["notes"] if one.startswith(note)]
-    assert " points) and loses what must be kept: -" in said and said.endswith("is not advised.")
+    said = "Contrastive requests must also send a prompt with the instruction repeated"
+    assert any(note.startswith(said) for note in fake.report["notes"])
 
 
 def test_texts_and_adapters(fake: Fake) -> None:
@@ -277,22 +238,6 @@ def test_going_on_after_an_error(fake: Fake, capsys: pytest.CaptureFixture[str])
     assert len(fake.bodies) == 7 + 5 * COUNT - 6 and fake.most == 3
     assert fake.tune(*GUIDED, "--adapter", "sql") == 2
     assert "adapter was None and is 'sql'" in capsys.readouterr().err
-
-
-def test_ctrl_c_keeps_what_is_there(fake: Fake, capsys: pytest.CaptureFixture[str]) -> None:
-    def text(body: dict[str, Any]) -> str:
-        if len(fake.bodies) == 5:
-            os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(0.2)
-        return "right"
-
-    fake.text = text
-    former = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        assert fake.tune(*GUIDED, "--concurrency", "1") == 130
-    finally:
-        signal.signal(signal.SIGINT, former)
-    assert "stopped; 4 answers are kept in" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The verdict's figures against scipy and cases reckoned by hand; no more is claimed than the data
-show.
-"""
+"""The verdict's figures against cases calculated by hand; no more is claimed than the data show."""
 
 from __future__ import annotations
 
@@ -36,10 +34,19 @@ def pairs(better: int, worse: int, equal: int) -> verdict.Comparison:
 
 
 @cache
-def hundred(better: int, worse: int) -> verdict.Comparison:
-    """100 problems, of which greedy solves 50 and so many differ."""
-    counts = (better, worse, 50 - worse, 50 - better)
+def halves(better: int, worse: int, count: int = 100) -> verdict.Comparison:
+    """So many problems, of which greedy solves half and so many differ."""
+    half = count // 2
+    counts = (better, worse, half - worse, half - better)
     return compare(np.repeat([1.0, 0, 1, 0], counts), np.repeat([0.0, 1, 1, 0], counts))
+
+
+def outcome(found: Pair, silent: Pair | None = None) -> Outcome:
+    """On 100 problems whose text answers, and as many whose text does not."""
+    if silent is None:
+        return Outcome(halves(*found), None, halves(*found))
+    whole = halves(found[0] + silent[0], found[1] + silent[1], 200)
+    return Outcome(halves(*found), halves(*silent), whole)
 
 
 @pytest.mark.parametrize(
@@ -101,12 +108,12 @@ def test_significant_is_better_by_number_and_by_size() -> None:
         assert not verdict.is_better(found) and not verdict.is_worse(found)
 
 
-# Plain prompts, and what settings do beside them
+# Baselines, and what settings do compared with them
 
 NO_TEXT, BETTER, TWICE = (
-    Setting(plain=name) for name in ("no text", "a better prompt", "the text twice")
+    Setting(plain=name) for name in ("no text", "a stronger prompt", "the text repeated")
 )
-CAD = Setting("cad")
+CAD, BOTH = Setting("cad"), Setting("cad", plain=TWICE.plain)
 Told = tuple[Pair, Pair, Pair]  # on dev, held out; and the setting against it
 WITHOUT: Told = ((0, 45), (0, 45), (50, 5))
 NOTHING: Told = ((0, 0), (0, 0), (20, 0))
@@ -117,22 +124,18 @@ def judged(
     test: Pair,
     plain: dict[Setting, Told] | None = None,
     silent: Pair | None = None,
-    blind: bool = False,
+    untested: bool = False,
     plain_silent: dict[Setting, Pair] | None = None,
 ) -> Verdict:
     """Settings on dev problems, the picked one on others, and where the text does not answer."""
-    silently = plain_silent or {}
-    told = plain or {}
-    rows = {one: Result(one, hundred(*said[0])) for one, said in told.items()}
-    settings = {one: Result(one, hundred(*said)) for one, said in dev.items()}
+    silently, told = plain_silent or {}, plain or {}
+    rows = {one: Result(one, outcome(said[0])) for one, said in told.items()}
+    settings = {one: Result(one, outcome(said)) for one, said in dev.items()}
     best = verdict.pick(list(settings.values())).setting
-    held_out = {
-        one: Result(one, hundred(*said[1]), hundred(*silently[one]) if one in silently else None)
-        for one, said in told.items()
-    }
-    held_out[best] = Result(best, hundred(*test), None if silent is None else hundred(*silent))
-    against = {one: hundred(*said[2]) for one, said in told.items()}
-    return Verdict({**rows, **settings}, best, held_out, against, blind)
+    held_out = {one: Result(one, outcome(said[1], silently.get(one))) for one, said in told.items()}
+    held_out[best] = Result(best, outcome(test, silent))
+    against = {one: halves(*said[2]) for one, said in told.items()}
+    return Verdict({**rows, **settings}, best, held_out, against, untested)
 
 
 def test_a_gain_is_claimed_with_its_figures() -> None:
@@ -144,8 +147,8 @@ def test_a_gain_is_claimed_with_its_figures() -> None:
         "Use alpha 0.1, beta 0.25, which beats greedy decoding: +9.0 points on 100 held-out "
         "problems (95 % interval +1.9 to +15.5, p = 0.012)."
     )
-    blind = judged({CAD: (12, 1)}, (10, 1), blind=True).headline()
-    assert blind.endswith("p = 0.012); nothing is known of texts that do not answer.")
+    untested = judged({CAD: (12, 1)}, (10, 1), untested=True).headline()
+    assert untested.endswith("p = 0.012); irrelevant context was not tested.")
     better: Told = ((8, 2), (9, 1), (13, 2))
     found = judged({CAD: (20, 0)}, (20, 0), {NO_TEXT: WITHOUT, BETTER: better, TWICE: NOTHING})
     assert found.gain and found.headline().startswith("Use cad, which beats greedy decoding: +20.0")
@@ -155,15 +158,15 @@ def test_a_gain_is_claimed_with_its_figures() -> None:
     ("dev", "cad", "better", "twice", "said"),
     [
         # A gain for nothing, which the contrast does not beat significantly.
-        ((20, 0), (20, 0), ((15, 0), (18, 1), (6, 3)), NOTHING, "a better prompt +17.0"),
+        ((20, 0), (20, 0), ((15, 0), (18, 1), (6, 3)), NOTHING, "a stronger prompt +17.0"),
         # No gain by itself, and yet it scores as much as the contrast.
-        ((20, 0), (8, 0), ((9, 8), (22, 14), (9, 9)), NOTHING, "a better prompt +8.0"),
+        ((20, 0), (8, 0), ((9, 8), (22, 14), (9, 9)), NOTHING, "a stronger prompt +8.0"),
         # No contrast gains; the dev problems pick the prompt, too.
-        ((3, 2), (4, 2), ((5, 0), (9, 0), (0, 20)), ((9, 0), (21, 1), (0, 20)), "the text twice +20.0"),  # noqa: E501
+        ((3, 2), (4, 2), ((5, 0), (9, 0), (0, 20)), ((9, 0), (21, 1), (0, 20)), "the text repeated +20.0"),  # noqa: E501
         ((3, 2), (4, 2), ((5, 0), (5, 0), (0, 20)), NOTHING, ""),
     ],
 )  # fmt: skip
-def test_a_contrast_that_a_plain_prompt_replaces_is_not_advised(
+def test_a_contrast_that_a_baseline_replaces_is_not_advised(
     dev: Pair, cad: Pair, better: Told, twice: Told, said: str
 ) -> None:
     plain = {NO_TEXT: WITHOUT, BETTER: better, TWICE: twice}
@@ -171,39 +174,43 @@ def test_a_contrast_that_a_plain_prompt_replaces_is_not_advised(
     assert not found.gain
     if not said:
         assert found.use is None
-        said = (
-            "No setting and no plain prompt beats greedy decoding significantly, so use that: cad "
-        )
-        assert found.headline().startswith(said + "differs by +2.0 points")
+        said = "Use greedy decoding: no setting or baseline beats it significantly; cad differs by "
+        assert found.headline().startswith(f"{said}+2.0 points")
         return
     name, _, gained = said.rpartition(" ")
-    assert found.headline().startswith(f"Use {name}, and no contrast: {gained} points on 100 held")
-    end = f"; cad (+{cad[0]}.0) is not significantly better than that."
+    assert found.headline().startswith(
+        f"Use {name}, without a contrast: {gained} points on 100 held"
+    )
+    end = f"; cad (+{cad[0]}.0) is not significantly better."
     assert found.headline().endswith(end) is (dev == (20, 0))
 
 
-def test_a_contrast_that_a_plain_prompt_equals_is_not_advised() -> None:
+def test_a_contrast_that_a_baseline_equals_is_not_advised() -> None:
     """Where texts answer, although it has more right where they do not."""
     better: Told = ((9, 8), (22, 14), (9, 9))
     found = judged({CAD: (20, 0)}, (8, 0), {BETTER: better}, (9, 0), plain_silent={BETTER: (0, 0)})
-    assert found.best.score > found.held_out[BETTER].score
-    assert found.headline().startswith("Use a better prompt, and no contrast: +8.0 points on 100")
+    assert found.best.score.whole.cold > found.held_out[BETTER].score.whole.cold
+    assert found.headline().startswith(
+        "Use a stronger prompt, without a contrast: +8.0 points on 100"
+    )
 
 
 @pytest.mark.parametrize(("over", "advised"), [((2, 0), False), ((12, 1), True)])
-def test_a_contrast_has_to_beat_the_plain_prompt_that_it_is_tried_by(
+def test_a_contrast_has_to_beat_the_baseline_that_it_is_combined_with(
     over: Pair, advised: bool
 ) -> None:
     """That gains something, and not significantly."""
-    both, plain = Setting("cad", plain=TWICE.plain), ((9, 3), (10, 3), over)
-    found = judged({CAD: (5, 3), both: (20, 0)}, (11, 2), {NO_TEXT: WITHOUT, TWICE: plain})
+    plain = ((9, 3), (10, 3), over)
+    found = judged({CAD: (5, 3), BOTH: (20, 0)}, (11, 2), {NO_TEXT: WITHOUT, TWICE: plain})
     assert found.gain is advised
     if advised:
-        assert found.headline().startswith("Use cad with the text twice, which beats greedy")
-        assert found.headline().endswith(", and the text twice alone by +11.0 (p = 0.0034).")
+        assert found.headline().startswith("Use cad with the text repeated, which beats greedy")
+        assert found.headline().endswith(", and the text repeated alone by +11.0 (p = 0.0034).")
     else:
-        said = "; cad with the text twice (+9.0) is not significantly better than that."
-        assert found.headline().startswith("Use the text twice, and no contrast: +7.0 points on")
+        said = "; cad with the text repeated (+9.0) is not significantly better."
+        assert found.headline().startswith(
+            "Use the text repeated, without a contrast: +7.0 points on"
+        )
         assert found.headline().endswith(said)
 
 
@@ -218,12 +225,8 @@ def test_what_harms_where_texts_do_not_answer_is_for_texts_that_do() -> None:
     found = judged({CAD: (20, 0)}, (20, 0), {NO_TEXT: WITHOUT}, silent=(1, 4))
     assert found.gain and found.headline().startswith("Use cad, which beats greedy")
     # What gains less and harms less is picked.
-    rows = [
-        Result(CAD, hundred(30, 0), hundred(0, 30)),
-        Result(TWICE, hundred(14, 0), hundred(0, 7)),
-    ]
+    rows = [Result(CAD, outcome((30, 0), (0, 30))), Result(TWICE, outcome((14, 0), (0, 7)))]
     assert verdict.pick(rows) is rows[1]
-    assert [row.score for row in rows] == pytest.approx([0.5, 0.535])
 
 
 @pytest.mark.parametrize(
@@ -231,9 +234,9 @@ def test_what_harms_where_texts_do_not_answer_is_for_texts_that_do() -> None:
     [
         # Not significantly worse where no text answers; by a prompt more are right in all.
         ((20, 0), (3, 9), ((9, 2), (8, 2), (14, 0)), (9, 0),
-         "Use a better prompt, and no contrast: +6.0 points"),
+         "Use a stronger prompt, without a contrast: +6.0 points"),
         ((10, 1), (3, 9), ((9, 2), (6, 2), (6, 1)), (0, 0),
-         "Use a better prompt, and no contrast: +4.0 points"),
+         "Use a stronger prompt, without a contrast: +4.0 points"),
         # No better than greedy decoding in all.
         ((10, 1), (20, 33), ((0, 9), (0, 9), (9, 0)), (0, 0), "Use cad only where"),
         ((10, 1), (22, 31), ((0, 9), (0, 9), (9, 0)), (0, 0), "Use cad only where"),
@@ -250,7 +253,7 @@ def test_what_has_fewer_right_in_all_is_not_advised(
     )
     assert found.headline().startswith(said)
     assert found.gain is said.startswith("Use cad, which") and found.only is ("only" in said)
-    end = "; cad (+20.0) scores no more than that on all problems; where the text does not"
+    end = "; cad (+20.0) does not score more on all problems; where the text does not"
     assert (end in found.headline()) is (cad == (20, 0))
 
 
@@ -271,23 +274,23 @@ def test_without_a_gain_greedy_is_what_to_use(dev: list[Pair], test: Pair, said:
     found = judged(dict(zip(GRID, dev, strict=False)), test)
     assert not found.gain and said in found.headline()
     assert found.headline().startswith(
-        "No setting beats greedy decoding significantly, so use that: alpha 0.3, beta 0.25"
+        "Use greedy decoding: no setting beats it significantly; alpha 0.3, beta 0.25"
     )
 
 
 def test_what_is_told_before_the_search() -> None:
-    helps, harms, little = hundred(1, 40), hundred(40, 2), hundred(3, 2)
-    rows = [Result(NO_TEXT, helps, harms), Result(BETTER, little, hundred(0, 7))]
+    helps, harms, little = (1, 40), (40, 2), (3, 2)
+    rows = [Result(NO_TEXT, outcome(helps, harms)), Result(BETTER, outcome(little, (0, 7)))]
     assert findings(rows, "text", False) == [
         "The text helps: 50.0 % are right with it, 11.0 % without (100 problems, p = 3.8e-11).",
-        "Where it does not answer, the text harms: 50.0 % are right with it, 88.0 % without (100 "
-        "problems, p = 4.1e-10): better leave it out.",
-        "Free baseline, a better prompt: +1.0 points (p = 1), where it does not answer -7.0 points "
-        "(p = 0.016).",
+        "Where the text does not answer, it harms: 50.0 % are right with it, 88.0 % without (100 "
+        "problems, p = 4.1e-10): leave it out.",
+        "Baseline (no extra cost), a stronger prompt: +1.0 points (p = 1), where the text does not "
+        "answer -7.0 points (p = 0.016).",
     ]
-    said, blind = findings([Result(NO_TEXT, little)], "instruction", True)
+    said, untested = findings([Result(NO_TEXT, outcome(little))], "instruction", True)
     assert said.startswith("The instruction has no clear effect: 50.0 % are right with it, 51.0 %")
-    assert blind.startswith("Not tested: texts that do not answer")
+    assert untested.startswith('Not tested: irrelevant context. Add problems with "answers": false')
     assert findings([], "", False) == []
 
 
@@ -297,22 +300,11 @@ Three = tuple[Pair, Pair, Pair]  # both at once, what is matched, and what is ke
 BARGAIN: Three = ((12, 1), (20, 0), (0, 35))  # gains, by what it must not pay with
 FAIR: Three = ((12, 1), (16, 1), (2, 6))
 SAME: Three = ((2, 2), (3, 3), (1, 1))
-BOTH = Setting("cad", plain=TWICE.plain)
 
 
 def row(setting: Setting, said: Three, silent: Three | None = None) -> Result:
-    """On 100 problems whose text answers, and as many whose text does not."""
-
-    def alone(which: int) -> Outcome:
-        (better, worse), other = said[which], None
-        if silent is None:
-            return Outcome(hundred(better, worse), None, hundred(better, worse))
-        other = silent[which]
-        whole = pairs(better + other[0], worse + other[1], 200 - better - worse - sum(other))
-        return Outcome(hundred(better, worse), hundred(*other), whole)
-
-    apart = None if silent is None else hundred(*silent[0])
-    return Result(setting, hundred(*said[0]), apart, alone(1), alone(2))
+    others = silent or (None, None, None)
+    return Result(setting, *map(outcome, said, others))
 
 
 def joint(
@@ -321,27 +313,26 @@ def joint(
     plain: dict[Setting, tuple[Three, Pair]] | None = None,
     silent: Three | None = None,
 ) -> Verdict:
-    """A setting that gains on the dev problems, as all plain prompts do, and what it and they do on
+    """A setting that gains on the dev problems, as all baselines do, and what it and they do on
     the others: the pair is the setting against that prompt.
     """
     told = plain or {}
     dev = {one: row(one, FAIR) for one in (*told, setting)}
     held_out = {one: row(one, said[0]) for one, said in told.items()}
     held_out[setting] = row(setting, test, silent)
-    return Verdict(dev, setting, held_out, {one: hundred(*said[1]) for one, said in told.items()})
+    return Verdict(dev, setting, held_out, {one: halves(*said[1]) for one, said in told.items()})
 
 
 def test_a_gain_that_loses_what_must_be_kept_is_never_advised() -> None:
     found = joint(CAD, BARGAIN)
     assert found.use is None and not found.gain and not found.only
     assert found.headline() == (
-        "Use greedy decoding: cad matches more (+20.0 points) and loses what must be kept: -35.0 "
-        "points (p = 5.8e-11), so it is not advised; +11.0 points of both at once on 100 held-out "
-        "problems (95 % interval +3.6 to +17.9, p = 0.0034; matched +20.0, kept -35.0 with "
-        "p = 5.8e-11)."
+        "Use greedy decoding: cad matches more (+20.0 points) but loses what must be kept: -35.0 "
+        "points (p = 5.8e-11); +11.0 points of both at once on 100 held-out problems (95 % "
+        "interval +3.6 to +17.9, p = 0.0034; matched +20.0, kept -35.0 with p = 5.8e-11)."
     )
     worse = verdict.loss(row(CAD, ((0, 9), (0, 3), (0, 20))))
-    assert worse and worse.startswith("cad loses what must be kept: -20.0 points (p = 1.9e-06), so")
+    assert worse == "cad loses what must be kept: -20.0 points (p = 1.9e-06)"
     # What is kept makes up for nothing: both at once decide.
     assert joint(CAD, ((5, 4), (4, 5), (40, 0))).use is None
 
@@ -365,37 +356,37 @@ def test_a_gain_of_both_at_once_is_advised_with_all_figures() -> None:
         # The most by far, and no rival: it loses what the setting keeps.
         (FAIR, {TWICE: (((40, 0), (50, 0), (0, 20)), (0, 30))}, "Use cad, which beats"),
         (SAME, {TWICE: (((40, 0), (50, 0), (0, 20)), (0, 30))},
-         "No setting and no plain prompt beats greedy decoding significantly without losing what "
-         "must be kept, so use that: cad differs by 0.0 points of both"),
+         "Use greedy decoding: no setting or baseline beats it significantly without losing what "
+         "must be kept; cad differs by 0.0 points of both"),
         # Another one is to be had.
         (SAME, {TWICE: (((40, 0), (50, 0), (0, 20)), (0, 30)), BETTER: (FAIR, (0, 8))},
-         "Use a better prompt, and no contrast: +11.0 points of both"),
+         "Use a stronger prompt, without a contrast: +11.0 points of both"),
         # The setting loses it, and the prompt does not.
-        (BARGAIN, {BETTER: (FAIR, (9, 9))}, "Use a better prompt, and no contrast: +11.0 points"),
+        (BARGAIN, {BETTER: (FAIR, (9, 9))}, "Use a stronger prompt, without a contrast: +11.0"),
         (BARGAIN, {BETTER: (SAME, (9, 9))}, "Use greedy decoding: cad matches more (+20.0"),
         # Both keep it: who has more of both at once, and of two with the same the prompt.
-        (FAIR, {BETTER: (FAIR, (6, 6))}, "Use a better prompt, and no contrast: +11.0 points"),
+        (FAIR, {BETTER: (FAIR, (6, 6))}, "Use a stronger prompt, without a contrast: +11.0 points"),
         (FAIR, {BETTER: (((9, 2), (30, 2), (3, 4)), (12, 1))}, "Use cad, which beats greedy"),
-        (FAIR, {BETTER: (((20, 1), (30, 2), (3, 4)), (0, 8))}, "Use a better prompt, and no "),
+        (FAIR, {BETTER: (((20, 1), (30, 2), (3, 4)), (0, 8))}, "Use a stronger prompt, with"),
     ],
 )  # fmt: skip
-def test_plain_prompts_are_judged_by_both_at_once(
+def test_baselines_are_judged_by_both_at_once(
     cad: Three, plain: dict[Setting, tuple[Three, Pair]], said: str
 ) -> None:
     found = joint(CAD, cad, plain)
     assert found.headline().startswith(said)
     assert found.gain is said.startswith("Use cad")
-    lost = "; cad matches more (+20.0 points) and loses what must be kept: -35.0 points (p = "
-    assert (lost in found.headline()) is (cad == BARGAIN and "no contrast" in said)
+    lost = "; cad matches more (+20.0 points) but loses what must be kept: -35.0 points (p = "
+    assert (lost in found.headline()) is (cad == BARGAIN and "a contrast" in said)
 
 
-def test_a_setting_need_not_beat_the_prompt_that_it_is_tried_by_if_that_is_not_to_be_used() -> None:
+def test_a_setting_need_not_beat_its_baseline_if_that_is_not_to_be_used() -> None:
     for kept, advised in (((0, 20), BOTH), ((2, 6), TWICE)):
         found = joint(BOTH, FAIR, {TWICE: (((10, 4), (30, 0), kept), (5, 3))})
         assert found.use is not None and found.use.setting == advised
         assert "alone by" not in found.headline()
     found = joint(BOTH, FAIR, {TWICE: (((10, 4), (30, 0), (2, 6)), (12, 1))})
-    assert found.gain and ", and the text twice alone by +11.0 (p =" in found.headline()
+    assert found.gain and ", and the text repeated alone by +11.0 (p =" in found.headline()
 
 
 def test_what_loses_on_the_dev_problems_is_picked_last() -> None:
@@ -416,7 +407,7 @@ def test_what_is_lost_where_texts_do_not_answer_harms_there() -> None:
         assert joint(CAD, FAIR, plain, silent).gain
     # On neither side significantly, on both together.
     found = joint(CAD, (FAIR[0], FAIR[1], (0, 5)), silent=((2, 2), (9, 0), (0, 5)))
-    assert found.use is None and ": -5.0 points (p = 0.002), so it is" in found.headline()
+    assert found.use is None and ": -5.0 points (p = 0.002); " in found.headline()
     # Where they answer, whatever it does elsewhere.
     assert joint(CAD, BARGAIN, silent=((2, 2), (9, 0), (40, 0))).use is None
 
@@ -440,23 +431,20 @@ def test_what_is_told_of_both_before_the_search() -> None:
     assert said == [
         "The instruction has no clear effect: 50.0 % are right and kept with it, 50.0 % without "
         "(100 problems, p = 1).",
-        "Free baseline, the text twice: +11.0 points (p = 0.0034); what must be kept -35.0 points "
-        "(p = 5.8e-11).",
+        "Baseline (no extra cost), the text repeated: +11.0 points (p = 0.0034); what must be kept "
+        "-35.0 points (p = 5.8e-11).",
     ]
 
 
 @pytest.mark.parametrize(("width", "keeps"), [(80, False), (40, False), (80, True)])
 def test_the_terminal_shows_all_and_what_is_pasted_in_one_piece(width: int, keeps: bool) -> None:
-    found = judged(dict(zip(GRID, [(9, 3), (12, 1)], strict=False)), (10, 1))
-    if width > 40:
-        rows = {one: row._replace(silent=hundred(0, 8)) for one, row in found.dev.items()}
-        found = replace(found, dev=rows)
+    dev = dict(zip(GRID, [(9, 3), (12, 1)], strict=False))
+    found, silent = judged(dev, (10, 1)), (0, 8) if width > 40 else None
+    rows = {one: Result(one, outcome(each, silent)) for one, each in dev.items()}
     if keeps:
-        rows = {
-            one: row(one, (each, (20, 0), (0, 35)), silent=((0, 8), (0, 0), (0, 0)))
-            for one, each in zip(GRID, [(9, 3), (12, 1)], strict=False)
-        }
-        found = replace(found, dev=rows)
+        kept = (((0, 8), (0, 0), (0, 0)), (20, 0), (0, 35))
+        rows = {one: row(one, (each, *kept[1:]), kept[0]) for one, each in dev.items()}
+    found = replace(found, dev=rows)
     hostile, headline = "[bold]x[/bold] & <b> {{ 7 * 7 }}", found.headline()
     serve = "vllm serve '/models/a long name' --sampler cold --cold-alpha 0.1 --cold-beta 0.5"
     said: dict[str, Any] = {"first": ["The text helps."], "notes": [hostile], "serve": serve}

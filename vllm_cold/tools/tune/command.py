@@ -7,8 +7,9 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemaining
 from rich.text import Text
 
 from vllm_cold.tools.errors import ToolError
+from vllm_cold.tools.own_server import serving
 from vllm_cold.tools.tune import report, verdict
 from vllm_cold.tools.tune.answers import Answers, Job, Output, open_answers
-from vllm_cold.tools.tune.decode import Decode, decoder
+from vllm_cold.tools.tune.decode import ask
 from vllm_cold.tools.tune.grid import Setting
 from vllm_cold.tools.tune.problems import Problem
 from vllm_cold.tools.tune.task import Task, read_task
 
-CUT = 0.05  # share of answers cut off by --max-tokens that is worth a word
+CUT = 0.05  # above this share of answers that --max-tokens cut off, a note says so
 
 
 class Tuning:
@@ -36,35 +38,30 @@ class Tuning:
         self._stack = stack  # ends a server that is started
         self._answers = answers
         self._console = console
-        self._scores: dict[tuple[Setting | None, str], tuple[float, ...]] = {}
-        self._decode: Decode | None = None
+        self._scored: dict[tuple[Setting | None, str], tuple[float, ...]] = {}
+        self._server = task.server
 
-    def _each(self, setting: Setting | None, problem: Problem) -> tuple[float, ...]:
+    def _scores(self, setting: Setting | None, problem: Problem) -> tuple[float, ...]:
         """The scores of ``--match`` and, if something must be kept, of ``--keep``."""
         at, job = (setting, problem.id), Job(setting, problem)
-        if at not in self._scores:
+        if at not in self._scored:
             text, task = self._answers[job.key].text, self._task
             rules = (task.matcher, *([task.keeper] if task.keeper else []))
-            self._scores[at] = tuple(rule(text, problem) for rule in rules)
-        return self._scores[at]
-
-    def _score(
-        self, setting: Setting | None, problem: Problem, outcome: int | None = None
-    ) -> float:
-        """By one outcome, or (None) by all at once."""
-        each = self._each(setting, problem)
-        return math.prod(each) if outcome is None else each[outcome]
+            self._scored[at] = tuple(rule(text, problem) for rule in rules)
+        return self._scored[at]
 
     def _compare(
         self,
         setting: Setting,
         problems: Sequence[Problem],
         other: Setting | None = None,
-        outcome: int | None = None,
+        kind: Callable[[Sequence[float]], float] = math.prod,
     ) -> verdict.Comparison:
-        """A setting against another one, or greedy decoding."""
+        """A setting against another one, or greedy decoding; ``kind`` makes one score of several,
+        by default that of all at once.
+        """
         found, than = (
-            np.array([self._score(one, problem, outcome) for problem in problems])
+            np.array([kind(self._scores(one, problem)) for problem in problems])
             for one in (setting, other)
         )
         return verdict.compare(found, than)
@@ -72,31 +69,28 @@ class Tuning:
     def _rows(
         self, settings: Sequence[Setting], problems: Sequence[Problem]
     ) -> dict[Setting, verdict.Result]:
-        answering, silent = (
-            [p for p in problems if p.has_answer is kind] for kind in (True, False)
-        )
-        parts = (answering, silent, problems)
-
-        def compare(one: Setting, some: Sequence[Problem], outcome: int | None = None) -> Any:
-            return self._compare(one, some, outcome=outcome) if some else None
-
+        answering = [problem for problem in problems if problem.has_answer]
+        silent = [problem for problem in problems if not problem.has_answer]
+        alone = (itemgetter(0), itemgetter(1)) if self._task.keeper else ()
         return {
             one: verdict.Result(
                 one,
-                compare(one, answering),
-                compare(one, silent),
                 *(
-                    verdict.Outcome(*(compare(one, some, each) for some in parts))
-                    for each in ((0, 1) if self._task.keeper else ())
+                    verdict.Outcome(
+                        found=self._compare(one, answering, kind=kind),
+                        silent=self._compare(one, silent, kind=kind) if silent else None,
+                        whole=self._compare(one, problems, kind=kind),
+                    )
+                    for kind in (math.prod, *alone)
                 ),
             )
             for one in settings
         }
 
     def judge(self) -> tuple[list[str], verdict.Verdict]:
-        """Decode what is missing: greedy and the plain prompts on all problems, of which it tells,
-        the grid on the dev ones, also by the best plain prompt if that gains there, and the picked
-        setting on the held-out ones.
+        """Decode what is missing: greedy and the baselines on all problems, whose findings it
+        prints; the grid on the dev ones, also with the best baseline if that gains there; and the
+        picked setting on the held-out ones.
 
         The other settings are never decoded on held-out problems: it saves time, and nobody can
         pick by them. A problem comes first with each: what is refused is refused at once.
@@ -104,14 +98,14 @@ class Tuning:
         task, dev, held_out = self._task, self._task.dev, self._task.held_out
         refused = [Job(setting, dev[0]) for setting in task.grid]
         self._need([*refused, *(Job(one, p) for one in (None, *task.plain) for p in task.problems)])
-        blind = task.lacks == "text" and all(problem.has_answer for problem in task.problems)
+        untested = task.lacks == "text" and all(problem.has_answer for problem in task.problems)
         told = list(self._rows(task.plain, task.problems).values())
-        findings = verdict.findings(told, task.lacks or "", blind)
-        findings += [f"Not tried: {said}." for said in task.untried]
+        findings = verdict.findings(told, task.lacks or "", untested) + task.untried
         for said in findings:
             Console().print(Text(said))
         rows = self._rows(task.plain, dev)
-        gains = [one for one in list(rows.values())[1:] if one.score > one.greedy]
+        wholes = [(one, one.score.whole) for one in list(rows.values())[1:]]
+        gains = [one for one, whole in wholes if whole.cold > whole.greedy]
         more = verdict.pick(gains).setting.plain if gains else None
         grid = [*task.grid, *(one for one in task.combined if one.plain == more)]
         self._need([Job(setting, problem) for setting in grid for problem in dev])
@@ -124,7 +118,7 @@ class Tuning:
             picked=best,
             held_out=self._rows([*task.plain, best], held_out),
             against={one: self._compare(best, answering, one) for one in task.plain},
-            blind=blind,
+            untested=untested,
         )
 
     def _need(self, jobs: Sequence[Job]) -> None:
@@ -132,9 +126,13 @@ class Tuning:
         missing = {job.key: job for job in jobs if job.key not in self._answers}.values()
         if not missing:
             return
-        if self._decode is None:
+        if self._server is None:
             # It starts before the bar, so that nothing of it is drawn over that.
-            self._decode = decoder(self._task, self._stack)
+            task = self._task
+            own = serving(
+                task.model, task.adapters, task.expert, verbose=task.options.verbose, **task.engine
+            )
+            self._server = self._stack.enter_context(own)
         columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         hidden = not self._console.is_terminal
         with Progress(*columns, console=self._console, disable=hidden) as progress:
@@ -143,10 +141,10 @@ class Tuning:
             def done(job: Job, answer: Output) -> None:
                 self._answers.add(job, answer)
                 # At once, so that a callable that fails does so now and not in an hour.
-                self._each(*job)
+                self._scores(*job)
                 progress.advance(bar)
 
-            self._decode(list(missing), done)
+            ask(self._task, self._server, list(missing), done)
 
     def changes(self, best: Setting) -> list[dict[str, Any]]:
         """The held-out problems on which ``best`` scores higher than greedy decoding, then those
@@ -154,17 +152,17 @@ class Tuning:
         """
         changes = []
         for problem in self._task.held_out:
-            jobs = {"greedy": Job(None, problem), "cold": Job(best, problem)}
-            scores = {f"{name}_score": self._score(*job) for name, job in jobs.items()}
-            if scores["greedy_score"] != scores["cold_score"]:
-                texts = {name: self._answers[job.key].text for name, job in jobs.items()}
-                said = {"id": problem.id, "prompt": problem.kept, "answers": list(problem.answers)}
+            said = {"id": problem.id, "prompt": problem.kept, "answers": list(problem.answers)}
+            if self._task.keeper:
+                said["keep"] = problem.keep
+            for name, setting in (("greedy", None), ("cold", best)):
+                scores = self._scores(setting, problem)
+                said |= {name: self._answers[Job(setting, problem).key].text}
+                said |= {f"{name}_score": math.prod(scores)}
                 if self._task.keeper:
-                    said["keep"] = problem.keep
-                    for name, job in jobs.items():
-                        each = self._each(*job)
-                        scores |= zip((f"{name}_match", f"{name}_keep"), each, strict=True)
-                changes.append({**said, **texts, **scores})
+                    said |= {f"{name}_match": scores[0], f"{name}_keep": scores[1]}
+            if said["greedy_score"] != said["cold_score"]:
+                changes.append(said)
         return sorted(changes, key=lambda one: one["cold_score"] < one["greedy_score"])
 
     def notes(self, best: Setting) -> list[str]:
@@ -179,12 +177,11 @@ class Tuning:
                     "scores."
                 )
         what = (("right", "--match"), ("kept", "--keep"))
-        for (name, option), found in zip(
-            what, zip(*self._scores.values(), strict=True), strict=False
-        ):
+        columns = zip(*self._scored.values(), strict=True)
+        for (name, option), found in zip(what, columns, strict=False):
             if not any(found):
                 notes.append(
-                    f"Nothing is {name}, with either kind of decoding. Compare answers.jsonl with "
+                    f"Nothing is {name}, with or without a contrast. Compare answers.jsonl with "
                     f"the answers that you expect: {option}, --chat, --stop or --max-tokens may be "
                     "wrong."
                 )
@@ -196,7 +193,7 @@ def run(options: argparse.Namespace) -> int:
     task = read_task(options)
     progress = Console(stderr=True, highlight=False, soft_wrap=True)
     with open_answers(options.output, task.made_with()) as answers, ExitStack() as stack:
-        more = ", and again by a plain prompt that gains" if task.combined else ""
+        more = ", and again with a baseline that gains" if task.combined else ""
         progress.print(
             f"{len(task.problems)} problems ({len(task.dev)} dev, {len(task.held_out)} held out), "
             f"{len(task.grid)} settings{more}. {len(answers)} answers are there already."

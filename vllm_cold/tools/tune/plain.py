@@ -1,51 +1,73 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Plain prompts, decoded without a contrast: without what the amateur lacks, with a sentence that
-asks for it, and with it twice. A contrast has to beat them: each costs half of what it does.
+"""Baselines: prompts that are decoded without a contrast, at half of its cost. One is without what
+the amateur lacks, one has a sentence that asks for it, one repeats it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 from vllm_cold.settings.amateurs import AmateurSpec, Messages, Part, Text
-from vllm_cold.tools.contrast import Content, Prompt, amateur_reads, expert_reads
+from vllm_cold.tools.contrast import Content, Pictured, amateur_reads, expert_reads
+from vllm_cold.tools.errors import ToolError
+from vllm_cold.tools.tune.problems import Problem
 
 Lacks = Literal["text", "instruction"]
 """What amateurs do not read: an instruction if it is system prompts alone."""
 
-LONGEST = 2000  # characters that are said twice: instructions and sentences, not pages
-# What stands before the question where nobody says it better.
+LONGEST = 2000  # characters that are repeated: instructions and sentences, not pages
+# What stands before the question where --better does not say it.
 BETTER: dict[Lacks, str] = {
     "text": "According to the text:",
     "instruction": "Follow the instructions to the letter:",
 }
-BETTER_PROMPT = "a better prompt"  # its name
+STRONGER = "a stronger prompt"  # the name of that baseline
 
 
-def plain_prompts(
-    problems: Sequence[tuple[Prompt, AmateurSpec]], better: str | None, *, texts: bool = False
-) -> tuple[Lacks, list[dict[str, Content]], dict[str, int]]:
-    """What amateurs lack, the plain prompts of each problem by their names (those that all have,
-    first what the amateur reads), and those that not all have, with the first problem that has
-    none: its question cannot be told from the rest, or what is to be said twice is too long.
+def add_baselines(
+    problems: list[Problem],
+    amateurs: Sequence[AmateurSpec | None],
+    better: str | None,
+    *,
+    texts: bool,
+) -> tuple[Lacks | None, list[Problem], list[str]]:
+    """What amateurs lack, the problems with those baselines that all can have (first what the
+    amateur reads), and a sentence on each that not all can have.
 
     Args:
-        problems: Each one's prompt, and an amateur that reads another.
+        problems: Without baselines.
+        amateurs: Of each problem one that reads another prompt; None where there is none. Without
+            one, and with pictures, there are no baselines.
         better: The sentence before the question; None for ours.
         texts: Whether system prompts are known to have texts in them.
+
+    Raises:
+        ToolError: a sentence is given, and there are no baselines.
     """
-    known = [(expert_reads(prompt), one) for prompt, one in problems]
-    read = [(one, whole, amateur_reads(whole, one)) for whole, one in known]
-    gone = [_lacked(whole, reads) for _, whole, reads in read]
+    read: list[tuple[Content, Content, AmateurSpec]] = []
+    without = []
+    for problem, one in zip(problems, amateurs, strict=True):
+        whole, is_text = expert_reads(problem.prompt), not isinstance(problem.prompt, Pictured)
+        if one is not None and is_text and (reads := amateur_reads(whole, one)) is not None:
+            read.append((whole, reads, one))
+        else:
+            without.append(problem.place)
+    if not read or without:
+        if better is not None:
+            raise ToolError("--better: is for amateurs that read another prompt; leave it out")
+        why = "it has pictures, or an amateur that reads the same prompt"
+        said = [f"Not tried: baselines, which {place} cannot have: {why}." for place in without]
+        return None, problems, said[:1] if read else []
+    gone = [_lacked(whole, reads) for whole, reads, _ in read]
     roles = {message["role"] for messages in gone for message in messages}
     lacks: Lacks = "text"
     if not texts and all(gone) and roles <= {"system", "developer"}:
         lacks = "instruction"
-    names = (f"no {lacks}", BETTER_PROMPT, f"the {lacks} twice")
+    names = (f"no {lacks}", STRONGER, f"the {lacks} repeated")
     found: list[dict[str, Content]] = []
-    for one, whole, reads in read:
-        assert reads is not None
+    for whole, reads, one in read:
         made: tuple[Content, ...] = ()
         if isinstance(whole, Text) and isinstance(reads, Text):
             made = _texts(whole.value, reads.value, one, better or BETTER[lacks])
@@ -53,12 +75,15 @@ def plain_prompts(
             made = _chats(whole, reads, lacks, better or BETTER[lacks])
         found.append(dict(zip(names, (reads, *made), strict=False)))
     fewest = min(found, key=len)
-    untried = {
-        name: next(place for place, one in enumerate(found) if name not in one)
-        for name in names
-        if name not in fewest
-    }
-    return lacks, [{name: one[name] for name in fewest} for one in found], untried
+    why = f"its question is not found apart from the {lacks}"
+    if STRONGER in fewest:
+        why = f"the part to repeat has more than {LONGEST} characters"
+    untried = []
+    for name in names[len(fewest) :]:
+        place = next(p.place for p, one in zip(problems, found, strict=True) if name not in one)
+        untried.append(f"Not tried: {name}, which {place} cannot have: {why}.")
+    common = ({name: one[name] for name in fewest} for one in found)
+    return lacks, [replace(p, plain=one) for p, one in zip(problems, common, strict=True)], untried
 
 
 def _lacked(whole: Content, reads: Content | None) -> list[dict[str, Any]]:
@@ -69,7 +94,7 @@ def _lacked(whole: Content, reads: Content | None) -> list[dict[str, Any]]:
 
 
 def _texts(whole: str, reads: str, one: AmateurSpec, better: str) -> tuple[Text, ...]:
-    """The better text and the one with the part twice."""
+    """A text with the sentence before its question, and one that repeats the part."""
     spans = one.source.spans if isinstance(one.source, Part) else ()
     if not spans and whole.endswith(reads):
         spans = ((0, len(whole) - len(reads)),)

@@ -22,9 +22,18 @@ from vllm_cold.tools.adapters import Adapter
 from vllm_cold.tools.contrast import ROW_KEYS, merge, reads_args, request_args
 from vllm_cold.tools.own_server import words_of
 from vllm_cold.tools.tune.match import KEEP
-from vllm_cold.tools.tune.plain import BETTER, BETTER_PROMPT
+from vllm_cold.tools.tune.plain import BETTER, STRONGER
 from vllm_cold.tools.tune.task import Task
-from vllm_cold.tools.tune.verdict import Result, Verdict, interval, loss, percent, points
+from vllm_cold.tools.tune.verdict import (
+    Comparison,
+    Outcome,
+    Result,
+    Verdict,
+    interval,
+    loss,
+    percent,
+    points,
+)
 
 FORMAT = 7  # of report.json
 
@@ -74,8 +83,8 @@ def serve_line(
 
 
 def _advice(task: Task, judged: Verdict) -> tuple[str, list[str]]:
-    """What to paste, a command or the fields of a request's body, and what requests have to send
-    beside it where they are decoded with a contrast.
+    """What to paste, a command or the fields of a request's body, and what contrastive requests
+    have to send in addition.
     """
     setting = judged.best.setting
     own = any(problem.own_keys for problem in task.problems) or setting.plain is not None
@@ -85,7 +94,7 @@ def _advice(task: Task, judged: Verdict) -> tuple[str, list[str]]:
         # A stream's JSON text for a chat; as it stands here, a server refuses it.
         (key,) = reads_args(task.problems[0].lacking)
         args = merge(task.args, {key: f"<the prompt with {task.plain[0].plain}>"}) | setting.args
-        rows = [f"a prompt with {setting.plain}, as answers.jsonl has it of this setting"]
+        rows = [f"a prompt with {setting.plain}, as answers.jsonl has it for this setting"]
     told = request_args(args, None if own else task.model)
     must = [f'"vllm_xargs": {json.dumps(told)}', *(rows if own else [])]
     if task.server is not None:
@@ -101,40 +110,11 @@ def _advice(task: Task, judged: Verdict) -> tuple[str, list[str]]:
 def make_report(
     task: Task, first: list[str], judged: Verdict, changes: list[Any], more: list[str]
 ) -> dict[str, Any]:
-    """The content of report.json, with what plain prompts told first, the held-out problems whose
-    score changed, and more notes.
+    """The content of report.json: ``first`` is what the baselines showed, ``changes`` the held-out
+    problems whose score changed, ``more`` further notes.
     """
     options, best = task.options, judged.best
     serve, must = _advice(task, judged)
-    stop = f", stop {json.dumps(options.stop)}" if options.stop else ""
-    found = best.found
-    notes = [
-        f"On the {found.count} held-out problems greedy scores {percent(found.greedy)} and "
-        f"{best.setting} {percent(found.cold)}: better on {found.better}, worse on {found.worse} "
-        "(sign test, for right and wrong McNemar's exact one, two-sided).",
-        "Measured with temperature 0 in each request; requests that sample are another matter. "
-        f"The requests had max_tokens {options.max_tokens}{stop}.",
-    ]
-    if best.match is not None and best.keep is not None:
-        each = [
-            f"{percent(one.found.greedy)} and {percent(one.found.cold)} are {name} (better on "
-            f"{one.found.better}, worse on {one.found.worse}, p = {one.found.p:.2g})"
-            for name, one in (("matched", best.match), ("kept", best.keep))
-        ]
-        notes.insert(1, f"These scores are of both at once; {', '.join(each)}.")
-    losing = [loss(row) for row in judged.held_out.values() if row is not best]
-    notes += [f"On the held-out problems {said}." for said in losing if said]
-    advised = judged.gain or judged.only
-    if must and (advised or (best.setting.plain is None and best.lost is None)):
-        who = (
-            "Where the text is known to answer, requests" if judged.only else "Contrastive requests"
-        )
-        notes.append(f"{who} must also send {' and '.join(must)}.")
-    if task.repeated:
-        notes.append(f"Rows that repeat an earlier prompt and were left out: {task.repeated}.")
-    if task.lacks is not None and any(one.plain == BETTER_PROMPT for one in task.plain):
-        said = json.dumps(options.better or BETTER[task.lacks])
-        notes.append(f"A better prompt has {said} before the question; --better.")
     keeps = task.keeper is not None
     return {
         "format": FORMAT,
@@ -154,7 +134,7 @@ def make_report(
             for setting, row in judged.dev.items()
         ],
         "changes": changes,
-        "notes": [*notes, *more],
+        "notes": [*_notes(task, judged, must), *more],
         "serve": serve,
         "run": {
             "data": Path(options.data).name,
@@ -168,16 +148,55 @@ def make_report(
     }
 
 
+def _notes(task: Task, judged: Verdict, must: Sequence[str]) -> list[str]:
+    """What a reader has to know of the verdict; ``must``: what contrastive requests must send."""
+    options, best, found = task.options, judged.best, judged.best.score.found
+    notes = [
+        f"On the {found.count} held-out problems greedy scores {percent(found.greedy)} and "
+        f"{best.setting} {percent(found.cold)}: better on {found.better}, worse on {found.worse} "
+        "(two-sided sign test, for right and wrong McNemar's exact one)."
+    ]
+    if best.match is not None and best.keep is not None:
+        each = [
+            f"{percent(one.found.greedy)} and {percent(one.found.cold)} are {name} (better on "
+            f"{one.found.better}, worse on {one.found.worse}, p = {one.found.p:.2g})"
+            for name, one in (("matched", best.match), ("kept", best.keep))
+        ]
+        notes.append(f"These scores are of both at once; {', '.join(each)}.")
+    stop = f", stop {json.dumps(options.stop)}" if options.stop else ""
+    notes.append(
+        "Measured with temperature 0 in each request; sampling was not tested. The requests had "
+        f"max_tokens {options.max_tokens}{stop}."
+    )
+    losing = [loss(row) for row in judged.held_out.values() if row is not best]
+    notes += [f"On the held-out problems {said}, so it is not advised." for said in losing if said]
+    advised = judged.gain or judged.only
+    if must and (advised or (best.setting.plain is None and best.lost is None)):
+        who = (
+            "Where the text is known to answer, requests" if judged.only else "Contrastive requests"
+        )
+        notes.append(f"{who} must also send {' and '.join(must)}.")
+    if task.repeated:
+        notes.append(f"Rows that repeat an earlier prompt and were left out: {task.repeated}.")
+    if task.lacks is not None and any(one.plain == STRONGER for one in task.plain):
+        said = json.dumps(options.better or BETTER[task.lacks])
+        notes.append(f"The stronger prompt has {said} before the question (--better).")
+    return notes
+
+
 def _figures(part: str, row: Result | None, keeps: bool) -> dict[str, Any]:
     """A row's figures on a part of the problems, by kind, for JSON; ``keeps``: with those of each
     outcome alone.
     """
-    kinds = {"": row and row.found, "_silent": row and row.silent}
+    found: dict[str, Outcome | None] = {"": row and row.score}
     if keeps:
-        for name, one in (("match", row and row.match), ("keep", row and row.keep)):
-            kinds |= {f"_{name}": one and one.found, f"_{name}_silent": one and one.silent}
-            kinds[f"_{name}_all"] = one and one.whole
-    return {f"{part}{kind}": msgspec.to_builtins(found) for kind, found in kinds.items()}
+        found |= {"_match": row and row.match, "_keep": row and row.keep}
+    kinds: dict[str, Comparison | None] = {}
+    for name, one in found.items():
+        kinds |= {name: one and one.found, f"{name}_silent": one and one.silent}
+        if name:
+            kinds[f"{name}_all"] = one and one.whole
+    return {f"{part}{kind}": msgspec.to_builtins(said) for kind, said in kinds.items()}
 
 
 def show(console: Console, report: Mapping[str, Any], judged: Verdict, path: str) -> None:
@@ -203,7 +222,7 @@ def show(console: Console, report: Mapping[str, Any], judged: Verdict, path: str
 
 def _table(judged: Verdict) -> Table:
     """All settings on the dev problems."""
-    _, dev, silent, match, keep = next(iter(judged.dev.values()))
+    _, (dev, silent, _), match, keep = next(iter(judged.dev.values()))
     title = f"{dev.count} dev problems, which pick a setting; greedy: {percent(dev.greedy)}"
     if match and keep:
         title += f" (matched {percent(match.found.greedy)}, kept {percent(keep.found.greedy)})"
@@ -211,7 +230,7 @@ def _table(judged: Verdict) -> Table:
         title += f"\n{silent.count} whose text does not answer; greedy: {percent(silent.greedy)}"
     table = Table(
         title=title,
-        caption="points: to greedy; what is picked from several is biased upwards",
+        caption="points: difference to greedy; the best of several looks better than it is",
         title_justify="left",
         caption_justify="left",
         box=box.SIMPLE_HEAD,
@@ -223,11 +242,11 @@ def _table(judged: Verdict) -> Table:
     scores = ("matched", "kept", "both") if keep else ("score",)
     for name in (*scores, "points", "better/worse", "95 % interval", *more):
         table.add_column(name, justify="right", overflow="fold")
-    for setting, dev, silent, *outcomes in judged.dev.values():
+    for setting, (dev, silent, _), *alone in judged.dev.values():
         is_picked = setting == judged.picked
         table.add_row(
             f"{setting} (picked)" if is_picked else str(setting),
-            *(percent(one.found.cold) for one in outcomes if one),
+            *(percent(one.found.cold) for one in alone if one),
             percent(dev.cold),
             points(dev.difference),
             f"{dev.better}/{dev.worse}",

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,6 @@ from vllm_cold.tools.adapters import (
     read_model,
 )
 from vllm_cold.tools.contrast import (
-    Pictured,
     adapter_of,
     amateur_reads,
     as_written,
@@ -38,7 +37,7 @@ from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.server import Server
 from vllm_cold.tools.tune.grid import Setting, make_grid
 from vllm_cold.tools.tune.match import IFEVAL, Matcher, load_keeper, load_matcher
-from vllm_cold.tools.tune.plain import BETTER_PROMPT, LONGEST, Lacks, plain_prompts
+from vllm_cold.tools.tune.plain import Lacks, add_baselines
 from vllm_cold.tools.tune.problems import Problem, load_problems, split_problems
 
 ENGINE_ONLY = (*ENGINE_OPTIONS, "engine_args")
@@ -57,31 +56,25 @@ class Models:
 
 
 @dataclass(kw_only=True)
-class Plain:
-    """What is tried without a contrast."""
-
-    plain: list[Setting]  # the plain prompts that all problems have
-    lacks: Lacks | None  # of their experts' prompts; None where an amateur reads all
-    untried: list[str]  # plain prompts that not all problems have, and which one has none
-    problems: list[Problem]
-
-
-@dataclass(kw_only=True)
-class Task(Models, Plain):
+class Task(Models):
     """What the options ask for, checked, before anything is started."""
 
     options: argparse.Namespace
+    args: dict[str, Any]  # flat arguments of all problems, what they do not say themselves
     grid: list[Setting]
-    combined: list[Setting]  # the grid's contrasts by those of them that an amateur does not read
+    plain: list[Setting]  # the baselines that all problems have
+    combined: list[Setting]  # the grid's contrasts with those of them that an amateur does not read
+    lacks: Lacks | None  # what baselines' amateurs do not read; None without baselines
+    untried: list[str]  # on baselines that not all problems have, sentences
+    problems: list[Problem]
     dev: list[Problem]  # those that pick a setting
     held_out: list[Problem]  # those that judge it
     repeated: int  # rows that were left out because they repeat a prompt
     matcher: Matcher
     keeper: Matcher | None  # of what must be kept, too
-    args: dict[str, Any]  # flat arguments of all problems, what they do not say themselves
 
     def made_with(self) -> dict[str, Any]:
-        """All that answers depend on beside problem and setting, as JSON."""
+        """All that answers depend on besides problem and setting, as JSON."""
         from vllm_cold.vllm.versions import vllm_version
 
         made_with: dict[str, Any] = {
@@ -118,34 +111,42 @@ def read_task(options: argparse.Namespace) -> Task:
         grid = make_grid(given, options.preset, args.get(PREFIX + "weights"))
     except ColdError as error:
         raise ToolError(as_written(error)) from None
-    objects = options.match == IFEVAL
-    problems, repeated = load_problems(options.data, args, options.chat, objects)
+    problems, repeated = load_problems(options.data, args, options.chat, options.match == IFEVAL)
     by_preset = [_amateurs(problem, grid, models) for problem in problems]
     several = {name for one in by_preset for name, found in one.items() if len(found) > 1}
-    plain = _read_plain(options, grid, problems, [_first_alone(one) for one in by_preset])
-    dev, held_out = split_problems(plain.problems, options.test_fraction, options.seed)
+    presets = {setting.preset for setting in grid if setting.preset}
+    # A preset says what system prompts are: cad's amateur lacks texts, cfg's instructions.
+    texts = "cfg" not in presets and any(PRESETS[name].of_texts for name in presets)
+    texts |= not all(problem.has_answer for problem in problems)
+    readers = [_other_reader(one) for one in by_preset]
+    lacks, problems, untried = add_baselines(problems, readers, options.better, texts=texts)
+    dev, held_out = split_problems(problems, options.test_fraction, options.seed)
+    plain = [Setting(plain=name) for name in problems[0].plain]
     return Task(
         **vars(models),
-        **vars(plain),
         options=options,
+        args=args,
         grid=grid,
+        plain=plain,
         combined=[
             msgspec.structs.replace(one, plain=more.plain)
-            for more in plain.plain[1:]
+            for more in plain[1:]
             for one in grid
             if one.preset not in several
         ],
+        lacks=lacks,
+        untried=untried,
+        problems=problems,
         dev=dev,
         held_out=held_out,
         repeated=repeated,
-        matcher=load_matcher(options.match, plain.problems),
-        keeper=load_keeper(options.keep, plain.problems),
-        args=args,
+        matcher=load_matcher(options.match, problems),
+        keeper=load_keeper(options.keep, problems),
     )
 
 
 def _read_models(options: argparse.Namespace) -> tuple[Models, dict[str, str]]:
-    """What decodes, and what an amateur's adapter is called there, by what the options say."""
+    """What decodes, and the names there of what ``--amateur`` says."""
     amateurs = options.amateur or ()
     if options.url is not None:
         server = Server(
@@ -204,51 +205,10 @@ def _amateurs(
     return found
 
 
-def _first_alone(by_preset: Mapping[str | None, Sequence[AmateurSpec]]) -> AmateurSpec | None:
-    """The amateur by which is known what is lacked: it reads another prompt, and is alone if one
-    is.
-    """
+def _other_reader(by_preset: Mapping[str | None, Sequence[AmateurSpec]]) -> AmateurSpec | None:
+    """An amateur that reads another prompt, if there is one; the only amateur of a preset first."""
     ordered = sorted(by_preset.values(), key=lambda amateurs: len(amateurs) > 1)
     return next((one for amateurs in ordered for one in amateurs if one.source is not None), None)
-
-
-def _read_plain(
-    options: argparse.Namespace,
-    grid: Sequence[Setting],
-    problems: list[Problem],
-    amateurs: Sequence[AmateurSpec | None],
-) -> Plain:
-    """The problems with their plain prompts, if each has an amateur that reads another prompt."""
-    known = [
-        None if one is None or isinstance(problem.prompt, Pictured) else (problem.prompt, one)
-        for problem, one in zip(problems, amateurs, strict=True)
-    ]
-    there = [one for one in known if one is not None]
-    if len(there) < len(known) or not known:
-        if options.better is not None:
-            raise ToolError("--better: is for amateurs that read another prompt; leave it out")
-        untried = []
-        if there:
-            place = problems[known.index(None)].place
-            untried = [
-                f"plain prompts, for {place} has none: it has pictures, or its amateur reads the "
-                "same prompt"
-            ]
-        return Plain(plain=[], lacks=None, untried=untried, problems=problems)
-    presets = {setting.preset for setting in grid if setting.preset}
-    # A preset says what system prompts are: cad's amateur lacks texts, cfg's instructions.
-    texts = "cfg" not in presets and any(PRESETS[name].of_texts for name in presets)
-    texts |= not all(problem.has_answer for problem in problems)
-    lacks, prompts, fewer = plain_prompts(there, options.better, texts=texts)
-    why = f"its question is not found apart from the {lacks}"
-    if BETTER_PROMPT in prompts[0]:
-        why = f"what would be said twice has more than {LONGEST} characters"
-    return Plain(
-        plain=[Setting(plain=name) for name in prompts[0]],
-        lacks=lacks,
-        untried=[f"{name}, for {problems[at].place} has none: {why}" for name, at in fewer.items()],
-        problems=[replace(p, plain=one) for p, one in zip(problems, prompts, strict=True)],
-    )
 
 
 def _engine_arguments(options: argparse.Namespace, adapters: Sequence[Adapter]) -> dict[str, Any]:

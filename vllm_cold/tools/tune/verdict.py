@@ -77,46 +77,31 @@ def compare(cold: Scores, greedy: Scores) -> Comparison:
 
 
 class Outcome(NamedTuple):
-    """What is matched, or what is kept, alone."""
+    """A setting against greedy decoding, by one kind of score."""
 
-    found: Comparison  # where texts answer
+    found: Comparison  # where texts answer: on all problems, but for those that say otherwise
     silent: Comparison | None  # where they do not, if there are such problems
     whole: Comparison  # on all problems
 
 
 class Result(NamedTuple):
-    """A setting or a plain prompt against greedy decoding. Where something must be kept, too, a
-    problem's score is that of both at once: the product.
-    """
+    """A setting or a baseline against greedy decoding."""
 
     setting: Setting
-    found: Comparison  # where texts answer: on all problems, but for those that say otherwise
-    silent: Comparison | None = None  # on those that do, if there are any
+    score: Outcome  # where something must be kept, too, of both at once: the product
     match: Outcome | None = None  # where something must be kept, what is matched
     keep: Outcome | None = None  # and what is kept
 
     @property
-    def score(self) -> float:
-        """Its mean score on all of them."""
-        parts = (self.found, self.silent or self.found)
-        return sum(part.count * part.cold for part in parts) / sum(part.count for part in parts)
-
-    @property
-    def greedy(self) -> float:
-        """The mean score of greedy decoding on all of them."""
-        parts = (self.found, self.silent or self.found)
-        return sum(part.count * part.greedy for part in parts) / sum(part.count for part in parts)
-
-    @property
     def harms(self) -> bool:
         """Whether it is significantly worse where texts do not answer, or keeps less there."""
-        parts = (self.silent, self.keep and self.keep.silent)
+        parts = (self.score.silent, self.keep and self.keep.silent)
         return any(part is not None and is_worse(part) for part in parts)
 
     @property
     def lost(self) -> Comparison | None:
         """What must be kept, if it is significantly worse: where texts answer, or on all problems.
-        What is lost where texts do not answer harms there alone.
+        What is lost only where texts do not answer counts as harm there (``harms``).
         """
         if self.keep is None:
             return None
@@ -129,7 +114,7 @@ def pick(rows: Sequence[Result]) -> Result:
     """The setting with the best dev score, the first of several: a grid begins with the mildest.
     One that loses what must be kept is taken only where all do.
     """
-    return max(rows, key=lambda row: (row.lost is None, row.score))
+    return max(rows, key=lambda row: (row.lost is None, row.score.whole.cold))
 
 
 def is_better(found: Comparison) -> bool:
@@ -159,8 +144,8 @@ def interval(found: Comparison) -> str:
 
 
 def _figures(row: Result, part: Literal["found", "silent"] = "found", which: str = "") -> str:
-    """A difference on held-out problems, with all that belongs to it."""
-    found: Comparison = getattr(row, part)
+    """A difference on held-out problems, with its interval and p."""
+    found: Comparison = getattr(row.score, part)
     both, each = "", ""
     if row.match is not None and row.keep is not None:
         match, keep = (getattr(one, part) for one in (row.match, row.keep))
@@ -178,63 +163,64 @@ def loss(row: Result) -> str | None:
     if row.match is None or row.keep is None or (lost := row.lost) is None:
         return None
     match = row.match.found if lost is row.keep.found else row.match.whole
-    more = f"matches more ({points(match.difference)} points) and " if match.difference > 0 else ""
+    more = f"matches more ({points(match.difference)} points) but " if match.difference > 0 else ""
     return (
         f"{row.setting} {more}loses what must be kept: {points(lost.difference)} points "
-        f"(p = {lost.p:.2g}), so it is not advised"
+        f"(p = {lost.p:.2g})"
     )
 
 
-def findings(plain: Sequence[Result], lacks: str, blind: bool) -> list[str]:
-    """What plain prompts, first that without the text or instruction, tell before any setting is
-    tried: whether it helps at all, and what is to be had for nothing.
+def findings(plain: Sequence[Result], lacks: str, untested: bool) -> list[str]:
+    """What the baselines show before any setting is tried: whether the text or instruction helps at
+    all (by the first baseline, which lacks it), and what the others gain at no extra cost.
     """
     said = []
+    silently = f"where the {lacks} does not answer"
     for row in plain[:1]:
         right = "right" if row.keep is None else "right and kept"
-        said.append(f"The {_help(row.found, lacks, right)}.")
-        if row.silent is not None:
-            said.append(f"Where it does not answer, the {_help(row.silent, lacks, right)}.")
+        said.append(f"The {lacks} {_help(row.score.found, right)}.")
+        if row.score.silent is not None:
+            said.append(f"{silently.capitalize()}, it {_help(row.score.silent, right)}.")
     for row in plain[1:]:
-        parts = filter(None, (row.found, row.silent))
+        parts = filter(None, (row.score.found, row.score.silent))
         told = [f"{points(part.difference)} points (p = {part.p:.2g})" for part in parts]
         kept = ""
         if row.keep is not None:
             found = row.keep.whole
             kept = f"; what must be kept {points(found.difference)} points (p = {found.p:.2g})"
         said.append(
-            f"Free baseline, {row.setting}: {', where it does not answer '.join(told)}{kept}."
+            f"Baseline (no extra cost), {row.setting}: {f', {silently} '.join(told)}{kept}."
         )
-    if blind:
+    if untested:
         said.append(
-            'Not tested: texts that do not answer. Add problems with "answers": false. There '
-            f"contrasts have cost the most: {site('accuracy.html')}"
+            'Not tested: irrelevant context. Add problems with "answers": false. There contrasts '
+            f"have cost the most: {site('accuracy.html')}"
         )
     return said
 
 
-def _help(without: Comparison, lacks: str, right: str) -> str:
+def _help(without: Comparison, right: str) -> str:
     """Whether a text helps, by what is right without it."""
     does, advice = "has no clear effect", ""
     if is_worse(without):
         does = "helps"
     elif is_better(without):
-        does, advice = "harms", ": better leave it out"
+        does, advice = "harms", ": leave it out"
     return (
-        f"{lacks} {does}: {percent(without.greedy)} are {right} with it, {percent(without.cold)} "
-        f"without ({without.count} problems, p = {without.p:.2g}){advice}"
+        f"{does}: {percent(without.greedy)} are {right} with it, {percent(without.cold)} without "
+        f"({without.count} problems, p = {without.p:.2g}){advice}"
     )
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What to use, by all that was compared."""
+    """What to use, according to all that was compared."""
 
-    dev: Mapping[Setting, Result]  # plain prompts and settings on the dev problems, in order
+    dev: Mapping[Setting, Result]  # baselines and settings on the dev problems, in order
     picked: Setting  # by the dev problems
-    held_out: Mapping[Setting, Result]  # plain prompts and the picked setting on the others
-    against: Mapping[Setting, Comparison]  # that against plain prompts there, where texts answer
-    blind: bool = False  # whether there may be texts that do not answer, and no row says so
+    held_out: Mapping[Setting, Result]  # baselines and the picked setting on the others
+    against: Mapping[Setting, Comparison]  # that against baselines there, where texts answer
+    untested: bool = False  # whether there may be texts that do not answer, and no row says so
 
     @property
     def best(self) -> Result:
@@ -243,12 +229,12 @@ class Verdict:
 
     @property
     def _plain(self) -> list[Result]:
-        """The plain prompts on the held-out problems, but for those that lose what must be kept."""
+        """The baselines on the held-out problems, but for those that lose what must be kept."""
         rows = (self.held_out[one] for one in self.against)
         return [row for row in rows if row.lost is None]
 
     def _alone(self, setting: Setting) -> Setting | None:
-        """The plain prompt that a setting is tried by."""
+        """The baseline that a setting is combined with, unless it loses what must be kept."""
         found = (row.setting for row in self._plain)
         return next((one for one in found if one.plain == setting.plain), None)
 
@@ -256,30 +242,36 @@ class Verdict:
         """Whether it beats greedy decoding: significantly on the held-out problems, and at all on
         the dev ones; and does not lose what must be kept.
         """
-        gains = is_better(row.found) and self.dev[row.setting].found.difference > 0.0
+        gains = is_better(row.score.found) and self.dev[row.setting].score.found.difference > 0.0
         return gains and row.lost is None
 
     @property
     def use(self) -> Result | None:
-        """The setting or the plain prompt to use, on the held-out problems; None for greedy
-        decoding. A setting has to beat greedy decoding significantly; it must not score below any
-        plain prompt, and has to beat the best one significantly if that is a gain for nothing. Nor
-        may it score below one on all problems, whether or not their texts answer: that one is to be
-        used, unless it is significantly worse where they do. It has to beat the plain prompt that
-        it is tried by significantly, whatever that gains. What loses what must be kept is out.
+        """The setting or baseline to use, on the held-out problems; None for greedy decoding.
+
+        A setting is used if it
+
+        - beats greedy decoding significantly;
+        - scores above each baseline where texts answer, and significantly above the best one if
+          that one beats greedy decoding significantly;
+        - scores above each baseline on all problems, whether or not their texts answer. A baseline
+          that is significantly worse than greedy decoding where they do does not count here;
+        - beats the baseline that it is combined with significantly.
+
+        Else the baseline at which it fails is used. What loses what must be kept never is.
         """
         best, plain = self.best, self._plain
         if self._gains(best):
-            rival = max(plain, key=lambda row: row.found.cold, default=None)
+            rival = max(plain, key=lambda row: row.score.found.cold, default=None)
             if rival is None:
                 return best
-            loses = rival.found.cold >= best.found.cold
-            ties = is_better(rival.found) and not is_better(self.against[rival.setting])
+            loses = rival.score.found.cold >= best.score.found.cold
+            ties = is_better(rival.score.found) and not is_better(self.against[rival.setting])
             if loses or ties:
                 return rival
-            safe = [row for row in plain if not is_worse(row.found)]
-            rival = max(safe, key=lambda row: row.score, default=None)
-            if rival is not None and rival.score >= best.score:
+            safe = [row for row in plain if not is_worse(row.score.found)]
+            rival = max(safe, key=lambda row: row.score.whole.cold, default=None)
+            if rival is not None and rival.score.whole.cold >= best.score.whole.cold:
                 return rival
             alone = self._alone(best.setting)
             return self.held_out[alone] if alone and not is_better(self.against[alone]) else best
@@ -291,12 +283,13 @@ class Verdict:
 
     def _is_for_answers(self, row: Result) -> bool:
         """Whether something is to be used only where a text is known to answer: it is significantly
-        worse where texts do not, or greedy decoding or a plain prompt is better on all problems.
+        worse where texts do not, or greedy decoding or a baseline is better on all problems.
         """
-        if row.silent is None:
+        if row.score.silent is None:
             return False
-        most = max((row.score for row in self._plain), default=0.0)
-        return row.harms or row.score <= row.greedy or row.score < most
+        whole = row.score.whole
+        most = max((one.score.whole.cold for one in self._plain), default=0.0)
+        return row.harms or whole.cold <= whole.greedy or whole.cold < most
 
     @property
     def gain(self) -> bool:
@@ -309,39 +302,47 @@ class Verdict:
         return self.use is self.best and self._is_for_answers(self.best)
 
     def headline(self) -> str:
-        """What to use, and what is known of it, in one sentence."""
+        """What to use, and the figures behind it."""
         best, use = self.best, self.use
         row = use or best
-        figures = _figures(row, which="" if row.silent is None else " whose text answers")
+        silent = row.score.silent
+        figures = _figures(row, which="" if silent is None else " whose text answers")
         only = " only where the text is known to answer" if self._is_for_answers(row) else ""
-        if use is None and (said := loss(best)):
-            said = f"Use greedy decoding: {said}; {figures}"
-        elif use is None:
-            dev, tried = self.dev[best.setting].found, len(self.dev) - len(self.against)
-            fewer = len(self._plain) < len(self.against)
-            without = " without losing what must be kept" if fewer else ""
-            said = (
-                f"No setting {'and no plain prompt ' if self.against else ''}beats greedy decoding "
-                f"significantly{without}, so use that: {best.setting}"
-                f"{f', picked from {tried} settings,' if tried > 1 else ''} "
-                f"{'is significantly worse,' if is_worse(best.found) else 'differs by'} "
-                f"{figures}; {points(dev.difference)} on {dev.count} dev problems"
-            )
+        if use is None:
+            said = f"Use greedy decoding: {self._no_gain(figures)}"
         elif use is best:
             said = f"Use {use.setting}{only}, which beats greedy decoding: {figures}"
             if alone := self._alone(use.setting):
                 found = self.against[alone]
                 said += f", and {alone} alone by {points(found.difference)} (p = {found.p:.2g})"
         else:
-            said = f"Use {use.setting}{only}, and no contrast: {figures}"
-            if lost := loss(best):
-                said += f"; {lost}"
-            elif is_better(best.found):
-                gained = points(best.found.difference)
-                less = "scores no more than that on all problems"
-                if not is_better(self.against[use.setting]):
-                    less = "is not significantly better than that"
-                said += f"; {best.setting} ({gained}) {less}"
-        if row.silent is not None:
+            said = f"Use {use.setting}{only}, without a contrast: {figures}{self._no_more(use)}"
+        if silent is not None:
             return f"{said}; where the text does not answer, {_figures(row, 'silent')}."
-        return said + ("; nothing is known of texts that do not answer." if self.blind else ".")
+        return said + ("; irrelevant context was not tested." if self.untested else ".")
+
+    def _no_gain(self, figures: str) -> str:
+        """Why nothing but greedy decoding is advised."""
+        if lost := loss(self.best):
+            return f"{lost}; {figures}"
+        dev, tried = self.dev[self.picked].score.found, len(self.dev) - len(self.against)
+        fewer = len(self._plain) < len(self.against)
+        return (
+            f"no setting {'or baseline ' if self.against else ''}beats it significantly"
+            f"{' without losing what must be kept' if fewer else ''}; {self.picked}"
+            f"{f', picked from {tried} settings,' if tried > 1 else ''} "
+            f"{'is significantly worse,' if is_worse(self.best.score.found) else 'differs by'} "
+            f"{figures}; {points(dev.difference)} on {dev.count} dev problems"
+        )
+
+    def _no_more(self, use: Result) -> str:
+        """Why the picked setting is not used, where a baseline is that it might have beaten."""
+        best = self.best
+        if lost := loss(best):
+            return f"; {lost}"
+        if not is_better(best.score.found):
+            return ""
+        less = "does not score more on all problems"
+        if not is_better(self.against[use.setting]):
+            less = "is not significantly better"
+        return f"; {best.setting} ({points(best.score.found.difference)}) {less}"
