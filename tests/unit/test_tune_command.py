@@ -148,7 +148,7 @@ MISTAKES = """
 --test-fraction nan                | argument --test-fraction: nan: must be between 0 and 1
 --max-tokens 0                     | argument --max-tokens: 0: must be 1 or more
 --seed x                           | argument --seed: invalid integer value: 'x'
---match number                     | --match=number: line 1: cannot use the answer 'right': it has
+--match number                     | --match=number: line 1: cannot use the answer: 'right' has no
 --keep exact                       | --keep='exact': no row has a "keep", what its output must hav
 --amateur SQL                      | is given twice; leave it out
 --amateur-prompt \udc80            | --amateur-prompt='\\udc80': must be valid Unicode text
@@ -163,6 +163,7 @@ MISTAKES = """
 --preset cad                       | (line 1): --preset='cad': contrasts with another prompt; say
 --preset dexperts                  | (line 1): --preset='dexperts': is for 2 amateurs: list their
 --without tool                     | (line 1): --without='tool': is for chat
+--url http://127.0.0.1:1 --dtype half | --dtype: is for an engine that is started, and --url
 --engine-args [1]                  | --engine-args='[1]': must be a JSON object (Expected `object`
 --engine-args {"hf_token":"hf_x"}  | set HF_TOKEN
 --engine-args {"port":9000}        | port does not belong there; leave it out

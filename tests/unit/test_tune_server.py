@@ -174,30 +174,6 @@ def test_chats_are_asked_as_a_client_asks(
     assert fake.report["serve"] == '{"model": "base", "vllm_xargs": {"cold": 0}}'
 
 
-def test_a_contrast_with_a_baseline(fake: Fake) -> None:
-    """Its expert reads the baseline, and its amateur the prompt without what it lacks."""
-
-    def text(body: dict[str, Any]) -> str:
-        question = body["messages"][-1]["content"]
-        gains = body["vllm_xargs"]["cold"] or question.startswith("p1")
-        return "right" if question.endswith("Be right.") and gains else "wrong"
-
-    fake.text = text
-    assert fake.tune(*GUIDED) == 0
-    sent = {
-        body["messages"][-1]["content"]: body["vllm_xargs"]["cold_amateur_messages"]
-        for body in fake.bodies
-        if "cold_amateur_messages" in body["vllm_xargs"]
-    }
-    assert len(sent) == COUNT
-    assert json.loads(sent["p7\n\nBe right."]) == [{"role": "user", "content": "p7"}]
-    told = json.loads(fake.report["serve"])["vllm_xargs"]
-    assert told["cold_amateur_messages"] == "<the prompt with no instruction>"
-    assert told["cold_preset"] == "cfg" and "cold_without" not in told
-    said = "Contrastive requests must also send a prompt with the instruction repeated"
-    assert any(note.startswith(said) for note in fake.report["notes"])
-
-
 def test_texts_and_adapters(fake: Fake) -> None:
     rows: list[dict[str, Any]] = [
         {"prompt": f"It is {n}. What?", "answer": "right"} for n in range(COUNT)
@@ -238,19 +214,3 @@ def test_going_on_after_an_error(fake: Fake, capsys: pytest.CaptureFixture[str])
     assert len(fake.bodies) == 7 + 5 * COUNT - 6 and fake.most == 3
     assert fake.tune(*GUIDED, "--adapter", "sql") == 2
     assert "adapter was None and is 'sql'" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("more", "said"),
-    [
-        (("--dtype", "half"), "--dtype: is for an engine that is started, and --url asks"),
-        (("--adapter", "none"), "--adapter=none: no such adapter on the server (loaded: chat, sql"),
-        (("--amateur", "base"), "nothing to contrast with"),
-    ],
-)
-def test_mistakes(
-    fake: Fake, capsys: pytest.CaptureFixture[str], more: tuple[str, ...], said: str
-) -> None:
-    assert fake.tune(*more) == 2
-    assert said in capsys.readouterr().err
-    assert not fake.bodies

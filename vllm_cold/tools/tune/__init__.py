@@ -2,10 +2,9 @@
 """``vllm-cold tune``: does contrastive decoding help on these problems, and with which alpha and
 beta?
 
-First it tells what is to be had without a contrast: by other prompts, and without what an amateur
-lacks. Then a grid of settings is decoded, with greedy decoding and these prompts as baselines. Dev
-problems pick a setting, held-out ones judge it. ``task`` checks the options, ``decode`` asks a
-server, ``command`` puts all in order.
+Greedy decoding and the baselines come first, then a grid of settings. Dev problems pick a setting,
+held-out ones judge it. ``task`` checks the options, ``decode`` asks a server, ``command`` puts all
+in order.
 """
 
 from __future__ import annotations
@@ -24,26 +23,21 @@ from vllm_cold.tools.tune.grid import AXES
 from vllm_cold.tools.tune.plain import BETTER
 
 
-def _at_least(least: int) -> Callable[[str], int]:
-    """An option's type: an integer that is not smaller."""
+def _number(kind: type[int] | type[float], allowed: str, is_allowed: Callable[[Any], bool]) -> Any:
+    """An option's type: a number within its range."""
 
-    def read(text: str) -> int:
-        if (value := int(text)) < least:
-            raise argparse.ArgumentTypeError(f"{text}: must be {least} or more")
+    def read(text: str) -> float:
+        if not is_allowed(value := kind(text)):
+            raise argparse.ArgumentTypeError(f"{text}: must be {allowed}")
         return value
 
-    read.__name__ = "integer"  # for what is none
+    read.__name__ = "integer" if kind is int else "number"  # argparse names it in its own error
     return read
 
 
-def _share(text: str) -> float:
-    """An option's type: a share of all."""
-    if not 0.0 < (value := float(text)) < 1.0:  # also NaN
-        raise argparse.ArgumentTypeError(f"{text}: must be between 0 and 1, both excluded")
-    return value
-
-
-_share.__name__ = "number"
+_COUNT = _number(int, "1 or more", lambda value: value >= 1)
+_SEED = _number(int, "0 or more", lambda value: value >= 0)
+_SHARE = _number(float, "between 0 and 1, both excluded", lambda value: 0.0 < value < 1.0)
 
 
 def add_parser(subparsers: Any) -> None:
@@ -51,10 +45,10 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "tune",
         help="find alpha and beta on your own problems, and say whether they beat greedy",
-        description="Decodes problems with reference answers greedily, with other prompts, and "
+        description="Decodes problems with reference answers greedily, with baseline prompts, and "
         "with contrastive decoding over a grid of alpha and beta. One part of the problems picks a "
-        "setting, the held-out part judges it against greedy decoding of the same expert and "
-        "against these prompts. Ends with status 0 if the setting is to be used, 1 if none is, 2 "
+        "setting. The held-out part judges it against greedy decoding of the same expert and "
+        "against the baselines. Ends with status 0 if the setting is to be used, 1 if none is, 2 "
         "for a mistake, 3 for a fault of this program's.",
     )
     what = parser.add_argument_group("what to decode")
@@ -62,9 +56,9 @@ def add_parser(subparsers: Any) -> None:
         "data",
         metavar="PROBLEMS.jsonl",
         help='one problem a line: {"prompt": "...", "answer": "..."}; "messages" (a list of chat '
-        'messages) in place of "prompt", a list of answers, "keep" (what must be kept), an "id", '
-        "what the amateur reads, as in a request (cold_without and others), and "
-        '"answers": false, where the text that it does not read has no answer, are understood',
+        'messages) may replace "prompt"; a list of answers, "keep" (what must be kept), "id" and '
+        "what the amateur reads, as in a request (cold_without and others), may be given, and "
+        '"answers": false where the text that the amateur does not read has no answer',
     )
     what.add_argument(
         "--model",
@@ -88,25 +82,24 @@ def add_parser(subparsers: Any) -> None:
     what.add_argument(
         "--keep",
         metavar="HOW",
-        help='what an output must have, too, by the row\'s "keep": as --match, where a callable '
-        "also gets None, of rows without one (default: contains, where rows have it). Settings are "
-        "picked and judged by both at once, and none that loses what must be kept is advised",
+        help='what an output must have, too, according to the row\'s "keep": as --match, but a '
+        "callable also gets None, of rows without one (default: contains, where rows have it). "
+        "Settings are picked and judged by both at once, and none that loses what must be kept is "
+        "advised",
     )
     what.add_argument(
         "--chat", action="store_true", help='put each "prompt" into the model\'s chat template'
     )
-    what.add_argument(
-        "--max-tokens", type=_at_least(1), default=256, help="per output (default: 256)"
-    )
+    what.add_argument("--max-tokens", type=_COUNT, default=256, help="per output (default: 256)")
     what.add_argument(
         "--stop", action="append", metavar="TEXT", help="a stop string; may be repeated"
     )
 
     contrast = parser.add_argument_group(
         "what to contrast with",
-        "By default the base model; with a prompt of its own the adapter itself. For all problems "
-        "that do not say it themselves; each may be repeated, once for each amateur, '' for none, "
-        "but --weights.",
+        "By default the base model; with another prompt the adapter itself. For all problems that "
+        "do not say it themselves. Each may be repeated, once for each amateur; '' means none, "
+        "except for --weights.",
     )
     for name in OPTIONS:
         contrast.add_argument(
@@ -120,13 +113,13 @@ def add_parser(subparsers: Any) -> None:
     search.add_argument(
         "--better",
         metavar="TEXT",
-        help="of a better prompt, what it has before the question (default: "
+        help="what a stronger prompt has before the question (default: "
         f"{' or '.join(map(json.dumps, BETTER.values()))})",
     )
     several = " Here several, with commas between them"
     for name, setting in SETTINGS.items():
         if name == "rule":
-            add_rule_option(search, f"{several}; the grid has them behind the values of --beta.")
+            add_rule_option(search, f"{several}; the grid has them after the values of --beta.")
             continue
         search.add_argument(
             option_of(name),
@@ -136,16 +129,16 @@ def add_parser(subparsers: Any) -> None:
     search.add_argument(
         "--preset",
         metavar="NAME,NAME",
-        help=f"{CONTRAST['preset'].about} Several with commas between them; beside the grid if "
+        help=f"{CONTRAST['preset'].about} Several with commas between them; next to the grid if "
         "there is --alpha, --beta or --rule, else in place of it.",
     )
     search.add_argument(
         "--test-fraction",
-        type=_share,
+        type=_SHARE,
         default=0.5,
         help="share of problems held out to judge the setting (default: 0.5)",
     )
-    search.add_argument("--seed", type=_at_least(0), default=0, help="of the split (default: 0)")
+    search.add_argument("--seed", type=_SEED, default=0, help="of the split (default: 0)")
 
     files = parser.add_argument_group("files")
     files.add_argument(
@@ -170,7 +163,7 @@ def add_parser(subparsers: Any) -> None:
     add_options(server)
     server.add_argument(
         "--concurrency",
-        type=_at_least(1),
+        type=_COUNT,
         metavar="N",
         help="requests at a time (default: 32, 256 of a server that is started)",
     )
@@ -183,8 +176,7 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         ToolError: a mistake in the options, the files or the scoring callable.
     """
-    with named_libraries():
-        # What judges and prints, too: what is missing is named before anything is decoded.
+    with named_libraries():  # before anything is decoded
         from vllm_cold.tools.tune import command
 
         add_rules(options.rules)

@@ -2,9 +2,8 @@
 """What has been decoded: ``answers.jsonl``, to which each answer is added as it comes.
 
 The first line says what made the answers: model, adapters and options. Each further line is one
-answer with what was asked for, by which it is found again. So the rule of ``--match``, the
-reference answers, the split and the grid may change without decoding again, and a problem that
-changes is decoded again.
+answer with what was asked for, by which it is found again. So nothing is decoded again if the rule
+of ``--match``, the reference answers, the split or the grid changes; a problem that changes is.
 """
 
 from __future__ import annotations
@@ -29,14 +28,14 @@ _encode = msgspec.json.Encoder(order="deterministic").encode
 
 
 class Job(NamedTuple):
-    """A problem to be decoded with a contrast, by a plain prompt, or both; or greedily (None)."""
+    """A problem to be decoded with a contrast, with a baseline, or both; or greedily (None)."""
 
     setting: Setting | None
     problem: Problem
 
     @property
     def plain(self) -> str | None:
-        """The plain prompt's name, None for the problem's own prompt."""
+        """The baseline's name, None for the problem's own prompt."""
         return None if self.setting is None else self.setting.plain
 
     @property
@@ -52,7 +51,7 @@ class Job(NamedTuple):
         how = {} if self.setting is None else self.setting.args
         if not how:
             return {}
-        # Beside a plain prompt the amateur reads what it reads beside the problem's own.
+        # With a baseline the amateur reads what it reads with the problem's own prompt.
         reads = {} if self.plain is None else reads_args(self.problem.lacking)
         return merge(self.problem.args, reads) | how
 
@@ -76,8 +75,8 @@ class _Line(Output, frozen=True):
 
 
 class Answers(dict[bytes, Output]):
-    """The answers that are there, by their jobs' keys; ToolError where the file is of another run,
-    or no such one.
+    """The answers that are there, by their jobs' keys; ToolError for another run's file, or one
+    that ``tune`` did not write.
     """
 
     def __init__(self, path: Path, file: BinaryIO, made_with: Mapping[str, Any]) -> None:
@@ -145,7 +144,7 @@ def open_answers(folder: str, made_with: Mapping[str, Any]) -> Iterator[Answers]
 
     Args:
         folder: That of ``--output``.
-        made_with: What the answers depend on beside their jobs, as JSON.
+        made_with: What the answers depend on besides their jobs, as JSON.
 
     Raises:
         ToolError: it cannot be written, another process writes there, or the answers are of another

@@ -13,6 +13,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
@@ -104,10 +105,12 @@ class Tuning:
         for said in findings:
             Console().print(Text(said))
         rows = self._rows(task.plain, dev)
-        wholes = [(one, one.score.whole) for one in list(rows.values())[1:]]
-        gains = [one for one, whole in wholes if whole.cold > whole.greedy]
-        more = verdict.pick(gains).setting.plain if gains else None
-        grid = [*task.grid, *(one for one in task.combined if one.plain == more)]
+        added = list(rows.values())[1:]  # the first one lacks what the amateur lacks
+        gains = [one for one in added if one.score.whole.cold > one.score.whole.greedy]
+        grid = list(task.grid)
+        if gains:
+            more = verdict.pick(gains).setting.plain
+            grid += [msgspec.structs.replace(one, plain=more) for one in task.single]
         self._need([Job(setting, problem) for setting in grid for problem in dev])
         rows |= self._rows(grid, dev)
         best = verdict.pick([rows[one] for one in grid]).setting
@@ -127,7 +130,7 @@ class Tuning:
         if not missing:
             return
         if self._server is None:
-            # It starts before the bar, so that nothing of it is drawn over that.
+            # It starts before the bar, over which it would print.
             task = self._task
             own = serving(
                 task.model, task.adapters, task.expert, verbose=task.options.verbose, **task.engine
@@ -193,7 +196,7 @@ def run(options: argparse.Namespace) -> int:
     task = read_task(options)
     progress = Console(stderr=True, highlight=False, soft_wrap=True)
     with open_answers(options.output, task.made_with()) as answers, ExitStack() as stack:
-        more = ", and again with a baseline that gains" if task.combined else ""
+        more = ", and again with a baseline that gains" if task.plain[1:] and task.single else ""
         progress.print(
             f"{len(task.problems)} problems ({len(task.dev)} dev, {len(task.held_out)} held out), "
             f"{len(task.grid)} settings{more}. {len(answers)} answers are there already."

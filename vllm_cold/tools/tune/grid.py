@@ -28,7 +28,7 @@ class Setting(msgspec.Struct, frozen=True, omit_defaults=True):
     rule: str | None = None
     rule_parameters: str | None = None  # JSON text; of requests with a rule, all of them
     expert_top_k: int | None = None
-    plain: str | None = None  # a plain prompt's name; alone, it is decoded without a contrast
+    plain: str | None = None  # a baseline's name; alone, it is decoded without a contrast
 
     @property
     def values(self) -> dict[str, Any]:
@@ -51,14 +51,14 @@ class Setting(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 def _values(name: str, text: str) -> list[Any]:
-    """What an option says, each value once."""
+    """The values of an option, each once."""
     parts = text.split(",") if name in (*AXES, "rule") else [text]
     found = [check(name, read(name, part.strip()), option_of(name)) for part in parts]
     return list(dict.fromkeys(found)) if len(parts) > 1 else found
 
 
 def _strengths(values: dict[str, list[Any]]) -> list[dict[str, Any]]:
-    """The betas to try from the mildest, and the rules behind them; takes them out of ``values``.
+    """The betas to try from the mildest, then the rules; takes them out of ``values``.
     A beta may name a rule, as in a request.
     """
     betas, rules = values.pop("beta", []), values.pop("rule", [])
@@ -91,7 +91,7 @@ def make_grid(
     strengths = _strengths(values)
     if not points or strengths or "alpha" in values:
         axes = {name: values.get(name) or _values(name, text) for name, text in AXES.items()}
-        # One that is given beside weights all the same is refused by the method.
+        # The method refuses one that is given together with weights.
         if not strengths:
             strengths = [{}] if weights is not None else _strengths({"beta": axes["beta"]})
         alphas = sorted(axes["alpha"], reverse=True)

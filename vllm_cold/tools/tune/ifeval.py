@@ -75,7 +75,7 @@ def _checker(name: Any, kwargs: dict[str, Any], prompt: Prompt, known: Mapping[s
     try:
         before = random.getstate()
         made.build_description(**given)
-        # What is not to its liking, a checker draws at random; of a text it makes letters.
+        # A checker replaces arguments that it refuses by random ones, and a text by its letters.
         used = made.get_instruction_args() or {}
         kept = (isinstance(used[key], list) == isinstance(given[key], list) for key in given)
         if random.getstate() != before or not all(kept):
@@ -100,9 +100,9 @@ def _request(prompt: Prompt) -> str | None:
     return next((text for role, text in reversed(turns) if role == "user"), None)
 
 
-def follows(output: str, made: Sequence[Any]) -> bool:
+def follows(made: Sequence[Any], output: str) -> bool:
     """Whether an output follows all instructions."""
     try:
         return bool(output.strip()) and all(one.check_following(output) for one in made)
-    except RecursionError:  # JSON of a thousand brackets, which nobody closes
+    except RecursionError:  # JSON of a thousand open brackets
         return False

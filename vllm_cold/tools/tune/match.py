@@ -21,9 +21,11 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from vllm_cold.tools.contrast import Prompt
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.tune import ifeval
 from vllm_cold.tools.tune.problems import Problem, as_answers
@@ -31,7 +33,7 @@ from vllm_cold.tools.tune.problems import Problem, as_answers
 Matcher = Callable[[str, Problem], float]
 Option = Literal["match", "keep"]
 
-KEEP = "contains"  # the rule where rows have something to keep, and nobody says how
+KEEP = "contains"  # the rule where rows have something to keep, and --keep is not given
 FIELDS: dict[Option, str] = {"match": "answer", "keep": "keep"}  # of a row
 IFEVAL = "ifeval"
 
@@ -68,14 +70,6 @@ _RULES: dict[str, Callable[[str, str], bool]] = {
 }
 
 
-def _check(how: str, answer: str) -> None:
-    """Raises ValueError for an answer that the rule cannot use."""
-    if how == "regex":
-        re.compile(answer)
-    if how == "number" and (count := len(numbers(answer))) != 1:
-        raise ValueError(f"it has {count or 'no'} numbers, and must have one")
-
-
 def load_matcher(how: str, problems: Sequence[Problem], option: Option = "match") -> Matcher:
     """The scoring rule of an option: a function of an output and its problem, with a score in
     [0, 1].
@@ -84,29 +78,57 @@ def load_matcher(how: str, problems: Sequence[Problem], option: Option = "match"
         ToolError: no such rule, an answer that the rule cannot use, or a callable that cannot be
             imported; the function raises one if a callable fails.
     """
-    field = FIELDS[option]
     if ":" in how:
-        return _callable_matcher(how, str(Path.cwd()), option)
+        return _callable_matcher(how, option)
     if how == IFEVAL:
-        return _ifeval_matcher(problems, option)
-    if (rule := _RULES.get(how)) is None:
+        judge_of = _instructions(option)
+    elif how in _RULES:
+        judge_of = partial(_answers, how)
+    else:
         raise ToolError(
             f"--{option}={how!r}: must be one of {', '.join(_RULES)}, {IFEVAL}, or a callable as "
             "module:function"
         )
-    answers = dict[str, Sequence[str]]()
+    called, field = f"--{option}={how}", FIELDS[option]
+    judges = dict[str, Callable[[str], bool]]()
     for problem in problems:
-        said = getattr(problem, field)
-        with _usable(f"--{option}={how}", problem, f"{field} {said!r}"):
-            answers[problem.id] = as_answers(said)
-        for answer in answers[problem.id]:
-            with _usable(f"--{option}={how}", problem, f"{field} {answer!r}"):
-                _check(how, answer)
-    return lambda output, problem: float(any(rule(output, one) for one in answers[problem.id]))
+        try:
+            judges[problem.id] = judge_of(getattr(problem, field), problem.prompt)
+        except ValueError as error:
+            raise ToolError(
+                f"{called}: line {problem.line}: cannot use the {field}: {error}"
+            ) from None
+    return _checked(lambda output, problem: judges[problem.id](output), called)
+
+
+def _answers(how: str, said: Any, prompt: Prompt) -> Callable[[str], bool]:
+    """What judges outputs by answers; ValueError for one that the rule cannot use."""
+    answers = as_answers(said)
+    for answer in answers:
+        if how == "regex":
+            try:
+                re.compile(answer)
+            except re.error as error:
+                raise ValueError(f"{answer!r}: {error}") from None
+        if how == "number" and (count := len(numbers(answer))) != 1:
+            raise ValueError(f"{answer!r} has {count or 'no'} numbers, and must have one")
+    return lambda output: any(_RULES[how](output, answer) for answer in answers)
+
+
+def _instructions(option: Option) -> Callable[[Any, Prompt], Callable[[str], bool]]:
+    """What makes a judge of an answer's instructions; ToolError without the extra ``ifeval``."""
+    try:
+        known = ifeval.kinds()
+    except ModuleNotFoundError as error:
+        name = str(error.name).partition(".")[0]
+        raise ToolError(
+            f"--{option}={IFEVAL}: needs {name}: pip install 'vllm-cold[ifeval]'"
+        ) from error
+    return lambda said, prompt: partial(ifeval.follows, ifeval.checkers(said, prompt, known))
 
 
 def load_keeper(how: str | None, problems: Sequence[Problem]) -> Matcher | None:
-    """The scoring rule of ``--keep``, likewise; None where nothing is to be kept.
+    """The scoring rule of ``--keep``; None where nothing is to be kept.
 
     Raises:
         ToolError: as ``load_matcher``, or not all rows have what the rule needs.
@@ -122,38 +144,10 @@ def load_keeper(how: str | None, problems: Sequence[Problem]) -> Matcher | None:
             return None
         if ":" not in how:
             raise ToolError(
-                f'--keep={how!r}: no row has a "keep", what its output must have, too; a callable '
-                "as module:function needs none"
+                f'--keep={how!r}: no row has a "keep", what its output must have, too; add one to '
+                "each row, or give a callable as module:function, which needs none"
             )
     return load_matcher(how or KEEP, problems, "keep")
-
-
-@contextlib.contextmanager
-def _usable(said: str, problem: Problem, what: str) -> Iterator[None]:
-    """A rule that cannot use an answer, as a sentence with the answer's line."""
-    try:
-        yield
-    except (ValueError, re.error) as error:
-        raise ToolError(f"{said}: line {problem.line}: cannot use the {what}: {error}") from None
-
-
-def _ifeval_matcher(problems: Sequence[Problem], option: Option) -> Matcher:
-    try:
-        known = ifeval.kinds()
-    except ModuleNotFoundError as error:
-        name = str(error.name).partition(".")[0]
-        raise ToolError(
-            f"--{option}={IFEVAL}: needs {name}: pip install 'vllm-cold[ifeval]'"
-        ) from error
-    checkers = dict[str, list[Any]]()
-    for problem in problems:
-        with _usable(f"--{option}={IFEVAL}", problem, FIELDS[option]):
-            said = getattr(problem, FIELDS[option])
-            checkers[problem.id] = ifeval.checkers(said, problem.prompt, known)
-    return _checked(
-        lambda output, problem: ifeval.follows(output, checkers[problem.id]),
-        f"--{option}={IFEVAL}",
-    )
 
 
 @contextlib.contextmanager
@@ -161,7 +155,7 @@ def _importable(folder: str) -> Iterator[None]:
     """The modules of ``folder`` can be imported, before all others, while the block runs.
 
     An installed command does not look into the working directory by itself; ``python -m`` does.
-    Not for good: vLLM's imports must not find the user's files.
+    Only meanwhile: vLLM's imports must not find the user's files.
     """
     sys.path.insert(0, folder)
     try:
@@ -171,8 +165,8 @@ def _importable(folder: str) -> Iterator[None]:
             sys.path.remove(folder)
 
 
-def _callable_matcher(how: str, folder: str, option: Option) -> Matcher:
-    called = f"--{option}={how!r}"
+def _callable_matcher(how: str, option: Option) -> Matcher:
+    called, folder = f"--{option}={how!r}", str(Path.cwd())
     try:
         with _importable(folder):
             function = pkgutil.resolve_name(how)
@@ -192,7 +186,7 @@ def _callable_matcher(how: str, folder: str, option: Option) -> Matcher:
 
 
 def _checked(function: Callable[[str, Problem], Any], called: str) -> Matcher:
-    """What others wrote as a matcher, which raises ToolError for what it may not do."""
+    """A function of others as a matcher: ToolError where it raises or returns what is no score."""
 
     def score(output: str, problem: Problem) -> float:
         try:

@@ -33,12 +33,12 @@ class Problem:
     args: Mapping[str, Any] = field(default_factory=dict)  # flat: what it is contrasted with
     own_keys: frozenset[str] = frozenset()  # those of the row itself that say so
     has_answer: bool = True  # whether the text that an amateur lacks answers the question
-    plain: Mapping[str, Content] = field(default_factory=dict)  # its plain prompts, by name
+    plain: Mapping[str, Content] = field(default_factory=dict)  # its baselines, by name
     keep: Any = None  # what must be kept, too, as the file has it; None where it does not say
 
     @property
     def lacking(self) -> Content:
-        """What its amateur reads; the first of its plain prompts."""
+        """What its amateur reads; the first of its baselines."""
         return next(iter(self.plain.values()))
 
     @property
@@ -57,13 +57,13 @@ def _as_text(value: Any) -> str:
         return str(value)
     if isinstance(value, str) and value.strip():
         return value
-    raise ValueError("must be text that is not empty, a number, or a list of these")
+    raise ValueError(f"{value!r}: must be text that is not empty, a number, or a list of these")
 
 
 def as_answers(value: Any) -> list[str]:
-    """Texts of which one is enough; ValueError for what are none."""
+    """Texts of which one is enough; ValueError for other values."""
     if value == []:
-        raise ValueError("an empty list can never be matched; give at least one answer")
+        raise ValueError("[]: an empty list can never be matched; give at least one answer")
     return [_as_text(item) for item in (value if isinstance(value, list) else [value])]
 
 
@@ -146,9 +146,9 @@ def load_problems(
 def split_problems(
     problems: Sequence[Problem], test_fraction: float, seed: int
 ) -> tuple[list[Problem], list[Problem]]:
-    """Draw the dev problems, which pick a setting, and the held-out ones, which judge it: of those
-    whose text answers and of the others the same share. Both stay in the file's order; ToolError
-    where there are too few.
+    """The dev problems, which pick a setting, and the held-out ones, which judge it, at random: of
+    those whose text answers and of the others the same share. Both stay in the file's order;
+    ToolError where there are too few.
     """
     held_out = set[str]()
     for kind, which in ((True, "problems"), (False, 'problems with "answers": false')):
@@ -163,7 +163,7 @@ def split_problems(
                 f"significant. Bring {needed} {which} or more; how many are useful: "
                 f"{site('tuning.html')}"
             )
-        drawn = np.random.default_rng(seed).permutation(len(ids))[:in_test]
-        held_out.update(ids[index] for index in drawn)
+        chosen = np.random.default_rng(seed).permutation(len(ids))[:in_test]
+        held_out.update(ids[index] for index in chosen)
     dev = [problem for problem in problems if problem.id not in held_out]
     return dev, [problem for problem in problems if problem.id in held_out]

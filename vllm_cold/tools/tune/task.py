@@ -63,7 +63,7 @@ class Task(Models):
     args: dict[str, Any]  # flat arguments of all problems, what they do not say themselves
     grid: list[Setting]
     plain: list[Setting]  # the baselines that all problems have
-    combined: list[Setting]  # the grid's contrasts with those of them that an amateur does not read
+    single: list[Setting]  # those of the grid with one amateur, which a baseline may be added to
     lacks: Lacks | None  # what baselines' amateurs do not read; None without baselines
     untried: list[str]  # on baselines that not all problems have, sentences
     problems: list[Problem]
@@ -121,19 +121,13 @@ def read_task(options: argparse.Namespace) -> Task:
     readers = [_other_reader(one) for one in by_preset]
     lacks, problems, untried = add_baselines(problems, readers, options.better, texts=texts)
     dev, held_out = split_problems(problems, options.test_fraction, options.seed)
-    plain = [Setting(plain=name) for name in problems[0].plain]
     return Task(
         **vars(models),
         options=options,
         args=args,
         grid=grid,
-        plain=plain,
-        combined=[
-            msgspec.structs.replace(one, plain=more.plain)
-            for more in plain[1:]
-            for one in grid
-            if one.preset not in several
-        ],
+        plain=[Setting(plain=name) for name in problems[0].plain],
+        single=[one for one in grid if one.preset not in several],
         lacks=lacks,
         untried=untried,
         problems=problems,

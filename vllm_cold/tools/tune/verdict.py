@@ -93,15 +93,9 @@ class Result(NamedTuple):
     keep: Outcome | None = None  # and what is kept
 
     @property
-    def harms(self) -> bool:
-        """Whether it is significantly worse where texts do not answer, or keeps less there."""
-        parts = (self.score.silent, self.keep and self.keep.silent)
-        return any(part is not None and is_worse(part) for part in parts)
-
-    @property
     def lost(self) -> Comparison | None:
         """What must be kept, if it is significantly worse: where texts answer, or on all problems.
-        What is lost only where texts do not answer counts as harm there (``harms``).
+        What is lost only where texts do not answer does not count here.
         """
         if self.keep is None:
             return None
@@ -282,14 +276,16 @@ class Verdict:
         return None
 
     def _is_for_answers(self, row: Result) -> bool:
-        """Whether something is to be used only where a text is known to answer: it is significantly
-        worse where texts do not, or greedy decoding or a baseline is better on all problems.
+        """Whether something is to be used only where a text is known to answer: where texts do not,
+        it is significantly worse or keeps less, or on all problems greedy decoding or a baseline is
+        better.
         """
-        if row.score.silent is None:
+        _, silent, whole = row.score
+        if silent is None:
             return False
-        whole = row.score.whole
+        harms = is_worse(silent) or (row.keep and row.keep.silent and is_worse(row.keep.silent))
         most = max((one.score.whole.cold for one in self._plain), default=0.0)
-        return row.harms or whole.cold <= whole.greedy or whole.cold < most
+        return bool(harms) or whole.cold <= whole.greedy or whole.cold < most
 
     @property
     def gain(self) -> bool:
