@@ -78,7 +78,7 @@ def test_an_answer_is_known_by_what_was_asked(
     problem = replace(CHAT, **changed)
     with opened(tmp_path) as answers:
         assert (Job(setting, problem).key in answers) is found
-        # Of a plain prompt it is that which counts, and no contrast.
+        # A baseline's answer is known by its prompt, whatever the contrast.
         for plain, args, known in (("C", {}, True), ("D", {"cold_without": 1}, False)):
             one = Problem("p", 9, "c", ("x",), args=args, plain={"no text": Text(plain)})
             assert (Job(Setting(plain="no text"), one).key in answers) is known

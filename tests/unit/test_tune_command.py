@@ -414,6 +414,13 @@ def test_baselines_come_first_and_are_told(command: Command, capsys: Capture) ->
     file.write_text(re.sub(r"Q\d+\?", "Q?", file.read_text()))
     assert command(*more, without=PRESET) == 0
     assert [setting and setting.plain for setting, _ in command.take()].count("no text") == 1
+    # A baseline that not all rows can have is named.
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    command.write([rows[0] | {"prompt": "x" * 2001 + "?", "cold_part": [0, 2001]}, *rows[1:]])
+    command(*more, without=PRESET)
+    said = "Not tried: the text repeated, which problem 'line-1' (line 1) cannot have: the part to"
+    assert said in " ".join(capsys.readouterr().out.split())
+    assert any(said in one for one in command.report["first"])
 
 
 @pytest.mark.parametrize("chats", [True, False])

@@ -82,7 +82,7 @@ def test_the_same_text_has_the_same_language_each_time() -> None:
         ({"language:response_language": {"language": "xx"}}, "_language: KeyError: 'xx'"),
         ({EXISTENCE: {"keywords": ["a", "("]}}, f"{EXISTENCE}: (error|PatternError): missing"),
         ({BULLETS: {"num_bullets": "2"}}, f"{BULLETS}: TypeError: '<' not supported"),
-        # Each of these would be drawn at random, or judged by letters.
+        # Each of these would be replaced by a random one, or judged by letters.
         ({BULLETS: {"num_bullets": -1}}, f"{BULLETS}: does not take {{'num_bullets': -1}}"),
         ({LETTERS: {"letter": "#", "let_frequency": 4, "let_relation": "at least"}},
          f"{LETTERS}: does not take {{'letter': '#'"),

@@ -129,7 +129,7 @@ def test_a_row_says_what_its_amateur_reads(tmp_path: Path) -> None:
 
 
 def test_rows_with_images(tmp_path: Path) -> None:
-    """Files beside the rows; prompts are told apart by what is in them, not by their names."""
+    """Files next to the rows; prompts are told apart by their contents, not by their names."""
     (tmp_path / "a.png").write_bytes(one := file(pixels((4, 4))))
     (tmp_path / "copy.png").write_bytes(one)
     (tmp_path / "b.png").write_bytes(file(pixels((5, 5))))

@@ -146,7 +146,7 @@ def test_a_gain_is_claimed_with_its_figures() -> None:
 @pytest.mark.parametrize(
     ("dev", "cad", "better", "twice", "said"),
     [
-        # A gain for nothing, which the contrast does not beat significantly.
+        # A gain at no extra cost, which the contrast does not beat significantly.
         ((20, 0), (20, 0), ((15, 0), (18, 1), (6, 3)), NOTHING, "a stronger prompt +17.0"),
         # No gain by itself, and yet it scores as much as the contrast.
         ((20, 0), (8, 0), ((9, 8), (22, 14), (9, 9)), NOTHING, "a stronger prompt +8.0"),
@@ -322,7 +322,7 @@ def test_a_gain_that_loses_what_must_be_kept_is_never_advised() -> None:
     )
     worse = verdict.loss(row(CAD, ((0, 9), (0, 3), (0, 20))))
     assert worse == "cad loses what must be kept: -20.0 points (p = 1.9e-06)"
-    # What is kept makes up for nothing: both at once decide.
+    # What is kept does not make up for it: both at once decide.
     assert joint(CAD, ((5, 4), (4, 5), (40, 0))).use is None
 
 

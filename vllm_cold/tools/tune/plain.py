@@ -86,7 +86,7 @@ def add_baselines(
     return lacks, [replace(p, plain=one) for p, one in zip(problems, common, strict=True)], untried
 
 
-def _lacked(whole: Content, reads: Content | None) -> list[dict[str, Any]]:
+def _lacked(whole: Content, reads: Content) -> list[dict[str, Any]]:
     """The messages of a chat that an amateur does not read as they are."""
     if not (isinstance(whole, Messages) and isinstance(reads, Messages)):
         return []
@@ -119,9 +119,9 @@ def _chats(whole: Messages, reads: Messages, lacks: Lacks, better: str) -> tuple
             again = "\n\n".join([*gone, front]).strip()
             order = (question, again) if lacks == "instruction" else (again, question)
             changed = (f"{better} {question}", "\n\n".join(order))
-            before, behind = whole.value[:place], whole.value[place + 1 :]
+            before, after = whole.value[:place], whole.value[place + 1 :]
             return tuple(
-                Messages([*before, {**message, "content": front + each}, *behind])
+                Messages([*before, {**message, "content": front + each}, *after])
                 for each in changed[: 1 if len(again) > LONGEST else 2]
             )
     return ()

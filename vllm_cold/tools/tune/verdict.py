@@ -298,7 +298,7 @@ class Verdict:
         return self.use is self.best and self._is_for_answers(self.best)
 
     def headline(self) -> str:
-        """What to use, and the figures behind it."""
+        """What to use, and its figures."""
         best, use = self.best, self.use
         row = use or best
         silent = row.score.silent
@@ -332,7 +332,7 @@ class Verdict:
         )
 
     def _no_more(self, use: Result) -> str:
-        """Why the picked setting is not used, where a baseline is that it might have beaten."""
+        """Why a baseline is used and not the picked setting, if that loses or gains something."""
         best = self.best
         if lost := loss(best):
             return f"; {lost}"
