@@ -35,17 +35,14 @@ def follows(output: str, said: Said, prompt: Prompt = "How many arches?") -> flo
 @pytest.mark.parametrize(
     ("said", "good", "bad"),
     [
-        ({"change_case:english_lowercase": {}}, TEXT.lower(), TEXT),
         ({"punctuation:no_comma": {}}, TEXT.replace(",", ""), TEXT),
         ({"startend:quotation": {}}, f' "{TEXT}"\n', f'"{TEXT}'),
         ({"detectable_format:json_format": {}}, '```json\n{"arches": 9}\n```', "[" * 9999),
         ({"language:response_language": {"language": "en"}}, TEXT, "Il ponte ha nove archi, sai?"),
         # As a table has it: the columns of other kinds are empty.
         ({"keywords:existence": {"keywords": ["arch", "OLD"], "num_words": None}}, TEXT, "arch"),
-        ({"detectable_format:number_bullet_lists": {"num_bullets": 2}}, "* a\n- b", "* a"),
         # All have to hold, of the output as it is.
         ({"startend:end_checker": {"end_phrase": "Y."}, "punctuation:no_comma": {}}, "X y.", "X"),
-        ({"detectable_format:title": {}}, "<<Arches>>\nnine", "<<>>"),
     ],
 )  # fmt: skip
 def test_an_instruction_is_followed_or_not(said: Said, good: str, bad: str) -> None:

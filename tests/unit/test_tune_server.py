@@ -8,7 +8,7 @@ import json
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +35,9 @@ class Fake:
         bodies: Of all requests for an answer, in order.
         keys: Headers with the key.
         most: Requests that were there at a time.
-        text: Gives the answer.
-        status: Of answers, by the number of the request.
+        right: What is right: the value of ``cold`` in a request.
+        fails: The number of the request that is refused.
+        finish: Why answers end, and how many tokens were used.
         slow: Seconds that an answer takes.
     """
 
@@ -46,10 +47,9 @@ class Fake:
         self.bodies: list[dict[str, Any]] = []
         self.keys: set[str | None] = set()
         self.most = self._now = 0
-        self.text: Callable[[dict[str, Any]], str] = lambda body: (
-            "wrong" if body["vllm_xargs"].get("cold") == 0 else "right"
-        )
-        self.status: dict[int, int] = {}
+        self.right: int | None = 1
+        self.fails: int | None = None
+        self.finish: tuple[str, dict[str, int] | None] = ("stop", None)
         self.slow = 0.0
         self._lock = threading.Lock()
         users = ({"role": "user", "content": f"p{n}"} for n in range(COUNT))
@@ -67,10 +67,6 @@ class Fake:
     def report(self) -> Any:
         return json.loads((self.folder / "out" / "report.json").read_text())
 
-    def models(self) -> dict[str, Any]:
-        adapters = [{"id": name, "parent": "base"} for name in ("sql", "chat")]
-        return {"data": [{"id": "base", "parent": None, "max_model_len": 99}, *adapters]}
-
     def answer(self, path: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         if body["vllm_xargs"].get("cold_alpha") == -1:
             return 400, {"message": "cold_alpha=-1: must be a number in [0, 1]"}
@@ -78,14 +74,16 @@ class Fake:
             self._now += 1
             self.most = max(self.most, self._now)
             self.bodies.append(body)
-            status = self.status.get(len(self.bodies), 200)
+            fails = len(self.bodies) == self.fails
         time.sleep(self.slow)
         with self._lock:
             self._now -= 1
-        text = self.text(body)
+        if fails:
+            return 400, {"message": "too long"}
+        text = "right" if body["vllm_xargs"]["cold"] == self.right else "wrong"
         said = {"message": {"content": text}} if "chat" in path else {"text": text}
-        reply = {"choices": [{**said, "finish_reason": "stop"}]}
-        return status, reply if status == 200 else {"message": "too long"}
+        reason, usage = self.finish
+        return 200, {"choices": [{**said, "finish_reason": reason}], "usage": usage}
 
     @property
     def cold(self) -> list[dict[str, Any]]:
@@ -102,7 +100,8 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fake]:
     class Handler(loopback.Answering):
         def do_GET(self) -> None:
             kept.keys.add(self.headers["Authorization"])
-            self.send(200, kept.models())
+            adapters = [{"id": name, "parent": "base"} for name in ("sql", "chat")]
+            self.send(200, {"data": [{"id": "base", "parent": None}, *adapters]})
 
         def do_POST(self) -> None:
             kept.keys.add(self.headers["Authorization"])
@@ -169,7 +168,7 @@ def test_chats_are_asked_as_a_client_asks(
     said_last = "Use cfg, which beats greedy decoding: +100.0 points on 8 held-out"
     assert printed.splitlines()[-1] == found["headline"] and found["headline"].startswith(said_last)
     (fake.folder / "out" / "answers.jsonl").unlink()
-    fake.text = lambda body: "wrong"
+    fake.right = None
     assert fake.tune(*GUIDED) == 1
     assert fake.report["serve"] == '{"model": "base", "vllm_xargs": {"cold": 0}}'
 
@@ -204,13 +203,23 @@ def test_texts_and_adapters(fake: Fake) -> None:
 
 
 def test_going_on_after_an_error(fake: Fake, capsys: pytest.CaptureFixture[str]) -> None:
-    fake.status = {7: 400}
+    fake.fails = 7
     assert fake.tune(*GUIDED, "--concurrency", "1") == 2
     said = rf"problem 'line-(\d+)' \(line \1\): --url={fake.url}: HTTP 400: too long\n$"
     assert re.search(said, capsys.readouterr().err)
     assert len(fake.bodies) == 7
-    fake.status, fake.slow = {}, 0.02
+    fake.fails, fake.slow = None, 0.02
     assert fake.tune(*GUIDED, "--concurrency", "3") == 0
     assert len(fake.bodies) == 7 + 5 * COUNT - 6 and fake.most == 3
     assert fake.tune(*GUIDED, "--adapter", "sql") == 2
     assert "adapter was None and is 'sql'" in capsys.readouterr().err
+
+
+def test_a_prompt_without_room_for_its_answer(
+    fake: Fake, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokens = {"prompt_tokens": 95, "completion_tokens": 4, "total_tokens": 99}
+    fake.finish = ("length", tokens)
+    assert fake.tune(*GUIDED, "--max-tokens", "9", "--concurrency", "1") == 2
+    said = "its prompt has 95 tokens, with --max-tokens 104 in all, which exceeds the model's"
+    assert said in capsys.readouterr().err and len(fake.bodies) == 1
