@@ -146,7 +146,7 @@ def report(folder: Path) -> dict[str, Any]:
 
 
 def check_outputs(folder: Path, case: Case) -> None:
-    """Each output is the reference's, and none that is needed lacks."""
+    """Each output is the reference's, and none is missing."""
     found = outputs(folder)
     assert found == {key: case.texts[key] for key in found}
     assert len(found) == TOTAL
