@@ -82,8 +82,8 @@ def test_what_vllm_serves_is_no_alias(name: str | None) -> None:
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("sql:cda", "behind 'sql:' must stand a preset, one of cold, cad, adacad, acd, arr,"),
-        ("base:", "behind 'base:' must stand a preset"),
+        ("sql:cda", "after 'sql:' must stand a preset, one of cold, cad, adacad, acd, arr,"),
+        ("base:", "after 'base:' must stand a preset"),
         ("sql:cad:cad", ""),
         ("other:cad", ""),
         (":cad", ""),

@@ -16,7 +16,7 @@ from vllm_cold.settings.arguments import parse_engine_defaults
 from vllm_cold.vllm import versions
 from vllm_cold.vllm.frontend import cli, engine_config
 from vllm_cold.vllm.frontend.capacity import fit
-from vllm_cold.vllm.frontend.config import lacks_seats, unsupported
+from vllm_cold.vllm.frontend.config import lacks_slots, unsupported
 from vllm_cold.vllm.frontend.engine_config import configure
 
 pytestmark = pytest.mark.unit
@@ -243,9 +243,9 @@ def test_seats_where_drafts_are_verified(option: str, least: int) -> None:
     """vLLM admits a request with room for them, and some drafters add tokens to each request."""
     engine = speculating(max_num_new_slots_for_drafting=2)
     setattr(engine.scheduler_config, option, least)
-    assert lacks_seats(engine, 3) is None
+    assert lacks_slots(engine, 3) is None
     setattr(engine.scheduler_config, option, least - 1)
-    said = str(lacks_seats(engine, 3))
+    said = str(lacks_slots(engine, 3))
     assert said.startswith(
         f"{option}={least - 1}: a contrastive request with 2 amateurs takes {least}"
     )

@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whether vllm-cold can be had from this vLLM, and what happens if not.
 
-Nobody who did not ask for contrastive decoding may suffer because vLLM has changed. So all places
-are looked at before the first is wrapped; where one is missing, one warning names it, and from then
-on vLLM runs as without this package. Who asks for contrastive decoding is told why it is not there
+A change of vLLM must not break engines that do not use contrastive decoding. So all places are
+checked before the first is wrapped. Where one is missing, one warning names it, and vLLM runs as
+without this package; whoever asks for contrastive decoding is told why it is not there
 (``refusal``).
 
-What an engine needs depends on the installed vLLM alone, so that its processes, each of which finds
-it out for itself, agree. What only one kind of front end needs, that one looks at, before it makes
-the engine's configuration.
+What an engine needs depends on the installed vLLM alone, so that its processes agree, each of which
+checks for itself. What only one kind of front end needs is checked by that front end, before it
+makes the engine's configuration.
 
-What there is to be looked at, and what this hardware does with adapters, the plugin says, which
-knows all floors. This module imports none of them, and no vLLM.
+The plugin, which knows all floors, says what is to be checked, and what this hardware does with
+adapters. This module imports none of them, and no vLLM.
 """
 
 import logging
@@ -58,13 +58,13 @@ def unsupported_adapters(config: "VllmConfig") -> str | None:
 
 
 def unavailable() -> str | None:
-    """Why vllm-cold cannot be had in this process, as far as it is known; None if it can."""
+    """Why contrastive decoding is unavailable in this process, as far as is known; else None."""
     return _reason
 
 
 def inactive() -> str | None:
-    """Why contrastive decoding is not at work in this process: unavailable, or the plugin was not
-    loaded.
+    """Why contrastive decoding is not active in this process: it is unavailable, or the plugin was
+    not loaded.
     """
     for name in (environment.ENABLED, environment.CONTRAST):
         if environment.is_off(name):
@@ -86,7 +86,7 @@ def require_active() -> None:
 
 
 def install(*when: str) -> bool:
-    """Wrap what there is for these times, or nothing and give up; whether contrastive decoding is
+    """Wrap all places of these times, or none and disable contrastive decoding; whether it is
     available.
     """
     if _reason is None:
@@ -100,10 +100,8 @@ def install(*when: str) -> bool:
 
 
 def verify() -> str | None:
-    """``unavailable()`` after a look at everything that an engine with vllm-cold needs.
-
-    These are the places that are wrapped later, and in other processes, and the contracts. Done
-    once in a process, for engines that contrastive decoding is about to use.
+    """``unavailable()`` after a check of everything that an engine with vllm-cold needs, also later
+    and in other processes. Done once in a process, before the first such engine.
     """
     global _verified
     if _verified or _reason is not None or _look is None:
@@ -119,7 +117,7 @@ def verify() -> str | None:
 
 
 def give_up(what: str) -> None:
-    """vllm-cold cannot be had in this process, because of ``what``; the first call counts."""
+    """Disable contrastive decoding in this process, because of ``what``; the first call counts."""
     global _reason
     if _reason is not None:
         return

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which vLLM is installed, and which ones vllm-cold was written for and run on. Imports no vLLM.
 
-Versions count by their minor, as "0.32": a patch release mends bugs. What a release of any kind has
-changed where the package takes part is looked at wherever it is installed (``contracts``).
+Only the minor counts, as "0.32": a patch release fixes bugs. Whether a release has what the package
+needs is checked wherever it is installed (``places``).
 """
 
 import importlib.metadata
@@ -13,8 +13,8 @@ SUPPORTED = ("0.31", "0.32", "0.33")
 SUPPORTED_ASCEND = "0.23"
 # Engines of these were run: docs/hardware.md says which tests.
 VALIDATED = ("0.23", "0.32")
-# vllm-cold passes its tests on their scheduler, LoRA class and sampler, on a CPU, with the kernels
-# stood in for.
+# vllm-cold passes its tests on their scheduler, LoRA class and sampler, on a CPU, with stubs for
+# the kernels.
 VALIDATED_ASCEND = ("0.23",)
 RANGE = f"{SUPPORTED[0]} to {SUPPORTED[-1]} (with vllm-ascend: {SUPPORTED_ASCEND})"
 
@@ -42,11 +42,6 @@ def minor(version: str) -> str:
     return ".".join(version.split(".")[:2])
 
 
-def is_validated(version: str | None = None) -> bool:
-    """Whether engines of this version (default: the installed one) passed our tests."""
-    return minor(version or vllm_version()) in VALIDATED
-
-
 def in_supported_range(version: str) -> bool:
     """Whether ``version`` of vLLM is one that vllm-cold was written for, here."""
     found = minor(version)
@@ -54,10 +49,10 @@ def in_supported_range(version: str) -> bool:
 
 
 def unvalidated() -> str | None:
-    """What is installed that our tests do not know; None if they know all of it."""
+    """Which installed versions our tests did not run on; None if they ran on both."""
     said, found = "{} {} is not among the validated versions ({})", []
-    if not is_validated():
-        found.append(said.format("vLLM", vllm_version(), ", ".join(VALIDATED)))
+    if minor(version := vllm_version()) not in VALIDATED:
+        found.append(said.format("vLLM", version, ", ".join(VALIDATED)))
     if (ascend := ascend_version()) is not None and minor(ascend) not in VALIDATED_ASCEND:
         found.append(said.format("vllm-ascend", ascend, ", ".join(VALIDATED_ASCEND)))
     return ", and ".join(found) or None

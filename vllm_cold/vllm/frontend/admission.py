@@ -2,13 +2,14 @@
 """Decides, once for each request, whether it is decoded with a contrast, and against what.
 
 A request is read (``Asked``) before its prompt is made, decided about (``RequestContrast``) when it
-is made, and admitted (``Stream``) when its parameters are known. A wrong one is refused with HTTP
-400 (online) or ValueError (offline) before it costs anything. ``intake`` and ``serving`` ask, where
-requests come in.
+is made, and admitted (``Stream``) when its parameters are known. A wrong one is refused with
+HTTP 400 (online) or ValueError (offline) before it costs anything. ``intake`` and ``serving`` call
+this where requests come in.
 """
 
 import os
 from collections.abc import Mapping
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -45,7 +46,7 @@ from vllm_cold.vllm.frontend.capacity import fit
 from vllm_cold.vllm.frontend.config import (
     engine_defaults,
     is_configured,
-    lacks_seats,
+    lacks_slots,
     most_amateurs,
     most_megapixels,
     unsupported,
@@ -56,10 +57,10 @@ from vllm_cold.vllm.frontend.prompts import Prompt, source_of
 from vllm_cold.vllm.frontend.rendering import aside, render
 from vllm_cold.vllm.scheduler.encoder import room_of
 
-# Of what is told of a request's steps: some 50 bytes each in the front end, some 20 in an answer
-# that is written at once.
+# Numbers told of a request's steps: some 50 bytes each in the front end, some 20 in an answer that
+# is written at once.
 _MOST_TOLD = 200_000
-ASKED = "cold_asked"  # in flat arguments: what they ask for, where that was read before
+ASKED = "cold_asked"  # in flat arguments: the ``Asked`` of a request that was read before
 _LONG = 2**15  # characters, which are read in about a millisecond
 _MOST_QUOTES = 16  # for each token
 
@@ -69,8 +70,7 @@ if TYPE_CHECKING:
 
 
 class Admission:
-    """Decides, once for each request of an engine, whether it is decoded with a contrast, and
-    against what.
+    """Decides about the requests of one engine.
 
     Args:
         processor: vLLM's InputProcessor of the engine.
@@ -80,7 +80,7 @@ class Admission:
     def __init__(self, processor: Any, models: Any = None) -> None:
         self.config = processor.vllm_config
         self.renderer = processor.renderer
-        # Of media; 0 for models that read none.
+        # 0 for models that read no media.
         self.encoder_cache_size: int = getattr(processor, "mm_encoder_cache_size", 0)
         self.defaults = engine_defaults(self.config)
         self.most_amateurs = most_amateurs(self.config)
@@ -98,16 +98,13 @@ class Admission:
         params: Any = None,
         unlimited: bool = False,
     ) -> Asked | None:
-        """What a request asks for, or its engine for it, as far as its prompt does not matter.
+        """What a request asks for, or its engine's default for it; None for a regular request.
 
         Args:
             said: Its flat arguments.
             expert: Its adapter.
-            params: The caller's SamplingParams or ColdParams, where there are any.
+            params: The caller's SamplingParams or ColdParams; None for an HTTP request.
             unlimited: Whether nobody said how many tokens it gets.
-
-        Returns:
-            None for a plain request.
 
         Raises:
             ValueError: the request asks for contrastive decoding and cannot have it; says why.
@@ -137,11 +134,11 @@ class Admission:
         return asked
 
     async def read_aside(self, said: Mapping[str, Any] | None, *rest: Any) -> Asked | None:
-        """As ``read``, off the event loop where there is much to read."""
+        """As ``read``, off the event loop where there is much to parse."""
         return await aside(not _is_long(said), self.read, said, *rest)
 
     def _check_number(self, field: str, amateurs: int) -> None:
-        """Refuse, before anything is read, what this engine has no place for."""
+        """Refuse, before any prompt is read, more amateurs than this engine allows."""
         if not is_configured(self.config):
             raise ValueError(f"vllm-cold cannot be used in this engine: {unsupported(self.config)}")
         if amateurs > self.most_amateurs:
@@ -152,7 +149,7 @@ class Admission:
                 f"{self.most_amateurs}; name fewer, or start it with max_amateurs "
                 f"(--cold-max-amateurs) {amateurs}",
             )
-        if (problem := lacks_seats(self.config, 1 + amateurs)) is not None:
+        if (problem := lacks_slots(self.config, 1 + amateurs)) is not None:
             raise ValueError(problem)
 
     def _of_args(
@@ -187,8 +184,7 @@ class Admission:
             weights,
             expert,
             contrast.preset or self.defaults.contrast.preset,
-            # A server's header shows that a request was decoded without a contrast; nothing else
-            # does.
+            # Only a server's header shows that a request was decoded without a contrast.
             optional=left_out is not None
             and (not explicit or (self.is_server and contrast.preset is not None)),
             explicit=explicit,
@@ -197,7 +193,7 @@ class Admission:
         )
 
     def _left_out(self, args: ColdArgs) -> tuple[str, dict[str, Any]] | None:
-        """What an amateur does not read of the prompt, where the request says nothing of that:
+        """What a default leaves out of an amateur's prompt, where the request says nothing of that:
         whose default it is, and the key and its value.
         """
         preset, name = preset_of(args.contrast), f"{args.contrast.preset}"
@@ -217,18 +213,20 @@ class Admission:
         return None if own is None else (name, {"without": own})
 
     def _check_length(self, args: ContrastArgs) -> None:
-        """Refuse messages that are too long for the model before they are read, which takes a
-        multiple of the time that the body took.
+        """Refuse messages that are too long for the model before they are parsed, which takes much
+        longer than parsing the body did.
         """
         said, limit = args.amateur_messages, self.config.model_config.max_model_len
         for text in [said] if isinstance(said, str) else said or ():
-            # A token has a few of them at most, and around each message and part are some.
+            # A token has a few quotes at most, and around each message and part are some.
             if text.count('"') > _MOST_QUOTES * limit:
                 problem = f"is more than max_model_len={limit} tokens; shorten it"
                 raise ColdError(PREFIX + "amateur_messages", text, problem)
 
     def _adapter(self, one: AmateurSpec, expert: "LoRARequest | None") -> "LoRARequest | None":
-        """What an amateur names; without a name, the expert's if it has another prompt."""
+        """The adapter that an amateur names; without a name, the expert's if it has another
+        prompt.
+        """
         if one.adapter is None:
             return None if one.source is None else expert
         found = self.adapters.get(one.adapter)
@@ -286,7 +284,8 @@ class Admission:
         online: Any = None,
         offline: bool = False,
     ) -> RequestContrast | None:
-        """What a request is decoded with. Makes the amateurs' prompts; no response has begun.
+        """What a request is decoded with: makes the amateurs' prompts. None for a regular request,
+        and where a default has nothing to leave out.
 
         Args:
             asked: What it asks for.
@@ -295,11 +294,8 @@ class Admission:
             online: As in ``rendering.render``.
             offline: As there.
 
-        Returns:
-            None for a plain request, and where a default has nothing to leave out.
-
         Raises:
-            ValueError: what was asked for cannot be had of this prompt; says why.
+            ValueError: what was asked for is not possible with this prompt; says why.
         """
         source = source_of(prompt)
         if asked is None or not asked.applies(source):
@@ -318,14 +314,14 @@ class Admission:
                 offline=offline,
             )
         except CannotLeaveOut:
-            if asked.gives_way:
+            if asked.by_default:
                 return None
             raise
         contrast = RequestContrast(asked, Prompt.of(prompt if made is None else made), prompts)
         for one, own in contrast.own:
             # A template may put in what was left out, or cut it off.
             if same(one.lora, asked.expert) and contrast.expert.equals(own):
-                if asked.gives_way:
+                if asked.by_default:
                     return None
                 raise one.refused(
                     "the amateur is the expert, prompt and adapter; give it another prompt or "
@@ -338,9 +334,7 @@ class Admission:
         return contrast
 
     def _check_media(self, contrast: RequestContrast) -> None:
-        """Refuse what vllm-cold cannot do with media, and what an engine could never encode in
-        step.
-        """
+        """Refuse media that vllm-cold does not support, or that can never be encoded in step."""
         every = [contrast.expert, *(one for _, one in contrast.own)]
         if not any(one.features for one in every):
             return
@@ -361,14 +355,15 @@ class Admission:
     def check(
         self, contrast: RequestContrast, params: Any, most: int, unlimited: bool = False
     ) -> int:
-        """How many tokens a request gets that has these parameters, and would get so many.
+        """How many tokens, ``most`` or fewer, a request with these parameters gets.
 
         Raises:
-            ColdError: they are not for what it is decoded with, or its streams have no room.
+            ColdError: the parameters do not fit what it is decoded with, or its streams have no
+                room.
         """
         asked = contrast.asked
         if contrast.expert.embeds is not None and params.repetition_penalty != 1.0:
-            raise ColdError(  # for their tokens vLLM takes others
+            raise ColdError(  # vLLM would penalise other tokens
                 "repetition_penalty",
                 params.repetition_penalty,
                 "is for the tokens of a prompt, and prompt_embeds has none; set it to 1, or use "
@@ -394,10 +389,10 @@ class Admission:
         Args:
             contrast: What was decided.
             params: What the caller passed: SamplingParams or ColdParams.
-            request: What vLLM made of its prompt and these; changed in place.
+            request: What vLLM made of its prompt and ``params``; changed in place.
 
         Raises:
-            ValueError: as in ``check``.
+            ValueError: as in ``check``, or the request is a session.
         """
         sampling = request.sampling_params
         if contrast is None:
@@ -415,15 +410,15 @@ class Admission:
         contrast.append_media(request)
         media_cache.count_reads(self.renderer, request, contrast.prompts.count(None), params.n)
         if isinstance(sampling, ColdParams):
-            # This request's own copy: all is said now. What is left must go together: whoever
-            # unpickles it, as workers do, checks it again.
+            # This request's own copy, whose stream says all now. The rest must be valid together:
+            # workers, which unpickle it, check it again.
             sampling.amateur = sampling.amateurs = None
             sampling.beta, sampling.rule = DEFAULT_BETA, None
             sampling.beta_max, sampling.rule_parameters = None, None
 
 
 def says_much(said: Mapping[str, Any] | None) -> bool:
-    """Whether a request says what its amateurs read, and to read that would keep others waiting."""
+    """Whether a request says what its amateurs read, in texts that take long to parse."""
     if not _is_long(said):
         return False
     args = parse_request_args(said)
@@ -431,20 +426,17 @@ def says_much(said: Mapping[str, Any] | None) -> bool:
 
 
 def _is_long(said: Mapping[str, Any] | None) -> bool:
-    """Whether reading flat arguments would keep others waiting."""
+    """Whether parsing flat arguments would keep other requests waiting."""
     values = [value for key, value in (said or {}).items() if is_ours(key)]
-    texts = [each for each in values if isinstance(each, str)]
-    for each in values:
-        if isinstance(each, list):
-            texts += [text for text in each[: 2 * MOST_ITEMS] if isinstance(text, str)]
-    return sum(map(len, texts)) > _LONG
+    lists = [each[: 2 * MOST_ITEMS] if isinstance(each, list) else [each] for each in values]
+    return sum(len(text) for text in chain(*lists) if isinstance(text, str)) > _LONG
 
 
 def _check_sendable(said: Mapping[str, Any] | None) -> None:
-    """Of a body, in which vLLM takes any JSON."""
+    """Refuse what a body may hold, as vLLM takes any JSON, but vLLM then answers with HTTP 500."""
     try:
         msgspec.msgpack.encode(said)
-    except (UnicodeEncodeError, OverflowError) as error:  # vLLM says HTTP 500
+    except (UnicodeEncodeError, OverflowError) as error:
         raise ValueError(
             f"vllm_xargs cannot be sent to the engine ({error}): use valid Unicode text, and "
             "integers from -2^63 to 2^64 - 1."
@@ -452,8 +444,8 @@ def _check_sendable(said: Mapping[str, Any] | None) -> None:
 
 
 def _check_drafter(config: Any, contrast: RequestContrast) -> None:
-    """On V1, a drafter that is a model asks for the ids of prompts, and the worker ends where there
-    are none. Beside embeddings there may be some, which need not be the vocabulary's.
+    """On V1, a drafter that is a model reads the ids of prompts. A worker ends where there are
+    none, or where those next to embeddings are not in the vocabulary.
     """
     of_embeds: list[AmateurSpec | Prompt] = [o for o, p in contrast.own if p.embeds is not None]
     of_embeds += [contrast.expert] if contrast.expert.embeds is not None else []

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``NAME:PRESET``, where a client can send no field of ours: the model or adapter NAME with
-``cold_preset``. What vLLM serves by the whole name comes first: an adapter may have a colon in its
-own.
+"""``NAME:PRESET``, for clients that can send no field of ours: the model or adapter NAME with
+``cold_preset``. A model or adapter with the whole name comes first: names may have colons.
 """
 
 from collections.abc import Callable
@@ -40,8 +39,8 @@ def _is_served(models: Any, name: str) -> bool:
 
 
 def missing(asked: str, name: str) -> str:
-    """What a client is told whose model is served, and whose preset is none."""
+    """What a client is told whose model is served, but whose preset does not exist."""
     return (
-        f"The model '{asked}' does not exist: behind '{name}:' must stand a preset, one of "
+        f"The model '{asked}' does not exist: after '{name}:' must stand a preset, one of "
         f"{', '.join(PRESETS)}."
     )

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What of vllm-ascend's own options stands in the way of contrastive decoding, as ``config`` says
-it of vLLM's, and what is not right there with contrastive decoding or without.
+"""Which of vllm-ascend's own options stand in the way of contrastive decoding, as ``config`` says
+of vLLM's, and what vllm-ascend computes wrongly with contrastive decoding or without.
 """
 
 import logging
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 # Below "vllm." so that a server's logging shows it.
 logger = logging.getLogger("vllm." + __name__)
 
-# Options that its layers with LoRA do not know: each computes part of a layer in a class that
-# LoRA's takes the place of, or a model of its own without adapters.
+# Options that its layers with LoRA ignore: each computes part of a layer in a class that LoRA's
+# replaces, or a model of its own without adapters.
 _SIZES = "finegrained_tp_config"
 _NOT_WITH_LORA = ("xlite_graph_config", _SIZES)
 _NOT_WITH_LORA_ON_RANKS = (
@@ -69,9 +69,7 @@ def unsupported(config: "VllmConfig") -> str | None:
 
 
 def warn(config: "VllmConfig") -> None:
-    """Log what vllm-ascend computes wrongly in this engine, which has contrastive decoding; nothing
-    elsewhere.
-    """
+    """Log what vllm-ascend computes wrongly in this engine, which has contrastive decoding."""
     if config.lora_config is None or not hardware.is_on("npu"):
         return
     graphs = config.compilation_config

@@ -14,15 +14,15 @@ if TYPE_CHECKING:
 
 
 class Blocks(NamedTuple):
-    """The KV cache as a request meets it.
+    """The KV cache's blocks.
 
     Attributes:
         usable: Blocks that a request can have.
         size: Tokens of a block.
-        layers: How many blocks a stream takes for so many tokens: in models with states, layers
-            with attention may be in several groups.
-        states: How many it takes for the states of one step, however long it is.
-        kept: Of how many steps it has states at once; a stream of fewer blocks has fewer.
+        layers: Blocks that a stream takes for so many tokens: in models with states, layers with
+            attention may be in several groups.
+        states: Blocks that it takes for the states of one step, however long the stream is.
+        kept: Steps whose states it has at once; a stream of fewer blocks has fewer.
     """
 
     usable: int
@@ -32,7 +32,7 @@ class Blocks(NamedTuple):
     kept: int = 1
 
     def of_a_stream(self, num_tokens: int) -> int:
-        """How many blocks a stream takes that gets so long."""
+        """How many blocks a stream of this length takes."""
         blocks = -(-num_tokens // self.size)
         return self.layers * blocks + self.states * min(blocks, self.kept)
 
@@ -44,14 +44,13 @@ def fit(
     max_tokens: int,
     unlimited: bool = False,
 ) -> int:
-    """How many tokens a request gets, all of whose streams must have room for them: no amateur may
-    be at the end of the context before its expert is done.
+    """How many tokens a request gets, so that all of its streams have room for them.
 
     Args:
         config: The engine's configuration.
         amateurs: For errors.
         lengths: Of the prompts in tokens, the expert's first.
-        max_tokens: What it gets without amateurs. Where the expert has no room for it in the
+        max_tokens: What it would get without amateurs. Where the expert has no room for it in the
             context, it is shortened to what all streams have there, as vLLM does.
         unlimited: Whether nobody asked for that number: then it is shortened to what there is room
             for.
@@ -76,8 +75,8 @@ def fit(
     lookahead = getattr(config, "num_lookahead_tokens", 0)  # a drafter writes so far ahead
 
     def needed(tokens: int) -> int:
-        # The last token is sampled, but nothing is computed for it. That prompts which begin alike
-        # share blocks is nothing to rely on: one may be admitted before the other's are there.
+        # Nothing is computed for the last token. Prompts that begin alike may share blocks, but one
+        # may be admitted before the other's are there.
         full = (min(length + tokens - 1 + lookahead, limit) for length in lengths)
         return sum(map(blocks.of_a_stream, full))
 
@@ -97,15 +96,15 @@ def fit(
 
 
 def _blocks(config: "VllmConfig") -> Blocks | None:
-    """None where it is not known, and the scheduler ends a request that does not fit with an error.
+    """None where it is not known: the scheduler ends a request that does not fit with an error.
 
-    With states vLLM says how many of the longest requests the cache holds (since 0.32). What is
-    left of such a request's blocks when its tokens have theirs is for states; where these are more
-    than one group's blocks for all its tokens, they are counted as if they grew with its length,
-    which is too few. (Of a model that has sliding windows beside, these are counted as states.)
+    With states vLLM says how many of the longest requests the cache holds (since 0.32). The blocks
+    of such a request that are not for its tokens are for states; where these are more than one
+    group's blocks for all its tokens, they are counted as if they grew with its length, which is
+    too few. (Sliding windows of such a model are counted as states.)
 
     With prefix caching vLLM counts two or three states of each layer's group: this step's, that of
-    the step before and, of some layers on GPUs, one at the end of the prompt. Here each is counted
+    the step before and, for some layers on GPUs, one at the end of the prompt. Here each is counted
     as one of two, which is never too few, and one for each further step that is under way: while a
     prompt is computed, each step begins a block.
     """
@@ -114,7 +113,7 @@ def _blocks(config: "VllmConfig") -> Blocks | None:
     if not num_blocks or not block_size:
         return None  # not known yet in this process
     if cache.sliding_window:
-        return None  # in all layers: a stream gives back what its window has left behind
+        return None  # in all layers: a stream frees blocks that its window has passed
     parallel = config.parallel_config
     block_size *= getattr(parallel, "decode_context_parallel_size", 1)
     local = getattr(parallel, "local_engines_only", False)

@@ -30,7 +30,7 @@ _MIDDLEWARE = "vllm_cold.vllm.frontend.serving.Header"
 
 
 def _checked(name: str) -> Callable[[str], Any]:
-    """Argparse's ``type`` of a setting: it puts the option's name in front of the error."""
+    """Argparse's ``type`` of a setting; argparse puts the option's name in front of the error."""
 
     def checked(text: str) -> Any:
         said = read(name, text)

@@ -22,8 +22,8 @@ ASYNC_SCHEDULER = "vllm_cold.vllm.scheduler.scheduler.ColdAsyncScheduler"
 PROCESSOR_V1 = drafts_v1.PROCESSOR
 PROCESSOR_V2 = "vllm_cold.vllm.worker.processor_v2:ColdLogitsProcessorV2"
 
-# What each stream of a request takes one of.
-SEATS = (
+# Limits of which each stream of a request takes one.
+_LIMITS = (
     ("max_num_seqs", "sequences"),
     ("max_num_active_seqs", "sequences"),
     ("max_num_batched_tokens", "tokens a step"),
@@ -37,8 +37,8 @@ def engine_defaults(config: "VllmConfig") -> ColdArgs:
 
 
 def most_amateurs(config: "VllmConfig") -> int:
-    """How many amateurs a request may have. A request waits until all its streams have a sequence,
-    and others wait behind it: by default it may not have the engine emptied for that.
+    """How many amateurs a request may have. A request waits until all its streams have sequence
+    slots, and others wait after it: by default it may not have the engine emptied for that.
     """
     said: int | None = parse_limits(_said(config)).get("max_amateurs")
     return said or min(max(config.scheduler_config.max_num_seqs // 4, 2), MAX_AMATEURS)
@@ -51,9 +51,7 @@ def most_megapixels(config: "VllmConfig") -> float:
 
 
 def is_asked_for(config: "VllmConfig") -> bool:
-    """Whether whoever started the engine wants contrastive decoding to be there, as a default or
-    not.
-    """
+    """Whether the engine was started with contrastive decoding, as a default or on request."""
     return _said(config) not in (None, False)
 
 
@@ -82,19 +80,18 @@ def model_runner(config: "VllmConfig") -> str:
 
 def unsupported(config: "VllmConfig") -> str | None:
     """Why vllm-cold cannot work in this engine, with the remedy; None if it can."""
-    if (reason := availability.unavailable()) is not None:
-        return reason
     from vllm import envs
 
+    if (reason := availability.unavailable()) is not None:
+        return reason
     model, scheduler = config.model_config, config.scheduler_config
     if model.runner_type == "pooling":
         return "it serves a pooling model, which generates no tokens; use a generative model."
     if config.lora_config is None and not is_asked_for(config):
         return (
             "LoRA is off, and the engine was not asked for contrastive decoding; start it with "
-            "enable_lora=True "
-            '(--enable-lora), or to contrast prompts alone with additional_config={"cold": True} '
-            "(--sampler cold)."
+            "enable_lora=True (--enable-lora), or to contrast prompts alone with "
+            'additional_config={"cold": True} (--sampler cold).'
         )
     if reason := availability.unsupported_adapters(config) or ascend.unsupported(config):
         return reason
@@ -103,15 +100,17 @@ def unsupported(config: "VllmConfig") -> str | None:
             f"it uses its own scheduler class {scheduler.scheduler_cls!r}, which vllm-cold does "
             "not replace; leave scheduler_cls (--scheduler-cls) unset."
         )
-    if (problem := lacks_seats(config, 2)) is not None:
+    if (problem := lacks_slots(config, 2)) is not None:
         return problem
     if getattr(envs, "VLLM_USE_RUST_FRONTEND", False):
         return (
             "the Rust front end is on, which vllm-cold's admission does not run in; switch it off."
         )
-    if (reason := _unsupported_states(config) or _unsupported_speculation(config)) is not None:
-        return reason
-    if (reason := connectors.unsupported(config)) is not None:
+    if (
+        reason := _unsupported_states(config)
+        or _unsupported_speculation(config)
+        or connectors.unsupported(config)
+    ) is not None:
         return reason
     parallel = config.parallel_config
     routed = getattr(getattr(config, "aux_output_config", None), "enabled", False)
@@ -143,22 +142,22 @@ def unsupported(config: "VllmConfig") -> str | None:
         )
     if not getattr(scheduler, "enable_chunked_prefill", True):
         return (
-            "chunked prefill is off; vllm-cold needs it to keep its streams in step "
+            "chunked prefill is off; vllm-cold needs it to keep its streams in lockstep "
             "(--enable-chunked-prefill)."
         )
     return None
 
 
-def lacks_seats(config: "VllmConfig", streams: int) -> str | None:
+def lacks_slots(config: "VllmConfig", streams: int) -> str | None:
     """Which of the engine's limits a request of so many streams does not fit, with the remedy; None
-    if it fits. Each stream takes a sequence, and a token of each step.
+    if it fits.
     """
     tokens, speculative = streams, config.speculative_config
     if speculative is not None:
         # Where a request is admitted, vLLM wants room for drafts, too.
         tokens *= 1 + getattr(speculative, "max_num_new_slots_for_drafting", 0)
         tokens += speculative.num_speculative_tokens
-    for option, what in SEATS:
+    for option, what in _LIMITS:
         value = getattr(config.scheduler_config, option, None)
         needed = streams if what == "sequences" else tokens
         if value is not None and value < needed:
@@ -177,7 +176,7 @@ def lacks_seats(config: "VllmConfig", streams: int) -> str | None:
 
 def _unsupported_states(config: "VllmConfig") -> str | None:
     """Why vllm-cold cannot work with the model's state-space layers; None if it can, or if there
-    are none. What layers these are does not matter: the scheduler sees groups of blocks.
+    are none.
     """
     if not has_states(config.model_config):
         return None
@@ -253,43 +252,38 @@ def _unsupported_speculation(config: "VllmConfig") -> str | None:
         return None
     from vllm.platforms import current_platform
 
-    method = speculative.method
     if versions.is_before(0, 32):
-        return (
-            f"speculative decoding is on ({method}), which vllm-cold supports with vLLM 0.32 and "
-            "newer; switch it off."
+        problem = ", which vllm-cold supports with vLLM 0.32 and newer; switch it off"
+    elif current_platform.is_out_of_tree():
+        problem = (
+            ", which vllm-cold supports with vLLM's own CPU and GPU workers only; switch it off"
         )
-    if current_platform.is_out_of_tree():
-        return (
-            f"speculative decoding is on ({method}), which vllm-cold supports with vLLM's own CPU "
-            "and GPU workers only; switch it off."
+    elif config.parallel_config.pipeline_parallel_size > 1:
+        problem = (
+            " together with pipeline parallelism, which vllm-cold does not support; switch one of "
+            "them off"
         )
-    if config.parallel_config.pipeline_parallel_size > 1:
-        return (
-            f"speculative decoding is on ({method}) together with pipeline parallelism, which "
-            "vllm-cold does not support; switch one of them off."
+    elif getattr(speculative, "enable_adaptive_verification", False):
+        problem = (
+            " with enable_adaptive_verification, which may verify different drafts in the streams "
+            "of a request; leave it off"
         )
-    if getattr(speculative, "enable_adaptive_verification", False):
-        return (
-            f"speculative decoding is on ({method}) with enable_adaptive_verification, which "
-            "may verify different drafts in the streams of a request; leave it off."
+    elif getattr(config, "num_prefill_lookahead_tokens", 0) > 1:
+        problem = (
+            " with several MTP modules, which want prompts split in another way than vllm-cold's "
+            "streams; use another drafter"
         )
-    if getattr(config, "num_prefill_lookahead_tokens", 0) > 1:
-        return (
-            f"speculative decoding is on ({method}) with several MTP modules, which want "
-            "prompts split in another way than vllm-cold's streams; use another drafter."
+    elif not uses_v2_runner(config) and speculative.method == "ngram_gpu":
+        problem = (
+            " with the V1 model runner, which contrastive decoding supports with V2 only; use "
+            '"ngram"'
         )
-    if not uses_v2_runner(config) and method == "ngram_gpu":
-        return (
-            f"speculative decoding is on ({method}) with the V1 model runner, which contrastive "
-            "decoding "
-            'supports with V2 only; use "ngram".'
+    else:
+        runner = places.DRAFTS_V2 if uses_v2_runner(config) else places.DRAFTS_V1
+        if (changed := places.problem(places.DRAFTS, runner)) is None:
+            return None
+        problem = (
+            f", and this vLLM has changed where vllm-cold takes part in it: {changed}. Switch it "
+            f"off, install vLLM {versions.RANGE}, or a newer vllm-cold"
         )
-    runner = places.DRAFTS_V2 if uses_v2_runner(config) else places.DRAFTS_V1
-    if (changed := places.problem(places.DRAFTS, runner)) is not None:
-        return (
-            f"speculative decoding is on ({method}), and this vLLM has changed where vllm-cold "
-            f"takes part in it: {changed}. Switch it off, install vLLM {versions.RANGE}, or a "
-            "newer vllm-cold."
-        )
-    return None
+    return f"speculative decoding is on ({speculative.method}){problem}."

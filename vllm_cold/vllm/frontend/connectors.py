@@ -2,9 +2,9 @@
 """Which KV connectors an engine with contrastive decoding may have.
 
 The streams of a request differ in their prompts and in their adapters. A connector that finds KV by
-the tokens alone gives a base model's row the KV of an adapter, which vLLM does not notice. vLLM's
-block hashes are of both: so a connector must be keyed by them. An engine that prefills and one that
-decodes may share what such a connector keeps: each finds the KV of every stream.
+the tokens alone gives a base model's row the KV of an adapter, which vLLM does not notice. So a
+connector must be keyed by vLLM's block hashes, which are of both. An engine that prefills and one
+that decodes may share what such a connector keeps: each finds the KV of every stream.
 """
 
 from collections.abc import Iterator
@@ -16,10 +16,10 @@ from vllm_cold.vllm import versions
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
-# vLLM's own that ask the requests' block hashes alone.
+# vLLM's own that find KV by the requests' block hashes alone.
 BY_BLOCK_HASH = ("OffloadingConnector", "SimpleCPUOffloadConnector")
-# And those that load what a request's kv_transfer_params name, as the engine that prefilled it
-# said: its amateurs' are beside.
+# Those that load what a request's kv_transfer_params name, as the engine that prefilled it said:
+# with them the amateurs' are named.
 BY_REQUEST = ("NixlConnector", "NixlPullConnector")
 DECLARATIONS = ("keyed_by_block_hash", "keyed_by_request")
 """A class attribute: the connector finds KV so, and loads for requests of the step."""

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a request asks for (``Asked``), and what is contrasted with what for it
-(``RequestContrast``), of which ``group.stream`` tells the scheduler. ``admission`` makes the one of
-the other.
+"""What a request asks for (``Asked``), and what ``admission`` makes of that and its prompt: what is
+contrasted with what (``RequestContrast``), which the scheduler gets as a ``Stream``.
 """
 
 from dataclasses import dataclass, replace
@@ -31,12 +30,9 @@ class Asked(arguments.Contrast):
     Attributes:
         expert: Its own adapter.
         preset: The name of the method that was asked for, None if none was.
-        optional: Whether the request is decoded without contrastive decoding where its conversation
-            has nothing
-            that would be left out: the engine's default or a preset's says what that is, not the
-            request.
-        explicit: Whether the request says anything itself, and so is told of all else that is in
-            the way.
+        optional: Whether what is left out is a default's choice, so that a request whose
+            conversation has no such thing is decoded without a contrast.
+        explicit: Whether the request itself asks, and so is told what else is in the way.
         unlimited: Whether nobody said how many tokens the request gets.
         explain: Of how many tokens of each step the client is told; 0 for none.
     """
@@ -55,7 +51,7 @@ class Asked(arguments.Contrast):
         named = "amateur" if params.amateurs is None else "amateurs[{}]"
         amateurs: list[AmateurSpec] = []
         for i, one in enumerate(params.contrast()):
-            # What several read is one and the same, and made once.
+            # A prompt that several read is one object, and made once.
             known = (each.source for each in amateurs if each.source == one.source)
             field, lora = named.format(i), one.adapter(expert)
             source = next(known, one.source)
@@ -64,21 +60,25 @@ class Asked(arguments.Contrast):
         return cls(settings, tuple(amateurs), weights, expert, params.method, explain=explain)
 
     @property
-    def gives_way(self) -> bool:
-        """Whether nobody is told what is in the way: the request asked for nothing."""
+    def by_default(self) -> bool:
+        """Whether only a default asks: the request is served without a contrast where one is not
+        possible.
+        """
         return self.optional and not self.explicit
 
     def check_alone(self, prompts: int) -> None:
-        """Refuse to tell of the steps of several prompts: there is room for those of one."""
+        """Refuse to tell of the steps of several prompts: an answer has room for those of one."""
         if self.explain and prompts > 1:
-            raise ColdError("prompt", prompts, "must be one beside cold_explain; send each alone")
+            raise ColdError("prompt", prompts, "must be one with cold_explain; send each alone")
 
     def applies(self, source: PromptSource) -> bool:
-        """Whether a request has what a default leaves out; one that asked itself has to."""
+        """Whether a prompt has what a default leaves out. True for a request that says itself what
+        is left out: it is refused later where the prompt has no such thing.
+        """
         if not self.optional:
             return True
         if source.messages is None and not source.has_images:
-            return self.explicit  # and is refused when its amateur's prompt is made
+            return self.explicit
         try:
             for one in {id(each.source): each for each in self.amateurs}.values():
                 if isinstance(one.source, Without) and source.messages is None:
@@ -90,14 +90,14 @@ class Asked(arguments.Contrast):
 
     @property
     def in_force(self) -> PresetName | None:
-        """The preset that the request is decoded by: none whose rule is another one."""
+        """The preset that the request is decoded by; None where the request replaced its rule."""
         preset = self.preset
         if preset is None or PRESETS[preset].settings.get("rule") != self.settings.rule:
             return None
         return preset
 
     def as_dict(self) -> dict[str, Any]:
-        """For those who ask: what is in force, by name; without what is not."""
+        """What is in force, by name, for clients."""
         told = self.settings.as_dict()
         if self.in_force is not None:
             told["preset"] = self.in_force
@@ -116,11 +116,11 @@ class Asked(arguments.Contrast):
 
 @dataclass(frozen=True, slots=True)
 class RequestContrast:
-    """What is contrasted with what: an expert's prompt, and what its amateurs read.
+    """What is contrasted with what.
 
     Attributes:
-        asked: Their adapters and weights, and the method's settings.
-        expert: The prompt of the expert.
+        asked: The adapters, the weights and the method's settings.
+        expert: The expert's prompt.
         prompts: Those of the amateurs; None for one that reads the expert's.
     """
 
@@ -130,7 +130,7 @@ class RequestContrast:
 
     @property
     def lengths(self) -> list[int]:
-        """Of the prompts, the expert's first, in tokens."""
+        """Of the streams' prompts, the expert's first, in tokens."""
         return [(one or self.expert).num_tokens for one in (None, *self.prompts)]
 
     @property
@@ -140,11 +140,11 @@ class RequestContrast:
         return [(one, prompt) for one, prompt in pairs if prompt is not None]
 
     def stream(self) -> Stream:
-        """What the scheduler is told. Copies embeddings, which must have room by now."""
+        """What the scheduler is told. Copies embeddings, so call it after ``Admission.check``."""
         asked = self.asked
         name = asked.settings.rule
         rule = None if name is None else registry.get(name)
-        # What several read is copied once.
+        # A prompt that several read is copied once.
         with_embeds = {id(one): one for _, one in self.own if one.embeds is not None}
         copies = {
             key: Embeddings.of(one.embeds, one.is_token_ids) for key, one in with_embeds.items()
@@ -170,8 +170,8 @@ class RequestContrast:
         )
 
     def append_media(self, request: "EngineCoreRequest") -> None:
-        """Put the media of amateurs' own prompts behind the expert's, as if the prompts stood one
-        behind the other: there they are in no block of the expert's.
+        """Put the media of amateurs' own prompts after the expert's, as if the prompts stood one
+        after the other: there they are in no block of the expert's.
         """
         if not any(one.features for _, one in self.own):
             return

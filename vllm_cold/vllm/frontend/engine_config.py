@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Prepares engines for contrastive decoding where their configuration is final: those with LoRA,
-and those that ask for it. Others, and engines in which vllm-cold cannot work, are left as they are.
+"""Prepares engines for contrastive decoding when their configuration is final: those with LoRA, and
+those that ask for it. Others, and engines in which vllm-cold cannot work, are left as they are.
 """
 
 import logging
@@ -76,8 +76,8 @@ def _say(defaults: ColdArgs) -> None:
 
 
 def _warn(defaults: ColdArgs) -> None:
-    """Say what a default does that takes texts from a chat, and not its instructions alone. System
-    prompts are taken for instructions, unless the preset is for texts.
+    """Say what a default does that leaves out a chat's texts, and not its instructions alone.
+    System prompts count as instructions, unless the preset is for texts.
     """
     without, preset = defaults.contrast.without, preset_of(defaults.contrast)
     if not defaults.enabled or without is None:
@@ -101,7 +101,7 @@ def _warn(defaults: ColdArgs) -> None:
 
 
 def _warn_of_attention(config: "VllmConfig") -> None:
-    """Say of which models vLLM computes something else on CPU, whatever decodes them."""
+    """Say which models vLLM computes differently on CPU, with a contrast or without."""
     from vllm.platforms import current_platform
 
     if current_platform.is_cpu() and getattr(config.model_config, "is_mm_prefix_lm", False):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ways of vLLM's to refuse a request (``vllm.exceptions``) and to report one that failed."""
+"""How vLLM refuses a request (``vllm.exceptions``) and reports one that failed."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -30,9 +30,7 @@ def _request_error() -> type[Exception]:
 
 @cache
 def generation_error() -> Callable[[str], Exception]:
-    """The class of what a server tells the client of a request that ended with an error, streamed
-    or not.
-    """
+    """The class of the error that vLLM's servers report to the client, streamed or not."""
     from vllm import exceptions
 
     if (kind := getattr(exceptions, "GenerationError", None)) is not None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is told of each token, for the client: collected, and told with the last one."""
+"""What the engine tells of each token is collected, and told to the client with the last one."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -23,7 +23,7 @@ def _make(original: Callable[..., Any]) -> Callable[..., Any]:
             if not hasattr(self, "cold_steps"):
                 self.cold_steps, self.cold_texts = [], {}
             new = new[: len(new_token_ids)]
-            # Of each output at once: all of an answer's together would keep others waiting.
+            # With each output: all texts of an answer at its end would keep other requests waiting.
             _add_texts(self.logprobs_processor.tokenizer, new, self.cold_texts)
             self.cold_steps += new
             told = results.without_steps(told)
@@ -41,9 +41,9 @@ def _make(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _add_texts(tokenizer: Any, steps: Sequence[dict[str, Any]], texts: dict[int, str]) -> None:
-    """Of each token its text, decoded alone; None where the request is not detokenized, and of what
-    the tokenizer does not have, as a model's vocabulary may be padded. ``texts`` are those that
-    are known, by token.
+    """Add each token's text, decoded alone; None where the request is not detokenized, and for
+    tokens that the tokenizer lacks, as a model's vocabulary may be padded. ``texts``: the known
+    ones, by token.
     """
     if tokenizer is not None:
         from vllm.tokenizers.detokenizer_utils import convert_ids_list_to_tokens

@@ -2,10 +2,8 @@
 """Where every request comes in, offline and online: a contrastive request leaves with its
 ``Stream``.
 
-What was decided before, on a server when its prompt was made (``serving``), travels in what vLLM
-made of the prompt. A worker that cannot load an adapter takes the engine down with it, so the file
-of an amateur that the caller brings along is looked at; not on an event loop, where an amateur's
-prompt is not made either. (A server has loaded its adapters already when they can be named.)
+What a server decided when the prompt was made (``serving``) travels in the made prompt. Other
+requests are decided about here; on an event loop, prompts are made and files are read elsewhere.
 """
 
 from collections.abc import Callable, Iterator
@@ -38,17 +36,17 @@ class Exchange:
     """The HTTP request that is being answered.
 
     Attributes:
-        plain: Whether it is a beam search, which was admitted without contrastive decoding and
+        is_search: Whether it is a beam search, which was admitted without contrastive decoding and
             makes requests of its own.
         decided: The bodies that were decided about (a batch of chats is several), by their ids,
             with what each prompt is decoded with.
-        used: What those bodies asked for that were sent to the engine, by the same ids, and None
-            where it is without a contrast; for the header.
-        steps: What is told of each token, where the client asks; known when the last one is.
+        used: What the bodies asked for that were sent to the engine, by the same ids; None for no
+            contrast. For the header.
+        steps: What is told of each token, where the client asks; known with the last token.
         path: Where the request was sent.
     """
 
-    plain: bool = False
+    is_search: bool = False
     decided: dict[int, tuple[Any, Iterator[RequestContrast | None]]] = field(default_factory=dict)
     used: dict[int, Asked | None] = field(default_factory=dict)
     steps: list[dict[str, Any]] | None = None
@@ -68,7 +66,7 @@ class FrontEnd:
         self._exchange: ContextVar[Exchange | None] = ContextVar("exchange", default=None)
 
     def of(self, processor: Any) -> Admission:
-        """The admission of the engine that an InputProcessor of vLLM's is for."""
+        """The admission of the engine of this InputProcessor."""
         if (found := self._admissions.get(processor)) is None:
             found = self._admissions[processor] = Admission(processor)
         return found
@@ -79,9 +77,9 @@ class FrontEnd:
         self.server = self._admissions[processor] = Admission(processor, models)
 
     @property
-    def plain(self) -> bool:
-        """Whether what comes in now are the requests of a beam search."""
-        return (exchange := self._exchange.get()) is not None and exchange.plain
+    def is_search(self) -> bool:
+        """Whether a beam search makes the requests that come in now."""
+        return (exchange := self._exchange.get()) is not None and exchange.is_search
 
     def exchange(self) -> Exchange:
         """The HTTP request that is being answered."""
@@ -101,7 +99,7 @@ def _make(original: Callable[..., "EngineCoreRequest"]) -> Callable[..., "Engine
         self: Any, request_id: str, prompt: Any, params: Any, *args: Any, **kwargs: Any
     ) -> "EngineCoreRequest":
         request = original(self, request_id, prompt, params, *args, **kwargs)
-        if request.sampling_params is None or FRONT_END.plain:
+        if request.sampling_params is None or FRONT_END.is_search:
             return request
         admission, prompt = FRONT_END.of(self), carrying(prompt)
         with refusals():
@@ -130,9 +128,9 @@ def _make_add_request(original: Callable[..., Any]) -> Callable[..., Any]:
         **kwargs: Any,
     ) -> Any:
         rest = (arrival_time, lora_request, *args)
-        # What vLLM did not make something of yet goes to a thread of its own, and its amateurs too.
+        # vLLM makes other prompts in a thread of its own, where ``process_inputs`` is wrapped.
         is_made = isinstance(prompt, dict) and "type" in prompt
-        if not is_made or not isinstance(params, SamplingParams) or FRONT_END.plain:
+        if not is_made or not isinstance(params, SamplingParams) or FRONT_END.is_search:
             return await original(self, request_id, prompt, params, *rest, **kwargs)
         processor = self.input_processor
         with media_cache.kept(processor.renderer, [prompt]):

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Media of amateurs' prompts: fetched once (``remembering``), sent behind their expert's
-(``contrast``), split off by the scheduler (``scheduler.amateurs``). What vLLM looks at in a
-client's prompt with media, ``admission`` looks at in amateurs'.
+"""Media of amateurs' prompts: fetched once (``remembering``), sent after their expert's
+(``contrast``), split off by the scheduler (``scheduler.amateurs``). ``admission`` checks in them
+what vLLM checks in a client's.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,7 +29,7 @@ _fetched: ContextVar[dict[Any, Any] | None] = ContextVar("fetched", default=None
 
 @contextmanager
 def remembering(fetched: dict[Any, Any]) -> Iterator[None]:
-    """Makes vLLM fetch and decode each URL once, also if this is entered again with this dict."""
+    """Makes vLLM fetch and decode each URL once, however often this is entered with this dict."""
     token = _fetched.set(fetched)
     try:
         yield
@@ -38,14 +38,12 @@ def remembering(fetched: dict[Any, Any]) -> Iterator[None]:
 
 
 def remembered() -> dict[Any, Any]:
-    """What is remembered here: an amateur's prompt is made within its expert's."""
+    """The dict of the ``remembering`` around this; a new one without."""
     found = _fetched.get()
     return {} if found is None else found
 
 
 def _make_load(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Of ``load_from_url`` and its async form."""
-
     async def load(self: Any, url: str, media_io: Any, **kwargs: Any) -> Any:
         if (fetched := _fetched.get()) is None:
             return await result_of(original(self, url, media_io, **kwargs))
@@ -85,7 +83,7 @@ def of_prompt(prompt: Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 def make_readable(messages: Sequence[Any]) -> None:
-    """What pydantic gives for a list can be read once."""
+    """Make lists of messages' contents, which pydantic gives as iterators."""
     for message in messages:
         if isinstance(message, dict) and not isinstance(
             content := message.get("content"), (str, list, type(None))
@@ -94,7 +92,7 @@ def make_readable(messages: Sequence[Any]) -> None:
 
 
 def marks(features: Sequence[Any]) -> list[tuple[str, str, int]]:
-    """What two prompts with the same token ids differ by if their media do."""
+    """What tells media of two prompts with the same token ids apart."""
     return [(f.modality, f.mm_hash or f.identifier, f.mm_position.offset) for f in features]
 
 
@@ -107,25 +105,25 @@ def has_images(messages: Sequence[Any] | None, data: Mapping[str, Any] | None) -
 
 
 def images_of(prompt: Mapping[str, Any]) -> Sequence[Any]:
-    """The images of a prompt that vLLM has not processed yet, as ``render_messages`` makes it or
-    ``LLM.generate`` is given it.
+    """The images of a prompt that vLLM has not processed yet: what ``render_messages`` returns or
+    ``LLM.generate`` takes.
     """
     images = prompt["multi_modal_data"]["image"]
     return images if isinstance(images, (list, tuple)) else [images]
 
 
 def with_images(prompt: Mapping[str, Any], images: Sequence[Any]) -> dict[str, Any]:
-    """The prompt with others in their places."""
+    """The prompt with other images."""
     data = {**prompt["multi_modal_data"], "image": list(images)}
     other = {**prompt, "multi_modal_data": data}
     if (uuids := prompt.get("multi_modal_uuids")) is not None:
-        # Other pictures have other names; vLLM makes them of the pixels.
+        # Other images have other names, which vLLM makes of the pixels.
         other["multi_modal_uuids"] = {kind: uuids[kind] for kind in uuids if kind != "image"}
     return other
 
 
 def check_size(image: Any, one: AmateurSpec, most_megapixels: float | None) -> None:
-    """Refuse an image that would keep other clients' waiting."""
+    """Refuse an image that would keep other clients waiting."""
     if most_megapixels is None:
         return
     image = getattr(image, "media", image)
@@ -142,10 +140,10 @@ def check_size(image: Any, one: AmateurSpec, most_megapixels: float | None) -> N
 
 
 def distorted(image: Any, one: AmateurSpec) -> Any:
-    """What an amateur with a ``Distorted`` prompt sees of a decoded image; takes some time.
+    """What an amateur with a ``Distorted`` prompt sees of a decoded image; slow.
 
     Raises:
-        ColdError: it is no picture; or the amateur's function fails.
+        ColdError: it is not an image, or the amateur's function fails.
     """
     import numpy as np
     from PIL import Image
@@ -165,7 +163,7 @@ def distorted(image: Any, one: AmateurSpec) -> Any:
             f"is no picture but a {type(image).__name__}; send it as a picture (of PIL, or of a "
             "URL), or say what the amateur reads",
         )
-    # As the expert's is read: upright, and what is transparent white.
+    # As vLLM reads the expert's: upright, on white.
     picture = convert_image_mode(normalize_image(image), "RGB")
     try:
         seen = one.source.view(picture)

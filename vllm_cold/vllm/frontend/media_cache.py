@@ -1,15 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The front end's caches of processed media.
 
-With its usual cache, vLLM's front end sends an image once and from then on its hash, and relies on
-the engine core getting requests in the order in which their images were processed. A request whose
-amateurs' prompts are still to be made would be overtaken: then the hash comes first, and a request
-that has nothing to do with contrastive decoding is sent back. So on a server what is contrasted
-always brings its data along, out of the cache that vLLM has for those who send nothing
-(``always_sent``), and the sender is told when it is on its way (``tell_sent``). Of media that are
-named by their uuids alone, only the engine core has the data: beside others they are refused.
-Offline each prompt is sent before the next is processed. The media of a refused request, which was
-never sent, are forgotten (``kept``).
+With its usual cache (the sender's), vLLM's front end sends an image once and from then on its hash,
+and relies on the engine core getting requests in the order in which their images were processed. A
+contrastive request whose amateurs' prompts are still to be made would be overtaken: a later request
+would send the hash first, and fail. So on a server a contrastive request always sends its data, out
+of a cache without that order (``always_sent``), and the sender's cache is told when it is sent
+(``tell_sent``). Of media that are named by their uuids alone, only the engine core has the data:
+together with others they are refused. Offline each prompt is sent before the next is processed. The
+media of a refused request were never sent, and are forgotten (``kept``).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,8 +25,8 @@ if TYPE_CHECKING:
 
 
 def with_data(prompt: Any) -> list[str]:
-    """The hashes of media that bring their data along, of a made prompt or of a request; of the
-    others vLLM believes that the engine core has them.
+    """The hashes of media that bring their data along, of a made prompt or of a request. The others
+    are in the engine core's cache, as far as vLLM knows.
     """
     if not isinstance(prompt, Mapping):
         features = getattr(prompt, "mm_features", None) or ()
@@ -43,19 +42,18 @@ def with_data(prompt: Any) -> list[str]:
 
 @contextmanager
 def kept(renderer: Any, made: Sequence[Any], offline: bool = False) -> Iterator[None]:
-    """Where requests are refused behind their prompts: vLLM sends an image that it has seen once no
-    more, and those that it has seen for a refused request first were never sent. So it forgets
-    them, or the next request with one of them would end with an error.
+    """Around what may refuse a request after its prompts were made: then the sender's cache forgets
+    their media, which were never sent, or the next request with one of them would fail.
 
     Args:
         renderer: vLLM's.
-        made: What it made of the prompts, and requests that were made of these.
-        offline: Whether it makes them in the thread that this one is. Else a thread of its own
-            uses what it has seen, and forgets it before the next image.
+        made: The prompts that it made, and requests that were made of them.
+        offline: Whether it makes them in this thread. Else a thread of its own uses the cache, and
+            has to forget them itself, before its next image.
     """
     try:
         yield
-    except BaseException:  # a client's hanging up, too
+    except BaseException:  # also when a client hangs up
         seen = [each for one in made for each in _processed(one, always_sent=False)]
         cache = getattr(renderer, "mm_processor_cache", None)
         if seen and (forget := getattr(cache, "invalidate", None)) is not None:  # not in 0.23
@@ -71,8 +69,8 @@ def kept(renderer: Any, made: Sequence[Any], offline: bool = False) -> Iterator[
 
 
 def _processed(made: Any, always_sent: bool) -> list[str]:
-    """The hashes of what was processed for a prompt and its amateurs', with the sender's cache or
-    without; for what is none of our prompts, with it.
+    """The hashes of the media that were processed for a prompt and its amateurs', if that was with
+    the sender's cache (``always_sent`` False) or without (True).
     """
     source = source_in(made)
     if (source is not None and source.always_sent) != always_sent:
@@ -81,8 +79,8 @@ def _processed(made: Any, always_sent: bool) -> list[str]:
 
 
 def always_sent(renderer: Any, messages: Sequence[Any]) -> bool | None:
-    """Whether what a server contrasts of these messages has to bring its media's data along; None
-    where it has to and cannot, as some are named by their uuids alone.
+    """Whether a contrastive request with these messages has to send its media's data; None where it
+    has to and cannot, as some are named by their uuids alone.
     """
     if versions.is_before(0, 31):
         return False
@@ -90,14 +88,14 @@ def always_sent(renderer: Any, messages: Sequence[Any]) -> bool | None:
 
     kinds = (cache.LruKeyReplicatedSenderCache, cache.ShmObjectStoreSenderCache)
     if not isinstance(renderer.mm_processor_cache, kinds):
-        return False  # none, or one whose every request brings the data
+        return False  # no cache, or one with which each request sends the data
     make_readable(messages)
     named = {_is_named_only(part) for message in messages for part in media_parts(message)}
     return None if len(named) > 1 else named == {False}
 
 
 _TYPES = frozenset().union(*MEDIA.values())
-# In which key of a mapping such a part has its data.
+# The key of a mapping in which such a part has its data.
 _WITHIN = {"image_url": "url", "video_url": "url", "audio_url": "url", "input_audio": "data"}
 
 
@@ -114,9 +112,9 @@ def _data(part: Mapping[str, Any], name: str) -> Any:
 
 
 def tell_sent(renderer: Any, prompt: Any) -> None:
-    """A prompt is on its way to the engine core, which keeps its media and its amateurs': the
-    sender's cache has to know of those that were processed without it, and drops the oldest when
-    the core does. Asked for in vLLM's thread for media.
+    """Tell the sender's cache of a sent prompt's media, and its amateurs', that were processed
+    without it: the engine core caches them too, and both have to drop the same ones. Done in vLLM's
+    thread for media.
     """
     if not (hashes := _processed(prompt, always_sent=True)):
         return
@@ -129,20 +127,19 @@ def tell_sent(renderer: Any, prompt: Any) -> None:
 
 def _tell(sender: Any, processed: Any, hashes: Sequence[str]) -> None:
     for each in hashes:
-        if processed.is_cached_item(each):  # else it has been dropped since, or is too large
+        if processed.is_cached_item(each):  # else it was dropped since, or is too large
             sender.get_and_update_item(processed.get_and_update_item(None, each), each)
 
 
 def count_reads(renderer: Any, request: "EngineCoreRequest", num_sharing: int, n: int) -> None:
-    """Of media in shared memory, vLLM's sender counts how often workers will read them, before it
-    may put something else there: once for each prompt that was made. But each stream of each
-    answer reads them.
+    """Correct how often workers will read media in shared memory before vLLM's sender may overwrite
+    them: it counts one read for each prompt that was made, but each stream of each answer reads.
 
     Args:
         renderer: vLLM's.
         request: With the amateurs' media.
         num_sharing: How many amateurs read the expert's prompt.
-        n: How many answers are wanted.
+        n: How many answers the request gets.
     """
     length = len(request.prompt_token_ids or ())
     counted = set()

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a prompt was made: an amateur's becomes token ids as its expert's did, and what it does
-without is left out of what the expert reads. So what vLLM makes of a prompt carries along how it
-was made (``PromptSource``), and then what was decided about its request. ``rendering`` makes the
-amateurs' own.
+"""How a prompt was made: ``rendering`` makes an amateur's as its expert's was made, or of what the
+expert reads. So what vLLM makes of a prompt carries along how it was made (``PromptSource``), and
+then what was decided about its request.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -32,7 +31,7 @@ class PromptSource:
         keywords: vLLM's ``prompt_extras`` and ``skip_mm_cache``, where it was given them: all
             prompts of the request are made so.
         fetched: The media that were fetched for it.
-        processed: Hashes of the media that were processed for its amateurs and bring their data.
+        processed: Hashes of its amateurs' media that were processed and bring their data.
     """
 
     prompt: str | list[int] | None = None
@@ -68,9 +67,9 @@ class Prompt:
     """A prompt as vLLM made it: token ids, or embeddings.
 
     Attributes:
-        ids: Token ids; beside embeddings only if these are no more than a part of the prompt.
+        ids: Token ids; with embeddings only if these are for a part of the prompt.
         embeds: A tensor, [tokens, hidden size]; None for token ids alone.
-        is_token_ids: Where the ids count and not the embeddings; None for one of both alone.
+        is_token_ids: Where the ids count and not the embeddings; None without one of them.
         features: Its media, vLLM's MultiModalFeatureSpec, in their order.
     """
 
@@ -81,7 +80,7 @@ class Prompt:
 
     @classmethod
     def of(cls, made: Any) -> "Prompt":
-        """Of what a renderer made, or of an EngineCoreRequest."""
+        """The prompt that a renderer made, or that an EngineCoreRequest has."""
         if isinstance(made, Mapping):
             ids, embeds = made.get("prompt_token_ids"), made.get("prompt_embeds")
             return cls(ids, embeds, made.get("is_token_ids"), media.of_prompt(made))
@@ -94,12 +93,11 @@ class Prompt:
 
     @property
     def num_tokens(self) -> int:
-        """Its length."""
         return len(self.ids or ()) if self.embeds is None else len(self.embeds)
 
     def equals(self, other: "Prompt") -> bool:
-        """Whether both are one prompt. Where ids and embeddings are equal, which of them count is
-        not asked: vLLM's prefix cache before 0.31 does not ask it either.
+        """Whether both are the same prompt. ``is_token_ids`` does not matter where ids and
+        embeddings are equal, as vLLM's prefix cache before 0.31 does not look at it either.
         """
         if media.marks(self.features) != media.marks(other.features) or self.ids != other.ids:
             return False
@@ -110,12 +108,12 @@ class Prompt:
         return bool(self.embeds.equal(other.embeds))
 
     def refused(self, problem: str) -> ColdError:
-        """The error that says what is wrong with an expert's embeddings."""
+        """The error about an expert's embeddings."""
         return ColdError("prompt_embeds", Embeds({"prompt_embeds": self.embeds}).value, problem)
 
     def problem(self, model_config: Any) -> str | None:
-        """What is wrong with its embeddings; None if nothing is. Not all of it is looked at by
-        vLLM, whose workers then end.
+        """What is wrong with its embeddings; None if nothing is. vLLM does not check all of it, and
+        its workers would end.
         """
         if self.embeds is None:
             return None
@@ -148,7 +146,7 @@ def unknown_token(ids: Sequence[int], size: int) -> str | None:
 
 
 def source_in(prompt: Any) -> PromptSource | None:
-    """How a prompt was made, if vLLM has made it here."""
+    """How a prompt was made; None if vLLM has not made it yet."""
     return prompt.get(_SOURCE) if isinstance(prompt, dict) else None
 
 
@@ -158,29 +156,31 @@ def source_of(prompt: Any) -> PromptSource:
 
 
 def carrying(prompt: Any) -> Any:
-    """The prompt, or in its place what says how it was made."""
+    """A prompt that vLLM has made; in the place of another one, what says how it would be made."""
     return {_SOURCE: source_of(prompt)} if source_in(prompt) is None else prompt
 
 
 def is_decided(prompt: Any) -> bool:
-    """Whether the prompt says what its request is decoded with."""
+    """Whether ``with_contrast`` made this prompt."""
     return isinstance(prompt, dict) and _CONTRAST in prompt
 
 
 def contrast_in(prompt: Mapping[str, Any]) -> Any:
-    """What that is: a ``RequestContrast``, or None for no contrast."""
+    """What its request is decoded with: a ``RequestContrast``, or None for no contrast."""
     return prompt[_CONTRAST]
 
 
 def with_contrast(prompt: dict[str, Any], contrast: Any) -> dict[str, Any]:
-    """A copy that says so; of how it was made it has what concerns its sending."""
+    """A copy of a prompt that says what its request is decoded with. Of how it was made it keeps
+    only what ``media_cache`` needs.
+    """
     known = source_of(prompt)
     rest = PromptSource(keywords=known.keywords, processed=known.processed)
     return {**prompt, _SOURCE: rest, _CONTRAST: contrast}
 
 
 def forget_media(prompt: Any) -> None:
-    """No further prompt is made of what this one was made of: lets go of decoded media."""
+    """Let go of decoded media: no further prompt is made of them."""
     if (found := source_in(prompt)) is not None:
         found.fetched.clear()
 
@@ -194,7 +194,7 @@ def _completion(prompt: Any, **more: Any) -> PromptSource:
     ids = prompt.get("prompt_token_ids")  # vLLM reads these where there is a text, too
     text_or_ids = prompt.get("prompt") if ids is None else list(ids)
     if "prompt_embeds" in prompt:
-        text_or_ids = None  # ids beside them stand for some of the prompt only
+        text_or_ids = None  # ids next to them stand for a part of the prompt only
     whole = dict(prompt) if prompt.get("multi_modal_data") else None
     return PromptSource(text_or_ids, whole=whole, **more)
 
@@ -221,7 +221,7 @@ def _keywords(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _noting(sources_of: Callable[..., list[PromptSource]]) -> Callable[..., Any]:
-    """Makes a renderer's method note in what it makes of a prompt how that was made."""
+    """Makes a renderer's method put into each prompt how it was made."""
 
     def make(original: Callable[..., Any]) -> Callable[..., Any]:
         async def render(self: Any, *args: Any, **kwargs: Any) -> Any:

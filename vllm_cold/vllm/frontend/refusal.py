@@ -1,7 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tells whoever asks for contrastive decoding why it is not there, where it is unavailable and only
-there.
-"""
+"""Where contrastive decoding is unavailable: tells whoever asks for it why."""
 
 import sys
 from collections.abc import Callable
@@ -15,7 +13,7 @@ _reason = ""
 
 
 def install(reason: str) -> None:
-    """Wrap what there is to tell it; ``reason``: why contrastive decoding is unavailable."""
+    """Tell from now on ``reason``, why contrastive decoding is unavailable."""
     global _reason
     _reason = reason
     patching.install_quietly(places.rows(places.NO_COLD))

@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""vLLM's own methods make amateurs' prompts, as they made the expert's (``prompts`` has noted how),
-where the request's parameters are known: off the event loop where vLLM renders so. And for the
-tools a chat with images, as ``LLM.generate`` takes it.
-"""
+"""Amateurs' prompts, made by vLLM's own methods as the expert's was (``prompts`` has noted how)."""
 
 import asyncio
 import logging
@@ -34,7 +31,7 @@ from vllm_cold.vllm.frontend.prompts import Prompt, PromptSource, unknown_token
 logger = logging.getLogger("vllm." + __name__)
 
 _T = TypeVar("_T")
-# vLLM's own threads stay free, and who has no images does not wait for those of others.
+# vLLM's own threads stay free, and requests without images do not wait for the images of others.
 _ASIDE = ThreadPoolExecutor(1, "vllm-cold")
 _DISTORTING = ThreadPoolExecutor(2, "vllm-cold-images")
 
@@ -48,9 +45,7 @@ class RendererChanged(RuntimeError):
 async def aside(
     at_once: bool, function: Callable[..., _T], *args: Any, pool: ThreadPoolExecutor = _ASIDE
 ) -> _T:
-    """What a function that takes its time returns, without blocking the event loop, unless it is
-    called ``at_once``.
-    """
+    """The result of a slow function, without blocking the event loop unless ``at_once``."""
     if at_once:
         return function(*args)
     return await asyncio.get_running_loop().run_in_executor(pool, function, *args)
@@ -65,16 +60,16 @@ async def render(
     most_megapixels: float | None = None,
     offline: bool = False,
 ) -> tuple[Prompt | None, ...]:
-    """The amateurs' prompts, for one request; None for one that reads the expert's.
+    """The prompts of a request's amateurs; None for one that reads the expert's.
 
     Args:
         renderer: vLLM's.
         source: How the expert's prompt was made.
-        amateurs: As they were described.
+        amateurs: What they read.
         online: vLLM's OnlineRenderer, which has the template's arguments of chats; None without a
             server.
         most_megapixels: Of an image that is distorted; None for any.
-        offline: Whether nothing of it waits. Else nothing of it blocks the event loop.
+        offline: Whether nothing of it is awaited. Else nothing of it blocks the event loop.
 
     Raises:
         ColdError: a prompt cannot be made.
@@ -85,7 +80,7 @@ async def render(
         method += "" if offline else "_async"
         return await result_of(getattr(renderer, method)(*args, **kwargs))
 
-    found: dict[int, Prompt] = {}  # what several read is made once
+    found: dict[int, Prompt] = {}  # a prompt that several read is made once
     for one in amateurs:
         if one.source is None or id(one.source) in found:
             continue
@@ -106,8 +101,8 @@ async def render(
 async def _distorted(
     offline: bool, prompt: Mapping[str, Any], one: AmateurSpec, most_megapixels: float | None
 ) -> dict[str, Any]:
-    """The expert's prompt with the images that an amateur sees, made one after the other: so a
-    request with many has one job among those of others.
+    """The expert's prompt with the images that an amateur sees. They are made one after the other,
+    so that a request with many images does not hold up others.
     """
     images = media.images_of(prompt)
     for image in images:
@@ -118,8 +113,8 @@ async def _distorted(
 
 @contextmanager
 def _errors(one: AmateurSpec) -> Iterator[None]:
-    """Tells what is wrong with a client's prompt from what is wrong with this vLLM: of the first,
-    templates and tokenizers say ValueError, which some of vLLM's own errors are no more.
+    """Turns errors about a client's prompt into ColdError, those of a changed vLLM into
+    RendererChanged. Some of vLLM's own errors about prompts are no longer ValueError.
     """
     from jinja2 import TemplateError
     from vllm.exceptions import VLLMValidationError
@@ -134,13 +129,13 @@ def _errors(one: AmateurSpec) -> Iterator[None]:
         changed: tuple[type[Exception], ...] = (AttributeError, ImportError, TypeError)
         of_bytes = isinstance(one.source, Embeds) and isinstance(one.source.prompt, str)
         if isinstance(one.source, Messages):
-            # Of what stands in a client's, templates say TypeError, and JSON says RecursionError.
+            # A client's messages make templates raise TypeError, and JSON RecursionError.
             changed = (AttributeError, ImportError)
             if not isinstance(error, changed):
                 raise _unreadable(one, error) from error
         if of_bytes or _brings_media(one.source):
-            # Of a client's bytes torch and PIL say anything, which vLLM does not always catch; and
-            # what they are fetched from may be gone.
+            # With a client's bytes torch and PIL raise anything, which vLLM does not always catch;
+            # and a URL may be gone.
             if isinstance(error, changed):  # or vLLM has changed
                 logger.exception("vllm-cold: an amateur's prompt with media cannot be made.")
             raise _unreadable(one, error) from error
@@ -211,8 +206,8 @@ def _call(renderer: Any, prompt_source: PromptSource, one: AmateurSpec, online: 
 
 
 def _call_seen(renderer: Any, source: PromptSource, prompt: dict[str, Any]) -> _Call:
-    """As for a prompt that ``render_messages`` made, or that is whole: what is left of
-    ``render_chat`` behind it is ``render_cmpl``.
+    """As ``_call``, for the expert's prompt with other images: after ``render_messages``, all that
+    ``render_chat`` does is ``render_cmpl``.
     """
     tok_params, chat_params = source.tok_params, source.chat_params
     keywords = dict(source.keywords)
@@ -226,7 +221,7 @@ def _call_seen(renderer: Any, source: PromptSource, prompt: dict[str, Any]) -> _
 
 
 def default_chat_params(renderer: Any, online: Any = None) -> Any:
-    """As for a chat that says nothing about its template, offline or on a server."""
+    """Those of a chat that says nothing about its template, offline or on a server."""
     from transformers import PreTrainedTokenizerBase
     from vllm.renderers.params import ChatParams
 
@@ -243,7 +238,7 @@ def default_chat_params(renderer: Any, online: Any = None) -> Any:
 
 
 def _read(renderer: Any, source: PromptSource, one: AmateurSpec, made: Any) -> Prompt:
-    """What a renderer made for an amateur to read."""
+    """The prompt that a renderer made for an amateur, checked."""
     (prompt,) = made[1] if isinstance(made, tuple) else made  # of a chat
     source.processed.extend(media_cache.with_data(prompt))
     if prompt["type"] not in ("token", "multimodal", "embeds"):

@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What API servers and ``LLM`` do with requests beside the engine: the way of a prompt into it, the
-ways of beam search, errors, and what a client is told.
+"""What API servers and ``LLM`` do with requests outside the engine: how a prompt gets there, beam
+search, errors, and what a client is told.
 
-Before the renderer a body is read, which may hold our keys where vLLM ignores them; right behind it
-the request is decided about and its amateurs' prompts are made. ``to_sampling_params`` has what the
-answer of each prompt may be, and no response has begun; of some models vLLM makes the prompts
-elsewhere, and their requests are read there. A client should see what its tokens were chosen with:
-the header ``x-cold`` of the response says it, and what is told of each step, where it asks, is in
-``kv_transfer_params``.
+Before the renderer a body is read; right after the renderer the request is decided about and its
+amateurs' prompts are made. In ``to_sampling_params`` the length of each prompt's answer is known,
+and no response has begun. (Some models' prompts vLLM makes elsewhere; their requests are read
+there.) The header ``x-cold`` tells a client what its tokens were chosen with, and
+``kv_transfer_params`` what it asked for of each step.
 """
 
 import asyncio
@@ -51,10 +50,8 @@ def _make_models_init(original: Callable[..., None]) -> Callable[..., None]:
 
 
 def _make_preprocess(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Of a chat's messages, or of a completion's prompts."""
-
     async def preprocess(self: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
-        # A beam search is refused where it wants contrastive decoding too.
+        # ``_make_beam_params`` looks at beam searches.
         beams = getattr(request, "use_beam_search", False)
         if (server := FRONT_END.server) is None or beams or not hasattr(request, "vllm_xargs"):
             return await original(self, request, *args, **kwargs)
@@ -71,7 +68,7 @@ def _make_preprocess(original: Callable[..., Any]) -> Callable[..., Any]:
             _check_prompts(asked, request, len(made))
             for i, one in enumerate(made):
                 if i:
-                    await asyncio.sleep(0)  # others' turn: token ids wait for nothing
+                    await asyncio.sleep(0)  # other requests' turn: token ids wait for nothing
                 made[i] = with_contrast(one, await server.decide(asked, one, online=self))
         FRONT_END.exchange().decided[id(request)] = request, map(contrast_in, made)
         return found
@@ -90,11 +87,11 @@ def _said(server: Admission, request: Any) -> tuple[Any, ...]:
 def _sends_data(
     asked: Asked, renderer: Any, messages: Any = None, *_: Any, **__: Any
 ) -> bool | None:
-    """Whether a chat's media are processed as ``media_cache.always_sent`` says: it will be
-    contrasted. None for a default that gives way to media which cannot be.
+    """Whether a chat's media have to be sent with their data (``media_cache.always_sent``). None
+    where they cannot, and the request is served without a contrast.
 
     Raises:
-        ValueError: there are some, and the request asked.
+        ValueError: they cannot, and the request itself asks for a contrast.
     """
     own = {id(one.source): one.source for one in asked.amateurs}.values()
     said = (source.value for source in own if isinstance(source, Messages))
@@ -105,8 +102,8 @@ def _sends_data(
     if sends:
         return True
     if all(one.source is None for one in asked.amateurs):
-        return False  # no prompt is made between the expert's and its sending
-    if asked.gives_way:
+        return False  # it is sent as soon as the expert's prompt is made
+    if asked.by_default:
         return None
     raise ValueError(
         f"{media.REFUSED}some of this chat's are named by their uuid alone, and others bring their "
@@ -115,7 +112,7 @@ def _sends_data(
 
 
 def _check_prompts(asked: Asked | None, request: Any, num_prompts: int) -> None:
-    """Refuse positions in what is not the one text that the client sent, and steps of several
+    """Refuse positions in a prompt that is not the client's one text, and steps of several
     prompts.
     """
     if asked is None:
@@ -172,12 +169,12 @@ _NO_TEMPLATE = (
 
 
 def _read_without_prompt(server: Admission, request: Any) -> Asked | None:
-    """Of a request whose prompt vLLM makes without a chat template, nothing is known of it."""
+    """What a request asks for whose prompt did not pass ``preprocess``."""
     has_none = server.config.model_config.hf_config.model_type == "gpt_oss"
     if has_none and says_much(request.vllm_xargs):
         raise ColdError("vllm_xargs", request.vllm_xargs, _NO_TEMPLATE)
     asked = server.read(*_said(server, request))
-    if asked is None or asked.gives_way:
+    if asked is None or asked.by_default:
         return None
     for one in asked.amateurs:
         if one.source is not None and has_none:
@@ -200,7 +197,7 @@ def _make_beam_params(original: Callable[..., Any]) -> Callable[..., Any]:
                         '{"cold": 0} in vllm_xargs to search with the adapter alone',
                     )
         # The parameters that beam search makes for its steps do not carry vllm_xargs.
-        FRONT_END.exchange().plain = True
+        FRONT_END.exchange().is_search = True
         return original(self, *args, **kwargs)
 
     return to_beam_search_params
@@ -211,8 +208,8 @@ def _make_generate(original: Callable[..., Any]) -> Callable[..., Any]:
         self: Any, prompt: Any, sampling_params: Any, request_id: str, *args: Any, **kwargs: Any
     ) -> Any:
         outputs = original(self, prompt, sampling_params, request_id, *args, **kwargs)
-        is_plain = is_decided(prompt) and contrast_in(prompt) is None
-        if is_plain or FRONT_END.plain or not FRONT_END.of(self.input_processor).is_server:
+        is_regular = is_decided(prompt) and contrast_in(prompt) is None
+        if is_regular or FRONT_END.is_search or not FRONT_END.of(self.input_processor).is_server:
             return outputs
         return _looked_at(outputs, FRONT_END.exchange())
 
@@ -222,8 +219,8 @@ def _make_generate(original: Callable[..., Any]) -> Callable[..., Any]:
 async def _looked_at(
     outputs: AsyncGenerator[Any, None], exchange: Exchange
 ) -> AsyncGenerator[Any, None]:
-    """The outputs, with an error's own reason; what they tell of steps is kept."""
-    async with aclosing(outputs):  # which aborts what is left of the request
+    """The outputs, with an error's own reason; what they tell of steps is kept for the header."""
+    async with aclosing(outputs):  # which aborts an unfinished request
         async for output in outputs:
             exchange.steps = results.steps_in(output.kv_transfer_params) or exchange.steps
             for one in output.outputs:
@@ -233,8 +230,8 @@ async def _looked_at(
 
 
 class Header:
-    """ASGI middleware that adds the header, and what is told of steps at a streamed answer's end;
-    ``cli`` names it in vLLM's option ``--middleware``.
+    """ASGI middleware that adds the header, and a streamed answer's steps at its end. ``cli`` names
+    it in vLLM's option ``--middleware``.
     """
 
     def __init__(self, app: Any) -> None:
@@ -268,15 +265,15 @@ def _streams_have_them() -> bool:
 
 
 def _event(steps: Sequence[Mapping[str, Any]]) -> bytes:
-    """What a streamed answer tells of steps, as a body does, in a part without choices."""
+    """A part of a streamed answer, without choices, that tells of steps as a body does."""
     told = {"choices": [], "kv_transfer_params": results.with_ours(None, steps=steps)}
     return b"data: " + json.dumps(told).encode() + b"\n\n"
 
 
 def header(used: Sequence[Asked | None]) -> bytes:
-    """What all the answers of a response were decoded with. The chats of a batch differ by whether
-    they have what a default leaves out, and in nothing else: then it says which of them do, or of
-    many how many, as proxies and clients take headers of a few thousand characters.
+    """What all the answers of a response were decoded with. The chats of a batch differ only by
+    whether they have what a default leaves out: then it says which of them do, or how many if they
+    are many, as proxies and clients take headers of a few thousand characters.
     """
     cold = [i for i, one in enumerate(used) if one is not None]
     first = used[cold[0]] if cold else None
