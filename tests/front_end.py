@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 from hypothesis import strategies as st
 from vllm import SamplingParams
 from vllm.lora.request import LoRARequest
@@ -113,6 +114,13 @@ class Front:
         return self.processor.process_inputs(
             "r", prompt, params, supported_tasks=("generate",), lora_request=lora
         )
+
+    def refusal(self, prompt: Any, params: Any, lora: Any = ONE) -> str:
+        """Why a request is refused, with HTTP 400 on a server."""
+        with pytest.raises(ValueError) as raised:
+            self.request(prompt, params, lora)
+        assert type(raised.value).__name__ == "ColdRequestError"
+        return str(raised.value)
 
     def made(self, prompt: Any) -> Any:
         """What vLLM makes of a prompt of ``tests.requests``."""

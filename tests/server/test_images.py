@@ -1,22 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images over HTTP, in chats of experts and of amateurs: the tokens are those of transformers, each
-picture is fetched once, and requests that are not contrasted are served as ever beside them.
+"""Images over HTTP, in chats of experts and of amateurs: the tokens are those of transformers, and
+regular requests next to them are served as ever.
 """
 
 import base64
 import io
 import json
 import random
-from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests import loopback
 from tests.engine.conftest import make_families
 from tests.engine.media import MAX_TOKENS, OTHER, QUESTION, SEEN, SYSTEM, Picture
 from tests.naive import Trace, assert_same_tokens
@@ -122,65 +119,10 @@ def test_tokens_are_the_references(server: Server, seeing: Path, stream: bool) -
     server.wait_until_idle()
 
 
-@dataclass
-class Pictures:
-    """A web server with pictures, which counts who asks."""
-
-    address: str
-    asked: Counter[str]
-
-    def url(self, name: str) -> str:
-        return f"{self.address}/{name}"
-
-
-@pytest.fixture
-def pictures() -> Iterator[Pictures]:
-    asked: Counter[str] = Counter()
-
-    class Handler(loopback.Answering):
-        def do_GET(self) -> None:
-            asked[self.path] += 1
-            data = png(Picture(int(self.path.rpartition("/")[2])))
-            self.send_response(200)
-            self.send_header("Content-Type", "image/png")
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
-
-    with loopback.serving(Handler) as address:
-        yield Pictures(address, asked)
-
-
 @full
-def test_each_picture_is_fetched_once(server: Server, pictures: Pictures) -> None:
-    """Whatever the amateurs read of it."""
-    for number, args in enumerate(
-        (
-            {"cold_preset": "vcd"},
-            {"cold_images": ["noise:300", "blur:2"], "cold_alpha": 0},
-            {"cold_without": "system"},
-            {"cold_amateur_prompt": " w1 w2"},
-        )
-    ):
-        at = pictures.url(f"{number}/{SEEN.seed}")
-        assert len(tokens(server, body("base", messages(at), vllm_xargs=args))) == MAX_TOKENS
-        assert pictures.asked[f"/{number}/{SEEN.seed}"] == 1, args
-    both = pictures.url(f"own/{SEEN.seed}")
-    own = {"cold_amateur_messages": json.dumps(messages(both, system=False))}
-    tokens(server, body("base", messages(both), vllm_xargs=own))
-    assert pictures.asked[f"/own/{SEEN.seed}"] == 1
-    # A picture of the amateur's own that is not there is the client's mistake.
-    gone = {"cold_amateur_messages": json.dumps(messages("http://127.0.0.1:9/x"))}
-    status, text = server.post(
-        "/v1/chat/completions", body("base", messages(url(SEEN)), vllm_xargs=gone)
-    )
-    assert status == 400 and "no prompt can be made of it" in text
-
-
-@full
-def test_plain_requests_beside_them(server: Server, seeing: Path) -> None:
-    """With the same pictures, new ones every time, at the same moment: nobody's picture is believed
-    to be there that has not arrived.
+def test_regular_requests_next_to_them(server: Server, seeing: Path) -> None:
+    """With the same images, new ones every time, at the same moment: no image counts as sent that
+    has not arrived.
     """
     rng = random.Random(3)
     plain: dict[int, list[int]] = {}

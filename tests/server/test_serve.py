@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Contrastive decoding over HTTP with the openai client: asking for it, the server's default, and
-its errors.
+"""Contrastive decoding over HTTP with the openai client: the server's default, and its errors.
+(``test_streams`` has the ways of asking for it.)
 """
 
-import math
 from typing import Any
 
 import openai
@@ -25,17 +24,6 @@ def complete(
 
 def cold(naive: NaiveCold, alpha: float, beta: float) -> list[int]:
     return naive.generate(PROMPT, expert="one", alpha=alpha, beta=beta, max_tokens=16).tokens
-
-
-def test_a_request_asks_for_it(server: Server, naive: NaiveCold) -> None:
-    greedy = naive.greedy(PROMPT, "one", 16).tokens
-    assert complete(server) == greedy
-    assert complete(server, xargs={"cold_alpha": 0.05, "cold_beta": 2.0}) == cold(naive, 0.05, 2.0)
-    assert complete(server, xargs={"cold": True}) == cold(naive, 0.1, 0.5)
-    assert complete(server, xargs={"cold": 0, "cold_beta": 2.0}) == greedy
-    assert complete(server, xargs={"other": 1}) == greedy
-    assert complete(server, xargs={"cold_beta": 2, "cold_expert_top_k": 1}) == greedy
-    assert complete(server, model="base") == naive.greedy(PROMPT, None, 16).tokens
 
 
 def test_the_server_default(default_server: Server, naive: NaiveCold) -> None:
@@ -60,25 +48,16 @@ def test_too_long_for_the_cache(default_server: Server) -> None:
     assert len(complete(default_server, max_tokens=100, xargs={"cold": 0})) == 100
 
 
-def test_bad_requests(server: Server, default_server: Server) -> None:
-    assert "needs an adapter as expert" in refused(server, model="base", xargs={"cold": 1})
-    nan = {"model": "one", "prompt": PROMPT, "vllm_xargs": {"cold_alpha": math.nan}}
-    assert server.post("/v1/completions", nan)[0] == 400
-    beam = {"return_token_ids": True, "use_beam_search": True}
+def test_beam_search(server: Server, default_server: Server) -> None:
+    """Without a contrast it works, also where contrastive decoding is the default."""
+
+    def search(target: Server, **xargs: Any) -> Any:
+        beams = {"return_token_ids": True, "use_beam_search": True, "vllm_xargs": xargs}
+        return target.client.completions.create(
+            model="one", prompt=PROMPT, max_tokens=4, n=2, extra_body=beams
+        )
+
     for target, xargs in ((server, {"cold": 1}), (default_server, {})):
         with pytest.raises(openai.BadRequestError, match="beam search"):
-            target.client.completions.create(
-                model="one",
-                prompt=PROMPT,
-                max_tokens=4,
-                n=2,
-                extra_body={**beam, "vllm_xargs": xargs},
-            )
-    opted_out = default_server.client.completions.create(
-        model="one",
-        prompt=PROMPT,
-        max_tokens=4,
-        n=2,
-        extra_body={**beam, "vllm_xargs": {"cold": 0}},
-    )
-    assert len(opted_out.choices) == 2
+            search(target, **xargs)
+    assert len(search(default_server, cold=0).choices) == 2

@@ -69,12 +69,6 @@ def made(front: Front, tensor: Any, **more: Any) -> Any:
     return prompt
 
 
-def refusal(front: Front, prompt: Any, params: Any, lora: Any = ONE) -> str:
-    with pytest.raises(ValueError) as caught:
-        front.request(prompt, params, lora)
-    return str(caught.value)
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
 def test_embeddings_survive_the_way_to_the_scheduler(dtype: torch.dtype) -> None:
     for tensor in (
@@ -186,12 +180,6 @@ def test_a_server(front: Front) -> None:
             online.answer(expert | xargs(amateur_prompt_embeds=wrong))
         assert str(caught.value).startswith("cold_amateur_prompt_embeds=")
         assert len(str(caught.value)) < 500
-    for args, message in (
-        ({"part": "0:1"}, "cold_part='0:1': is for completions, whose prompt is one text or a"),
-        ({"without": "system"}, "cold_without='system': is for chats"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            online.answer(expert | xargs(**args))
 
 
 def test_what_torch_says_of_a_clients_bytes(front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,7 +190,7 @@ def test_what_torch_says_of_a_clients_bytes(front: Front, monkeypatch: pytest.Mo
 
     args = {"cold_amateur_prompt_embeds": encoded(rows(2))}
     monkeypatch.setattr(vllm.renderers.base, "safe_load_prompt_embeds", load)
-    said = refusal(front, front.text(" w1"), SamplingParams(extra_args=args))
+    said = front.refusal(front.text(" w1"), SamplingParams(extra_args=args))
     assert said.startswith("cold_amateur_prompt_embeds=") and len(said) < 700
     assert "no prompt can be made of it: can't allocate xxx" in said
 
@@ -224,16 +212,12 @@ def test_chats_with_embeddings_in_them(front: Front) -> None:
     # Its default amateur reads the same.
     _, [stream] = online.answer(chat(system, USER, **xargs(beta=1)))
     assert stream.amateurs[0].embeds is stream.amateurs[0].prompt is None
+    ids = {"prompt_token_ids": [5, 6, 7], "prompt_is_token_ids": [True, False, True]}
+    for prompt in (made(front, rows(3)), made(front, rows(3), **ids)):  # ids for a part of it
+        said = front.refusal(prompt, SamplingParams(extra_args={"cold_part": "0:1"}))
+        assert said.startswith("cold_part='0:1': is for completions, whose prompt is one text or a")
     with pytest.raises(ValueError, match="of text, images, videos or audio"):
         online.answer(chat(USER, **xargs(amateur_messages=json.dumps([system]))))
-
-
-def test_a_part_of_a_prompt_of_both(front: Front) -> None:
-    """Its ids stand for some of it only."""
-    ids = {"prompt_token_ids": [5, 6, 7], "prompt_is_token_ids": [True, False, True]}
-    part = SamplingParams(extra_args={"cold_part": "0:1"})
-    said = refusal(front, made(front, rows(3), **ids), part)
-    assert "cold_part='0:1': is for completions, whose prompt is one text" in said
 
 
 @pytest.mark.parametrize(
@@ -254,10 +238,10 @@ def test_wrong_embeddings_of_programs(
     """vLLM looks at the number of dimensions, and its workers end with the others."""
     if "-1" not in message:  # an amateur's are looked at before
         own = ColdParams(amateur=Amateur(prompt={"prompt_embeds": tensor, **more}))
-        said = refusal(front, front.text(" w1"), own)
+        said = front.refusal(front.text(" w1"), own)
         assert said.startswith("amateur=") and message in said
     if len(tensor) == 2:  # vLLM sees to the others of an expert
-        said = refusal(front, made(front, tensor, **more), ColdParams())
+        said = front.refusal(made(front, tensor, **more), ColdParams())
         assert said.startswith("prompt_embeds=") and message in said
 
 
@@ -285,11 +269,11 @@ def test_equal_prompts(front: Front) -> None:
     for more in ({}, both):
         prompt = made(front, rows(2), **more)
         same = ColdParams(amateur=Amateur(prompt={"prompt_embeds": rows(2) + 0, **more}))
-        assert "the amateur is the expert" in refusal(front, prompt, same)
+        assert "the amateur is the expert" in front.refusal(prompt, same)
         if more:  # vLLM's prefix cache before 0.31 takes it for the same
             moved = {**same.amateur.prompt, "prompt_is_token_ids": [False, True]}
             asked = ColdParams(amateur=Amateur(prompt=moved))
-            assert "the amateur is the expert" in refusal(front, prompt, asked)
+            assert "the amateur is the expert" in front.refusal(prompt, asked)
         for other in ({"prompt_embeds": rows(2, 1), **more}, [5, 6]):
             assert front.streams(prompt, ColdParams(amateur=Amateur(prompt=other))).amateurs
         # With another adapter it is another one.
@@ -302,7 +286,7 @@ def test_room_for_them(front: Front) -> None:
     for expert in (front.text(" w1"), made(front, rows(3))):
         params = ColdParams(amateur=long, max_tokens=None)
         assert front.request(expert, params).sampling_params.max_tokens == MAX_LEN - 40
-        said = refusal(front, expert, ColdParams(amateur=long, max_tokens=MAX_LEN - 39))
+        said = front.refusal(expert, ColdParams(amateur=long, max_tokens=MAX_LEN - 39))
         assert said.startswith("amateur='torch.float32[40, 64]': the amateur's prompt has 40")
 
 
@@ -319,7 +303,7 @@ def test_copies_are_made_once_and_of_what_has_room(
     original, text = Embeddings.of, front.text(" w1")
     monkeypatch.setattr(Embeddings, "of", of)
     huge = {"prompt_embeds": rows(1).expand(2**24, HIDDEN)}
-    assert "16777216" in refusal(front, text, ColdParams(amateur=Amateur(prompt=huge)))
+    assert "16777216" in front.refusal(text, ColdParams(amateur=Amateur(prompt=huge)))
     assert not copied
     own, ids = rows(2), {"prompt_token_ids": [5, 6], "prompt_is_token_ids": [True, False]}
     one, same = {"prompt_embeds": own}, {"prompt_embeds": own, **ids}
@@ -334,8 +318,8 @@ def test_what_asks_for_the_tokens_of_a_prompt(front: Front) -> None:
     """vLLM takes some for those that embeddings do not have."""
     penalty = {"repetition_penalty": 1.5}
     prompt = made(front, rows(3))
-    assert "repetition_penalty=1.5: is for the tokens of a prompt" in refusal(
-        front, prompt, ColdParams(**penalty)
+    assert "repetition_penalty=1.5: is for the tokens of a prompt" in front.refusal(
+        prompt, ColdParams(**penalty)
     )
     assert front.request(prompt, SamplingParams(**penalty))
     own = Amateur(prompt={"prompt_embeds": rows(3)})
@@ -343,19 +327,10 @@ def test_what_asks_for_the_tokens_of_a_prompt(front: Front) -> None:
     assert front.streams(prompt, ColdParams(presence_penalty=1.0, frequency_penalty=0.5)).amateurs
 
 
-def test_a_models_own_penalty(front: Front) -> None:
-    """It is refused before a response begins, as a request's."""
-    online = Online(front, {"repetition_penalty": 1.5})
-    asked = {"prompt": None, "prompt_embeds": encoded(rows(2)), **xargs(beta=1)}
-    with pytest.raises(ValueError, match="repetition_penalty=1.5: is for the tokens of a prompt"):
-        online.prepared(asked)
-    assert online.prepared({**asked, "repetition_penalty": 1.0})
-
-
 def test_an_engine_without_them(tiny: Path) -> None:
     plain = Front(tiny / "model")
     own = Amateur(prompt={"prompt_embeds": rows(3)})
-    said = refusal(plain, plain.text(" w1"), ColdParams(amateur=own))
+    said = plain.refusal(plain.text(" w1"), ColdParams(amateur=own))
     assert said.startswith("amateur='torch.float32[3, 64]': no prompt can be made of it: You must")
     assert "--enable-prompt-embeds" in said
 
@@ -373,10 +348,10 @@ def test_beside_a_drafter_that_is_a_model(front: Front, monkeypatch: pytest.Monk
 
     speculate("eagle")
     message = "speculative decoding is on (eagle) with the V1 model runner"
-    said = refusal(front, text, own)
+    said = front.refusal(text, own)
     assert said.startswith("amateur='torch.float32[2, 64]'") and message in said
     for more in ({}, ids):
-        said = refusal(front, made(front, rows(2), **more), ColdParams())
+        said = front.refusal(made(front, rows(2), **more), ColdParams())
         assert said.startswith("prompt_embeds='torch.float32[2, 64]'") and message in said
     with pytest.raises(ValueError, match="with the V1 model runner"):  # before a response
         online.prepared({"prompt": None, "prompt_embeds": encoded(rows(2)), **xargs(beta=1)})

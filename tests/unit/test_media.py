@@ -141,10 +141,8 @@ def hash_of(front: Front, image: Any) -> str:
     return str(found)
 
 
-def refusal(front: Front, prompt: Any, *amateurs: Amateur, lora: Any = None) -> str:
-    with pytest.raises(ValueError) as raised:
-        read(front, prompt, *amateurs, lora=lora)
-    return str(raised.value)
+def refusal(front: Front, prompt: Any, *amateurs: Amateur) -> str:
+    return front.refusal(prompt, ColdParams(amateurs=list(amateurs), max_tokens=3), None)
 
 
 # ---- offline -------------------------------------------------------------------------------------
@@ -477,21 +475,8 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def answered(online: Online, body: dict[str, Any], model: str = "base") -> tuple[Any, Read]:
     """The header, and what the streams read."""
-    requests: list[Any] = []
-    front = online.front
-    original = front.request
-
-    def keep(*args: Any, **kwargs: Any) -> Any:
-        requests.append(original(*args, **kwargs))
-        return requests[-1]
-
-    front.request = keep  # type: ignore[method-assign]
-    try:
-        told, _ = online.answer(body, model)
-    finally:
-        front.request = original  # type: ignore[method-assign]
-    [request] = requests
-    return told, Read(front, request)
+    told, [request] = online.front.run(online.answer_async(body, model))
+    return told, Read(online.front, request)
 
 
 ASKED = chat(SYSTEM, user(of_url(1), text(" w3")))
@@ -631,7 +616,10 @@ def stream_of(front: Front, prompt: Any, params: SamplingParams) -> Any:
 
 
 def test_refused_over_http(online: Online) -> None:
-    broken = json.dumps([user({"type": "image_url", "image_url": {"url": 1}})])
+    broken, gone = (
+        json.dumps([user({"type": "image_url", "image_url": {"url": where}})])
+        for where in (1, "file:///nowhere.png")
+    )
     # vLLM goes by the keys of parts that have a uuid.
     file = {"type": "text", "text": "x", "uuid": "u", "image_pil": "/etc/x.png"}
     for args, why in (
@@ -640,6 +628,7 @@ def test_refused_over_http(online: Online) -> None:
         ({"images": "noise:5", "without": "images"}, "the amateur has a prompt already, by"),
         ({"without": "videos"}, "cold_without='videos': the conversation has no videos"),
         ({"amateur_messages": broken}, "cold_amateur_messages=.*no prompt can be made of it"),
+        ({"amateur_messages": gone}, "cold_amateur_messages=.*no prompt can be made of it"),
         (
             {"amateur_messages": json.dumps([user(file)])},
             "message 0 must not have image_pil; send images as image_url",

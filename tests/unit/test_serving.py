@@ -202,9 +202,7 @@ def test_the_template_and_its_arguments_are_the_requests(online: Online) -> None
 
 
 def test_amateurs_of_completions(online: Online) -> None:
-    asked = {"prompt": "Text: w1 Question: w3"}
-    assert online.prompts({**asked, "n": 3, "echo": True}, part="0:9") == ["Question: w3"]
-    assert online.prompts({**asked, "suffix": " w2"}, amateur_prompt=" w9") == [" w9"]
+    assert online.prompts({"prompt": " w1", "suffix": " w2"}, amateur_prompt=" w9") == [" w9"]
     _, streams = online.answer({"prompt": [" w1", " w2"], **xargs(amateur_prompt=" w9")})
     assert len(streams) == 2 and streams[0].amateurs == streams[1].amateurs
 
@@ -364,23 +362,6 @@ def test_defaults_of_servers_and_of_presets(online: Online, front: Front) -> Non
         assert told["cold"] == 1
         wanted = [each and ids(front.tokenizer, each) for each in reads]
         assert [one.prompt for one in stream.amateurs] == wanted, asked
-
-
-def test_values_of_a_preset(online: Online, front: Front) -> None:
-    """They win over the engine's, and the request's over them."""
-    front.serve(default={"enabled": False, "alpha": 0.3, "beta": 2})
-    for said, alpha, strength in (
-        ({"preset": "cfg"}, 0, 0.5),
-        ({"preset": "adacad"}, 0, "adaptive"),
-        ({"preset": "adacad", "beta": 1}, 0, 1),
-    ):
-        told, _ = online.answer(chat(SYSTEM, USER, TOOL, **xargs(**said)))
-        by = told["rule" if isinstance(strength, str) else "beta"]
-        # Without its rule, adacad is not what it is called.
-        named = None if said == {"preset": "adacad", "beta": 1} else said["preset"]
-        assert (told.get("preset"), told["alpha"], by) == (named, alpha, strength)
-    told, _ = online.answer(chat(SYSTEM, USER, TOOL, **xargs(preset="grounded")))
-    assert told["alpha"] == 0.3 and [one["weight"] for one in told["amateurs"]] == [-0.25, -0.25]
 
 
 # ---- refused before the headers ------------------------------------------------------------------
