@@ -238,7 +238,7 @@ class Online:
         return json.loads(headers.pop(serving.HEADER)), found
 
     def answer(self, body: dict[str, Any], model: str = "one") -> tuple[Any, list[Any]]:
-        """The header, and the streams of each prompt (None for a plain request)."""
+        """The header, and the streams of each prompt (None for a regular request)."""
         told, sent = self.front.run(self.answer_async(body, model))
         return told, [from_extra_args(one.sampling_params.extra_args) for one in sent]
 

@@ -251,5 +251,5 @@ def _defaults() -> Iterator[tuple[Any, dict[str, Any], str, Any]]:
 
 
 # What a server's default is, a body, its model, and what each amateur reads (None for the expert's
-# prompt); None for a plain request, and a text for what its client is told.
+# prompt); None for a regular request, and a text for what its client is told.
 DEFAULTS = tuple(_defaults())

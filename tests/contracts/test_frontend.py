@@ -13,23 +13,6 @@ from vllm_cold.settings.amateurs import MEDIA
 pytestmark = pytest.mark.unit
 
 
-def test_parameters_are_made_for_each_prompt_in_turn_before_a_response() -> None:
-    for name in (
-        "chat_completion.serving:OpenAIServingChat",
-        "completion.serving:OpenAIServingCompletion",
-    ):
-        made = "request.to_sampling_params("
-        in_order(
-            f"vllm.entrypoints.openai.{name}", made, "self.engine_client.generate(", "generator("
-        )
-
-
-def test_async_engines_are_configured_as_others() -> None:
-    own = vars(find("vllm.engine.arg_utils:AsyncEngineArgs"))
-    assert not {"create_engine_config", "from_cli_args"} & own.keys()
-    assert find("vllm.plugins").DEFAULT_PLUGINS_GROUP == "vllm.general_plugins"
-
-
 @since(0, 32)
 def test_a_logits_processor_does_not_choose_the_runner() -> None:
     """Else V1 would be given the V2 class; in 0.23 a processor means the V1 runner."""

@@ -141,8 +141,8 @@ def test_every_prompt_counts(naive: NaiveCold, expected: list[Trace]) -> None:
     for one, trace in zip(CASES, expected, strict=True):
         if not one.group.amateurs:
             continue
-        plain = replace(one.group, amateurs=())
-        alone = naive.decode(plain, [of_naive(one.all_prompts[0], naive)])
+        expert = replace(one.group, amateurs=())
+        alone = naive.decode(expert, [of_naive(one.all_prompts[0], naive)])
         unlike.append(alone.tokens != trace.tokens)
     assert sum(unlike) > 0.7 * len(unlike)
     tokens = [tuple(trace.tokens) for trace in expected]

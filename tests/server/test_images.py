@@ -125,7 +125,7 @@ def test_regular_requests_next_to_them(server: Server, seeing: Path) -> None:
     has not arrived.
     """
     rng = random.Random(3)
-    plain: dict[int, list[int]] = {}
+    regular: dict[int, list[int]] = {}
     for seed in range(100, 112):
         picture = url(Picture(seed))
         several = [body("base", messages(picture), vllm_xargs={"cold": 0}) for _ in range(3)]
@@ -139,8 +139,8 @@ def test_regular_requests_next_to_them(server: Server, seeing: Path) -> None:
             if one["vllm_xargs"] == {"cold": 0}
         ]
         assert answers[0] == answers[1] == answers[2]
-        plain[seed] = answers[0]
-    assert len({tuple(found) for found in plain.values()}) > 3
+        regular[seed] = answers[0]
+    assert len({tuple(found) for found in regular.values()}) > 3
     assert "cache miss" not in server.new_log()
     server.wait_until_idle()
 

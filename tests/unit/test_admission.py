@@ -79,7 +79,7 @@ def in_parts(message: dict[str, Any]) -> dict[str, Any]:
     return {**message, "content": [{"type": "text", "text": message["content"]}]}
 
 
-def test_plain_requests(front: Front) -> None:
+def test_regular_requests(front: Front) -> None:
     for extra in ({}, {"cold": 0, "cold_beta": 1}, {"cold": 0, "cold_amateur_prompt": "x"}):
         request = front.request(front.text(" w1 w2"), SamplingParams(extra_args=extra))
         assert not request.sampling_params.extra_args
@@ -378,13 +378,13 @@ def test_what_an_operator_allows(front: Front, monkeypatch: pytest.MonkeyPatch) 
 
 def test_an_engine_without_lora(tiny: Path) -> None:
     """It has contrastive decoding where it asks, and is otherwise left alone."""
-    plain = Front(tiny / "model", enable_lora=False)
-    assert plain.config.scheduler_config.scheduler_cls is None
-    assert not plain.config.model_config.logits_processors
-    assert "cold_prompt_source" not in plain.text(" w1")
+    stock = Front(tiny / "model", enable_lora=False)
+    assert stock.config.scheduler_config.scheduler_cls is None
+    assert not stock.config.model_config.logits_processors
+    assert "cold_prompt_source" not in stock.text(" w1")
     own = ColdParams(amateur=Amateur(prompt=" w9"))
     assert "LoRA is off, and the engine was not asked for contrastive decoding" in refused(
-        plain, plain.text(" w1"), None, own
+        stock, stock.text(" w1"), None, own
     )
     for asks in (True, {"enabled": False}):
         front = Front(tiny / "model", enable_lora=False, additional_config={"cold": asks})

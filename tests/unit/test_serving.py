@@ -173,7 +173,7 @@ def test_what_is_none_of_ours(online: Online) -> None:
 
 
 def test_a_beam_search(online: Online, front: Front) -> None:
-    """Its own requests are plain; what follows on the server is for contrastive decoding again."""
+    """Its own requests are regular; later ones on the server are contrastive again."""
     front.serve(default=True)
     beams = protocol(chat(USER))(model="one", use_beam_search=True, **chat(USER))
     with pytest.raises(ValueError, match="vllm-cold does not support beam search"):
@@ -330,13 +330,13 @@ def test_each_chat_of_a_batch_is_told(online: Online, front: Front) -> None:
         front.run(handle())
         return json.loads(serving.header(list(exchange.used.values())))
 
-    guided, plain = chat(SYSTEM, USER), chat(USER)
+    guided, regular = chat(SYSTEM, USER), chat(USER)
     one = header(guided)
     assert one["cold"] == 1 and "choices" not in one
     assert header(guided, guided) == one
-    assert header(plain, plain) == {"cold": 0}
-    assert header(plain, guided, plain, guided) == {**one, "choices": [1, 3]}
-    assert header(plain, *[guided] * 101)["choices"] == 101
+    assert header(regular, regular) == {"cold": 0}
+    assert header(regular, guided, regular, guided) == {**one, "choices": [1, 3]}
+    assert header(regular, *[guided] * 101)["choices"] == 101
 
 
 # ---- defaults ------------------------------------------------------------------------------------
@@ -389,20 +389,12 @@ def test_what_does_not_fit_the_context(online: Online) -> None:
     for field in ("max_tokens", "max_completion_tokens"):
         with pytest.raises(ValueError, match=f"cold_amateur_prompt=' w9 w.*{why}"):
             online.prepared(chat(USER, **own(100), **{field: 157}))
-    with pytest.raises(ValueError, match="the amateur's prompt has 256 tokens, which with max_tok"):
-        online.prepared(chat(USER, **own(256)))
-
-    def tokens(default: int | None, length: int, **more: Any) -> int:
-        """What a chat gets beside an amateur's prompt of so many tokens."""
-        online.most = default
-        [(made, params)] = online.prepared(chat(USER, **own(length), **more))
-        return int(online.front.request(made, params, ONE).sampling_params.max_tokens)
-
-    assert tokens(None, 100, max_tokens=156) == 156
-    assert tokens(4, 255) == 1
-    # vLLM's number, less than its own rest of the context: nobody asked for it.
-    assert tokens(200, 100) == 156
-    assert tokens(200, 40) == 200
+    # The owner's number of tokens, the amateur's prompt, and what the request gets.
+    for most, length, tokens in ((4, 255, 1), (200, 100, 156), (200, 40, 200)):
+        online.most = most
+        [(made, params)] = online.prepared(chat(USER, **own(length)))
+        request = online.front.request(made, params, ONE)
+        assert request.sampling_params.max_tokens == tokens
 
 
 def test_what_the_servers_owner_allows(online: Online, cache: Any) -> None:
