@@ -79,12 +79,6 @@ def in_parts(message: dict[str, Any]) -> dict[str, Any]:
     return {**message, "content": [{"type": "text", "text": message["content"]}]}
 
 
-def test_regular_requests(front: Front) -> None:
-    for extra in ({}, {"cold": 0, "cold_beta": 1}, {"cold": 0, "cold_amateur_prompt": "x"}):
-        request = front.request(front.text(" w1 w2"), SamplingParams(extra_args=extra))
-        assert not request.sampling_params.extra_args
-
-
 def test_special_tokens(special: Front) -> None:
     """A text has them as a completion's prompt has, a template brings its own."""
     for whole in (special.text(" w1"), special.chat(CHAT)):
@@ -152,7 +146,6 @@ def test_an_amateur_that_is_its_expert(front: Front) -> None:
     for one in (ONE, LoRARequest("alias", 1, "/one"), LoRARequest("one", 9, "/one")):
         said = refused(front, text, params=ColdParams(amateur=one))
         assert "must differ from the expert" in said  # by its number or its name
-    assert "vllm-cold needs an adapter as expert" in refused(front, text, None, amateur="base")
     assert front.streams(text, ColdParams(amateur=ONE), lora=None).amateurs[0].adapter
 
 
@@ -209,10 +202,8 @@ def test_whose_steps_are_told(front: Front) -> None:
     """Of requests that ask."""
     text = front.text(" w1 w2")
     assert not front.streams(text, rule="mti").explain
-    assert front.streams(text, beta=0.5, explain=1).explain == 1
     assert front.streams(text, rule="mti", explain=20).explain == 20
     assert front.streams(text, ColdParams(rule="mti", explain=20)).explain == 20
-    assert not front.streams(text, ColdParams(rule="mti")).explain
     many = ColdParams(rule="mti", explain=1, n=2, temperature=1.0)
     assert front.streams(text, many).explain == 1
     # What is told is kept until the end, by the API server: there is a limit.

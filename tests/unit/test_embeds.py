@@ -263,9 +263,7 @@ def test_what_is_no_prompt(wrong: dict[str, Any], message: str) -> None:
 
 
 def test_equal_prompts(front: Front) -> None:
-    mask = [True, False]
-    both = {"prompt_token_ids": [5, 6], "prompt_is_token_ids": mask}
-    for more in ({}, both):
+    for more in ({}, IDS):
         prompt = made(front, rows(2), **more)
         same = ColdParams(amateur=Amateur(prompt={"prompt_embeds": rows(2) + 0, **more}))
         assert "the amateur is the expert" in front.refusal(prompt, same)
@@ -304,8 +302,8 @@ def test_copies_are_made_once_and_of_what_has_room(
     huge = {"prompt_embeds": rows(1).expand(2**24, HIDDEN)}
     assert "16777216" in front.refusal(text, ColdParams(amateur=Amateur(prompt=huge)))
     assert not copied
-    own, ids = rows(2), {"prompt_token_ids": [5, 6], "prompt_is_token_ids": [True, False]}
-    one, same = {"prompt_embeds": own}, {"prompt_embeds": own, **ids}
+    own = rows(2)
+    one, same = {"prompt_embeds": own}, {"prompt_embeds": own, **IDS}
     amateurs = [Amateur(prompt=each, weight=-1) for each in (one, one, same, same)]
     stream = front.streams(text, ColdParams(amateurs=amateurs))
     assert len(copied) == 2 and copied[0] is copied[1]
@@ -336,8 +334,7 @@ def test_an_engine_without_them(tiny: Path) -> None:
 
 def test_beside_a_drafter_that_is_a_model(front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
     """On V1 it asks for the token ids of a prompt, and the engine ends."""
-    online, text = Online(front), front.text(" w1")
-    ids = {"prompt_token_ids": [5, 6], "prompt_is_token_ids": [True, False]}
+    text = front.text(" w1")
     own = ColdParams(amateur=Amateur(prompt={"prompt_embeds": rows(2)}))
 
     def speculate(method: str, v2: bool = False) -> None:
@@ -349,11 +346,9 @@ def test_beside_a_drafter_that_is_a_model(front: Front, monkeypatch: pytest.Monk
     message = "speculative decoding is on (eagle) with the V1 model runner"
     said = front.refusal(text, own)
     assert said.startswith("amateur='torch.float32[2, 64]'") and message in said
-    for more in ({}, ids):
+    for more in ({}, IDS):
         said = front.refusal(made(front, rows(2), **more), ColdParams())
         assert said.startswith("prompt_embeds='torch.float32[2, 64]'") and message in said
-    with pytest.raises(ValueError, match="with the V1 model runner"):  # before a response
-        online.prepared({"prompt": None, "prompt_embeds": encoded(rows(2)), **xargs(beta=1)})
     assert front.streams(text, ColdParams(amateur=Amateur(prompt=[5]))).amateurs
     for method, v2 in (("ngram", False), ("suffix", False), ("eagle", True)):
         speculate(method, v2)

@@ -167,11 +167,6 @@ def test_what_cannot_be_sent_to_the_engine(online: Online) -> None:
             online.answer({"prompt": " w1", "vllm_xargs": {"mine": value}})
 
 
-def test_what_is_none_of_ours(online: Online) -> None:
-    for theirs in ({"vllm_xargs": {"coldstart_id": 3}}, {"coldstart": 1}, {"top_k_of_mine": 1}):
-        assert online.answer({"prompt": " w1", **theirs}) == ({"cold": 0}, [None])
-
-
 def test_a_beam_search(online: Online, front: Front) -> None:
     """Its own requests are regular; later ones on the server are contrastive again."""
     front.serve(default=True)

@@ -160,8 +160,8 @@ def distorted(image: Any, one: AmateurSpec) -> Any:
     if not isinstance(image, Image.Image):
         raise _cannot_be_seen(
             one,
-            f"is a {type(image).__name__}; send it as a PIL image or a URL, or say what the amateur "
-            "reads",
+            f"is a {type(image).__name__}; send it as a PIL image or a URL, or say what the "
+            "amateur reads",
         )
     # As vLLM reads the expert's: upright, on white.
     picture = convert_image_mode(normalize_image(image), "RGB")
