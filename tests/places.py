@@ -10,7 +10,7 @@ from vllm_cold.patching import Contract, Hook, PatchPoint
 
 
 def wrapped(name: str) -> PatchPoint:
-    """The one wrapped method whose path ends like this."""
+    """The one place whose path ends like this."""
     (found,) = [p for hook in places.TABLE for p in hook.wraps if p.here.endswith(name)]
     return found
 

@@ -66,7 +66,7 @@ def test_a_server_that_guides_every_chat(guide: Server, model: Texts) -> None:
     assert len({tuple(trace.tokens) for trace in expected}) == len(expected)
 
 
-def test_a_preset_behind_the_models_name(server: Server, guide: Server, model: Texts) -> None:
+def test_a_preset_after_the_models_name(server: Server, guide: Server, model: Texts) -> None:
     """A client that sends no field of ours gets what another one asks for."""
     groups = [
         model.group(CHAT, None, (-0.5, None, [SYSTEM, USER])),

@@ -357,9 +357,9 @@ def test_what_an_operator_allows(front: Front, monkeypatch: pytest.MonkeyPatch) 
                 f"{most + 1}"
             )
 
-    for seats, most in ((4, 2), (8, 2), (20, 5), (128, 32), (1000, 32)):
+    for slots, most in ((4, 2), (8, 2), (20, 5), (128, 32), (1000, 32)):
         with monkeypatch.context() as patch:
-            patch.setattr(front.config.scheduler_config, "max_num_seqs", seats)
+            patch.setattr(front.config.scheduler_config, "max_num_seqs", slots)
             front.serve()
             check(most)
     front.serve(default={"enabled": False, "max_amateurs": 1})

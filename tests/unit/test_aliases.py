@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A preset behind a model's name, with vLLM's own classes of requests and of errors."""
+"""A preset after a model's name, with vLLM's own classes of requests and of errors."""
 
 from __future__ import annotations
 

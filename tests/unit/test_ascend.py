@@ -127,6 +127,6 @@ def test_other_lora_and_context_parallelism(npu: None, monkeypatch: pytest.Monke
 
 
 def test_nothing_of_it_counts_elsewhere() -> None:
-    assert "npu" not in {touch.platform for touch in places.rows()}
+    assert "npu" not in {hook.platform for hook in places.rows()}
     for additional in ON:
         assert unsupported(engine(additional, ranks=2, max_lora_rank=1)) is None

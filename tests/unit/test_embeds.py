@@ -239,7 +239,7 @@ def test_wrong_embeddings_of_programs(
         own = ColdParams(amateur=Amateur(prompt={"prompt_embeds": tensor, **more}))
         said = front.refusal(front.text(" w1"), own)
         assert said.startswith("amateur=") and message in said
-    if len(tensor) == 2:  # vLLM sees to the others of an expert
+    if len(tensor) == 2:  # vLLM checks the others of an expert
         said = front.refusal(made(front, tensor, **more), ColdParams())
         assert said.startswith("prompt_embeds=") and message in said
 
@@ -332,7 +332,7 @@ def test_an_engine_without_them(tiny: Path) -> None:
     assert "--enable-prompt-embeds" in said
 
 
-def test_beside_a_drafter_that_is_a_model(front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_with_a_drafter_that_is_a_model(front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
     """On V1 it asks for the token ids of a prompt, and the engine ends."""
     text = front.text(" w1")
     own = ColdParams(amateur=Amateur(prompt={"prompt_embeds": rows(2)}))

@@ -233,7 +233,7 @@ def test_which_engines_can(
     ("option", "least"),
     [("max_num_seqs", 3), ("max_num_batched_tokens", 12), ("max_num_scheduled_tokens", 12)],
 )
-def test_seats_where_drafts_are_verified(option: str, least: int) -> None:
+def test_slots_where_drafts_are_verified(option: str, least: int) -> None:
     """vLLM admits a request with room for them, and some drafters add tokens to each request."""
     engine = speculating(max_num_new_slots_for_drafting=2)
     setattr(engine.scheduler_config, option, least)

@@ -36,9 +36,9 @@ VCD = [
 @pytest.mark.parametrize(("step", "kept", "noise"), VCD)
 def test_noise_is_the_papers(step: int, kept: float, noise: float, grey: int) -> None:
     """Of so much of the picture and of the noise, cut off at the ends, are its pixels."""
-    drawn = np.random.default_rng(5).standard_normal(10**6) * noise
-    drawn += kept * (grey / 127.5 - 1)
-    wanted = np.rint((drawn + 1) * 127.5).clip(0, 255)
+    sampled = np.random.default_rng(5).standard_normal(10**6) * noise
+    sampled += kept * (grey / 127.5 - 1)
+    wanted = np.rint((sampled + 1) * 127.5).clip(0, 255)
     found = np.asarray(Noise(step)(Image.new("RGB", (400, 400), (grey,) * 3)))
     assert found.std() == pytest.approx(wanted.std(), rel=0.01)
     assert abs(found.mean() - wanted.mean()) < 5 * wanted.std() / math.sqrt(found.size)

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Requests with images, from a caller to what the engine core is sent, by vLLM's own renderer and
-input processor on a model that sees; no engine runs.
+input processor on a vision-language model; no engine runs.
 """
 
 from __future__ import annotations
@@ -359,7 +359,7 @@ def test_what_cannot_be(front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patched:
         patched.setattr(versions, "is_before", lambda *_: True)
         assert "vllm-cold does not support prompts with media here: vLLM is older" in refused()
-    # Text of a model that sees is as ever.
+    # Text for such a model is as ever.
     assert read(front, front.text(" w1"), own).features == []
 
 
@@ -563,7 +563,7 @@ def test_no_client_waits_for_anothers_large_images(online: Online, front: Front)
         with pytest.raises(ValueError, match="0.0 megapixels, and at most .* are distorted"):
             online.answer(asked, "base")
     front.serve(default={"preset": "vcd", "max_megapixels": less})
-    assert online.answer(chat(wide), "base") == ({"cold": 0}, [None]), "a default gives way"
+    assert online.answer(chat(wide), "base") == ({"cold": 0}, [None]), "a default disables itself"
 
     front.serve()
     running, most, threads = 0, 0, set[str]()
@@ -740,7 +740,7 @@ def test_some_that_a_client_names_only(online: Online, front: Front) -> None:
         with pytest.raises(ValueError, match="uuid alone, .* data along; send the data of all"):
             online.answer(asked, "base")
         assert not front.renderer.mm_processor_cache.is_cached_item(hash_of_url(front, 2))
-    # Adapters read the same prompt, which is sent at once; and a default gives way.
+    # Adapters read the same prompt, which is sent at once; and a default disables itself.
     assert online.answer(body | xargs(amateur="two"))[0]["amateur"] == "two"
     front.serve(default={"without": "system"})
     assert online.answer(body, "base")[0] == {"cold": 0}

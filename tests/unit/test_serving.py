@@ -271,7 +271,7 @@ def test_a_client_is_told_what_was_used(online: Online, front: Front) -> None:
 def test_weights_follow_a_streamed_answer(
     front: Front, asks: bool, has: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All of them, behind its last part, for who asks; unless vLLM puts them there itself."""
+    """All of them, after its last part, if the client asks; unless vLLM puts them there itself."""
     assert serving._streams_have_them() is (versions.vllm_version() >= "0.33")
     monkeypatch.setattr(serving, "_streams_have_them", lambda: has)
     rows = [{"weights": [-0.5, None]}, {"weights": [-0.25, None]}]
