@@ -19,13 +19,7 @@ from vllm_cold.vllm.frontend import media_cache
 from vllm_cold.vllm.frontend.admission import Admission
 from vllm_cold.vllm.frontend.contrast import Asked, RequestContrast
 from vllm_cold.vllm.frontend.errors import refusals
-from vllm_cold.vllm.frontend.prompts import (
-    carrying,
-    contrast_in,
-    forget_media,
-    is_decided,
-    with_contrast,
-)
+from vllm_cold.vllm.frontend.prompts import carrying, source_of, with_contrast
 
 if TYPE_CHECKING:
     from vllm.v1.engine import EngineCoreRequest
@@ -102,15 +96,16 @@ def _make(original: Callable[..., "EngineCoreRequest"]) -> Callable[..., "Engine
         if request.sampling_params is None or FRONT_END.is_search:
             return request
         admission, prompt = FRONT_END.of(self), carrying(prompt)
+        source = source_of(prompt)
         with refusals():
-            if is_decided(prompt):  # by an async engine, whose `add_request` sees to its media
-                admission.admit(contrast_in(prompt), params, request)
+            if source.is_decided:  # by an async engine, whose `add_request` sees to its media
+                admission.admit(source.contrast, params, request)
                 return request
             with media_cache.kept(self.renderer, [prompt, request], offline=True):
                 asked = admission.read(params.extra_args, request.lora_request, params)
                 contrast = at_once(admission.decide(asked, prompt, request, offline=True))
                 admission.admit(contrast, params, request)
-        forget_media(prompt)
+        source.fetched.clear()  # no further prompt is made of decoded media
         return request
 
     return process_inputs
@@ -134,7 +129,7 @@ def _make_add_request(original: Callable[..., Any]) -> Callable[..., Any]:
             return await original(self, request_id, prompt, params, *rest, **kwargs)
         processor = self.input_processor
         with media_cache.kept(processor.renderer, [prompt]):
-            if not is_decided(prompt):
+            if not source_of(prompt).is_decided:
                 admission = FRONT_END.of(processor)
                 with refusals():
                     asked = await admission.read_aside(params.extra_args, lora_request, params)

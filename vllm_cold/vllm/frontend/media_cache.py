@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from vllm_cold.settings.amateurs import MEDIA, media_parts
 from vllm_cold.vllm import versions
 from vllm_cold.vllm.frontend.media import make_readable
-from vllm_cold.vllm.frontend.prompts import source_in
+from vllm_cold.vllm.frontend.prompts import source_of
 
 if TYPE_CHECKING:
     from vllm.v1.engine import EngineCoreRequest
@@ -72,10 +72,8 @@ def _processed(made: Any, always_sent: bool) -> list[str]:
     """The hashes of the media that were processed for a prompt and its amateurs', if that was with
     the sender's cache (``always_sent`` False) or without (True).
     """
-    source = source_in(made)
-    if (source is not None and source.always_sent) != always_sent:
-        return []
-    return [*with_data(made), *(() if source is None else source.processed)]
+    source = source_of(made)
+    return [*with_data(made), *source.processed] if source.always_sent == always_sent else []
 
 
 def always_sent(renderer: Any, messages: Sequence[Any]) -> bool | None:

@@ -14,8 +14,7 @@ from vllm_cold.settings.amateurs import AmateurSpec, CannotLeaveOut, Distorted, 
 from vllm_cold.vllm.frontend import media
 from vllm_cold.vllm.frontend.config import is_configured
 
-# In what vLLM makes of a prompt: how it was made, and its request's ``RequestContrast`` or None.
-_SOURCE, _CONTRAST = "cold_prompt_source", "cold_contrast"
+_SOURCE = "cold_prompt_source"  # in what vLLM makes of a prompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +31,8 @@ class PromptSource:
             prompts of the request are made so.
         fetched: The media that were fetched for it.
         processed: Hashes of its amateurs' media that were processed and bring their data.
+        is_decided: Whether it is decided what the request is decoded with.
+        contrast: What that is: a ``RequestContrast``, or None for no contrast.
     """
 
     prompt: str | list[int] | None = None
@@ -42,6 +43,8 @@ class PromptSource:
     keywords: Mapping[str, Any] = field(default_factory=dict)
     fetched: dict[Any, Any] = field(default_factory=dict)
     processed: list[str] = field(default_factory=list)
+    is_decided: bool = False
+    contrast: Any = None
 
     @property
     def always_sent(self) -> bool:
@@ -145,29 +148,17 @@ def unknown_token(ids: Sequence[int], size: int) -> str | None:
 # ---- what a prompt carries along ----------------------------------------------------------------
 
 
-def source_in(prompt: Any) -> PromptSource | None:
-    """How a prompt was made; None if vLLM has not made it yet."""
-    return prompt.get(_SOURCE) if isinstance(prompt, dict) else None
-
-
 def source_of(prompt: Any) -> PromptSource:
     """How a prompt was made, or would be."""
-    return source_in(prompt) or _completion(prompt)
+    found = prompt.get(_SOURCE) if isinstance(prompt, dict) else None
+    return found or _completion(prompt)
 
 
 def carrying(prompt: Any) -> Any:
     """A prompt that vLLM has made; in the place of another one, what says how it would be made."""
-    return {_SOURCE: source_of(prompt)} if source_in(prompt) is None else prompt
-
-
-def is_decided(prompt: Any) -> bool:
-    """Whether ``with_contrast`` made this prompt."""
-    return isinstance(prompt, dict) and _CONTRAST in prompt
-
-
-def contrast_in(prompt: Mapping[str, Any]) -> Any:
-    """What its request is decoded with: a ``RequestContrast``, or None for no contrast."""
-    return prompt[_CONTRAST]
+    return (
+        prompt if isinstance(prompt, dict) and _SOURCE in prompt else {_SOURCE: source_of(prompt)}
+    )
 
 
 def with_contrast(prompt: dict[str, Any], contrast: Any) -> dict[str, Any]:
@@ -175,14 +166,10 @@ def with_contrast(prompt: dict[str, Any], contrast: Any) -> dict[str, Any]:
     only what ``media_cache`` needs.
     """
     known = source_of(prompt)
-    rest = PromptSource(keywords=known.keywords, processed=known.processed)
-    return {**prompt, _SOURCE: rest, _CONTRAST: contrast}
-
-
-def forget_media(prompt: Any) -> None:
-    """Let go of decoded media: no further prompt is made of them."""
-    if (found := source_in(prompt)) is not None:
-        found.fetched.clear()
+    own = PromptSource(
+        keywords=known.keywords, processed=known.processed, is_decided=True, contrast=contrast
+    )
+    return {**prompt, _SOURCE: own}
 
 
 # ---- noting how a prompt is made ----------------------------------------------------------------

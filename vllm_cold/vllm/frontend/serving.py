@@ -28,13 +28,7 @@ from vllm_cold.vllm.frontend.admission import ASKED, Admission, says_much
 from vllm_cold.vllm.frontend.contrast import Asked
 from vllm_cold.vllm.frontend.errors import generation_error, refusals
 from vllm_cold.vllm.frontend.intake import FRONT_END, Exchange
-from vllm_cold.vllm.frontend.prompts import (
-    PromptSource,
-    contrast_in,
-    is_decided,
-    source_of,
-    with_contrast,
-)
+from vllm_cold.vllm.frontend.prompts import PromptSource, source_of, with_contrast
 
 HEADER = b"x-cold"
 _LISTED = 100  # choices in it
@@ -70,7 +64,8 @@ def _make_preprocess(original: Callable[..., Any]) -> Callable[..., Any]:
                 if i:
                     await asyncio.sleep(0)  # other requests' turn: token ids wait for nothing
                 made[i] = with_contrast(one, await server.decide(asked, one, online=self))
-        FRONT_END.exchange().decided[id(request)] = request, map(contrast_in, made)
+        contrasts = (source_of(one).contrast for one in made)
+        FRONT_END.exchange().decided[id(request)] = request, contrasts
         return found
 
     return preprocess
@@ -208,7 +203,8 @@ def _make_generate(original: Callable[..., Any]) -> Callable[..., Any]:
         self: Any, prompt: Any, sampling_params: Any, request_id: str, *args: Any, **kwargs: Any
     ) -> Any:
         outputs = original(self, prompt, sampling_params, request_id, *args, **kwargs)
-        is_regular = is_decided(prompt) and contrast_in(prompt) is None
+        source = source_of(prompt)
+        is_regular = source.is_decided and source.contrast is None
         if is_regular or FRONT_END.is_search or not FRONT_END.of(self.input_processor).is_server:
             return outputs
         return _looked_at(outputs, FRONT_END.exchange())
