@@ -53,7 +53,7 @@ from vllm_cold.vllm.frontend.config import (
     uses_v2_runner,
 )
 from vllm_cold.vllm.frontend.contrast import Asked, RequestContrast, same
-from vllm_cold.vllm.frontend.prompts import Prompt, source_of
+from vllm_cold.vllm.frontend.prompts import Prompt, PromptSource
 from vllm_cold.vllm.frontend.rendering import aside, render
 from vllm_cold.vllm.scheduler.encoder import room_of
 
@@ -279,8 +279,8 @@ class Admission:
     async def decide(
         self,
         asked: Asked | None,
-        prompt: Any,
-        made: Any = None,
+        source: PromptSource,
+        made: Any,
         online: Any = None,
         offline: bool = False,
     ) -> RequestContrast | None:
@@ -289,15 +289,14 @@ class Admission:
 
         Args:
             asked: What it asks for.
-            prompt: Says how its prompt was made.
-            made: What vLLM made of it, or of the request; None for ``prompt`` itself.
+            source: How its prompt was made.
+            made: The prompt, or the request, that vLLM made.
             online: As in ``rendering.render``.
             offline: As there.
 
         Raises:
             ValueError: what was asked for is not possible with this prompt; says why.
         """
-        source = source_of(prompt)
         if asked is None or not asked.applies(source):
             return None
         for one in asked.amateurs:
@@ -317,7 +316,7 @@ class Admission:
             if asked.by_default:
                 return None
             raise
-        contrast = RequestContrast(asked, Prompt.of(prompt if made is None else made), prompts)
+        contrast = RequestContrast(asked, Prompt.of(made), prompts)
         for one, own in contrast.own:
             # A template may put in what was left out, or cut it off.
             if same(one.lora, asked.expert) and contrast.expert.equals(own):
@@ -335,17 +334,16 @@ class Admission:
 
     def _check_media(self, contrast: RequestContrast) -> None:
         """Refuse media that vllm-cold does not support, or that can never be encoded in step."""
-        every = [contrast.expert, *(one for _, one in contrast.own)]
-        if not any(one.features for one in every):
+        streams = contrast.streams
+        if not any(one.features for one in streams):
             return
         if (problem := media.unsupported(self.config)) is not None:
             raise ValueError(f"{media.REFUSED}{problem}")
-        if any(one.embeds is not None for one in every):
+        if any(one.embeds is not None for one in streams):
             raise ValueError(
                 "vllm-cold does not support media in one request with prompt_embeds; send text or "
                 "token ids."
             )
-        streams = [one or contrast.expert for one in (None, *contrast.prompts)]
         room = room_of(self.config, self.encoder_cache_size)
         if (problem := why_never([(s.num_tokens, s.features) for s in streams], room)) is not None:
             raise ValueError(f"vllm-cold: this request {problem}.")
@@ -370,7 +368,8 @@ class Admission:
                 "presence_penalty or frequency_penalty",
             )
         unlimited = unlimited or asked.unlimited
-        most = fit(self.config, asked.amateurs, contrast.lengths, most, unlimited)
+        lengths = [one.num_tokens for one in contrast.streams]
+        most = fit(self.config, asked.amateurs, lengths, most, unlimited)
         numbers = 2 * asked.explain * (2 + len(asked.amateurs)) * most * (params.n or 1)
         if numbers > _MOST_TOLD:
             raise ColdError(

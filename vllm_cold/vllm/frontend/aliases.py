@@ -28,7 +28,10 @@ def _make(original: Callable[..., Any]) -> Callable[..., Any]:
             if other.error.code != 404:
                 return other
         elif error is not None and error.error.code == 404 and _is_served(self.models, name):
-            error.error.message = missing(asked, name)
+            error.error.message = (
+                f"The model '{asked}' does not exist: after '{name}:' must stand a preset, one of "
+                f"{', '.join(PRESETS)}."
+            )
         return error
 
     return _check_model
@@ -36,11 +39,3 @@ def _make(original: Callable[..., Any]) -> Callable[..., Any]:
 
 def _is_served(models: Any, name: str) -> bool:
     return name in models.lora_requests or models.is_base_model(name)
-
-
-def missing(asked: str, name: str) -> str:
-    """What a client is told whose model is served, but whose preset does not exist."""
-    return (
-        f"The model '{asked}' does not exist: after '{name}:' must stand a preset, one of "
-        f"{', '.join(PRESETS)}."
-    )

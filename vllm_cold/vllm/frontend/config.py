@@ -50,11 +50,6 @@ def most_megapixels(config: "VllmConfig") -> float:
     return found
 
 
-def is_asked_for(config: "VllmConfig") -> bool:
-    """Whether the engine was started with contrastive decoding, as a default or on request."""
-    return _said(config) not in (None, False)
-
-
 def _said(config: "VllmConfig") -> object:
     additional = config.additional_config
     return additional.get("cold") if isinstance(additional, dict) else None
@@ -87,7 +82,7 @@ def unsupported(config: "VllmConfig") -> str | None:
     model, scheduler = config.model_config, config.scheduler_config
     if model.runner_type == "pooling":
         return "it serves a pooling model, which generates no tokens; use a generative model."
-    if config.lora_config is None and not is_asked_for(config):
+    if config.lora_config is None and _said(config) in (None, False):
         return (
             "LoRA is off, and the engine was not asked for contrastive decoding; start it with "
             "enable_lora=True (--enable-lora), or to contrast prompts alone with "

@@ -6,7 +6,6 @@ contrasted with what (``RequestContrast``), which the scheduler gets as a ``Stre
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from vllm_cold.errors import ColdError
 from vllm_cold.group.stream import AmateurStream, Stream
 from vllm_cold.rules import registry
 from vllm_cold.settings import arguments
@@ -66,11 +65,6 @@ class Asked(arguments.Contrast):
         """
         return self.optional and not self.explicit
 
-    def check_alone(self, prompts: int) -> None:
-        """Refuse to tell of the steps of several prompts: an answer has room for those of one."""
-        if self.explain and prompts > 1:
-            raise ColdError("prompt", prompts, "must be one with cold_explain; send each alone")
-
     def applies(self, source: PromptSource) -> bool:
         """Whether a prompt has what a default leaves out. True for a request that says itself what
         is left out: it is refused later where the prompt has no such thing.
@@ -129,9 +123,9 @@ class RequestContrast:
     prompts: tuple[Prompt | None, ...]
 
     @property
-    def lengths(self) -> list[int]:
-        """Of the streams' prompts, the expert's first, in tokens."""
-        return [(one or self.expert).num_tokens for one in (None, *self.prompts)]
+    def streams(self) -> list[Prompt]:
+        """The prompt that each stream reads, the expert's first."""
+        return [self.expert, *(one or self.expert for one in self.prompts)]
 
     @property
     def own(self) -> list[tuple[AmateurSpec, Prompt]]:

@@ -103,7 +103,7 @@ def _make(original: Callable[..., "EngineCoreRequest"]) -> Callable[..., "Engine
                 return request
             with media_cache.kept(self.renderer, [prompt, request], offline=True):
                 asked = admission.read(params.extra_args, request.lora_request, params)
-                contrast = at_once(admission.decide(asked, prompt, request, offline=True))
+                contrast = at_once(admission.decide(asked, source, request, offline=True))
                 admission.admit(contrast, params, request)
         source.fetched.clear()  # no further prompt is made of decoded media
         return request
@@ -129,11 +129,12 @@ def _make_add_request(original: Callable[..., Any]) -> Callable[..., Any]:
             return await original(self, request_id, prompt, params, *rest, **kwargs)
         processor = self.input_processor
         with media_cache.kept(processor.renderer, [prompt]):
-            if not source_of(prompt).is_decided:
+            if not (source := source_of(prompt)).is_decided:
                 admission = FRONT_END.of(processor)
                 with refusals():
                     asked = await admission.read_aside(params.extra_args, lora_request, params)
-                    prompt = with_contrast(prompt, await admission.decide(asked, prompt))
+                    contrast = await admission.decide(asked, source, prompt)
+                prompt = with_contrast(prompt, contrast)
             queue = await original(self, request_id, prompt, params, *rest, **kwargs)
         media_cache.tell_sent(processor.renderer, prompt)
         return queue

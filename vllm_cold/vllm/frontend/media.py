@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 REFUSED = "vllm-cold does not support prompts with media here: "
 _OLD = "vLLM is older than 0.31; send text only."
-NO_IMAGE = "the prompt has no image"
 
 # ---- what is fetched -----------------------------------------------------------------------------
 

@@ -62,7 +62,7 @@ class PromptSource:
         if isinstance(one.source, Without):
             one.source.of(one.prompt_field, self.messages)
         elif isinstance(one.source, Distorted) and not self.has_images:
-            raise CannotLeaveOut(one.prompt_field, one.source.value, media.NO_IMAGE)
+            raise CannotLeaveOut(one.prompt_field, one.source.value, "the prompt has no image")
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,7 +63,9 @@ def _make_preprocess(original: Callable[..., Any]) -> Callable[..., Any]:
             for i, one in enumerate(made):
                 if i:
                     await asyncio.sleep(0)  # other requests' turn: token ids wait for nothing
-                made[i] = with_contrast(one, await server.decide(asked, one, online=self))
+                made[i] = with_contrast(
+                    one, await server.decide(asked, source_of(one), one, online=self)
+                )
         contrasts = (source_of(one).contrast for one in made)
         FRONT_END.exchange().decided[id(request)] = request, contrasts
         return found
@@ -112,7 +114,8 @@ def _check_prompts(asked: Asked | None, request: Any, num_prompts: int) -> None:
     """
     if asked is None:
         return
-    asked.check_alone(num_prompts)
+    if asked.explain and num_prompts > 1:
+        raise ColdError("prompt", num_prompts, "must be one with cold_explain; send each alone")
     path = FRONT_END.exchange().path
     streamed = path.endswith("/messages") and getattr(request, "stream", False)
     if asked.explain and (path.endswith("/batch") or streamed):
