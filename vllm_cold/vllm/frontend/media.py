@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from vllm_cold import places
 from vllm_cold.patching import in_form_of, result_of
-from vllm_cold.settings.amateurs import AmateurSpec, CannotLeaveOut, Distorted, has_media
+from vllm_cold.settings.amateurs import AmateurSpec, CannotLeaveOut, Distorted
 from vllm_cold.vllm import versions
 
 if TYPE_CHECKING:
@@ -93,14 +93,6 @@ def make_readable(messages: Sequence[Any]) -> None:
 def marks(features: Sequence[Any]) -> list[tuple[str, str, int]]:
     """What tells media of two prompts with the same token ids apart."""
     return [(f.modality, f.mm_hash or f.identifier, f.mm_position.offset) for f in features]
-
-
-def has_images(messages: Sequence[Any] | None, data: Mapping[str, Any] | None) -> bool:
-    """Whether there is an image in a chat, or in a completion's ``multi_modal_data``."""
-    if messages is not None:
-        return any(has_media(message, "images") for message in messages)
-    images = (data or {}).get("image")
-    return images is not None and not (isinstance(images, (list, tuple)) and not images)
 
 
 def images_of(prompt: Mapping[str, Any]) -> Sequence[Any]:

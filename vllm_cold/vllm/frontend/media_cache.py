@@ -73,7 +73,9 @@ def _processed(made: Any, always_sent: bool) -> list[str]:
     the sender's cache (``always_sent`` False) or without (True).
     """
     source = source_of(made)
-    return [*with_data(made), *source.processed] if source.always_sent == always_sent else []
+    if ("skip_mm_cache" in source.keywords) != always_sent:
+        return []
+    return [*with_data(made), *source.processed]
 
 
 def always_sent(renderer: Any, messages: Sequence[Any]) -> bool | None:

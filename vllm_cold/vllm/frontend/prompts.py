@@ -10,7 +10,14 @@ from typing import Any
 
 from vllm_cold.errors import ColdError
 from vllm_cold.patching import in_form_of, result_of
-from vllm_cold.settings.amateurs import AmateurSpec, CannotLeaveOut, Distorted, Embeds, Without
+from vllm_cold.settings.amateurs import (
+    AmateurSpec,
+    CannotLeaveOut,
+    Distorted,
+    Embeds,
+    Without,
+    has_media,
+)
 from vllm_cold.vllm.frontend import media
 from vllm_cold.vllm.frontend.config import is_configured
 
@@ -47,15 +54,12 @@ class PromptSource:
     contrast: Any = None
 
     @property
-    def always_sent(self) -> bool:
-        """Whether its media bring their data along (``media_cache.always_sent``)."""
-        return "skip_mm_cache" in self.keywords
-
-    @property
     def has_images(self) -> bool:
-        """Whether the prompt has an image."""
-        data = None if self.whole is None else self.whole["multi_modal_data"]
-        return media.has_images(self.messages, data)
+        """Whether the chat, or the completion's ``multi_modal_data``, has an image."""
+        if self.messages is not None:
+            return any(has_media(message, "images") for message in self.messages)
+        images = None if self.whole is None else self.whole["multi_modal_data"].get("image")
+        return images is not None and not (isinstance(images, (list, tuple)) and not images)
 
     def check_differs(self, one: AmateurSpec) -> None:
         """Raise CannotLeaveOut if an amateur's prompt would not differ from this."""
