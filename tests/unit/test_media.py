@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -182,6 +183,14 @@ def test_prompts_of_their_own(front: Front) -> None:
 
 def _data(image: Any) -> dict[str, Any]:
     return {"multi_modal_data": {"image": image}}
+
+
+def test_media_are_described_as_vllm_does(front: Front) -> None:
+    prompt = made(front, seen("<image> w1<image>", picture(1), picture(2)))
+    theirs = sent(front, prompt, SamplingParams(max_tokens=2)).mm_features
+    both = (media.of_prompt(prompt), theirs)
+    ours, wanted = ([replace(one, data=None) for one in each] for each in both)
+    assert ours == wanted and len(ours) == 2
 
 
 def test_an_amateur_of_the_same_prompt(front: Front) -> None:
@@ -611,10 +620,8 @@ def test_refused_over_http(online: Online) -> None:
     # vLLM goes by the keys of parts that have a uuid.
     file = {"type": "text", "text": "x", "uuid": "u", "image_pil": "/etc/x.png"}
     for args, why in (
-        ({"images": "noise:1000"}, "cold_images='noise:1000': must be 'none', 'noise:500'"),
         ({"preset": "vcd", "amateur": "two"}, "cold_preset='vcd': contrasts .* cold_images"),
         ({"images": "noise:5", "without": "images"}, "the amateur has a prompt already, by"),
-        ({"without": "videos"}, "cold_without='videos': the conversation has no videos"),
         ({"amateur_messages": broken}, "cold_amateur_messages=.*no prompt can be made of it"),
         ({"amateur_messages": gone}, "cold_amateur_messages=.*no prompt can be made of it"),
         (
