@@ -28,6 +28,7 @@ from vllm_cold import Amateur, ColdParams, adapter_config
 from vllm_cold.group.stream import from_extra_args
 from vllm_cold.settings.table import ColdSettings
 from vllm_cold.vllm.frontend import intake
+from vllm_cold.vllm.frontend.config import most_amateurs
 from vllm_cold.vllm.frontend.intake import FRONT_END
 
 pytestmark = pytest.mark.unit
@@ -299,30 +300,23 @@ def test_adapters_in_one_batch(front: Front) -> None:
 
 
 def test_no_amateur_is_at_the_end_before_its_expert(front: Front) -> None:
-    text = front.text([100] * 10)
-    long = Amateur(prompt=[101] * 40)
-
-    def tokens(max_tokens: int | None, *amateurs: Amateur) -> int:
+    text, left = front.text([100] * 10), MAX_LEN - 40
+    # What is asked for, the lengths of the amateurs' prompts, and what the request gets.
+    for max_tokens, lengths, wanted in (
+        (left, [40], left),
+        (None, [5, 40], left),
+        (1000, [40], left),
+        (1000, [10], 1000),  # the expert stops first
+    ):
+        amateurs = [Amateur(prompt=[101] * length) for length in lengths]
         params = ColdParams(amateurs=amateurs, max_tokens=max_tokens)
-        return int(front.request(text, params).sampling_params.max_tokens)
-
-    assert tokens(MAX_LEN - 40, long) == MAX_LEN - 40
-    # As much as fits: of the longest stream.
-    assert tokens(None, Amateur(prompt=[101] * 5), long) == MAX_LEN - 40
-    assert tokens(1000, long) == MAX_LEN - 40
-    message = refused(
-        front, text, params=ColdParams(amateurs=[Amateur(), long], max_tokens=MAX_LEN - 39)
-    )
-    assert (
-        message.startswith("amateurs[1]=[101, ") and "the amateur's prompt has 40 tokens" in message
-    )
-    assert f"max_tokens={MAX_LEN - 39} is more than max_model_len={MAX_LEN}" in message
-    # One that is no longer than its expert is not the one that stops.
-    assert tokens(1000, Amateur(prompt=[101] * 10)) == 1000
-    full = Amateur(prompt=[101] * MAX_LEN)
-    assert "the amateur's prompt has 64 tokens" in refused(
-        front, text, params=ColdParams(amateur=full, max_tokens=None)
-    )
+        assert front.request(text, params).sampling_params.max_tokens == wanted
+    for max_tokens, length, told in ((left + 1, 40, left + 1), (None, MAX_LEN, 1)):
+        amateurs = [Amateur(), Amateur(prompt=[101] * length)]
+        params = ColdParams(amateurs=amateurs, max_tokens=max_tokens)
+        said = refused(front, text, params=params)
+        assert said.startswith("amateurs[1]=[101, ")
+        assert f"the amateur's prompt has {length} tokens, which with max_tokens={told} is" in said
 
 
 def test_sessions(front: Front) -> None:
@@ -339,31 +333,22 @@ def test_sessions(front: Front) -> None:
 
 def test_what_an_operator_allows(front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
     """By default no request may drain the engine: a quarter of its sequences, at least two."""
-    text = front.text(" w1")
-
-    def check(most: int) -> None:
-        front.streams(text, weights=[-0.5] * most, amateur_prompt=" w9")
-        many = [Amateur(prompt=" w9", weight=-0.5)] * (most + 1)
-        front.streams(text, ColdParams(amateurs=many[1:]))
-        if most == 32:
-            return
-        for field, args in (
-            ("cold_weights", {"weights": [-0.5] * len(many), "amateur_prompt": " w9"}),
-            ("amateurs", {"params": ColdParams(amateurs=many)}),
-        ):
-            assert refused(front, text, **args) == (
-                f"{field}={most + 1}: is how many amateurs the request has, and this engine allows "
-                f"{most}; name fewer, or start it with max_amateurs (--cold-max-amateurs) "
-                f"{most + 1}"
-            )
-
     for slots, most in ((4, 2), (8, 2), (20, 5), (128, 32), (1000, 32)):
         with monkeypatch.context() as patch:
             patch.setattr(front.config.scheduler_config, "max_num_seqs", slots)
-            front.serve()
-            check(most)
+            assert most_amateurs(front.config) == most
     front.serve(default={"enabled": False, "max_amateurs": 1})
-    check(1)
+    text, amateurs = front.text(" w1"), [Amateur(prompt=" w9", weight=-0.5)] * 2
+    front.streams(text, weights=[-0.5], amateur_prompt=" w9")
+    front.streams(text, ColdParams(amateurs=amateurs[1:]))
+    for field, args in (
+        ("cold_weights", {"weights": [-0.5] * 2, "amateur_prompt": " w9"}),
+        ("amateurs", {"params": ColdParams(amateurs=amateurs)}),
+    ):
+        assert refused(front, text, **args) == (
+            f"{field}=2: is how many amateurs the request has, and this engine allows 1; name "
+            "fewer, or start it with max_amateurs (--cold-max-amateurs) 2"
+        )
     assert refused(front, front.chat(CHAT), preset="grounded").startswith("cold_preset=2: is how")
 
 
