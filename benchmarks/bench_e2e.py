@@ -1,16 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """End to end: this package, stock vLLM and a naive CoLD on the same prompts.
 
-``python -m benchmarks.bench_e2e [--systems ... | --one-engine | --groups | --speculation] [--quick]
+``python -m benchmarks.bench_e2e [--systems ... | --one-engine | --speculation] [--quick]
 [--batch 1 8 32] [--dtype float32 bfloat16] [--tokens 48] [--rounds 5] [--rank 16]
 [--json FILE]``. The model is SmolLM2-135M-Instruct (``examples.smollm2``) with the sorting adapter,
 widened to ``--rank``: A by random rows, B by zeros. It computes the same function, and no rank can
 be left out.
 
 - ``--one-engine``: base, adapter and CoLD in one engine of this package alone: minutes;
-- ``--groups``: what a group may have beyond a pair (``benchmarks.e2e.groups``): an amateur with a
-  prompt of its own, shorter or longer than its expert's of 256 tokens, and two amateurs, beside
-  three times as many base requests;
 - ``--speculation``: speculative decoding (``benchmarks.e2e.speculation``).
 
 Each engine is a process of its own (``benchmarks.e2e.worker``), with vLLM's defaults: without LoRA
@@ -56,7 +53,6 @@ FORMS: dict[str, dict[str, Any]] = {
     "one_engine": {
         "batch": [1, 8], "dtype": ["bfloat16"], "rank": 8, "systems": ["base", "adapter", "cold"],
     },
-    "groups": {"batch": [1, 8], "rank": 8, "systems": []},
     "speculation": {"rounds": 3, "rank": 8, "systems": []},
 }  # fmt: skip
 QUICK: dict[str, Any] = {"batch": [1, 2], "tokens": 8, "rounds": 1}
@@ -75,7 +71,6 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--systems", choices=SYSTEMS, nargs="+")
     which.add_argument("--one-engine", action="store_true", help="base, adapter, CoLD; no stock")
-    which.add_argument("--groups", action="store_true", help="own prompts and two amateurs")
     which.add_argument("--speculation", action="store_true", help="speculative decoding")
     parser.add_argument("--quick", action="store_true", help="a trial of a few minutes")
     parser.add_argument("--json", type=new_file, metavar="FILE", help="all measurements")

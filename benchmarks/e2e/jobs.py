@@ -21,13 +21,12 @@ BUSY = 0.05  # cores that an idle worker may use
 
 class Mode(NamedTuple):
     """How a request is decoded: whether it has the adapter, how many amateurs, all of the base
-    model, their beta, and alpha.
+    model, and their beta.
     """
 
     adapter: bool
     amateurs: int = 0
-    beta: float | str = BETA
-    alpha: float = ALPHA
+    beta: float = BETA
 
 
 MODES = {
@@ -35,11 +34,7 @@ MODES = {
     "adapter": Mode(True),
     "cold": Mode(True, 1),
     "beta-0": Mode(True, 1, 0.0),
-    "three": Mode(True, 2),
-    "three-base": Mode(False, 2),
     "cold-base": Mode(False, 1),
-    "grd": Mode(True, 1, "grd", 0.0),
-    "mti": Mode(True, 1, "mti", 0.0),
 }
 
 

@@ -84,21 +84,13 @@ class Naive:
         expert, amateurs, *_ = MODES[mode]
         return [self.adapted if expert else self.base] + [self.base] * amateurs
 
-    def run(
-        self,
-        mode: str,
-        prompts: list[list[int]],
-        tokens: int,
-        own: Sequence[list[list[int]]] = (),
-    ) -> dict[str, Any]:
+    def run(self, mode: str, prompts: list[list[int]], tokens: int) -> dict[str, Any]:
         """``Engine.run`` as a plain loop over left-padded batches."""
         import torch
 
         gc.collect()
         started = time.perf_counter()  # padding is part of the work
-        models = self._models(mode)
-        texts = [prompts, *map(list, zip(*own, strict=True))] if own else [prompts] * len(models)
-        streams = [Padded(*each, tokens) for each in zip(models, texts, strict=True)]
+        streams = [Padded(model, prompts, tokens) for model in self._models(mode)]
         got, times = [], []
         with torch.inference_mode():
             for _ in range(tokens):

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.e2e import groups, speculation
+from benchmarks.e2e import speculation
 from benchmarks.e2e.check import check_cell
 from benchmarks.e2e.jobs import (
     BETA_ZERO,
@@ -77,25 +77,6 @@ def widen(source: Path, target: Path, rank: int) -> None:
     save_file(weights, target / "adapter_model.safetensors")
 
 
-def lengthen(prompts: Sequence[Sequence[int]], count: int, length: int) -> list[list[int]]:
-    """``count`` prompts of ``length`` tokens: each is one of ``prompts`` and those after it.
-
-    Raises:
-        ValueError: there are too few; equal prompts would share blocks.
-    """
-    if count > len(prompts):
-        raise ValueError(f"count={count}: there are {len(prompts)} prompts to begin with")
-    made = []
-    for start in range(count):
-        ids: list[int] = []
-        following = start
-        while len(ids) < length:
-            ids += prompts[following % len(prompts)]
-            following += 1
-        made.append(ids[:length])
-    return made
-
-
 def read_prompts(tokenizer: Any, count: int) -> list[list[int]]:
     """Token ids of the first problems of the adapter's task."""
     from examples.tasks import TASKS, chat_prompt
@@ -143,13 +124,14 @@ def measure(cell: Cell, workers: Workers, rng: random.Random, say: Say) -> list[
     problems: list[str] = []
 
     def run(job: Job, tokens: int) -> dict[str, Any]:
-        more = {} if job.stops is None else {"stops": job.stops}
+        more: dict[str, Any] = {} if job.stops is None else {"stops": job.stops}
+        if job.own:
+            more["own"] = job.own
         reply = workers.get(job.system.family).ask(
             "run",
             mode=job.system.mode,
             prompts=job.prompts,
             tokens=tokens,
-            own=job.own,
             **more,
         )
         problems.extend(job.compare(reply["tokens"], tokens))
@@ -197,9 +179,6 @@ def collect(options: argparse.Namespace, model: Path, say: Say) -> Findings:
     findings, rng, task, most = Findings(), random.Random(0), TASK, options.batch[-1]
     if options.speculation:
         task, works = speculation.TASK, speculation.workloads(tokenizer, most)
-    elif options.groups:
-        count, length = groups.STREAMS * most, round(groups.LONGEST * groups.LENGTH)
-        prompts = lengthen(read_prompts(tokenizer, count), count, length)
     else:
         prompts = read_prompts(tokenizer, 2 * most)
     with tempfile.TemporaryDirectory() as temporary:
@@ -210,8 +189,6 @@ def collect(options: argparse.Namespace, model: Path, say: Say) -> Findings:
                 break
             if options.speculation:
                 cells = speculation.cells(dtype, options, works)
-            elif options.groups:
-                cells = groups.cells(dtype, options, prompts)
             else:
                 cells = system_cells(dtype, options, prompts)
             jobs = [job for cell in cells for job in cell.jobs.values()]

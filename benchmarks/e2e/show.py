@@ -6,16 +6,14 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterator
 
-from benchmarks.e2e import groups, speculation
+from benchmarks.e2e import speculation
 from benchmarks.e2e.jobs import DOUBLED, SYSTEMS, Findings, Job, Jobs
 from benchmarks.rounds import ratios, short, spread_text, table
 
 REFERENCES = tuple(SYSTEMS[key].label for key in ("stock-adapter", "adapter", "cold"))
 NOTE = (
     "Median (20th-80th percentile) over the rounds. Seconds and tokens/s: of the batch; blocks: "
-    "of the KV cache, a request at the fullest moment; time ratio: to {} of the same round. {}"
-)
-SYSTEMS_NOTE = (
+    "of the KV cache, a request at the fullest moment; time ratio: to {} of the same round. "
     "Stock LoRA base and stock adapter are one engine, as are the plugin's three with LoRA; "
     f"{DOUBLED}: at twice the batch."
 )
@@ -30,9 +28,6 @@ RATIOS = (
     (SYSTEMS["base-engine"].label, SYSTEMS["stock-base"].label),
     (SYSTEMS["naive"].label, SYSTEMS["cold"].label),
     (SYSTEMS["naive-adapter"].label, SYSTEMS["adapter"].label),
-    *((system.label, groups.TRIPLED) for system in groups.THREE),
-    *((system.label, groups.own_prompt("0.25x")) for system in groups.RULES),
-    *((system.label, SYSTEMS["adapter"].label) for system in groups.RULES),
 )
 
 
@@ -70,21 +65,6 @@ def cell_ratios(jobs: Jobs) -> Iterator[tuple[str, list[float]]]:
             yield f"{job.label}, tokens a step", [job.counts["emitted"] / steps]
             yield f"{job.label}, drafts a step", [drafted / steps]
             yield f"{job.label}, accepted", [job.counts["accepted"] / drafted]
-    # What rules save: rows behind the first tokens, and tokens for which no amateur counts.
-    for system in groups.RULES:
-        job, kept = jobs.get(system.label), jobs.get(groups.own_prompt("0.25x"))
-        if job and kept and kept.counts:
-            yield f"{system.label}, rows", [job.counts["steps"] / kept.counts["steps"]]
-            yield f"{system.label}, idle tokens", [job.counts["idle"] / sum(map(len, job.output))]
-    # An amateur with a prompt of its own over one with its expert's, plus the prefill of the one
-    # prompt, less that of the other.
-    equal = SYSTEMS["cold"].label
-    for share in groups.SHARES:
-        names = groups.own_prompt(share), equal, groups.prefill(share), groups.prefill()
-        if all(name in jobs for name in names):
-            own, *parts = (jobs[name].seconds for name in names)
-            expected = [a + b - c for a, b, c in zip(*parts, strict=True)]
-            yield f"{names[0]} / {equal} and prefill", ratios(own, expected)
 
 
 def pages(findings: Findings) -> str:
@@ -97,7 +77,7 @@ def pages(findings: Findings) -> str:
     reference = next((label for label in REFERENCES if label in labels), "none")
     parts = [
         table(["cell", "system", *columns], rows, 2),
-        NOTE.format(reference, groups.NOTE if groups.TRIPLED in labels else SYSTEMS_NOTE),
+        NOTE.format(reference),
         table(["cell", "compared", "ratio"], [[t, n, spread_text(v)] for t, n, v in divided], 2),
     ]
     return "\n\n".join(parts)

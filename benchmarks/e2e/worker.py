@@ -24,7 +24,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from benchmarks.e2e.jobs import MODES, stamped
+from benchmarks.e2e.jobs import ALPHA, MODES, stamped
 
 FAMILIES = ("stock-base", "stock-lora", "plugin", "plugin-base", "plugin-ngram", "naive")
 
@@ -37,11 +37,10 @@ class CountersByKind:
         emitted: Tokens of these.
         drafted: Drafts of these.
         accepted: Of the drafts.
-        idle: Tokens of groups whose rule gave each amateur the weight 0, or had none left.
     """
 
     def __init__(self) -> None:
-        self.steps = self.emitted = self.drafted = self.accepted = self.idle = 0
+        self.steps = self.emitted = self.drafted = self.accepted = 0
         self._seen: set[str] = set()
 
     def add(self, scheduled: Any, result: Any) -> None:
@@ -58,8 +57,6 @@ class CountersByKind:
                 self.drafted += len(drafts.get(request_id, ()))
                 self.accepted += len(tokens) - 1
             self._seen.add(request_id)
-        for step_stats in getattr(result, "cold", ()):
-            self.idle += sum(figures.idle for _, figures in step_stats.figures())
 
     def reply(self) -> dict[str, int]:
         """The attributes."""
@@ -191,13 +188,13 @@ class Engine:
             # An output in each step, with what is new: when a token came must be seen.
             "output_kind": RequestOutputKind.DELTA,
         }
-        expert, amateurs, beta, alpha = MODES[mode]
+        expert, amateurs, beta = MODES[mode]
         if amateurs:
             from vllm_cold import Amateur, ColdParams
 
             params = [
                 ColdParams(
-                    alpha=alpha,
+                    alpha=ALPHA,
                     beta=beta,
                     amateurs=[Amateur(prompt=ids, lora_request=None) for ids in texts],
                     **options,

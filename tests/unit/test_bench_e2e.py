@@ -8,17 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from benchmarks import bench_e2e as bench
-from benchmarks.e2e import check, jobs, pool, run, worker
-from benchmarks.e2e import naive as loop
-from tests import naive as reference
+from benchmarks.e2e import check, run
 
 pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
 PROMPTS = [[1, 2, 3], [4, 5], [6], [7, 8]]
-SHIPPED = run.ADAPTERS / run.TASK
 # Of a run, by family and mode.
 SECONDS = {
     "stock-base base": 1.0,
@@ -77,73 +73,8 @@ def answer(rows: list[list[int]], seconds: float = 2.0, family: str = "plugin") 
         "tokens": rows,
         "blocks": 2 * len(rows),
         "counts": {"steps": len(rows), "emitted": len(rows) + drafted, "drafted": drafted,
-                   "accepted": drafted, "idle": 0},
+                   "accepted": drafted},
     }  # fmt: skip
-
-
-def test_environment() -> None:
-    base = {"VLLM_PLUGINS": "x", "COLD_ENABLED": "0", "OMP_WAIT_POLICY": "active", "HOME": "/h"}
-    for family in worker.FAMILIES:
-        env = pool.environment(family, 2, base)
-        assert env["HOME"] == "/h" and env["VLLM_CPU_KVCACHE_SPACE"] == "2"
-        assert not {"COLD_ENABLED", "OMP_WAIT_POLICY"} & set(env)
-        assert env.get("VLLM_PLUGINS") == (None if family.startswith("plugin") else "")
-
-
-def test_widening_keeps_the_function(tmp_path: Path) -> None:
-    from safetensors.torch import load_file
-
-    run.widen(SHIPPED, tmp_path / "wide", 16)
-    old, new = (
-        (
-            json.loads((folder / "adapter_config.json").read_text()),
-            load_file(folder / "adapter_model.safetensors"),
-        )
-        for folder in (SHIPPED, tmp_path / "wide")
-    )
-    assert new[0]["r"] == 16 and new[0]["lora_alpha"] / 16 == old[0]["lora_alpha"] / old[0]["r"]
-    assert new[1].keys() == old[1].keys()
-    for name in [name for name in old[1] if ".layers.7." in name and ".lora_A." in name]:
-        pair = name, name.replace(".lora_A.", ".lora_B.")
-        (a, b), (wide_a, wide_b) = ([w[n].double() for n in pair] for w in (old[1], new[1]))
-        assert wide_a.shape[0] == wide_b.shape[1] == 16
-        assert torch.allclose(wide_b @ wide_a, b @ a, rtol=0, atol=1e-12)
-        assert (wide_a.abs().sum(-1) > 0).all()  # no rank that could be left out
-    with pytest.raises(ValueError, match="rank=8: must be 16 or more"):
-        run.widen(tmp_path / "wide", tmp_path / "narrow", 8)
-
-
-def test_naive_groups_are_the_references(tiny: Path, naive: Any) -> None:
-    """Prompts of all lengths, in one batch, whose streams differ too."""
-    settings = {"model": str(tiny / "model"), "adapter": str(tiny / "one"), "dtype": "float32"}
-    made = loop.Naive(settings)
-    own = [[[9, 8, 7, 6, 5], [3]], [[5], [4, 4]], [[2, 3], [1, 1, 1]], [[7] * 6, [8]]]
-    for mode, count in (("three", 2), ("three-base", 2), ("cold", 1), ("cold", 0)):
-        how = jobs.MODES[mode]
-        chosen = [texts[:count] for texts in own] if count else []
-        got = made.run(mode, PROMPTS, 6, own=chosen)["tokens"]
-        want = [
-            naive.decode(
-                reference.Group(
-                    prompt,
-                    "one" if how.adapter else None,
-                    [
-                        reference.Amateur(-jobs.BETA, prompt_ids=ids)
-                        for ids in (chosen[i] if chosen else [None] * how.amateurs)
-                    ],
-                    jobs.ALPHA,
-                    6,
-                )
-            )
-            for i, prompt in enumerate(PROMPTS)
-        ]
-        reference.assert_same_tokens(got, want)
-        # What was chosen is the best, and what was not is behind.
-        for i, tokens in enumerate(got):
-            streams = [PROMPTS[i], *(chosen[i] if chosen else ())]
-            texts = [[*text, *tokens[:-1]] for text in streams]
-            assert made.gap(mode, texts, tokens[-1:])["gap"] < 1e-4
-            assert made.gap(mode, texts, [tokens[-1], (tokens[-1] + 1) % 50])["gap"] > 1e-3
 
 
 def test_only_ties_may_differ() -> None:
@@ -205,7 +136,6 @@ def test_speeds_beside_right_results(tmp_path: Path, capsys: pytest.CaptureFixtu
     [
         ("plugin cold", ()),
         ("plugin beta-0", ("--one-engine", "--dtype", "float32")),
-        ("plugin three", ("--groups",)),
         ("plugin-ngram", ("--speculation",)),
     ],
 )
