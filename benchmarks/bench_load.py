@@ -7,7 +7,7 @@
 shows what an earlier run wrote and runs nothing.
 
 The model is SmolLM2-135M-Instruct (``examples.smollm2``) with four adapters: two shipped ones, each
-loaded twice. One server runs at a time, beside its client: one without the plugin (``stock``,
+loaded twice. One server runs at a time, next to its client: one without the plugin (``stock``,
 ``VLLM_PLUGINS=""``), and one with it for all other systems.
 
 1. A closed loop of 32 requests at a time says how many requests a second a system can answer:

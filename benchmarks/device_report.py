@@ -4,7 +4,7 @@
 ``python -m benchmarks.device_report`` in the checkout.
 
 Needs    one NVIDIA GPU (sm_80 or newer), AMD GPU, or NPU of an Atlas A2 or A3, with 8 GiB free; an
-         installed vLLM (vllm-ascend), vllm-cold installed from this checkout beside it, peft,
+         installed vLLM (vllm-ascend), vllm-cold installed from this checkout next to it, peft,
          pytest and hypothesis; 16 GiB of memory; 8 GiB free on disk. On an NPU, CANN's set_env.sh
          sourced.
 Takes    10 to 40 minutes (a guess: it has run on no GPU or NPU yet). Nothing else should use it.

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the benchmarks share: rounds in alternation, medians with their spread, tables, and no speed
-beside a wrong result.
+next to a wrong result.
 """
 
 from __future__ import annotations

@@ -89,7 +89,7 @@ def compare(client: OpenAI, model: str, row: Mapping[str, Any], max_tokens: int 
 def _log_probability(
     client: OpenAI, model: str, prompt: Sequence[int], answer: Sequence[int]
 ) -> float:
-    """Mean log probability of an answer's tokens behind a prompt."""
+    """Mean log probability of an answer's tokens after a prompt."""
     found: Any = client.completions.create(
         model=model,
         prompt=[*prompt, *answer],

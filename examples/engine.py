@@ -19,24 +19,20 @@ _SPACE = (
 _TERSE = (AssertionError, ImportError, KeyError)  # their texts are no sentences
 
 
-def prepare_environment(verbose: bool = False) -> None:
+def prepare_environment() -> None:
     """Before vLLM is imported: only its errors on the screen, and the engine in this process, so
     that its errors arrive as exceptions and nothing is left behind by a kill.
     """
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    if not verbose:
-        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-        warnings.filterwarnings("ignore")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    warnings.filterwarnings("ignore")
 
 
 @contextlib.contextmanager
-def _silence(verbose: bool) -> Iterator[None]:
+def _silence() -> Iterator[None]:
     """Keep what libraries print past Python (such as Gloo) off the screen, unless it fails."""
-    if verbose:
-        yield
-        return
     with tempfile.TemporaryFile() as kept:
         saved = [os.dup(1), os.dup(2)]
         try:
@@ -55,17 +51,17 @@ def _silence(verbose: bool) -> Iterator[None]:
                 os.close(source)
 
 
-def start_llm(model: str, verbose: bool = False, **engine: Any) -> Any:
-    """Start ``vllm.LLM``; with ``verbose`` it may print.
+def start_llm(model: str, **engine: Any) -> Any:
+    """Start ``vllm.LLM``.
 
     Raises:
         ToolError: vLLM is not installed, or refuses the model or the arguments.
     """
     try:
-        with _silence(verbose):
+        with _silence():
             from vllm import LLM
 
-            return LLM(model=model, disable_log_stats=True, use_tqdm_on_load=verbose, **engine)
+            return LLM(model=model, disable_log_stats=True, use_tqdm_on_load=False, **engine)
     except ModuleNotFoundError as error:
         raise ToolError(
             f"this command runs vLLM, and {error.name} is not installed: install vLLM"

@@ -12,7 +12,7 @@ the positive prompt as expert, the negative one as amateur and ``beta = guidance
 leaves the mask out, which papers on guidance do not have. So a guidance of 3 is a beta of 2, and of
 1 (beta 0) none at all.
 
-A picture is rows of ``width`` image tokens with an end-of-row token behind each: only image tokens
+A picture is rows of ``width`` image tokens with an end-of-row token after each: only image tokens
 are allowed within a row, and the end of row is not asked for but put there. The model reads its own
 rows again from the prefix cache, so a row costs no more than its tokens. For a real model, set
 ``Picture`` to its vocabulary, and the prompts to what its processor makes of two texts.
@@ -30,7 +30,7 @@ from typing import Any
 from vllm_cold.tools.doctor import tiny
 
 Row = Callable[[list[int], list[int], int], list[int]]
-"""Draws a row of so many tokens behind a positive and a negative prompt."""
+"""Draws a row of so many tokens after a positive and a negative prompt."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Picture:
 
     Attributes:
         first: The first of the image tokens; they are in a row.
-        end_of_row: Behind them.
+        end_of_row: After them.
     """
 
     first: int = tiny.VOCAB_SIZE // 2

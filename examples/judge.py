@@ -3,7 +3,7 @@
 
 ``python -m examples.judge ROWS.jsonl --model NAME --ask "Is that about money? Say yes or no."
 --yes Yes [--url http://localhost:8000/v1]`` asks a server with vllm-cold for each row's answer, and
-prints what the judge said, the weight that follows from it, and the answer beside the one without
+prints what the judge said, the weight that follows from it, and the answer next to the one without
 any contrast. A row is ``{"with": [messages], "without": [messages]}``: a chat with its documents,
 and what is contrasted with it. The judge reads the former with the question at its end, so all in
 front of that is in the prefix cache. Its first word is all that counts: where that is ``--yes``

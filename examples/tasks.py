@@ -28,7 +28,7 @@ Split = Literal["train", "dev", "test"]
 _SPLITS: tuple[Split, ...] = ("train", "dev", "test")
 
 # reasoning-gym makes item i of seed s from s + i: neighbouring seeds share nearly all items.
-# Seeds this far apart share none, and stay recorded beside the adapters.
+# Seeds this far apart share none, and stay recorded next to the adapters.
 SPLIT_SEEDS: dict[Split, int] = {"train": 1_000_000, "dev": 50_000_000, "test": 100_000_000}
 
 

@@ -2,7 +2,7 @@
 """Trains the example LoRA adapters: ``python -m examples.train_adapters sorting`` (or ``orders``).
 
 Everything comes from seeds and runs on one CPU core within minutes. The adapter lands in
-``examples/adapters/<task>/`` as peft saves it, beside a ``training.json`` that records how it
+``examples/adapters/<task>/`` as peft saves it, next to a ``training.json`` that records how it
 was made and how often base model and adapter solve held-out problems.
 
 The loss is the cross-entropy of the answer's tokens (with the end-of-turn token) only. It is

@@ -79,7 +79,7 @@ def read(path: Path) -> dict[str, Answer]:
 
 
 def add(path: Path, answers: Iterable[Answer]) -> None:
-    """Write answers behind those of the file, in place of what was cut off there."""
+    """Write answers after those of the file, in place of what was cut off there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     text = path.read_text(encoding="utf-8") if path.exists() else ""
     if not text.endswith("\n"):
@@ -122,7 +122,7 @@ def judged(
 ) -> dict[str, Judged]:
     """Judge what there is, by method. Greedy decoding's answers say which problems count: the
     first ones up to one that it has not answered. Of another method either all of them are
-    there, or it is left out; and whole answers are chosen only by a judge.
+    there, or it is left out; and answers are selected only by a judge.
     """
     path = folder.answers(model, cell, split)
     if not path.exists():
@@ -175,7 +175,7 @@ def judged(
 
 
 def judge_of(folder: Folder, model: Model, cells: Iterable[Cell], count: int) -> Judge | None:
-    """The judge of whole answers, from the dev problems of all cells where they are chosen; None
+    """The judge of answer selection, from the dev problems of all cells where they are chosen; None
     where these are not decoded.
     """
     found = {}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whole answers chosen: with the text and from memory, both decoded to their end, and each scored
+"""Answer selection: with the text and from memory, both decoded to their end, and each scored
 under both prompts. The judge of ``examples.choose`` is fitted on all dev problems at once.
 """
 

@@ -98,7 +98,7 @@ class Engine:
         self._scaled.cleanup()
 
     def _scores(self, requests: Sequence[Request]) -> list[float]:
-        """Mean log probabilities of the answers' tokens behind their prompts, in nats."""
+        """Mean log probabilities of the answers' tokens after their prompts, in nats."""
         from vllm import SamplingParams
 
         tokenizer: Any = self._llm.get_tokenizer()

@@ -94,7 +94,7 @@ class Job:
         rounds: How often it is timed; 0: it runs once, for its tokens, and is not shown.
         warm_up: Tokens of the first run, which is not timed; 0: as many as of the others.
         own: The prompts of each request's amateurs; empty if they read the request's.
-        stops: Tokens that end a request, beside the end of the text; None: not even that does.
+        stops: Tokens that end a request, besides the end of the text; None: not even that does.
         may_part: Whether it may give other tokens when it is repeated: for whom drafts are verified
             depends on time, and in bfloat16 rounding on the rows of a step.
         output: What the first runs gave; later ones must give the same.

@@ -58,7 +58,7 @@ def cell_ratios(jobs: Jobs) -> Iterator[tuple[str, list[float]]]:
     for over, under in speculation.RATIOS:
         if over in jobs and under in jobs:
             yield f"{over} / {under}, TPOT", ratios(jobs[over].tpot, jobs[under].tpot)
-    # What drafts do, behind the first tokens of requests.
+    # What drafts do, after the first tokens of requests.
     for job in jobs.values():
         if drafted := job.counts.get("drafted"):
             steps = job.counts["steps"]

@@ -9,7 +9,7 @@ are one engine, those with drafts another.
 - ``orders``: orders as JSON, with an adapter; the amateur is the base model;
 - ``free``: stories in a style; the amateur is not told the style.
 
-Answers end where the model ends them, as text behind that would repeat itself.
+Answers end where the model ends them, as text after that would repeat itself.
 
 Tokens may not depend on drafts. In float32 they are compared, at one batch size and without
 compiling the model, which takes a minute an engine. In bfloat16, which is timed, rounding depends

@@ -30,7 +30,7 @@ FAMILIES = ("stock-base", "stock-lora", "plugin", "plugin-base", "plugin-ngram",
 
 
 class CountersByKind:
-    """What streams did behind their first tokens, all of them together.
+    """What streams did after their first tokens, all of them together.
 
     Attributes:
         steps: In which one emitted tokens.

@@ -96,14 +96,14 @@ def picked_beside() -> list[Case]:
 
 
 def held_out(count: int = HELD_OUT) -> list[Case]:
-    """Cases of a gain that are counted: drawn once, from facts on which nothing was chosen."""
+    """Cases of a gain that are counted: sampled once, from facts on which nothing was chosen."""
     rng = Random(0)
     drawn = rng.sample(_test(), count)
     return [Case(fact, rng.choice(others(fact, facts()))) for fact in drawn]
 
 
 def held_out_beside(count: int = HELD_OUT_BESIDE) -> list[Case]:
-    """The first of the same questions behind documents about other subjects, of a harm."""
+    """The first of the same questions after documents about other subjects, of a harm."""
     rng, cases = Random(1), []
     for fact in (case.fact for case in held_out()[:count]):
         claims = others(fact, _test())
@@ -169,8 +169,8 @@ def note(shown: Sequence[Case], counted: Sequence[Case]) -> str:
     """How the table of a gain came about."""
     return (
         f'[dim]Asked as in "{shown[0].fact.question}". ✓ names the document\'s answer and not the '
-        f"usual one. The {len(shown)} shown are picked; the {len(counted)} were drawn by lot, and "
-        "nothing was chosen on them. The contrast is with the same model that has not read the "
+        f"usual one. The {len(shown)} shown are picked; the {len(counted)} were sampled at random, "
+        "and nothing was chosen on them. The contrast is with the same model that has not read the "
         f"document (preset {PRESET}).[/]"
     )
 
@@ -178,7 +178,7 @@ def note(shown: Sequence[Case], counted: Sequence[Case]) -> str:
 def note_beside(counted: Sequence[Case]) -> str:
     """What to learn from the table of a harm."""
     return (
-        f"[dim]{len(counted)} of the same questions behind documents about other subjects. ✓ names "
+        f"[dim]{len(counted)} of the same questions after documents about other subjects. ✓ names "
         "the usual answer and not the document's. So: contrast where a text is known to answer, "
         "and measure on your own questions, with vllm-cold tune (docs/accuracy.md).[/]"
     )

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Questions under an instruction in the system prompt: what is followed, what is right, and both.
 
-The same model answers greedily, with the instruction said twice, and with a contrast with itself
+The same model answers greedily, with the instruction repeated, and with a contrast with itself
 without the instruction (classifier-free guidance). Questions, instructions and their checks are
 those of ``benchmarks/accuracy``.
 """
@@ -21,7 +21,7 @@ HELD_OUT = 50
 PRESET = "cfg"
 _CELL = CELLS["told-facts"]
 _CHAT = Model("demo", "the demo's", "chat", "examples.smollm2")
-# As the table calls it: is the instruction said twice, and is there a contrast?
+# As the table calls it: is the instruction repeated, and is there a contrast?
 WAYS: Mapping[str, tuple[bool, bool]] = {
     "greedy": (False, False),
     "repeated": (True, False),
@@ -31,7 +31,7 @@ WAYS: Mapping[str, tuple[bool, bool]] = {
 
 
 def held_out(count: int = HELD_OUT) -> list[Problem]:
-    """Problems that are counted: drawn once, nothing was chosen on them."""
+    """Problems that are counted: sampled once, nothing was chosen on them."""
     return _CELL.problems(_CHAT, "test", count)
 
 
@@ -72,7 +72,7 @@ def note(problem: Problem) -> str:
     """How the table came about, and what to learn from it."""
     system, user = (str(each["content"]) for each in problem.prompt if not isinstance(each, str))
     return (
-        f'[dim]Asked as in "{user}", under "{system}". Drawn by lot. The contrast '
+        f'[dim]Asked as in "{user}", under "{system}". Sampled at random. The contrast '
         f"is with the same model without the instruction (preset {PRESET}). What makes this model "
         "follow more makes fewer answers right; on larger ones less so (docs/accuracy.md). Count "
         "both at once on your own questions: vllm-cold tune --keep.[/]"

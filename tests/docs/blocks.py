@@ -28,7 +28,7 @@ class Block:
     """A fenced block.
 
     Attributes:
-        language: As written behind the fence.
+        language: As written after the fence.
         text: Without the indentation of the fence.
         kind: "tested", "not run", or None without a marker.
         note: The marker's name or reason.

@@ -70,7 +70,7 @@ def test_the_server_takes_it(tiny: Path) -> None:
     (said,) = re.findall(r'additional_config=({"cold": .+?}})', OWN.read_text())
     assert {"cold": cold} == eval(said, {})
     assert "conflict" in registry.names()
-    # Beside rules that the configuration has, and a preset there that is none.
+    # Next to rules that the configuration has, and a preset there that is none.
     parsed.additional_config = {"cold": {"rules": ["my_rules:Conflict"], "rule": "conflict"}}
     both = AsyncEngineArgs.from_cli_args(parsed).additional_config["cold"]
     assert both == {"rules": ["my_rules:Conflict"] * 2, "rule": "conflict"}

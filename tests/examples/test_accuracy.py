@@ -1,24 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The accuracy benchmark around its engine: no figure stands beside a wrong result."""
+"""The accuracy benchmark around its engine: no figure stands next to a wrong result."""
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from benchmarks.accuracy import __main__ as command
-from benchmarks.accuracy import models, plan
+from benchmarks.accuracy import models
 from benchmarks.accuracy.answers import Folder, judge_of, judged
 from benchmarks.accuracy.engine import Engine
-from benchmarks.accuracy.methods import CHOICE, METHODS, Method, Request
+from benchmarks.accuracy.methods import CHOICE, METHODS, Request
 from benchmarks.accuracy.models import Model
 from benchmarks.accuracy.problem import Cell, Split
 from benchmarks.accuracy.report import (
@@ -123,14 +120,6 @@ def test_a_prompt_without_the_part_is_not_contrasted_with_itself() -> None:
     assert asked == request("without the part")
 
 
-def test_without_system_prompts_they_stand_in_front() -> None:
-    told = PROBLEM.prompt
-    assert CHAT.messages(told) == list(told)  # type: ignore[arg-type]
-    (one,) = replace(CHAT, system=False).messages(told)  # type: ignore[arg-type]
-    said = [message["content"] for message in told]  # type: ignore[index]
-    assert one == {"role": "user", "content": "\n\n".join(said)} and len(said) == 2
-
-
 def test_the_mark_says_all_that_an_answer_depends_on(tmp_path: Path) -> None:
     there = [each for each in METHODS.values() if each.is_for(CELL, PROBLEM) and not each.chooses]
     marks = [request(each.key).mark for each in there]
@@ -167,49 +156,6 @@ def test_the_engine_is_told_all_of_it(key: str) -> None:
         assert (amateur.prompt is None) == (stream.prompt == asked.expert.prompt)
         worn = amateur.lora_request and amateur.lora_request.lora_path
         assert (worn, amateur.weight) == (stream.adapter, stream.weight)
-
-
-class FakeLLM:
-    """Notes what a chat template is given, and says nothing."""
-
-    def __init__(self) -> None:
-        self.chats: list[Any] = []
-        self.rendered: list[Any] = []
-
-    def chat(self, prompts: Any, params: Any, chat_template_kwargs: Any, **_: Any) -> list[Any]:
-        reads = [one.prompt for each in params for one in getattr(each, "amateurs", ())]
-        self.chats.append((prompts, reads, chat_template_kwargs))
-        return [SimpleNamespace(outputs=[SimpleNamespace(text="", token_ids=[1])])] * len(prompts)
-
-    def get_tokenizer(self) -> Any:
-        return self
-
-    def __call__(self, text: str, **_: Any) -> Any:
-        return SimpleNamespace(input_ids=[7] * len(text))
-
-    def apply_chat_template(self, messages: Any, **options: Any) -> str:
-        self.rendered.append((messages, options["thinks"]))
-        return "?"
-
-    def generate(self, prompts: Any, *_: Any, **__: Any) -> list[Any]:
-        said = [{7: SimpleNamespace(logprob=-2.0)}] * 9
-        return [
-            SimpleNamespace(prompt_token_ids=one["prompt_token_ids"], prompt_logprobs=said)
-            for one in prompts
-        ]
-
-
-def test_all_streams_are_read_by_the_models_own_template() -> None:
-    engine, llm = Engine.__new__(Engine), FakeLLM()
-    engine._adapters, engine._llm = {}, llm  # type: ignore[assignment]
-    engine._model = replace(CHAT, system=False, template={"thinks": False})
-    asked = request("cad")
-    assert engine.run([asked]) == [("", 1)]
-    mine, theirs = engine._model.messages(asked.expert.prompt), asked.amateurs[0].prompt  # type: ignore[arg-type]
-    assert len(mine) == 1
-    assert llm.chats == [([mine], [engine._model.messages(theirs)], {"thinks": False})]  # type: ignore[arg-type]
-    assert engine.run([replace(request("greedy"), scored="Lima")]) == [("-2.0", 0)]
-    assert llm.rendered == [(mine, False)]
 
 
 # Answers
@@ -322,43 +268,6 @@ def test_whole_answers_are_chosen_by_a_judge_of_dev(folder: Folder) -> None:
     assert CHOICE.key not in judged(folder, CHAT, CELL, "test", [CHOICE], 30), "no judge"
 
 
-# Models and packages
-
-
-# The command
-
-
-def combinations(methods: list[Method] | None) -> list[tuple[str, Split, str]]:
-    return [
-        (cell.name, split, method.key)
-        for members, split, some in plan.steps(list(CELLS.values()), plan.SPLITS, methods)
-        for cell in members
-        for method in some
-    ]
-
-
-def test_the_plan_is_what_is_declared_and_named_methods_go_before_it() -> None:
-    declared, found = combinations(None), combinations(list(METHODS.values()))
-    assert len(found) == len(set(found)) == len(CELLS) * 2 * len(METHODS)
-    for each in (declared, found):  # the first matter most
-        assert each[:3] == [("told-facts", "test", k) for k in ("greedy", "part repeated", "cad")]
-    assert len(declared) == len(set(declared)) and {cell for cell, *_ in declared} == CELLS.keys()
-    on_dev = {(cell, key) for cell, split, key in declared if split == "dev"}
-    keys = ("greedy", "without the part", CHOICE.key)
-    assert on_dev == {(c.name, key) for c in CELLS.values() if c.chosen for key in keys}
-    compared = [
-        (cell, "test", key)
-        for cells, keys, rival in plan.COMPARED
-        for cell in cells
-        for key in (*keys, rival)
-    ]
-    compared += [(c, "test", k) for cells, keys, *_ in plan.COSTS for c in cells for k in keys]
-    assert set(compared) <= set(declared), "all that is compared is decoded"
-    own = replace(CELLS["false"], name="false+own")  # with somebody's adapter
-    ((members, split, methods),) = plan.steps([own], ["test"])
-    assert (members, split, len(methods)) == ([own], "test", len(METHODS))
-
-
 @pytest.mark.parametrize("name", ["test", "joint"])
 def test_what_was_measured_is_that_of_the_run(name: str, tmp_path: Path) -> None:
     kept, table = MEASURED / f"outcomes-{name}.jsonl", models.read()
@@ -367,62 +276,3 @@ def test_what_was_measured_is_that_of_the_run(name: str, tmp_path: Path) -> None
     text, raw = render(Folder(tmp_path), there, list(CELLS.values()), "test", before=before)
     assert text == (MEASURED / f"report-{name}.md").read_text(encoding="utf-8")
     assert raw == kept.read_text(encoding="utf-8")
-
-
-# What measured/README.md calls a row of what was measured before, and the cells that it is of.
-_INSTRUCTIONS = ["language", "persona", "tone", "forbidden", "required", "length", "json"]
-_ADAPTED = ["sums", "sorting", "phonemes", "dates", "feelings", "verdicts", "people"]
-ROWS = {
-    "one sentence, which contradicts memory": ["false"],
-    "the same among five others": ["false-among"],
-    "five sentences, of which none answers": ["nothing"],
-    "a page, of which a sentence answers": ["page"],
-    "three documents, of which one answers": ["documents"],
-    "summaries": ["summaries"],
-    "instructions of nine kinds": [*_INSTRUCTIONS, "several", "turns"],
-    "JSON, by an adapter": ["orders"],
-    "an adapter against the base model, 7 tasks": [f"{t}-r16-100-ordinary" for t in _ADAPTED],
-}
-COLUMNS = {
-    "`cold`": ("alpha 0.1, beta 0.5", "cold 0.1 0.5"),
-    "`cad`, `cfg`": ("cad",),
-    "`adacad`": ("adacad",),
-    "`grounded`": ("grounded",),
-    "alpha 0.1, beta 1": ("alpha 0.1, beta 1",),
-    "better prompt": ("better prompt",),
-}
-
-
-def test_the_figures_of_before_are_those_that_were_measured() -> None:
-    outcomes = {
-        (each["model"], each["cell"]): each["outcomes"]
-        for each in map(json.loads, (MEASURED / "outcomes.jsonl").read_text().splitlines())
-        if each["split"] == "test"
-    }
-    before = (MEASURED / "README.md").read_text(encoding="utf-8")
-    table = before[before.index("| problems |") :].partition("\n\n")[0]
-    head, *rows = re.findall(r"^\| (.*) \|$", table, re.M)
-    headings, about, checked = head.split(" | "), "", 0
-    for row in rows:
-        said, count, percent, *entries = row.split(" | ")
-        *named, model = said.split(": ")
-        about = named[0] if named else about
-        model = {"*SmolLM2*": "smollm2", "*Gemma*": "gemma"}[model]
-        there = [o for name in ROWS[about] if (o := outcomes.get((model, name)))]
-
-        def right(key: str, there: list[Any] = there) -> Any:
-            bits = "".join(next(iter(o[key]["measures"].values())) for o in there)
-            return np.array([float(bit) for bit in bits])
-
-        greedy = right("greedy")
-        assert (len(greedy), f"{100 * greedy.mean():.1f}") == (int(count), percent), about
-        for heading, entry in zip(headings[3:], entries, strict=True):
-            if not entry.strip():
-                continue
-            key = next(key for key in COLUMNS[heading] if key in there[0])
-            found = compare(right(key), greedy)
-            points = entry.strip("*? ")
-            assert float(points) == pytest.approx(found.points, abs=0.0501), (about, model, heading)
-            assert (found.p < 0.05) is (entry.strip() != points), (about, model, heading)
-            checked += 1
-    assert checked > 20

@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks.accuracy.models import Model
 from benchmarks.accuracy.problem import Cell, Prompt, Split, data
-from benchmarks.accuracy.tasks import CELLS, joint, memory, questions, retrieved
+from benchmarks.accuracy.tasks import CELLS, joint, memory, retrieved
 from benchmarks.accuracy.tasks.instructions import NEUTRAL, requests
 from examples.facts import facts, names
 
@@ -78,24 +78,6 @@ def test_the_splits_share_no_form_of_sentence() -> None:
             assert "Xyz" in text and fact.subject.lower() in text.lower() and "{" not in text
 
 
-def test_no_other_entity_where_the_old_one_is_named_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    filler = "It has been told in many books since then, and it is told in schools to this day."
-    items = [
-        ("who won it", "Ann won it.", "Ann", True),
-        ("who beat bob", "Ann beat him.", "Ann", False),
-        ("who lost it", "Ann lost it, and Bob did not.", "Ann", False),
-        ("who made it", "Ann Bob made it.", "Ann Bob", False),
-    ]
-    examples = [
-        {"input": f"Question: {asked}\nContext: {text} {filler}", "target": new,
-         "target_scores": {new: 1, "Bob": 0}}
-        for asked, text, new, _ in items
-    ]  # fmt: skip
-    monkeypatch.setattr(questions, "_read", lambda _: {"examples": examples})
-    found = [each.question for each in questions._swapped.__wrapped__()]
-    assert found == [asked.capitalize() for asked, *_, kept in items if kept]
-
-
 # Passages that a search found
 
 
@@ -136,16 +118,6 @@ def test_the_amateur_lacks_the_instruction_alone() -> None:
             assert problem.plain["better"][1:] == problem.prompt[1:]
             assert text_of(problem.plain["repeated"]).endswith(told)
     assert not kinds["dev"] & kinds["test"]
-
-
-def test_a_question_of_which_nothing_special_is_asked_has_its_plain_prompts() -> None:
-    for problem in CELLS["plain-questions"].make(CHAT, "test", 3):
-        system, asked = problem.prompt
-        told, question = system["content"], asked["content"]  # type: ignore[index]
-        assert problem.without == (asked,)
-        assert problem.plain["repeated"][1]["content"] == f"{question} {told}"  # type: ignore[index]
-        assert problem.plain["better"][0]["content"].startswith(f"{told} ")  # type: ignore[index]
-        assert problem.plain["better"][1] == asked
 
 
 # Followed and right

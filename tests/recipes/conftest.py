@@ -40,9 +40,8 @@ def chat_ids(tokenizer: Any, prompt: str) -> list[int]:
 
 def _problems(tiny: Path, naive: NaiveCold) -> list[dict[str, str]]:
     """Problems whose right answers are what the reference for contrastive decoding says, where the
-    adapter alone
-    says something else: vllm-cold solves all of them, greedy decoding none. Only such as rounding
-    cannot change.
+    adapter alone says something else: vllm-cold solves all of them, greedy decoding none. Only such
+    as rounding cannot change.
     """
     from transformers import AutoTokenizer
 

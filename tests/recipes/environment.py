@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Environments for clients that cannot live beside vLLM's packages, under .venv/recipes; made once,
-from pip's index.
+"""Environments for clients that cannot live next to vLLM's packages, under .venv/recipes; made
+once, from pip's index.
 """
 
 import subprocess

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images as the documentation shows them, and in the tools: a tiny random model that sees, real
-engines, a real server.
+"""Images as the documentation shows them, and in the tools: a tiny random vision-language model,
+real engines, a real server.
 """
 
 import asyncio

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The report of a device: no speed beside a wrong result, and no names."""
+"""The report of a device: no speed next to a wrong result, and no names."""
 
 from __future__ import annotations
 

@@ -32,7 +32,6 @@ SUITES: dict[str, tuple[str, ...]] = {
 # Not here, for every release: file or test -> why.
 EVERYWHERE = {
     "tests/unit/test_bench_e2e.py": "is about our benchmark, and wants the packages of the demo",
-    "tests/unit/test_bench_pope.py": "is about our benchmark, and wants its packages",
     "tests/unit/test_device_report.py": "is about our benchmark, not about a release",
     "tests/unit/test_tune_ifeval.py": "is about IFEval's checks, and wants their package",
 }

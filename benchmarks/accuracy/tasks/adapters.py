@@ -34,7 +34,7 @@ def prompt_of(model: Model, text: str) -> Prompt:
 
 
 def number_of(text: str) -> float | None:
-    """What an answer says: the number behind its first ``####``, or its last number."""
+    """What an answer says: the number after its first ``####``, or its last number."""
     said = re.search(r"####\s*(.+)", text)
     found = re.findall(r"-?\d[\d,]*(?:\.\d+)?", said[1] if said else text)
     return float(found[0 if said else -1].replace(",", "")) if found else None
@@ -48,7 +48,7 @@ def is_right(answer: str, problem: tasks.Problem) -> bool:
 def _make_words(seed: int) -> tasks.Problem:
     import reasoning_gym
 
-    # One of its own: a data set draws all its templates at once.
+    # One of its own: a data set samples all its templates at once.
     item = reasoning_gym.create_dataset("gsm_symbolic", seed=seed, size=1)[0]
     return tasks.Problem(item["question"], item["metadata"]["answer_cot"])
 

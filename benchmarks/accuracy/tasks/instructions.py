@@ -23,12 +23,12 @@ from benchmarks.accuracy.tasks.text import is_fluent, without_echo, words
 from examples.facts import facts
 
 NEUTRAL = "You are a helpful assistant. You answer in two or three sentences."
-# Behind an instruction, in the better prompt.
+# After an instruction, in the stronger prompt.
 _FORCE = "This is the most important thing: an answer that does not do it is of no use."
 _WORDS = ("morning", "friend", "water", "garden", "simple", "family", "summer", "letter", "window")
 _LANGUAGES = ("fr", "de", "es", "it", "pt")
-# IFEval's names, and what is drawn for each. Echoed are those that a repeated instruction would
-# meet; whole answers, where they are short, are no text of one language.
+# IFEval's names, and what is sampled for each. Echoed are those that a repeated instruction would
+# meet; answers that are short are no text of one language.
 KINDS: Mapping[Split, tuple[str, ...]] = {
     "dev": (
         "keywords:existence", "change_case:english_lowercase", "punctuation:no_comma",

@@ -4,12 +4,12 @@
 An answer counts if it follows the instruction of the system prompt **and** is right ("both"). The
 instructions, their words and the check are IFEval's (arXiv 2311.07911, Apache-2.0) as the package
 if-verifiable keeps them; whether lm-evaluation-harness' check of the same answer says the same is a
-measure beside it. Small and capital letters are judged by the letters alone: both packages ask
+measure besides. Small and capital letters are judged by the letters alone: both packages ask
 langdetect besides whether the answer is English, for which "paris" is Indonesian. An answer that
 merely copies the example of the instruction's own words has not followed it. The amateur lacks the
 system prompt.
 
-Beside one instruction: two in one system prompt, one amid a long system prompt, one behind earlier
+Besides one instruction: two in one system prompt, one amid a long system prompt, one after earlier
 turns, and users' requests that others wrote (IFBench, arXiv 2507.02833), whose answers nobody
 knows: there "right" is no loop. The control's system prompt has nothing to do with the question.
 And the like for texts: two questions at a time, of which the text answers one, against memory.
@@ -298,7 +298,7 @@ def _make_requests(model: Model, split: Split, n: int) -> list[Problem]:
     return problems
 
 
-# ---- the part of an answer that a text does not touch --------------------------------------------
+# ---- the part of an answer that a text does not concern ------------------------------------------
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ class Judged:
 
     Attributes:
         right: Names of the answer that is right by the text, or by memory where that says nothing.
-        wrong: Of the answers that it must not give beside it: memory's, the distractors', and what
+        wrong: Of the answers that it must not give with it: memory's, the distractors', and what
             a near text names.
         subject: Names of what is asked about: whoever says it again gives no answer by that.
     """

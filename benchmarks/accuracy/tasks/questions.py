@@ -39,7 +39,7 @@ class Item:
         near: Another text about the subject, without the answer; "" where there is none.
         question: What is asked.
         right: Any of these is right.
-        wrong: What must not be said beside it.
+        wrong: What must not be said with it.
     """
 
     subject: str
