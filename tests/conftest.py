@@ -31,7 +31,7 @@ settings.load_profile("ci")
 LONG = (
     "tests/engine/test_device_report.py",
     "tests/engine/test_speculation.py",
-    "tests/engine/test_streams.py",
+    "tests/engine/test_reference.py",
     "tests/docs/test_quick_start.py",
 )
 SHARED = ("server", "default_server")  # of tests/server/conftest.py, for the whole session

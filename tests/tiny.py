@@ -2,7 +2,7 @@
 """The tests' tiny random Llama, its tokenizer and LoRA adapters.
 
 The doctor's makers write them (``vllm_cold.tools.doctor.tiny``), so tests need no network and no
-stored weights: the same seed gives the same files. What tests need beside them is made here.
+stored weights: the same seed gives the same files. What tests need besides them is made here.
 
 The vocabulary is ASCII text in byte-level BPE: 4 special tokens, newline, space, the 94 printable
 characters and the words " w", " w0" ... " w410". " w17" is one token; the single characters are
@@ -97,18 +97,6 @@ def make_sick_adapter(healthy: Path, folder: Path, value: float, layer: int = 1)
             weight[0, 0] = value
 
     return copy_adapter(healthy, folder, spoil)
-
-
-def make_large_adapter(healthy: Path, folder: Path, factor: float) -> Path:
-    """Write a copy of an adapter whose weight delta is `factor` times as large; return the
-    folder.
-    """
-
-    def scale(name: str, weight: torch.Tensor) -> None:
-        if "lora_B" in name:
-            weight.mul_(factor)
-
-    return copy_adapter(healthy, folder, scale)
 
 
 def copy_adapter(healthy: Path, folder: Path, change: Callable[[str, torch.Tensor], None]) -> Path:

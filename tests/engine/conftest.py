@@ -193,7 +193,7 @@ def make_llm(pool: Pool) -> Iterator[Make]:
         end(made.pop())
 
 
-ADAPTERS = ("one", "two", "zero", "nan", "inf", "early", "large")
+ADAPTERS = ("one", "two", "zero", "nan", "inf", "early")
 
 
 def lora(folder: Path, name: str | None) -> Any:

@@ -61,7 +61,7 @@ def draft_model(
 
 def eagle(target: Path, folder: Path, tokens: int = 3) -> dict[str, Any]:
     """EAGLE for a Llama: a layer that adds nothing, as vLLM leaves out the first one's norm, and
-    the target's layers behind it. The target's hidden states are not used. EAGLE has no last norm,
+    the target's layers after it. The target's hidden states are not used. EAGLE has no last norm,
     which does not change the best token while the target's is one everywhere.
     """
     config, weights = _read(target)
@@ -214,7 +214,7 @@ def bear_numba() -> None:
 
 
 def bear_log1p(patch: pytest.MonkeyPatch) -> None:
-    """Let V2 reject drafts that were drawn in Triton's interpreter, which has no function of
+    """Let V2 reject drafts that were sampled in Triton's interpreter, which has no function of
     libdevice.
     """
     import triton

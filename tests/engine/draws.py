@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether an engine's draws follow a distribution."""
+"""Whether an engine's samples follow a distribution."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from scipy.stats import chisquare
 
 
 def check_distribution(drawn: Sequence[int], expected: torch.Tensor) -> None:
-    """Whether tokens may have been drawn from ``expected``, which is [V]."""
+    """Whether tokens may have been sampled from ``expected``, which is [V]."""
     counts = torch.bincount(torch.tensor(drawn), minlength=len(expected)).double()
     assert counts[expected == 0].sum() == 0
     likely = expected * len(drawn) >= 5

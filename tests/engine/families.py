@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tiny random models of some families with two random adapters each, and what the naive reference
 makes of groups on them. A process of its own, ``python -m tests.engine.families FOLDER NAME...
-[--long]``: importing vLLM changes what some models are in transformers (OLMo 2's), so it must not
-be imported here.
+[--long]``: importing vLLM changes what some models are in transformers (such as OLMo 2), so it must
+not be imported here.
 """
 
 import copy
@@ -36,12 +36,12 @@ class Family:
 
     Attributes:
         config: How its config class is called in transformers.
-        settings: What that says beside ``_COMMON``.
+        settings: What that says besides ``_COMMON``.
         lora: Which of its layers get an adapter; none: vLLM has no LoRA for it.
         tied: Whether the output layer is the embedding.
         vision: The config of what looks at images or hears, of a model that also does.
         tower: What a model's config calls that one.
-        whole: What else a model's config says beside that of its text and this one.
+        whole: What else a model's config says besides that of its text and this one.
         decoder: What the text's layers are called in it.
         special: Its tokens that stand for images, and what its config calls their ids.
         more_special: Other such tokens, by what the tokenizer calls them.
@@ -124,31 +124,18 @@ def _mrope(*section: int) -> dict[str, Any]:
 
 
 FAMILIES = {
-    "llama": Family("LlamaConfig"),
     "qwen2": Family("Qwen2Config"),
-    "qwen3": Family("Qwen3Config"),
     "gemma2": Family(
         "Gemma2Config",
         {"sliding_window": WINDOW, "layer_types": _LOCAL, "query_pre_attn_scalar": 32},
         tied=True,
     ),
-    "gemma3": Family("Gemma3TextConfig", _GEMMA3, tied=True),
     "mistral": Family("MistralConfig", {"sliding_window": WINDOW}),
     "phi3": Family(
         "Phi3Config",
         {"original_max_position_embeddings": 512},
         ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"],
     ),
-    "granite": Family(
-        "GraniteConfig",
-        {
-            "embedding_multiplier": 2.0,
-            "attention_multiplier": 0.2,
-            "residual_multiplier": 0.7,
-            "logits_scaling": 0.5,
-        },
-    ),
-    "olmo2": Family("Olmo2Config"),
     "qwen3_moe": Family(
         "Qwen3MoeConfig",
         # Experts of 80, which kernels pad.
@@ -184,26 +171,7 @@ FAMILIES = {
         experts="mlp.experts",
         projections=None,
     ),
-    "olmoe": Family(
-        "OlmoeConfig",
-        {"intermediate_size": 96, "num_experts": 8, "num_experts_per_tok": 4},
-        ATTENTION,
-        experts="mlp.experts",
-    ),
-    "granitemoe": Family(
-        "GraniteMoeConfig",
-        {
-            "num_local_experts": 8,
-            "num_experts_per_tok": 4,
-            "embedding_multiplier": 2.0,
-            "attention_multiplier": 0.2,
-            "residual_multiplier": 0.7,
-            "logits_scaling": 0.5,
-        },
-        ATTENTION,
-        experts="block_sparse_moe.experts",
-    ),
-    # Whose checkpoints also see.
+    # Vision-language checkpoints.
     "gemma3-vision": Family(
         "Gemma3Config",
         _GEMMA3,
@@ -354,12 +322,12 @@ ALL = {**FAMILIES, **WITH_STATES, **WITH_STATES_IN_BFLOAT16}
 
 
 def long_groups_of(name: str) -> list[Group]:
-    """What is asked of a family, with prompts of 1 to ``LONGEST`` tokens beside each other."""
+    """What is asked of a family, with prompts of 1 to ``LONGEST`` tokens next to each other."""
     return [group for group in make_groups(100) if ALL[name].lora or not num_adapters(group)][:40]
 
 
 def make_config(family: Family, folder: Path) -> Any:
-    """A model's config; of one that sees or hears, what makes prompts of images is written."""
+    """A model's config; writes what makes prompts of images, if it takes some."""
     settings = {**_COMMON, "tie_word_embeddings": family.tied, **family.settings}
     if family.vision:
         settings = _with_vision(family, settings, folder)
@@ -402,7 +370,6 @@ def make_model(family: Family, folder: Path) -> Path:
     names = {
         "Gemma3Config": clip,
         "LlavaConfig": clip,
-        "PaliGemmaConfig": clip,
         "Qwen2AudioConfig": ("language_model.model.model.", "language_model.model."),
     }
     if family.config in names:
@@ -415,7 +382,7 @@ def make_model(family: Family, folder: Path) -> Path:
 
 
 def _with_vision(family: Family, text: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """The settings of a model that also sees or hears; writes what makes prompts of images."""
+    """The settings of a vision-language or audio model; writes what makes prompts of images."""
     special = {**dict(family.special.values()), **family.more_special}
     tokenizer = make_tokenizer(extra_special_tokens=special)
     assert family.processor is not None
@@ -423,7 +390,7 @@ def _with_vision(family: Family, text: dict[str, Any], folder: Path) -> dict[str
     ids = {
         key: tokenizer.convert_tokens_to_ids(token) for key, (_, token) in family.special.items()
     }
-    # Behind those that prompts are made of.
+    # After those that prompts are made of.
     all_ids = tokenizer.convert_tokens_to_ids(list(special.values()))
     assert VOCAB_SIZE <= min(all_ids) <= max(all_ids) < VOCAB_SIZE + 8
     return {

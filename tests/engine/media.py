@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tiny random models that see or hear, requests with images, videos and sounds in them, and what
-the naive reference makes of these. A process of its own, ``python -m tests.engine.media FOLDER
-NAME...``, for the reason of ``families``.
+"""Tiny random vision-language and audio models, requests with images, videos and sounds in them,
+and what the naive reference makes of these. A process of its own, ``python -m tests.engine.media
+FOLDER NAME...``, for the reason of ``families``.
 """
 
 import json
@@ -43,7 +43,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Video:
-    """Some frames. Pairs of them are no more than tokens in a row: behind a video M-RoPE goes on
+    """Some frames. Pairs of them are no more than tokens in a row: after a video M-RoPE goes on
     after its height and width in transformers, after its length as well in vLLM.
     """
 
@@ -93,7 +93,7 @@ class MediaFamily:
         draw: The media of its requests.
         limits: Of each kind of medium, how many a prompt has at most.
         rounds: How many requests of each of ``KINDS`` there are.
-        causal: Whether vLLM's attention on CPU hides from a medium's token those behind it, where
+        causal: Whether vLLM's attention on CPU hides from a medium's token those after it, where
             the model would show them.
     """
 
@@ -138,30 +138,6 @@ def _idefics3(tokenizer: Any) -> Any:
         size={"longest_edge": 56}, max_image_size={"longest_edge": 28}
     )
     return transformers.Idefics3Processor(images, tokenizer, image_seq_len=4)
-
-
-def _smolvlm(tokenizer: Any) -> Any:
-    images = transformers.SmolVLMImageProcessor(
-        size={"longest_edge": 56}, max_image_size={"longest_edge": 28}
-    )
-    videos = transformers.SmolVLMVideoProcessor(size={"longest_edge": 28})
-    return transformers.SmolVLMProcessor(images, tokenizer, videos, image_seq_len=4)
-
-
-def _internvl(tokenizer: Any) -> Any:
-    size = {"height": 28, "width": 28}
-    images = transformers.GotOcr2ImageProcessor(
-        size=size, crop_to_patches=True, min_patches=1, max_patches=2
-    )
-    videos = transformers.InternVLVideoProcessor(size=size)
-    return transformers.InternVLProcessor(images, tokenizer, videos, image_seq_length=4)
-
-
-def _paligemma(tokenizer: Any) -> Any:
-    tokenizer.add_tokens(["\n"])  # which vLLM looks up
-    images = transformers.SiglipImageProcessor(size={"height": 28, "width": 28})
-    images.image_seq_length = 16
-    return transformers.PaliGemmaProcessor(images, tokenizer)
 
 
 def _qwen2_audio(tokenizer: Any) -> Any:
@@ -223,43 +199,6 @@ MEDIA = {
     "qwen3-vl": MediaFamily(families.FAMILIES["qwen3-vl"], _IN_QWEN, _sized, _IMAGES),
     # Whose images have tokens among them that are none of theirs.
     "idefics3": MediaFamily(_IDEFICS3, draw=lambda seed: Picture(seed, 56, 28)),
-    # Whose processor wants the package num2words.
-    "smolvlm": MediaFamily(
-        replace(_IDEFICS3, config="SmolVLMConfig", processor=_smolvlm),
-        draw=lambda seed: Picture(seed, 56, 28),
-    ),
-    "internvl": MediaFamily(
-        Family(
-            "InternVLConfig",
-            {"model_type": "qwen2"},
-            vision={**_clip(28), "num_hidden_layers": 2},
-            whole={"image_seq_length": 4},
-            special={"image_token_id": ("context_image_token", "<IMG_CONTEXT>")},
-            more_special={
-                "start_image_token": "<img>",
-                "end_image_token": "</img>",
-                "video_token": "<video>",
-            },
-            processor=_internvl,
-        ),
-        "<IMG_CONTEXT>",
-        lambda seed: Picture(seed, 28 * (1 + seed % 2), 28),
-        _IMAGES,
-    ),
-    "paligemma": MediaFamily(
-        Family(
-            "PaliGemmaConfig",
-            {"model_type": "gemma"},
-            tied=True,
-            vision={"model_type": "siglip_vision_model", "vision_use_head": False, **_clip(28)},
-            whole={"projection_dim": HIDDEN, "hidden_size": HIDDEN},
-            special={"image_token_index": ("image_token", "<image>")},
-            processor=_paligemma,
-        ),
-        "",
-        limits={"image": 1},
-        causal=True,
-    ),
     "gemma3": MediaFamily(families.FAMILIES["gemma3-vision"], "<start_of_image>", causal=True),
     "qwen2-vl-video": MediaFamily(
         _QWEN2_VL,
@@ -325,14 +264,14 @@ class Case:
 
 
 KINDS = (
-    "plain",
+    "regular",
     "without",
     "other",
     "noise",
     "adapter",
     "several",
     "text",
-    "plain text",
+    "regular text",
     "imagined",
     "adapters",
     "many",
@@ -363,10 +302,8 @@ def make_cases(family: MediaFamily) -> list[Case]:
         expert = (None, "one", "two")[(number + i) % 3] if family.model.lora else None
         case = _case(kind, begin, (first, second), end, expert, number, rng)
         noised = any(isinstance(prompt, Noised) for prompt in case.prompts)
-        if (
-            (family.model.lora or not any(case.group.adapters))
-            and (isinstance(first, Picture) or not noised)
-            and (kind != "many" or max(family.limits.values()) > 1)
+        if (family.model.lora or not any(case.group.adapters)) and (
+            isinstance(first, Picture) or not noised
         ):
             cases.append(case)
     return cases
@@ -391,9 +328,9 @@ def _case(
     amateurs: list[Amateur]
     expert_prompt: Prompt = seen
     match kind:
-        case "plain":
+        case "regular":
             amateurs, own = [], ()
-        case "plain text":
+        case "regular text":
             expert_prompt, amateurs, own = blind, [], ()
         case "text":
             expert_prompt, amateurs, own = blind, [Amateur(weight, expert)], ((end,),)
@@ -443,7 +380,7 @@ def _chat(content: Prompt, system: bool = True) -> Prompt:
 
 
 def make_chats() -> list[Case]:
-    """Conversations, of which ``test_images.test_chat`` asks."""
+    """Conversations, of which ``tests/server/test_images.py`` asks."""
 
     def chat(expert: str | None, alpha: float, own: Prompt | Noised) -> Case:
         group = Group((), expert, [Amateur(-1.0, expert)], alpha, MAX_TOKENS)

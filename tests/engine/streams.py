@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Groups of streams as the naive reference describes them, and the same requests for an engine.
 
-A ``Group`` without amateurs stands for a plain request. Imports no vLLM: the reference of
+A ``Group`` without amateurs stands for a regular request. Imports no vLLM: the reference of
 ``test_families`` runs without it.
 """
 
@@ -31,7 +31,7 @@ KINDS = (
     "a judge",
     "four streams",
     "contrastive decoding",
-    "plain",
+    "regular",
 )
 
 
@@ -93,7 +93,7 @@ def _group(
             [Amateur(-0.4, adapter, text), Amateur(-0.4, None, context), Amateur(0.3, other)],
         ),
         "contrastive decoding": (whole, 0.1, None, [Amateur(-2.0)]),
-        "plain": (whole, 0.0, None, []),
+        "regular": (whole, 0.0, None, []),
     }[kind]
     if kind == "two adapters":
         expert = None
@@ -150,7 +150,7 @@ class Job:
         return {} if ids is None else {"prompt": list(ids)}
 
     def params(self, folder: Path) -> Any:
-        """``ColdParams``, or plain ``SamplingParams``.
+        """``ColdParams``, or regular ``SamplingParams``.
 
         What is the default is left out: an amateur's adapter, a list where there is one amateur,
         and of a pair all but ``beta``.

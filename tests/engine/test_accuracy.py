@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 
@@ -16,11 +16,10 @@ from benchmarks.accuracy import __main__ as command
 from benchmarks.accuracy import models
 from benchmarks.accuracy.answers import Answer, read
 from benchmarks.accuracy.engine import Engine
-from benchmarks.accuracy.methods import CHOICE, METHODS, AmateurKind, Method
+from benchmarks.accuracy.methods import CHOICE, METHODS
 from benchmarks.accuracy.models import Model
 from benchmarks.accuracy.tasks import CELLS
-from tests.tiny import make_tiny_adapter, make_tiny_model
-from vllm_cold.vllm.frontend.config import engine_defaults
+from tests.tiny import make_tiny_model
 
 pytestmark = [pytest.mark.engine, pytest.mark.full]
 
@@ -99,34 +98,6 @@ def test_from_training_to_the_report(
     assert text.count(f"| problems | {PROBLEMS} |") == 2
     for method in methods[1:]:
         assert f"| {method} | " in text
-
-
-def test_methods_are_what_they_are_called(root: Path, llm: tuple[Model, Engine]) -> None:
-    model, engine = llm
-    adapters = root / "made"
-    for seed, percent in enumerate((25, 100)):
-        make_tiny_adapter(root / "model", adapters / f"t-r8-{percent}", seed)
-    cell = replace(CELLS["false"], adapter="t-r8-100")
-    problems = cell.make(model, "dev", 6)
-
-    def texts(method: Method) -> list[str]:
-        requests = [method.request(model, cell, each, adapters) for each in problems]
-        return [text for text, _ in engine.run(requests)]
-
-    assert not engine_defaults(engine._llm.llm_engine.vllm_config).enabled, "greedy is no contrast"
-    greedy, cad = texts(METHODS["greedy"]), texts(METHODS["cad"])
-    assert texts(Method("", {"alpha": 0.0, "beta": 0.5})) == cad != greedy
-    assert texts(Method("", {"alpha": 1.0, "beta": 0.5})) == greedy
-    strong = [
-        texts(Method("", {"alpha": 0.0, "beta": 2.0}, amateur=kind))
-        for kind in get_args(AmateurKind)
-    ]
-    bare = texts(METHODS["base model"])
-    assert len({tuple(found) for found in (greedy, bare, *strong)}) == 5
-    two = Method("two", {"alpha": 0.0}, weights=(-0.5, -0.5))
-    assert texts(replace(two, weights=(-0.5, 0.0))) == cad != texts(two)
-    # A scaled adapter is another one, and none of it the base model.
-    assert texts(Method("none", scale=1e-9)) == bare != texts(Method("twice", scale=2.0)) != greedy
 
 
 def test_an_answer_is_as_likely_as_its_tokens(root: Path, llm: tuple[Model, Engine]) -> None:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Plain requests get what vLLM gives them without the package: beside contrastive requests, where
-it is switched off, and where vLLM has changed; there who asks for contrastive decoding is told why.
+"""Regular requests get what vLLM gives them without the package: next to contrastive requests,
+where the package is switched off, and where vLLM has changed. There whoever asks for contrastive
+decoding is told why.
 
 That the package sees a change, of each kind, is what tests/unit/test_patching.py says. Here it
 is told of one, in a fresh process each.
@@ -22,8 +23,8 @@ pytestmark = pytest.mark.engine
 Result = dict[str, Any]
 Run = Callable[..., Result]
 
-# One place for each part that gives up: when the plugin is loaded, when an engine is made, in the
-# worker's LoRA, in what the scheduler relies on.
+# One place for each part that disables itself: when the plugin is loaded, when an engine is made,
+# in the worker's LoRA, in what the scheduler relies on.
 LOST = (
     "vllm.v1.engine.input_processor:InputProcessor.process_inputs",
     "vllm.v1.outputs:ModelRunnerOutput.__init__",
@@ -64,6 +65,12 @@ def stock(run: Run) -> Result:
     return run("engine", environment={"VLLM_PLUGINS": ""})
 
 
+@pytest.fixture(scope="module")
+def whole(run: Run) -> Result:
+    """Those of an engine that lacks nothing."""
+    return run("engine")
+
+
 def check_refused(result: Result, lost: str, *asked: str) -> None:
     """Whoever asked was told, and the log has it once."""
     assert f"{lost.replace(':', '.')} is gone" in result["reason"]
@@ -74,7 +81,7 @@ def check_refused(result: Result, lost: str, *asked: str) -> None:
     assert result["log"].count("contrastive decoding is unavailable; vLLM runs as without it") == 1
 
 
-def check_plain(result: Result, stock: Result) -> None:
+def check_regular(result: Result, stock: Result) -> None:
     for way in ("base", "adapter", "beam search"):
         assert result[way] == stock[way], way
 
@@ -102,17 +109,16 @@ def test_front_end(run: Run, lost: str) -> None:
 )
 def test_engine(run: Run, stock: Result, lost: str) -> None:
     result = run("engine", lost, enforce_eager=lost not in (LOST[2], OFFLINE))
-    check_plain(result, stock)
+    check_regular(result, stock)
     check_refused(result, lost, "ColdParams", "extra_args", "additional_config")
     assert result["compiled"] == (lost == OFFLINE)
 
 
-def test_an_engine_that_lacks_nothing(run: Run, stock: Result) -> None:
+def test_an_engine_that_lacks_nothing(whole: Result, stock: Result) -> None:
     """It would be seen if one of those above were not the plugin's."""
-    result = run("engine")
-    assert result["reason"] is None
-    assert result["ColdParams"] == result["extra_args"] != stock["adapter"][0]
-    check_plain(result, stock)
+    assert whole["reason"] is None
+    assert whole["ColdParams"] == whole["extra_args"] != stock["adapter"][0]
+    check_regular(whole, stock)
 
 
 def test_it_can_be_switched_off(stock: Result) -> None:
@@ -124,7 +130,7 @@ def test_it_can_be_switched_off(stock: Result) -> None:
 def test_it_can_be_switched_off_by_itself(run: Run, stock: Result) -> None:
     result = run("engine", environment={"COLD_ENABLED": "0"})
     assert "COLD_ENABLED=0 is set" in result["ColdParams"]
-    check_plain(result, stock)
+    check_regular(result, stock)
 
 
 def test_the_contrast_can_be_switched_off_alone(run: Run, stock: Result) -> None:
@@ -133,27 +139,27 @@ def test_the_contrast_can_be_switched_off_alone(run: Run, stock: Result) -> None
     assert "COLD_CONTRAST=0 is set" in result["ColdParams"]
     assert result["scheduler"] == stock["scheduler"] and result["compiled"]
     assert result["products"] == (linear_ops.missing() is None)
-    check_plain(result, stock)
+    check_regular(result, stock)
 
 
-def test_kernels_can_be_switched_off_alone(run: Run, stock: Result) -> None:
+def test_kernels_can_be_switched_off_alone(run: Run, whole: Result, stock: Result) -> None:
     result = run("engine", environment={"COLD_CPU_KERNELS": "0"})
     assert result["reason"] is None and not result["products"]
     assert "LoRA on CPU falls back to torch operations" in result["log"]
     assert "scoring on cpu falls back to torch" in result["log"]
     assert result["log"].count("COLD_CPU_KERNELS=0 is set") >= 2
-    assert result["ColdParams"] == run("engine")["ColdParams"] != stock["adapter"][0]
-    check_plain(result, stock)
+    assert result["ColdParams"] == whole["ColdParams"] != stock["adapter"][0]
+    check_regular(result, stock)
 
 
 @pytest.mark.parametrize(
     "enforce_eager",
     [pytest.param(True, id="eager", marks=pytest.mark.full), pytest.param(False, id="compiled")],
 )
-def test_plain_requests_beside_others(
+def test_regular_requests_next_to_others(
     make_llm: Any, tiny: Path, stock: Result, enforce_eager: bool
 ) -> None:
-    """In one batch, and alone: base and adapter requests, greedy and seeded, beside vllm-cold's."""
+    """In one batch, and alone: base and adapter, greedy and seeded, among contrastive requests."""
     from vllm import SamplingParams
 
     from tests.engine.changed_vllm import KINDS, PROMPTS

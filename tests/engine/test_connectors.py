@@ -55,7 +55,7 @@ def transfer(config: dict[str, Any], engine: str) -> Any:
 
 @pytest.fixture(scope="module")
 def groups() -> list[Group]:
-    """Groups of two to four streams, and plain requests, with prompts that begin alike."""
+    """Groups of two to four streams, and regular requests, with prompts that begin alike."""
     return short_groups(40)
 
 

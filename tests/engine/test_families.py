@@ -4,9 +4,9 @@ and peft. They are tiny and random, with random adapters.
 
 What they differ by is what could go wrong with streams of their own length: positions, sliding
 windows (the prompts are longer), biases, fused layers, caps on logits. Of two adapters for a
-mixture of experts one changes the experts. Some families also see, with other positions (M-RoPE) or
-embeddings in place of token ids in every step: their texts are contrasted as any, and
-``test_images`` has their images.
+mixture of experts one changes the experts. Some families are vision-language models, with other
+positions (M-RoPE) or embeddings in place of token ids in every step: their texts are contrasted as
+any, and ``test_images`` has their images.
 """
 
 import json
@@ -45,7 +45,9 @@ def traces_of(folder: Path, groups: Sequence[Group]) -> list[Trace]:
     """The reference's, in which the amateurs count."""
     read = json.loads((folder / "traces.json").read_text())
     pairs = zip(read["groups"], read["experts"], groups, strict=True)
-    unlike = [cold["tokens"] != plain["tokens"] for cold, plain, group in pairs if group.amateurs]
+    unlike = [
+        cold["tokens"] != regular["tokens"] for cold, regular, group in pairs if group.amateurs
+    ]
     assert sum(unlike) > len(unlike) / 2, "the amateurs make no difference"
     return [Trace(**trace) for trace in read["groups"]]
 

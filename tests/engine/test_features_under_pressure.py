@@ -62,23 +62,24 @@ def structured(**constraint: Any) -> Callable[[Engines], list[Job]]:
     return lambda _: [replace(job, make_options=options) for job in BARE]
 
 
-def output_kind(name: str) -> Callable[[Engines], list[Job]]:
+def deltas(engines: Engines) -> list[Job]:
+    """A stop string holds text back that may be its beginning."""
+
     def options() -> dict[str, Any]:
         from vllm.sampling_params import RequestOutputKind
 
-        return {"output_kind": RequestOutputKind[name]}
+        return {"output_kind": RequestOutputKind.DELTA}
 
-    # A stop string holds text back that may be its beginning.
-    return lambda engines: [
-        replace(job, make_options=options, options={**job.options, **stop})
-        for job, stop in zip(BARE, stop_strings(engines), strict=True)
-    ]
+    return [replace(job, make_options=options) for job in stopped(engines)]
 
 
-def stop_strings(engines: Engines) -> list[dict[str, Any]]:
-    """For each bare job a text that comes late in its result, some inside of a token."""
+def stopped(engines: Engines) -> list[Job]:
+    """By a text that comes late in each job's result, some inside of a token."""
     texts = [engines.alone(job).text for job in BARE]
-    return [{"stop": [text[len(text) * 3 // 4 :][:6]]} for text in texts]
+    return [
+        replace(job, options={**job.options, "stop": [text[len(text) * 3 // 4 :][:6]]})
+        for job, text in zip(BARE, texts, strict=True)
+    ]
 
 
 def from_result(make: Callable[[list[int], Any], dict[str, Any]]) -> Callable[[Engines], list[Job]]:
@@ -120,31 +121,23 @@ FEATURES: dict[str, Callable[[Engines], list[Job]]] = {
         }
     ),
     "regex": structured(regex="([a-f]{3}-){9}[0-9]{2}"),
-    "choice": structured(choice=[c * 40 for c in "abcdefgh"]),
     "logit_bias": everywhere(logit_bias={77: 6.0, 78: 6.0, 400: -50.0}),
-    "presence": everywhere(presence_penalty=1.9),
     "frequency": everywhere(frequency_penalty=1.5),
     "repetition": everywhere(repetition_penalty=1.6),
     "allowed": everywhere(allowed_token_ids=list(range(40, 80))),
     "eos": everywhere(logit_bias={EOS_ID: 10.5}, min_tokens=12),
-    "ignore_eos": everywhere(logit_bias={EOS_ID: 10.5}, ignore_eos=True),
     "min_tokens": everywhere(logit_bias={EOS_ID: 10.5}, min_tokens=36),
     "bad_words": from_result(
         lambda t, tok: {"bad_words": [tok.decode([x]).strip() for x in t[3:9]]}
     ),
     "stop_token_ids": from_result(lambda t, _: {"stop_token_ids": [late(t)]}),
-    "stop": lambda e: [
-        replace(job, options={**job.options, **stop})
-        for job, stop in zip(BARE, stop_strings(e), strict=True)
-    ],
+    "stop": stopped,
     "logprobs": everywhere(logprobs=3),
     "prompt_logprobs": everywhere(prompt_logprobs=2, logprobs=0),
     "n": everywhere(n=2, temperature=1.1, seed=17),
     "top_p, top_k, min_p": everywhere(temperature=1.4, seed=3, top_p=0.8, top_k=9, min_p=0.02),
     "a rule's state": judged,
-    "DELTA": output_kind("DELTA"),
-    "CUMULATIVE": output_kind("CUMULATIVE"),
-    "FINAL_ONLY": output_kind("FINAL_ONLY"),
+    "DELTA": deltas,
 }
 UNCHANGED = ("logprobs", "prompt_logprobs")  # these add to a result
 

@@ -10,30 +10,21 @@ computed.
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.engine import drafters
-from tests.engine.conftest import free_blocks, lora, scheduler
+from tests.engine.conftest import free_blocks, scheduler
 from tests.engine.drafters import counted
 from tests.engine.families import RANK
 from tests.engine.media import (
-    CHATS,
     KINDS,
-    MAX_TOKENS,
     MEDIA,
-    OTHER,
-    QUESTION,
-    SEEN,
-    SYSTEM,
     Case,
     Noised,
-    Picture,
     make_cases,
-    make_chats,
     of_vllm,
 )
 from tests.engine.pressure import assert_idle, preempted_pairs, some
@@ -172,13 +163,10 @@ def assert_no_media(llm: Any) -> None:
     assert manager.num_freeable_slots == manager.cache_size
 
 
-def marks(family: str) -> list[pytest.MarkDecorator]:
-    missing = family == "smolvlm" and find_spec("num2words") is None
-    skips = [pytest.mark.skip(reason="its processor wants num2words: pip install it")] * missing
-    return skips + [pytest.mark.full] * (family not in IN_EVERY_RUN)
-
-
-@pytest.mark.parametrize("family", [pytest.param(f, marks=marks(f)) for f in MEDIA])
+@pytest.mark.parametrize(
+    "family",
+    [pytest.param(f, marks=[] if f in IN_EVERY_RUN else pytest.mark.full) for f in MEDIA],
+)
 def test_tokens_equal_the_reference(family: str, folders: Path, make_llm: Any, runner: str) -> None:
     """In small steps, in which prompts and images are cut; the second time prompts are cached."""
     folder = folders / family
@@ -193,45 +181,6 @@ def test_tokens_equal_the_reference(family: str, folders: Path, make_llm: Any, r
             check(llm, folder, expected, [i])
     assert free_blocks(llm) == before
     assert_no_media(llm)
-    if family in CHATS:
-        check_chats(llm, folder)
-
-
-def check_chats(llm: Any, folder: Path) -> None:
-    """Conversations with an image, by ``LLM.chat``: the preset, without the image, without a
-    message as well, and with other messages.
-    """
-    from vllm_cold import Amateur, ColdParams
-
-    def messages(picture: Picture) -> list[Any]:
-        parts = [
-            {"type": "image_pil", "image_pil": picture.make()},
-            {"type": "text", "text": QUESTION},
-        ]
-        return [{"role": "system", "content": SYSTEM}, {"role": "user", "content": parts}]
-
-    plain: dict[str, Any] = {"temperature": 0.0, "max_tokens": MAX_TOKENS, "ignore_eos": True}
-    asked = [
-        ColdParams.preset("vcd", **plain),
-        *(
-            ColdParams(alpha=0, beta=1.0, amateur=one, **plain)
-            for one in (
-                Amateur(without="images"),
-                Amateur(without=["system", "images"]),
-                Amateur(prompt=messages(OTHER)),
-            )
-        ),
-    ]
-    outputs = []
-    for name in (None, "one"):
-        conversations, request = [messages(SEEN)] * len(asked), lora(folder, name)
-        outputs += llm.chat(conversations, asked, lora_request=request, use_tqdm=False)
-    read = json.loads((folder / "traces.json").read_text())["chats"]
-    assert len(read) == len(make_chats()) == len(outputs)
-    assert [list(output.prompt_token_ids) for output in outputs] == [one["prompt"] for one in read]
-    traces = [Trace(**one["trace"]) for one in read]
-    assert_same_tokens([output.outputs[0].token_ids for output in outputs], traces)
-    assert len({tuple(trace.tokens) for trace in traces}) > 5
 
 
 @pytest.mark.full

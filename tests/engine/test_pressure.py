@@ -3,7 +3,6 @@
 gets alone, greedy ones also those of the naive reference, and nothing is left behind.
 """
 
-import random
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,59 +11,29 @@ import pytest
 
 from tests.engine.pressure import Engines, drive, engines, preempted_pairs, some
 from tests.engine.streams import Job, num_adapters, short_groups
-from tests.naive import Group, NaiveCold, assert_same_tokens, pair
+from tests.naive import NaiveCold, assert_same_tokens
 
 __all__ = ["engines"]
 
 pytestmark = pytest.mark.engine
 
-ADAPTERS = ("one", "two", "zero")
 
-
-def make_pairs() -> list[Job]:
-    """48 requests, three quarters of them contrastive decoding. A third of the prompts share a
-    prefix, so that streams find different parts of their prompts cached.
+def make_jobs() -> list[Job]:
+    """96 requests of all kinds of groups, a third of them sampled. Most grow into further blocks
+    after they were admitted, which is what preemption needs.
     """
-    rng = random.Random(11)
-    shared = tuple(rng.randrange(4, 512) for _ in range(64))
+    lengths = (1, 2, 17, 33, 40, 40)
     jobs = []
-    for i in range(48):
-        tail = tuple(
-            rng.randrange(4, 512) for _ in range(rng.choice((1, 2, 24, 27, 30, 31, 31, 32, 33)))
-        )
-        prompt = shared[: rng.choice((32, 32, 64))] + tail if i % 3 == 1 else tail
-        # Most grow into further blocks after they were admitted, which is what preemption needs.
-        options: dict[str, Any] = {"max_tokens": rng.choice((1, 2, 17, 33, 40, 40))}
+    for i, group in enumerate(short_groups(400)[:96]):
+        options: dict[str, Any] = {"max_tokens": lengths[i % len(lengths)]}
         if i % 3 == 2:
-            sampling = {"temperature": 1.3, "seed": i, "top_p": rng.choice((0.9, 1.0))}
-            options |= {**sampling, "top_k": rng.choice((0, 20))}
-        expert = rng.choice(ADAPTERS)
-        group = pair(
-            prompt,
-            expert,
-            alpha=rng.choice((0.01, 0.1, 0.5, 1.0)),
-            beta=rng.choice((0.0, 0.5, 2.0)),
-            max_tokens=0,
-            amateur=ADAPTERS[ADAPTERS.index(expert) - 1] if i % 8 in (0, 5) else None,
-            expert_top_k=rng.choice((None, None, 1, 3, 1000)),
-        )
-        if i % 4 == 3:
-            group = Group(prompt, (None, *ADAPTERS)[i // 4 % 4], (), 0.0, 0)
+            options |= {"temperature": 1.3, "seed": i, "top_p": (0.9, 1.0)[i % 2]}
+            options["top_k"] = (0, 20)[i % 4 // 2]
         jobs.append(Job(group, options))
     return jobs
 
 
-def make_groups() -> list[Job]:
-    """48 requests of all kinds of groups that grow while they run, a third of them sampled."""
-    lengths = (1, 2, 17, 33, 40, 40)
-    jobs = []
-    for i, group in enumerate(short_groups(400)[:48]):
-        sampled = {"temperature": 1.3, "seed": i, "top_p": (0.9, 1.0)[i % 2]} if i % 3 == 2 else {}
-        jobs.append(Job(group, {"max_tokens": lengths[i % len(lengths)], **sampled}))
-    return jobs
-
-
-JOBS = [job for both in zip(make_pairs(), make_groups(), strict=True) for job in both]
+JOBS = make_jobs()
 
 CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "async": {"async_scheduling": True, "num_gpu_blocks_override": 21},

@@ -40,7 +40,7 @@ def decode(
     Args:
         naive: The reference.
         penalised: The penalties.
-        own: The prompt of an amateur with the expert's adapter; None for the base model behind the
+        own: The prompt of an amateur with the expert's adapter; None for the base model after the
             expert's prompt.
         of_rows: Penalties on both rows of logits instead, each by its own tokens.
     """
@@ -114,30 +114,3 @@ def test_the_repetition_penalty_of_a_generation_config(
         {"prompt_token_ids": PROMPT}, params, lora_request=lora(tiny, "one"), use_tqdm=False
     )
     assert list(output.outputs[0].token_ids) == decode(naive, penalise(repetition=1.3))
-
-
-@pytest.mark.parametrize("kind", ["contrastive decoding", "plain"])
-def test_what_a_draw_depends_on(kind: str, runner: str, shared_llm: Any, tiny: Path) -> None:
-    """V1's on the seed and how many draws came before it; V2's on the seed and the position."""
-    from vllm import SamplingParams
-
-    from vllm_cold import ColdParams
-
-    llm = shared_llm()
-
-    def run(prompt: list[int], max_tokens: int) -> list[int]:
-        options: dict[str, Any] = {"temperature": 1.5, "seed": 11, "ignore_eos": True}
-        options["max_tokens"] = max_tokens
-        params = (
-            ColdParams(alpha=0.01, **options)
-            if kind == "Contrastive decoding"
-            else SamplingParams(**options)
-        )
-        (output,) = llm.generate(
-            {"prompt_token_ids": prompt}, params, lora_request=lora(tiny, "one"), use_tqdm=False
-        )
-        return list(output.outputs[0].token_ids)
-
-    whole = run(PROMPT, 16)
-    rest = run([*PROMPT, *whole[:6]], 10)
-    assert (rest == whole[6:]) == (runner == "v2")

@@ -50,7 +50,7 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "align-tight": {**TIGHT, "num_gpu_blocks_override": 60},
     "align": {},
     "align-chunks": {**SMALL_STEPS, "async_scheduling": True},
-    # Seats for an odd number of streams: the last one is no pair's.
+    # Sequence slots for an odd number of streams: the last one is no pair's.
     "align-compiled": {
         **SMALL_STEPS,
         "async_scheduling": True,
@@ -185,7 +185,7 @@ def logits_alone(
     llm: Any, folder: Path, group: Group, tokens: Sequence[int]
 ) -> list[list[torch.Tensor]]:
     """For each of a group's tokens, what its streams' logits are (but for a constant) if each is
-    a plain request that has read the tokens before.
+    a regular request that has read the tokens before.
     """
     from vllm import SamplingParams
 
@@ -225,7 +225,7 @@ def test_tokens_are_those_of_single_streams(
     """In bfloat16: the second time the prompts are in the prefix cache. Where that is tight, once,
     with answers so long that pairs are preempted.
 
-    Left out: rules and caps on the expert's tokens, which choose by small differences, and plain
+    Left out: rules and caps on the expert's tokens, which choose by small differences, and regular
     requests, which are what groups are compared with.
     """
     folder = folders / family
@@ -250,10 +250,10 @@ def test_tokens_are_those_of_single_streams(
             each = list(zip(logits_alone(llm, folder, group, tokens), tokens, strict=True))
             assert all(is_near_the_best(logits, group, token) for logits, token in each)
             # The same would not hold of what the expert alone says.
-            plain = [int(logits[0].argmax()) for logits, _ in each]
+            regular = [int(logits[0].argmax()) for logits, _ in each]
             far += any(
                 not is_near_the_best(logits, group, token)
-                for (logits, _), token in zip(each, plain, strict=True)
+                for (logits, _), token in zip(each, regular, strict=True)
             )
     assert far > len(groups) / (2 if is_tight else 1)
     assert_idle(llm)

@@ -33,14 +33,14 @@ def check(outputs: Any, model: Texts, *groups: Group) -> None:
 
 
 def test_every_way_of_saying_it(shared_llm: Any, tiny: Path, model: Texts) -> None:
-    """Texts, ids and messages, one amateur or several, beside plain requests."""
+    """Texts, ids and messages, one amateur or several, next to regular requests."""
     llm, by_name = shared_llm(), partial(lora, tiny)
     for is_chat, run in ((True, llm.chat), (False, llm.generate)):
         chosen = [each for each in REQUESTS.values() if isinstance(each.prompt[0], dict) == is_chat]
-        plain = chosen[0].prompt
+        regular = chosen[0].prompt
         prompts = [
             {"prompt_token_ids": p} if isinstance(p[0], int) else p
-            for p in [plain, *(each.prompt for each in chosen)]
+            for p in [regular, *(each.prompt for each in chosen)]
         ]
         params = [each.python(by_name, **OPTIONS) for each in chosen]
         adapters = [by_name(each.expert) for each in chosen]
@@ -50,7 +50,7 @@ def test_every_way_of_saying_it(shared_llm: Any, tiny: Path, model: Texts) -> No
             lora_request=[None, *adapters],
             use_tqdm=False,
         )
-        groups = [model.group(plain, None), *map(model.asked, chosen)]
+        groups = [model.group(regular, None), *map(model.asked, chosen)]
         check(outputs, model, *groups)
     with pytest.raises(ValueError, match="the amateur is the expert, prompt and adapter"):
         same = ColdParams(amateur=Amateur(prompt=TEXT))
@@ -60,16 +60,16 @@ def test_every_way_of_saying_it(shared_llm: Any, tiny: Path, model: Texts) -> No
 
 def test_an_engine_that_guides_every_chat(make_llm: Any, tiny: Path, model: Texts) -> None:
     llm = make_llm(additional_config={"cold": {"alpha": 0, "beta": 1, "without": "system"}})
-    plain = SamplingParams(**OPTIONS)
+    regular = SamplingParams(**OPTIONS)
     asked = [
-        plain,
+        regular,
         SamplingParams(extra_args={"cold_without": "tool"}, **OPTIONS),
         SamplingParams(extra_args={"cold": 0}, **OPTIONS),
     ]
     outputs = llm.chat([CHAT] * 3, asked, lora_request=lora(tiny, "one"), use_tqdm=False)
     # Nothing to leave out.
-    outputs += llm.chat([USER, TOOL], plain, use_tqdm=False)
-    outputs += llm.generate(TEXT, plain, use_tqdm=False)
+    outputs += llm.chat([USER, TOOL], regular, use_tqdm=False)
+    outputs += llm.generate(TEXT, regular, use_tqdm=False)
     check(
         outputs,
         model,

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Plain requests in an engine with LoRA and speculative decoding, where contrastive decoding is
-refused: bugs of vLLM on CPU that the package cures for them.
+"""Regular requests in an engine with LoRA and speculative decoding, where contrastive decoding is
+refused: bugs of vLLM on CPU that the package works around.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def stock(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_speculation_with_random_requests_and_chunked_prompts(
     stock: None, make_llm: Any, tiny: Path
 ) -> None:
-    """Greedy requests, base and adapter, get the same tokens beside random ones with seeds, whose
+    """Greedy requests, base and adapter, get the same tokens next to random ones with seeds, whose
     prompts are split over steps; the random ones get the same tokens each time.
     """
     from vllm import SamplingParams

@@ -17,12 +17,12 @@ LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=0)
 
 @dataclass(frozen=True)
 class Asked:
-    """One request: a group with one of two adapters as expert, or plain with or without one."""
+    """One request: a group with one of two adapters as expert, or regular with or without one."""
 
     prompt: tuple[int, ...]
     max_tokens: int
     model: str = "base"
-    beta: float | None = None  # None: plain
+    beta: float | None = None  # None: regular
     amateur: str | None = None
     skip: int = 0
     """If not 0, a second amateur is the expert without so many tokens at the prompt's start."""

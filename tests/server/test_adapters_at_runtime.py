@@ -84,8 +84,8 @@ def test_unloaded_in_flight(
     asked = uses(4, max_tokens=100)
     got = during(server, asked, lambda: unload(server))
     assert_right(got, asked, references(reference, asked, {"late": "three"}))
-    expert, amateur, plain = asyncio.run(storm(server.url, asked, [None] * 3))
-    for gone in (expert, plain):
+    expert, amateur, regular = asyncio.run(storm(server.url, asked, [None] * 3))
+    for gone in (expert, regular):
         assert gone.status == 404
         assert gone.error is not None
         assert "`late` does not exist" in gone.error["message"]

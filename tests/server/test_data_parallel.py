@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.server, pytest.mark.full]
 
 def make_requests() -> list[Asked]:
     """With both adapters, against the base model and each other; with the base model against an
-    adapter and a shorter prompt; and plain ones.
+    adapter and a shorter prompt; and regular ones.
     """
     rng = random.Random(5)
     roles = [("one", 0.5, None), ("two", 2.0, None), ("one", 1.0, "two")]
@@ -115,7 +115,7 @@ def test_data_parallel(
                 "no such adapter is loaded (loaded: one, two)"
                 in json.loads(text)["error"]["message"]
             )
-        # Engines share the seed, but not what they draw for requests without one.
+        # Engines share the seed, but not what they sample for requests without one.
         sampled = {**large, "max_tokens": 16, "temperature": 2.0, "stream": False}
         drawn = []
         for rank in "01":

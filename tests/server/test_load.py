@@ -17,7 +17,7 @@ CLIENTS, DIFFERENT = 200, 50
 
 
 def make_requests(rng: random.Random) -> list[Asked]:
-    """``DIFFERENT`` requests, each asked several times: a third plain, the others with both
+    """``DIFFERENT`` requests, each asked several times: a third regular, the others with both
     adapters as expert, against the base model, each other or two amateurs; half of them share a
     prefix.
     """

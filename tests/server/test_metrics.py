@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The metrics of contrastive decoding on a real server's /metrics page, against what the reference
-counts. (With
-two API servers: ``test_data_parallel.py``.)
+counts. (With two API servers: ``test_data_parallel.py``.)
 """
 
 from __future__ import annotations
@@ -57,7 +56,7 @@ def test_every_figure(server: Server, naive: NaiveCold) -> None:
     assert server.post("/reset_prefix_cache", {})[0] == 200
     before = counts(server)
     server.ask([*PROMPTS[0][::-1]], cold=0)
-    assert counts(server) == before, "a plain request was counted"
+    assert counts(server) == before, "a regular request was counted"
 
     with ThreadPoolExecutor(3) as pool:
         answers = list(pool.map(lambda p: server.ask(p, cold_alpha=ALPHA, cold_beta=BETA), PROMPTS))

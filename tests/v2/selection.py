@@ -26,6 +26,6 @@ IN_EVERY_RUN = (
     "tests/engine/test_runners.py::test_the_repetition_penalty_of_a_generation_config",
     "tests/engine/test_pressure.py::test_survivors_get_what_they_get_alone[async-0]",
     "tests/engine/test_speculation.py::test_a_group_is_never_verified_apart[in small chunks]",
-    "tests/engine/test_streams.py::test_tokens_equal_the_reference[chunks]",
+    "tests/engine/test_reference.py::test_tokens_equal_the_reference[chunks]",
     "tests/server/test_serve.py::test_a_request_asks_for_it",
 )
