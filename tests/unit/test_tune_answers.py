@@ -20,14 +20,14 @@ pytestmark = pytest.mark.unit
 
 MADE: dict[str, Any] = {"model": "M", "max_tokens": 8, "stop": ["\n"]}
 CHAT = Problem("b", 2, (("user", "b"),), ("x",), args={"cold_without": ("system", 1)})
-BETTER = Problem("c", 3, "c", ("x",), args={"cold_without": 1}, plain={"no text": Text("C")})
+BETTER = Problem("c", 3, "c", ("x",), args={"cold_without": 1}, baselines={"no text": Text("C")})
 JOBS = [
     Job(None, Problem("a", 1, "a", ("x",))),
     Job(None, CHAT),
     Job(Setting(alpha=0.1, beta=0.5), CHAT),
     Job(Setting(alpha=0.1, rule="adaptive", rule_parameters='{"beta_max": 2.0}'), CHAT),
     Job(Setting("cad"), CHAT),
-    Job(Setting(plain="no text"), BETTER),
+    Job(Setting(baseline="no text"), BETTER),
 ]
 
 
@@ -79,9 +79,9 @@ def test_an_answer_is_known_by_what_was_asked(
     with opened(tmp_path) as answers:
         assert (Job(setting, problem).key in answers) is found
         # A baseline's answer is known by its prompt, whatever the contrast.
-        for plain, args, known in (("C", {}, True), ("D", {"cold_without": 1}, False)):
-            one = Problem("p", 9, "c", ("x",), args=args, plain={"no text": Text(plain)})
-            assert (Job(Setting(plain="no text"), one).key in answers) is known
+        for text, args, known in (("C", {}, True), ("D", {"cold_without": 1}, False)):
+            one = Problem("p", 9, "c", ("x",), args=args, baselines={"no text": Text(text)})
+            assert (Job(Setting(baseline="no text"), one).key in answers) is known
 
 
 def test_a_line_that_a_kill_cut_off_is_decoded_again(tmp_path: Path) -> None:

@@ -322,7 +322,9 @@ def test_instructions_as_on_the_page(command: Command, monkeypatch: pytest.Monke
         ('"Baghdad."', "Use cfg, which beats greedy decoding: +100.0 points of both"),
         ('"Use marks."', "Use greedy decoding: cfg matches more (+100.0 points) but"),
     ):
-        command.text = lambda job, cold=cold: cold if job.args else texts.get(job.plain, "Baghdad.")
+        command.text = lambda job, cold=cold: (
+            cold if job.args else texts.get(job.baseline, "Baghdad.")
+        )
         main([*words[1:], "--output", cold])
         report = json.loads(Path(cold, "report.json").read_text())
         assert report["headline"].startswith(said)
@@ -385,7 +387,7 @@ def test_baselines_come_first_and_are_told(command: Command, capsys: Capture) ->
             if len(command.jobs) > 1 and not told:
                 told.append(" ".join(capsys.readouterr().out.split()))
             right = answers
-        elif job.plain == "no text":
+        elif job.baseline == "no text":
             right = not answers
         else:
             right = answers and job.problem.line % 3 == 0
@@ -394,7 +396,7 @@ def test_baselines_come_first_and_are_told(command: Command, capsys: Capture) ->
     command.text = text
     more = ("--preset", "cad", "--better", "By the text:")
     assert command(*more, without=PRESET) == 0
-    seen = {job.plain: job.reads.value for job in command.jobs if job.problem.line == 4}
+    seen = {job.baseline: job.reads.value for job in command.jobs if job.problem.line == 4}
     texts = ("T3. Q3?", "Q3?", "T3. By the text: Q3?", "T3. T3. Q3?")
     assert seen == dict(zip((None, *NAMES), texts, strict=True))
     command.jobs.clear()
@@ -409,11 +411,11 @@ def test_baselines_come_first_and_are_told(command: Command, capsys: Capture) ->
     assert "no answer:" in printed and "8 whose text does not answer; greedy: 0.0 %" in printed
     # Another sentence makes one prompt another one; what is asked twice is decoded once.
     assert command(*more, "--better", "Read!", without=PRESET) == 0
-    assert {setting and setting.plain for setting, _ in command.take()} == {"a stronger prompt"}
+    assert {setting and setting.baseline for setting, _ in command.take()} == {"a stronger prompt"}
     file = command.folder / "p.jsonl"
     file.write_text(re.sub(r"Q\d+\?", "Q?", file.read_text()))
     assert command(*more, without=PRESET) == 0
-    assert [setting and setting.plain for setting, _ in command.take()].count("no text") == 1
+    assert [setting and setting.baseline for setting, _ in command.take()].count("no text") == 1
     # A baseline that not all rows can have is named.
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     command.write([rows[0] | {"prompt": "x" * 2001 + "?", "cold_part": [0, 2001]}, *rows[1:]])
@@ -428,7 +430,7 @@ def test_a_baseline_that_gains_is_tried_with_contrasts(command: Command, chats: 
     (command.write_chats if chats else command.write_texts)()
     lacks, preset = ("instruction", "cfg") if chats else ("text", "cad")
     repeated, key = f"the {lacks} repeated", f"cold_amateur_{'messages' if chats else 'prompt'}"
-    both = Setting(preset, plain=repeated)  # type: ignore[arg-type]
+    both = Setting(preset, baseline=repeated)  # type: ignore[arg-type]
 
     def tune(text: Callable[[Job], Any]) -> int:
         command.text = lambda job: "right" if text(job) else "wrong"
@@ -438,17 +440,19 @@ def test_a_baseline_that_gains_is_tried_with_contrasts(command: Command, chats: 
         return run(*options, "--preset", preset, without=left_out)
 
     gains = {repeated: 3, None: 2}  # on all but each so manieth problem
-    assert tune(lambda job: job.setting == both or job.problem.line % gains.get(job.plain, 1)) == 0
+    assert (
+        tune(lambda job: job.setting == both or job.problem.line % gains.get(job.baseline, 1)) == 0
+    )
     done = [job for job in command.jobs if job.setting == both]
     # With the one that gains most alone, and not with the other.
-    assert len(done) == COUNT and {job.plain for job in command.jobs if job.args} == {
+    assert len(done) == COUNT and {job.baseline for job in command.jobs if job.args} == {
         None, repeated
     }  # fmt: skip
     for job in done:
         lacking = job.problem.lacking.value
         said = json.dumps(lacking) if chats else lacking
         assert job.args == {"cold_preset": preset, key: said}
-        assert job.reads == job.problem.plain[repeated]
+        assert job.reads == job.problem.baselines[repeated]
     report = command.report
     assert report["headline"].startswith(f"Use {preset} with {repeated}, which beats greedy deco")
     assert f", and {repeated} alone by +" in report["headline"]
@@ -458,27 +462,27 @@ def test_a_baseline_that_gains_is_tried_with_contrasts(command: Command, chats: 
     assert report["serve"].endswith("--sampler cold")
 
     # Where the contrast adds little, the baseline alone is advised.
-    assert tune(lambda job: job.plain == repeated and (job.problem.line % 8 or job.args)) == 1
+    assert tune(lambda job: job.baseline == repeated and (job.problem.line % 8 or job.args)) == 1
     assert command.headline.startswith(f"Use {repeated}, without a contrast: ")
     assert "must also send" not in command.notes
 
     assert tune(lambda job: job.args) == 0  # no baseline gains
-    assert {job.plain for job in command.jobs if job.args} == {None}
+    assert {job.baseline for job in command.jobs if job.args} == {None}
 
 
 def test_presets_with_several_amateurs_are_tried_alone(command: Command) -> None:
     command.write_chats(("tool", "It is."))
-    command.text = lambda job: "right" if job.plain and job.problem.line % 2 else "wrong"
+    command.text = lambda job: "right" if job.baseline and job.problem.line % 2 else "wrong"
     more = ("--without", "tool", "--without", "system", "--preset", "grounded,cad")
     command(*more, without=[*PRESET, "--adapter"])
-    combined = {job.setting.preset for job in command.jobs if job.plain and job.setting}
+    combined = {job.setting.preset for job in command.jobs if job.baseline and job.setting}
     assert combined == {None, "cad"}
     # What is lacked is told by the one that is alone.
     lacking = next(job.problem.lacking for job in command.jobs if job.problem.line == 1)
     assert lacking.value == [{"role": "user", "content": "0"}]
 
 
-@pytest.mark.parametrize("both", [CAD, Setting("cad", plain="the text repeated")])
+@pytest.mark.parametrize("both", [CAD, Setting("cad", baseline="the text repeated")])
 def test_what_harms_where_texts_do_not_answer_is_no_default(
     command: Command, both: Setting
 ) -> None:
@@ -486,7 +490,7 @@ def test_what_harms_where_texts_do_not_answer_is_no_default(
     command.write_texts(silent=16)
 
     def text(job: Job) -> str:
-        gains = job.setting == both or (job.plain == NAMES[2] and job.problem.line % 3 == 0)
+        gains = job.setting == both or (job.baseline == NAMES[2] and job.problem.line % 3 == 0)
         return "right" if (gains if job.problem.has_answer else not job.args) else "wrong"
 
     command.text = text
@@ -526,12 +530,12 @@ def test_two_amateurs(command: Command) -> None:
 def test_weights_hold_with_a_baseline(command: Command) -> None:
     command.write_chats()
     command.text = lambda job: (
-        "right" if job.plain and (job.args or job.problem.line % 2) else "wrong"
+        "right" if job.baseline and (job.args or job.problem.line % 2) else "wrong"
     )
     more = ("--amateur", str(command.folder / "chat"), "--weights", "-0.25")
     assert command("--without", "system", *more, without=["--beta"]) == 0
     assert command.headline.startswith("Use alpha 0.1 with a stronger prompt, which beats")
-    told = next(job.args for job in command.jobs if job.plain and job.args)
+    told = next(job.args for job in command.jobs if job.baseline and job.args)
     assert told.keys() - {"cold_amateur_messages"} == {"cold_amateur", "cold_weights", "cold_alpha"}
     assert '"cold_amateur": "chat", "cold_weights": -0.25, ' in command.notes
 

@@ -18,7 +18,7 @@ from tests import loopback
 from tests.unit.test_pictures import file, pixels
 from vllm_cold.settings.table import MAX_EXPERT_TOP_K
 from vllm_cold.tools.main import main
-from vllm_cold.tools.tune.plain import BETTER
+from vllm_cold.tools.tune.baselines import BETTER
 
 pytestmark = [pytest.mark.unit, pytest.mark.slow]
 

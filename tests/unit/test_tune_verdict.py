@@ -100,9 +100,9 @@ def test_significant_is_better_by_number_and_by_size() -> None:
 # Baselines, and what settings do compared with them
 
 NO_TEXT, BETTER, TWICE = (
-    Setting(plain=name) for name in ("no text", "a stronger prompt", "the text repeated")
+    Setting(baseline=name) for name in ("no text", "a stronger prompt", "the text repeated")
 )
-CAD, BOTH = Setting("cad"), Setting("cad", plain=TWICE.plain)
+CAD, BOTH = Setting("cad"), Setting("cad", baseline=TWICE.baseline)
 Told = tuple[Pair, Pair, Pair]  # on dev, held out; and the setting against it
 WITHOUT: Told = ((0, 45), (0, 45), (50, 5))
 NOTHING: Told = ((0, 0), (0, 0), (20, 0))
@@ -111,13 +111,13 @@ NOTHING: Told = ((0, 0), (0, 0), (20, 0))
 def judged(
     dev: dict[Setting, Pair],
     test: Pair,
-    plain: dict[Setting, Told] | None = None,
+    baselines: dict[Setting, Told] | None = None,
     silent: Pair | None = None,
     untested: bool = False,
-    plain_silent: dict[Setting, Pair] | None = None,
+    baseline_silent: dict[Setting, Pair] | None = None,
 ) -> Verdict:
     """Settings on dev problems, the picked one on others, and where the text does not answer."""
-    silently, told = plain_silent or {}, plain or {}
+    silently, told = baseline_silent or {}, baselines or {}
     rows = {one: Result(one, outcome(said[0])) for one, said in told.items()}
     settings = {one: Result(one, outcome(said)) for one, said in dev.items()}
     best = verdict.pick(list(settings.values())).setting
@@ -158,8 +158,8 @@ def test_a_gain_is_claimed_with_its_figures() -> None:
 def test_a_contrast_that_a_baseline_replaces_is_not_advised(
     dev: Pair, cad: Pair, better: Told, twice: Told, said: str
 ) -> None:
-    plain = {NO_TEXT: WITHOUT, BETTER: better, TWICE: twice}
-    found = judged({CAD: dev}, cad, plain)
+    baselines = {NO_TEXT: WITHOUT, BETTER: better, TWICE: twice}
+    found = judged({CAD: dev}, cad, baselines)
     assert not found.gain
     if not said:
         assert found.use is None
@@ -177,7 +177,9 @@ def test_a_contrast_that_a_baseline_replaces_is_not_advised(
 def test_a_contrast_that_a_baseline_equals_is_not_advised() -> None:
     """Where texts answer, although it has more right where they do not."""
     better: Told = ((9, 8), (22, 14), (9, 9))
-    found = judged({CAD: (20, 0)}, (8, 0), {BETTER: better}, (9, 0), plain_silent={BETTER: (0, 0)})
+    found = judged(
+        {CAD: (20, 0)}, (8, 0), {BETTER: better}, (9, 0), baseline_silent={BETTER: (0, 0)}
+    )
     assert found.best.score.whole.cold > found.held_out[BETTER].score.whole.cold
     assert found.headline().startswith(
         "Use a stronger prompt, without a contrast: +8.0 points on 100"
@@ -189,8 +191,8 @@ def test_a_contrast_has_to_beat_the_baseline_that_it_is_combined_with(
     over: Pair, advised: bool
 ) -> None:
     """That gains something, and not significantly."""
-    plain = ((9, 3), (10, 3), over)
-    found = judged({CAD: (5, 3), BOTH: (20, 0)}, (11, 2), {NO_TEXT: WITHOUT, TWICE: plain})
+    baselines = ((9, 3), (10, 3), over)
+    found = judged({CAD: (5, 3), BOTH: (20, 0)}, (11, 2), {NO_TEXT: WITHOUT, TWICE: baselines})
     assert found.gain is advised
     if advised:
         assert found.headline().startswith("Use cad with the text repeated, which beats greedy")
@@ -219,7 +221,7 @@ def test_what_harms_where_texts_do_not_answer_is_for_texts_that_do() -> None:
 
 
 @pytest.mark.parametrize(
-    ("cad", "silent", "plain", "plain_silent", "said"),
+    ("cad", "silent", "baselines", "baseline_silent", "said"),
     [
         # Not significantly worse where no text answers; by a prompt more are right in all.
         ((20, 0), (3, 9), ((9, 2), (8, 2), (14, 0)), (9, 0),
@@ -235,10 +237,10 @@ def test_what_harms_where_texts_do_not_answer_is_for_texts_that_do() -> None:
     ],
 )  # fmt: skip
 def test_what_has_fewer_right_in_all_is_not_advised(
-    cad: Pair, silent: Pair, plain: Told, plain_silent: Pair, said: str
+    cad: Pair, silent: Pair, baselines: Told, baseline_silent: Pair, said: str
 ) -> None:
     found = judged(
-        {CAD: (20, 0)}, cad, {BETTER: plain}, silent, plain_silent={BETTER: plain_silent}
+        {CAD: (20, 0)}, cad, {BETTER: baselines}, silent, baseline_silent={BETTER: baseline_silent}
     )
     assert found.headline().startswith(said)
     assert found.gain is said.startswith("Use cad, which") and found.only is ("only" in said)
@@ -299,13 +301,13 @@ def row(setting: Setting, said: Three, silent: Three | None = None) -> Result:
 def joint(
     setting: Setting,
     test: Three,
-    plain: dict[Setting, tuple[Three, Pair]] | None = None,
+    baselines: dict[Setting, tuple[Three, Pair]] | None = None,
     silent: Three | None = None,
 ) -> Verdict:
     """A setting that gains on the dev problems, as all baselines do, and what it and they do on
     the others: the pair is the setting against that prompt.
     """
-    told = plain or {}
+    told = baselines or {}
     dev = {one: row(one, FAIR) for one in (*told, setting)}
     held_out = {one: row(one, said[0]) for one, said in told.items()}
     held_out[setting] = row(setting, test, silent)
@@ -340,7 +342,7 @@ def test_a_gain_of_both_at_once_is_advised_with_all_figures() -> None:
 
 
 @pytest.mark.parametrize(
-    ("cad", "plain", "said"),
+    ("cad", "baselines", "said"),
     [
         # The most by far, and no rival: it loses what the setting keeps.
         (FAIR, {TWICE: (((40, 0), (50, 0), (0, 20)), (0, 30))}, "Use cad, which beats"),
@@ -360,9 +362,9 @@ def test_a_gain_of_both_at_once_is_advised_with_all_figures() -> None:
     ],
 )  # fmt: skip
 def test_baselines_are_judged_by_both_at_once(
-    cad: Three, plain: dict[Setting, tuple[Three, Pair]], said: str
+    cad: Three, baselines: dict[Setting, tuple[Three, Pair]], said: str
 ) -> None:
-    found = joint(CAD, cad, plain)
+    found = joint(CAD, cad, baselines)
     assert found.headline().startswith(said)
     assert found.gain is said.startswith("Use cad")
     lost = "; cad matches more (+20.0 points) but loses what must be kept: -35.0 points (p = "
@@ -392,8 +394,8 @@ def test_what_is_lost_where_texts_do_not_answer_harms_there() -> None:
     end = "; matched +9.0, kept -30.0 with p = 1.9e-09)."
     assert found.headline().endswith(end)
     silent: Three = ((2, 2), (9, 0), (0, 0))
-    for plain in ({}, {TWICE: (((40, 0), (50, 0), (0, 20)), (0, 30))}):  # which has more in all
-        assert joint(CAD, FAIR, plain, silent).gain
+    for baselines in ({}, {TWICE: (((40, 0), (50, 0), (0, 20)), (0, 30))}):  # which has more in all
+        assert joint(CAD, FAIR, baselines, silent).gain
     # On neither side significantly, on both together.
     found = joint(CAD, (FAIR[0], FAIR[1], (0, 5)), silent=((2, 2), (9, 0), (0, 5)))
     assert found.use is None and ": -5.0 points (p = 0.002); " in found.headline()

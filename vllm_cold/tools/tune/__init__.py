@@ -19,8 +19,8 @@ from vllm_cold.tools.adapters import ENGINE_OPTIONS
 from vllm_cold.tools.address import add_options
 from vllm_cold.tools.contrast import OPTIONS, add_rule_option, add_rules, option_of
 from vllm_cold.tools.errors import named_libraries
+from vllm_cold.tools.tune.baselines import BETTER
 from vllm_cold.tools.tune.grid import AXES
-from vllm_cold.tools.tune.plain import BETTER
 
 
 def _number(kind: type[int] | type[float], allowed: str, is_allowed: Callable[[Any], bool]) -> Any:

@@ -34,15 +34,15 @@ class Job(NamedTuple):
     problem: Problem
 
     @property
-    def plain(self) -> str | None:
+    def baseline(self) -> str | None:
         """The baseline's name, None for the problem's own prompt."""
-        return None if self.setting is None else self.setting.plain
+        return None if self.setting is None else self.setting.baseline
 
     @property
     def reads(self) -> Content:
         """What the expert reads."""
-        if self.plain is not None:
-            return self.problem.plain[self.plain]
+        if self.baseline is not None:
+            return self.problem.baselines[self.baseline]
         return expert_reads(self.problem.prompt)
 
     @property
@@ -52,13 +52,13 @@ class Job(NamedTuple):
         if not how:
             return {}
         # With a baseline the amateur reads what it reads with the problem's own prompt.
-        reads = {} if self.plain is None else reads_args(self.problem.lacking)
+        reads = {} if self.baseline is None else reads_args(self.problem.lacking)
         return merge(self.problem.args, reads) | how
 
     @property
     def key(self) -> bytes:
         """All that its answer depends on, but for what is the same in a whole run."""
-        prompt = self.problem.kept if self.plain is None else self.reads.value
+        prompt = self.problem.kept if self.baseline is None else self.reads.value
         return _encode([prompt, self.args])
 
 

@@ -98,19 +98,21 @@ class Tuning:
         """
         task, dev, held_out = self._task, self._task.dev, self._task.held_out
         refused = [Job(setting, dev[0]) for setting in task.grid]
-        self._need([*refused, *(Job(one, p) for one in (None, *task.plain) for p in task.problems)])
+        self._need(
+            [*refused, *(Job(one, p) for one in (None, *task.baselines) for p in task.problems)]
+        )
         untested = task.lacks == "text" and all(problem.has_answer for problem in task.problems)
-        told = list(self._rows(task.plain, task.problems).values())
+        told = list(self._rows(task.baselines, task.problems).values())
         findings = verdict.findings(told, task.lacks or "", untested) + task.untried
         for said in findings:
             Console().print(Text(said))
-        rows = self._rows(task.plain, dev)
+        rows = self._rows(task.baselines, dev)
         added = list(rows.values())[1:]  # the first one lacks what the amateur lacks
         gains = [one for one in added if one.score.whole.cold > one.score.whole.greedy]
         grid = list(task.grid)
         if gains:
-            more = verdict.pick(gains).setting.plain
-            grid += [msgspec.structs.replace(one, plain=more) for one in task.single]
+            more = verdict.pick(gains).setting.baseline
+            grid += [msgspec.structs.replace(one, baseline=more) for one in task.single]
         self._need([Job(setting, problem) for setting in grid for problem in dev])
         rows |= self._rows(grid, dev)
         best = verdict.pick([rows[one] for one in grid]).setting
@@ -119,8 +121,8 @@ class Tuning:
         return findings, verdict.Verdict(
             dev=rows,
             picked=best,
-            held_out=self._rows([*task.plain, best], held_out),
-            against={one: self._compare(best, answering, one) for one in task.plain},
+            held_out=self._rows([*task.baselines, best], held_out),
+            against={one: self._compare(best, answering, one) for one in task.baselines},
             untested=untested,
         )
 
@@ -196,7 +198,9 @@ def run(options: argparse.Namespace) -> int:
     task = read_task(options)
     progress = Console(stderr=True, highlight=False, soft_wrap=True)
     with open_answers(options.output, task.made_with()) as answers, ExitStack() as stack:
-        more = ", and again with a baseline that gains" if task.plain[1:] and task.single else ""
+        more = (
+            ", and again with a baseline that gains" if task.baselines[1:] and task.single else ""
+        )
         progress.print(
             f"{len(task.problems)} problems ({len(task.dev)} dev, {len(task.held_out)} held out), "
             f"{len(task.grid)} settings{more}. {len(answers)} answers are there already."

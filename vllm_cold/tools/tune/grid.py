@@ -28,7 +28,7 @@ class Setting(msgspec.Struct, frozen=True, omit_defaults=True):
     rule: str | None = None
     rule_parameters: str | None = None  # JSON text; of requests with a rule, all of them
     expert_top_k: int | None = None
-    plain: str | None = None  # a baseline's name; alone, it is decoded without a contrast
+    baseline: str | None = None  # a baseline's name; alone, it is decoded without a contrast
 
     @property
     def values(self) -> dict[str, Any]:
@@ -38,16 +38,16 @@ class Setting(msgspec.Struct, frozen=True, omit_defaults=True):
     @property
     def args(self) -> dict[str, Any]:
         """What it says of a contrast, as a request's flat arguments."""
-        return {PREFIX + name: value for name, value in self.values.items() if name != "plain"}
+        return {PREFIX + name: value for name, value in self.values.items() if name != "baseline"}
 
     def __str__(self) -> str:
         said = ", ".join(
             value if name == "preset" else f"{name} {value}".removesuffix(".0")
             for name, value in self.values.items()
             # Of presets they are the same in a whole run.
-            if name != "plain" and not (name == "rule_parameters" and self.preset)
+            if name != "baseline" and not (name == "rule_parameters" and self.preset)
         )
-        return " with ".join(filter(None, (said, self.plain)))
+        return " with ".join(filter(None, (said, self.baseline)))
 
 
 def _values(name: str, text: str) -> list[Any]:

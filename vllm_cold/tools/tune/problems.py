@@ -33,13 +33,13 @@ class Problem:
     args: Mapping[str, Any] = field(default_factory=dict)  # flat: what it is contrasted with
     own_keys: frozenset[str] = frozenset()  # those of the row itself that say so
     has_answer: bool = True  # whether the text that an amateur lacks answers the question
-    plain: Mapping[str, Content] = field(default_factory=dict)  # its baselines, by name
+    baselines: Mapping[str, Content] = field(default_factory=dict)  # its baselines, by name
     keep: Any = None  # what must be kept, too, as the file has it; None where it does not say
 
     @property
     def lacking(self) -> Content:
         """What its amateur reads; the first of its baselines."""
-        return next(iter(self.plain.values()))
+        return next(iter(self.baselines.values()))
 
     @property
     def place(self) -> str:

@@ -21,8 +21,8 @@ from vllm_cold.settings.table import PREFIX
 from vllm_cold.tools.adapters import Adapter
 from vllm_cold.tools.contrast import ROW_KEYS, merge, reads_args, request_args
 from vllm_cold.tools.own_server import words_of
+from vllm_cold.tools.tune.baselines import BETTER, STRONGER
 from vllm_cold.tools.tune.match import KEEP
-from vllm_cold.tools.tune.plain import BETTER, STRONGER
 from vllm_cold.tools.tune.task import Task
 from vllm_cold.tools.tune.verdict import (
     Comparison,
@@ -87,14 +87,17 @@ def _advice(task: Task, judged: Verdict) -> tuple[str, list[str]]:
     have to send in addition.
     """
     setting = judged.best.setting
-    own = any(problem.own_keys for problem in task.problems) or setting.plain is not None
+    own = any(problem.own_keys for problem in task.problems) or setting.baseline is not None
     args = {**task.args, **setting.args}
     rows = [f"the cold_* keys of its problem's row, in place of other {', '.join(ROW_KEYS)}"]
-    if setting.plain is not None:
+    if setting.baseline is not None:
         # A stream's JSON text for a chat; as it stands here, a server refuses it.
         (key,) = reads_args(task.problems[0].lacking)
-        args = merge(task.args, {key: f"<the prompt with {task.plain[0].plain}>"}) | setting.args
-        rows = [f"a prompt with {setting.plain}, as answers.jsonl has it for this setting"]
+        args = (
+            merge(task.args, {key: f"<the prompt with {task.baselines[0].baseline}>"})
+            | setting.args
+        )
+        rows = [f"a prompt with {setting.baseline}, as answers.jsonl has it for this setting"]
     told = request_args(args, None if own else task.model)
     must = [f'"vllm_xargs": {json.dumps(told)}', *(rows if own else [])]
     if task.server is not None:
@@ -171,14 +174,14 @@ def _notes(task: Task, judged: Verdict, must: Sequence[str]) -> list[str]:
     losing = [loss(row) for row in judged.held_out.values() if row is not best]
     notes += [f"On the held-out problems {said}, so it is not advised." for said in losing if said]
     advised = judged.gain or judged.only
-    if must and (advised or (best.setting.plain is None and best.lost is None)):
+    if must and (advised or (best.setting.baseline is None and best.lost is None)):
         who = (
             "Where the text is known to answer, requests" if judged.only else "Contrastive requests"
         )
         notes.append(f"{who} must also send {' and '.join(must)}.")
     if task.repeated:
         notes.append(f"Rows that repeat an earlier prompt and were left out: {task.repeated}.")
-    if task.lacks is not None and any(one.plain == STRONGER for one in task.plain):
+    if task.lacks is not None and any(one.baseline == STRONGER for one in task.baselines):
         said = json.dumps(options.better or BETTER[task.lacks])
         notes.append(f"The stronger prompt has {said} before the question (--better).")
     return notes

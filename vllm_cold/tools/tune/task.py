@@ -35,9 +35,9 @@ from vllm_cold.tools.contrast import (
 )
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.server import Server
+from vllm_cold.tools.tune.baselines import Lacks, add_baselines
 from vllm_cold.tools.tune.grid import Setting, make_grid
 from vllm_cold.tools.tune.match import IFEVAL, Matcher, load_keeper, load_matcher
-from vllm_cold.tools.tune.plain import Lacks, add_baselines
 from vllm_cold.tools.tune.problems import Problem, load_problems, split_problems
 
 ENGINE_ONLY = (*ENGINE_OPTIONS, "engine_args")
@@ -62,7 +62,7 @@ class Task(Models):
     options: argparse.Namespace
     args: dict[str, Any]  # flat arguments of all problems, what they do not say themselves
     grid: list[Setting]
-    plain: list[Setting]  # the baselines that all problems have
+    baselines: list[Setting]  # the baselines that all problems have
     single: list[Setting]  # those of the grid with one amateur, which a baseline may be added to
     lacks: Lacks | None  # what baselines' amateurs do not read; None without baselines
     untried: list[str]  # on baselines that not all problems have, sentences
@@ -126,7 +126,7 @@ def read_task(options: argparse.Namespace) -> Task:
         options=options,
         args=args,
         grid=grid,
-        plain=[Setting(plain=name) for name in problems[0].plain],
+        baselines=[Setting(baseline=name) for name in problems[0].baselines],
         single=[one for one in grid if one.preset not in several],
         lacks=lacks,
         untried=untried,

@@ -164,18 +164,18 @@ def loss(row: Result) -> str | None:
     )
 
 
-def findings(plain: Sequence[Result], lacks: str, untested: bool) -> list[str]:
+def findings(baselines: Sequence[Result], lacks: str, untested: bool) -> list[str]:
     """What the baselines show before any setting is tried: whether the text or instruction helps at
     all (by the first baseline, which lacks it), and what the others gain at no extra cost.
     """
     said = []
     silently = f"where the {lacks} does not answer"
-    for row in plain[:1]:
+    for row in baselines[:1]:
         right = "right" if row.keep is None else "right and kept"
         said.append(f"The {lacks} {_help(row.score.found, right)}.")
         if row.score.silent is not None:
             said.append(f"{silently.capitalize()}, it {_help(row.score.silent, right)}.")
-    for row in plain[1:]:
+    for row in baselines[1:]:
         parts = filter(None, (row.score.found, row.score.silent))
         told = [f"{points(part.difference)} points (p = {part.p:.2g})" for part in parts]
         kept = ""
@@ -222,15 +222,15 @@ class Verdict:
         return self.held_out[self.picked]
 
     @property
-    def _plain(self) -> list[Result]:
+    def _baselines(self) -> list[Result]:
         """The baselines on the held-out problems, but for those that lose what must be kept."""
         rows = (self.held_out[one] for one in self.against)
         return [row for row in rows if row.lost is None]
 
     def _alone(self, setting: Setting) -> Setting | None:
         """The baseline that a setting is combined with, unless it loses what must be kept."""
-        found = (row.setting for row in self._plain)
-        return next((one for one in found if one.plain == setting.plain), None)
+        found = (row.setting for row in self._baselines)
+        return next((one for one in found if one.baseline == setting.baseline), None)
 
     def _gains(self, row: Result) -> bool:
         """Whether it beats greedy decoding: significantly on the held-out problems, and at all on
@@ -254,23 +254,23 @@ class Verdict:
 
         Else the baseline at which it fails is used. What loses what must be kept never is.
         """
-        best, plain = self.best, self._plain
+        best, baselines = self.best, self._baselines
         if self._gains(best):
-            rival = max(plain, key=lambda row: row.score.found.cold, default=None)
+            rival = max(baselines, key=lambda row: row.score.found.cold, default=None)
             if rival is None:
                 return best
             loses = rival.score.found.cold >= best.score.found.cold
             ties = is_better(rival.score.found) and not is_better(self.against[rival.setting])
             if loses or ties:
                 return rival
-            safe = [row for row in plain if not is_worse(row.score.found)]
+            safe = [row for row in baselines if not is_worse(row.score.found)]
             rival = max(safe, key=lambda row: row.score.whole.cold, default=None)
             if rival is not None and rival.score.whole.cold >= best.score.whole.cold:
                 return rival
             alone = self._alone(best.setting)
             return self.held_out[alone] if alone and not is_better(self.against[alone]) else best
-        if plain:
-            rival = self.held_out[pick([self.dev[row.setting] for row in plain]).setting]
+        if baselines:
+            rival = self.held_out[pick([self.dev[row.setting] for row in baselines]).setting]
             if self._gains(rival):
                 return rival
         return None
@@ -284,7 +284,7 @@ class Verdict:
         if silent is None:
             return False
         harms = is_worse(silent) or (row.keep and row.keep.silent and is_worse(row.keep.silent))
-        most = max((one.score.whole.cold for one in self._plain), default=0.0)
+        most = max((one.score.whole.cold for one in self._baselines), default=0.0)
         return bool(harms) or whole.cold <= whole.greedy or whole.cold < most
 
     @property
@@ -322,7 +322,7 @@ class Verdict:
         if lost := loss(self.best):
             return f"{lost}; {figures}"
         dev, tried = self.dev[self.picked].score.found, len(self.dev) - len(self.against)
-        fewer = len(self._plain) < len(self.against)
+        fewer = len(self._baselines) < len(self.against)
         return (
             f"no setting {'or baseline ' if self.against else ''}beats it significantly"
             f"{' without losing what must be kept' if fewer else ''}; {self.picked}"

@@ -83,7 +83,11 @@ def add_baselines(
         place = next(p.place for p, one in zip(problems, found, strict=True) if name not in one)
         untried.append(f"Not tried: {name}, which {place} cannot have: {why}.")
     common = ({name: one[name] for name in fewest} for one in found)
-    return lacks, [replace(p, plain=one) for p, one in zip(problems, common, strict=True)], untried
+    return (
+        lacks,
+        [replace(p, baselines=one) for p, one in zip(problems, common, strict=True)],
+        untried,
+    )
 
 
 def _lacked(whole: Content, reads: Content) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ import pytest
 
 from vllm_cold.settings.amateurs import AmateurSpec, Messages, Text
 from vllm_cold.tools.contrast import Prompt, read_contrast
-from vllm_cold.tools.tune.plain import BETTER, LONGEST, STRONGER, add_baselines
+from vllm_cold.tools.tune.baselines import BETTER, LONGEST, STRONGER, add_baselines
 from vllm_cold.tools.tune.problems import Problem
 
 pytestmark = pytest.mark.unit
@@ -32,11 +32,13 @@ def prompts(prompt: Prompt, better: str | None = None, **args: Any) -> tuple[Any
     one = amateur(**args)
     lacks, (found,), untried = add_baselines([problem(prompt)], [one], better, texts=False)
     names = [f"no {lacks}", STRONGER, f"the {lacks} repeated"]
-    assert list(found.plain) == names[: len(found.plain)] and len(untried) == 3 - len(found.plain)
-    return lacks, [_plain(one) for one in found.plain.values()]
+    assert list(found.baselines) == names[: len(found.baselines)] and len(untried) == 3 - len(
+        found.baselines
+    )
+    return lacks, [_baseline(one) for one in found.baselines.values()]
 
 
-def _plain(reads: Any) -> Any:
+def _baseline(reads: Any) -> Any:
     if isinstance(reads, Text):
         return reads.value
     assert isinstance(reads, Messages)
@@ -107,20 +109,22 @@ def test_instructions_are_what_all_amateurs_lack() -> None:
     assert add_baselines(both, [system] * 2, None, texts=True)[0] == "text"
     lacks, found, untried = add_baselines(both, [system, tool], None, texts=False)
     assert lacks == "text" and not untried
-    assert [list(one.plain) for one in found] == [["no text", STRONGER, "the text repeated"]] * 2
+    assert [list(one.baselines) for one in found] == [
+        ["no text", STRONGER, "the text repeated"]
+    ] * 2
 
 
 def test_baselines_that_not_all_can_have_are_named() -> None:
     some = [problem((SYSTEM, ASKED, TOOL)), problem((SYSTEM, ("tool", "x" * 2001), ASKED), 2)]
     tool = amateur(without="tool")
     _, found, untried = add_baselines(some, [tool, tool], None, texts=False)
-    assert [list(one.plain) for one in found] == [["no text", STRONGER]] * 2
+    assert [list(one.baselines) for one in found] == [["no text", STRONGER]] * 2
     assert untried == [
         "Not tried: the text repeated, which problem 'p2' (line 2) cannot have: the part to repeat "
         "has more than 2000 characters."
     ]
     _, found, untried = add_baselines(some, [tool, amateur(without="user")], None, texts=False)
-    assert [list(one.plain) for one in found] == [["no text"]] * 2
+    assert [list(one.baselines) for one in found] == [["no text"]] * 2
     assert [said.partition(",")[0] for said in untried] == [
         f"Not tried: {STRONGER}", "Not tried: the text repeated",
     ]  # fmt: skip
