@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Contrastive LoRA Decoding (CoLD) for vLLM.
+"""Contrastive decoding for vLLM.
 
 ``ColdParams``, ``Amateur`` for what it contrasts with, and ``Noise`` and ``Blur`` for images that
 it sees instead, are the names that a caller needs; everything else registers itself through vLLM's

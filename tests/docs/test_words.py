@@ -19,7 +19,7 @@ MOST = 25  # words of a sentence
 REFERENCE = ("docs/reference/places.md", "docs/for-vllm.md")
 # Words of this project's own, and the field's in their place.
 PRIVATE = {
-    r"plain (request|prompt|client)s?": "regular request",
+    r"\bplain (request|prompt|client)s?": "regular request",
     r"said twice|part repeated": "repeated",
     r"better prompt": "stronger prompt",
     r"closed book": "without the context, without the instruction",
@@ -77,6 +77,19 @@ def test_terms_are_the_fields(page: str) -> None:
         return
     text = "\n".join(prose((ROOT / page).read_text()))
     found = {m[0]: say for term, say in PRIVATE.items() for m in re.finditer(term, text, re.I)}
+    assert found == {}
+
+
+def test_the_packages_terms_are_the_fields() -> None:
+    """In messages, docstrings, comments and names."""
+    terms = {**PRIVATE, r"CoLD|Contrastive LoRA Decoding": "contrastive decoding"}
+    sources = [p for p in (ROOT / "vllm_cold").rglob("*") if p.suffix in (".py", ".j2")]
+    found = {
+        f"{path.name}: {m[0]}": say
+        for path in sources
+        for term, say in terms.items()
+        for m in re.finditer(term, path.read_text())
+    }
     assert found == {}
 
 

@@ -55,7 +55,7 @@ def _make_add(original: Callable[..., Any]) -> Callable[..., Any]:
     def add_cli_args(parser: Any, *args: Any, **kwargs: Any) -> Any:
         parser = original(parser, *args, **kwargs)
         group = parser.add_argument_group(
-            title="Contrastive LoRA Decoding (vllm-cold)",
+            title="contrastive decoding (vllm-cold)",
             description="Defaults for requests that name a LoRA adapter, or, with "
             f"{_option('without')}, for chats; each request can override them with vllm_xargs "
             f"({', '.join(REQUEST_KEYS)}).",
