@@ -319,7 +319,7 @@ def _case(
     rng: random.Random,
 ) -> Case:
     first, second = media
-    seen, blind, other = (begin, first, end), (begin + end,), (begin, second, end)
+    seen, without_image, other = (begin, first, end), (begin + end,), (begin, second, end)
     adapter = expert or "one"
     another = "one" if adapter == "two" else "two"
     weight = (-1.0, -0.5, -2.0)[number % 3]
@@ -331,17 +331,17 @@ def _case(
         case "regular":
             amateurs, own = [], ()
         case "regular text":
-            expert_prompt, amateurs, own = blind, [], ()
+            expert_prompt, amateurs, own = without_image, [], ()
         case "text":
-            expert_prompt, amateurs, own = blind, [Amateur(weight, expert)], ((end,),)
+            expert_prompt, amateurs, own = without_image, [Amateur(weight, expert)], ((end,),)
         case "without":
-            amateurs, own = [Amateur(weight, expert)], (blind,)
+            amateurs, own = [Amateur(weight, expert)], (without_image,)
         case "other":
             amateurs, own = [Amateur(weight, expert)], (other,)
         case "noise":
             amateurs, own = [Amateur(weight, expert)], (Noised(500),)
         case "imagined":
-            expert_prompt, amateurs, own = blind, [Amateur(weight, expert)], (seen,)
+            expert_prompt, amateurs, own = without_image, [Amateur(weight, expert)], (seen,)
         case "adapter":
             expert, amateurs, own = adapter, [Amateur(weight)], (None,)
         case "adapters":
@@ -349,11 +349,11 @@ def _case(
             amateurs, own = [Amateur(weight, another)], (other,)
         case "several":
             amateurs = [Amateur(-0.6, expert), Amateur(-0.5, expert)]
-            own = (blind, Noised(300))
+            own = (without_image, Noised(300))
         case "many":
             expert, expert_prompt = adapter, (begin, first, end, second, words(rng, 3))
             amateurs = [Amateur(-0.5, adapter), Amateur(-0.4), Amateur(0.3, another)]
-            own = ((begin, first, end), None, blind)
+            own = ((begin, first, end), None, without_image)
         case "end":
             expert_prompt = (begin + end, first)
             amateurs, own = [Amateur(weight, expert)], ((begin + end, second),)
@@ -363,7 +363,7 @@ def _case(
                 (), expert, [Amateur(None, expert)], 0.0, MAX_TOKENS,
                 rule=rule, rule_parameters=parameters,
             )  # fmt: skip
-            return Case(kind, group, (seen, blind))
+            return Case(kind, group, (seen, without_image))
         case _:
             raise ValueError(kind)
     return Case(kind, Group((), expert, amateurs, alpha, MAX_TOKENS), (expert_prompt, *own))

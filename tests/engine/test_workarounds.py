@@ -25,8 +25,8 @@ def stock(monkeypatch: pytest.MonkeyPatch) -> None:
     from vllm_cold import places
     from vllm_cold.patching import original_of
 
-    for touch in places.rows(places.WORKAROUNDS, places.EMBEDS):
-        for place in touch.wraps:
+    for hook in places.rows(places.WORKAROUNDS, places.EMBEDS):
+        for place in hook.wraps:
             owner, name, method = place.find()
             monkeypatch.setattr(owner, name, original_of(method))
 

@@ -407,9 +407,9 @@ def test_it_is_wrapped_wherever_a_runner_has_it_from(monkeypatch: pytest.MonkeyP
     """A runner's module that was loaded before the plugin has vLLM's under a name of its own."""
     runner = "vllm.v1.worker.gpu_model_runner"
     monkeypatch.delitem(sys.modules, runner, raising=False)
-    (touch,) = places.rows(places.DRAFTS)
-    assert touch.wraps[0].problem() is None
-    assert [place.is_used for place in touch.wraps] == [True, False]
-    own = SimpleNamespace(build_logitsprocs=touch.wraps[0].find()[2])
+    (hook,) = places.rows(places.DRAFTS)
+    assert hook.wraps[0].problem() is None
+    assert [place.is_used for place in hook.wraps] == [True, False]
+    own = SimpleNamespace(build_logitsprocs=hook.wraps[0].find()[2])
     monkeypatch.setitem(sys.modules, runner, own)  # type: ignore[arg-type]
-    assert [place.is_used for place in touch.wraps] == [True, True]
+    assert [place.is_used for place in hook.wraps] == [True, True]
