@@ -27,5 +27,5 @@ IN_EVERY_RUN = (
     "tests/engine/test_pressure.py::test_survivors_get_what_they_get_alone[async-0]",
     "tests/engine/test_speculation.py::test_a_group_is_never_verified_apart[in small chunks]",
     "tests/engine/test_reference.py::test_tokens_equal_the_reference[chunks]",
-    "tests/server/test_serve.py::test_a_request_asks_for_it",
+    "tests/server/test_serve.py::test_the_server_default",
 )
