@@ -274,7 +274,7 @@ def when() -> list[str]:
     best, none = "best passage", "best passage or none"
     rows = [
         [
-            "answer from search results",
+            "[answer from search results](docs/rag.md)",
             f"the best passage alone: {_three(JOINT, 'retrieved', best)}; or none, if the score is "
             f"low: {_three(JOINT, 'retrieved', none)}",
             f"`cad` on top of best or none: {_three(JOINT, 'retrieved', f'{none} + cad - {none}')}",
@@ -287,13 +287,14 @@ def when() -> list[str]:
             f"irrelevant text, `cad`: {_three(TEST, 'nothing', 'cad')}",
         ],
         [
-            "follow a system prompt, and be right",
+            "[follow a system prompt, and be right](docs/system-prompts.md)",
             f"repeat the instruction: {_three(JOINT, 'told-facts', REPEATED)}",
             f"`cfg`: {_three(JOINT, 'told-facts', 'cad')}; not shown to beat repeating",
             f"right answers alone: repeated {again}; with `cfg` {cost}",
         ],
         [
-            "improve a LoRA adapter", "greedy decoding", "`cold` (CoLD): no gain overall",
+            "[improve a LoRA adapter](docs/adapters.md)", "greedy decoding",
+            "`cold` (CoLD): no gain overall",
             "better on 1, worse on 18 of 48 pairs of adapter and task (uncorrected)",
         ],
     ]  # fmt: skip

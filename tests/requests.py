@@ -199,7 +199,7 @@ MISTAKES: tuple[tuple[Any, dict[str, Any], str], ...] = (
 WRONG_BODIES: tuple[tuple[dict[str, Any], str], ...] = (
     (body(CHAT, Cold_beta=3), "Cold_beta=3: belongs into vllm_xargs"),
     (body([" w1", " w2"], **xargs(part="0:1")), "cold_part=2: is for one prompt"),
-    (body([" w1", " w2"], **xargs(explain=1)), "prompt=2: must be one with cold_explain"),
+    (body([" w1", " w2"], **xargs(explain=1)), "prompts=2: must be 1 with cold_explain"),
     (body(TEXT, suffix=" w2", **xargs(part="0:3")), "is for a prompt without a suffix"),
 )
 

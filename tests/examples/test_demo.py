@@ -19,7 +19,7 @@ from rich.console import Console
 
 from benchmarks.accuracy.problem import split_of
 from examples.demo import __main__ as demo
-from examples.demo import documents
+from examples.demo import adapted, documents, instructions
 from tests.vllm_parser import serve_parser
 
 ROOT = Path(__file__).parents[2]
@@ -47,6 +47,29 @@ def test_cases_are_false_and_apart() -> None:
         assert case.right(case.claim)
         assert not case.right(case.fact.answers[0])
         assert case.claim in case.document
+
+
+@pytest.mark.unit
+def test_documents_of_a_harm_are_true_and_do_not_answer() -> None:
+    shown, counted = documents.picked_beside(), documents.held_out_beside()
+    assert [case.fact for case in counted] == [case.fact for case in documents.held_out()[:50]]
+    assert {split_of(case.fact.subject) for case in shown} == {"dev"}
+    assert documents.held_out_beside() == counted
+    for case in [*shown, *counted]:
+        assert case.beside is not None and case.document == case.beside.said()
+        assert case.beside.relation == case.fact.relation
+        assert case.fact.subject not in case.document
+        assert case.right(case.fact.answers[0]) and not case.right(case.claim)
+
+
+@pytest.mark.unit
+def test_an_answer_that_names_both_is_not_right() -> None:
+    for case, right in (
+        (documents.picked()[0], "It is in Germany."),
+        (documents.picked_beside()[0], "It is Paris."),
+    ):
+        assert case.right(right) and not case.right("")
+        assert not case.right(f"{right} Or {case.claim}, or {case.fact.answers[0]}.")
 
 
 def answered(
@@ -93,7 +116,37 @@ def test_the_counts_are_those_of_the_cases() -> None:
 # Instructions
 
 
+@pytest.mark.unit
+def test_followed_and_right_are_counted() -> None:
+    problems = [each for each in instructions.held_out() if each.kind == "title"][:3]
+    rights = [each.judged.known.right[0] for each in problems]
+    answers = {
+        "greedy": [f"<<{rights[0]}>>", rights[1], "<<No idea>>"],
+        "contrast": ["<<poem of joy>>", "", f"<<Well>> {rights[2]}"],
+    }
+    rows = cells(instructions.table(problems, answers))
+    assert ["greedy", "2", "2", "1"] in rows and ["contrast", "1", "1", "1"] in rows
+
+
 # Adapters
+
+
+def output(ids: list[int], text: str) -> Any:
+    return SimpleNamespace(token_ids=ids, text=text)
+
+
+@pytest.mark.unit
+def test_the_adapters_table_counts_right_answers() -> None:
+    items = adapted.items()
+    assert [item.task.name for item in items] == ["sorting"] * 3 + ["orders"]
+    for i, item in enumerate(items):
+        item.greedy = output([i], item.problem.answer if i < 3 else "no")
+        item.cold = output([i if i == 0 else 9], item.problem.answer if i < 1 else "no")
+    tokenizer = SimpleNamespace(decode=lambda ids, **_: "".join(f"<{i}>" for i in ids))
+    text = drawn(adapted.table(items, tokenizer))
+    assert max(map(len, text.splitlines())) <= 80
+    assert re.search(r"right +│ 3 of 4 +│ 1 of 4 ", text), text
+    assert "✓ the same" in text and "✗ <9>" in text
 
 
 # What is left behind

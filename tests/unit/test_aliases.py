@@ -82,8 +82,8 @@ def test_what_vllm_serves_is_no_alias(name: str | None) -> None:
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("sql:cda", "after 'sql:' must stand a preset, one of cold, cad, adacad, acd, arr,"),
-        ("base:", "after 'base:' must stand a preset"),
+        ("sql:cda", "after the colon, write one of these presets: cold, cad, adacad, acd, arr,"),
+        ("base:", "'base' does; after the colon, write one"),
         ("sql:cad:cad", ""),
         ("other:cad", ""),
         (":cad", ""),

@@ -127,7 +127,11 @@ ENGINES: list[tuple[Any, dict[str, Any], str | None]] = [
         "it has an encoder-cache connector, which vllm-cold",
     ),
     (config, {"parallel_config.enable_batch_sharded_sampling": True}, "has batch-sharded sampling"),
-    (config, {"scheduler_config.enable_chunked_prefill": False}, "(--enable-chunked-prefill)"),
+    (
+        config,
+        {"scheduler_config.enable_chunked_prefill": False},
+        "start with --enable-chunked-prefill.",
+    ),
     (config, {"scheduler_config.scheduler_cls": "x.y"}, "leave scheduler_cls (--scheduler-cls)"),
     (
         config,
@@ -174,7 +178,7 @@ DRAFTS = [
     ({"speculative_config.method": "eagle", "use_v2_model_runner": True}, None),
     ({"speculative_config.enable_adaptive_verification": True}, "different drafts in the stream"),
     ({"num_prefill_lookahead_tokens": 1}, None),
-    ({"num_prefill_lookahead_tokens": 2}, "several MTP modules, which want prompts split"),
+    ({"num_prefill_lookahead_tokens": 2}, "several MTP modules, which split prompts"),
     ({STAGES: 2}, "pipeline parallelism, which vllm-cold does not"),
     ({"vllm": "0.31.2"}, "supports with vLLM 0.32 and newer; switch it off."),
     ({"platform": "other"}, "supports with vLLM's own CPU and GPU workers only; switch it off."),

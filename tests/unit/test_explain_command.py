@@ -48,7 +48,10 @@ WRONG: dict[str, tuple[list[str], str]] = {
         "--part=.0:1.: the amateur has a prompt already, by --amateur-prompt; leave one of them",
     ),
     "no amateur": (["--amateur", "no/such"], "--amateur='no/such': no such folder"),
-    "parts without a count": (["--part", "0:1", "--part", "1:2"], "--part=.*: must be .start, "),
+    "parts without a count": (
+        ["--part", "0:1", "--part", "1:2"],
+        "--part=.*: must be start and end",
+    ),
 }
 
 

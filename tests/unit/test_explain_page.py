@@ -36,7 +36,7 @@ def test_what_is_said_of_answers() -> None:
         cold, greedy = report.explanations[0].answers
         ended = [f"⊣ At token {ENDS + 1} the rule ended amateur 1."] if several else []
         assert list(words.notes(cold)) == ended and list(words.notes(greedy)) == []
-    said = r"40 tokens, cut at --max-tokens · \d+ unlike greedy&#39;s choice"
+    said = r"40 tokens, cut at --max-tokens · \d+ differ from greedy&#39;s choice"
     assert re.search(said, page.render(report))
 
 

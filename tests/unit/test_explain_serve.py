@@ -286,9 +286,9 @@ def test_what_cannot_be_served(upstream: tuple[str, MadeUp]) -> None:
         for given, said in (
             (
                 ["--url", url, "--port", port],
-                f"--port={port}: no page can be served there at 127.0.0.1",
+                f"--port={port}: cannot listen at 127.0.0.1",
             ),
-            (["--url", url, "--port", "70000"], "--port=70000: no page can be served"),
+            (["--url", url, "--port", "70000"], "--port=70000: cannot listen"),
             (["--url", url, "--without", "a", "--without", "b"], "--without: the page has a field"),
         ):
             with pytest.raises(ToolError, match=said):

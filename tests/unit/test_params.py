@@ -109,7 +109,11 @@ def test_repr() -> None:
         ("prompt", {"prompt": "a", "multi_modal_data": 1}, "must have a text as"),
         ("prompt", {"prompt": "", "multi_modal_data": {"image": 1}}, "must not be empty"),
         ("prompt", {"prompt_token_ids": [-1], "multi_modal_data": {"image": 1}}, "or token ids"),
-        ("prompt", {"prompt": "a", "multi_modal_data": {}, "b": 1}, "besides it nothing but"),
+        (
+            "prompt",
+            {"prompt": "a", "multi_modal_data": {}, "b": 1},
+            "no other keys are allowed but",
+        ),
         ("without", 1.5, "must be a role"),
         ("without", "", "must be roles, or indices"),
         ("images", 3, "must be Noise, Blur or a function"),

@@ -120,20 +120,20 @@ def test_baselines_that_not_all_can_have_are_named() -> None:
     _, found, untried = add_baselines(some, [tool, tool], None, texts=False)
     assert [list(one.baselines) for one in found] == [["no text", STRONGER]] * 2
     assert untried == [
-        "Not tried: the text repeated, which problem 'p2' (line 2) cannot have: the part to repeat "
-        "has more than 2000 characters."
+        "Baseline not tried: the text repeated. In problem 'p2' (line 2) the text has more than "
+        "2000 characters."
     ]
     _, found, untried = add_baselines(some, [tool, amateur(without="user")], None, texts=False)
     assert [list(one.baselines) for one in found] == [["no text"]] * 2
-    assert [said.partition(",")[0] for said in untried] == [
-        f"Not tried: {STRONGER}", "Not tried: the text repeated",
+    assert [said.partition(".")[0] for said in untried] == [
+        f"Baseline not tried: {STRONGER}", "Baseline not tried: the text repeated",
     ]  # fmt: skip
-    assert untried[0].endswith("cannot have: its question is not found apart from the text.")
+    assert untried[0].endswith("the question cannot be told from the text.")
     # An amateur that reads the same has none at all.
     assert add_baselines(some, [tool, None], None, texts=False) == (
         None,
         some,
-        ["Not tried: baselines, which problem 'p2' (line 2) cannot have: it has pictures, or an "
-         "amateur that reads the same prompt."],
+        ["No baselines were tried: problem 'p2' (line 2) has pictures, or an amateur that reads "
+         "the same prompt."],
     )  # fmt: skip
     assert add_baselines(some, [None, None], None, texts=False) == (None, some, [])

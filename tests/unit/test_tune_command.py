@@ -148,11 +148,11 @@ MISTAKES = """
 --test-fraction nan                | argument --test-fraction: nan: must be between 0 and 1
 --max-tokens 0                     | argument --max-tokens: 0: must be 1 or more
 --seed x                           | argument --seed: invalid integer value: 'x'
---match number                     | --match=number: line 1: cannot use the answer: 'right' has no
---keep exact                       | --keep='exact': no row has a "keep", what its output must hav
+--match number                     | --match=number: line 1: cannot use the answer: 'right' must have
+--keep exact                       | --keep='exact': no row has a "keep" (what its output must al
 --amateur SQL                      | is given twice; leave it out
 --amateur-prompt \udc80            | --amateur-prompt='\\udc80': must be valid Unicode text
---better x                         | --better: is for amateurs that read another prompt
+--better x                         | --better: every amateur must read another prompt
 --weights -1                       | --beta=0.5: no amateur uses it, as each has
 --alpha 0.1,                       | --alpha='': must be a number
 --beta 1,mti,half                  | --beta='half': must be a number, or the name of a rule: acd,
@@ -420,7 +420,7 @@ def test_baselines_come_first_and_are_told(command: Command, capsys: Capture) ->
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     command.write([rows[0] | {"prompt": "x" * 2001 + "?", "cold_part": [0, 2001]}, *rows[1:]])
     command(*more, without=PRESET)
-    said = "Not tried: the text repeated, which problem 'line-1' (line 1) cannot have: the part to"
+    said = "Baseline not tried: the text repeated. In problem 'line-1' (line 1) the text has more"
     assert said in " ".join(capsys.readouterr().out.split())
     assert any(said in one for one in command.report["first"])
 
@@ -456,7 +456,7 @@ def test_a_baseline_that_gains_is_tried_with_contrasts(command: Command, chats: 
     report = command.report
     assert report["headline"].startswith(f"Use {preset} with {repeated}, which beats greedy deco")
     assert f", and {repeated} alone by +" in report["headline"]
-    said = f'"{key}": "<the prompt with no {lacks}>", "cold_preset": "{preset}"}}'
+    said = f'"{key}": "<the prompt without the {lacks}>", "cold_preset": "{preset}"}}'
     assert f"{said} and a prompt with {repeated}, as answers.jsonl has it for " in command.notes
     assert "cold_without" not in command.notes + report["serve"]
     assert report["serve"].endswith("--sampler cold")

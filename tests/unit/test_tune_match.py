@@ -76,8 +76,16 @@ def test_one_of_several_answers_is_enough() -> None:
     ("how", "answer", "message"),
     [
         ("regex", "(", r"=regex: line 3: cannot use the answer: '\(': missing \), unterm"),
-        ("number", "one", r"=number: line 3: cannot use the answer: 'one' has no numbers"),
-        ("number", "3/4", r"=number: line 3: cannot use the answer: '3/4' has 2 numbers"),
+        (
+            "number",
+            "one",
+            r"=number: line 3: cannot use the answer: 'one' must have exactly one number, and has none",
+        ),
+        (
+            "number",
+            "3/4",
+            r"=number: line 3: cannot use the answer: '3/4' must have exactly one number, and has 2",
+        ),
     ],
 )
 def test_answers_that_a_rule_cannot_use(how: str, answer: str, message: str) -> None:
@@ -114,7 +122,7 @@ def test_what_must_be_kept(how: str | None, output: str, keep: Any, right: bool)
         (
             "contains",
             (None, None),
-            "--keep='contains': no row has a \"keep\", what its output must",
+            "--keep='contains': no row has a \"keep\" (what its output must",
         ),
         (None, ("a", "b", None), 'line 3: has no "keep", and line 1 has one; give it to all rows'),
         ("scoring_of_mine:half", ("a", None), 'line 2: has no "keep", and line 1 has one'),

@@ -177,13 +177,12 @@ def test_a_contrast_that_a_baseline_replaces_is_not_advised(
 def test_a_contrast_that_a_baseline_equals_is_not_advised() -> None:
     """Where texts answer, although it has more right where they do not."""
     better: Told = ((9, 8), (22, 14), (9, 9))
-    found = judged(
-        {CAD: (20, 0)}, (8, 0), {BETTER: better}, (9, 0), baseline_silent={BETTER: (0, 0)}
-    )
-    assert found.best.score.whole.cold > found.held_out[BETTER].score.whole.cold
-    assert found.headline().startswith(
-        "Use a stronger prompt, without a contrast: +8.0 points on 100"
-    )
+    for baseline, said in (BETTER, "Use a stronger prompt"), (NO_TEXT, "Leave the text out"):
+        found = judged(
+            {CAD: (20, 0)}, (8, 0), {baseline: better}, (9, 0), baseline_silent={baseline: (0, 0)}
+        )
+        assert found.best.score.whole.cold > found.held_out[baseline].score.whole.cold
+        assert found.headline().startswith(f"{said}, without a contrast: +8.0 points on 100")
 
 
 @pytest.mark.parametrize(("over", "advised"), [((2, 0), False), ((12, 1), True)])

@@ -287,7 +287,10 @@ torch.library.register_fake("vllm_cold::lora_experts", lambda *args: None, lib=_
 @cache
 def with_lora(kernel: type[Any]) -> type[Any]:
     """One of vLLM's classes for experts on CPU, with adapters."""
-    logger.info("vllm-cold: LoRA on a mixture of experts: torch, added to %s.", kernel.__name__)
+    logger.info(
+        "vllm-cold: LoRA on a mixture of experts is computed with torch, by a subclass of %s.",
+        kernel.__name__,
+    )
     return type(f"{kernel.__name__}WithLoRA", (LoRAExperts, kernel), {})
 
 

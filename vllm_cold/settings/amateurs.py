@@ -389,7 +389,7 @@ def _media(field: str, prompt: Mapping[str, Any]) -> Media:
             field,
             prompt,
             'as a mapping with "multi_modal_data", a mapping by modality, must have a text as '
-            '"prompt" or token ids as "prompt_token_ids", and besides it nothing but '
+            '"prompt" or token ids as "prompt_token_ids"; no other keys are allowed but '
             '"multi_modal_uuids" and "mm_processor_kwargs"',
         )
     return Media(prompt)
@@ -404,7 +404,7 @@ def _embeds(field: str, prompt: Mapping[str, Any]) -> Embeds:
         raise _of_types(
             field,
             prompt,
-            'as a mapping must have a tensor as "prompt_embeds", and besides it nothing but '
+            'as a mapping must have a tensor as "prompt_embeds"; no other keys are allowed but '
             '"prompt_token_ids" with "prompt_is_token_ids"',
         )
     ids, is_token_ids = prompt.get("prompt_token_ids"), prompt.get("prompt_is_token_ids")
@@ -568,8 +568,8 @@ def read_part(field: str, value: str | int | Sequence[str | int]) -> Part:
         raise ColdError(
             field,
             value,
-            "must be [start, end) with 0 <= start < end, further parts after it, or a text such "
-            "as '0:120'",
+            "must be start and end with 0 <= start < end (of several parts: [s1, e1, s2, e2]), or "
+            "a text such as '0:120'",
         )
     return Part(spans)
 

@@ -122,8 +122,8 @@ CONTRAST: Mapping[str, Setting] = {
     "part": Setting(
         list[str | int] | str | None,
         "Part of the prompt that the amateur does not read.",
-        "must be [start, end), two positions in the prompt, further pairs after them, or a "
-        "text such as '0:120'",
+        "must be start and end, two positions in the prompt (of several parts: [s1, e1, s2, e2]), "
+        "or a text such as '0:120'",
         int,
     ),
     "images": Setting(
@@ -170,8 +170,9 @@ _MOST_ENTRIES = {"without": MOST_ITEMS, "part": 2 * MOST_ITEMS}
 
 class ColdSettings(msgspec.Struct, frozen=True):
     """The settings of the method (arXiv 2505.14620, section 3; see docs/how-it-works.md), checked,
-    as ``SETTINGS`` says. ``rule`` chooses weights at each step, None where all are fixed;
-    ``rule_parameters`` are all of the rule's, None without one.
+    as ``SETTINGS`` says; ``combine`` checks the rule and its parameters. ``rule`` chooses weights
+    at each step, None where all are fixed; ``rule_parameters`` are all of the rule's, None without
+    one.
     """
 
     alpha: float = DEFAULT_ALPHA

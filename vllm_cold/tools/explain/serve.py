@@ -197,8 +197,8 @@ def _serve(options: argparse.Namespace, server: Server) -> int:
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ToolError(
-            f"--port={options.port}: no page can be served there at {options.host} ({reason}); "
-            "name another port, or 0 for any that is free"
+            f"--port={options.port}: cannot listen at {options.host} ({reason}); name another "
+            "port, or 0 for any that is free"
         ) from error
     host = f"[{options.host}]" if ":" in options.host else options.host
     print(f"http://{host}:{listening.getsockname()[1]}/ (Ctrl-C ends it)", flush=True)

@@ -25,6 +25,7 @@ from vllm_cold.tools.server import Server
 _T = TypeVar("_T")
 _TOLD = TypeAdapter(list[ToldStep])
 
+AT_ONCE = 32  # requests to a server that others may ask, too
 # A server takes what a request leaves out from the model's generation_config.json.
 _GREEDY: dict[str, Any] = {
     "temperature": 0.0,
@@ -152,10 +153,18 @@ def xargs(asked: Question, greedy: bool, base: str) -> dict[str, Any]:
 
 
 async def side_by_side(questions: Iterable[Coroutine[Any, Any, _T]]) -> list[_T]:
-    """The answers, in the questions' order; the first error ends all."""
+    """The answers, in the questions' order; the first error ends all. A server that others ask,
+    too, gets ``AT_ONCE`` of them at a time.
+    """
+    turns = asyncio.Semaphore(AT_ONCE)
+
+    async def ask(question: Coroutine[Any, Any, _T]) -> _T:
+        async with turns:
+            return await question
+
     try:
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(question) for question in questions]
+            tasks = [group.create_task(ask(question)) for question in questions]
     except BaseExceptionGroup as errors:
         raise errors.exceptions[0] from None
     return [task.result() for task in tasks]

@@ -19,7 +19,7 @@ def summary(explanation: Explanation, answer: Answer) -> str:
     ended = "finished (EOS or stop)" if answer.finish_reason == "stop" else "cut at --max-tokens"
     said = [f"{len(steps)} tokens, {ended}"]
     if not answer.greedy:
-        said.append(f"{differing} unlike greedy's choice")
+        said.append(f"{differing} differ from greedy's choice")
     said.append(f"mean disagreement {mean:.3f} bits")
     cold, greedy = ([step.token for step in one.steps] for one in explanation.answers)
     if not answer.greedy and cold != greedy:

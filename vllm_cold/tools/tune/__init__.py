@@ -129,8 +129,8 @@ def add_parser(subparsers: Any) -> None:
     search.add_argument(
         "--preset",
         metavar="NAME,NAME",
-        help=f"{CONTRAST['preset'].about} Several with commas between them; next to the grid if "
-        "there is --alpha, --beta or --rule, else in place of it.",
+        help=f"{CONTRAST['preset'].about} Several with commas between them; in addition to "
+        "the grid if there is --alpha, --beta or --rule, else in place of it.",
     )
     search.add_argument(
         "--test-fraction",

@@ -56,9 +56,12 @@ def add_baselines(
             without.append(problem.place)
     if not read or without:
         if better is not None:
-            raise ToolError("--better: is for amateurs that read another prompt; leave it out")
-        why = "it has pictures, or an amateur that reads the same prompt"
-        said = [f"Not tried: baselines, which {place} cannot have: {why}." for place in without]
+            raise ToolError(
+                "--better: every amateur must read another prompt, and none may have pictures; "
+                f"change {without[0] if without else 'the rows'}, or leave the option out"
+            )
+        why = "has pictures, or an amateur that reads the same prompt"
+        said = [f"No baselines were tried: {place} {why}." for place in without]
         return None, problems, said[:1] if read else []
     gone = [_lacked(whole, reads) for whole, reads, _ in read]
     roles = {message["role"] for messages in gone for message in messages}
@@ -75,13 +78,13 @@ def add_baselines(
             made = _chats(whole, reads, lacks, better or BETTER[lacks])
         found.append(dict(zip(names, (reads, *made), strict=False)))
     fewest = min(found, key=len)
-    why = f"its question is not found apart from the {lacks}"
+    why = f"the question cannot be told from the {lacks}"
     if STRONGER in fewest:
-        why = f"the part to repeat has more than {LONGEST} characters"
+        why = f"the {lacks} has more than {LONGEST} characters"
     untried = []
     for name in names[len(fewest) :]:
         place = next(p.place for p, one in zip(problems, found, strict=True) if name not in one)
-        untried.append(f"Not tried: {name}, which {place} cannot have: {why}.")
+        untried.append(f"Baseline not tried: {name}. In {place} {why}.")
     common = ({name: one[name] for name in fewest} for one in found)
     return (
         lacks,

@@ -111,7 +111,7 @@ def _answers(how: str, said: Any, prompt: Prompt) -> Callable[[str], bool]:
             except re.error as error:
                 raise ValueError(f"{answer!r}: {error}") from None
         if how == "number" and (count := len(numbers(answer))) != 1:
-            raise ValueError(f"{answer!r} has {count or 'no'} numbers, and must have one")
+            raise ValueError(f"{answer!r} must have exactly one number, and has {count or 'none'}")
     return lambda output: any(_RULES[how](output, answer) for answer in answers)
 
 
@@ -144,7 +144,7 @@ def load_keeper(how: str | None, problems: Sequence[Problem]) -> Matcher | None:
             return None
         if ":" not in how:
             raise ToolError(
-                f'--keep={how!r}: no row has a "keep", what its output must have, too; add one to '
+                f'--keep={how!r}: no row has a "keep" (what its output must also have); add one to '
                 "each row, or give a callable as module:function, which needs none"
             )
     return load_matcher(how or KEEP, problems, "keep")

@@ -35,7 +35,7 @@ from vllm_cold.tools.tune.verdict import (
     points,
 )
 
-FORMAT = 7  # of report.json
+FORMAT = 8  # of report.json
 
 
 def server_defaults(args: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -93,10 +93,7 @@ def _advice(task: Task, judged: Verdict) -> tuple[str, list[str]]:
     if setting.baseline is not None:
         # A stream's JSON text for a chat; as it stands here, a server refuses it.
         (key,) = reads_args(task.problems[0].lacking)
-        args = (
-            merge(task.args, {key: f"<the prompt with {task.baselines[0].baseline}>"})
-            | setting.args
-        )
+        args = merge(task.args, {key: f"<the prompt without the {task.lacks}>"}) | setting.args
         rows = [f"a prompt with {setting.baseline}, as answers.jsonl has it for this setting"]
     told = request_args(args, None if own else task.model)
     must = [f'"vllm_xargs": {json.dumps(told)}', *(rows if own else [])]

@@ -252,7 +252,8 @@ class Verdict:
           that is significantly worse than greedy decoding where they do does not count here;
         - beats the baseline that it is combined with significantly.
 
-        Else the baseline at which it fails is used. What loses what must be kept never is.
+        Else the baseline at which it fails is used; where it does not beat greedy decoding, the
+        one that the dev problems pick, if that one does. What loses what must be kept never is.
         """
         best, baselines = self.best, self._baselines
         if self._gains(best):
@@ -312,7 +313,10 @@ class Verdict:
                 found = self.against[alone]
                 said += f", and {alone} alone by {points(found.difference)} (p = {found.p:.2g})"
         else:
-            said = f"Use {use.setting}{only}, without a contrast: {figures}{self._no_more(use)}"
+            how = f"Use {use.setting}{only}"
+            if (name := str(use.setting)).startswith("no "):
+                how = f"Leave the {name.removeprefix('no ')} out{only}"
+            said = f"{how}, without a contrast: {figures}{self._no_more(use)}"
         if silent is not None:
             return f"{said}; where the text does not answer, {_figures(row, 'silent')}."
         return said + ("; irrelevant context was not tested." if self.untested else ".")

@@ -29,8 +29,8 @@ def _make(original: Callable[..., Any]) -> Callable[..., Any]:
                 return other
         elif error is not None and error.error.code == 404 and _is_served(self.models, name):
             error.error.message = (
-                f"The model '{asked}' does not exist: after '{name}:' must stand a preset, one of "
-                f"{', '.join(PRESETS)}."
+                f"The model '{asked}' does not exist. '{name}' does; after the colon, write one of "
+                f"these presets: {', '.join(PRESETS)}."
             )
         return error
 

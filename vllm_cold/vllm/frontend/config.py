@@ -85,8 +85,8 @@ def unsupported(config: "VllmConfig") -> str | None:
     if config.lora_config is None and _said(config) in (None, False):
         return (
             "LoRA is off, and the engine was not asked for contrastive decoding; start it with "
-            "enable_lora=True (--enable-lora), or to contrast prompts alone with "
-            'additional_config={"cold": True} (--sampler cold).'
+            "--enable-lora (enable_lora=True). Without adapters, start it with --sampler cold "
+            '(additional_config={"cold": True}).'
         )
     if reason := availability.unsupported_adapters(config) or ascend.unsupported(config):
         return reason
@@ -137,8 +137,8 @@ def unsupported(config: "VllmConfig") -> str | None:
         )
     if not getattr(scheduler, "enable_chunked_prefill", True):
         return (
-            "chunked prefill is off; vllm-cold needs it to keep its streams in lockstep "
-            "(--enable-chunked-prefill)."
+            "chunked prefill is off, and contrastive requests need it; start with "
+            "--enable-chunked-prefill."
         )
     return None
 
@@ -265,8 +265,8 @@ def _unsupported_speculation(config: "VllmConfig") -> str | None:
         )
     elif getattr(config, "num_prefill_lookahead_tokens", 0) > 1:
         problem = (
-            " with several MTP modules, which want prompts split in another way than vllm-cold's "
-            "streams; use another drafter"
+            " with several MTP modules, which split prompts in a way that contrastive requests "
+            "cannot follow; use another drafter"
         )
     elif not uses_v2_runner(config) and speculative.method == "ngram_gpu":
         problem = (

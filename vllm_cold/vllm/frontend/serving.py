@@ -115,7 +115,9 @@ def _check_prompts(asked: Asked | None, request: Any, num_prompts: int) -> None:
     if asked is None:
         return
     if asked.explain and num_prompts > 1:
-        raise ColdError("prompt", num_prompts, "must be one with cold_explain; send each alone")
+        raise ColdError(
+            "prompts", num_prompts, "must be 1 with cold_explain; send a request for each"
+        )
     path = FRONT_END.exchange().path
     streamed = path.endswith("/messages") and getattr(request, "stream", False)
     if asked.explain and (path.endswith("/batch") or streamed):
@@ -218,7 +220,9 @@ def _make_generate(original: Callable[..., Any]) -> Callable[..., Any]:
 async def _looked_at(
     outputs: AsyncGenerator[Any, None], exchange: Exchange
 ) -> AsyncGenerator[Any, None]:
-    """The outputs, with an error's own reason; what they tell of steps is kept for the header."""
+    """The outputs, with an error's own reason. What they tell of steps is kept: a streamed answer
+    ends with it.
+    """
     async with aclosing(outputs):  # which aborts an unfinished request
         async for output in outputs:
             exchange.steps = results.steps_in(output.kv_transfer_params) or exchange.steps
