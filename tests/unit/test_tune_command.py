@@ -148,7 +148,7 @@ MISTAKES = """
 --test-fraction nan                | argument --test-fraction: nan: must be between 0 and 1
 --max-tokens 0                     | argument --max-tokens: 0: must be 1 or more
 --seed x                           | argument --seed: invalid integer value: 'x'
---match number                     | --match=number: line 1: cannot use the answer: 'right' must have
+--match number                     | --match=number: line 1: cannot use the answer: 'right' must
 --keep exact                       | --keep='exact': no row has a "keep" (what its output must al
 --amateur SQL                      | is given twice; leave it out
 --amateur-prompt \udc80            | --amateur-prompt='\\udc80': must be valid Unicode text
