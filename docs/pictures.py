@@ -8,8 +8,11 @@ what was measured.
 
 from __future__ import annotations
 
+import io
+import json
 import math
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -23,8 +26,10 @@ import matplotlib.pyplot as plt
 import torch
 from matplotlib.colors import ListedColormap
 from matplotlib.patches import FancyBboxPatch, Patch
+from rich.console import CONSOLE_SVG_FORMAT, Console
+from rich.text import Text
 
-from docs import charts
+from docs import charts, samples
 from vllm_cold.ops import Groups, contrastive_scores
 
 FOLDER = Path(__file__).with_name("pictures")
@@ -233,6 +238,15 @@ PICTURES: dict[str, Callable[[], Any]] = {
 }
 
 
+def tune() -> str:
+    """What ``vllm-cold tune`` printed in a terminal, as SVG, in a font of the reader's."""
+    text = json.loads((samples.FOLDER / "tune.json").read_text(encoding="utf-8"))
+    console = Console(record=True, width=samples.WIDTH, file=io.StringIO(), force_terminal=True)
+    console.print(Text.from_ansi(text))
+    form = re.sub(r"@font-face \{\{.*?\}\}", "", CONSOLE_SVG_FORMAT, flags=re.DOTALL)
+    return console.export_svg(title="vllm-cold tune", code_format=form, unique_id="tune")
+
+
 def write(folder: Path) -> list[Path]:
     """Write all pictures as SVG."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -247,7 +261,8 @@ def write(folder: Path) -> list[Path]:
         lines = (line.rstrip() for line in target.read_text().splitlines())
         target.write_text("\n".join(lines) + "\n")
         written.append(target)
-    return written
+    (folder / "tune.svg").write_text(tune(), encoding="utf-8")
+    return [*written, folder / "tune.svg"]
 
 
 def main() -> None:

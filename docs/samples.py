@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A page as ``vllm-cold explain`` writes it, from a run with a real model: docs/samples/*.json.
+"""What the commands show, from runs with a real model: docs/samples/*.json.
 
 As a hook of mkdocs it puts samples/explain.html into the site, made anew by the code that the
-command uses. ``python -m docs.samples`` records the run again, in minutes, with
-SmolLM2-135M-Instruct: what is in the file is what the command made, but for the folders' names.
+command uses; ``pictures`` draws what ``tune`` printed. ``python -m docs.samples`` records the runs
+again, in minutes, with SmolLM2-135M-Instruct: what is in the files is what the commands made, but
+for the folders' names.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -21,6 +24,7 @@ from vllm_cold.tools.explain.record import Report
 
 FOLDER = Path(__file__).with_name("samples")
 ALPHA = 0.02  # so that there are few candidates
+WIDTH = 100  # of a terminal
 DIGITS = 7  # of numbers in the files: more than a page shows
 _COMPACT: dict[str, Any] = {"ensure_ascii": False, "allow_nan": False, "separators": (",", ":")}
 
@@ -72,7 +76,30 @@ def _explain(model: str, work: Path) -> Any:
     return render.call_args.args[0].model_dump(mode="json")
 
 
-_RUNS = {"explain": _explain}
+def _tune(model: str, work: Path) -> str:
+    """What it prints of a contrast with a text that is false, or beside the question."""
+    from examples.demo import documents
+
+    rows: list[dict[str, Any]] = [
+        {"messages": case.messages, "answer": case.claim} for case in documents.held_out(100)
+    ]
+    for case in documents.held_out_beside(50):
+        answers = list(case.fact.answers)
+        rows.append({"messages": case.messages, "answer": answers, "answers": False})
+    _lines(work / "problems.jsonl", rows)
+    command = [
+        *(Path(sys.executable).with_name("vllm-cold"), "tune", "problems.jsonl", "--model", model),
+        *("--without", "0", "--preset", "cad,adacad", "--match", "contains"),
+        *("--max-tokens", "24", "--max-model-len", "1024"),
+    ]
+    screen = {"FORCE_COLOR": "1", "COLUMNS": str(WIDTH)}
+    done = subprocess.run(
+        command, cwd=work, env=os.environ | screen, stdout=subprocess.PIPE, text=True
+    )
+    return done.stdout
+
+
+_RUNS = {"explain": _explain, "tune": _tune}
 
 
 def _run(*arguments: Any) -> None:
@@ -95,4 +122,4 @@ def _rounded(value: Any) -> Any:
 
 
 if __name__ == "__main__":
-    record(sys.argv[1:] or list(PAGES))
+    record(sys.argv[1:] or list(_RUNS))
