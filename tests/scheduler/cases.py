@@ -117,6 +117,23 @@ def behind_a_pair_that_waits_for_another(model: Path) -> None:
     assert harness.first_step[behind] - before <= 2
 
 
+def passed_by_those_who_need_slots(model: Path) -> None:
+    """A pair that others pass keeps its slots: it starts as soon as the one does it waits for."""
+    setup = Setup(num_blocks=257, long_prefill=2, max_num_seqs=8, max_loras=2, budget=64)
+    harness = Harness(model, setup)
+    for first in (100, 200):
+        harness.add(prompt(33, first), 1)  # the amateurs' prompts are cached
+    harness.until_idle()
+    before = harness.steps
+    _, second = (harness.add(prompt(33, first), 3, adapter=n, cold=True)
+                 for n, first in ((1, 100), (2, 200)))  # fmt: skip
+    for number in range(60):
+        harness.add(prompt(2, 300 + number), 50, adapter=(3, 1)[number % 2])
+        harness.step()
+    assert harness.first_step[second] - before <= 40
+    harness.drain()
+
+
 def no_slot_for_the_amateur(model: Path) -> None:
     """An expert runs alone, its amateur's cached blocks are used, and its slot is taken."""
     setup = Setup(num_blocks=34, long_prefill=3, max_num_seqs=8, max_loras=2)

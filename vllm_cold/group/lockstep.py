@@ -72,7 +72,7 @@ class Group(Generic[R]):
         failed_alone: How often in a row the group was split while nothing else ran; one that does
             not fit an otherwise empty KV cache never will.
         drafting: How well its drafts do.
-        passed_over: Passes in a row that admitted others because its adapters found no slots.
+        passed_over: Passes that admitted others in front of it since it began to wait.
         is_urgent: Whether nobody may start before the streams that it lacks; who starts might take
             what they need, and the others would wait for nothing else.
         error: Why it must end, as its client is told.

@@ -19,8 +19,8 @@ from vllm_cold.vllm.scheduler.encoder import EncoderInputs
 from vllm_cold.vllm.scheduler.interface import Request, Scheduler
 from vllm_cold.vllm.scheduler.kv_blocks import Found, KVBlocks
 
-# So many passes admit others in front of a group of whose adapters some find slots and others none.
-# Then nobody passes it any more, so it gets them as soon as those who have them end.
+# So many passes admit others in front of a group of whose adapters some find slots and others none,
+# or that would wait while another group does. Then nobody passes it any more.
 _MAX_PASSED_OVER = 64
 
 RequestGroup = Group[Request]
@@ -96,7 +96,8 @@ class Pass:
         splits = scheduler.need_mamba_block_aligned_split
         self._split = scheduler._mamba_block_aligned_split if splits else None
         self._capped: Request | None = None
-        self._one_waits = False  # whether a group may not start that would wait for others
+        # One that may not start, as it would wait while another one does. It keeps its slots.
+        self._passed: RequestGroup | None = None
         self._adapters: set[int] = set()  # of the first requests that run
         self._num_seen = 0  # how many these are
         # Sequence slots, also where vLLM has no name for those in use.
@@ -113,9 +114,12 @@ class Pass:
         return len(running) < self._max_active or any(r.request_id in self._groups for r in running)
 
     def may_go(self, group: RequestGroup) -> bool:
-        """Whether a group of which not all streams run may go, as far as the budget says."""
+        """Whether a group of which not all streams run may go, as far as is known before."""
         left = [tokens_left(each) if runs(each) else 1 for each in group.streams]
-        return self.step.spare(left) >= 0
+        if self.step.spare(left) < 0:
+            return False
+        # A connector is asked once, at the group's turn.
+        return self._loads.possible or self._blocks.fit(group, self._look_up(group))
 
     # ---- tokens ------------------------------------------------------------------------------
 
@@ -283,6 +287,9 @@ class Pass:
         """
         if any(self._holds_up(group, request) for group in self._partial.groups()):
             return Ruling.STOP
+        passed = self._passed
+        if passed is not None and self._priority(request) > self._priority(passed.expert):
+            return Ruling.STOP
         self._loads.forget_promise(request)
         group = self._groups.get(request.request_id)
         if group is None or not group.amateurs:
@@ -340,12 +347,12 @@ class Pass:
         if not missing:
             return Ruling.STOP
         if self._partial.begun() and len(missing) < len(group.streams):
-            # Only one group waits for others to get to their last token. The next one lets regular
-            # requests pass; to ask all groups after it would take long.
+            # Only one group waits for others to get to their last token. The next one lets requests
+            # pass that can start whole; to ask all groups after it would take long.
             self.view.front.clear()
-            if self._one_waits:
+            if self._passed is not None:
                 return Ruling.STOP
-            self._one_waits = True
+            self._passed = group
             return self._pass_over(group)
         return Ruling.START
 
@@ -379,9 +386,13 @@ class Pass:
                 return False
         return self._blocks.fit(group, found, promised)
 
+    def _begun(self) -> list[RequestGroup]:
+        """Those for which slots are kept: they have begun, or others pass them."""
+        return [*self._partial.begun(), *([self._passed] if self._passed else [])]
+
     def _sequences_fit(self, more: int) -> bool:
         """Whether so many more streams find sequence slots, besides those that are kept."""
-        for other in self._partial.begun():
+        for other in self._begun():
             more += sum(not runs(each) for each in other.streams)
         scheduler = self._scheduler
         taken = len(scheduler.running) + scheduler.num_waiting_for_streaming_input
@@ -398,7 +409,7 @@ class Pass:
             if each.lora_request:
                 self._adapters.add(each.lora_request.lora_int_id)
         self._num_seen = len(scheduler.running)
-        of_partial = self._partial.begun() if beside_partial else ()
+        of_partial = self._begun() if beside_partial else ()
         all_streams = (*streams, *(s for other in of_partial for s in other.streams))
         wanted = {s.lora_request.lora_int_id for s in all_streams if s.lora_request}
         return bool(len(self._adapters | wanted) <= scheduler.lora_config.max_loras)
