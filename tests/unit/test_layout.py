@@ -119,3 +119,13 @@ def test_each_test_is_in_a_step_of_make_test() -> None:
             assert name.startswith(suite.ENGINES), name
         if name.startswith(suite.ENGINES[:2]):
             assert "unit" not in found, name
+
+
+def test_every_class_has_a_name_of_its_own() -> None:
+    names = [
+        node.name
+        for path in modules().values()
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ClassDef)
+    ]
+    assert sorted(names) == sorted(set(names))

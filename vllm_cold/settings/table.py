@@ -36,7 +36,7 @@ _Weight = Annotated[float, Meta(ge=-MAX_BETA, le=MAX_BETA)] | str
 _WEIGHT_ALLOWED = "must be a number from -1e6 to 1e6, or the name of a rule"
 
 
-class Setting(NamedTuple):
+class SettingSpec(NamedTuple):
     """A field of ``ColdSettings`` or ``ContrastArgs``.
 
     Attributes:
@@ -52,65 +52,65 @@ class Setting(NamedTuple):
     number: type[float] | None = None
 
 
-SETTINGS: Mapping[str, Setting] = {
-    "alpha": Setting(
+SETTINGS: Mapping[str, SettingSpec] = {
+    "alpha": SettingSpec(
         Annotated[float, Meta(ge=0.0, le=1.0)],
         f"Plausibility threshold in [0, 1], 0 for no mask, default {DEFAULT_ALPHA}.",
         "must be a number in [0, 1]",
         float,
     ),
-    "beta": Setting(
+    "beta": SettingSpec(
         _Strength | str,  # see ``with_rule``
         f"Contrast strength, >= 0, default {DEFAULT_BETA}.",
         "must be a number >= 0, at most 1e6",
         float,
     ),
-    "rule": Setting(
+    "rule": SettingSpec(
         str | None,
         "Rule that chooses the strength at each step, in place of beta: "
         f"{', '.join(registry.BUILT_IN)}, or a further one's name; default none.",
         "must be the name of a rule",
     ),
-    "beta_max": Setting(
+    "beta_max": SettingSpec(
         _Strength | None,
         "The most that a rule's strength reaches, >= 0: its parameter beta_max, if it has one.",
         "must be a number >= 0, at most 1e6",
         float,
     ),
-    "rule_parameters": Setting(
+    "rule_parameters": SettingSpec(
         dict[str, Any] | None,
         "The rule's parameters by name, as a JSON object.",
         f"must be an object of numbers by name, or its JSON text, at most {_MOST_JSON} characters",
     ),
-    "expert_top_k": Setting(
+    "expert_top_k": SettingSpec(
         Annotated[int, Meta(ge=1, le=MAX_EXPERT_TOP_K)] | None,
         "Cap on the candidates: the expert's k most probable tokens; default none.",
         f"must be an integer from 1 to {MAX_EXPERT_TOP_K}, or left out for no cap",
         int,
     ),
 }
-CONTRAST: Mapping[str, Setting] = {
-    "amateur": Setting(
+CONTRAST: Mapping[str, SettingSpec] = {
+    "amateur": SettingSpec(
         str | list[str] | None,
         "Adapter to contrast with, or the base model's name.",
         "must be the name of a loaded adapter, or the base model's, or a list of names",
     ),
-    "amateur_prompt": Setting(
+    "amateur_prompt": SettingSpec(
         str | list[str] | None,
         "Text that the amateur reads.",
         "must be a text, or a list of texts",
     ),
-    "amateur_messages": Setting(
+    "amateur_messages": SettingSpec(
         str | list[str] | None,
         "Messages that the amateur reads.",
         "must be a JSON list of messages, as text, or a list of such texts",
     ),
-    "amateur_prompt_embeds": Setting(
+    "amateur_prompt_embeds": SettingSpec(
         str | list[str] | None,
         "Embeddings that the amateur reads, as vLLM's prompt_embeds.",
         "must be what torch.save writes of a tensor, as base64 text, or a list of such texts",
     ),
-    "without": Setting(
+    "without": SettingSpec(
         str | int | list[str | int] | None,
         "Contrast chat requests with the same conversation without these messages: roles, "
         "such as system or tool, with commas between them; or without its images, videos or "
@@ -119,39 +119,39 @@ CONTRAST: Mapping[str, Setting] = {
         "'audios', or several of these: a list, or a text with commas between them",
         int,
     ),
-    "part": Setting(
+    "part": SettingSpec(
         list[str | int] | str | None,
         "Part of the prompt that the amateur does not read.",
         "must be start and end, two positions in the prompt (of several parts: [s1, e1, s2, e2]), "
         "or a text such as '0:120'",
         int,
     ),
-    "images": Setting(
+    "images": SettingSpec(
         str | list[str] | None,
         "What the amateur sees of the images: none, noise:500 or blur:12.",
         f"{ALLOWED}, or a list of such texts",
     ),
-    "weights": Setting(
+    "weights": SettingSpec(
         _Weight | list[_Weight] | None,
         "The amateurs' weights.",
         f"{_WEIGHT_ALLOWED}, or a list of these",
         float,
     ),
-    "preset": Setting(
+    "preset": SettingSpec(
         PresetName | None,
         f"Values of a method, by its name: {', '.join(PRESET_NAMES)}.",
         f"must be one of {', '.join(PRESET_NAMES)}",
     ),
 }
-LIMITS: Mapping[str, Setting] = {
-    "max_amateurs": Setting(
+LIMITS: Mapping[str, SettingSpec] = {
+    "max_amateurs": SettingSpec(
         Annotated[int, Meta(ge=1, le=MAX_AMATEURS)] | None,
         f"The most amateurs of a request, 1 to {MAX_AMATEURS}, default a quarter of max_num_seqs, "
         "at least 2.",
         f"must be an integer from 1 to {MAX_AMATEURS}",
         int,
     ),
-    "max_megapixels": Setting(
+    "max_megapixels": SettingSpec(
         Annotated[float, Meta(gt=0.0)],
         f"The largest image that is distorted for a client, in megapixels, above 0, default "
         f"{DEFAULT_MEGAPIXELS:g}.",
@@ -161,7 +161,7 @@ LIMITS: Mapping[str, Setting] = {
 }
 # What may stand in an engine's defaults.
 ENGINE = {**SETTINGS, "without": CONTRAST["without"], "preset": CONTRAST["preset"]}
-_WEIGHT = Setting(_Weight | None, "The weight of one amateur.", _WEIGHT_ALLOWED, float)
+_WEIGHT = SettingSpec(_Weight | None, "The weight of one amateur.", _WEIGHT_ALLOWED, float)
 _ALL = {**SETTINGS, **CONTRAST, **LIMITS, "weight": _WEIGHT}
 _STRENGTH = ("beta", "rule")  # each replaces the other
 # Lists that are not of amateurs may be longer.
