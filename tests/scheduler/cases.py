@@ -85,21 +85,47 @@ def many_small_ones(model: Path, is_async: bool = False) -> None:
     harness.drain()
 
 
-def growing_younger_ones(model: Path) -> None:
-    """Blocks that younger requests need are not taken from a pair whose prompt takes long."""
-    setup = Setup(num_blocks=34, long_prefill=1, max_num_seqs=10, budget=64)
+def with_growing_ones(
+    model: Path, num_blocks: int, long_prefill: int, tokens: int, others: int
+) -> tuple[Harness, int]:
+    """A pair whose amateur's prompt is cached, so that its expert starts alone, with requests that
+    grow until the cache is full, and others that come. Returns when it has ended; after how many
+    steps.
+    """
+    setup = Setup(num_blocks, budget=64, long_prefill=long_prefill, max_num_seqs=10)
     harness = Harness(model, setup)
-    harness.add(prompt(33), 1)  # the amateur's prompt is cached, so the expert starts alone
+    harness.add(prompt(33), 1)
     harness.until_idle()
-    for number in range(6):
+    for number in range(others):
         harness.add(prompt(4, 300 + 5 * number), 40)
     harness.step()
-    cold = harness.add(prompt(33), 4, adapter=1, cold=True)
-    for number in range(200):
-        if number % 3 == 0:
+    cold, before = harness.add(prompt(33), tokens, adapter=1, cold=True), harness.steps
+    while cold not in harness.ended and harness.steps - before < 200:
+        if (number := harness.steps - before) % 3 == 0:
             harness.add(prompt(4, 400 + number), 40)
         harness.step()
     assert cold in harness.ended, "younger requests kept a pair waiting"
+    return harness, harness.steps - before
+
+
+def growing_younger_ones(model: Path) -> None:
+    """Blocks that younger requests need are not taken from a pair whose prompt takes long."""
+    harness, steps = with_growing_ones(model, 34, 1, tokens=4, others=6)
+    assert steps <= 130, "a regular request in its place takes 120"
+    harness.drain()
+
+
+def the_youngest_is_preempted(model: Path) -> None:
+    """A pair stands where it started, also when its amateur has followed."""
+    harness, _ = with_growing_ones(model, 48, 8, tokens=20, others=3)
+    assert harness.preemptions and not harness.group_preemptions
+    harness.drain()
+
+
+def no_room_for_the_amateurs_last_token(model: Path) -> None:
+    """A pair that lacks but a block is not the first to be preempted."""
+    harness, steps = with_growing_ones(model, 36, 4, tokens=20, others=3)
+    assert steps <= 80
     harness.drain()
 
 

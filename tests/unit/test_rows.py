@@ -581,9 +581,22 @@ def test_a_rule_that_admission_knew_and_this_process_does_not() -> None:
     assert figures["x"][0].nonfinite == RULE_FAILED
 
 
-def test_a_rule_with_state_whose_group_has_no_slot() -> None:
-    """It would find another group's."""
-    batch = Batch({"x": Contrast((None, None), rule="grd"), "gate": RULED["gate"]})
+class Sums(Rule):
+    """Notices nothing where its state has no numbers."""
+
+    name, state = "sums", 1
+
+    def weights(self, s: Any, p: Any) -> Choice:
+        return Choice(-s.state.sum(-1), s.state.new_ones(*s.state.shape[:2], 1))
+
+
+@pytest.mark.parametrize("rule", ["grd", "sums"])
+def test_a_rule_with_state_whose_group_has_no_slot(
+    rule: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would find another group's, or none."""
+    monkeypatch.setitem(registry._added, "sums", Sums())
+    batch = Batch({"x": Contrast((None, None), rule=rule), "gate": RULED["gate"]})
     first = {rows[0]: 0 for rows in batch.rows.values()}
     figures = asked(batch.match(), batch.draw(0), first, RuleStates(CPU))
     assert (figures["x"][0].nonfinite, figures["gate"][0].nonfinite) == (RULE_FAILED, 0)

@@ -89,7 +89,7 @@ def _rule_rows(
         names = tuple(given[0])  # what the rule of this process lacks, it will say itself
         parameters = np.array([[each[key] for each in given] for key in names], dtype=np.float32)
         slots = [each.slot for each in of if each.slot is not None]
-        if len(slots) < len(of):  # a rule with state has none, and fails
+        if len(slots) < len(of):  # then a rule with state fails
             slots = []
         rows, weights = part.members[:, :width], part.weights[:, : width - 1]
         found.append(
@@ -166,7 +166,8 @@ class GroupRows:
             found.append((rule, chosen))
         statistics = torch.empty(len(self.ids), 3, dtype=torch.int64, device=logits.device)
         asking = {stream.group for stream in self.streams if stream.explain}
-        asked, told = [i for i, group in enumerate(self.ids) if group in asking], None
+        asked = [i for i, group in enumerate(self.ids) if group in asking] if asking else []
+        told = None
         if asked:
             most = max(stream.explain for stream in self.streams)
             explained, told = explain(logits, groups, asked, most)

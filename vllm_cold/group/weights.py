@@ -120,6 +120,10 @@ class RuleRows:
         absent = rows[:, 1:] < 0
         try:
             rule = registry.get(self.rule)  # which admission knew, and this process may not
+            if rule.state and self.slots is None:
+                raise RuntimeError(
+                    f"rule {self.rule!r} keeps state, and its requests have no slots"
+                )
             if self.slots is not None:
                 state = states.read(rule, self.slots, step, self.num_slots, streams - 1)
             # Others' code may write: what it gets besides the logits is a copy in each step.
