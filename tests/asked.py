@@ -1,14 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Prompts for ``explain``, as its command would make them of options."""
+"""Prompts for the tools, as their commands would make them of options and rows."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
+from vllm_cold.settings.amateurs import Messages, Text
 from vllm_cold.settings.table import PREFIX, ColdSettings
-from vllm_cold.tools.contrast import Prompt
+from vllm_cold.tools.contrast import Content
 from vllm_cold.tools.explain.prompts import Question, Row, ask
+
+Prompt = str | tuple[tuple[str, str], ...] | Content
+
+
+def content(prompt: Prompt) -> Content:
+    """What an expert reads: a text, or messages of roles and contents."""
+    if isinstance(prompt, str):
+        return Text(prompt)
+    if isinstance(prompt, tuple):
+        return Messages([{"role": role, "content": said} for role, said in prompt])
+    return prompt
 
 
 def asked(
@@ -20,4 +32,4 @@ def asked(
     """Prompts with vllm-cold's settings and ``cold_*`` keys without their prefix."""
     settings = {} if settings is None else settings.as_dict()
     args = {PREFIX + name: value for name, value in {**settings, **contrast}.items()}
-    return [ask(Row(prompt, {}), args, chat) for prompt in prompts]
+    return [ask(Row(content(prompt), {}), args, chat) for prompt in prompts]

@@ -28,13 +28,13 @@ def write_page(llm: Any, model: str, case: Case, file: Path) -> None:
         file: Where to.
     """
     from vllm_cold import Amateur, ColdParams
+    from vllm_cold.settings.amateurs import Messages
     from vllm_cold.tools.explain import collect, page
     from vllm_cold.tools.explain.account import LISTED
     from vllm_cold.tools.explain.prompts import Row, ask
     from vllm_cold.tools.explain.source import Decoded
 
-    chat = tuple((message["role"], message["content"]) for message in case.messages)
-    asked = ask(Row(chat, {}), {"cold_preset": PRESET, "cold_without": WITHOUT})
+    asked = ask(Row(Messages(case.messages), {}), {"cold_preset": PRESET, "cold_without": WITHOUT})
     options: dict[str, Any] = {"temperature": 0.0, "max_tokens": MAX_TOKENS, "explain": LISTED}
     params = [
         ColdParams.preset(

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.asked import asked
+from tests.asked import asked, content
 from tests.docs.blocks import block
 from tests.engine.conftest import make_families
 from tests.engine.media import Picture as Stripes
@@ -20,7 +20,7 @@ from tests.recipes.page import run
 from tests.recipes.recorder import Recorder, record
 from tests.recipes.test_recipes import run_python
 from tests.server.conftest import Server, serve
-from vllm_cold.tools.contrast import Pictured, expert_reads, request_args
+from vllm_cold.tools.contrast import Content, request_args, with_pictures
 from vllm_cold.tools.explain.collect import explain
 from vllm_cold.tools.pictures import as_sent, read_picture
 from vllm_cold.tools.server import Server as Asking
@@ -46,9 +46,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return found
 
 
-def pictured(folder: Path, *names: str) -> Pictured:
+def pictured(folder: Path, *names: str) -> Content:
     pictures = [read_picture(folder / name, name) for name in names]
-    return Pictured((("system", "w3"), ("user", QUESTION)), tuple(pictures))
+    return with_pictures(content((("system", "w3"), ("user", QUESTION))), pictures)
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +76,7 @@ def test_explain(name: str, folder: Path, served: tuple[Recorder, str, Server]) 
     report = asyncio.run(explain(server, prompts, None, 8))
     cold, greedy = report.explanations[0].answers
     assert any(step.differs for step in cold.steps)
-    messages = as_sent(expert_reads(prompt).value)
+    messages = as_sent(prompts[0].reads.value)
     for answer, args in ((cold, request_args(prompts[0].args, "base")), (greedy, {"cold": 0})):
         body = {"model": "base", "messages": messages, "max_tokens": 8, "temperature": 0}
         body |= {"vllm_xargs": args, "return_token_ids": True}

@@ -13,12 +13,12 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from tests.asked import asked
+from tests.asked import Prompt, asked
 from tests.naive import Amateur, Group, NaiveCold
 from tests.naive import step as naive_step
 from tests.server.conftest import Server, arguments, serve
 from vllm_cold.settings.amateurs import Messages
-from vllm_cold.tools.contrast import Content, Prompt, adapter_of, amateur_reads
+from vllm_cold.tools.contrast import Content, adapter_of, amateur_reads
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.explain.collect import explain
 from vllm_cold.tools.explain.record import Report, ShownStep

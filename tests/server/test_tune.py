@@ -24,7 +24,7 @@ from tests.server.conftest import arguments as of_servers
 from vllm_cold.tools.main import main
 from vllm_cold.tools.server import Server as Asking
 from vllm_cold.tools.tune import command as tune_command
-from vllm_cold.tools.tune.grid import Setting
+from vllm_cold.tools.tune.grid import GREEDY, Setting
 
 pytestmark = pytest.mark.server
 
@@ -36,7 +36,7 @@ COUNT, MAX_TOKENS = 24, 16
 TOTAL = COUNT + len(GRID) * COUNT // 2 + COUNT // 2  # greedy, the grid on dev, the best held out
 
 SYSTEM = {"role": "system", "content": "Answer with a number."}
-Texts = dict[tuple[Setting | None, str], str]
+Texts = dict[tuple[Setting, str], str]
 
 
 def _write(path: Path, rows: list[dict[str, Any]]) -> str:
@@ -46,12 +46,12 @@ def _write(path: Path, rows: list[dict[str, Any]]) -> str:
 
 @dataclass
 class Case:
-    """Problems whose outputs are known, for every setting and (None) greedily."""
+    """Problems whose outputs are known, for every setting and greedily."""
 
     prompts: list[str]
     texts: Texts
 
-    def write(self, path: Path, answers: Setting | None) -> str:
+    def write(self, path: Path, answers: Setting) -> str:
         rows = [{"prompt": p, "answer": self.texts[answers, p], "id": p} for p in self.prompts]
         return _write(path, rows)
 
@@ -64,19 +64,19 @@ def case(tiny: Path, naive: NaiveCold) -> Case:
     tokenizer = AutoTokenizer.from_pretrained(tiny / "model")
     prompts = [f"w{n} w{n + 100} w{3 * n + 10}" for n in range(10, 70)]
     ids = [tokenizer.encode(prompt) for prompt in prompts]
-    traces: dict[Setting | None, list[Trace]] = {
+    traces: dict[Setting, list[Trace]] = {
         setting: naive.generate_many(
             [pair(x, "one", setting.alpha, setting.beta, MAX_TOKENS, None) for x in ids]
         )
         for setting in GRID
     }
-    traces[None] = [naive.greedy(x, "one", MAX_TOKENS) for x in ids]
+    traces[GREEDY] = [naive.greedy(x, "one", MAX_TOKENS) for x in ids]
     made = Case([], {})
     for index, prompt in enumerate(prompts):
         found = {setting: every[index] for setting, every in traces.items()}
         if (
             all(trace.settled() == MAX_TOKENS for trace in found.values())
-            and found[None].tokens != found[BEST].tokens
+            and found[GREEDY].tokens != found[BEST].tokens
             and len(made.prompts) < COUNT
         ):
             made.prompts.append(prompt)
@@ -135,7 +135,7 @@ def outputs(folder: Path) -> Texts:
     found: Texts = {}
     for row in rows:
         said = row["setting"]
-        key = (None if said == "greedy" else msgspec.convert(said, Setting), row["id"])
+        key = (GREEDY if said == "greedy" else msgspec.convert(said, Setting), row["id"])
         assert key not in found
         found[key] = row["text"]
     return found
@@ -213,7 +213,7 @@ def test_a_gain_is_found_over_an_interruption_and_its_line_serves_what_was_measu
     assert (asked["max_lora_rank"], asked["max_model_len"], asked["max_num_seqs"]) == (8, 128, 2)
     check_outputs(folder, case)
     found = report(folder)
-    assert found["gain"] and found["test"]["count"] == COUNT // 2 == found["test"]["better"]
+    assert found["gain"] and found["test"]["score"]["found"]["better"] == COUNT // 2
     said = capsys.readouterr()
     assert f"{len(kept)} answers are there already." in said.err
     assert said.out.splitlines()[-1].startswith(
@@ -279,10 +279,10 @@ def test_the_commands_of_the_page(
     found = run("tune", block("docs/tuning.md", "tune"))
     assert found["run"]["match"] == "number" and len(found["settings"]) == 9
     found = run("tune-prompts", block("docs/tuning.md", "tune-prompts"))
-    presets = [row["setting"].get("preset") for row in found["settings"]]
+    presets = [row["dev"]["setting"].get("preset") for row in found["settings"]]
     assert [preset for preset in presets if preset] == ["cfg", "adacad"]
     assert found["run"]["contrast"] == {"cold_without": "system"}
     assert "enable_lora" not in starts[-1] and "--enable-lora" not in found["serve"]
     found = run("tune-callable", block("docs/tuning.md", "tune-callable"))
     assert found["run"]["match"] == "scoring:similarity"
-    assert 0.0 < found["test"]["greedy"] < 1.0
+    assert 0.0 < found["test"]["score"]["found"]["greedy"] < 1.0

@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 
-from tests.asked import asked
+from tests.asked import Prompt, asked
 from tests.unit.test_explain_images import BOTH, PICTURED
-from vllm_cold.tools.contrast import Prompt
 from vllm_cold.tools.explain import account, visible
 from vllm_cold.tools.explain.account import ToldStep
 from vllm_cold.tools.explain.collect import make_report

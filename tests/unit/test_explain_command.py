@@ -108,12 +108,12 @@ def test_the_share_of_memory_counts_on_cpu_too(
 def test_prompt_files(tmp_path: Path) -> None:
     lines = tmp_path / "prompts.txt"
     lines.write_text("first\n\n  second\n", encoding="utf-8")
-    assert [row.prompt for row in read_prompts(lines)] == ["first", "  second"]
+    assert [row.prompt.value for row in read_prompts(lines)] == ["first", "  second"]
     objects = tmp_path / "prompts.jsonl"
     objects.write_text(
         '\ufeff{"prompt": "a\\nb", "id": 1}\r\n\n{"prompt": "c\u2028d"}\n', encoding="utf-8"
     )
-    assert [row.prompt for row in read_prompts(objects)] == ["a\nb", "c\u2028d"]
+    assert [row.prompt.value for row in read_prompts(objects)] == ["a\nb", "c\u2028d"]
     objects.write_text('{"prompt": "a"}\n' * MAX_PROMPTS)
     assert len(read_prompts(objects)) == MAX_PROMPTS
     for text, message in (

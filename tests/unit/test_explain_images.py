@@ -15,12 +15,12 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from tests.asked import asked
+from tests.asked import asked, content
 from tests.made_up_server import ADAPTER, MadeUp
 from tests.unit.test_explain_command import asks, parse
 from tests.unit.test_explain_serve import ask
 from tests.unit.test_pictures import file, pixels
-from vllm_cold.tools.contrast import Pictured
+from vllm_cold.tools.contrast import Content, with_pictures
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.explain import page, serve, terminal
 from vllm_cold.tools.explain.collect import explain
@@ -32,8 +32,8 @@ pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
 ONE = make_picture("one.png", file(pixels((5, 4))))
 OTHER = make_picture("two.png", file(pixels((7, 9)), "JPEG"))
-PICTURED = Pictured((("system", "ab"), ("user", "c")), (ONE,))
-BOTH = Pictured((("user", "cd"),), (ONE, OTHER))
+PICTURED = with_pictures(content((("system", "ab"), ("user", "c"))), [ONE])
+BOTH = with_pictures(content("cd"), [ONE, OTHER])
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ BOTH = Pictured((("user", "cd"),), (ONE, OTHER))
     ids=["no images", "views"],
 )
 def test_a_server_is_sent_the_images(
-    prompt: Pictured, contrast: dict[str, Any], upstream: tuple[str, MadeUp]
+    prompt: Content, contrast: dict[str, Any], upstream: tuple[str, MadeUp]
 ) -> None:
     url, made = upstream
     prompts = asked([prompt], **contrast)
@@ -92,7 +92,7 @@ def test_options_and_rows(tmp_path: Path) -> None:
     rows.write_text("".join(json.dumps(row) + "\n" for row in found))
     chat, both, option, none = asks(*vcd, "--prompts", str(rows), one, two)
     assert chat.row.prompt == PICTURED and both.row.prompt == option.row.prompt == BOTH
-    assert none.row.prompt == "cd"
+    assert none.row.prompt == content("cd")
     assert both.args["cold_images"] == "none"
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.asked import content
 from vllm_cold.errors import ColdError
 from vllm_cold.rules import registry
 from vllm_cold.settings.amateurs import Messages, Text
@@ -18,7 +19,7 @@ from vllm_cold.tools.contrast import (
     add_rule_option,
     add_rules,
     amateur_reads,
-    expert_reads,
+    as_chat,
     merge,
     read_contrast,
     row_args,
@@ -56,13 +57,12 @@ CHAT = (("system", "Be brief."), ("context", "It rains."), ("user", "Weather?"))
 
 def read(prompt: Any, **args: Any) -> Content | None:
     [one] = read_contrast({f"cold_{k}": v for k, v in args.items()}).amateurs
-    return amateur_reads(expert_reads(prompt), one)
+    return amateur_reads(content(prompt), one)
 
 
 def test_what_an_amateur_reads() -> None:
     turns = [{"role": role, "content": text} for role, text in CHAT]
-    assert expert_reads("Hi") == Text("Hi") and expert_reads(CHAT) == Messages(turns)
-    assert expert_reads("Hi", chat=True) == Messages([{"role": "user", "content": "Hi"}])
+    assert as_chat(Text("Hi")) == Messages([{"role": "user", "content": "Hi"}])
     assert read("Hi", beta=1.0) is None
     assert read(CHAT, without="system") == Messages(turns[1:])
     assert read(CHAT, without=[0, 1]) == Messages(turns[2:])

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from tests.vllm_parser import serve_parser
-from vllm_cold.errors import ColdError
 from vllm_cold.settings.arguments import parse_engine_defaults, parse_request_args
 from vllm_cold.tools.adapters import Adapter, engine_arguments
 from vllm_cold.tools.contrast import read_contrast
@@ -19,7 +18,7 @@ from vllm_cold.tools.tune.report import serve_line, server_defaults
 
 pytestmark = pytest.mark.unit
 
-ONE, TWO = '{"beta_max": 1.0}', '{"beta_max": 2.0}'
+TAU = '{"tau": 2}'
 
 
 def test_the_grid_is_a_product_each_point_once_the_mildest_first() -> None:
@@ -34,66 +33,48 @@ def test_the_grid_is_a_product_each_point_once_the_mildest_first() -> None:
             Setting(alpha=0.1, beta=1.0),
             Setting(alpha=0.3, rule="acd"),
             Setting(alpha=0.1, rule="acd"),
-            Setting(alpha=0.3, rule="adaptive", rule_parameters=ONE),
-            Setting(alpha=0.1, rule="adaptive", rule_parameters=ONE),
+            Setting(alpha=0.3, rule="adaptive"),
+            Setting(alpha=0.1, rule="adaptive"),
         ]
     )
     assert len(make_grid({})) == 9
     assert make_grid({"alpha": "0.1"}) == make_grid({"alpha": "0.1", "beta": AXES["beta"]})
     (one,) = make_grid({"alpha": "0.1", "rule": "adaptive", "beta_max": "2", "expert_top_k": "20"})
-    assert str(one) == f"alpha 0.1, rule adaptive, rule_parameters {TWO}, expert_top_k 20"
+    assert str(one) == "alpha 0.1, rule adaptive, beta_max 2, expert_top_k 20"
     assert Setting(**json.loads(json.dumps(one.values))) == one
     assert hash(one) != hash(found[0])  # answers are kept by it
 
 
-def test_parameters_are_for_the_rules_that_have_them() -> None:
-    tau = '{"beta": 0.5, "tau": 2.0}'
-    for more in ({"beta_max": "2", "rule_parameters": '{"tau": 2}'},
-                 {"rule_parameters": '{"tau": 2, "beta_max": 2}'}):  # fmt: skip
-        assert make_grid(
-            {"alpha": "0.1", "beta": "0.5", "rule": "mti,adaptive", **more}, "mti"
-        ) == [
-            Setting(alpha=0.1, beta=0.5),
-            Setting(alpha=0.1, rule="adaptive", rule_parameters=TWO),
-            Setting(alpha=0.1, rule="mti", rule_parameters=tau),
-            Setting("mti", rule_parameters=tau),
+def test_parameters_are_for_points_with_a_rule() -> None:
+    given = {"alpha": "0.1", "beta": "0.5,mti", "rule_parameters": TAU}
+    assert make_grid(given, "mti,cad") == [
+        Setting(alpha=0.1, beta=0.5),
+        Setting(alpha=0.1, rule="mti", rule_parameters=TAU),
+        Setting("mti", rule_parameters=TAU),
+        Setting("cad"),
+    ]
+    # A weight may name one; where none does, the method refuses them.
+    for weights in (["mti", 0.5], None):
+        assert make_grid({"rule_parameters": TAU}, "cad", weights) == [
+            Setting("cad", rule_parameters=TAU)
         ]
 
 
 def test_presets_stand_beside_a_grid_or_in_its_place() -> None:
-    cad, adacad = Setting("cad"), Setting("adacad", rule_parameters=ONE)
+    cad, adacad = Setting("cad"), Setting("adacad")
     assert make_grid({}, "cad, adacad,cad") == [cad, adacad]
     assert make_grid({"alpha": "0.1", "beta": "1"}, "cad") == [Setting(alpha=0.1, beta=1.0), cad]
     assert [s.preset for s in make_grid({"alpha": "0.1"}, "cad")] == [None, None, None, "cad"]
     (up_to_2,) = make_grid({"beta_max": "2", "expert_top_k": "9"}, "adacad")
     assert up_to_2.args == {
-        "cold_preset": "adacad", "cold_rule_parameters": TWO, "cold_expert_top_k": 9,
+        "cold_preset": "adacad", "cold_beta_max": 2.0, "cold_expert_top_k": 9,
     }  # fmt: skip
-
-
-def test_a_rule_for_several_amateurs() -> None:
-    parameters = '{"token": 7.0, "threshold": 0.5, "beta": 0.5}'
-    judge = Setting(alpha=0.1, rule="judge", rule_parameters=parameters)
-    given = {"alpha": "0.1", "beta": "1", "rule": "judge", "rule_parameters": '{"token": 7}'}
-    assert make_grid(given) == [Setting(alpha=0.1, beta=1.0), judge]
-    for settings in (judge.args, {**judge.args, "cold_weights": ["", ""]}):
-        read_contrast({**settings, "cold_amateur_prompt": ["a", "b"]})
-    with pytest.raises(ColdError, match="cold_rule='judge': this rule chooses the weights of 2 am"):
-        make_grid({"rule": "judge"}, weights=["", -0.5])
 
 
 def test_weights_take_the_place_of_beta() -> None:
     assert make_grid({"alpha": "0.1"}, weights=-0.5) == [Setting(alpha=0.1)]
-    assert make_grid({"alpha": "0.1"}, weights=[0.25, "adaptive"]) == [
-        Setting(alpha=0.1, rule_parameters=ONE)
-    ]
-    tau = '{"beta": 0.5, "tau": 2.0}'
-    assert make_grid({"rule_parameters": '{"tau": 2}'}, "adacad", weights=["mti", 0.5]) == [
-        Setting("adacad", rule_parameters=tau)
-    ]
-    given = {"alpha": "0.1", "beta": "1", "rule_parameters": '{"tau": 2}'}
-    assert make_grid(given, weights=["mti", ""]) == [
-        Setting(alpha=0.1, beta=1.0, rule_parameters=tau)
+    assert make_grid({"alpha": "0.1", "beta": "1"}, weights=["mti", ""]) == [
+        Setting(alpha=0.1, beta=1.0)
     ]
     assert make_grid({}, "cad", weights=-0.25) == [Setting("cad")]
 
@@ -152,9 +133,12 @@ def test_the_greedy_line_has_no_cold_in_it() -> None:
     ("setting", "args"),
     [
         (Setting(alpha=0.1, beta=0.5), {"cold_without": ["system", 2]}),
-        (Setting(alpha=0.1, rule="adaptive", rule_parameters='{"beta_max": 1.5}'), {}),
+        (Setting(alpha=0.1, rule="adaptive", beta_max=1.5), {}),
         (Setting(alpha=0.1, rule="acd"), {}),
-        (Setting("adacad", rule_parameters=TWO, expert_top_k=7), {"cold_without": "tool"}),
+        (
+            Setting("adacad", rule_parameters='{"beta_max": 2.0}', expert_top_k=7),
+            {"cold_without": "tool"},
+        ),
         (Setting("cold"), {}),
     ],
 )

@@ -10,20 +10,21 @@ from typing import Any
 
 import pytest
 
+from tests.asked import content
 from vllm_cold.settings.amateurs import Text
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.tune.answers import Job, Output, open_answers
-from vllm_cold.tools.tune.grid import Setting
+from vllm_cold.tools.tune.grid import GREEDY, Setting
 from vllm_cold.tools.tune.problems import Problem
 
 pytestmark = pytest.mark.unit
 
 MADE: dict[str, Any] = {"model": "M", "max_tokens": 8, "stop": ["\n"]}
-CHAT = Problem("b", 2, (("user", "b"),), ("x",), args={"cold_without": ("system", 1)})
-BETTER = Problem("c", 3, "c", ("x",), args={"cold_without": 1}, baselines={"no text": Text("C")})
+CHAT = Problem("b", 2, content((("user", "b"),)), "x", args={"cold_without": ("system", 1)})
+BETTER = Problem("c", 3, Text("c"), "x", args={"cold_without": 1}, baselines={"no text": Text("C")})
 JOBS = [
-    Job(None, Problem("a", 1, "a", ("x",))),
-    Job(None, CHAT),
+    Job(GREEDY, Problem("a", 1, Text("a"), "x")),
+    Job(GREEDY, CHAT),
     Job(Setting(alpha=0.1, beta=0.5), CHAT),
     Job(Setting(alpha=0.1, rule="adaptive", rule_parameters='{"beta_max": 2.0}'), CHAT),
     Job(Setting("cad"), CHAT),
@@ -52,10 +53,10 @@ def test_what_was_kept_is_found(tmp_path: Path) -> None:
     head, *lines = map(
         json.loads, path.read_text().splitlines()[:1] + path.read_text().split("\n")[1:-1]
     )
-    assert head == {"vllm-cold tune": 2, **MADE}
+    assert head == {"vllm-cold tune": 3, **MADE}
     assert lines[2] == {
         "id": "b", "setting": {"alpha": 0.1, "beta": 0.5}, "text": '\u2028"2', "finish": "stop",
-        "prompt": [["user", "b"]],
+        "prompt": [{"role": "user", "content": "b"}],
         "args": {"cold_alpha": 0.1, "cold_beta": 0.5, "cold_without": ["system", 1]},
     }  # fmt: skip
     assert lines[0]["setting"] == "greedy"
@@ -64,15 +65,15 @@ def test_what_was_kept_is_found(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("setting", "changed", "found"),
     [
-        (JOBS[2].setting, {"id": "other", "line": 7, "answers": ("y",)}, True),
-        (JOBS[2].setting, {"prompt": "another"}, False),
+        (JOBS[2].setting, {"id": "other", "line": 7, "answer": "y"}, True),
+        (JOBS[2].setting, {"prompt": Text("another")}, False),
         (JOBS[2].setting, {"args": {"cold_without": 1}}, False),
         (Setting(alpha=0.1, beta=0.25), {}, False),
-        (None, {"args": {"cold_without": 1}}, True),
+        (GREEDY, {"args": {"cold_without": 1}}, True),
     ],
 )
 def test_an_answer_is_known_by_what_was_asked(
-    tmp_path: Path, setting: Setting | None, changed: dict[str, Any], found: bool
+    tmp_path: Path, setting: Setting, changed: dict[str, Any], found: bool
 ) -> None:
     fill(tmp_path)
     problem = replace(CHAT, **changed)
@@ -80,7 +81,7 @@ def test_an_answer_is_known_by_what_was_asked(
         assert (Job(setting, problem).key in answers) is found
         # A baseline's answer is known by its prompt, whatever the contrast.
         for text, args, known in (("C", {}, True), ("D", {"cold_without": 1}, False)):
-            one = Problem("p", 9, "c", ("x",), args=args, baselines={"no text": Text(text)})
+            one = Problem("p", 9, Text("c"), "x", args=args, baselines={"no text": Text(text)})
             assert (Job(Setting(baseline="no text"), one).key in answers) is known
 
 

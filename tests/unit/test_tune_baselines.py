@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
+from tests.asked import Prompt, content
 from vllm_cold.settings.amateurs import AmateurSpec, Messages, Text
-from vllm_cold.tools.contrast import Prompt, read_contrast
+from vllm_cold.tools.contrast import read_contrast
 from vllm_cold.tools.tune.baselines import BETTER, LONGEST, STRONGER, add_baselines
 from vllm_cold.tools.tune.problems import Problem
 
@@ -24,7 +25,7 @@ def amateur(**args: Any) -> AmateurSpec:
 
 
 def problem(prompt: Prompt, line: int = 1) -> Problem:
-    return Problem(f"p{line}", line, prompt, ("x",))
+    return Problem(f"p{line}", line, content(prompt), "x")
 
 
 def prompts(prompt: Prompt, better: str | None = None, **args: Any) -> tuple[Any, list[Any]]:

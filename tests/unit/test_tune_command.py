@@ -21,7 +21,7 @@ from vllm_cold.tools import tune
 from vllm_cold.tools.main import build_parser, main
 from vllm_cold.tools.tune import command as tune_command
 from vllm_cold.tools.tune.answers import Job, Output
-from vllm_cold.tools.tune.grid import Setting
+from vllm_cold.tools.tune.grid import GREEDY, Setting
 from vllm_cold.tools.tune.problems import load_problems
 
 pytestmark = pytest.mark.unit
@@ -111,7 +111,7 @@ class Command:
             for n, one in enumerate(more)
         )
 
-    def take(self) -> list[tuple[Setting | None, str]]:
+    def take(self) -> list[tuple[Setting, str]]:
         """What was decoded since the last time."""
         found = [(job.setting, job.problem.id) for job in self.jobs]
         self.jobs.clear()
@@ -148,17 +148,16 @@ MISTAKES = """
 --test-fraction nan                | argument --test-fraction: nan: must be between 0 and 1
 --max-tokens 0                     | argument --max-tokens: 0: must be 1 or more
 --seed x                           | argument --seed: invalid integer value: 'x'
---match number                     | --match=number: line 1: cannot use the answer: 'right' must
+--match number                     | --match='number': line 1: cannot use the answer: 'right' must
 --keep exact                       | --keep='exact': no row has a "keep" (what its output must al
 --amateur SQL                      | is given twice; leave it out
 --amateur-prompt \udc80            | --amateur-prompt='\\udc80': must be valid Unicode text
 --better x                         | --better: every amateur must read another prompt
---weights -1                       | --beta=0.5: no amateur uses it, as each has
+--weights -1                       | (line 1): --beta=0.5: no amateur uses it, as each has
 --alpha 0.1,                       | --alpha='': must be a number
 --beta 1,mti,half                  | --beta='half': must be a number, or the name of a rule: acd,
---beta-max 2                       | --beta-max=2.0: no rule that is tried has such a parameter
---rule-parameters {"taw":2} --beta mti | --rule-parameters['taw']=2: no rule that is tried has such
---rule-parameters {"tau":-2} --beta mti | --rule-parameters['tau']=-2: must be a number from 0 to
+--beta-max 2                       | (line 1): --beta-max=2.0: is for a rule, and beta is 0.5; leave
+--rule-parameters {"taw":2} --beta 1,mti | (line 1): --rule-parameters['taw']=2
 --preset what                      | --preset='what': must be one of cold, cad
 --preset cad                       | (line 1): --preset='cad': contrasts with another prompt; say
 --preset dexperts                  | (line 1): --preset='dexperts': is for 2 amateurs: list their
@@ -203,12 +202,12 @@ def test_one_engine_one_greedy_pass_and_nothing_held_out_but_the_best(
     assert len(command.started) == 1
     done = command.take()
     found = {setting: sum(key[0] == setting for key in done) for setting, _ in done}
-    assert found == {None: COUNT, BEST: COUNT, OTHER: COUNT // 2}
-    assert [key[0] for key in done[:3]] == [BEST, OTHER, None]
+    assert found == {GREEDY: COUNT, BEST: COUNT, OTHER: COUNT // 2}
+    assert [key[0] for key in done[:3]] == [BEST, OTHER, GREEDY]
     on_dev = {id for setting, id in done if setting == OTHER}
     assert {key[1] for key in done[-COUNT // 2 :]} == {f"p{n}" for n in range(COUNT)} - on_dev
     report = command.report
-    assert report["gain"] and report["test"]["count"] == COUNT // 2
+    assert report["gain"] and report["test"]["score"]["found"]["count"] == COUNT // 2
     assert [row["picked"] for row in report["settings"]] == [True, False]
     assert len(report["changes"]) == COUNT // 2 and report["changes"][0]["cold"] == "right"
     names = {"report.json", "answers.jsonl"}
@@ -271,14 +270,14 @@ def test_what_must_be_kept_is_judged_with_what_is_right(
 
     def text(job: Job) -> str:
         right = job.setting == BEST or (job.setting == OTHER and job.problem.line % 2)
-        kept = not loses or job.setting is None or job.problem.line % 4 == 0
+        kept = not loses or job.setting == GREEDY or job.problem.line % 4 == 0
         return " ".join([*["right"] * bool(right), *["kept"] * kept]) or "-"
 
     command.text = text
     more = ("--match", "contains", "--amateur", str(command.folder / "chat"))
     assert command(*more) == 0
     alone = command.report
-    assert "keep" not in json.dumps(alone) and len(command.take()) == TOTAL
+    assert alone["test"]["keep"] is None and len(command.take()) == TOTAL
     for keep in ("another", "kept"):
         rows = map(json.loads, (command.folder / "p.jsonl").read_text().splitlines())
         command.write([row | {"keep": keep} for row in rows])
@@ -286,10 +285,10 @@ def test_what_must_be_kept_is_judged_with_what_is_right(
         assert ("Nothing is kept, with or without" in command.notes) is (keep == "another")
         assert "Nothing is right" not in command.notes and not command.jobs
     found = command.report
-    assert found["run"]["keep"] == "regex" and found["test_match"] == alone["test"]
-    assert found["settings"][1]["test_keep"] is None  # was not decoded there
-    assert found["settings"][1]["dev_keep"]["count"] == COUNT // 2
-    assert (found["test_keep_all"]["worse"] == 0) is not loses
+    assert found["run"]["keep"] == "regex" and found["test"]["match"] == alone["test"]["score"]
+    assert found["settings"][1]["test"] is None  # was not decoded there
+    assert found["settings"][1]["dev"]["keep"]["found"]["count"] == COUNT // 2
+    assert (found["test"]["keep"]["whole"]["worse"] == 0) is not loses
     told = {
         "keep": "kept", "greedy_keep": 1.0, "greedy_match": 0.0, "cold_match": 1.0, "cold_keep": 1.0
     }  # fmt: skip
@@ -323,7 +322,7 @@ def test_instructions_as_on_the_page(command: Command, monkeypatch: pytest.Monke
         ('"Use marks."', "Use greedy decoding: cfg matches more (+100.0 points) but"),
     ):
         command.text = lambda job, cold=cold: (
-            cold if job.args else texts.get(job.baseline, "Baghdad.")
+            cold if job.args else texts.get(job.setting.baseline, "Baghdad.")
         )
         main([*words[1:], "--output", cold])
         report = json.loads(Path(cold, "report.json").read_text())
@@ -387,7 +386,7 @@ def test_baselines_come_first_and_are_told(command: Command, capsys: Capture) ->
             if len(command.jobs) > 1 and not told:
                 told.append(" ".join(capsys.readouterr().out.split()))
             right = answers
-        elif job.baseline == "no text":
+        elif job.setting.baseline == "no text":
             right = not answers
         else:
             right = answers and job.problem.line % 3 == 0
@@ -396,7 +395,7 @@ def test_baselines_come_first_and_are_told(command: Command, capsys: Capture) ->
     command.text = text
     more = ("--preset", "cad", "--better", "By the text:")
     assert command(*more, without=PRESET) == 0
-    seen = {job.baseline: job.reads.value for job in command.jobs if job.problem.line == 4}
+    seen = {job.setting.baseline: job.reads.value for job in command.jobs if job.problem.line == 4}
     texts = ("T3. Q3?", "Q3?", "T3. By the text: Q3?", "T3. T3. Q3?")
     assert seen == dict(zip((None, *NAMES), texts, strict=True))
     command.jobs.clear()
@@ -411,11 +410,11 @@ def test_baselines_come_first_and_are_told(command: Command, capsys: Capture) ->
     assert "no answer:" in printed and "8 whose text does not answer; greedy: 0.0 %" in printed
     # Another sentence makes one prompt another one; what is asked twice is decoded once.
     assert command(*more, "--better", "Read!", without=PRESET) == 0
-    assert {setting and setting.baseline for setting, _ in command.take()} == {"a stronger prompt"}
+    assert {setting.baseline for setting, _ in command.take()} == {"a stronger prompt"}
     file = command.folder / "p.jsonl"
     file.write_text(re.sub(r"Q\d+\?", "Q?", file.read_text()))
     assert command(*more, without=PRESET) == 0
-    assert [setting and setting.baseline for setting, _ in command.take()].count("no text") == 1
+    assert [setting.baseline for setting, _ in command.take()].count("no text") == 1
     # A baseline that not all rows can have is named.
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     command.write([rows[0] | {"prompt": "x" * 2001 + "?", "cold_part": [0, 2001]}, *rows[1:]])
@@ -441,11 +440,14 @@ def test_a_baseline_that_gains_is_tried_with_contrasts(command: Command, chats: 
 
     gains = {repeated: 3, None: 2}  # on all but each so manieth problem
     assert (
-        tune(lambda job: job.setting == both or job.problem.line % gains.get(job.baseline, 1)) == 0
+        tune(
+            lambda job: job.setting == both or job.problem.line % gains.get(job.setting.baseline, 1)
+        )
+        == 0
     )
     done = [job for job in command.jobs if job.setting == both]
     # With the one that gains most alone, and not with the other.
-    assert len(done) == COUNT and {job.baseline for job in command.jobs if job.args} == {
+    assert len(done) == COUNT and {job.setting.baseline for job in command.jobs if job.args} == {
         None, repeated
     }  # fmt: skip
     for job in done:
@@ -462,20 +464,23 @@ def test_a_baseline_that_gains_is_tried_with_contrasts(command: Command, chats: 
     assert report["serve"].endswith("--sampler cold")
 
     # Where the contrast adds little, the baseline alone is advised.
-    assert tune(lambda job: job.baseline == repeated and (job.problem.line % 8 or job.args)) == 1
+    assert (
+        tune(lambda job: job.setting.baseline == repeated and (job.problem.line % 8 or job.args))
+        == 1
+    )
     assert command.headline.startswith(f"Use {repeated}, without a contrast: ")
     assert "must also send" not in command.notes
 
     assert tune(lambda job: job.args) == 0  # no baseline gains
-    assert {job.baseline for job in command.jobs if job.args} == {None}
+    assert {job.setting.baseline for job in command.jobs if job.args} == {None}
 
 
 def test_presets_with_several_amateurs_are_tried_alone(command: Command) -> None:
     command.write_chats(("tool", "It is."))
-    command.text = lambda job: "right" if job.baseline and job.problem.line % 2 else "wrong"
+    command.text = lambda job: "right" if job.setting.baseline and job.problem.line % 2 else "wrong"
     more = ("--without", "tool", "--without", "system", "--preset", "grounded,cad")
     command(*more, without=[*PRESET, "--adapter"])
-    combined = {job.setting.preset for job in command.jobs if job.baseline and job.setting}
+    combined = {job.setting.preset for job in command.jobs if job.setting.baseline}
     assert combined == {None, "cad"}
     # What is lacked is told by the one that is alone.
     lacking = next(job.problem.lacking for job in command.jobs if job.problem.line == 1)
@@ -490,14 +495,16 @@ def test_what_harms_where_texts_do_not_answer_is_no_default(
     command.write_texts(silent=16)
 
     def text(job: Job) -> str:
-        gains = job.setting == both or (job.baseline == NAMES[2] and job.problem.line % 3 == 0)
+        gains = job.setting == both or (
+            job.setting.baseline == NAMES[2] and job.problem.line % 3 == 0
+        )
         return "right" if (gains if job.problem.has_answer else not job.args) else "wrong"
 
     command.text = text
     assert command("--preset", "cad", without=PRESET) == 1
     report = command.report
     assert report["headline"].startswith(f"Use {both} only where the text is known to answer, whi")
-    assert report["test_silent"]["difference"] == -1.0
+    assert report["test"]["score"]["silent"]["difference"] == -1.0
     assert "--sampler" not in report["serve"]
     said = 'Where the text is known to answer, requests must also send "vllm_xargs": {"cold": 1, '
     assert said in command.notes
@@ -518,7 +525,7 @@ def test_rows_say_what_their_amateurs_read(command: Command, capsys: Capture) ->
 
 def test_two_amateurs(command: Command) -> None:
     more = ["--amateur", str(command.folder / "chat"), "--amateur", "org/model"]
-    command.text = lambda job: "right" if job.setting else "wrong"
+    command.text = lambda job: "right" if job.args else "wrong"
     assert command(*more, "--weights", "0.5", "--weights", "-0.5", without=["--beta"]) == 0
     assert command.started[0]["max_loras"] == 2
     told = {"cold_amateur": ["chat", "org/model"], "cold_weights": [0.5, -0.5], "cold_alpha": 0.1}
@@ -530,12 +537,12 @@ def test_two_amateurs(command: Command) -> None:
 def test_weights_hold_with_a_baseline(command: Command) -> None:
     command.write_chats()
     command.text = lambda job: (
-        "right" if job.baseline and (job.args or job.problem.line % 2) else "wrong"
+        "right" if job.setting.baseline and (job.args or job.problem.line % 2) else "wrong"
     )
     more = ("--amateur", str(command.folder / "chat"), "--weights", "-0.25")
     assert command("--without", "system", *more, without=["--beta"]) == 0
     assert command.headline.startswith("Use alpha 0.1 with a stronger prompt, which beats")
-    told = next(job.args for job in command.jobs if job.baseline and job.args)
+    told = next(job.args for job in command.jobs if job.setting.baseline and job.args)
     assert told.keys() - {"cold_amateur_messages"} == {"cold_amateur", "cold_weights", "cold_alpha"}
     assert '"cold_amateur": "chat", "cold_weights": -0.25, ' in command.notes
 
@@ -587,7 +594,9 @@ def test_the_extra_for_instructions_is_named(
     for name in [name for name in sys.modules if name.startswith("if_verifiable.")]:
         monkeypatch.delitem(sys.modules, name)
     assert command("--match", "ifeval") == 2
-    said = r"--match=ifeval: needs (if_verifiable|langdetect): pip install 'vllm-cold\[ifeval\]'\n$"
+    said = (
+        r"--match='ifeval': needs (if_verifiable|langdetect): pip install 'vllm-cold\[ifeval\]'\n$"
+    )
     assert re.search(said, capsys.readouterr().err) and not command.started
 
 
@@ -601,9 +610,9 @@ def test_the_page_shows_problems_and_options_that_exist(tmp_path: Path) -> None:
     assert [p.args for p in problems] == [
         {"cold_without": "system"}, {"cold_without": 0}, {"cold_part": [0, 31]},
     ]  # fmt: skip
-    assert problems[2].prompt[31:] == "Question: How many arches? Answer:"
+    assert problems[2].prompt.value[31:] == "Question: How many arches? Answer:"
     (tmp_path / "p.jsonl").write_text(kept)
-    ((problem,), _) = load_problems(str(tmp_path / "p.jsonl"), objects=True)
+    ((problem,), _) = load_problems(str(tmp_path / "p.jsonl"))
     assert problem.answer["kwargs"] == [{}] and problem.keep == "Baghdad"
     (parser,) = (
         action.choices["tune"]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from vllm_cold.tools.contrast import Prompt
+from vllm_cold.settings.amateurs import Text
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.tune.match import load_keeper, load_matcher
 from vllm_cold.tools.tune.problems import Problem
@@ -22,14 +22,14 @@ EXISTENCE, FREQUENCY, LETTERS = (
 )
 
 
-def asked(said: Said, prompt: Prompt = "How many arches?") -> Problem:
+def problem(said: Any, keep: Any = None) -> Problem:
+    return Problem("p", 3, Text("How many arches?"), said, keep=keep)
+
+
+def follows(output: str, said: Said) -> float:
     kinds = {"instruction_id_list": list(said), "kwargs": list(said.values())}
-    return Problem("p", 3, prompt, ("",), {"key": 7, **kinds})
-
-
-def follows(output: str, said: Said, prompt: Prompt = "How many arches?") -> float:
-    problem = asked(said, prompt)
-    return load_matcher("ifeval", [problem])(output, problem)
+    one = problem({"key": 7, **kinds})
+    return load_matcher("ifeval", [one])(output, one)
 
 
 @pytest.mark.parametrize(
@@ -49,17 +49,6 @@ def test_an_instruction_is_followed_or_not(said: Said, good: str, bad: str) -> N
     assert (follows(good, said), follows(bad, said)) == (1.0, 0.0)
     for empty in ("", " \n"):  # which has no comma either
         assert follows(empty, said) == 0.0
-
-
-def test_a_request_to_repeat_is_the_rows_or_the_problems() -> None:
-    kind = "combination:repeat_prompt"
-    chat = (("system", "Repeat."), ("user", "And this?"), ("assistant", "No."), ("user", "Why?"))
-    for given, prompt, right in (({}, "How many?", "how many? 9"), ({}, chat, "Why? So."),
-                                 ({"prompt_to_repeat": "Go!"}, chat, "Go! I went.")):  # fmt: skip
-        assert follows(right, {kind: given}, prompt) == 1.0
-        assert follows("So what?", {kind: given}, prompt) == 0.0
-    with pytest.raises(ToolError, match=f"{kind}: kwargs must be prompt_to_repeat, and are none"):
-        follows("", {kind: {}}, (("system", "Repeat."),))
 
 
 def test_the_same_text_has_the_same_language_each_time() -> None:
@@ -90,7 +79,7 @@ def test_the_same_text_has_the_same_language_each_time() -> None:
 )  # fmt: skip
 def test_what_cannot_be_judged_is_named_with_its_line(said: Said, message: str) -> None:
     with pytest.raises(
-        ToolError, match=f"^--match=ifeval: line 3: cannot use the answer: .*{message}"
+        ToolError, match=f"^--match='ifeval': line 3: cannot use the answer: .*{message}"
     ):
         follows("", said)
 
@@ -101,12 +90,12 @@ def test_what_cannot_be_judged_is_named_with_its_line(said: Said, message: str) 
 )  # fmt: skip
 def test_what_is_no_instruction(said: Any) -> None:
     with pytest.raises(ToolError, match=r"line 3: cannot use the answer: must be an object as in"):
-        load_matcher("ifeval", [Problem("p", 3, "q", ("",), said)])
+        load_matcher("ifeval", [problem(said)])
     if said is not None:
         with pytest.raises(
-            ToolError, match=r"^--keep=ifeval: line 3: cannot use the keep: must be"
+            ToolError, match=r"^--keep='ifeval': line 3: cannot use the keep: must be"
         ):
-            load_keeper("ifeval", [Problem("p", 3, "q", ("",), "a", keep=said)])
+            load_keeper("ifeval", [problem("a", said)])
 
 
 def test_what_nltk_does_not_have_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

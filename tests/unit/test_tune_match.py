@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from vllm_cold.settings.amateurs import Text
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.tune.match import load_keeper, load_matcher, numbers
 from vllm_cold.tools.tune.problems import Problem
@@ -18,7 +20,7 @@ pytestmark = pytest.mark.unit
 
 
 def score(how: str, output: str, *answers: str) -> float:
-    problem = Problem("p", 3, "prompt", answers, answers[0] if len(answers) == 1 else list(answers))
+    problem = Problem("p", 3, Text("prompt"), answers[0] if len(answers) == 1 else list(answers))
     return load_matcher(how, [problem])(output, problem)
 
 
@@ -75,17 +77,13 @@ def test_one_of_several_answers_is_enough() -> None:
 @pytest.mark.parametrize(
     ("how", "answer", "message"),
     [
-        ("regex", "(", r"=regex: line 3: cannot use the answer: '\(': missing \), unterm"),
+        ("regex", "(", r"='regex': line 3: cannot use the answer: '\(': missing \), unterm"),
         (
             "number",
             "one",
-            r"=number: line 3: .*: 'one' must have exactly one number, and has none",
+            "='number': line 3: .*: 'one' must have exactly one number, and has none",
         ),
-        (
-            "number",
-            "3/4",
-            r"=number: line 3: .*: '3/4' must have exactly one number, and has 2",
-        ),
+        ("number", "3/4", "='number': line 3: .*: '3/4' must have exactly one number, and has 2"),
     ],
 )
 def test_answers_that_a_rule_cannot_use(how: str, answer: str, message: str) -> None:
@@ -95,9 +93,7 @@ def test_answers_that_a_rule_cannot_use(how: str, answer: str, message: str) -> 
 
 def kept(*keeps: Any) -> list[Problem]:
     """Problems, of which the first is on line 1, with what must be kept."""
-    return [
-        Problem(f"p{n}", n, "prompt", ("a",), "a", keep=keep) for n, keep in enumerate(keeps, 1)
-    ]
+    return [Problem(f"p{n}", n, Text("prompt"), "a", keep=keep) for n, keep in enumerate(keeps, 1)]
 
 
 @pytest.mark.parametrize(
@@ -127,9 +123,23 @@ def test_what_must_be_kept(how: str | None, output: str, keep: Any, right: bool)
         (None, ("a", "b", None), 'line 3: has no "keep", and line 1 has one; give it to all rows'),
         ("scoring_of_mine:half", ("a", None), 'line 2: has no "keep", and line 1 has one'),
         ("fuzzy", ("a",), "--keep='fuzzy': must be one of exact, number, contains, regex, ifeval"),
-        (None, ("a", {"b": 1}), "--keep=contains: line 2: cannot use the keep: {'b': 1}: must be"),
-        ("exact", ("a", []), "--keep=exact: line 2: cannot use the keep: []: an empty list"),
-        ("regex", (["a", "("],), "--keep=regex: line 1: cannot use the keep: '(': missing )"),
+        (
+            "exact",
+            ("a", True),
+            "--keep='exact': line 2: cannot use the keep: True: must be text that",
+        ),
+        (
+            None,
+            (math.nan,),
+            "--keep='contains': line 1: cannot use the keep: nan: must be text that",
+        ),
+        (
+            None,
+            ("a", {"b": 1}),
+            "--keep='contains': line 2: cannot use the keep: {'b': 1}: must be",
+        ),
+        ("exact", ("a", []), "--keep='exact': line 2: cannot use the keep: []: an empty list"),
+        ("regex", (["a", "("],), "--keep='regex': line 1: cannot use the keep: '(': missing )"),
     ],
 )
 def test_what_cannot_be_kept(how: str | None, keeps: tuple[Any, ...], message: str) -> None:

@@ -11,7 +11,6 @@ import argparse
 import json
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from vllm_cold.errors import ColdError
@@ -44,22 +43,10 @@ from vllm_cold.settings.table import (
     read,
 )
 from vllm_cold.tools.errors import ToolError
-from vllm_cold.tools.pictures import Picture, seen
+from vllm_cold.tools.pictures import Picture, changed, seen
 
-Turns = tuple[tuple[str, str], ...]
-"""Chat messages: role and content."""
-
-
-@dataclass(frozen=True, slots=True)
-class Pictured:
-    """A chat with pictures, which stand before the text of the first user's message."""
-
-    turns: Turns
-    pictures: tuple[Picture, ...]
-
-
-Prompt = str | Turns | Pictured
-"""A text, or a chat."""
+Content = Text | Messages
+"""What a stream reads, before it is token ids. In messages a picture is a ``Picture``."""
 
 # Options that say what is contrasted with; a preset says how.
 OPTIONS = tuple(name for name in CONTRAST if name not in ("preset", "amateur_prompt_embeds"))
@@ -193,6 +180,10 @@ def request_args(args: Mapping[str, Any], base: str | None) -> dict[str, Any]:
     sent = {"cold": 1, PREFIX + "expert_top_k": MAX_EXPERT_TOP_K, **args}
     if base is not None and not says_what(parse_request_args(args).contrast):
         sent[PREFIX + "amateur"] = base
+    settings = read_contrast(args).settings
+    if settings.rule is not None:
+        sent.pop(PREFIX + "beta_max", None)  # is one of the parameters
+        sent[PREFIX + "rule_parameters"] = json.dumps(settings.rule_parameters)
     return sent
 
 
@@ -215,41 +206,41 @@ def adapter_of(
     raise ColdError(one.field, one.adapter, f"no such adapter (there are: {names})")
 
 
-def with_pictures(prompt: str | Turns, pictures: Sequence[Picture]) -> Prompt:
-    """A prompt with pictures, if there are any: a chat, which must have a user's message."""
+def as_chat(reads: Content) -> Messages:
+    """A text as a user's message, and messages as they are."""
+    if isinstance(reads, Messages):
+        return reads
+    return Messages([{"role": "user", "content": reads.value}])
+
+
+def with_pictures(reads: Content, pictures: Sequence[Picture]) -> Content:
+    """A prompt with pictures, if there are any: a chat, in which they stand before the text of the
+    first user's message; ValueError where there is none.
+    """
     if not pictures:
-        return prompt
-    turns = (("user", prompt),) if isinstance(prompt, str) else prompt
-    if all(role != "user" for role, _ in turns):
-        raise ValueError(
-            "pictures stand before the text of the first user's message, and there is none"
-        )
-    return Pictured(turns, tuple(pictures))
+        return reads
+    messages = [*as_chat(reads).value]
+    for place, message in enumerate(messages):
+        if message["role"] == "user":
+            parts = [one.part() for one in pictures]
+            content = [*parts, {"type": "text", "text": message["content"]}]
+            messages[place] = {**message, "content": content}
+            return Messages(messages)
+    raise ValueError(
+        "pictures stand before the text of the first user's message, and there is none"
+    )
 
 
-def kept(prompt: Prompt) -> Any:
-    """A prompt as JSON, with names and digests of pictures."""
-    if not isinstance(prompt, Pictured):
-        return prompt
-    pictures = [{"name": one.name, "sha256": one.digest} for one in prompt.pictures]
-    return {"messages": prompt.turns, "images": pictures}
+def kept(reads: Content, named: bool = True) -> Any:
+    """A prompt as JSON, with digests of its pictures and, if ``named``, their names."""
+    if isinstance(reads, Text):
+        return reads.value
 
+    def shown(picture: Picture) -> dict[str, str]:
+        names = {"name": picture.name} if named else {}
+        return {**names, "sha256": picture.digest}
 
-Content = Text | Messages
-"""What a stream reads, before it is token ids."""
-
-
-def expert_reads(prompt: Prompt, chat: bool = False) -> Content:
-    """What an expert reads; with ``chat`` a text is a user's message."""
-    if isinstance(prompt, str):
-        return Messages([{"role": "user", "content": prompt}]) if chat else Text(prompt)
-    turns = prompt.turns if isinstance(prompt, Pictured) else prompt
-    messages: list[dict[str, Any]] = [{"role": role, "content": text} for role, text in turns]
-    if isinstance(prompt, Pictured):
-        asks = next(one for one in messages if one["role"] == "user")
-        parts = [one.part() for one in prompt.pictures]
-        asks["content"] = [*parts, {"type": "text", "text": asks["content"]}]
-    return Messages(messages)
+    return changed(reads.value, shown)
 
 
 def reads_args(reads: Content) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures in prompts: sent as they are or as an amateur sees them, and shown by name wherever
-something is printed or kept. Imports no vLLM.
+"""Pictures in prompts: sent as they are, and shown by name wherever something is printed or kept.
+Imports no vLLM.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import io
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from vllm_cold.tools.errors import ToolError
 _DATA = re.compile(r"(data:[\w.+-]*/?[\w.+-]*;base64,)[\w+/=-]+")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Picture:
     """A picture.
 
@@ -30,7 +30,7 @@ class Picture:
         data: The file's bytes.
         size: Width and height in pixels.
         kind: Its media type, such as "image/png".
-        view: Makes what is sent; None for the file itself.
+        view: What an amateur sees of it, which a server makes; None for the file itself.
     """
 
     name: str = field(compare=False)
@@ -44,7 +44,7 @@ class Picture:
         as_seen = "" if self.view is None else f", {self.view}"
         return f"{self.name}, {width} × {height}{as_seen}"
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """SHA-256 of the file."""
         return sha256(self.data).hexdigest()
@@ -52,10 +52,8 @@ class Picture:
     @property
     def url(self) -> str:
         """The data URL that a request carries."""
-        kind, data = self.kind, self.data
-        if self.view is not None:
-            kind, data = "image/png", _seen(data, self.view)
-        return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+        assert self.view is None
+        return f"data:{self.kind};base64,{base64.b64encode(self.data).decode()}"
 
     def part(self) -> dict[str, Any]:
         """A part of a message's content, for ``as_sent``."""
@@ -105,36 +103,21 @@ def picture_of_url(name: str, url: str) -> Picture:
     return make_picture(name, base64.b64decode(body, validate=True))
 
 
-@lru_cache(maxsize=64)
-def _seen(data: bytes, view: View) -> bytes:
-    """The view of the file as vLLM decodes it (upright, RGB, on white), as a lossless PNG."""
-    from PIL import Image, ImageOps
-
-    with Image.open(io.BytesIO(data)) as opened:
-        image: Any = ImageOps.exif_transpose(opened)
-        if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-            clear = image.convert("RGBA")
-            image = Image.new("RGB", clear.size, "white")
-            image.paste(clear, mask=clear.split()[3])
-        image = image.convert("RGB")
-    kept = io.BytesIO()
-    view(image).save(kept, "PNG", compress_level=1)
-    return kept.getvalue()
-
-
 def seen(messages: Sequence[Mapping[str, Any]], view: View) -> list[dict[str, Any]]:
     """Messages with their pictures as an amateur sees them."""
-    return _changed(messages, lambda picture: replace(picture, view=view))
+    return changed(messages, lambda picture: replace(picture, view=view))
 
 
 def as_sent(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Messages as a request carries them, with pictures as data URLs."""
-    return _changed(messages, lambda picture: {"url": picture.url})
+    return changed(messages, lambda picture: {"url": picture.url})
 
 
-def _changed(
+def changed(
     messages: Sequence[Mapping[str, Any]], change: Callable[[Picture], Any]
 ) -> list[dict[str, Any]]:
+    """Messages with something else in place of each picture."""
+
     def part(one: Any) -> Any:
         picture = one.get("image_url")
         return {**one, "image_url": change(picture)} if isinstance(picture, Picture) else one

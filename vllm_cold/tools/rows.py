@@ -18,7 +18,8 @@ from pydantic import (
     model_validator,
 )
 
-from vllm_cold.tools.contrast import Prompt, row_args, with_pictures
+from vllm_cold.settings.amateurs import Messages, Text
+from vllm_cold.tools.contrast import Content, row_args, with_pictures
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.pictures import Picture, read_picture
 
@@ -50,21 +51,22 @@ class Given(BaseModel):
             raise ValueError('has both "image" and "images"; leave one of them out')
         return self
 
-    def read(self, folder: Path, pictures: Sequence[Picture] = ()) -> Prompt:
+    def read(self, folder: Path, pictures: Sequence[Picture] = ()) -> Content:
         """The prompt; with ``pictures`` if the row names none.
 
         Raises:
             ValueError: a picture cannot be read, or has no place in the messages.
         """
-        text = self.prompt or tuple((one.role, one.content) for one in self.messages or ())
+        reads: Content = Messages([one.model_dump() for one in self.messages or ()])
+        if self.prompt is not None:
+            reads = Text(self.prompt)
         key, names = ("image", [self.image]) if self.image else ("images", self.images)
-        if names is None:
-            return with_pictures(text, pictures)
-        try:
-            own = [read_picture(folder / name, f"{key}={name!r}") for name in names if name]
-        except ToolError as error:
-            raise ValueError(str(error)) from error
-        return with_pictures(text, own)
+        if names is not None:
+            try:
+                pictures = [read_picture(folder / name, f"{key}={name!r}") for name in names]
+            except ToolError as error:
+                raise ValueError(str(error)) from error
+        return with_pictures(reads, pictures)
 
 
 def read_lines(path: Path, called: str) -> list[tuple[int, str]]:

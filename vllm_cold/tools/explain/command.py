@@ -13,7 +13,7 @@ from pathlib import Path
 from rich.console import Console
 
 from vllm_cold.errors import ColdError
-from vllm_cold.settings.amateurs import read_prompt
+from vllm_cold.settings.amateurs import Text, read_prompt
 from vllm_cold.settings.table import PREFIX, SETTINGS
 from vllm_cold.tools.adapters import (
     ENGINE_OPTIONS,
@@ -73,7 +73,7 @@ def _read_rows(options: argparse.Namespace) -> list[Row]:
         read_prompt("--prompt", options.prompt)
     except ColdError as error:
         raise ToolError(str(error)) from None
-    return [Row(with_pictures(options.prompt, pictures), {})]
+    return [Row(with_pictures(Text(options.prompt), pictures), {})]
 
 
 def amateur_paths(options: argparse.Namespace) -> list[str]:

@@ -9,16 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from vllm_cold.errors import ColdError
-from vllm_cold.settings.amateurs import CannotLeaveOut, Messages, says_what
+from vllm_cold.settings.amateurs import CannotLeaveOut, Messages, Text, says_what
 from vllm_cold.settings.arguments import parse_request_args
 from vllm_cold.settings.table import PREFIX, preset_of
 from vllm_cold.tools.contrast import (
     Content,
     Contrast,
-    Prompt,
     amateur_reads,
+    as_chat,
     as_written,
-    expert_reads,
     merge,
     read_contrast,
     with_pictures,
@@ -40,7 +39,7 @@ class Row:
         where: The file and the line, with which an error begins; "" for the command line.
     """
 
-    prompt: Prompt
+    prompt: Content
     args: Mapping[str, Any]
     where: str = ""
 
@@ -78,7 +77,7 @@ def ask(row: Row, options: Mapping[str, Any], chat: bool = False) -> Question:
     Raises:
         ToolError: what its amateurs read contradicts itself, or does not fit the prompt.
     """
-    reads = expert_reads(row.prompt, chat)
+    reads = as_chat(row.prompt) if chat else row.prompt
     of_preset: dict[str, Any] = {}
     try:
         args = merge(options, row.args)
@@ -125,7 +124,7 @@ def read_prompts(path: Path, pictures: Sequence[Picture] = ()) -> list[Row]:
     for number, line in read_lines(path, f"--prompts={path}"):
         where = f"--prompts={path}: line {number}"
         if path.suffix != ".jsonl":
-            found.append(Row(with_pictures(line, pictures), {}, where))
+            found.append(Row(with_pictures(Text(line), pictures), {}, where))
             continue
         try:
             given, args = read_row(Given, line)

@@ -24,9 +24,10 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from vllm_cold.settings.amateurs import Messages, Text
 from vllm_cold.settings.table import SETTINGS, read
 from vllm_cold.tools.address import is_loopback
-from vllm_cold.tools.contrast import Prompt, with_pictures
+from vllm_cold.tools.contrast import Content, with_pictures
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.explain import page, visible
 from vllm_cold.tools.explain.collect import make_report
@@ -81,19 +82,19 @@ class _Form(BaseModel):
             setattr(found, name, value)
         return found
 
-    def prompt_with(self) -> Prompt:
+    def prompt_with(self) -> Content:
         """The prompt; a chat where there is more than one text, or an image.
 
         Raises:
             ToolError: the image cannot be read.
         """
         texts = {"system": self.system, "tool": self.context, "user": self.prompt}
-        turns = tuple((role, text) for role, text in texts.items() if text)
+        messages = [{"role": role, "content": text} for role, text in texts.items() if text]
         try:
             pictures = [picture_of_url(self.image_name, self.image)] if self.image else []
         except ValueError as error:
             raise ToolError(f"image: {error}") from None
-        return with_pictures(turns if turns[1:] else self.prompt, pictures)
+        return with_pictures(Messages(messages) if messages[1:] else Text(self.prompt), pictures)
 
 
 async def _work(server: Server, options: argparse.Namespace, body: bytes, events: Events) -> None:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Self, TypeVar
@@ -146,9 +145,6 @@ def xargs(asked: Question, greedy: bool, base: str) -> dict[str, Any]:
         said[PREFIX + "weights"] = weights if len(weights) > 1 else 0.0
         if settings.expert_top_k is not None:
             said[PREFIX + "expert_top_k"] = settings.expert_top_k
-    elif settings.rule is not None:
-        said.pop(PREFIX + "beta_max", None)  # is one of the parameters
-        said[PREFIX + "rule_parameters"] = json.dumps(settings.rule_parameters)
     return request_args({**said, EXPLAIN: LISTED}, base)
 
 

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import msgspec
 
-from vllm_cold.tools.contrast import Content, expert_reads, merge, reads_args
+from vllm_cold.tools.contrast import Content, kept, merge, reads_args
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.tune.grid import Setting
 from vllm_cold.tools.tune.problems import Problem
@@ -28,38 +28,31 @@ _encode = msgspec.json.Encoder(order="deterministic").encode
 
 
 class Job(NamedTuple):
-    """A problem to be decoded with a contrast, with a baseline, or both; or greedily (None)."""
+    """A problem to be decoded with a contrast, with a baseline, with both, or greedily."""
 
-    setting: Setting | None
+    setting: Setting
     problem: Problem
-
-    @property
-    def baseline(self) -> str | None:
-        """The baseline's name, None for the problem's own prompt."""
-        return None if self.setting is None else self.setting.baseline
 
     @property
     def reads(self) -> Content:
         """What the expert reads."""
-        if self.baseline is not None:
-            return self.problem.baselines[self.baseline]
-        return expert_reads(self.problem.prompt)
+        name = self.setting.baseline
+        return self.problem.prompt if name is None else self.problem.baselines[name]
 
     @property
     def args(self) -> dict[str, Any]:
         """What it is contrasted with, and how, as flat arguments; empty where it is not."""
-        how = {} if self.setting is None else self.setting.args
+        how = self.setting.args
         if not how:
             return {}
         # With a baseline the amateur reads what it reads with the problem's own prompt.
-        reads = {} if self.baseline is None else reads_args(self.problem.lacking)
+        reads = {} if self.setting.baseline is None else reads_args(self.problem.lacking)
         return merge(self.problem.args, reads) | how
 
     @property
     def key(self) -> bytes:
         """All that its answer depends on, but for what is the same in a whole run."""
-        prompt = self.problem.kept if self.baseline is None else self.reads.value
-        return _encode([prompt, self.args])
+        return _encode([kept(self.reads), self.args])
 
 
 class Output(msgspec.Struct, frozen=True):
@@ -82,11 +75,11 @@ class Answers(dict[bytes, Output]):
     def __init__(self, path: Path, file: BinaryIO, made_with: Mapping[str, Any]) -> None:
         super().__init__()
         self.path, self._file = path, file
-        head = {_MARK: 2, **made_with}
+        head = {_MARK: 3, **made_with}
         file.seek(0)
         content = file.read()
         first, *lines = content.split(b"\n")
-        if content and not first.startswith(_encode({_MARK: 2})[:-1]):
+        if content and not first.startswith(_encode({_MARK: 3})[:-1]):
             raise ToolError(
                 f"{path}: was not written by this version of vllm-cold tune; choose another "
                 "--output"
@@ -121,10 +114,9 @@ class Answers(dict[bytes, Output]):
                 f"{job.problem.place}: was ended with {answer.finish!r}; see the log of the engine "
                 "or the server, and run the same command again"
             )
-        said = "greedy" if job.setting is None else job.setting.values
         prompt, args = msgspec.json.decode(job.key)
-        line = {"id": job.problem.id, "setting": said, "text": answer.text, "finish": answer.finish}
-        self._write({**line, "prompt": prompt, "args": args})
+        line = {"id": job.problem.id, "setting": job.setting.values or "greedy"}
+        self._write({**line, **msgspec.to_builtins(answer), "prompt": prompt, "args": args})
         self[job.key] = answer
 
     def _write(self, line: Mapping[str, Any]) -> None:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from vllm_cold.settings.amateurs import AmateurSpec, Messages, Part, Text
-from vllm_cold.tools.contrast import Content, Pictured, amateur_reads, expert_reads
+from vllm_cold.tools.contrast import Content, amateur_reads
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.tune.problems import Problem
 
@@ -38,31 +38,29 @@ def add_baselines(
 
     Args:
         problems: Without baselines.
-        amateurs: Of each problem one that reads another prompt; None where there is none. Without
-            one, and with pictures, there are no baselines.
+        amateurs: Of each problem one that reads another prompt. There are no baselines where one
+            is None: that has pictures, or no such amateur.
         better: The sentence before the question; None for ours.
         texts: Whether system prompts are known to have texts in them.
 
     Raises:
         ToolError: a sentence is given, and there are no baselines.
     """
-    read: list[tuple[Content, Content, AmateurSpec]] = []
-    without = []
-    for problem, one in zip(problems, amateurs, strict=True):
-        whole, is_text = expert_reads(problem.prompt), not isinstance(problem.prompt, Pictured)
-        if one is not None and is_text and (reads := amateur_reads(whole, one)) is not None:
-            read.append((whole, reads, one))
-        else:
-            without.append(problem.place)
-    if not read or without:
+    missing = [p.place for p, one in zip(problems, amateurs, strict=True) if one is None]
+    if missing:
         if better is not None:
             raise ToolError(
                 "--better: every amateur must read another prompt, and none may have pictures; "
-                f"change {without[0] if without else 'the rows'}, or leave the option out"
+                f"change {missing[0]}, or leave the option out"
             )
         why = "has pictures, or an amateur that reads the same prompt"
-        said = [f"No baselines were tried: {place} {why}." for place in without]
-        return None, problems, said[:1] if read else []
+        said = [f"No baselines were tried: {missing[0]} {why}."]
+        return None, problems, said if any(amateurs) else []
+    read = [
+        (problem.prompt, reads, one)
+        for problem, one in zip(problems, amateurs, strict=True)
+        if one is not None and (reads := amateur_reads(problem.prompt, one)) is not None
+    ]
     gone = [_lacked(whole, reads) for whole, reads, _ in read]
     roles = {message["role"] for messages in gone for message in messages}
     lacks: Lacks = "text"

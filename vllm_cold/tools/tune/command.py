@@ -4,12 +4,11 @@
 from __future__ import annotations
 
 import argparse
-import json
+import itertools
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
-from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +18,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 from rich.text import Text
 
+from vllm_cold.tools.contrast import kept
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.own_server import serving
 from vllm_cold.tools.tune import report, verdict
 from vllm_cold.tools.tune.answers import Answers, Job, Output, open_answers
 from vllm_cold.tools.tune.decode import ask
-from vllm_cold.tools.tune.grid import Setting
+from vllm_cold.tools.tune.grid import GREEDY, Setting
 from vllm_cold.tools.tune.problems import Problem
 from vllm_cold.tools.tune.task import Task, read_task
 
@@ -39,52 +39,29 @@ class Tuning:
         self._stack = stack  # ends a server that is started
         self._answers = answers
         self._console = console
-        self._scored: dict[tuple[Setting | None, str], tuple[float, ...]] = {}
+        self._scored: dict[tuple[Setting, str], tuple[float, ...]] = {}
         self._server = task.server
 
-    def _scores(self, setting: Setting | None, problem: Problem) -> tuple[float, ...]:
+    def _score(self, setting: Setting, problem: Problem) -> tuple[float, ...]:
         """The scores of ``--match`` and, if something must be kept, of ``--keep``."""
-        at, job = (setting, problem.id), Job(setting, problem)
+        at = (setting, problem.id)
         if at not in self._scored:
-            text, task = self._answers[job.key].text, self._task
-            rules = (task.matcher, *([task.keeper] if task.keeper else []))
-            self._scored[at] = tuple(rule(text, problem) for rule in rules)
+            text = self._answers[Job(setting, problem).key].text
+            self._scored[at] = tuple(rule(text, problem) for rule in self._task.matchers)
         return self._scored[at]
 
-    def _compare(
-        self,
-        setting: Setting,
-        problems: Sequence[Problem],
-        other: Setting | None = None,
-        kind: Callable[[Sequence[float]], float] = math.prod,
-    ) -> verdict.Comparison:
-        """A setting against another one, or greedy decoding; ``kind`` makes one score of several,
-        by default that of all at once.
-        """
-        found, than = (
-            np.array([kind(self._scores(one, problem)) for problem in problems])
-            for one in (setting, other)
-        )
-        return verdict.compare(found, than)
+    def _scores(self, setting: Setting, problems: Sequence[Problem]) -> verdict.Scores:
+        """Those of problems [problems, 1 or 2]."""
+        return np.array([self._score(setting, problem) for problem in problems])
 
-    def _rows(
-        self, settings: Sequence[Setting], problems: Sequence[Problem]
+    def _results(
+        self, settings: Sequence[Setting], problems: Sequence[Problem], than: Setting = GREEDY
     ) -> dict[Setting, verdict.Result]:
-        answering = [problem for problem in problems if problem.has_answer]
-        silent = [problem for problem in problems if not problem.has_answer]
-        alone = (itemgetter(0), itemgetter(1)) if self._task.keeper else ()
+        """Settings against another one."""
+        other = self._scores(than, problems)
+        answers = np.array([problem.has_answer for problem in problems])
         return {
-            one: verdict.Result(
-                one,
-                *(
-                    verdict.Outcome(
-                        found=self._compare(one, answering, kind=kind),
-                        silent=self._compare(one, silent, kind=kind) if silent else None,
-                        whole=self._compare(one, problems, kind=kind),
-                    )
-                    for kind in (math.prod, *alone)
-                ),
-            )
+            one: verdict.result(one, self._scores(one, problems), other, answers)
             for one in settings
         }
 
@@ -97,37 +74,42 @@ class Tuning:
         pick by them. A problem comes first with each: what is refused is refused at once.
         """
         task, dev, held_out = self._task, self._task.dev, self._task.held_out
-        refused = [Job(setting, dev[0]) for setting in task.grid]
         self._need(
-            [*refused, *(Job(one, p) for one in (None, *task.baselines) for p in task.problems)]
+            [
+                *itertools.product(task.grid, dev[:1]),
+                *itertools.product([GREEDY, *task.baselines], task.problems),
+            ]
         )
         untested = task.lacks == "text" and all(problem.has_answer for problem in task.problems)
-        told = list(self._rows(task.baselines, task.problems).values())
+        told = list(self._results(task.baselines, task.problems).values())
         findings = verdict.findings(told, task.lacks or "", untested) + task.untried
         for said in findings:
             Console().print(Text(said))
-        rows = self._rows(task.baselines, dev)
+        rows = self._results(task.baselines, dev)
         added = list(rows.values())[1:]  # the first one lacks what the amateur lacks
         gains = [one for one in added if one.score.whole.cold > one.score.whole.greedy]
         grid = list(task.grid)
         if gains:
             more = verdict.pick(gains).setting.baseline
             grid += [msgspec.structs.replace(one, baseline=more) for one in task.single]
-        self._need([Job(setting, problem) for setting in grid for problem in dev])
-        rows |= self._rows(grid, dev)
+        self._need(itertools.product(grid, dev))
+        rows |= self._results(grid, dev)
         best = verdict.pick([rows[one] for one in grid]).setting
-        self._need([Job(best, problem) for problem in held_out])
-        answering = [problem for problem in held_out if problem.has_answer]
+        self._need(itertools.product([best], held_out))
         return findings, verdict.Verdict(
             dev=rows,
             picked=best,
-            held_out=self._rows([*task.baselines, best], held_out),
-            against={one: self._compare(best, answering, one) for one in task.baselines},
+            held_out=self._results([*task.baselines, best], held_out),
+            against={
+                one: self._results([best], held_out, one)[best].score.found
+                for one in task.baselines
+            },
             untested=untested,
         )
 
-    def _need(self, jobs: Sequence[Job]) -> None:
-        """Decode those of the jobs that are missing."""
+    def _need(self, wanted: Iterable[tuple[Setting, Problem]]) -> None:
+        """Decode what is missing."""
+        jobs = itertools.starmap(Job, wanted)
         missing = {job.key: job for job in jobs if job.key not in self._answers}.values()
         if not missing:
             return
@@ -146,7 +128,7 @@ class Tuning:
             def done(job: Job, answer: Output) -> None:
                 self._answers.add(job, answer)
                 # At once, so that a callable that fails does so now and not in an hour.
-                self._scores(*job)
+                self._score(*job)
                 progress.advance(bar)
 
             ask(self._task, self._server, list(missing), done)
@@ -156,16 +138,15 @@ class Tuning:
         where it scores lower.
         """
         changes = []
+        kinds = ("match", "keep") if len(self._task.matchers) > 1 else ()
         for problem in self._task.held_out:
-            said = {"id": problem.id, "prompt": problem.kept, "answers": list(problem.answers)}
-            if self._task.keeper:
-                said["keep"] = problem.keep
-            for name, setting in (("greedy", None), ("cold", best)):
-                scores = self._scores(setting, problem)
-                said |= {name: self._answers[Job(setting, problem).key].text}
-                said |= {f"{name}_score": math.prod(scores)}
-                if self._task.keeper:
-                    said |= {f"{name}_match": scores[0], f"{name}_keep": scores[1]}
+            said = {"id": problem.id, "prompt": kept(problem.prompt), "answer": problem.answer}
+            said |= {"keep": problem.keep} if kinds else {}
+            for name, setting in (("greedy", GREEDY), ("cold", best)):
+                scores = self._score(setting, problem)
+                said[name] = self._answers[Job(setting, problem).key].text
+                said[f"{name}_score"] = math.prod(scores)
+                said |= {f"{name}_{kind}": each for kind, each in zip(kinds, scores, strict=False)}
             if said["greedy_score"] != said["cold_score"]:
                 changes.append(said)
         return sorted(changes, key=lambda one: one["cold_score"] < one["greedy_score"])
@@ -173,7 +154,7 @@ class Tuning:
     def notes(self, best: Setting) -> list[str]:
         """What a reader has to know of the answers."""
         notes, problems = [], self._task.problems
-        for setting, name in ((None, "greedy"), (best, "the picked setting")):
+        for setting, name in ((GREEDY, "greedy"), (best, "the picked setting")):
             ends = [self._answers[Job(setting, problem).key].finish for problem in problems]
             if (cut := ends.count("length") / len(ends)) > CUT:
                 notes.append(
@@ -181,8 +162,8 @@ class Tuning:
                     f"{self._task.options.max_tokens} tokens; a larger --max-tokens may change "
                     "scores."
                 )
-        what = (("right", "--match"), ("kept", "--keep"))
         columns = zip(*self._scored.values(), strict=True)
+        what = (("right", "--match"), ("kept", "--keep"))
         for (name, option), found in zip(what, columns, strict=False):
             if not any(found):
                 notes.append(
@@ -219,7 +200,7 @@ def run(options: argparse.Namespace) -> int:
     found = report.make_report(task, first, judged, tuning.changes(best), tuning.notes(best))
     path = Path(options.output, "report.json")
     try:
-        path.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+        path.write_bytes(msgspec.json.format(msgspec.json.encode(found), indent=2) + b"\n")
     except OSError as error:
         raise ToolError(f"{path}: cannot be written: {error.strerror}") from error
     report.show(Console(), found, judged, str(path))

@@ -12,11 +12,6 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vllm_cold.tools.contrast import Pictured, Prompt
-
-# The argument that is the request itself where a row does not give it.
-_REQUEST = "prompt_to_repeat"
-
 
 def kinds() -> Mapping[str, Any]:
     """The checker of each kind of instruction, by its name; ModuleNotFoundError without the extra
@@ -32,12 +27,11 @@ def kinds() -> Mapping[str, Any]:
     return found
 
 
-def checkers(said: Any, prompt: Prompt, known: Mapping[str, Any]) -> list[Any]:
+def checkers(said: Any, known: Mapping[str, Any]) -> list[Any]:
     """What checks an answer's instructions.
 
     Args:
         said: The answer.
-        prompt: Of its problem.
         known: The checkers by kind.
 
     Raises:
@@ -55,18 +49,16 @@ def checkers(said: Any, prompt: Prompt, known: Mapping[str, Any]) -> list[Any]:
             'must be an object as in IFEval\'s data: "instruction_id_list", names of instructions, '
             'and "kwargs", an object for each'
         )
-    return [_checker(*one, prompt, known) for one in zip(names, several, strict=True)]
+    return [_checker(*one, known) for one in zip(names, several, strict=True)]
 
 
-def _checker(name: Any, kwargs: dict[str, Any], prompt: Prompt, known: Mapping[str, Any]) -> Any:
+def _checker(name: Any, kwargs: dict[str, Any], known: Mapping[str, Any]) -> Any:
     if not isinstance(name, str) or name not in known:
         raise ValueError(f"{name!r}: must be one of {', '.join(known)}")
     made = known[name](name)
     needed = made.get_instruction_args_keys()
     # Where data are a table, each row has all columns.
     given = {key: value for key, value in kwargs.items() if value is not None}
-    if _REQUEST in needed and (request := _request(prompt)):
-        given.setdefault(_REQUEST, request)
     if given.keys() != set(needed):
         raise ValueError(
             f"{name}: kwargs must be {', '.join(needed) or 'none'}, and are "
@@ -90,14 +82,6 @@ def _checker(name: Any, kwargs: dict[str, Any], prompt: Prompt, known: Mapping[s
         told = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
         raise ValueError(f"{name}: {told}") from None
     return made
-
-
-def _request(prompt: Prompt) -> str | None:
-    """A prompt's text, of a chat the last message of the user."""
-    turns = prompt.turns if isinstance(prompt, Pictured) else prompt
-    if isinstance(turns, str):
-        return turns
-    return next((text for role, text in reversed(turns) if role == "user"), None)
 
 
 def follows(made: Sequence[Any], output: str) -> bool:

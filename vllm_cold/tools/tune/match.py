@@ -16,6 +16,7 @@ With several answers the best score counts. What the rules are, exactly:
 from __future__ import annotations
 
 import contextlib
+import math
 import pkgutil
 import re
 import sys
@@ -23,19 +24,17 @@ from collections.abc import Callable, Iterator, Sequence
 from decimal import Decimal
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, cast
 
-from vllm_cold.tools.contrast import Prompt
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.tune import ifeval
-from vllm_cold.tools.tune.problems import Problem, as_answers
+from vllm_cold.tools.tune.problems import Problem
 
 Matcher = Callable[[str, Problem], float]
-Option = Literal["match", "keep"]
+Judge = Callable[[str], Any]  # of an output
 
 KEEP = "contains"  # the rule where rows have something to keep, and --keep is not given
-FIELDS: dict[Option, str] = {"match": "answer", "keep": "keep"}  # of a row
-IFEVAL = "ifeval"
+FIELDS = {"match": "answer", "keep": "keep"}  # of a row, by option
 
 _NUMBER = re.compile(
     r"""
@@ -70,7 +69,7 @@ _RULES: dict[str, Callable[[str, str], bool]] = {
 }
 
 
-def load_matcher(how: str, problems: Sequence[Problem], option: Option = "match") -> Matcher:
+def load_matcher(how: str, problems: Sequence[Problem], option: str = "match") -> Matcher:
     """The scoring rule of an option: a function of an output and its problem, with a score in
     [0, 1].
 
@@ -78,53 +77,35 @@ def load_matcher(how: str, problems: Sequence[Problem], option: Option = "match"
         ToolError: no such rule, an answer that the rule cannot use, or a callable that cannot be
             imported; the function raises one if a callable fails.
     """
-    if ":" in how:
-        return _callable_matcher(how, option)
-    if how == IFEVAL:
-        judge_of = _instructions(option)
-    elif how in _RULES:
-        judge_of = partial(_answers, how)
-    else:
-        raise ToolError(
-            f"--{option}={how!r}: must be one of {', '.join(_RULES)}, {IFEVAL}, or a callable as "
-            "module:function"
-        )
-    called, field = f"--{option}={how}", FIELDS[option]
-    judges = dict[str, Callable[[str], bool]]()
+    called, field = f"--{option}={how!r}", FIELDS[option]
+    judge_of = _judge_of(how, called)
+    judges = dict[str, Judge]()
     for problem in problems:
         try:
-            judges[problem.id] = judge_of(getattr(problem, field), problem.prompt)
+            judges[problem.id] = judge_of(getattr(problem, field))
         except ValueError as error:
             raise ToolError(
                 f"{called}: line {problem.line}: cannot use the {field}: {error}"
             ) from None
-    return _checked(lambda output, problem: judges[problem.id](output), called)
 
+    def score(output: str, problem: Problem) -> float:
+        try:
+            value = judges[problem.id](output)
+        except Exception as error:  # whatever a callable raises
+            raise ToolError(
+                f"{called}: raised {type(error).__name__}: {error} on {problem.place} with "
+                f"output {output!r}"
+            ) from error
+        value = value.item() if hasattr(value, "item") else value  # numpy and torch scalars
+        # NaN compares false.
+        if not isinstance(value, (bool, int, float)) or not 0.0 <= value <= 1.0:
+            raise ToolError(
+                f"{called}: returned {value!r} on {problem.place}; must be a bool or a "
+                "number from 0 to 1"
+            )
+        return float(value)
 
-def _answers(how: str, said: Any, prompt: Prompt) -> Callable[[str], bool]:
-    """What judges outputs by answers; ValueError for one that the rule cannot use."""
-    answers = as_answers(said)
-    for answer in answers:
-        if how == "regex":
-            try:
-                re.compile(answer)
-            except re.error as error:
-                raise ValueError(f"{answer!r}: {error}") from None
-        if how == "number" and (count := len(numbers(answer))) != 1:
-            raise ValueError(f"{answer!r} must have exactly one number, and has {count or 'none'}")
-    return lambda output: any(_RULES[how](output, answer) for answer in answers)
-
-
-def _instructions(option: Option) -> Callable[[Any, Prompt], Callable[[str], bool]]:
-    """What makes a judge of an answer's instructions; ToolError without the extra ``ifeval``."""
-    try:
-        known = ifeval.kinds()
-    except ModuleNotFoundError as error:
-        name = str(error.name).partition(".")[0]
-        raise ToolError(
-            f"--{option}={IFEVAL}: needs {name}: pip install 'vllm-cold[ifeval]'"
-        ) from error
-    return lambda said, prompt: partial(ifeval.follows, ifeval.checkers(said, prompt, known))
+    return score
 
 
 def load_keeper(how: str | None, problems: Sequence[Problem]) -> Matcher | None:
@@ -150,25 +131,58 @@ def load_keeper(how: str | None, problems: Sequence[Problem]) -> Matcher | None:
     return load_matcher(how or KEEP, problems, "keep")
 
 
-@contextlib.contextmanager
-def _importable(folder: str) -> Iterator[None]:
-    """The modules of ``folder`` can be imported, before all others, while the block runs.
-
-    An installed command does not look into the working directory by itself; ``python -m`` does.
-    Only meanwhile: vLLM's imports must not find the user's files.
-    """
-    sys.path.insert(0, folder)
+def _judge_of(how: str, called: str) -> Callable[[Any], Judge]:
+    """What makes a judge of what a row has: it raises ValueError for what the rule cannot use."""
+    if ":" in how:
+        function = _import(how, called)
+        return lambda said: lambda output: _call(function, output, said)
+    if how in _RULES:
+        return partial(_by_answers, how)
+    if how != "ifeval":
+        raise ToolError(
+            f"{called}: must be one of {', '.join(_RULES)}, ifeval, or a callable as "
+            "module:function"
+        )
     try:
-        yield
-    finally:
-        if folder in sys.path:  # the user's code may have changed it
-            sys.path.remove(folder)
+        known = ifeval.kinds()
+    except ModuleNotFoundError as error:
+        name = str(error.name).partition(".")[0]
+        raise ToolError(f"{called}: needs {name}: pip install 'vllm-cold[ifeval]'") from error
+    return lambda said: partial(ifeval.follows, ifeval.checkers(said, known))
 
 
-def _callable_matcher(how: str, option: Option) -> Matcher:
-    called, folder = f"--{option}={how!r}", str(Path.cwd())
+def _by_answers(how: str, said: Any) -> Judge:
+    if said == []:
+        raise ValueError("[]: an empty list can never be matched; give at least one answer")
+    answers = [_as_text(item) for item in (said if isinstance(said, list) else [said])]
+    for answer in answers:
+        if how == "regex":
+            try:
+                re.compile(answer)
+            except re.error as error:
+                raise ValueError(f"{answer!r}: {error}") from None
+        if how == "number" and (count := len(numbers(answer))) != 1:
+            raise ValueError(f"{answer!r} must have exactly one number, and has {count or 'none'}")
+    return lambda output: any(_RULES[how](output, answer) for answer in answers)
+
+
+def _as_text(value: Any) -> str:
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
+        return str(value)
+    if isinstance(value, str) and value.strip():
+        return value
+    raise ValueError(f"{value!r}: must be text that is not empty, a number, or a list of these")
+
+
+def _call(function: Callable[[str, Any], Any], output: str, said: Any) -> Any:
+    with _importable():
+        return function(output, said)
+
+
+def _import(how: str, called: str) -> Callable[[str, Any], Any]:
+    """The user's function."""
     try:
-        with _importable(folder):
+        with _importable():
             function = pkgutil.resolve_name(how)
     except Exception as error:  # whatever the user's module raises when it is imported
         raise ToolError(
@@ -177,32 +191,21 @@ def _callable_matcher(how: str, option: Option) -> Matcher:
         ) from error
     if not callable(function):
         raise ToolError(f"{called}: is not callable; give module:function")
-
-    def score(output: str, problem: Problem) -> Any:
-        with _importable(folder):
-            return function(output, getattr(problem, FIELDS[option]))
-
-    return _checked(score, called)
+    return cast(Callable[[str, Any], Any], function)
 
 
-def _checked(function: Callable[[str, Problem], Any], called: str) -> Matcher:
-    """A function of others as a matcher: ToolError where it raises or returns what is no score."""
+@contextlib.contextmanager
+def _importable() -> Iterator[None]:
+    """The modules of the working directory can be imported, before all others, while the block
+    runs.
 
-    def score(output: str, problem: Problem) -> float:
-        try:
-            value = function(output, problem)
-        except Exception as error:  # whatever their function raises
-            raise ToolError(
-                f"{called}: raised {type(error).__name__}: {error} on {problem.place} with "
-                f"output {output!r}"
-            ) from error
-        value = value.item() if hasattr(value, "item") else value  # numpy and torch scalars
-        # NaN compares false.
-        if not isinstance(value, (bool, int, float)) or not 0.0 <= value <= 1.0:
-            raise ToolError(
-                f"{called}: returned {value!r} on {problem.place}; must be a bool or a "
-                "number from 0 to 1"
-            )
-        return float(value)
-
-    return score
+    An installed command does not look there by itself; ``python -m`` does. Only meanwhile: vLLM's
+    imports must not find the user's files.
+    """
+    folder = str(Path.cwd())
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        if folder in sys.path:  # the user's code may have changed it
+            sys.path.remove(folder)

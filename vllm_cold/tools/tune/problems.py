@@ -7,7 +7,6 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,7 +14,7 @@ import numpy as np
 from pydantic import BeforeValidator
 
 from vllm_cold.errors import site
-from vllm_cold.tools.contrast import Content, Prompt, kept, merge
+from vllm_cold.tools.contrast import Content, as_chat, kept, merge
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.rows import Given, Whole, read_lines, read_row
 from vllm_cold.tools.tune.verdict import FEWEST
@@ -27,9 +26,8 @@ class Problem:
 
     id: str  # the row's, or line-N
     line: int  # from 1
-    prompt: Prompt
-    answers: tuple[str, ...]  # of which one is enough
-    answer: Any = None  # what the file has for them, as JSON: what a scoring callable gets
+    prompt: Content
+    answer: Any  # as the file has it; of several one is enough
     args: Mapping[str, Any] = field(default_factory=dict)  # flat: what it is contrasted with
     own_keys: frozenset[str] = frozenset()  # those of the row itself that say so
     has_answer: bool = True  # whether the text that an amateur lacks answers the question
@@ -46,26 +44,6 @@ class Problem:
         """Where it stands, for errors."""
         return f"problem {self.id!r} (line {self.line})"
 
-    @cached_property
-    def kept(self) -> Any:
-        """Its prompt as JSON, with the digests of pictures."""
-        return kept(self.prompt)
-
-
-def _as_text(value: Any) -> str:
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
-        return str(value)
-    if isinstance(value, str) and value.strip():
-        return value
-    raise ValueError(f"{value!r}: must be text that is not empty, a number, or a list of these")
-
-
-def as_answers(value: Any) -> list[str]:
-    """Texts of which one is enough; ValueError for other values."""
-    if value == []:
-        raise ValueError("[]: an empty list can never be matched; give at least one answer")
-    return [_as_text(item) for item in (value if isinstance(value, list) else [value])]
-
 
 def _as_switch(value: Any) -> bool:
     if isinstance(value, bool):
@@ -74,21 +52,14 @@ def _as_switch(value: Any) -> bool:
 
 
 class _Row(Given):
-    answer: Annotated[list[str], BeforeValidator(as_answers)]
+    answer: Any
     keep: Any = None
     answers: Annotated[bool, BeforeValidator(_as_switch)] = True
     id: Whole | int | None = None
 
 
-class _ObjectRow(_Row):
-    answer: Annotated[list[str], BeforeValidator(lambda value: [json.dumps(value)])]
-
-
 def load_problems(
-    path: str,
-    args: Mapping[str, Any] | None = None,
-    chat: bool = False,
-    objects: bool = False,
+    path: str, args: Mapping[str, Any] | None = None, chat: bool = False
 ) -> tuple[list[Problem], int]:
     """Read the file; blank lines are skipped.
 
@@ -99,7 +70,6 @@ def load_problems(
         path: A JSONL file, UTF-8.
         args: What is contrasted with where a row does not say.
         chat: Whether a text is a user's message.
-        objects: Whether answers are objects, which --match looks at, and no texts.
 
     Returns:
         The problems, and how many rows were left out.
@@ -107,37 +77,36 @@ def load_problems(
     Raises:
         ToolError: names the file, the first line with a mistake, and what is wrong with it.
     """
-    by_prompt: dict[Prompt, Problem] = {}
+    by_prompt: dict[str, Problem] = {}
     by_id: dict[str, Problem] = {}
     repeated = 0
     for number, line in read_lines(Path(path), path):
         try:
-            row, own = read_row(_ObjectRow if objects else _Row, line)
+            row, own = read_row(_Row, line)
             prompt = row.read(Path(path).parent)
             problem = Problem(
                 id=f"line-{number}" if row.id is None else str(row.id),
                 line=number,
-                prompt=(("user", prompt),) if chat and isinstance(prompt, str) else prompt,
-                answers=tuple(row.answer),
-                answer=json.loads(line)["answer"],
+                prompt=as_chat(prompt) if chat else prompt,
+                answer=row.answer,
                 args=merge(args or {}, own),
                 own_keys=frozenset(own),
                 has_answer=row.answers,
                 keep=row.keep,
             )
-            first = by_prompt.setdefault(problem.prompt, problem)
-            said, now = ((p.answers, p.args, p.has_answer) for p in (first, problem))
-            if said == now and first.keep != problem.keep:
-                raise ValueError(f'has the prompt of line {first.line} with another "keep"')
-            if said != now:
+            first = by_prompt.setdefault(json.dumps(kept(problem.prompt, named=False)), problem)
+            if first is problem:
+                same = by_id.setdefault(problem.id, problem)
+                if same is not problem:
+                    raise ValueError(f"id: {problem.id!r} is line {same.line}'s already")
+                continue
+            repeated += 1
+            said = ("answer", "args", "has_answer", "keep")
+            if any(getattr(first, name) != getattr(problem, name) for name in said):
                 raise ValueError(
-                    f"has the prompt of line {first.line} with another answer or contrast; give "
-                    "all right answers as one list, and one contrast"
+                    f"has the prompt of line {first.line} with another answer, keep or contrast; "
+                    "give all right answers as one list, and one contrast"
                 )
-            if first is not problem:
-                repeated += 1
-            elif (same := by_id.setdefault(problem.id, problem)) is not problem:
-                raise ValueError(f"id: {problem.id!r} is line {same.line}'s already")
         except ValueError as error:
             raise ToolError(f"{path}:{number}: {error}") from None
     return list(by_id.values()), repeated

@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import msgspec
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -19,15 +18,13 @@ from vllm_cold.errors import ColdError
 from vllm_cold.settings.arguments import parse_engine_defaults
 from vllm_cold.settings.table import PREFIX
 from vllm_cold.tools.adapters import Adapter
-from vllm_cold.tools.contrast import ROW_KEYS, merge, reads_args, request_args
+from vllm_cold.tools.contrast import ROW_KEYS, reads_args, request_args
 from vllm_cold.tools.own_server import words_of
+from vllm_cold.tools.tune.answers import Job
 from vllm_cold.tools.tune.baselines import BETTER, STRONGER
 from vllm_cold.tools.tune.match import KEEP
 from vllm_cold.tools.tune.task import Task
 from vllm_cold.tools.tune.verdict import (
-    Comparison,
-    Outcome,
-    Result,
     Verdict,
     interval,
     loss,
@@ -35,7 +32,7 @@ from vllm_cold.tools.tune.verdict import (
     points,
 )
 
-FORMAT = 8  # of report.json
+FORMAT = 9  # of report.json
 
 
 def server_defaults(args: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -86,22 +83,22 @@ def _advice(task: Task, judged: Verdict) -> tuple[str, list[str]]:
     """What to paste, a command or the fields of a request's body, and what contrastive requests
     have to send in addition.
     """
-    setting = judged.best.setting
-    own = any(problem.own_keys for problem in task.problems) or setting.baseline is not None
-    args = {**task.args, **setting.args}
+    setting, problem = judged.picked, task.problems[0]
+    own = any(each.own_keys for each in task.problems) or setting.baseline is not None
+    told = request_args(Job(setting, problem).args, None if own else task.model)
     rows = [f"the cold_* keys of its problem's row, in place of other {', '.join(ROW_KEYS)}"]
     if setting.baseline is not None:
         # A stream's JSON text for a chat; as it stands here, a server refuses it.
-        (key,) = reads_args(task.problems[0].lacking)
-        args = merge(task.args, {key: f"<the prompt without the {task.lacks}>"}) | setting.args
+        told |= dict.fromkeys(reads_args(problem.lacking), f"<the prompt without the {task.lacks}>")
         rows = [f"a prompt with {setting.baseline}, as answers.jsonl has it for this setting"]
-    told = request_args(args, None if own else task.model)
+    elif own:
+        told = {key: value for key, value in told.items() if key not in problem.own_keys}
     must = [f'"vllm_xargs": {json.dumps(told)}', *(rows if own else [])]
     if task.server is not None:
         sent = told if judged.gain else {"cold": 0}
         line = json.dumps({"model": task.expert or task.model, "vllm_xargs": sent})
         return line, must if judged.only else must[1:]
-    defaults = None if own else server_defaults(args)
+    defaults = None if own else server_defaults({**task.args, **setting.args})
     said = (defaults or {}) if judged.gain else None
     line = serve_line(task.model, task.adapters, task.engine, said)
     return line, [] if defaults is not None and not judged.only else must
@@ -110,26 +107,24 @@ def _advice(task: Task, judged: Verdict) -> tuple[str, list[str]]:
 def make_report(
     task: Task, first: list[str], judged: Verdict, changes: list[Any], more: list[str]
 ) -> dict[str, Any]:
-    """The content of report.json: ``first`` is what the baselines showed, ``changes`` the held-out
-    problems whose score changed, ``more`` further notes.
+    """The content of report.json, for msgspec: ``first`` is what the baselines showed, ``changes``
+    the held-out problems whose score changed, ``more`` further notes.
     """
     options, best = task.options, judged.best
     serve, must = _advice(task, judged)
-    keeps = task.keeper is not None
     return {
         "format": FORMAT,
         "gain": judged.gain,
         "headline": judged.headline(),
         "first": first,
         "best": {"name": str(best.setting), **best.setting.values},
-        **_figures("test", best, keeps),
+        "test": best,
         "settings": [
             {
                 "name": str(setting),
                 "picked": setting == judged.picked,
-                "setting": setting.values,
-                **_figures("dev", row, keeps),
-                **_figures("test", judged.held_out.get(setting), keeps),
+                "dev": row,
+                "test": judged.held_out.get(setting),
             }
             for setting, row in judged.dev.items()
         ],
@@ -140,7 +135,7 @@ def make_report(
             "data": Path(options.data).name,
             "contrast": task.args,
             "match": options.match,
-            **({"keep": options.keep or KEEP} if keeps else {}),
+            "keep": (options.keep or KEEP) if best.keep else None,
             "seed": options.seed,
             "test_fraction": options.test_fraction,
             **{name: what for name, what in task.made_with().items() if name != "files"},
@@ -184,21 +179,6 @@ def _notes(task: Task, judged: Verdict, must: Sequence[str]) -> list[str]:
     return notes
 
 
-def _figures(part: str, row: Result | None, keeps: bool) -> dict[str, Any]:
-    """A row's figures on a part of the problems, by kind, for JSON; ``keeps``: with those of each
-    outcome alone.
-    """
-    found: dict[str, Outcome | None] = {"": row and row.score}
-    if keeps:
-        found |= {"_match": row and row.match, "_keep": row and row.keep}
-    kinds: dict[str, Comparison | None] = {}
-    for name, one in found.items():
-        kinds |= {name: one and one.found, f"{name}_silent": one and one.silent}
-        if name:
-            kinds[f"{name}_all"] = one and one.whole
-    return {f"{part}{kind}": msgspec.to_builtins(said) for kind, said in kinds.items()}
-
-
 def show(console: Console, report: Mapping[str, Any], judged: Verdict, path: str) -> None:
     """Print table, notes and the line to paste, and at the end the verdict."""
     if report["first"]:
@@ -222,7 +202,8 @@ def show(console: Console, report: Mapping[str, Any], judged: Verdict, path: str
 
 def _table(judged: Verdict) -> Table:
     """All settings on the dev problems."""
-    _, (dev, silent, _), match, keep = next(iter(judged.dev.values()))
+    first = next(iter(judged.dev.values()))
+    dev, silent, match, keep = first.score.found, first.score.silent, first.match, first.keep
     title = f"{dev.count} dev problems, which pick a setting; greedy: {percent(dev.greedy)}"
     if match and keep:
         title += f" (matched {percent(match.found.greedy)}, kept {percent(keep.found.greedy)})"
@@ -242,11 +223,12 @@ def _table(judged: Verdict) -> Table:
     scores = ("matched", "kept", "both") if keep else ("score",)
     for name in (*scores, "points", "better/worse", "95 % interval", *more):
         table.add_column(name, justify="right", overflow="fold")
-    for setting, (dev, silent, _), *alone in judged.dev.values():
+    for setting, row in judged.dev.items():
+        dev, silent = row.score.found, row.score.silent
         is_picked = setting == judged.picked
         table.add_row(
             f"{setting} (picked)" if is_picked else str(setting),
-            *(percent(one.found.cold) for one in alone if one),
+            *(percent(one.found.cold) for one in (row.match, row.keep) if one),
             percent(dev.cold),
             points(dev.difference),
             f"{dev.better}/{dev.worse}",

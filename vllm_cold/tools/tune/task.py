@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import msgspec
 
 import vllm_cold
 from vllm_cold.errors import ColdError
-from vllm_cold.settings.amateurs import AmateurSpec
+from vllm_cold.settings.amateurs import AmateurSpec, Messages, media_parts
 from vllm_cold.settings.presets import PRESETS
 from vllm_cold.settings.table import PREFIX, SETTINGS
 from vllm_cold.tools import server as servers
@@ -28,7 +29,6 @@ from vllm_cold.tools.contrast import (
     adapter_of,
     amateur_reads,
     as_written,
-    expert_reads,
     option_args,
     read_contrast,
     refuse_equal,
@@ -37,7 +37,7 @@ from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.server import Server
 from vllm_cold.tools.tune.baselines import Lacks, add_baselines
 from vllm_cold.tools.tune.grid import Setting, make_grid
-from vllm_cold.tools.tune.match import IFEVAL, Matcher, load_keeper, load_matcher
+from vllm_cold.tools.tune.match import Matcher, load_keeper, load_matcher
 from vllm_cold.tools.tune.problems import Problem, load_problems, split_problems
 
 ENGINE_ONLY = (*ENGINE_OPTIONS, "engine_args")
@@ -70,8 +70,7 @@ class Task(Models):
     dev: list[Problem]  # those that pick a setting
     held_out: list[Problem]  # those that judge it
     repeated: int  # rows that were left out because they repeat a prompt
-    matcher: Matcher
-    keeper: Matcher | None  # of what must be kept, too
+    matchers: list[Matcher]  # the second one of what must be kept, too, if there is such
 
     def made_with(self) -> dict[str, Any]:
         """All that answers depend on besides problem and setting, as JSON."""
@@ -111,16 +110,17 @@ def read_task(options: argparse.Namespace) -> Task:
         grid = make_grid(given, options.preset, args.get(PREFIX + "weights"))
     except ColdError as error:
         raise ToolError(as_written(error)) from None
-    problems, repeated = load_problems(options.data, args, options.chat, options.match == IFEVAL)
+    problems, repeated = load_problems(options.data, args, options.chat)
     by_preset = [_amateurs(problem, grid, models) for problem in problems]
     several = {name for one in by_preset for name, found in one.items() if len(found) > 1}
     presets = {setting.preset for setting in grid if setting.preset}
     # A preset says what system prompts are: cad's amateur lacks texts, cfg's instructions.
     texts = "cfg" not in presets and any(PRESETS[name].of_texts for name in presets)
     texts |= not all(problem.has_answer for problem in problems)
-    readers = [_other_reader(one) for one in by_preset]
+    readers = [_other_reader(*one) for one in zip(problems, by_preset, strict=True)]
     lacks, problems, untried = add_baselines(problems, readers, options.better, texts=texts)
     dev, held_out = split_problems(problems, options.test_fraction, options.seed)
+    keeper = load_keeper(options.keep, problems)
     return Task(
         **vars(models),
         options=options,
@@ -134,8 +134,7 @@ def read_task(options: argparse.Namespace) -> Task:
         dev=dev,
         held_out=held_out,
         repeated=repeated,
-        matcher=load_matcher(options.match, problems),
-        keeper=load_keeper(options.keep, problems),
+        matchers=[load_matcher(options.match, problems), *([keeper] if keeper else [])],
     )
 
 
@@ -180,29 +179,34 @@ def _read_models(options: argparse.Namespace) -> tuple[Models, dict[str, str]]:
 def _amateurs(
     problem: Problem, grid: Sequence[Setting], models: Models
 ) -> dict[str | None, tuple[AmateurSpec, ...]]:
-    """A problem's amateurs by preset; ToolError for what can be said of them before anything is
-    started.
+    """A problem's amateurs by preset; ToolError for what can be said of them and of settings before
+    anything is started.
     """
     found: dict[str | None, tuple[AmateurSpec, ...]] = {}
     try:
-        for setting in {setting.preset: setting for setting in grid}.values():
-            amateurs = read_contrast({**problem.args, **setting.args}).amateurs
-            found[setting.preset] = amateurs
-            for one in amateurs:
-                amateur_reads(expert_reads(problem.prompt), one)
-                if one.source is None and models.expert == adapter_of(
-                    one, models.expert, models.model, models.loaded
-                ):
-                    refuse_equal(problem.place)
+        for setting in grid:
+            found[setting.preset] = read_contrast({**problem.args, **setting.args}).amateurs
+        for one in chain.from_iterable(found.values()):
+            amateur_reads(problem.prompt, one)
+            if one.source is None and models.expert == adapter_of(
+                one, models.expert, models.model, models.loaded
+            ):
+                refuse_equal(problem.place)
     except ColdError as error:
         raise ToolError(f"{problem.place}: {as_written(error, problem.own_keys)}") from None
     return found
 
 
-def _other_reader(by_preset: Mapping[str | None, Sequence[AmateurSpec]]) -> AmateurSpec | None:
-    """An amateur that reads another prompt, if there is one; the only amateur of a preset first."""
-    ordered = sorted(by_preset.values(), key=lambda amateurs: len(amateurs) > 1)
-    return next((one for amateurs in ordered for one in amateurs if one.source is not None), None)
+def _other_reader(
+    problem: Problem, by_preset: Mapping[str | None, Sequence[AmateurSpec]]
+) -> AmateurSpec | None:
+    """An amateur that reads another prompt, if there is one and the prompt has no pictures; the
+    only amateur of a preset first.
+    """
+    if isinstance(problem.prompt, Messages) and any(map(media_parts, problem.prompt.value)):
+        return None
+    ordered = sorted(by_preset.values(), key=len)
+    return next((one for one in chain.from_iterable(ordered) if one.source is not None), None)
 
 
 def _engine_arguments(options: argparse.Namespace, adapters: Sequence[Adapter]) -> dict[str, Any]:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats  # type: ignore[import-untyped,unused-ignore]
@@ -25,8 +25,7 @@ LEVEL = 0.05  # below this p a difference is significant
 FEWEST = 6  # problems with which p can be below it, if all differ in the same direction
 
 
-@dataclass(frozen=True)
-class Comparison:
+class Comparison(msgspec.Struct, frozen=True):
     """Scores of contrastive decoding against those of greedy decoding on the same problems."""
 
     count: int  # problems
@@ -76,7 +75,7 @@ def compare(cold: Scores, greedy: Scores) -> Comparison:
     )
 
 
-class Outcome(NamedTuple):
+class Outcome(msgspec.Struct, frozen=True):
     """A setting against greedy decoding, by one kind of score."""
 
     found: Comparison  # where texts answer: on all problems, but for those that say otherwise
@@ -84,7 +83,7 @@ class Outcome(NamedTuple):
     whole: Comparison  # on all problems
 
 
-class Result(NamedTuple):
+class Result(msgspec.Struct, frozen=True):
     """A setting or a baseline against greedy decoding."""
 
     setting: Setting
@@ -99,9 +98,33 @@ class Result(NamedTuple):
         """
         if self.keep is None:
             return None
-        found, silent, whole = self.keep
-        parts = (found,) if silent is not None and is_worse(silent) else (found, whole)
+        parts = [self.keep.found]
+        if self.keep.silent is None or not is_worse(self.keep.silent):
+            parts.append(self.keep.whole)
         return next(filter(is_worse, parts), None)
+
+
+def result(setting: Setting, cold: Scores, greedy: Scores, answers: NDArray[np.bool_]) -> Result:
+    """A setting's result.
+
+    Args:
+        setting: The setting.
+        cold: Its scores [problems, 1 or 2]: what is matched, and what is kept if something must be.
+        greedy: Those of greedy decoding.
+        answers: Whether the problems' texts answer [problems].
+    """
+    kinds = [(cold.prod(1), greedy.prod(1))]
+    if cold.shape[1] > 1:
+        kinds += zip(cold.T, greedy.T, strict=True)
+    outcomes = [
+        Outcome(
+            found=compare(new[answers], old[answers]),
+            silent=None if answers.all() else compare(new[~answers], old[~answers]),
+            whole=compare(new, old),
+        )
+        for new, old in kinds
+    ]
+    return Result(setting, *outcomes)
 
 
 def pick(rows: Sequence[Result]) -> Result:
@@ -137,31 +160,18 @@ def interval(found: Comparison) -> str:
     return f"{points(found.low)} to {points(found.high)}"
 
 
-def _figures(row: Result, part: Literal["found", "silent"] = "found", which: str = "") -> str:
-    """A difference on held-out problems, with its interval and p."""
-    found: Comparison = getattr(row.score, part)
-    both, each = "", ""
-    if row.match is not None and row.keep is not None:
-        match, keep = (getattr(one, part) for one in (row.match, row.keep))
-        both = " of both at once"
-        each = f"; matched {points(match.difference)}, kept {points(keep.difference)}"
-        each += f" with p = {keep.p:.2g}"
-    return (
-        f"{points(found.difference)} points{both} on {found.count} held-out problems{which} "
-        f"(95 % interval {interval(found)}, p = {found.p:.2g}{each})"
-    )
+def _told(found: Comparison) -> str:
+    """A difference and its p: "+8.0 points (p = 0.012)"."""
+    return f"{points(found.difference)} points (p = {found.p:.2g})"
 
 
 def loss(row: Result) -> str | None:
     """That it loses what must be kept, if it does, as a sentence without its full stop."""
-    if row.match is None or row.keep is None or (lost := row.lost) is None:
+    if row.match is None or (lost := row.lost) is None:
         return None
-    match = row.match.found if lost is row.keep.found else row.match.whole
-    more = f"matches more ({points(match.difference)} points) but " if match.difference > 0 else ""
-    return (
-        f"{row.setting} {more}loses what must be kept: {points(lost.difference)} points "
-        f"(p = {lost.p:.2g})"
-    )
+    gain = row.match.found.difference
+    more = f"matches more ({points(gain)} points) but " if gain > 0.0 else ""
+    return f"{row.setting} {more}loses what must be kept: {_told(lost)}"
 
 
 def findings(baselines: Sequence[Result], lacks: str, untested: bool) -> list[str]:
@@ -170,21 +180,20 @@ def findings(baselines: Sequence[Result], lacks: str, untested: bool) -> list[st
     """
     said = []
     silently = f"where the {lacks} does not answer"
-    for row in baselines[:1]:
-        right = "right" if row.keep is None else "right and kept"
-        said.append(f"The {lacks} {_help(row.score.found, right)}.")
-        if row.score.silent is not None:
-            said.append(f"{silently.capitalize()}, it {_help(row.score.silent, right)}.")
-    for row in baselines[1:]:
-        parts = filter(None, (row.score.found, row.score.silent))
-        told = [f"{points(part.difference)} points (p = {part.p:.2g})" for part in parts]
-        kept = ""
+    for place, row in enumerate(baselines):
+        found, silent = row.score.found, row.score.silent
+        if place == 0:
+            right = "right" if row.keep is None else "right and kept"
+            said.append(f"The {lacks} {_help(found, right)}.")
+            if silent is not None:
+                said.append(f"{silently.capitalize()}, it {_help(silent, right)}.")
+            continue
+        told = f"Baseline (no extra cost), {row.setting}: {_told(found)}"
+        if silent is not None:
+            told += f", {silently} {_told(silent)}"
         if row.keep is not None:
-            found = row.keep.whole
-            kept = f"; what must be kept {points(found.difference)} points (p = {found.p:.2g})"
-        said.append(
-            f"Baseline (no extra cost), {row.setting}: {f', {silently} '.join(told)}{kept}."
-        )
+            told += f"; what must be kept {_told(row.keep.whole)}"
+        said.append(f"{told}.")
     if untested:
         said.append(
             'Not tested: irrelevant context. Add problems with "answers": false. There contrasts '
@@ -227,11 +236,6 @@ class Verdict:
         rows = (self.held_out[one] for one in self.against)
         return [row for row in rows if row.lost is None]
 
-    def _alone(self, setting: Setting) -> Setting | None:
-        """The baseline that a setting is combined with, unless it loses what must be kept."""
-        found = (row.setting for row in self._baselines)
-        return next((one for one in found if one.baseline == setting.baseline), None)
-
     def _gains(self, row: Result) -> bool:
         """Whether it beats greedy decoding: significantly on the held-out problems, and at all on
         the dev ones; and does not lose what must be kept.
@@ -239,49 +243,45 @@ class Verdict:
         gains = is_better(row.score.found) and self.dev[row.setting].score.found.difference > 0.0
         return gains and row.lost is None
 
+    def _rivals(self, baseline: Result) -> bool:
+        """Whether a baseline does as well as the picked setting.
+
+        The setting has to score above it where texts answer: significantly if the baseline beats
+        greedy decoding significantly, or is combined with the setting. It has to score above it on
+        all problems, too, but for a baseline that is significantly worse than greedy decoding where
+        texts answer.
+        """
+        found, whole, own = baseline.score.found, baseline.score.whole, self.best.score
+        if found.cold >= own.found.cold:
+            return True
+        combined = baseline.setting.baseline == self.picked.baseline
+        if (combined or is_better(found)) and not is_better(self.against[baseline.setting]):
+            return True
+        return whole.cold >= own.whole.cold and not is_worse(found)
+
     @property
     def use(self) -> Result | None:
         """The setting or baseline to use, on the held-out problems; None for greedy decoding.
 
-        A setting is used if it
-
-        - beats greedy decoding significantly;
-        - scores above each baseline where texts answer, and significantly above the best one if
-          that one beats greedy decoding significantly;
-        - scores above each baseline on all problems, whether or not their texts answer. A baseline
-          that is significantly worse than greedy decoding where they do does not count here;
-        - beats the baseline that it is combined with significantly.
-
-        Else the baseline at which it fails is used; where it does not beat greedy decoding, the
-        one that the dev problems pick, if that one does. What loses what must be kept never is.
+        A setting is used if it beats greedy decoding, and no baseline does as well; else the best
+        of those that do. Where it does not, the baseline that the dev problems pick, if that one
+        does. What loses what must be kept never is.
         """
-        best, baselines = self.best, self._baselines
-        if self._gains(best):
-            rival = max(baselines, key=lambda row: row.score.found.cold, default=None)
-            if rival is None:
-                return best
-            loses = rival.score.found.cold >= best.score.found.cold
-            ties = is_better(rival.score.found) and not is_better(self.against[rival.setting])
-            if loses or ties:
-                return rival
-            safe = [row for row in baselines if not is_worse(row.score.found)]
-            rival = max(safe, key=lambda row: row.score.whole.cold, default=None)
-            if rival is not None and rival.score.whole.cold >= best.score.whole.cold:
-                return rival
-            alone = self._alone(best.setting)
-            return self.held_out[alone] if alone and not is_better(self.against[alone]) else best
-        if baselines:
-            rival = self.held_out[pick([self.dev[row.setting] for row in baselines]).setting]
-            if self._gains(rival):
-                return rival
-        return None
+        baselines = self._baselines
+        if self._gains(self.best):
+            rivals = filter(self._rivals, baselines)
+            return max(rivals, key=lambda row: row.score.found.cold, default=self.best)
+        if not baselines:
+            return None
+        picked = pick([self.dev[row.setting] for row in baselines]).setting
+        return self.held_out[picked] if self._gains(self.held_out[picked]) else None
 
     def _is_for_answers(self, row: Result) -> bool:
         """Whether something is to be used only where a text is known to answer: where texts do not,
         it is significantly worse or keeps less, or on all problems greedy decoding or a baseline is
         better.
         """
-        _, silent, whole = row.score
+        silent, whole = row.score.silent, row.score.whole
         if silent is None:
             return False
         harms = is_worse(silent) or (row.keep and row.keep.silent and is_worse(row.keep.silent))
@@ -303,46 +303,57 @@ class Verdict:
         best, use = self.best, self.use
         row = use or best
         silent = row.score.silent
-        figures = _figures(row, which="" if silent is None else " whose text answers")
+        figures = _figures(row, "found", "" if silent is None else " whose text answers")
         only = " only where the text is known to answer" if self._is_for_answers(row) else ""
+        lost = loss(best)
         if use is None:
-            said = f"Use greedy decoding: {self._no_gain(figures)}"
+            said = f"Use greedy decoding: {lost}; {figures}" if lost else self._no_gain(figures)
         elif use is best:
             said = f"Use {use.setting}{only}, which beats greedy decoding: {figures}"
-            if alone := self._alone(use.setting):
-                found = self.against[alone]
-                said += f", and {alone} alone by {points(found.difference)} (p = {found.p:.2g})"
+            for one in self._baselines:
+                if one.setting.baseline == self.picked.baseline:
+                    found = self.against[one.setting]
+                    gain = points(found.difference)
+                    said += f", and {one.setting} alone by {gain} (p = {found.p:.2g})"
         else:
-            how = f"Use {use.setting}{only}"
-            if (name := str(use.setting)).startswith("no "):
-                how = f"Leave the {name.removeprefix('no ')} out{only}"
-            said = f"{how}, without a contrast: {figures}{self._no_more(use)}"
+            name = str(use.setting)
+            how = f"Leave the {name[3:]} out" if name.startswith("no ") else f"Use {name}"
+            said = f"{how}{only}, without a contrast: {figures}"
+            if lost:
+                said += f"; {lost}"
+            elif is_better(best.score.found):
+                said += f"; {best.setting} ({points(best.score.found.difference)}) does not beat it"
         if silent is not None:
             return f"{said}; where the text does not answer, {_figures(row, 'silent')}."
         return said + ("; irrelevant context was not tested." if self.untested else ".")
 
     def _no_gain(self, figures: str) -> str:
         """Why nothing but greedy decoding is advised."""
-        if lost := loss(self.best):
-            return f"{lost}; {figures}"
-        dev, tried = self.dev[self.picked].score.found, len(self.dev) - len(self.against)
-        fewer = len(self._baselines) < len(self.against)
+        dev = self.dev[self.picked].score.found
+        tried = "no setting or baseline" if self.against else "no setting"
+        kept = "" if self.best.keep is None else " and keeps what must be kept"
         return (
-            f"no setting {'or baseline ' if self.against else ''}beats it significantly"
-            f"{' without losing what must be kept' if fewer else ''}; {self.picked}"
-            f"{f', picked from {tried} settings,' if tried > 1 else ''} "
-            f"{'is significantly worse,' if is_worse(self.best.score.found) else 'differs by'} "
+            f"Use greedy decoding: {tried} beats it significantly{kept}; {self.picked} differs by "
             f"{figures}; {points(dev.difference)} on {dev.count} dev problems"
         )
 
-    def _no_more(self, use: Result) -> str:
-        """Why a baseline is used and not the picked setting, if that loses or gains something."""
-        best = self.best
-        if lost := loss(best):
-            return f"; {lost}"
-        if not is_better(best.score.found):
-            return ""
-        less = "does not score more on all problems"
-        if not is_better(self.against[use.setting]):
-            less = "is not significantly better"
-        return f"; {best.setting} ({points(best.score.found.difference)}) {less}"
+
+def _figures(row: Result, part: str, which: str = "") -> str:
+    """A difference on held-out problems, with its interval and p.
+
+    Args:
+        row: Of what.
+        part: "found" or "silent".
+        which: What the problems are, after their number.
+    """
+    found: Comparison = getattr(row.score, part)
+    both, each = "", ""
+    if row.match is not None and row.keep is not None:
+        match, keep = getattr(row.match, part), getattr(row.keep, part)
+        both = " of both at once"
+        each = f"; matched {points(match.difference)}, kept {points(keep.difference)}"
+        each += f" with p = {keep.p:.2g}"
+    return (
+        f"{points(found.difference)} points{both} on {found.count} held-out problems{which} "
+        f"(95 % interval {interval(found)}, p = {found.p:.2g}{each})"
+    )
