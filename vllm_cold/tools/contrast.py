@@ -88,12 +88,7 @@ def as_written(error: ColdError, own: Collection[str] = ()) -> str:
     """
     if error.field.partition("[")[0] in own:
         return str(error)
-    value = str(error).removeprefix(error.field).removesuffix(error.problem)
-    field, problem = (
-        re.sub(rf"\b{PREFIX}([a-z_]+)", lambda m: option_of(m[1]), text)
-        for text in (error.field, error.problem)
-    )
-    return f"{field}{value}{problem}"
+    return re.sub(rf"\b{PREFIX}([a-z_]+)", lambda found: option_of(found[1]), str(error))
 
 
 def option_args(options: argparse.Namespace, named: Mapping[str, str]) -> dict[str, Any]:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
 from typing import Any
 
 from vllm_cold.settings.table import CONTRAST, SETTINGS
@@ -21,23 +20,6 @@ from vllm_cold.tools.contrast import OPTIONS, add_rule_option, add_rules, option
 from vllm_cold.tools.errors import named_libraries
 from vllm_cold.tools.tune.baselines import BETTER
 from vllm_cold.tools.tune.grid import AXES
-
-
-def _number(kind: type[int] | type[float], allowed: str, is_allowed: Callable[[Any], bool]) -> Any:
-    """An option's type: a number within its range."""
-
-    def read(text: str) -> float:
-        if not is_allowed(value := kind(text)):
-            raise argparse.ArgumentTypeError(f"{text}: must be {allowed}")
-        return value
-
-    read.__name__ = "integer" if kind is int else "number"  # argparse names it in its own error
-    return read
-
-
-_COUNT = _number(int, "1 or more", lambda value: value >= 1)
-_SEED = _number(int, "0 or more", lambda value: value >= 0)
-_SHARE = _number(float, "between 0 and 1, both excluded", lambda value: 0.0 < value < 1.0)
 
 
 def add_parser(subparsers: Any) -> None:
@@ -90,7 +72,7 @@ def add_parser(subparsers: Any) -> None:
     what.add_argument(
         "--chat", action="store_true", help='put each "prompt" into the model\'s chat template'
     )
-    what.add_argument("--max-tokens", type=_COUNT, default=256, help="per output (default: 256)")
+    what.add_argument("--max-tokens", type=int, default=256, help="per output (default: 256)")
     what.add_argument(
         "--stop", action="append", metavar="TEXT", help="a stop string; may be repeated"
     )
@@ -134,11 +116,11 @@ def add_parser(subparsers: Any) -> None:
     )
     search.add_argument(
         "--test-fraction",
-        type=_SHARE,
+        type=float,
         default=0.5,
         help="share of problems held out to judge the setting (default: 0.5)",
     )
-    search.add_argument("--seed", type=_SEED, default=0, help="of the split (default: 0)")
+    search.add_argument("--seed", type=int, default=0, help="of the split (default: 0)")
 
     files = parser.add_argument_group("files")
     files.add_argument(
@@ -163,7 +145,7 @@ def add_parser(subparsers: Any) -> None:
     add_options(server)
     server.add_argument(
         "--concurrency",
-        type=_COUNT,
+        type=int,
         metavar="N",
         help="requests at a time (default: 32, 256 of a server that is started)",
     )

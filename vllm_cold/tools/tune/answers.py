@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import fcntl
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -143,14 +143,14 @@ def open_answers(folder: str, made_with: Mapping[str, Any]) -> Iterator[Answers]
             run.
     """
     path = Path(folder) / NAME
-    with ExitStack() as stack:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            file = stack.enter_context(path.open("a+b"))
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise ToolError(
-                f"--output={folder!r}: cannot be written ({error.strerror}); if another vllm-cold "
-                "tune is writing there, wait for it, or choose another folder"
-            ) from None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+b")
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        raise ToolError(
+            f"--output={folder!r}: cannot be written ({error.strerror}); if another vllm-cold tune "
+            "is writing there, wait for it, or choose another folder"
+        ) from None
+    with file:
         yield Answers(path, file, made_with)

@@ -32,7 +32,7 @@ from vllm_cold.tools.tune.verdict import (
     points,
 )
 
-FORMAT = 9  # of report.json
+FORMAT = 8  # of report.json
 
 
 def server_defaults(args: Mapping[str, Any]) -> dict[str, Any] | None:

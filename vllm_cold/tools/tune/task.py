@@ -30,6 +30,7 @@ from vllm_cold.tools.contrast import (
     amateur_reads,
     as_written,
     option_args,
+    option_of,
     read_contrast,
     refuse_equal,
 )
@@ -103,6 +104,14 @@ class Task(Models):
 def read_task(options: argparse.Namespace) -> Task:
     """Check all options and read all small files; ToolError names the first mistake."""
     servers.check_options(options, ENGINE_ONLY)
+    for name, least in (("max_tokens", 1), ("concurrency", 1), ("seed", 0)):
+        value = getattr(options, name)
+        if value is not None and value < least:
+            raise ToolError(f"{option_of(name)}={value}: must be >= {least}")
+    if not 0.0 < options.test_fraction < 1.0:
+        raise ToolError(
+            f"--test-fraction={options.test_fraction:g}: must be between 0 and 1, both excluded"
+        )
     models, named = _read_models(options)
     args = option_args(options, named)
     try:
