@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import builtins
 import json
 import re
 import shlex
@@ -483,12 +482,10 @@ def test_presets_with_several_amateurs_are_tried_alone(command: Command) -> None
     assert lacking.value == [{"role": "user", "content": "0"}]
 
 
-@pytest.mark.parametrize("both", [CAD, Setting("cad", baseline="the text repeated")])
-def test_what_harms_where_texts_do_not_answer_is_no_default(
-    command: Command, both: Setting
-) -> None:
-    """Also a contrast that needs a baseline for it."""
+def test_what_harms_where_texts_do_not_answer_is_no_default(command: Command) -> None:
+    """Here a contrast that needs a baseline for it."""
     command.write_texts(silent=16)
+    both = Setting("cad", baseline="the text repeated")
 
     def text(job: Job) -> str:
         gains = job.setting == both or (
@@ -519,7 +516,7 @@ def test_rows_say_what_their_amateurs_read(command: Command, capsys: Capture) ->
     assert "Not tested: irrelevant context" in capsys.readouterr().out
 
 
-def test_two_amateurs(command: Command) -> None:
+def test_two_amateurs_and_their_weights(command: Command) -> None:
     more = ["--amateur", str(command.folder / "chat"), "--amateur", "org/model"]
     command.text = lambda job: "right" if job.args else "wrong"
     assert command(*more, "--weights", "0.5", "--weights", "-0.5", without=["--beta"]) == 0
@@ -528,15 +525,13 @@ def test_two_amateurs(command: Command) -> None:
     assert json.dumps(told)[1:] in command.notes
     assert command.report["serve"].endswith("--sampler cold")
     assert command.headline.startswith("Use alpha 0.1, which beats greedy")
-
-
-def test_weights_hold_with_a_baseline(command: Command) -> None:
+    # Also with a baseline.
     command.write_chats()
     command.text = lambda job: (
         "right" if job.setting.baseline and (job.args or job.problem.line % 2) else "wrong"
     )
-    more = ("--amateur", str(command.folder / "chat"), "--weights", "-0.25")
-    assert command("--without", "system", *more, without=["--beta"]) == 0
+    more = ["--without", "system", "--amateur", str(command.folder / "chat"), "--weights", "-0.25"]
+    assert command.again(*more, without=["--beta"]) == 0
     assert command.headline.startswith("Use alpha 0.1 with a stronger prompt, which beats")
     told = next(job.args for job in command.jobs if job.setting.baseline and job.args)
     assert told.keys() - {"cold_amateur_messages"} == {"cold_amateur", "cold_weights", "cold_alpha"}
@@ -565,18 +560,11 @@ def test_notes_say_what_a_reader_has_to_know(command: Command) -> None:
 def test_a_library_that_is_missing_is_named_before_anything_starts(
     command: Command, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
-    original = builtins.__import__
-
-    def refuse(name: str, *arguments: Any) -> Any:
-        if name.partition(".")[0] == "scipy":
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-        return original(name, *arguments)
-
+    monkeypatch.setitem(sys.modules, "scipy", None)
     # As in a process that has imported none of them.
     for name in ("command", "report", "verdict", "task"):
         monkeypatch.delitem(sys.modules, f"vllm_cold.tools.tune.{name}", raising=False)
         monkeypatch.delattr(tune, name, raising=False)
-    monkeypatch.setattr(builtins, "__import__", refuse)
     assert command() == 2
     said = "this command needs scipy: install vllm-cold with its extra tools, or pip"
     assert said in capsys.readouterr().err
