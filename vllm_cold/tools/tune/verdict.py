@@ -93,15 +93,13 @@ class Result(msgspec.Struct, frozen=True):
 
     @property
     def lost(self) -> Comparison | None:
-        """What must be kept, if it is significantly worse: where texts answer, or on all problems.
-        What is lost only where texts do not answer does not count here.
+        """What must be kept, if it is significantly worse: where texts answer, where they do not,
+        or on all problems.
         """
         if self.keep is None:
             return None
-        parts = [self.keep.found]
-        if self.keep.silent is None or not is_worse(self.keep.silent):
-            parts.append(self.keep.whole)
-        return next(filter(is_worse, parts), None)
+        parts = (self.keep.found, self.keep.silent, self.keep.whole)
+        return next((one for one in parts if one is not None and is_worse(one)), None)
 
 
 def result(setting: Setting, cold: Scores, greedy: Scores, answers: NDArray[np.bool_]) -> Result:
@@ -278,15 +276,13 @@ class Verdict:
 
     def _is_for_answers(self, row: Result) -> bool:
         """Whether something is to be used only where a text is known to answer: where texts do not,
-        it is significantly worse or keeps less, or on all problems greedy decoding or a baseline is
-        better.
+        it is significantly worse, or on all problems greedy decoding or a baseline is better.
         """
         silent, whole = row.score.silent, row.score.whole
         if silent is None:
             return False
-        harms = is_worse(silent) or (row.keep and row.keep.silent and is_worse(row.keep.silent))
         most = max((one.score.whole.cold for one in self._baselines), default=0.0)
-        return bool(harms) or whole.cold <= whole.greedy or whole.cold < most
+        return is_worse(silent) or whole.cold <= whole.greedy or whole.cold < most
 
     @property
     def gain(self) -> bool:
