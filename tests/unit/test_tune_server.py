@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import re
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -36,7 +38,7 @@ class Fake:
         keys: Headers with the key.
         most: Requests that were there at a time.
         right: What is right: the value of ``cold`` in a request.
-        fails: The number of the request that is refused.
+        fails: The number of the request that is refused, or during which Ctrl-C is pressed.
         finish: Why answers end, and how many tokens were used.
         slow: Seconds that an answer takes.
     """
@@ -49,6 +51,7 @@ class Fake:
         self.most = self._now = 0
         self.right: int | None = 1
         self.fails: int | None = None
+        self.interrupts = False
         self.finish: tuple[str, dict[str, int] | None] = ("stop", None)
         self.slow = 0.0
         self._lock = threading.Lock()
@@ -78,7 +81,9 @@ class Fake:
         time.sleep(self.slow)
         with self._lock:
             self._now -= 1
-        if fails:
+        if fails and self.interrupts:
+            os.kill(os.getpid(), signal.SIGINT)
+        elif fails:
             return 400, {"message": "too long"}
         text = "right" if body["vllm_xargs"]["cold"] == self.right else "wrong"
         said = {"message": {"content": text}} if "chat" in path else {"text": text}
@@ -202,15 +207,26 @@ def test_texts_and_adapters(fake: Fake) -> None:
     assert {args["cold_amateur"] for args in fake.cold if "cold_part" not in args} == {"chat"}
 
 
-def test_going_on_after_an_error(fake: Fake, capsys: pytest.CaptureFixture[str]) -> None:
+def test_going_on_after_an_error_and_an_interruption(
+    fake: Fake, capsys: pytest.CaptureFixture[str]
+) -> None:
     fake.fails = 7
     assert fake.tune(*GUIDED, "--concurrency", "1") == 2
     said = rf"problem 'line-(\d+)' \(line \1\): --url={fake.url}: HTTP 400: too long\n$"
     assert re.search(said, capsys.readouterr().err)
     assert len(fake.bodies) == 7
+    fake.fails, fake.interrupts = 10, True
+    # What a shell starts in the background ignores it.
+    former = signal.signal(signal.SIGINT, signal.default_int_handler)
+    assert fake.tune(*GUIDED, "--concurrency", "1") == 130
+    signal.signal(signal.SIGINT, former)
+    printed = capsys.readouterr().err
+    assert re.search(r"stopped; [89] answers are kept in .*, and the same command goes", printed)
+    done = int(printed.partition("stopped; ")[2][0])
+    fake.bodies.clear()
     fake.fails, fake.slow = None, 0.02
     assert fake.tune(*GUIDED, "--concurrency", "3") == 0
-    assert len(fake.bodies) == 7 + 5 * COUNT - 6 and fake.most == 3
+    assert len(fake.bodies) == 5 * COUNT - done and fake.most == 3
     assert fake.tune(*GUIDED, "--adapter", "sql") == 2
     assert "adapter was None and is 'sql'" in capsys.readouterr().err
 
