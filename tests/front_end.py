@@ -215,6 +215,12 @@ class Online:
         request = protocol(body)(**{"model": "one", **body})
         return self.front.run(self.before_the_headers(request))  # type: ignore[no-any-return]
 
+    def beams(self, body: dict[str, Any], model: str = "one") -> Any:
+        """The parameters of a search by beams."""
+        request = protocol(body)(model=model, use_beam_search=True, **body)
+        self.front.run(self.prepare(request))
+        return request.to_beam_search_params(4, {})
+
     async def answer_async(self, body: dict[str, Any], model: str = "one") -> tuple[Any, list[Any]]:
         """The header, and the engine core's request of each prompt."""
         request = protocol(body)(**{"model": model, "max_tokens": 4, **body})

@@ -12,7 +12,6 @@ import json
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -331,10 +330,10 @@ def test_named_images(front: Front) -> None:
     alone = {**named, "multi_modal_data": {"image": [None]}}
     found = read(front, made(front, alone), Amateur(prompt=" w2"))
     assert [each for _, each in found.expert] == ["mine"] and found.features[0].data is None
-    said = refusal(front, made(front, alone), Amateur(images=Noise(5)))
-    assert "known by its uuid alone; send the image" in said
     found = read(front, front.text(" w2"), Amateur(prompt=alone))
     assert found.amateurs == [[(0, "mine")]]
+    said = refusal(front, made(front, alone), Amateur(images=Noise(5)))
+    assert "known by its uuid alone; send the image" in said
 
 
 def test_what_cannot_be(front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -398,9 +397,6 @@ def test_refused_images_are_forgotten(front: Front) -> None:
     expert = made(front, seen("<image> w1", picture(1)))
     good, bad = Amateur(prompt=seen("<image> w2", picture(2))), Amateur(prompt=" \ud7ff" * 99)
     refusal(front, expert, good, bad)
-    forget = front.renderer
-    if hasattr(forget, "_drain_mm_cache_invalidations"):
-        forget._drain_mm_cache_invalidations()
     for seed in (1, 2):
         found = made(front, seen("<image> w3", picture(seed)))
         (item,) = found["mm_kwargs"]["image"]
@@ -408,34 +404,23 @@ def test_refused_images_are_forgotten(front: Front) -> None:
 
 
 @pytest.mark.parametrize("error", [ValueError, asyncio.CancelledError])
-def test_a_servers_refused_images_are_forgotten_where_they_were_seen(
+def test_an_async_engines_refused_images_are_forgotten_where_they_were_seen(
     error: type[BaseException], front: Front
 ) -> None:
-    """In the thread of its media, or since 0.33 when that thread has time."""
-    told: list[tuple[str, str]] = []
-    thread = ThreadPoolExecutor(1, thread_name_prefix="media")
-    cache = SimpleNamespace(
-        invalidate=lambda mm_hash: told.append((threading.current_thread().name, mm_hash))
-    )
-    renderer = SimpleNamespace(mm_processor_cache=cache, _mm_executor=thread)
-    hashes, data = {"image": ["a", "known", "b"]}, {"image": [1, None, 2]}
-    many = [{"type": "multimodal", "mm_hashes": hashes, "mm_kwargs": data}, front.text(" w1"), "w1"]
-
-    def refuse() -> None:
-        with pytest.raises(error), media_cache.kept(renderer, many):
+    """In the thread of its media, before its next image."""
+    renderer, cleared = front.renderer, list[str]()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            type(renderer.mm_processor_cache),
+            "clear_cache",
+            lambda self: cleared.append(threading.current_thread().name),
+        )
+        with media_cache.forgotten_if_refused(renderer, offline=False):
+            pass
+        with pytest.raises(error), media_cache.forgotten_if_refused(renderer, offline=False):
             raise error
-
-    with media_cache.kept(renderer, many):
-        pass
-    refuse()
-    thread.shutdown()
-    assert told == [("media_0", "a"), ("media_0", "b")]
-    queued: list[list[str]] = []
-    renderer.queue_mm_cache_invalidations = queued.append
-    refuse()
-    assert queued == [["a", "b"]] and len(told) == 2
-    renderer.mm_processor_cache = None
-    refuse()
+        thread = renderer._mm_executor.submit(threading.current_thread).result()
+    assert cleared == [thread.name]
 
 
 def test_nothing_is_kept_alive(front: Front) -> None:
@@ -524,10 +509,9 @@ def test_defaults_and_presets(online: Online, front: Front) -> None:
         (vcd, ASKED | xargs(**guide), "without system"),
     ):
         front.serve(default=default)
-        beams = protocol(body)(model="base", use_beam_search=True, **body)
         if reads is None:
             assert online.answer(body, "base") == ({"cold": 0}, [None])
-            assert beams.to_beam_search_params(4, {}) is not None
+            assert online.beams(body, "base") is not None
             continue
         told, found = answered(online, body)
         assert told["prompt"] == reads
@@ -538,7 +522,7 @@ def test_defaults_and_presets(online: Online, front: Front) -> None:
         if reads == "noise:500":
             assert (told["preset"], told["alpha"], told["beta"]) == ("vcd", 0.1, 1.0)
         with pytest.raises(ValueError, match="vllm-cold does not support beam search"):
-            beams.to_beam_search_params(4, {})
+            online.beams(body, "base")
     with pytest.raises(ValueError, match="the engine's default.*the prompt has no image"):
         online.answer(without | {"vllm_xargs": {"cold": 1}}, "base")
     # Offline completions have no messages to leave out.
@@ -715,76 +699,21 @@ def _request(body: dict[str, Any]) -> Any:
 
 
 def test_images_that_a_client_names_only(online: Online, front: Front) -> None:
-    """Only the engine core has them: the sender's cache is asked, as for a regular request."""
+    """By their uuids, once a contrasted chat has sent them; as of any cache, they may be gone."""
     named = {"type": "image_url", "image_url": {"url": url(1)}, "uuid": "mine"}
+    alone = {**named, "image_url": None}
+    asked = chat(SYSTEM, user(alone, of_url(2), text(" w3"))) | xargs(without="system")
     online.prepared(chat(SYSTEM, user(named, text(" w3")), model="base"))
-    for nothing in (None, {"url": None}, ""):
-        alone = {"type": "image_url", "image_url": nothing, "uuid": "mine"}
-        body = chat(SYSTEM, user(alone, text(" w3"))) | xargs(without="images")
-        _, found = answered(online, body)
-        assert [each for _, each in found.expert] == ["mine"] and found.amateurs == [[]]
-        assert found.features[0].data is None
-    for part in (
-        {"input_audio": {"data": "", "format": "wav"}, "uuid": "mine"},
-        {"video_url": {}, "uuid": "mine"},
-    ):
-        assert media_cache._is_named_only(part) and not media_cache._is_named_only(
-            {**part, "uuid": None}
-        )
-    assert not media_cache._is_named_only({"image_embeds": {"image_embeds": "x"}, "uuid": "mine"})
+    with pytest.raises(ValueError, match="Cache miss for image at index 0 but data is not provid"):
+        online.answer(asked, "base")
+    answered(online, chat(SYSTEM, user(named)) | xargs(without="system"))
+    _, found = answered(online, asked)
+    assert [each for _, each in found.expert] == ["mine", hash_of_url(front, 2)]
+    assert all(feature.data is not None for feature in found.features)
 
 
-def test_some_that_a_client_names_only(online: Online, front: Front) -> None:
-    """The others would count as sent while prompts of amateurs are made: a regular request with one
-    of them would fail.
-    """
-    named = {"type": "image_url", "image_url": {"url": url(1)}, "uuid": "mine"}
-    online.prepared(chat(SYSTEM, user(named, text(" w3")), model="base"))
-    alone = {"type": "image_url", "image_url": None, "uuid": "mine"}
-    body = chat(SYSTEM, user(alone, of_url(2), text(" w3")))
-    own = json.dumps([user(alone, text(" w3"))])
-    for asked in (body | xargs(without="system"), ASKED | xargs(amateur_messages=own, beta=1)):
-        with pytest.raises(ValueError, match="uuid alone, .* data along; send the data of all"):
-            online.answer(asked, "base")
-        assert not front.renderer.mm_processor_cache.is_cached_item(hash_of_url(front, 2))
-    # Adapters read the same prompt, which is sent at once; and a default disables itself.
-    assert online.answer(body | xargs(amateur="two"))[0]["amateur"] == "two"
-    front.serve(default={"without": "system"})
-    assert online.answer(body, "base")[0] == {"cold": 0}
-
-
-# ---- shared memory -------------------------------------------------------------------------------
-
-
-class Shared:
-    """A sender that counts as vLLM's for shared memory does."""
-
-    def __init__(self) -> None:
-        self.counts: dict[str, int] = {}
-
-    def get_and_update_item(self, item: Any, mm_hash: str) -> Any:
-        self.counts[mm_hash] = self.counts.get(mm_hash, 0) + 1
-        return item, ()
-
-
-@pytest.mark.parametrize("n", [1, 3])
-@pytest.mark.parametrize("sharing", [0, 2])
-def test_reads_of_shared_memory(n: int, sharing: int) -> None:
-    """Each stream of each answer reads what is in shared memory; vLLM has counted each once."""
-
-    def feature(name: str, at: int, data: Any) -> Any:
-        return SimpleNamespace(mm_hash=name, data=data, mm_position=SimpleNamespace(offset=at))
-
-    request = SimpleNamespace(
-        prompt_token_ids=[1] * 10,
-        mm_features=[
-            feature("expert's", 2, {"address": 1}),
-            feature("known", 4, None),
-            feature("direct", 6, {"pixel_values": 1}),
-            feature("amateur's", 12, {"address": 2}),
-        ],
-    )
-    sender = Shared()
-    media_cache.count_reads(SimpleNamespace(mm_processor_cache=sender), request, sharing, n)
-    wanted = {"expert's": n * (1 + sharing) - 1, "amateur's": n - 1}
-    assert sender.counts == {name: count for name, count in wanted.items() if count}
+def test_shared_memory(front: Front) -> None:
+    """Where vLLM counts one reader of each image."""
+    expert = made(front, seen("<image> w1", picture()))
+    expert["mm_kwargs"]["image"][0]["address"] = 1
+    assert "mm_processor_cache_type=" in refusal(front, expert, Amateur(images=Noise(5)))

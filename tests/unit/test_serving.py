@@ -118,15 +118,11 @@ def test_a_request_is_parsed_once(
     [*((body(each, vllm_xargs=said), why) for each, said, why in MISTAKES), *WRONG_BODIES],
 )
 def test_what_is_refused(wrong: dict[str, Any], message: str, online: Online) -> None:
-    """As what vLLM answers with HTTP 400, by a search by beams too."""
+    """As what vLLM answers with HTTP 400."""
     with pytest.raises(ValueError, match=re.escape(message)) as caught:
         online.answer(wrong)
     assert type(caught.value).__name__ == "ColdRequestError"
     str(caught.value).encode()  # HTTP sends it
-    beams = protocol(wrong)(model="one", use_beam_search=True, **wrong)
-    with pytest.raises(ValueError) as caught:
-        beams.to_beam_search_params(4, {})
-    assert type(caught.value).__name__ == "ColdRequestError"
 
 
 def test_errors_show_the_beginning_of_what_is_deep_or_long(online: Online) -> None:
@@ -146,20 +142,6 @@ def test_errors_show_the_beginning_of_what_is_deep_or_long(online: Online) -> No
     assert error == "f={'a': ['x', 1, (2,)], 'b': {}}: no"
 
 
-def test_a_search_by_beams_does_not_read_what_is_long(
-    online: Online, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(admission, "describe", None)
-    body = {"prompt": " w1", **xargs(amateur_prompt="a " * 50_000)}
-    beams = protocol(body)(model="one", use_beam_search=True, **body)
-    with pytest.raises(
-        ValueError, match="use_beam_search=True: vllm-cold does not support beam search"
-    ):
-        beams.to_beam_search_params(4, {})
-    body["vllm_xargs"]["cold"] = 0
-    protocol(body)(model="one", use_beam_search=True, **body).to_beam_search_params(4, {})
-
-
 def test_what_cannot_be_sent_to_the_engine(online: Online) -> None:
     """Whosever key it is: vLLM would say HTTP 500."""
     for value in ("\ud800", 2**64):
@@ -170,11 +152,9 @@ def test_what_cannot_be_sent_to_the_engine(online: Online) -> None:
 def test_a_beam_search(online: Online, front: Front) -> None:
     """Its own requests are regular; later ones on the server are contrastive again."""
     front.serve(default=True)
-    beams = protocol(chat(USER))(model="one", use_beam_search=True, **chat(USER))
-    with pytest.raises(ValueError, match="vllm-cold does not support beam search"):
-        beams.to_beam_search_params(4, {})
-    beams.vllm_xargs = {"cold": 0}
-    assert beams.to_beam_search_params(4, {}) is not None
+    with pytest.raises(ValueError, match="use_beam_search=True: vllm-cold does not support beam"):
+        online.beams(chat(USER))
+    assert online.beams(chat(USER, vllm_xargs={"cold": 0})) is not None
     step = front.request(front.text(" w1"), SamplingParams(max_tokens=1))
     assert not step.sampling_params.extra_args
     said, [stream] = online.answer(chat(USER))
@@ -341,14 +321,12 @@ def test_defaults_of_servers_and_of_presets(online: Online, front: Front) -> Non
     """With a search by beams, what would be contrasted is refused."""
     for default, asked, model, reads in DEFAULTS:
         front.serve(default=default)
-        beams = protocol(asked)(model=model, use_beam_search=True, **asked)
         if reads is None:
             assert online.answer(asked, model) == ({"cold": 0}, [None]), asked
-            cut = "truncate_prompt_tokens" in asked  # which beams are not looked at for
-            assert cut or beams.to_beam_search_params(4, {}) is not None
+            assert online.beams(asked, model) is not None
             continue
         with pytest.raises(ValueError):
-            beams.to_beam_search_params(4, {})
+            online.beams(asked, model)
         if isinstance(reads, str):
             with pytest.raises(ValueError, match=re.escape(reads)):
                 online.answer(asked, model)

@@ -41,7 +41,7 @@ from vllm_cold.settings.table import (
     named_by,
     preset_of,
 )
-from vllm_cold.vllm.frontend import media, media_cache
+from vllm_cold.vllm.frontend import media
 from vllm_cold.vllm.frontend.capacity import fit
 from vllm_cold.vllm.frontend.config import (
     engine_defaults,
@@ -339,6 +339,11 @@ class Admission:
             return
         if (problem := media.unsupported(self.config)) is not None:
             raise ValueError(f"{media.REFUSED}{problem}")
+        if any("address" in (each.data or ()) for one in streams for each in one.features):
+            raise ValueError(  # vLLM would write over them once the first stream has read them
+                f"{media.REFUSED}they are in shared memory; start the engine with "
+                'mm_processor_cache_type="lru", or send text only.'
+            )
         if any(one.embeds is not None for one in streams):
             raise ValueError(
                 "vllm-cold does not support media in one request with prompt_embeds; send text or "
@@ -407,7 +412,6 @@ class Admission:
         sampling.min_tokens = min(sampling.min_tokens, most)
         sampling.extra_args = contrast.stream().to_extra_args(sampling.extra_args)
         contrast.append_media(request)
-        media_cache.count_reads(self.renderer, request, contrast.prompts.count(None), params.n)
         if isinstance(sampling, ColdParams):
             # This request's own copy, whose stream says all now. The rest must be valid together:
             # workers, which unpickle it, check it again.

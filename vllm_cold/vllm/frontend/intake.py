@@ -19,7 +19,12 @@ from vllm_cold.vllm.frontend import media_cache
 from vllm_cold.vllm.frontend.admission import Admission
 from vllm_cold.vllm.frontend.contrast import Asked, RequestContrast
 from vllm_cold.vllm.frontend.errors import refusals
-from vllm_cold.vllm.frontend.prompts import carrying, source_of, with_contrast
+from vllm_cold.vllm.frontend.prompts import (
+    contrast_of,
+    is_decided,
+    source_of,
+    with_contrast,
+)
 
 if TYPE_CHECKING:
     from vllm.v1.engine import EngineCoreRequest
@@ -95,13 +100,13 @@ def _make(original: Callable[..., "EngineCoreRequest"]) -> Callable[..., "Engine
         request = original(self, request_id, prompt, params, *args, **kwargs)
         if request.sampling_params is None or FRONT_END.is_search:
             return request
-        admission, prompt = FRONT_END.of(self), carrying(prompt)
-        source = source_of(prompt)
+        admission = FRONT_END.of(self)
         with refusals():
-            if source.is_decided:  # by an async engine, whose `add_request` sees to its media
-                admission.admit(source.contrast, params, request)
+            if is_decided(prompt):  # by a server or an async engine, which see to its media
+                admission.admit(contrast_of(prompt), params, request)
                 return request
-            with media_cache.kept(self.renderer, [prompt, request], offline=True):
+            source = source_of(prompt)
+            with media_cache.forgotten_if_refused(self.renderer, offline=True):
                 asked = admission.read(params.extra_args, request.lora_request, params)
                 contrast = at_once(admission.decide(asked, source, request, offline=True))
                 admission.admit(contrast, params, request)
@@ -128,15 +133,18 @@ def _make_add_request(original: Callable[..., Any]) -> Callable[..., Any]:
         if not is_made or not isinstance(params, SamplingParams) or FRONT_END.is_search:
             return await original(self, request_id, prompt, params, *rest, **kwargs)
         processor = self.input_processor
-        with media_cache.kept(processor.renderer, [prompt]):
-            if not (source := source_of(prompt)).is_decided:
+        renderer = processor.renderer
+        if is_decided(prompt):  # by a server
+            queue = await original(self, request_id, prompt, params, *rest, **kwargs)
+        else:
+            with media_cache.forgotten_if_refused(renderer, offline=False):
                 admission = FRONT_END.of(processor)
                 with refusals():
                     asked = await admission.read_aside(params.extra_args, lora_request, params)
-                    contrast = await admission.decide(asked, source, prompt)
+                    contrast = await admission.decide(asked, source_of(prompt), prompt)
                 prompt = with_contrast(prompt, contrast)
-            queue = await original(self, request_id, prompt, params, *rest, **kwargs)
-        media_cache.tell_sent(processor.renderer, prompt)
+                queue = await original(self, request_id, prompt, params, *rest, **kwargs)
+        media_cache.tell_sent(renderer, prompt)
         return queue
 
     return add_request

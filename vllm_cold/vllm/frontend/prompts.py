@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How a prompt was made: ``rendering`` makes an amateur's as its expert's was made, or of what the
 expert reads. So what vLLM makes of a prompt carries along how it was made (``PromptSource``), and
-then what was decided about its request.
+then what was decided about its request (``with_contrast``).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +21,9 @@ from vllm_cold.settings.amateurs import (
 from vllm_cold.vllm.frontend import media
 from vllm_cold.vllm.frontend.config import is_configured
 
-_SOURCE = "cold_prompt_source"  # in what vLLM makes of a prompt
+# Keys in what vLLM makes of a prompt.
+_SOURCE = "cold_prompt_source"
+_CONTRAST = "cold_contrast"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +39,6 @@ class PromptSource:
         keywords: vLLM's ``prompt_extras`` and ``skip_mm_cache``, where it was given them: all
             prompts of the request are made so.
         fetched: The media that were fetched for it.
-        processed: Hashes of its amateurs' media that were processed and bring their data.
-        is_decided: Whether it is decided what the request is decoded with.
-        contrast: What that is: a ``RequestContrast``, or None for no contrast.
     """
 
     prompt: str | list[int] | None = None
@@ -49,9 +48,6 @@ class PromptSource:
     whole: Mapping[str, Any] | None = None
     keywords: Mapping[str, Any] = field(default_factory=dict)
     fetched: dict[Any, Any] = field(default_factory=dict)
-    processed: list[str] = field(default_factory=list)
-    is_decided: bool = False
-    contrast: Any = None
 
     @property
     def has_images(self) -> bool:
@@ -158,22 +154,22 @@ def source_of(prompt: Any) -> PromptSource:
     return found or _completion(prompt)
 
 
-def carrying(prompt: Any) -> Any:
-    """A prompt that vLLM has made; in the place of another one, what says how it would be made."""
-    return (
-        prompt if isinstance(prompt, dict) and _SOURCE in prompt else {_SOURCE: source_of(prompt)}
-    )
-
-
-def with_contrast(prompt: dict[str, Any], contrast: Any) -> dict[str, Any]:
-    """A copy of a prompt that says what its request is decoded with. Of how it was made it keeps
-    only what ``media_cache`` needs.
+def with_contrast(prompt: Mapping[str, Any], contrast: Any) -> dict[str, Any]:
+    """A copy of a made prompt that says what its request is decoded with: a ``RequestContrast``, or
+    None for no contrast. Of how it was made it keeps only what ``media_cache`` needs.
     """
-    known = source_of(prompt)
-    own = PromptSource(
-        keywords=known.keywords, processed=known.processed, is_decided=True, contrast=contrast
-    )
-    return {**prompt, _SOURCE: own}
+    source = PromptSource(keywords=source_of(prompt).keywords)
+    return {**prompt, _SOURCE: source, _CONTRAST: contrast}
+
+
+def is_decided(prompt: Any) -> bool:
+    """Whether a prompt says what its request is decoded with."""
+    return isinstance(prompt, dict) and _CONTRAST in prompt
+
+
+def contrast_of(prompt: Mapping[str, Any]) -> Any:
+    """What ``with_contrast`` has put into a prompt."""
+    return prompt[_CONTRAST]
 
 
 # ---- noting how a prompt is made ----------------------------------------------------------------

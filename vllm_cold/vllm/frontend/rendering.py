@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 from vllm_cold.errors import ColdError
 from vllm_cold.patching import result_of
 from vllm_cold.settings.amateurs import (
-    MEDIA,
     AmateurSpec,
     Distorted,
     Embeds,
@@ -22,10 +21,9 @@ from vllm_cold.settings.amateurs import (
     Text,
     TokenIds,
     Without,
-    has_media,
 )
 from vllm_cold.vllm import versions
-from vllm_cold.vllm.frontend import media, media_cache
+from vllm_cold.vllm.frontend import media
 from vllm_cold.vllm.frontend.prompts import Prompt, PromptSource, unknown_token
 
 logger = logging.getLogger("vllm." + __name__)
@@ -36,10 +34,6 @@ _ASIDE = ThreadPoolExecutor(1, "vllm-cold")
 _DISTORTING = ThreadPoolExecutor(2, "vllm-cold-images")
 
 _SAID = 400  # characters of an error: it may show what a client sent
-
-
-class RendererChanged(RuntimeError):
-    """vLLM does not make prompts as it did; the engine goes on, the request does not."""
 
 
 async def aside(
@@ -73,7 +67,6 @@ async def render(
 
     Raises:
         ColdError: a prompt cannot be made.
-        RendererChanged: vLLM cannot make it as it is asked to; the log has the traceback.
     """
 
     async def call(method: str, *args: Any, **kwargs: Any) -> Any:
@@ -94,7 +87,7 @@ async def render(
             else:
                 method, args, kwargs = _call(renderer, source, one, online)
             made = await call(method, *args, **kwargs)
-            found[id(one.source)] = _read(renderer, source, one, made)
+            found[id(one.source)] = _read(renderer, one, made)
     return tuple(found.get(id(one.source)) for one in amateurs)
 
 
@@ -113,8 +106,9 @@ async def _distorted(
 
 @contextmanager
 def _errors(one: AmateurSpec) -> Iterator[None]:
-    """Turns errors about a client's prompt into ColdError, those of a changed vLLM into
-    RendererChanged. Some of vLLM's own errors about prompts are no longer ValueError.
+    """Makes whatever vLLM raises about an amateur's prompt a ColdError: a client's messages and
+    bytes make templates, torch and PIL raise anything. The log has the traceback of what vLLM does
+    not raise about wrong prompts, as vLLM may have changed.
     """
     from jinja2 import TemplateError
     from vllm.exceptions import VLLMValidationError
@@ -123,39 +117,18 @@ def _errors(one: AmateurSpec) -> Iterator[None]:
         yield
     except ColdError:
         raise
-    except (TemplateError, VLLMValidationError, ValueError, NotImplementedError) as error:
-        raise _unreadable(one, error) from error
     except Exception as error:
-        changed: tuple[type[Exception], ...] = (AttributeError, ImportError, TypeError)
-        of_bytes = isinstance(one.source, Embeds) and isinstance(one.source.prompt, str)
-        if isinstance(one.source, Messages):
-            # A client's messages make templates raise TypeError, and JSON RecursionError.
-            changed = (AttributeError, ImportError)
-            if not isinstance(error, changed):
-                raise _unreadable(one, error) from error
-        if of_bytes or _brings_media(one.source):
-            # With a client's bytes torch and PIL raise anything, which vLLM does not always catch;
-            # and a URL may be gone.
-            if isinstance(error, changed):  # or vLLM has changed
-                logger.exception("vllm-cold: an amateur's prompt with media cannot be made.")
-            raise _unreadable(one, error) from error
-        logger.exception("vllm-cold: vLLM's renderer failed with an amateur's prompt.")
-        raise RendererChanged(
-            f"this vLLM ({versions.vllm_version()}) has changed where vllm-cold has it make the "
-            f"prompt of an amateur ({type(error).__name__}: {error}): see the server's log. "
-            f"Install vLLM {versions.RANGE}, or a newer vllm-cold."
-        ) from error
-
-
-def _brings_media(source: Any) -> bool:
-    if isinstance(source, Messages):
-        return any(has_media(message, kind) for message in source.value for kind in MEDIA)
-    return isinstance(source, (Media, Distorted))
-
-
-def _unreadable(one: AmateurSpec, error: Exception) -> ColdError:
-    said = str(error) or type(error).__name__
-    return one.refused(f"no prompt can be made of it: {said[:_SAID]}")
+        # Some of vLLM's own errors about prompts are no longer ValueError.
+        of_prompts = (TemplateError, VLLMValidationError, ValueError, NotImplementedError)
+        if not isinstance(error, of_prompts):
+            logger.exception(
+                "vllm-cold: vLLM %s cannot make an amateur's prompt. If other requests fail like "
+                "this, install vLLM %s, or a newer vllm-cold.",
+                versions.vllm_version(),
+                versions.RANGE,
+            )
+        said = str(error) or type(error).__name__
+        raise one.refused(f"no prompt can be made of it: {said[:_SAID]}") from error
 
 
 _Call = tuple[str, tuple[Any, ...], dict[str, Any]]
@@ -237,10 +210,9 @@ def default_chat_params(renderer: Any, online: Any = None) -> Any:
     ).with_defaults(online.default_chat_template_kwargs)
 
 
-def _read(renderer: Any, source: PromptSource, one: AmateurSpec, made: Any) -> Prompt:
+def _read(renderer: Any, one: AmateurSpec, made: Any) -> Prompt:
     """The prompt that a renderer made for an amateur, checked."""
     (prompt,) = made[1] if isinstance(made, tuple) else made  # of a chat
-    source.processed.extend(media_cache.with_data(prompt))
     if prompt["type"] not in ("token", "multimodal", "embeds"):
         raise one.refused("must be text, token ids, embeddings, or these with media")
     read = Prompt.of(prompt)

@@ -4,9 +4,9 @@ search, errors, and what a client is told.
 
 Before the renderer a body is read; right after the renderer the request is decided about and its
 amateurs' prompts are made. In ``to_sampling_params`` the length of each prompt's answer is known,
-and no response has begun. (Some models' prompts vLLM makes elsewhere; their requests are read
-there.) The header ``x-cold`` tells a client what its tokens were chosen with, and
-``kv_transfer_params`` what it asked for of each step.
+and no response has begun. (gpt-oss's prompts vLLM makes elsewhere; their requests are read there.)
+The header ``x-cold`` tells a client what its tokens were chosen with, and ``kv_transfer_params``
+what it asked for of each step.
 """
 
 import asyncio
@@ -15,20 +15,19 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from functools import cache
 from importlib import import_module
-from itertools import chain
 from typing import Any
 
 from vllm_cold.errors import ColdError
 from vllm_cold.group import results
-from vllm_cold.settings.amateurs import Messages, Part
+from vllm_cold.settings.amateurs import Part
 from vllm_cold.settings.arguments import check_placement
 from vllm_cold.settings.params import ColdParams
-from vllm_cold.vllm.frontend import media, media_cache
+from vllm_cold.vllm.frontend import media_cache
 from vllm_cold.vllm.frontend.admission import ASKED, Admission, says_much
-from vllm_cold.vllm.frontend.contrast import Asked
+from vllm_cold.vllm.frontend.contrast import Asked, RequestContrast
 from vllm_cold.vllm.frontend.errors import generation_error, refusals
 from vllm_cold.vllm.frontend.intake import FRONT_END, Exchange
-from vllm_cold.vllm.frontend.prompts import PromptSource, source_of, with_contrast
+from vllm_cold.vllm.frontend.prompts import contrast_of, is_decided, source_of, with_contrast
 
 HEADER = b"x-cold"
 _LISTED = 100  # choices in it
@@ -45,20 +44,15 @@ def _make_models_init(original: Callable[..., None]) -> Callable[..., None]:
 
 def _make_preprocess(original: Callable[..., Any]) -> Callable[..., Any]:
     async def preprocess(self: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
-        # ``_make_beam_params`` looks at beam searches.
-        beams = getattr(request, "use_beam_search", False)
-        if (server := FRONT_END.server) is None or beams or not hasattr(request, "vllm_xargs"):
+        if (server := FRONT_END.server) is None or not hasattr(request, "vllm_xargs"):
             return await original(self, request, *args, **kwargs)
         with refusals():
             asked = await server.read_aside(*_said(server, request))
-            sends = asked and _sends_data(asked, self.renderer, *args, **kwargs)
-        if sends:
-            kwargs["skip_mm_cache"] = True
-        elif sends is None:
-            asked = None
+        if asked is not None:
+            kwargs |= media_cache.ALWAYS_SENT
         found = await original(self, request, *args, **kwargs)
         made = found[1] if isinstance(found, tuple) else found
-        with refusals(), media_cache.kept(self.renderer, made):
+        with refusals():
             _check_prompts(asked, request, len(made))
             for i, one in enumerate(made):
                 if i:
@@ -66,8 +60,7 @@ def _make_preprocess(original: Callable[..., Any]) -> Callable[..., Any]:
                 made[i] = with_contrast(
                     one, await server.decide(asked, source_of(one), one, online=self)
                 )
-        contrasts = (source_of(one).contrast for one in made)
-        FRONT_END.exchange().decided[id(request)] = request, contrasts
+        FRONT_END.exchange().decided[id(request)] = request, map(contrast_of, made)
         return found
 
     return preprocess
@@ -79,33 +72,6 @@ def _said(server: Admission, request: Any) -> tuple[Any, ...]:
     limits = ("max_tokens", "max_completion_tokens", "max_output_tokens")
     unlimited = not any(getattr(request, name, None) for name in limits)
     return request.vllm_xargs, server.adapters.get(request.model), None, unlimited
-
-
-def _sends_data(
-    asked: Asked, renderer: Any, messages: Any = None, *_: Any, **__: Any
-) -> bool | None:
-    """Whether a chat's media have to be sent with their data (``media_cache.always_sent``). None
-    where they cannot, and the request is served without a contrast.
-
-    Raises:
-        ValueError: they cannot, and the request itself asks for a contrast.
-    """
-    own = {id(one.source): one.source for one in asked.amateurs}.values()
-    said = (source.value for source in own if isinstance(source, Messages))
-    all_of_them = [*(messages or ()), *chain.from_iterable(said)]
-    sends = media_cache.always_sent(renderer, all_of_them)
-    if sends is False or not asked.applies(PromptSource(messages=messages)):
-        return False
-    if sends:
-        return True
-    if all(one.source is None for one in asked.amateurs):
-        return False  # it is sent as soon as the expert's prompt is made
-    if asked.by_default:
-        return None
-    raise ValueError(
-        f"{media.REFUSED}some of this chat's are named by their uuid alone, and others bring their "
-        "data along; send the data of all."
-    )
 
 
 def _check_prompts(asked: Asked | None, request: Any, num_prompts: int) -> None:
@@ -147,19 +113,36 @@ def _make_sampling_params(original: Callable[..., Any]) -> Callable[..., Any]:
         params = original(self, *args, **kwargs)
         if (server := FRONT_END.server) is None:
             return params
-        exchange, asked = FRONT_END.exchange(), None
+        exchange = FRONT_END.exchange()
         with refusals():
-            if (decided := exchange.decided.get(id(self))) is not None:
-                # It is called for each prompt in turn.
-                if (contrast := next(decided[1], None)) is not None:
-                    server.check(contrast, params, params.max_tokens)
-                    asked = contrast.asked
-            elif (asked := _read_without_prompt(server, self)) is not None:
+            asked, contrast = _asked(server, exchange, self)
+            if contrast is not None:
+                server.check(contrast, params, params.max_tokens)
+            elif asked is not None:
                 params.extra_args = {**(params.extra_args or {}), ASKED: asked}
         exchange.used[id(self)] = asked or exchange.used.get(id(self))
         return params
 
     return to_sampling_params
+
+
+def _make_beam_params(original: Callable[..., Any]) -> Callable[..., Any]:
+    def to_beam_search_params(self: Any, *args: Any, **kwargs: Any) -> Any:
+        exchange = FRONT_END.exchange()
+        if (server := FRONT_END.server) is not None:
+            with refusals():
+                if _asked(server, exchange, self)[0] is not None:
+                    raise ColdError(
+                        "use_beam_search",
+                        True,
+                        "vllm-cold does not support beam search; leave it out, or send "
+                        '{"cold": 0} in vllm_xargs to search with the adapter alone',
+                    )
+        # The parameters that beam search makes for its steps do not carry vllm_xargs.
+        exchange.is_search = True
+        return original(self, *args, **kwargs)
+
+    return to_beam_search_params
 
 
 _NO_TEMPLATE = (
@@ -168,39 +151,25 @@ _NO_TEMPLATE = (
 )
 
 
-def _read_without_prompt(server: Admission, request: Any) -> Asked | None:
-    """What a request asks for whose prompt did not pass ``preprocess``."""
+def _asked(
+    server: Admission, exchange: Exchange, request: Any
+) -> tuple[Asked | None, RequestContrast | None]:
+    """What a body asks for and what its next prompt, of several, is decoded with: None for no
+    contrast, and where its prompts did not pass ``preprocess``.
+    """
+    if (decided := exchange.decided.get(id(request))) is not None:
+        contrast = next(decided[1], None)
+        return (None if contrast is None else contrast.asked), contrast
     has_none = server.config.model_config.hf_config.model_type == "gpt_oss"
     if has_none and says_much(request.vllm_xargs):
         raise ColdError("vllm_xargs", request.vllm_xargs, _NO_TEMPLATE)
     asked = server.read(*_said(server, request))
     if asked is None or asked.by_default:
-        return None
+        return None, None
     for one in asked.amateurs:
         if one.source is not None and has_none:
             raise one.refused(_NO_TEMPLATE)
-    return asked
-
-
-def _make_beam_params(original: Callable[..., Any]) -> Callable[..., Any]:
-    def to_beam_search_params(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if (server := FRONT_END.server) is not None:
-            source = PromptSource(messages=getattr(self, "messages", None))
-            with refusals():
-                refused = says_much(self.vllm_xargs)
-                asked = None if refused else server.read(*_said(server, self))
-                if refused or (asked is not None and asked.applies(source)):
-                    raise ColdError(
-                        "use_beam_search",
-                        True,
-                        "vllm-cold does not support beam search; leave it out, or send "
-                        '{"cold": 0} in vllm_xargs to search with the adapter alone',
-                    )
-        # The parameters that beam search makes for its steps do not carry vllm_xargs.
-        FRONT_END.exchange().is_search = True
-        return original(self, *args, **kwargs)
-
-    return to_beam_search_params
+    return asked, None
 
 
 def _make_generate(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -208,8 +177,7 @@ def _make_generate(original: Callable[..., Any]) -> Callable[..., Any]:
         self: Any, prompt: Any, sampling_params: Any, request_id: str, *args: Any, **kwargs: Any
     ) -> Any:
         outputs = original(self, prompt, sampling_params, request_id, *args, **kwargs)
-        source = source_of(prompt)
-        is_regular = source.is_decided and source.contrast is None
+        is_regular = is_decided(prompt) and contrast_of(prompt) is None
         if is_regular or FRONT_END.is_search or not FRONT_END.of(self.input_processor).is_server:
             return outputs
         return _looked_at(outputs, FRONT_END.exchange())
