@@ -13,7 +13,7 @@ import pytest
 
 from tests.docs.blocks import block, story
 from tests.naive import NaiveCold
-from vllm_cold.vllm.frontend.prometheus import (
+from vllm_cold.vllm.frontend.metrics import (
     CANDIDATE_BUCKETS,
     COUNTERS,
     GAUGES,

@@ -200,6 +200,9 @@ def test_chats_without_a_chat_template(
     ):
         with pytest.raises(ValueError, match=f"{key}=.*without a chat template"):
             params(**{key: value})
+    # What is long is not read on the event loop.
+    with pytest.raises(ValueError, match="vllm_xargs=.*without a chat template"):
+        params(cold_amateur_prompt="a " * 50_000)
     for asked in ({"cold": 1}, {"cold_amateur": "two"}):
         sampling = front.request(front.text(" w1"), params(**asked)).sampling_params
         assert from_extra_args(sampling.extra_args) is not None

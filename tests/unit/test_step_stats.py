@@ -15,6 +15,7 @@ import msgspec
 import prometheus_client
 import pytest
 import torch
+from vllm.v1.metrics.loggers import PrometheusStatLogger
 from vllm.v1.metrics.stats import SchedulerStats
 
 from tests.front_end import ONE, Front
@@ -37,7 +38,7 @@ from vllm_cold.group.step_stats import (
 )
 from vllm_cold.ops.interface import NOT_FINITE, OUT_OF_RANGE
 from vllm_cold.vllm.frontend import metrics
-from vllm_cold.vllm.frontend.prometheus import PREFIX, ColdMetrics
+from vllm_cold.vllm.frontend.metrics import PREFIX, ColdMetrics
 from vllm_cold.vllm.scheduler.stats import attach, detach
 from vllm_cold.vllm.worker import outputs
 
@@ -257,15 +258,15 @@ def test_what_is_told_of_tokens_that_must_not_be_given(nonfinite: int, said: str
 def test_metrics_add_up() -> None:
     assert [*COUNTERS, *HISTOGRAMS] == [*Counters.__struct_fields__]
     assert [*GAUGES, "sums"] == [*ColdStats.__struct_fields__]
-    ColdMetrics("m", [0])  # an engine that was here before
-    metrics = ColdMetrics("m", [0, 1])
+    ColdMetrics("m", [0], PrometheusStatLogger)  # an engine that was here before
+    counting = ColdMetrics("m", [0, 1], PrometheusStatLogger)
     assert sample("requests_running", 1) == sample("requests_waiting", 0) == 0
     counts = counts_of(requests=1)
     counts.sums["cold", "a"].give(2, [RowStats(1, 0, 0), RowStats(4, 1, 0), RowStats(9, 1, 0)])
     counts.sums["cfg", "a"].requests = 5
-    metrics.record(counts.take(1, 2), 1)
+    counting.record(counts.take(1, 2), 1)
     assert sample("requests_running", 1) == 1 and sample("requests_waiting", 1) == 2
-    metrics.record(counts_of(generation_tokens=3).take(0, 0), 1)
+    counting.record(counts_of(generation_tokens=3).take(0, 0), 1)
     some = {"requests": 1, "generation_tokens": 5, "changed_tokens": 1}
     for name in COUNTERS:
         assert sample(f"{name}_total", 1, **KIND) == some.get(name, 0)
@@ -278,6 +279,14 @@ def test_metrics_add_up() -> None:
     assert sample("changed_tokens_total", 1, method="cfg", adapter="a") == 0
     assert sample("candidates_count", 1, method="cfg", adapter="a") == 0
     assert sample("requests_total", 0, **KIND) is None
+    # Offline, as vLLM's reader shows its own: one of each kind.
+    shown = metrics._make_get_metrics(lambda self: [])(None)
+    found = {(one.name, one.labels.get("method")): one for one in shown}
+    assert found[PREFIX + "requests", "cfg"].value == 5
+    candidates = found[PREFIX + "candidates", "cold"]
+    assert (candidates.count, candidates.sum, candidates.buckets["1.0"]) == (2, 5, 1)
+    assert found[PREFIX + "candidates", "cfg"].count == 0
+    assert found[PREFIX + "requests_running", None].value == 0
 
 
 def test_the_front_end_takes_the_figures_out() -> None:
@@ -285,7 +294,7 @@ def test_the_front_end_takes_the_figures_out() -> None:
     seen: list[Any] = []
     record = metrics._make_record(lambda self, stats, **_: seen.append(stats.kv_connector_stats))
     stats = SimpleNamespace(kv_connector_stats=None)
-    manager = SimpleNamespace(cold_metrics=ColdMetrics("m", [0, 1]))
+    manager = SimpleNamespace(cold_metrics=ColdMetrics("m", [0, 1], PrometheusStatLogger))
     attach(stats, counts_of(requests=4).take(0, 0))
     record(manager, scheduler_stats=stats, engine_idx=1)
     assert sample("requests_total", 1, **KIND) == 4

@@ -6,7 +6,7 @@ There are three stages. A worker's processor makes ``StepStats`` of each step. T
 scored group how many candidates there were, whether contrastive decoding changed the token, and
 whether the logits were numbers at all (``RowStats``). The scheduler adds requests, tokens and
 groups (``CountersByKind``) and sends them as a ``ColdStats``. The front end makes metrics of these
-(``prometheus``). Each stage hands over only what is new, so that the next one can add it up. What
+(``metrics``). Each stage hands over only what is new, so that the next one can add it up. What
 clients that ask are told of their tokens goes with them (``explained``).
 """
 

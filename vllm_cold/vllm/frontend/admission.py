@@ -135,7 +135,7 @@ class Admission:
 
     async def read_aside(self, said: Mapping[str, Any] | None, *rest: Any) -> Asked | None:
         """As ``read``, off the event loop where there is much to parse."""
-        return await aside(not _is_long(said), self.read, said, *rest)
+        return await aside(not is_long(said), self.read, said, *rest)
 
     def _check_number(self, field: str, amateurs: int) -> None:
         """Refuse, before any prompt is read, more amateurs than this engine allows."""
@@ -420,15 +420,7 @@ class Admission:
             sampling.beta_max, sampling.rule_parameters = None, None
 
 
-def says_much(said: Mapping[str, Any] | None) -> bool:
-    """Whether a request says what its amateurs read, in texts that take long to parse."""
-    if not _is_long(said):
-        return False
-    args = parse_request_args(said)
-    return args.enabled is not False and says_what(args.contrast)
-
-
-def _is_long(said: Mapping[str, Any] | None) -> bool:
+def is_long(said: Mapping[str, Any] | None) -> bool:
     """Whether parsing flat arguments would keep other requests waiting."""
     values = [value for key, value in (said or {}).items() if is_ours(key)]
     lists = [each[: 2 * MOST_ITEMS] if isinstance(each, list) else [each] for each in values]

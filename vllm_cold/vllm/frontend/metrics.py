@@ -1,16 +1,93 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The figures that a scheduler sent (``scheduler.stats``) become the metrics of ``prometheus``."""
+"""The figures that a scheduler sent (``scheduler.stats``) become Prometheus metrics, in the
+registry that vLLM's are in; docs/metrics.md says how to read them. What is counted, and how it is
+called, is ``group.step_stats``'s.
+"""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+from prometheus_client import REGISTRY
+from prometheus_client import Metric as Family
+
+from vllm_cold.group.step_stats import COUNTERS, GAUGES, HISTOGRAMS, ColdStats
 from vllm_cold.vllm.frontend.config import is_configured
 from vllm_cold.vllm.scheduler.stats import detach
 
 if TYPE_CHECKING:
-    from prometheus_client import Metric as Family
-    from vllm.v1.metrics.reader import Histogram, Metric
+    from vllm.v1.metrics.reader import Metric
     from vllm.v1.metrics.stats import SchedulerStats
+
+PREFIX = "vllm_cold_"
+LABELS = ("model_name", "engine")
+KIND = ("method", "adapter")  # further labels of the sums
+# At alpha 0.1 most steps have a handful; a tiny alpha admits thousands.
+CANDIDATE_BUCKETS = (1, 2, 3, 5, 10, 20, 50, 100, 1000, 10000)
+
+
+class ColdMetrics:
+    """The metrics of some engines in this process.
+
+    Args:
+        model_name: Label of all metrics, as in vLLM's own.
+        engines: The engines' numbers, a label.
+        classes: vLLM's PrometheusStatLogger, or one of its subclasses: Ray's has classes of its own
+            in place of prometheus_client's.
+    """
+
+    def __init__(self, model_name: str, engines: Iterable[int], classes: Any) -> None:
+        _unregister()
+        self._model_name = model_name
+        labels = (*LABELS, *KIND)
+        self._counters = {
+            name: classes._counter_cls(PREFIX + name, text, labelnames=labels)
+            for name, text in COUNTERS.items()
+        }
+        self._histograms = {
+            name: classes._histogram_cls(
+                PREFIX + name, text, labelnames=labels, buckets=CANDIDATE_BUCKETS
+            )
+            for name, text in HISTOGRAMS.items()
+        }
+        self._gauges = {
+            # Of several API servers the one that heard last knows.
+            name: classes._gauge_cls(
+                PREFIX + name, text, labelnames=LABELS, multiprocess_mode="mostrecent"
+            )
+            for name, text in GAUGES.items()
+        }
+        for engine in engines:
+            self._set_gauges(ColdStats(), engine)  # with several API servers not on the page before
+
+    def record(self, payload: Mapping[str, Any], engine: int) -> None:
+        """Add what an engine reports.
+
+        Args:
+            payload: From ``group.step_stats.CountersByKind.take``.
+            engine: Which one.
+        """
+        report = msgspec.convert(payload, ColdStats)
+        self._set_gauges(report, engine)
+        for kind, sums in report.sums:
+            labels = (self._model_name, str(engine), *kind)
+            for name, counter in self._counters.items():
+                counter.labels(*labels).inc(getattr(sums, name))  # 0 too: then it is on the page
+            for name, histogram in self._histograms.items():
+                child = histogram.labels(*labels)
+                for value in getattr(sums, name):
+                    child.observe(value)
+
+    def _set_gauges(self, report: ColdStats, engine: int) -> None:
+        for name, gauge in self._gauges.items():
+            gauge.labels(self._model_name, str(engine)).set(getattr(report, name))
+
+
+def _unregister() -> None:
+    """Take out what an earlier engine in this process registered, as vLLM does with its own."""
+    for collector in tuple(REGISTRY._collector_to_names):
+        if getattr(collector, "_name", "").startswith(PREFIX):
+            REGISTRY.unregister(collector)
 
 
 def _make_manager_init(original: Callable[..., None]) -> Callable[..., None]:
@@ -20,17 +97,9 @@ def _make_manager_init(original: Callable[..., None]) -> Callable[..., None]:
         if is_configured(vllm_config):
             from vllm.v1.metrics.loggers import PrometheusStatLogger
 
-            from vllm_cold.vllm.frontend.prometheus import ColdMetrics
-
-            # Ray's logger has classes of its own.
-            prometheus = next(x for x in self.stat_loggers if isinstance(x, PrometheusStatLogger))
-            self.cold_metrics = ColdMetrics(
-                vllm_config.model_config.served_model_name,
-                self.engine_indexes,
-                prometheus._counter_cls,
-                prometheus._gauge_cls,
-                prometheus._histogram_cls,
-            )
+            logger = next(x for x in self.stat_loggers if isinstance(x, PrometheusStatLogger))
+            name = vllm_config.model_config.served_model_name
+            self.cold_metrics = ColdMetrics(name, self.engine_indexes, logger)
 
     return __init__
 
@@ -50,45 +119,29 @@ def _make_record(original: Callable[..., None]) -> Callable[..., None]:
 
 def _make_get_metrics(original: Callable[[Any], "list[Metric]"]) -> Callable[..., "list[Metric]"]:
     def get_metrics(self: Any) -> "list[Metric]":
-        return [*original(self), *_snapshot()]
+        families = (one for one in REGISTRY.collect() if one.name.startswith(PREFIX))
+        return [*original(self), *(each for one in families for each in _as_vllms(one))]
 
     return get_metrics
 
 
-def _snapshot() -> "Iterator[Metric]":
-    """The metrics of contrastive decoding in this process, as vLLM's reader shows its own."""
-    from prometheus_client import REGISTRY
-    from vllm.v1.metrics.reader import Counter, Gauge
+def _as_vllms(family: Family) -> "Iterator[Metric]":
+    """A family of metrics as vLLM's reader shows its own: one for each set of labels."""
+    from vllm.v1.metrics.reader import Counter, Gauge, Histogram
 
-    from vllm_cold.vllm.frontend.prometheus import PREFIX
-
-    for family in REGISTRY.collect():
-        if not family.name.startswith(PREFIX):
-            continue
-        if family.type == "histogram":
-            yield from _histograms(family)
-            continue
-        counts = family.type == "counter"
-        for sample in family.samples:
-            if sample.name == family.name + ("_total" if counts else ""):  # not when it was made
-                value = int(sample.value) if counts else sample.value
-                yield (Counter if counts else Gauge)(family.name, sample.labels, value)
-
-
-def _histograms(family: "Family") -> "Iterable[Histogram]":
-    """One for each set of labels, from the samples of its buckets, count and sum."""
-    from vllm.v1.metrics.reader import Histogram
-
-    found: dict[tuple[str, ...], Histogram] = {}
+    name, histogram = family.name, Histogram(family.name, {}, count=0, sum=0.0, buckets={})
     for sample in family.samples:
-        labels = dict(sample.labels)
-        bucket = labels.pop("le", None)
-        new = Histogram(family.name, labels, count=0, sum=0.0, buckets={})
-        one = found.setdefault(tuple(labels.values()), new)
-        if bucket is not None:
-            one.buckets[bucket] = int(sample.value)
-        elif sample.name.endswith("_count"):
-            one.count = int(sample.value)
-        elif sample.name.endswith("_sum"):
-            one.sum = sample.value
-    return found.values()
+        match family.type, sample.name.removeprefix(name):
+            case "gauge", "":
+                yield Gauge(name, sample.labels, sample.value)
+            case "counter", "_total":
+                yield Counter(name, sample.labels, int(sample.value))
+            # Those of one set of labels follow each other: its buckets, the count and the sum.
+            case "histogram", "_bucket":
+                histogram.buckets[sample.labels["le"]] = int(sample.value)
+            case "histogram", "_count":
+                histogram.labels, histogram.count = sample.labels, int(sample.value)
+            case "histogram", "_sum":
+                histogram.sum = sample.value
+                yield histogram
+                histogram = Histogram(name, {}, count=0, sum=0.0, buckets={})

@@ -23,7 +23,7 @@ from vllm_cold.settings.amateurs import Part
 from vllm_cold.settings.arguments import check_placement
 from vllm_cold.settings.params import ColdParams
 from vllm_cold.vllm.frontend import media_cache
-from vllm_cold.vllm.frontend.admission import ASKED, Admission, says_much
+from vllm_cold.vllm.frontend.admission import ASKED, Admission, is_long
 from vllm_cold.vllm.frontend.contrast import Asked, RequestContrast
 from vllm_cold.vllm.frontend.errors import generation_error, refusals
 from vllm_cold.vllm.frontend.intake import FRONT_END, Exchange
@@ -161,7 +161,7 @@ def _asked(
         contrast = next(decided[1], None)
         return (None if contrast is None else contrast.asked), contrast
     has_none = server.config.model_config.hf_config.model_type == "gpt_oss"
-    if has_none and says_much(request.vllm_xargs):
+    if has_none and is_long(request.vllm_xargs):
         raise ColdError("vllm_xargs", request.vllm_xargs, _NO_TEMPLATE)
     asked = server.read(*_said(server, request))
     if asked is None or asked.by_default:
