@@ -219,17 +219,15 @@ def test_configurations(
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("cache", ["lru", "shm"])
 @pytest.mark.parametrize("size", [4.0, 1e-5])  # the smaller one holds a few images
 @pytest.mark.parametrize("family", IN_EVERY_RUN)
 def test_caches_of_processed_images(
-    family: str, size: float, cache: str, folders: Path, make_llm: Any, monkeypatch: Any
+    family: str, size: float, folders: Path, make_llm: Any, monkeypatch: Any
 ) -> None:
     """The engine core in a process of its own has a part of them."""
     folder = folders / family
     monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "1")
-    own = {"mm_processor_cache_type": cache, "mm_processor_cache_gb": size}
-    llm = make_llm(**options(folder), **own, max_num_batched_tokens=40)
+    llm = make_llm(**options(folder), mm_processor_cache_gb=size, max_num_batched_tokens=40)
     expected = expected_of(folder)
     for _ in range(2):
         check(llm, folder, expected)

@@ -21,7 +21,7 @@ from vllm.utils.hashing import sha256
 from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
 from vllm.v1.request import Request
 
-from tests.front_end import MAX_LEN, ONE, Front, Online
+from tests.front_end import MAX_LEN, Front, Online
 from tests.requests import chat, xargs
 from vllm_cold import Amateur, ColdParams
 from vllm_cold.group.stream import from_extra_args
@@ -101,52 +101,24 @@ def test_amateurs_with_embeddings(front: Front) -> None:
     assert stream.method == "custom"
 
 
-def as_request(front: Front, prompt: Any, params: Any, lora: Any = ONE) -> Request:
-    init_none_hash(sha256)
-    hasher = get_request_block_hasher(4, sha256)
-    return Request.from_engine_core_request(front.request(prompt, params, lora), hasher)
-
-
-def streams(front: Front, prompt: Any, *amateurs: Amateur) -> tuple[Request, ...]:
-    request = as_request(front, prompt, ColdParams(amateurs=amateurs, max_tokens=4))
-    stream = from_extra_args(request.sampling_params.extra_args)
-    assert stream is not None
-    return make_streams(request, stream)
-
-
-def test_streams_have_their_own(front: Front) -> None:
-    base = {"lora_request": None}
-    mask = [True, False, False, True, False, True]
-    mixed = {
-        "prompt_embeds": rows(6, 1),
-        "prompt_token_ids": [5, 600, 600, 6, 600, 7],
-        "prompt_is_token_ids": mask,
-    }
-    expert, same, other, ids, both = streams(
-        front,
-        made(front, rows(9)),
-        Amateur(**base),
+def test_workers_get_no_prompts(front: Front) -> None:
+    """Only the scheduler needs them. (``tests/engine/test_embeds.py`` has what streams read.)"""
+    amateurs = [
+        Amateur(lora_request=None),
         Amateur(prompt={"prompt_embeds": rows(6, 1)}),
         Amateur(prompt=[5, 6, 7]),
-        Amateur(prompt=mixed),
-    )
-    assert expert.prompt_embeds is same.prompt_embeds and same.prompt_token_ids is None
-    assert other.prompt_embeds.equal(rows(6, 1)) and other.num_prompt_tokens == 6
-    assert ids.prompt_token_ids == [5, 6, 7] and ids.prompt_embeds is None
-    assert both.prompt_embeds.equal(rows(6, 1)) and both.prompt_is_token_ids == mask
-    used = zip(both.all_token_ids, mask, strict=True)
-    assert [token for token, is_id in used if is_id] == [5, 6, 7]
-    for one in (expert, same, other, ids, both):
-        # Workers get no prompts.
+    ]
+    asked = front.request(made(front, rows(9)), ColdParams(amateurs=amateurs, max_tokens=4))
+    init_none_hash(sha256)
+    request = Request.from_engine_core_request(asked, get_request_block_hasher(4, sha256))
+    stream = from_extra_args(asked.sampling_params.extra_args)
+    assert stream is not None
+    streams = make_streams(request, stream)
+    assert [one.num_prompt_tokens for one in streams] == [9, 9, 6, 3]
+    for one in streams:
         sent = from_extra_args(one.sampling_params.extra_args)
         assert sent is not None
         assert not any(a.prompt or a.embeds or a.adapter for a in sent.amateurs)
-    # An expert of token ids.
-    expert, same, other = streams(
-        front, front.text([8] * 9), Amateur(**base), Amateur(prompt={"prompt_embeds": rows(9)})
-    )
-    assert same.prompt_token_ids == [8] * 9 and same.prompt_embeds is None
-    assert other.prompt_token_ids is None and other.prompt_embeds.equal(rows(9))
 
 
 def test_a_server(front: Front) -> None:

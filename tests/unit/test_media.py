@@ -310,16 +310,6 @@ def test_an_equal_prompt_of_another_image(front: Front) -> None:
     read(front, expert, Amateur(prompt=seen("<image> w1", picture(1)), lora_request=TWO), lora=ONE)
 
 
-def test_several_answers_do_not_share_a_list(front: Front) -> None:
-    """What is appended is the request's alone."""
-    expert = made(front, seen("<image> w1", picture(1)))
-    params = ColdParams(amateur=Amateur(images=Noise(5)), n=2, max_tokens=2)
-    first, second = (sent(front, expert, params) for _ in range(2))
-    assert len(first.mm_features) == len(second.mm_features) == 2
-    assert len(sent(front, expert, SamplingParams(max_tokens=2)).mm_features) == 1
-    assert [f.mm_position.offset for f in first.mm_features] == [0, len(expert["prompt_token_ids"])]
-
-
 def test_named_images(front: Front) -> None:
     """With uuids of the caller's: other pictures have other names."""
     named = seen("<image> w1", picture(1), multi_modal_uuids={"image": ["mine"]})

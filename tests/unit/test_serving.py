@@ -40,7 +40,7 @@ from vllm_cold.errors import ColdError
 from vllm_cold.group import results
 from vllm_cold.group.stream import from_extra_args
 from vllm_cold.vllm import versions
-from vllm_cold.vllm.frontend import admission, intake, serving
+from vllm_cold.vllm.frontend import serving
 from vllm_cold.vllm.frontend.intake import FRONT_END
 
 pytestmark = pytest.mark.unit
@@ -68,46 +68,6 @@ def test_every_way_of_saying_it(online: Online, front: Front) -> None:
             told, [stream] = online.answer(whole, asked.model)
             assert told["cold"] == 1 and stream is not None, name
             front.check(stream, asked)
-
-
-# ---- a request is decided once -------------------------------------------------------------------
-
-
-def test_a_request_is_parsed_once(
-    online: Online, front: Front, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    calls: list[Any] = []
-    parse = admission.parse_request_args
-    monkeypatch.setattr(admission, "parse_request_args", lambda a: calls.append(a) or parse(a))
-    for asked in (
-        chat(SYSTEM, USER, **xargs(without="system")),
-        chat(SYSTEM, USER),
-        body([" w1", " w2"], n=2, **xargs(beta=2)),
-        body(" w1", vllm_xargs={"cold": 0}),
-    ):
-        for default in (None, True):
-            front.serve(default=default)
-            calls.clear()
-            online.answer(asked)
-            assert len(calls) == 1
-    # Where vLLM makes the prompt without a template, and by whoever uses AsyncLLM.
-    front.serve()
-    request = protocol(chat(USER))(model="one", max_tokens=4, **chat(USER, **xargs(beta=2)))
-    calls.clear()
-    params = request.to_sampling_params(4, {})
-
-    async def original(self: Any, request_id: str, prompt: Any, params: Any, *args: Any) -> Any:
-        return front.request(prompt, params).sampling_params
-
-    add_request = intake._make_add_request(original)
-    for sampling in (params, SamplingParams(extra_args=xargs(beta=2)["vllm_xargs"])):
-        engine = front.serve()
-        sent = front.run(
-            add_request(engine, "r", front.text(" w1"), sampling, lora_request=ONE)
-        ).extra_args
-        assert from_extra_args(sent).settings.beta == 2.0 and len(sent) == 1
-        assert len(calls) == 1
-        calls.clear()
 
 
 # ---- what is refused, and what is not ------------------------------------------------------------
@@ -205,7 +165,7 @@ def test_chats_without_a_chat_template(
         params(cold_amateur_prompt="a " * 50_000)
     for asked in ({"cold": 1}, {"cold_amateur": "two"}):
         sampling = front.request(front.text(" w1"), params(**asked)).sampling_params
-        assert from_extra_args(sampling.extra_args) is not None
+        assert from_extra_args(sampling.extra_args) is not None and len(sampling.extra_args) == 1
     for model, asked in (("base", {}), ("one", {"cold": 0})):
         assert not front.request(
             front.text(" w1"), params(model, **asked)

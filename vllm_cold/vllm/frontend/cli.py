@@ -5,22 +5,20 @@ runs before it could be wrapped; it calls the one that is right after that.
 """
 
 import argparse
+import re
 from collections.abc import Callable
 from typing import Any
 
 from vllm_cold.errors import ColdError
 from vllm_cold.settings.amateurs import read_without
-from vllm_cold.settings.arguments import load_rules
+from vllm_cold.settings.arguments import parse_engine_defaults
 from vllm_cold.settings.table import (
     ENGINE,
     LIMITS,
     REQUEST_KEYS,
-    SETTINGS,
     RuleOption,
     check,
-    combine,
     on_top,
-    preset_settings,
     read,
 )
 
@@ -109,16 +107,12 @@ def _make_from(original: Callable[..., Any]) -> Callable[..., Any]:
         if given.get("rules") and isinstance(base.get("rules"), list):
             cold["rules"] = [*base["rules"], *given["rules"]]
         try:
-            load_rules({"cold": cold})
-            own = {key: value for key, value in cold.items() if key in SETTINGS}
-            preset = cold.get("preset")
-            if preset is not None:
-                preset = check("preset", preset, "--cold-preset")
-            combine(own, prefix="--cold-", defaults=preset_settings(preset))
+            parse_engine_defaults(cold)
         except ColdError as error:
-            field = "--cold-rule" if error.field == "rules" else error.field.replace("_", "-")
-            option = ColdError(field, error.value, error.problem)
-            raise SystemExit(f"vllm: error: {option}") from error
+            key = re.findall(r"\w+", error.field)[-1]  # of additional_config["cold"]["key"]
+            option = _RULE if key == "rules" else _option(key)
+            wrong = ColdError(option, error.value, error.problem)
+            raise SystemExit(f"vllm: error: {wrong}") from error
         additional["cold"] = cold
         engine_args.additional_config = additional
         return engine_args
