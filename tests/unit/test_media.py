@@ -420,9 +420,6 @@ def test_nothing_is_kept_alive(front: Front) -> None:
     assert len(source.fetched) == 1
     read(front, expert, Amateur(images=Noise(5)))
     assert not source.fetched
-    regular = front.chat([user(of_url(1), text(" w3"))])
-    sent(front, regular, SamplingParams(max_tokens=2))
-    assert not regular["cold_prompt_source"].fetched
 
 
 # ---- on a server ---------------------------------------------------------------------------------
@@ -477,7 +474,6 @@ def test_a_chat_over_http(online: Online, loaded: list[str]) -> None:
 
 
 def test_defaults_and_presets(online: Online, front: Front) -> None:
-    """With a search by beams, what would be contrasted is refused."""
     without, image = chat(SYSTEM, user(text(" w3"))), chat(user(of_url(1), text(" w3")))
     vcd, guide, off = {"preset": "vcd"}, {"without": "system"}, {"vllm_xargs": {"cold": 0}}
     for default, body, reads in (
@@ -501,7 +497,6 @@ def test_defaults_and_presets(online: Online, front: Front) -> None:
         front.serve(default=default)
         if reads is None:
             assert online.answer(body, "base") == ({"cold": 0}, [None])
-            assert online.beams(body, "base") is not None
             continue
         told, found = answered(online, body)
         assert told["prompt"] == reads
@@ -511,8 +506,6 @@ def test_defaults_and_presets(online: Online, front: Front) -> None:
         assert found.stream.method == told.get("preset", "custom")
         if reads == "noise:500":
             assert (told["preset"], told["alpha"], told["beta"]) == ("vcd", 0.1, 1.0)
-        with pytest.raises(ValueError, match="vllm-cold does not support beam search"):
-            online.beams(body, "base")
     with pytest.raises(ValueError, match="the engine's default.*the prompt has no image"):
         online.answer(without | {"vllm_xargs": {"cold": 1}}, "base")
     # Offline completions have no messages to leave out.
@@ -628,16 +621,6 @@ def test_regular_requests_are_as_ever(online: Online, front: Front) -> None:
     # What is contrasted has its data even then.
     (item,) = online.prepared(body | {"model": "base"})[0][0]["mm_kwargs"]["image"]
     assert item is not None
-
-
-def test_an_amateurs_own_image_leaves_the_senders_cache_alone(online: Online, front: Front) -> None:
-    """A regular request with that image may be sent while the other amateur's prompt is made."""
-    own = json.dumps([user(of_url(1), text(" w3"))])
-    body = chat(user(text(" w3"))) | xargs(amateur_messages=own, beta=1)
-    prompt = online.prepared(body | {"model": "base"})[0][0]
-    (feature,) = front.request(prompt, SamplingParams(max_tokens=2), None).mm_features
-    assert feature.data is not None
-    assert not front.renderer.mm_processor_cache.is_cached_item(hash_of_url(front, 1))
 
 
 def hash_of_url(front: Front, seed: int) -> str:

@@ -114,7 +114,12 @@ def test_a_beam_search(online: Online, front: Front) -> None:
     front.serve(default=True)
     with pytest.raises(ValueError, match="use_beam_search=True: vllm-cold does not support beam"):
         online.beams(chat(USER))
-    assert online.beams(chat(USER, vllm_xargs={"cold": 0})) is not None
+    front.serve(default={"without": "system"})
+    with pytest.raises(ValueError, match="use_beam_search"):
+        online.beams(chat(SYSTEM, USER))
+    for regular in (chat(USER), chat(SYSTEM, USER, vllm_xargs={"cold": 0})):
+        assert online.beams(regular) is not None
+    front.serve(default=True)
     step = front.request(front.text(" w1"), SamplingParams(max_tokens=1))
     assert not step.sampling_params.extra_args
     said, [stream] = online.answer(chat(USER))
@@ -281,15 +286,11 @@ def test_each_chat_of_a_batch_is_told(online: Online, front: Front) -> None:
 
 
 def test_defaults_of_servers_and_of_presets(online: Online, front: Front) -> None:
-    """With a search by beams, what would be contrasted is refused."""
     for default, asked, model, reads in DEFAULTS:
         front.serve(default=default)
         if reads is None:
             assert online.answer(asked, model) == ({"cold": 0}, [None]), asked
-            assert online.beams(asked, model) is not None
             continue
-        with pytest.raises(ValueError):
-            online.beams(asked, model)
         if isinstance(reads, str):
             with pytest.raises(ValueError, match=re.escape(reads)):
                 online.answer(asked, model)

@@ -10,6 +10,7 @@ of a cache without that order (``ALWAYS_SENT``), and the sender's cache is told 
 request were never sent, and are forgotten (``forgotten_if_refused``).
 """
 
+import asyncio
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -36,7 +37,7 @@ def forgotten_if_refused(renderer: Any, offline: bool) -> Iterator[None]:
     """
     try:
         yield
-    except BaseException:  # also when a client hangs up
+    except (ValueError, asyncio.CancelledError, KeyboardInterrupt):  # a client may hang up
         if (sender := _sender(renderer)) is not None:
             if offline:
                 sender.clear_cache()
