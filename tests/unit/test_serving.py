@@ -271,7 +271,7 @@ def test_each_chat_of_a_batch_is_told(online: Online, front: Front) -> None:
                 request.to_sampling_params(4, {})
 
         front.run(handle())
-        return json.loads(serving.header(list(exchange.used.values())))
+        return json.loads(serving.header(exchange.used))
 
     guided, regular = chat(SYSTEM, USER), chat(USER)
     one = header(guided)

@@ -39,15 +39,15 @@ class Exchange:
             makes requests of its own.
         decided: The bodies that were decided about (a batch of chats is several), by their ids,
             with what each prompt is decoded with.
-        used: What the bodies asked for that were sent to the engine, by the same ids; None for no
-            contrast. For the header.
+        used: What each prompt that was sent to the engine asked for; None for no contrast. For the
+            header.
         steps: What is told of each token, where the client asks; known with the last token.
         path: Where the request was sent.
     """
 
     is_search: bool = False
     decided: dict[int, tuple[Any, Iterator[RequestContrast | None]]] = field(default_factory=dict)
-    used: dict[int, Asked | None] = field(default_factory=dict)
+    used: list[Asked | None] = field(default_factory=list)
     steps: list[dict[str, Any]] | None = None
     path: str = ""
 

@@ -120,7 +120,7 @@ def _make_sampling_params(original: Callable[..., Any]) -> Callable[..., Any]:
                 server.check(contrast, params, params.max_tokens)
             elif asked is not None:
                 params.extra_args = {**(params.extra_args or {}), ASKED: asked}
-        exchange.used[id(self)] = asked or exchange.used.get(id(self))
+        exchange.used.append(asked)
         return params
 
     return to_sampling_params
@@ -217,7 +217,7 @@ class Header:
 
         async def send_with_header(message: Any) -> None:
             if exchange.used and message["type"] == "http.response.start":
-                headers = [*message["headers"], (HEADER, header(list(exchange.used.values())))]
+                headers = [*message["headers"], (HEADER, header(exchange.used))]
                 message = {**message, "headers": headers}
             if exchange.steps is not None and not _streams_have_them():
                 body = bytes(message.get("body", b""))
