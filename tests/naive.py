@@ -38,9 +38,8 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMultimodalLM
 
 from tests import naive_rules
+from tests.formula import group_scores, threshold
 
-# What differences and sums saturate at: float32's largest.
-_LARGEST = torch.finfo(torch.float32).max
 # How often and how far logits are moved, to see whether rounding could decide.
 _MOVES, _MOVED = 4, 2e-4
 
@@ -156,25 +155,6 @@ def pair(
     )
 
 
-def group_scores(
-    expert: Tensor,
-    amateurs: Sequence[Tensor],
-    log_alpha: float,
-    weights: Sequence[float],
-    cap: int = 0,
-) -> Tensor:
-    """The formula above, of logits [V] in float64: scores [V]; a cap of 0 is none. An amateur's
-    -inf counts as 0.
-    """
-    scores = expert.clamp(-_LARGEST, _LARGEST)
-    for amateur, weight in zip(amateurs, weights, strict=True):
-        allowed = amateur.masked_fill(amateur == -math.inf, 0.0)
-        difference = (allowed - expert).clamp(-_LARGEST, _LARGEST)
-        scores = (scores + weight * difference).clamp(-_LARGEST, _LARGEST)
-    valid = (expert >= _threshold(expert, log_alpha, cap)) & (expert > -math.inf)
-    return scores.masked_fill(~valid, -math.inf)
-
-
 def step(
     logits: Sequence[Tensor], group: Group, number: int = 0, memory: dict[str, Any] | None = None
 ) -> Step:
@@ -215,18 +195,12 @@ def step(
     valid = scores > -math.inf
     chosen = int(scores.argmax())
     rest = torch.cat([expert[:chosen], expert[chosen + 1 :]])
-    drops_out = expert[chosen] - _threshold(rest, log_alpha, cap)
+    drops_out = expert[chosen] - threshold(rest, log_alpha, cap)
     gain = scores[chosen] - group_scores(expert, amateurs, -math.inf, weights)
-    comes_in = torch.maximum(_threshold(expert, log_alpha, cap) - expert, gain)
+    comes_in = torch.maximum(threshold(expert, log_alpha, cap) - expert, gain)
     never = valid | (expert == -math.inf)
     edge = float(torch.where(never, math.inf, comes_in).min().minimum(drops_out))
     return Step(scores, margin(scores), edge)
-
-
-def _threshold(expert: Tensor, log_alpha: float, cap: int) -> Tensor:
-    """The smallest of the expert's logits that is a candidate's."""
-    bar = expert.max() + log_alpha
-    return bar.maximum(expert.topk(cap).values[-1]) if 0 < cap <= expert.numel() else bar
 
 
 def _by_rule(
@@ -234,7 +208,7 @@ def _by_rule(
 ) -> Tensor:
     """Scores with the weights that the group's rule chooses."""
     cap = group.expert_top_k or 0
-    valid = (rows[0] >= _threshold(rows[0], log_alpha, cap)) & (rows[0] > -math.inf)
+    valid = (rows[0] >= threshold(rows[0], log_alpha, cap)) & (rows[0] > -math.inf)
     chosen = naive_rules.weights(
         str(group.rule), group.rule_parameters, rows, valid, number, memory
     )

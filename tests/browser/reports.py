@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vllm_cold.ops.scoring_reference import group_scores
+from tests.formula import group_scores
 from vllm_cold.tools.explain.account import ToldStep, ending, make_step
 from vllm_cold.tools.explain.record import (
     BASE,

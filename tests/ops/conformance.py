@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tests.formula import group_scores
 from vllm_cold.ops import Groups, registry
 from vllm_cold.ops.interface import MAX_STREAMS
-from vllm_cold.ops.scoring_reference import group_scores
 
 INF = math.inf
 VOCABS = (1, 31, 64, 4095, 4096, 4097, 32001, 49152, 128256, 151936, 152064, 256000)

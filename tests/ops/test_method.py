@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.formula import group_scores
 from vllm_cold.ops import Groups, contrastive_scores
-from vllm_cold.ops.scoring_reference import group_scores
 
 pytestmark = pytest.mark.unit
 

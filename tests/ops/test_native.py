@@ -30,7 +30,7 @@ from tests.ops.conformance import DTYPES, LAYOUTS, Case, make_case
 from tests.ops.lora_cases import Case as LoraCase
 from vllm_cold import cpu_library
 from vllm_cold.ops import scoring_cpu
-from vllm_cold.ops.interface import replace_nonfinite
+from vllm_cold.ops.scoring_torch import replace_nonfinite
 
 pytestmark = [pytest.mark.unit, pytest.mark.slow]
 

@@ -19,7 +19,7 @@ PLAIN = [
 ]
 WITH_TORCH = [
     "vllm_cold.ops",
-    "vllm_cold.ops.scoring_reference",
+    "vllm_cold.ops.scoring_torch",
     "vllm_cold.group.rows",
 ]
 

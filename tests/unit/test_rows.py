@@ -15,6 +15,7 @@ from torch import Tensor
 
 from tests import naive_rules
 from tests.contrast import Contrast, assert_scored
+from tests.formula import group_scores
 from vllm_cold.group import explained, results
 from vllm_cold.group.explained import Told
 from vllm_cold.group.rows import GroupRows
@@ -22,7 +23,6 @@ from vllm_cold.group.step_stats import OTHER_DRAFTS, RULE_FAILED, Explained, Row
 from vllm_cold.group.stream import AmateurStream, Stream
 from vllm_cold.group.weights import RuleStates
 from vllm_cold.ops.interface import Groups
-from vllm_cold.ops.scoring_reference import group_scores
 from vllm_cold.rules import Choice, Parameter, Rule, registry
 from vllm_cold.settings.table import ColdSettings
 

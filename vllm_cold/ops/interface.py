@@ -118,14 +118,6 @@ def row_outside(logits: Tensor, groups: Groups) -> IndexError:
     )
 
 
-def replace_nonfinite(logits: Tensor, groups: Groups) -> None:
-    """For backends that leave this to torch: NaN and +inf in the amateurs' rows become 0."""
-    # Where there is no amateur, the expert's row stands in: it holds scores by now.
-    rows = torch.where(groups.rows < 0, groups.rows[:, :1], groups.rows)[:, 1:].flatten()
-    found = logits[rows]
-    logits[rows] = torch.where(found < torch.inf, found, 0.0)
-
-
 def describe(tensor: Tensor) -> str:
     """Shape, dtype and device, for an error."""
     return f"{list(tensor.shape)} {tensor.dtype} on {tensor.device}"

@@ -20,7 +20,6 @@ logger = logging.getLogger("vllm." + __name__)
 ENV = environment.SCORING
 
 BACKENDS = {
-    "reference": "plain torch in float64, one group at a time: the truth that the others meet",
     "torch": "torch operations, on any device",
     "cpu": "C++ for CPUs (csrc/cpu)",
     "triton": "Triton for NVIDIA and AMD GPUs",

@@ -29,6 +29,7 @@ GPU), and no shape that depends on data: on GPUs both functions can be captured 
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from vllm_cold.ops import registry
 from vllm_cold.ops.interface import (
@@ -37,7 +38,6 @@ from vllm_cold.ops.interface import (
     Backend,
     Groups,
     describe,
-    replace_nonfinite,
     row_outside,
 )
 
@@ -62,10 +62,10 @@ def contrastive_scores(
         logits: [R, V] float32, bfloat16 or float16, any strides.
         groups: Their rows, numbered from 0 to R - 1, and settings.
         inplace: Write the scores over the expert's row of each group instead. ``logits`` is float32
-            then, its rows do not overlap, and no row is in two places, but the expert's of a group
-            whose only amateur it is, of weight 0. No other row is written to, but amateurs' of a
-            group that is not finite: they hold numbers then, which say nothing, so that they can be
-            sampled from too.
+            then, each of its rows is contiguous, none overlap, and no row is in two places, but the
+            expert's of a group whose only amateur it is, of weight 0. No other row is written to,
+            but amateurs' of a group that is not finite: they hold numbers then, which say nothing,
+            so that they can be sampled from too.
         out: [G, V] float32, contiguous, to write to; not the memory of ``logits``.
         statistics: [G, 3] int64, contiguous, to write to: how many tokens are valid; 1 if the
             token with the best score is not the expert's best one, else 0 (of several tokens with
@@ -97,24 +97,21 @@ def contrastive_scores(
     if check or statistics is not None:
         shape = num_groups, 3
         statistics = _output("statistics", statistics, shape, torch.int64, logits.device)
-    if inplace and (logits.stride(1) == 1 or vocab == 1):
-        if len(logits) > 1 and logits.stride(0) < vocab:
+    straight = logits.stride(1) == 1 or vocab == 1
+    if inplace:
+        if not straight or (len(logits) > 1 and logits.stride(0) < vocab):
             raise ValueError(
                 f"contrastive_scores: logits has strides {logits.stride()}; with inplace=True its "
-                f"rows of {vocab} must not overlap"
+                f"rows of {vocab} must be contiguous, and not overlap"
             )
         if num_groups:
             _run(implementation, logits, groups, None, statistics, check)
         return logits
     out = _output("out", out, (num_groups, vocab), torch.float32, logits.device)
     if num_groups:
-        rows = logits if logits.stride(1) == 1 else logits.contiguous()
+        rows = logits if straight else logits.contiguous()
         _run(implementation, rows, groups, out, statistics, check)
-    if not inplace:
-        return out
-    logits[groups.rows[:, 0]] = out
-    replace_nonfinite(logits, groups)
-    return logits
+    return out
 
 
 def _run(
@@ -145,7 +142,6 @@ def contrastive_topk(
     groups: Groups,
     *,
     k: int,
-    out: tuple[Tensor, Tensor] | None = None,
     check: bool = True,
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -159,38 +155,27 @@ def contrastive_topk(
         logits: As there.
         groups: As there.
         k: How many, 1 to 64, else ValueError; may exceed the number of valid tokens and V.
-        out: [G, k] float32 and [G, k] int64, contiguous, to write to.
         check: As there.
         backend: As there.
 
     Returns:
-        [G, k] float32 scores and [G, k] int64 token ids (``out``, if given). Where a group has
-        fewer than k valid tokens, the rest is -inf with id -1.
+        [G, k] float32 scores and [G, k] int64 token ids. Where a group has fewer than k valid
+        tokens, the rest is -inf with id -1.
     """
     if not 1 <= k <= MAX_K:
         raise ValueError(f"contrastive_topk: k is {k}; it must be from 1 to {MAX_K}")
-    groups.check(logits)
-    shape, device = (len(groups), k), logits.device
-    best, ids = out or (None, None)
-    best = _output("out[0]", best, shape, torch.float32, device)
-    ids = _output("out[1]", ids, shape, torch.int64, device)
     scores = contrastive_scores(logits, groups, check=check, backend=backend)
-    vocab = scores.shape[1]
-    # The k best are in the k parts with the best maxima, or after the last whole part.
-    whole = vocab // _PART * _PART
-    maxima = scores[:, :whole].view(len(scores), whole // _PART, _PART).amax(2)
-    parts = _order(maxima)[:, :k].sort(1).values
-    inside = parts.unsqueeze(2) * _PART + torch.arange(_PART, device=device)
-    rest = torch.arange(whole, vocab, device=device).expand(len(scores), -1)
-    candidates = torch.cat((inside.flatten(1), rest), 1)  # by rising id
-    found = scores.gather(1, candidates)
+    missing = -scores.shape[1] % _PART
+    padded = functional.pad(scores, (0, missing), value=-torch.inf)
+    parts = torch.unflatten(padded, 1, (-1, _PART))
+    # The k best are in the k parts with the best maxima.
+    best_parts = _order(parts.amax(2))[:, :k].sort(1).values
+    inside = best_parts.unsqueeze(2) * _PART + torch.arange(_PART, device=logits.device)
+    candidates = inside.flatten(1)  # by rising id
+    found = padded.gather(1, candidates)
     order = _order(found)[:, :k]
-    found = found.gather(1, order)
-    count = order.shape[1]
-    best[:, :count], best[:, count:] = found, -torch.inf
-    ids[:, :count] = candidates.gather(1, order).masked_fill_(found == -torch.inf, -1)
-    ids[:, count:] = -1
-    return best, ids
+    best, ids = found.gather(1, order), candidates.gather(1, order)
+    return best, ids.masked_fill_(best == -torch.inf, -1)
 
 
 def _order(scores: Tensor) -> Tensor:

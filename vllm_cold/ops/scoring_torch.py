@@ -6,7 +6,7 @@ import math
 import torch
 from torch import Tensor
 
-from vllm_cold.ops.interface import Backend, Groups, replace_nonfinite, row_outside
+from vllm_cold.ops.interface import Backend, Groups, row_outside
 
 _LARGEST = torch.finfo(torch.float32).max
 
@@ -55,6 +55,14 @@ def _scores(logits: Tensor, groups: Groups, out: Tensor | None, statistics: Tens
     else:
         logits[groups.rows[:, 0]] = scores
         replace_nonfinite(logits, groups)
+
+
+def replace_nonfinite(logits: Tensor, groups: Groups) -> None:
+    """NaN and +inf in the amateurs' rows become 0."""
+    # Where there is no amateur, the expert's row stands in: it holds scores by now.
+    rows = torch.where(groups.rows < 0, groups.rows[:, :1], groups.rows)[:, 1:].flatten()
+    found = logits[rows]
+    logits[rows] = torch.where(found < torch.inf, found, 0.0)
 
 
 def _floors(e: Tensor, expert_top_k: Tensor, max_expert_top_k: int) -> Tensor:
