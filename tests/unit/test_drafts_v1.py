@@ -377,7 +377,6 @@ def build(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Any, list[Any]]]:
     """vllm-cold's ``build_logitsprocs``, and what is installed by it; nothing is."""
     installed: list[Any] = []
     monkeypatch.setattr(patching, "install", installed.extend)
-    monkeypatch.setattr(amateur_tokens, "wrap_built_on_v1", lambda: None)
     yield drafts_v1._make_build(original(logits_processor.build_logitsprocs)), installed
 
 

@@ -22,10 +22,6 @@ from vllm_cold.cpu import memory, operators
 
 FEW_ROWS = 8
 _BLOCK = 64  # adjacent outputs
-_OPERATORS = {
-    "linear": "(Tensor x, Tensor linear, int outputs) -> Tensor",
-    "linear_lora": "(Tensor x, Tensor linear, int outputs, Tensor layer, float scale) -> Tensor",
-}
 # How many inputs oneDNN sums before it adds the sum to those before, as seen so far.
 _SUMMED = (512, 1024, 256, 2048, 4096, 128, 64)
 _TRIALS = 50  # of each number of rows
@@ -40,12 +36,7 @@ def missing() -> str | None:
         return "This CPU has no AVX-512."
     if not operators.has_onednn():
         return "torch was built without oneDNN, or where it is not expected."
-    return operators.missing(_OPERATORS, _result)
-
-
-def _result(x: Tensor, linear: Tensor, outputs: int, *lora: object) -> Tensor:
-    """The result's shape, for tracing."""
-    return x.new_empty(x.shape[0], outputs)
+    return operators.missing()
 
 
 def fits(weight: Tensor) -> bool:

@@ -22,12 +22,6 @@ from vllm_cold.cpu import memory, operators
 MAX_RANK = 512
 TORCH = "set COLD_LORA=torch to go without the C++ kernels"  # a remedy
 
-_OPERATORS = {
-    "lora_linear": "(Tensor(a!) y, Tensor x, Tensor layer, float scale) -> ()",
-    "lora_shrink": "(Tensor(a!) hidden, Tensor x, Tensor layer, float scale) -> ()",
-    "lora_expand": "(Tensor(a!) y, Tensor hidden, Tensor layer, int column, bool add) -> ()",
-}
-
 
 @cache
 def _library() -> ctypes.CDLL:
@@ -44,7 +38,7 @@ def missing() -> str | None:
     """Why it cannot run here, in a sentence with the remedy; None if it can. Then it is loaded."""
     if sys.byteorder != "little":
         return "It is written for little-endian machines: LoRA is computed by torch operations."
-    return operators.missing(_OPERATORS)
+    return operators.missing()
 
 
 class Plan:

@@ -5,7 +5,6 @@ call (csrc/cpu/torch_ops.h).
 
 import ctypes
 import secrets
-from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 
@@ -13,6 +12,15 @@ import torch
 
 from vllm_cold import cpu_library
 
+# Their kernels are the library's ``vllm_cold_{name}_op``; ``lora_ops`` and ``linear_ops`` say what
+# they compute.
+_OPERATORS = {
+    "lora_linear": "(Tensor(a!) y, Tensor x, Tensor layer, float scale) -> ()",
+    "lora_shrink": "(Tensor(a!) hidden, Tensor x, Tensor layer, float scale) -> ()",
+    "lora_expand": "(Tensor(a!) y, Tensor hidden, Tensor layer, int column, bool add) -> ()",
+    "linear": "(Tensor x, Tensor linear, int outputs) -> Tensor",
+    "linear_lora": "(Tensor x, Tensor linear, int outputs, Tensor layer, float scale) -> Tensor",
+}
 # struct Torch, in its order.
 _TORCH_FUNCTIONS = (
     "get_data_ptr",
@@ -30,7 +38,6 @@ _OF_ONEDNN = "cpu__linear_pointwise"  # not in every torch; LoRA does not need i
 _NAMESPACE, _DEVICE, _FILE = b"vllm_cold", b"CPU", __file__.encode()
 # Tables hold addresses: one from another process, in a compiled model, must not be used.
 PROCESS = secrets.randbits(63)
-_registered: dict[str, object] = {}
 
 
 @cache
@@ -62,22 +69,12 @@ def succeed(status: int, what: str) -> None:
         raise RuntimeError(f"torch {torch.__version__} refused to {what}; please report this")
 
 
-def missing(
-    operators: Mapping[str, str], meta: Callable[..., torch.Tensor | None] | None = None
-) -> str | None:
-    """Define operators and give their kernels to torch, once.
-
-    Args:
-        operators: Signatures by name; the kernel is the library's ``vllm_cold_{name}_op``.
-        meta: Makes the result of each for tracing; None for operators without results.
-
-    Returns:
-        Why that cannot be, with the remedy; None if it is done.
-    """
+def missing() -> str | None:
+    """Why torch does not take the operators, with the remedy; None if it has them."""
     if (reason := cpu_library.missing()) is not None:
         return reason
     try:
-        _register(operators, meta)
+        _register()
     except (OSError, AttributeError, RuntimeError) as error:
         return (
             f"torch {torch.__version__} does not take its operators ({error}): use 2.10 or later."
@@ -85,37 +82,36 @@ def missing(
     return None
 
 
-def _register(
-    operators: Mapping[str, str], meta: Callable[..., torch.Tensor | None] | None
-) -> None:
-    _connect()
-    if operators.keys() <= _registered.keys():
-        return
+@cache
+def _register() -> tuple[object, object]:
+    """Define the operators, and give torch their kernels.
+
+    Returns:
+        What has to live as long as the operators.
+
+    Raises:
+        OSError, AttributeError, RuntimeError: this torch lacks a function, or refuses.
+    """
     library, kernels = cpu_library.library(), ctypes.c_void_p()
+    _connect(library)
     # torch.library is untyped.
     definitions = torch.library.Library("vllm_cold", "FRAGMENT")  # type: ignore[no-untyped-call]
     status = torch_library().aoti_torch_library_init_impl(
         _NAMESPACE, _DEVICE, _FILE, 0, ctypes.byref(kernels)
     )
     succeed(status, "take a library of operators")
-    for name, signature in operators.items():
+    for name, signature in _OPERATORS.items():
         definitions.define(name + signature)  # type: ignore[no-untyped-call]
-        torch.library.register_fake(
-            f"vllm_cold::{name}", meta or (lambda *_: None), lib=definitions
-        )
+        traced = _result if signature.endswith("Tensor") else (lambda *_: None)
+        torch.library.register_fake(f"vllm_cold::{name}", traced, lib=definitions)
         kernel = _address(getattr(library, f"vllm_cold_{name}_op"))
         status = torch_library().aoti_torch_library_impl(kernels, name.encode(), kernel)
         succeed(status, "register a kernel")
-        _registered[name] = definitions, kernels  # they have to live as long as the operators
+    return definitions, kernels
 
 
-@cache
-def _connect() -> None:
-    """Give torch's functions to the library.
-
-    Raises:
-        OSError, AttributeError: this torch lacks some.
-    """
+def _connect(library: ctypes.CDLL) -> None:
+    """Give torch's functions to the library."""
     functions = (ctypes.c_void_p * len(_TORCH_FUNCTIONS))(
         *(
             _address(getattr(torch_library(), f"aoti_torch_{name}"))
@@ -124,11 +120,15 @@ def _connect() -> None:
         )
     )
     dtypes = (ctypes.c_int32 * 3)(*map(dtype_number, cpu_library.DTYPES))
-    connect = cpu_library.library().vllm_cold_connect
-    number = ctypes.c_int32
+    connect, number = library.vllm_cold_connect, ctypes.c_int32
     connect.argtypes = [ctypes.c_void_p, ctypes.c_void_p, number, number, ctypes.c_int64]
     cpu = torch_library().aoti_torch_device_type_cpu()
     connect(functions, dtypes, cpu, cpu_library.best_isa(), PROCESS)
+
+
+def _result(x: torch.Tensor, linear: torch.Tensor, outputs: int, *lora: object) -> torch.Tensor:
+    """The result's shape, for tracing."""
+    return x.new_empty(x.shape[0], outputs)
 
 
 def _address(function: object) -> ctypes.c_void_p:

@@ -4,8 +4,6 @@
 from collections.abc import Callable
 from typing import Any
 
-from vllm_cold.patching import PatchPoint
-
 
 def _make_forward(original: Callable[..., Any]) -> Callable[..., Any]:
     def forward(self: Any, logits: Any, sampling_metadata: Any, *args: Any, **kwargs: Any) -> Any:
@@ -16,24 +14,6 @@ def _make_forward(original: Callable[..., Any]) -> Callable[..., Any]:
         return output
 
     return forward
-
-
-def wrap_built_on_v1() -> None:
-    """Wrap what platforms build on V1's sampler with a method of its own.
-
-    Where that cannot be done, and it does not call V1's, the scheduler ends contrastive requests as
-    desynchronised.
-    """
-    from vllm.v1.sample import sampler
-
-    kinds: list[Any] = [sampler.Sampler]
-    for kind in kinds:
-        kinds += kind.__subclasses__()
-    for kind in kinds[1:]:
-        where = f"{kind.__module__}:{kind.__qualname__}.forward"
-        place = PatchPoint(where, _make_forward, "logits sampling_metadata")
-        if "forward" in vars(kind) and place.problem() is None:
-            place.wrap()
 
 
 def _make_call(original: Callable[..., Any]) -> Callable[..., Any]:

@@ -17,7 +17,7 @@ from vllm_cold.group.stream import Stream, from_extra_args
 from vllm_cold.group.weights import RuleStates
 from vllm_cold.ops import registry
 from vllm_cold.settings.arguments import load_rules
-from vllm_cold.vllm.worker import amateur_tokens, outputs, ssm
+from vllm_cold.vllm.worker import outputs, ssm
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -40,7 +40,6 @@ class ColdLogitsProcessorV1(LogitsProcessor):  # type: ignore[misc]
         # The model is loaded after this.
         times = places.WORKER, places.V1, places.EMBEDS, places.MODEL_ON_CPU
         patching.install(places.rows(*times))
-        amateur_tokens.wrap_built_on_v1()
         ssm.install(vllm_config)
 
     def is_argmax_invariant(self) -> bool:
