@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import msgspec
+import numpy as np
 import prometheus_client
 import pytest
 import torch
@@ -91,18 +92,20 @@ def explained(weight: float) -> Explained:
     return Explained([1, 1], [0.5, 0.5], [[0.5, 0.5]] * 2, [1.0, 1.0], [weight], [0.1])
 
 
-def columns(rows: list[Explained]) -> Explained:
-    return Explained(*(list(column) for column in zip(*rows, strict=True)))
+def array(*rows: Any) -> np.ndarray:
+    return np.array(rows)
 
 
 def test_figures_are_in_the_order_of_the_tokens() -> None:
     """Where drafts are verified a group has several, and V1 asks about the last row first."""
     # Where a rule chooses, with what it said.
-    outputs.hand_over(StepStats(("b", "a"), [[5, 3], [0, 1], [0, 0], [2, 0], [0, 1]], (3, 1)))
+    outputs.hand_over(StepStats(("b", "a"), array([5, 0, 0, 2, 0], [3, 1, 0, 0, 1]), (3, 1)))
     told = [explained(0.5), explained(1.0)]  # what somebody asks for
-    first = StepStats(("a", "a"), [[1, 2], [0, 1], [0, 0]], (1, 1), (0, 1), columns(told))
+    first = StepStats(
+        ("a", "a"), array([1, 0, 0], [2, 1, 0]), (1, 1), (0, 1), list(map(array, *told))
+    )
     outputs.hand_over(first, in_front=True)
-    outputs.hand_over(StepStats(("c",), [[9], [0], [1]], (0,)))
+    outputs.hand_over(StepStats(("c",), array([9, 0, 1]), (0,)))
     carried: Any = Output()
     for output in (carried, pickle.loads(pickle.dumps(SimpleNamespace(cold=carried.cold)))):
         assert outputs.from_worker(output) == {
@@ -112,7 +115,7 @@ def test_figures_are_in_the_order_of_the_tokens() -> None:
             ],
             "b": [RowStats(5, 0, 0, 2, 0, 3)], "c": [RowStats(9, 0, 1, 0, 1, 0)],
         }  # fmt: skip
-    outputs.hand_over(StepStats(("a",), [[4], [0], [0]], (1,)), in_front=True)
+    outputs.hand_over(StepStats(("a",), array([4, 0, 0]), (1,)), in_front=True)
     assert outputs.from_worker(Output()) == {"a": [RowStats(4, 0, 0, 0, 0, 1)]}
 
 
@@ -330,7 +333,7 @@ def test_the_dashboard_shows_metrics_that_exist() -> None:
 
 def test_threads_do_not_see_each_others_steps() -> None:
     """An engine in a thread of its own."""
-    outputs.hand_over(StepStats(("a",), [[1], [0], [0]], (1,)))
+    outputs.hand_over(StepStats(("a",), array([1, 0, 0]), (1,)))
     with ThreadPoolExecutor() as other:
         assert outputs.from_worker(other.submit(Output).result()) == {}
     assert outputs.from_worker(Output()) == {"a": [RowStats(1, 0, 0, present=1)]}

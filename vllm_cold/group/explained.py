@@ -14,14 +14,15 @@ import torch
 from torch import Tensor
 
 from vllm_cold.group.step_stats import Explained, RowStats
-from vllm_cold.ops import contrastive_topk
+from vllm_cold.ops import contrastive_scores
 from vllm_cold.ops.interface import Groups
+from vllm_cold.ops.scoring import best
 from vllm_cold.rules.statistics import Statistics
 
 _AT_ONCE = 16  # groups: each takes some eight rows of the vocabulary for the time of it
 
 
-def explain(logits: Tensor, groups: Groups, at: Sequence[int], k: int) -> tuple[Groups, Explained]:
+def explain(logits: Tensor, groups: Groups, at: Sequence[int], k: int) -> Explained:
     """Explain some groups, before scores replace their experts' logits; no host sync. Many groups
     are explained in slices, which bounds the memory.
 
@@ -30,47 +31,23 @@ def explain(logits: Tensor, groups: Groups, at: Sequence[int], k: int) -> tuple[
         groups: All that are scored, with their weights.
         at: Which of them.
         k: How many tokens.
-
-    Returns:
-        These groups, and what is told of them: for scores it has the logits still, see ``scored``.
     """
-    asked = _some(groups, torch.tensor(at).to(logits.device, non_blocking=True))
-    parts = [slice(i, i + _AT_ONCE) for i in range(0, len(at), _AT_ONCE)]
-    told = [_explain(logits, _some(asked, part), k) for part in parts]
-    return asked, Explained(*map(torch.cat, zip(*told, strict=True)))
-
-
-def _some(groups: Groups, which: Tensor | slice) -> Groups:
-    caps = groups.expert_top_k
-    return Groups(
-        groups.rows[which],
-        groups.weights[which],
-        groups.log_alpha[which],
-        None if caps is None else caps[which],
-        groups.max_expert_top_k,
-    )
+    which = torch.tensor(at).to(logits.device, non_blocking=True)
+    told = [_explain(logits, groups.at(part), k) for part in torch.split(which, _AT_ONCE)]
+    return Explained(*map(torch.cat, zip(*told, strict=True)))
 
 
 def _explain(logits: Tensor, asked: Groups, k: int) -> Explained:
-    expert = asked.rows[:, :1].repeat(1, 2)
-    unmasked = torch.full_like(asked.log_alpha, -torch.inf)
-    alone = Groups(expert, torch.zeros_like(asked.weights[:, :1]), unmasked)
-    found = (contrastive_topk(logits, each, k=k, check=False)[1] for each in (asked, alone))
-    tokens = torch.cat(tuple(found), 1)
+    scores = contrastive_scores(logits, asked, check=False)
     rows = torch.where(asked.rows < 0, asked.rows[:, :1], asked.rows)
+    tokens = torch.cat([best(each, k)[1] for each in (scores, logits[rows[:, 0]])], 1)
     ids = tokens.clamp(min=0)
     theirs = logits[rows.unsqueeze(2), ids.unsqueeze(1)]
     no_step = torch.zeros_like(asked.rows[:, 0])
     statistics = Statistics(logits, asked, no_step, theirs[:, 1:, :0])
     log_sums = logits[rows, statistics.argmax] - statistics.max_probability.log()
-    told = tokens, theirs[:, 0], theirs, log_sums, asked.weights, statistics.divergence
+    told = tokens, scores.gather(1, ids), theirs, log_sums, asked.weights, statistics.divergence
     return Explained(*told)
-
-
-def scored(logits: Tensor, groups: Groups, explained: Explained) -> Explained:
-    """The same with the scores, once they stand in the experts' rows."""
-    ids = explained.tokens.clamp(min=0)
-    return explained._replace(scores=logits[groups.rows[:, :1], ids])
 
 
 def _finite(value: float) -> float | None:

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vllm_cold.group.explained import explain, scored
+from vllm_cold.group.explained import explain
 from vllm_cold.group.step_stats import OTHER_DRAFTS, StepStats
 from vllm_cold.group.stream import Stream
 from vllm_cold.group.weights import RuleRows, RuleStates, mark_failed
@@ -167,13 +167,11 @@ class GroupRows:
         statistics = torch.empty(len(self.ids), 3, dtype=torch.int64, device=logits.device)
         asking = {stream.group for stream in self.streams if stream.explain}
         asked = [i for i, group in enumerate(self.ids) if group in asking] if asking else []
-        told = None
+        told: Sequence[Tensor] = ()
         if asked:
             most = max(stream.explain for stream in self.streams)
-            explained, told = explain(logits, groups, asked, most)
+            told = explain(logits, groups, asked, most)
         contrastive_scores(logits, groups, inplace=True, statistics=statistics, check=False)
-        if told is not None:
-            told = scored(logits, explained, told)
         if found:
             choices = torch.zeros(len(self.ids), 2, dtype=torch.int64, device=logits.device)
             for rule, chosen in found:

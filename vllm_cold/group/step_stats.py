@@ -15,8 +15,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import msgspec
+import numpy as np
 import torch
-from torch import Tensor
 
 Kind: TypeAlias = tuple[str, str]
 """What a request is counted under: its method and its expert's adapter, "" for the base model."""
@@ -84,29 +84,28 @@ class StepStats:
         ids: The group's id of each row of figures. Where drafts are verified, a group has several
             rows, in the order of its tokens.
         statistics: [rows, 3 or 5] int64, the columns of ``RowStats`` up to ``idle``, which the
-            device has written or will write; or the columns as lists.
+            device has written or will write; a tensor, or an array as all below when unpickled.
         present: The amateurs that were there, of each row of figures.
         asked: The rows whose clients ask for explanations.
-        explained: These explanations, as tensors or lists.
+        explained: These explanations; empty if nobody asks.
     """
 
     def __init__(
         self,
         ids: tuple[str, ...],
-        statistics: Tensor | Sequence[Sequence[int]],
+        statistics: Any,
         present: tuple[int, ...],
         asked: Sequence[int] = (),
-        explained: Explained | None = None,
+        explained: Sequence[Any] = (),
     ) -> None:
         self._ids = ids
         self._present = present
+        self._asked = asked
         self._arrives: Any = None  # an event of the device; None for what is there already
-        self._statistics: Any = self._to_host(statistics)
-        self._asked = tuple(asked)
-        self._explained = explained and Explained(*map(self._to_host, explained))
+        self._found = [self._to_host(each) for each in (statistics, *explained)]
 
     def _to_host(self, found: Any) -> Any:
-        if isinstance(found, Sequence) or found.device.type == "cpu":
+        if isinstance(found, np.ndarray) or found.device.type == "cpu":
             return found
         host = torch.empty(found.shape, dtype=found.dtype, pin_memory=True)
         host.copy_(found, non_blocking=True)
@@ -114,33 +113,24 @@ class StepStats:
         self._arrives.record()
         return host
 
-    def figures(self) -> Iterator[tuple[str, RowStats]]:
-        """Each row's group and figures."""
-        columns, explained = self._numbers()
-        told = dict(
-            zip(self._asked, map(Explained._make, zip(*explained, strict=True)), strict=True)
-        )
-        for at, (group, present, *row) in enumerate(
-            zip(self._ids, self._present, *columns, strict=True)
-        ):
-            of_row = RowStats(*row)._replace(present=present, explained=told.get(at))
-            yield group, of_row if present else of_row._replace(idle=1)
-
-    def _numbers(self) -> tuple[Sequence[Sequence[int]], Explained]:
-        """The columns of the statistics, and what is told of rows, as lists."""
+    def _arrived(self) -> list[Any]:
         if self._arrives is not None:
             self._arrives.synchronize()
-        columns = self._statistics
-        explained = self._explained or Explained([], [], [], [], [], [])
-        return (
-            columns.t().tolist() if isinstance(columns, Tensor) else columns,
-            Explained(*(x.tolist() if isinstance(x, Tensor) else x for x in explained)),
-        )
+        return self._found
+
+    def figures(self) -> Iterator[tuple[str, RowStats]]:
+        """Each row's group and figures."""
+        rows, *explained = (each.tolist() for each in self._arrived())
+        told = dict(zip(self._asked, map(Explained, *explained), strict=True)) if explained else {}
+        for at, (group, row) in enumerate(zip(self._ids, rows, strict=True)):
+            present = self._present[at]
+            found = RowStats(*row)._replace(present=present, explained=told.get(at))
+            yield group, found if present else found._replace(idle=1)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Numbers: a tensor may be sent as a handle, which somebody has to keep open.
-        columns, explained = self._numbers()
-        return StepStats, (self._ids, columns, self._present, self._asked, explained)
+        # Arrays: a tensor may be sent as a handle, which somebody has to keep open.
+        statistics, *explained = map(np.asarray, self._arrived())
+        return StepStats, (self._ids, statistics, self._present, self._asked, explained)
 
 
 # Metrics by name, with their help: the fields of ``Counters`` and ``ColdStats``.

@@ -47,6 +47,17 @@ class Groups:
         """S."""
         return self.rows.shape[1]
 
+    def at(self, which: Tensor) -> "Groups":
+        """Some of them, by their indices [n] int64."""
+        caps = self.expert_top_k
+        return Groups(
+            self.rows[which],
+            self.weights[which],
+            self.log_alpha[which],
+            None if caps is None else caps[which],
+            self.max_expert_top_k,
+        )
+
     def check(self, logits: Tensor) -> None:
         """Raise ValueError unless ``logits`` and all of this fit together; reads no element."""
         if (

@@ -147,9 +147,9 @@ def contrastive_topk(
 ) -> tuple[Tensor, Tensor]:
     """The k best scores of each group and their token ids, best first, ties to the lower id.
 
-    For those who look at candidates (``group.explained``), or sample from them themselves. The
-    scores are those of ``contrastive_scores``, bit for bit, of which it needs all [G, V] for a
-    moment. It takes and raises what ``contrastive_scores`` does, and takes:
+    For those who sample from them themselves. The scores are those of ``contrastive_scores``, bit
+    for bit, of which it needs all [G, V] for a moment. It takes and raises what
+    ``contrastive_scores`` does, and takes:
 
     Args:
         logits: As there.
@@ -164,18 +164,22 @@ def contrastive_topk(
     """
     if not 1 <= k <= MAX_K:
         raise ValueError(f"contrastive_topk: k is {k}; it must be from 1 to {MAX_K}")
-    scores = contrastive_scores(logits, groups, check=check, backend=backend)
+    return best(contrastive_scores(logits, groups, check=check, backend=backend), k)
+
+
+def best(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k best of each row [G, V], with their token ids, as ``contrastive_topk`` returns them."""
     missing = -scores.shape[1] % _PART
     padded = functional.pad(scores, (0, missing), value=-torch.inf)
     parts = torch.unflatten(padded, 1, (-1, _PART))
     # The k best are in the k parts with the best maxima.
-    best_parts = _order(parts.amax(2))[:, :k].sort(1).values
-    inside = best_parts.unsqueeze(2) * _PART + torch.arange(_PART, device=logits.device)
+    chosen = _order(parts.amax(2))[:, :k].sort(1).values
+    inside = chosen.unsqueeze(2) * _PART + torch.arange(_PART, device=scores.device)
     candidates = inside.flatten(1)  # by rising id
     found = padded.gather(1, candidates)
     order = _order(found)[:, :k]
-    best, ids = found.gather(1, order), candidates.gather(1, order)
-    return best, ids.masked_fill_(best == -torch.inf, -1)
+    found, ids = found.gather(1, order), candidates.gather(1, order)
+    return found, ids.masked_fill_(found == -torch.inf, -1)
 
 
 def _order(scores: Tensor) -> Tensor:
