@@ -37,7 +37,7 @@ def vllms_chunks(cu_num_logits: np.ndarray, most: int) -> list[tuple[int, int]]:
 def groups_of(members: Sequence[Sequence[int]]) -> GroupRows:
     """By position alone."""
     nothing: Any = torch.empty(0, dtype=torch.int64)
-    return GroupRows((), (), None, (), (), tuple(members), nothing, nothing, nothing)
+    return GroupRows((), tuple(members), nothing, nothing, nothing)
 
 
 def chunks(

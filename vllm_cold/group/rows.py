@@ -20,52 +20,46 @@ from vllm_cold.ops.interface import Groups
 
 
 class _Host(NamedTuple):
-    """The groups of a batch that are scored, of up to S streams, on the host.
+    """What is scored of groups of up to S streams, on the host: N rows of each stream.
 
     Attributes:
-        members: [G, S] int64 positions in the batch, the expert's first; -1 for none.
-        weights: [G, S - 1] float32, of the amateurs; 0 for none, NaN where a rule chooses.
-        log_alpha: [G] float32.
-        caps: [G] int64 caps on the candidates, 0 for none.
-        streams: [G] int64: which of the batch's groups each is.
+        rows: [N, S] int64 row numbers of the logits, the expert's first; -1 for none.
+        weights: [N, S - 1] float32, of the amateurs; 0 for none, NaN where a rule chooses.
+        log_alpha: [N] float32.
+        caps: [N] int64 caps on the candidates, 0 for none.
+        group: [N] int64: which of the batch's groups it is.
     """
 
-    members: NDArray[Any]
+    rows: NDArray[Any]
     weights: NDArray[Any]
     log_alpha: NDArray[Any]
     caps: NDArray[Any]
-    streams: NDArray[Any]
+    group: NDArray[Any]
+
+    def to(self, device: torch.device) -> Groups:
+        """On the device of the logits; weights that a rule chooses are 0."""
+        most = int(self.caps.max())
+        return Groups(
+            _tensor(self.rows, device),
+            _tensor(np.nan_to_num(self.weights), device),
+            _tensor(self.log_alpha, device),
+            _tensor(self.caps, device) if most else None,
+            most,
+        )
+
+    def without_gaps(self) -> Self:
+        """As the op takes them: amateurs that have ended leave no gap. An expert without any is its
+        own amateur: it has candidates, too.
+        """
+        order = np.argsort(self.rows[:, 1:] < 0, axis=1, kind="stable")
+        amateurs = np.take_along_axis(self.rows[:, 1:], order, 1)
+        amateurs[:, 0] = np.where(amateurs[:, 0] < 0, self.rows[:, 0], amateurs[:, 0])
+        rows = np.concatenate([self.rows[:, :1], amateurs], 1)
+        return self._replace(rows=rows, weights=np.take_along_axis(self.weights, order, 1))
 
 
 def _tensor(values: NDArray[Any], device: torch.device) -> Tensor:
     return torch.from_numpy(values).to(device, non_blocking=True)
-
-
-def _groups(host: _Host, device: torch.device) -> Groups | None:
-    """As the op takes them, with ``members`` for row numbers; None if there is no group. Amateurs
-    that have ended leave no gap. An expert without any is its own amateur: it has candidates, too.
-    """
-    if not len(host.members):
-        return None
-    rows, weights = host.members, np.nan_to_num(host.weights)
-    order = np.argsort(rows[:, 1:] < 0, axis=1, kind="stable")
-    amateurs = np.take_along_axis(rows[:, 1:], order, 1)
-    amateurs[:, 0] = np.where(amateurs[:, 0] < 0, rows[:, 0], amateurs[:, 0])
-    rows = np.concatenate([rows[:, :1], amateurs], 1)
-    return _on_device(host, rows, np.take_along_axis(weights, order, 1), device)
-
-
-def _on_device(
-    host: _Host, rows: NDArray[Any], weights: NDArray[Any], device: torch.device
-) -> Groups:
-    most = int(host.caps.max())
-    return Groups(
-        _tensor(rows, device),
-        _tensor(weights, device),
-        _tensor(host.log_alpha, device),
-        _tensor(host.caps, device) if most else None,
-        most,
-    )
 
 
 def _rule_rows(
@@ -75,31 +69,29 @@ def _rule_rows(
     if all(each.settings.rule is None for each in streams):
         return ()
     by_rule: dict[str, list[int]] = {}
-    alone: list[bool] = np.all(host.members[:, 1:] < 0, axis=1).tolist()
-    for row, each in enumerate(host.streams.tolist()):
-        if (name := streams[each].settings.rule) is not None and not alone[row]:
+    for row in np.flatnonzero((host.rows[:, 1:] >= 0).any(axis=1)).tolist():
+        if (name := streams[host.group[row]].settings.rule) is not None:
             by_rule.setdefault(name, []).append(row)
     found = []
-    for name, listed in by_rule.items():
-        at = np.array(listed)
+    for name, at in by_rule.items():
         part = _Host(*(column[at] for column in host))
-        of = [streams[i] for i in part.streams.tolist()]
+        of = [streams[i] for i in part.group.tolist()]
         width = 1 + max(len(each.amateurs) for each in of)
+        part = part._replace(rows=part.rows[:, :width], weights=part.weights[:, : width - 1])
         given = [each.settings.rule_parameters or {} for each in of]
         names = tuple(given[0])  # what the rule of this process lacks, it will say itself
-        parameters = np.array([[each[key] for each in given] for key in names], dtype=np.float32)
+        parameters = [[[each[key]] for each in given] for key in names]
         slots = [each.slot for each in of if each.slot is not None]
         if len(slots) < len(of):  # then a rule with state fails
             slots = []
-        rows, weights = part.members[:, :width], part.weights[:, : width - 1]
         found.append(
             RuleRows(
                 name,
                 names,
-                _tensor(parameters.reshape(len(names), len(of), 1), device),
-                _tensor(at, device),
-                _on_device(part, rows, np.nan_to_num(weights), device),
-                _tensor(np.isnan(weights), device),
+                _tensor(np.array(parameters, dtype=np.float32), device),
+                _tensor(np.array(at), device),
+                part.to(device),
+                _tensor(np.isnan(part.weights), device),
                 _tensor(np.array(slots), device) if slots else None,
                 1 + max(slots, default=-1),
             )
@@ -113,25 +105,37 @@ class GroupRows:
 
     Attributes:
         streams: Of each group, one of its streams.
-        ids: Of each row that is written, the group's id; a group's rows in the order of its tokens.
-        groups: The rows and settings; None if no group has one.
-        rules: Those whose weights are chosen.
-        present: Of each row that is written, the amateurs that are there: bit i for the i-th.
         members: Of each group, the positions of its streams in the batch, the expert's first.
         experts: [A] int64, of each amateur the expert's position.
         amateurs: [A] int64, the amateurs' positions.
-        host: What they are made of.
+        host: What is written.
+        ids: Of each row that is written, the group's id; a group's rows in the order of its tokens.
+        present: Of each row that is written, the amateurs that are there: bit i for the i-th.
+        groups: The rows and settings; None if no group has one.
+        rules: Those whose weights are chosen.
     """
 
     streams: tuple[Stream, ...]
-    ids: tuple[str, ...]
-    groups: Groups | None
-    rules: tuple[RuleRows, ...]
-    present: tuple[int, ...]
     members: tuple[Sequence[int], ...]
     experts: Tensor
     amateurs: Tensor
     host: _Host
+    ids: tuple[str, ...] = ()
+    present: tuple[int, ...] = ()
+    groups: Groups | None = None
+    rules: tuple[RuleRows, ...] = ()
+
+    def _with(self, host: _Host) -> Self:
+        """These groups with other rows that are written."""
+        device, bits = self.experts.device, 1 << np.arange(host.rows.shape[1] - 1)
+        return replace(
+            self,
+            host=host,
+            ids=tuple(self.streams[g].group for g in host.group.tolist()),
+            present=tuple(((host.rows[:, 1:] >= 0) @ bits).tolist()),
+            groups=host.without_gaps().to(device) if len(host.rows) else None,
+            rules=_rule_rows(host, self.streams, device),
+        )
 
     def score(
         self,
@@ -208,25 +212,17 @@ class GroupRows:
             num_rows: Of each position, how many rows it has, which follow those of the position
                 before. A group whose streams do not have the same number gets none.
         """
-        host = self.host
+        members = self.host.rows
         counts = np.asarray(num_rows, dtype=np.int64)
         first = np.cumsum(counts) - counts
-        positions = np.where(host.members < 0, host.members[:, :1], host.members)
+        positions = np.where(members < 0, members[:, :1], members)
         of_each = counts[positions]
         repeats = np.where((of_each == of_each[:, :1]).all(1), of_each[:, 0], 0)
         group = np.repeat(np.arange(len(repeats)), repeats)
         nth = np.arange(len(group)) - np.repeat(np.cumsum(repeats) - repeats, repeats)
         rows = first[positions[group]] + nth[:, None]
-        rows[host.members[group] < 0] = -1
-        spread = _Host(rows, *(column[group] for column in host[1:]))
-        device = self.experts.device
-        return replace(
-            self,
-            ids=tuple(self.ids[g] for g in group.tolist()),
-            groups=_groups(spread, device),
-            rules=_rule_rows(spread, self.streams, device) if self.rules else (),
-            present=tuple(self.present[g] for g in group.tolist()),
-        )
+        rows[members[group] < 0] = -1
+        return self._with(_Host(rows, *(column[group] for column in self.host[1:])))
 
     @classmethod
     def of(cls, streams: Iterable[tuple[int, Stream]], device: torch.device) -> Self | None:
@@ -265,7 +261,7 @@ class GroupRows:
         )
         for g, (of_group, stream) in enumerate(complete):
             settings, amateurs = stream.settings, stream.amateurs
-            host.members[g, : len(of_group)] = of_group
+            host.rows[g, : len(of_group)] = of_group
             host.weights[g, : len(amateurs)] = [
                 math.nan if a.weight is None else a.weight for a in amateurs
             ]
@@ -275,17 +271,5 @@ class GroupRows:
         pairs = [(there[0], each) for there in members for each in there[1:]]
         at = torch.tensor(pairs, dtype=torch.int64).view(-1, 2).to(device, non_blocking=True)
         of = tuple(stream for _, stream in complete)
-        return cls(
-            of,
-            tuple(stream.group for stream in of),
-            _groups(host, device),
-            _rule_rows(host, of, device),
-            tuple(
-                sum(1 << i for i, at in enumerate(of_group[1:]) if at >= 0)
-                for of_group, _ in complete
-            ),
-            members,
-            at[:, 0].contiguous(),
-            at[:, 1].contiguous(),
-            host,
-        )
+        found = cls(of, members, at[:, 0].contiguous(), at[:, 1].contiguous(), host)
+        return found._with(host)
