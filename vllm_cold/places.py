@@ -639,11 +639,8 @@ TABLE = (
         "vLLM's V1 runner says `prefill` in every step, so that vllm-ascend uses its SGMV "
         "kernels. These are told how many runs of equal adapters the batch's rows form, as a "
         "Python number, which a compiled model keeps from its tracing: the rows after the first "
-        "runs get no adapter. The BGMV kernels read each row's own adapter from a tensor. For "
-        "`max_lora_rank` of 128 and more, and on 310P, vllm-ascend takes torch operations, which "
-        "give rows of the base model the adapter in the last slot; here such rows get none.",
-        "when vllm-ascend passes no Python number to its kernels, and leaves rows of the base "
-        "model alone.",
+        "runs get no adapter. The BGMV kernels read each row's own adapter from a tensor.",
+        "when vllm-ascend passes no Python number to its kernels.",
         Contract("vllm_ascend.lora.punica_npu:PunicaWrapperNPU",
                  has="_shrink_decode _expand_decode _expand_slice_decode _get_token_lora_indices",
                  takes={"update_metadata": "mapping"}),

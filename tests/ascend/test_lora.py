@@ -84,65 +84,21 @@ class Layer:
 
 
 @compiled_or_not
-@pytest.mark.parametrize(("rank", "max_loras"), [(8, 1), (8, 2), (128, 1), (128, 2)])
+@pytest.mark.parametrize("max_loras", [1, 2])
 @pytest.mark.parametrize("rows", [*PAIRS, (1, 2, 0, 2, 1), (1,)])
 def test_each_row_has_its_adapter(
-    engine: Any, rows: tuple[int, ...], rank: int, max_loras: int, compiled: bool
+    engine: Any, rows: tuple[int, ...], max_loras: int, compiled: bool
 ) -> None:
-    """Rank 128 takes torch operations, in vllm-ascend too."""
-    layer = Layer(engine, compiled=compiled, rank=rank, max_loras=max_loras)
+    layer = Layer(engine, compiled=compiled, max_loras=max_loras)
     rows = tuple(min(row, max_loras) for row in rows)
     assert layer.found(rows) == list(rows)
     torch.testing.assert_close(*layer.step(rows), rtol=1e-5, atol=1e-5)
 
 
-@compiled_or_not
-def test_each_row_has_its_adapter_on_310p(
-    engine: Any, compiled: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_who_computes_with_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [npu_platform.computes_with_torch(rank) for rank in (64, 128)] == [False, True]
     monkeypatch.setattr(utils, "_ascend_device_type", utils.AscendDeviceType._310P)
     assert npu_platform.computes_with_torch(8)
-    layer = Layer(engine, compiled=compiled)
-    for rows in PAIRS:
-        assert layer.found(rows) == list(rows)
-
-
-@pytest.mark.parametrize("slots", [1, 3, 9], ids=lambda slots: f"{slots} slots")
-@pytest.mark.parametrize("dims", [3, 4])
-def test_torch_operations_for_few_slots_and_for_many(slots: int, dims: int) -> None:
-    """Of 6 rows: one slot after the other, or the weights of each row."""
-    draw = torch.Generator().manual_seed(slots)
-    weights = torch.randn(slots, 5, 7, generator=draw)
-    x = torch.randn(6, 7, generator=draw)
-    adapters = torch.tensor([0, -1, slots - 1, -1, 0, slots // 2])
-    want = torch.zeros(6, 5)
-    for row in range(6):
-        if adapters[row] >= 0:
-            want[row] = weights[adapters[row]] @ x[row]
-    if dims == 4:
-        weights = weights.unsqueeze(1)
-    y = torch.full((6, 8), 9.0)
-    lora_bgmv.bgmv_shrink(x, weights, y, adapters, 2.0)
-    torch.testing.assert_close(y, torch.cat((2 * want, torch.full((6, 3), 9.0)), 1))
-    for add in (True, False):
-        y = torch.ones(6, 5)
-        lora_bgmv.bgmv_expand(x, weights, y, adapters, add)
-        torch.testing.assert_close(y, want + add)
-    weights[0] = torch.nan  # of one adapter: rows of others and of the base model have none
-    y = torch.ones(6, 5)
-    lora_bgmv.bgmv_expand(x, weights, y, adapters)
-    assert y.isnan().any(dim=1).tolist() == (adapters == 0).tolist()
-    assert (y[adapters < 0] == 1).all()
-
-
-def test_a_slot_after_the_other_takes_no_rows_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The profile run has as many rows as the token budget."""
-    monkeypatch.setattr(torch, "einsum", None)  # as it works on gathered weights
-    y = torch.zeros(300, 128)
-    adapters = torch.arange(300) % 3 - 1
-    lora_bgmv.bgmv_shrink(torch.ones(300, 8), torch.ones(2, 128, 8), y, adapters)
-    assert torch.equal(y, 8.0 * (adapters >= 0).unsqueeze(1).expand_as(y))
 
 
 def test_embeddings_and_logits(engine: Any) -> None:
@@ -168,7 +124,7 @@ def test_vllm_ascend_alone_loses_adapters(make_engine: Any, rows: tuple[int, ...
 
 
 def test_vllm_ascend_alone_gives_base_rows_an_adapter(make_engine: Any) -> None:
-    """The same for ranks from 128."""
+    """For ranks from 128, and on 310P; when this fails, ``npu_platform`` need not refuse them."""
     layer = Layer(make_engine(**STOCK_ENGINE), compiled=False, rank=128)
     assert layer.found((1, 0, 1, 0)) == [1, 1, 1, 1]
 

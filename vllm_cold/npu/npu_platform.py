@@ -46,9 +46,15 @@ def unsupported(config: "VllmConfig") -> str | None:
     if (asked := environment.read(environment.LORA)) not in (None, "bgmv"):
         return f"{environment.LORA}={asked!r}: on NPUs it may only be bgmv, the default; unset it."
     rank = lora.max_lora_rank
+    if computes_with_torch(rank):
+        return (
+            f"max_lora_rank={rank}: vllm-ascend computes LoRA with torch operations here, which "
+            "give rows of the base model an adapter; set it (--max-lora-rank) to 64 or less, and "
+            "use an Atlas A2 or A3."
+        )
     if getattr(lora, "fully_sharded_loras", False):
         rank //= getattr(config.parallel_config, "tensor_parallel_size", 1)
-    if rank < _LEAST_RANK and not computes_with_torch(lora.max_lora_rank):
+    if rank < _LEAST_RANK:
         return (
             f"max_lora_rank={lora.max_lora_rank}: vllm-ascend's kernels need {_LEAST_RANK} or more "
             "on each device; set it (--max-lora-rank) higher."
