@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What our classes for LoRA on CPU have in common, and the one for machines without the C++
-library: rows are grouped by adapter once per step, and each group is two dense products.
+"""LoRA on CPU with torch operations, for machines without the C++ library: rows are grouped by
+adapter once per step, and each group is two dense products. ``lora_wrapper`` is built on it.
 """
 
-from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -84,8 +83,10 @@ def expand_add(
         y[rows, columns] = y[rows, columns] + delta if add else delta
 
 
-class ColdPunicaWrapperCPU(PunicaWrapperCPU):  # type: ignore[misc]
-    """The base class of both of our wrappers."""
+class GroupedPunicaWrapperCPU(PunicaWrapperCPU):  # type: ignore[misc]
+    """With torch operations."""
+
+    _of_tokens: Sequence[RowGroup] | None = None  # None: not found out since the last step
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -117,11 +118,14 @@ class ColdPunicaWrapperCPU(PunicaWrapperCPU):  # type: ignore[misc]
             y, x = y.view(-1, y.shape[-1]), x.view(-1, x.shape[-1])
             self._add_logits(y, x, lora_a_stacked, lora_b_stacked, scale, self._logits_slots(x))
 
-    @abstractmethod
     def _add_logits(
         self, y: Tensor, x: Tensor, a: Tensor, b: Tensor, scale: float, slots: Tensor
     ) -> None:
         """``y += scale * B @ A @ x`` with each row's adapter."""
+        if groups := group_rows(slots):
+            hidden = torch.empty((len(x), b.shape[-1]), dtype=torch.float32)
+            shrink(x, a, groups, scale, hidden)
+            expand_add(hidden, b, groups, y, 0, y.shape[-1])
 
     def _logits_slots(self, x: Tensor) -> Tensor:
         """The adapter slot of each row of logits.
@@ -144,20 +148,18 @@ class ColdPunicaWrapperCPU(PunicaWrapperCPU):  # type: ignore[misc]
             )
         return slots
 
-
-class GroupedPunicaWrapperCPU(ColdPunicaWrapperCPU):
-    """With torch operations: where the C++ library is missing."""
-
-    _of_tokens: Sequence[RowGroup] = ()
-
     def update_metadata(self, *args: Any, **kwargs: Any) -> None:
         """Called before the forward pass whenever the rows' adapters have changed."""
         super().update_metadata(*args, **kwargs)
-        self._of_tokens = group_rows(self.token_lora_indices)
+        self._of_tokens = None
 
     @property
     def _groups(self) -> Sequence[RowGroup]:
-        return () if self._drafting else self._of_tokens
+        if self._drafting:
+            return ()
+        if self._of_tokens is None:
+            self._of_tokens = group_rows(self.token_lora_indices)
+        return self._of_tokens
 
     def add_lora_linear(self, *args: Any, **kwargs: Any) -> None:
         """See the base class; a batch without adapter rows costs nothing."""
@@ -183,11 +185,3 @@ class GroupedPunicaWrapperCPU(ColdPunicaWrapperCPU):
     ) -> None:
         """See the base class; ``x`` is the looked-up A row of each token."""
         expand_add(x, lora_b_stacked, self._groups, y, 0, y.shape[-1], add_inputs)
-
-    def _add_logits(
-        self, y: Tensor, x: Tensor, a: Tensor, b: Tensor, scale: float, slots: Tensor
-    ) -> None:
-        if groups := group_rows(slots):
-            hidden = torch.empty((len(x), b.shape[-1]), dtype=torch.float32)
-            shrink(x, a, groups, scale, hidden)
-            expand_add(hidden, b, groups, y, 0, y.shape[-1])

@@ -19,7 +19,7 @@ from vllm.lora.layers.base_linear import BaseLinearLayerWithLoRA
 
 from vllm_cold import patching, places
 from vllm_cold.cpu import linear_layers, lora_ops, memory
-from vllm_cold.cpu.lora_fallback import ColdPunicaWrapperCPU
+from vllm_cold.cpu.lora_fallback import GroupedPunicaWrapperCPU
 
 
 class Bound(lora_ops.Layer):
@@ -81,7 +81,7 @@ class Bound(lora_ops.Layer):
         torch.ops.vllm_cold.lora_expand(y, hidden, self.table, 0, add_inputs)
 
 
-class NativePunicaWrapperCPU(ColdPunicaWrapperCPU):
+class NativePunicaWrapperCPU(GroupedPunicaWrapperCPU):
     """Serves logits itself; all other layers have objects of their own."""
 
     def __init__(

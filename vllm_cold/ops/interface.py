@@ -58,8 +58,10 @@ class Groups:
             self.max_expert_top_k,
         )
 
-    def check(self, logits: Tensor) -> None:
-        """Raise ValueError unless ``logits`` and all of this fit together; reads no element."""
+    def check(self, logits: Tensor, statistics: Tensor | None = None) -> None:
+        """Raise ValueError unless ``logits``, all of this and ``statistics`` [G, 3] fit together;
+        reads no element.
+        """
         if (
             logits.dim() != 2
             or logits.dtype not in LOGITS_DTYPES
@@ -78,6 +80,8 @@ class Groups:
         ]
         if self.expert_top_k is not None:
             tensors.append(("expert_top_k", self.expert_top_k, (num,), torch.int64))
+        if statistics is not None:
+            tensors.append(("statistics", statistics, (num, 3), torch.int64))
         for name, tensor, shape, dtype in tensors:
             if (
                 tensor.shape != shape

@@ -26,8 +26,8 @@ BACKENDS = {
     "ascend": "AscendC for Ascend NPUs (csrc/ascend)",
 }
 
-# By torch's device type (AMD GPUs are "cuda" too), best first. Elsewhere: torch.
-AUTOMATIC = {"cpu": ("cpu", "torch"), "cuda": ("triton", "torch"), "npu": ("ascend", "torch")}
+# By torch's device type (AMD GPUs are "cuda" too). Elsewhere, and where it is missing: torch.
+AUTOMATIC = {"cpu": "cpu", "cuda": "triton", "npu": "ascend"}
 
 
 def load(name: str) -> Backend:
@@ -60,19 +60,11 @@ def _choose(device_type: str, name: str | None) -> str:
             raise RuntimeError(f"vllm-cold: the scoring backend {name!r} was asked for. {reason}")
         logger.info("vllm-cold: scoring on %s: %s, as asked for.", device_type, name)
         return name
-    passed_over = []
-    for candidate in AUTOMATIC.get(device_type, ("torch",)):
-        reason = load(candidate).missing(device)
-        if reason is None:
-            break
-        passed_over.append(f"not {candidate}: {reason}")
-    if passed_over:
-        logger.warning(
-            "vllm-cold: scoring on %s falls back to %s; %s",
-            device_type,
-            candidate,
-            " ".join(passed_over),
-        )
-    else:
-        logger.info("vllm-cold: scoring on %s: %s.", device_type, candidate)
-    return candidate
+    best = AUTOMATIC.get(device_type, "torch")
+    if (reason := load(best).missing(device)) is None:
+        logger.info("vllm-cold: scoring on %s: %s.", device_type, best)
+        return best
+    logger.warning(
+        "vllm-cold: scoring on %s falls back to torch; not %s: %s", device_type, best, reason
+    )
+    return "torch"

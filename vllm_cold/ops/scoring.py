@@ -35,9 +35,7 @@ from vllm_cold.ops import registry
 from vllm_cold.ops.interface import (
     NOT_FINITE,
     OUT_OF_RANGE,
-    Backend,
     Groups,
-    describe,
     row_outside,
 )
 
@@ -51,7 +49,6 @@ def contrastive_scores(
     groups: Groups,
     *,
     inplace: bool = False,
-    out: Tensor | None = None,
     statistics: Tensor | None = None,
     check: bool = True,
     backend: str | None = None,
@@ -66,7 +63,6 @@ def contrastive_scores(
             expert's of a group whose only amateur it is, of weight 0. No other row is written to,
             but amateurs' of a group that is not finite: they hold numbers then, which say nothing,
             so that they can be sampled from too.
-        out: [G, V] float32, contiguous, to write to; not the memory of ``logits``.
         statistics: [G, 3] int64, contiguous, to write to: how many tokens are valid; 1 if the
             token with the best score is not the expert's best one, else 0 (of several tokens with
             the same value, the one with the lowest id counts); 1 if a row of the group holds NaN or
@@ -76,7 +72,7 @@ def contrastive_scores(
         backend: One of ``registry.BACKENDS``; None for the best one here.
 
     Returns:
-        [G, V] float32 scores (``out``, if given), or ``logits`` if ``inplace``.
+        [G, V] float32 scores, or ``logits`` if ``inplace``.
 
     Raises:
         ValueError: if an argument's shape, dtype or device is not as said above.
@@ -86,47 +82,31 @@ def contrastive_scores(
             assertion); what was written by then is undefined. Or if ``backend`` cannot run here.
         MemoryError: if there is none left for intermediate results.
     """
-    if inplace and (out is not None or logits.dtype != torch.float32):
-        raise ValueError(
-            f"contrastive_scores: inplace=True takes float32 logits and no out; logits is "
-            f"{logits.dtype}, out is {'None' if out is None else 'given'}"
-        )
-    groups.check(logits)
-    num_groups, vocab = len(groups), logits.shape[1]
-    implementation = registry.load(registry.choose(logits.device, backend))
-    if check or statistics is not None:
-        shape = num_groups, 3
-        statistics = _output("statistics", statistics, shape, torch.int64, logits.device)
+    groups.check(logits, statistics)
+    vocab, device = logits.shape[1], logits.device
     straight = logits.stride(1) == 1 or vocab == 1
-    if inplace:
-        if not straight or (len(logits) > 1 and logits.stride(0) < vocab):
-            raise ValueError(
-                f"contrastive_scores: logits has strides {logits.stride()}; with inplace=True its "
-                f"rows of {vocab} must be contiguous, and not overlap"
-            )
-        if num_groups:
-            _run(implementation, logits, groups, None, statistics, check)
-        return logits
-    out = _output("out", out, (num_groups, vocab), torch.float32, logits.device)
-    if num_groups:
-        rows = logits if straight else logits.contiguous()
-        _run(implementation, rows, groups, out, statistics, check)
-    return out
-
-
-def _run(
-    implementation: Backend,
-    logits: Tensor,
-    groups: Groups,
-    out: Tensor | None,
-    statistics: Tensor | None,
-    check: bool,
-) -> None:
-    implementation.scores(logits, groups, out, statistics)
+    if inplace and logits.dtype != torch.float32:
+        raise ValueError(
+            f"contrastive_scores: logits is {logits.dtype}; with inplace=True it must be float32"
+        )
+    if inplace and (not straight or (len(logits) > 1 and logits.stride(0) < vocab)):
+        raise ValueError(
+            f"contrastive_scores: logits has strides {logits.stride()}; with inplace=True its "
+            f"rows of {vocab} must be contiguous, and not overlap"
+        )
+    implementation = registry.load(registry.choose(device, backend))
+    if check and statistics is None:
+        statistics = torch.empty(len(groups), 3, dtype=torch.int64, device=device)
+    rows = logits if straight else logits.contiguous()
+    shape = len(groups), vocab
+    out = None if inplace else torch.empty(shape, dtype=torch.float32, device=device)
+    if len(groups):
+        implementation.scores(rows, groups, out, statistics)
     if check and statistics is not None:
-        if logits.device.type != "cuda" and (statistics[:, 2] == OUT_OF_RANGE).any():
+        if device.type != "cuda" and (statistics[:, 2] == OUT_OF_RANGE).any():
             raise row_outside(logits, groups)
         _assert_finite(statistics[:, 2] == 0)
+    return logits if out is None else out
 
 
 def _assert_finite(finite: Tensor) -> None:
@@ -185,25 +165,3 @@ def best(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
 def _order(scores: Tensor) -> Tensor:
     """Indices that sort each row, the best first, ties to the lower index; -0 is 0."""
     return (scores + 0.0).sort(dim=1, descending=True, stable=True).indices
-
-
-def _output(
-    name: str,
-    given: Tensor | None,
-    shape: tuple[int, int],
-    dtype: torch.dtype,
-    device: torch.device,
-) -> Tensor:
-    if given is None:
-        return torch.empty(shape, dtype=dtype, device=device)
-    if (
-        given.shape != shape
-        or given.dtype != dtype
-        or given.device != device
-        or not given.is_contiguous()
-    ):
-        raise ValueError(
-            f"contrastive scoring: {name} is {describe(given)}; it must be {list(shape)} {dtype} "
-            f"on {device}, contiguous"
-        )
-    return given

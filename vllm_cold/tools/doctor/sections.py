@@ -140,7 +140,8 @@ def scoring() -> list[Entry]:
         entries.append(Entry("C++ library", reason, Status.WARNING))
     device, asked = current_platform.device_type, os.environ.get(registry.ENV)
     reasons: list[str] = []
-    for name in (asked,) if asked else registry.AUTOMATIC.get(device, ("torch",)):
+    best = registry.AUTOMATIC.get(device, "torch")
+    for name in (asked,) if asked else (best, "torch"):
         try:
             reason = registry.load(name).missing(torch.device(device))
         except Exception as error:  # reported: the next one may do
