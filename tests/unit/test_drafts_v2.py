@@ -45,11 +45,11 @@ def chunks(
 ) -> list[tuple[int, int]]:
     """Of requests with so many rows each."""
     ours = drafts_v2._make_chunks(lambda *args: iter(vllms_chunks(*args)))
-    drafts_v2._batch.groups = None if members is None else groups_of(members)
+    token = drafts_v2._verified.set(None if members is None else groups_of(members))
     try:
         return list(ours(np.cumsum([0, *counts], dtype=np.int32), most))
     finally:
-        drafts_v2._batch.groups = None
+        drafts_v2._verified.reset(token)
 
 
 @st.composite
@@ -142,7 +142,7 @@ def test_it_knows_the_rows_before_and_tells_amateurs_after(processor: Any) -> No
     seen: list[Any] = []
 
     def stock(self: Any, logits: Any, input_batch: Any, draft_logits: Any, *, invalid: Any) -> Any:
-        seen.append((processor._num_rows[ORDER].tolist(), drafts_v2._batch.groups))
+        seen.append((processor._num_rows[ORDER].tolist(), drafts_v2._verified.get()))
         assert (logits, draft_logits, invalid) == ("logits", "draft logits", "invalid")
         return output
 
@@ -153,7 +153,7 @@ def test_it_knows_the_rows_before_and_tells_amateurs_after(processor: Any) -> No
     ((rows, groups),) = seen
     assert rows == [2, 3, 1, 2, 3]
     assert sorted(map(tuple, groups.members)) == [(1, 4), (3, 0)]
-    assert drafts_v2._batch.groups is None
+    assert drafts_v2._verified.get() is None
     assert output.num_sampled.tolist() == EXPERT_OF
     assert output.num_rejected.tolist() == [10 * position for position in EXPERT_OF]
     assert output.sampled_token_ids[:, 0].tolist() == [3 * position for position in EXPERT_OF]

@@ -4,8 +4,8 @@ drafter may have other drafts for amateurs than for their expert: it may read th
 or prompts of their own. So they are told the expert's.
 """
 
-import threading
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
@@ -14,13 +14,8 @@ import torch
 from vllm_cold.group.rows import GroupRows
 
 
-class _Batch(threading.local):
-    """The groups of the batch that this thread verifies, if it has any."""
-
-    groups: GroupRows | None = None
-
-
-_batch = _Batch()
+# The groups of the batch that this thread verifies, if it has any.
+_verified: ContextVar[GroupRows | None] = ContextVar("_verified", default=None)
 
 
 def _ours(sampler: Any) -> list[Any]:
@@ -39,10 +34,10 @@ def _make_chunks(original: Callable[..., Any]) -> Callable[..., Any]:
     def _iter_request_chunks(
         cu_num_logits: np.ndarray, max_chunk_logits: int, *args: Any, **kwargs: Any
     ) -> Iterator[tuple[int, int]]:
-        if _batch.groups is None:
+        if (groups := _verified.get()) is None:
             yield from original(cu_num_logits, max_chunk_logits, *args, **kwargs)
             return
-        bounds = _bounds(len(cu_num_logits) - 1, _batch.groups)
+        bounds = _bounds(len(cu_num_logits) - 1, groups)
         for start, end in original(cu_num_logits[bounds], max_chunk_logits, *args, **kwargs):
             yield int(bounds[start]), int(bounds[end])
 
@@ -55,11 +50,11 @@ def _make_call(original: Callable[..., Any]) -> Callable[..., Any]:
         ours = _ours(self.sampler)
         for processor in ours:
             processor.expect_rows(slots, np.diff(input_batch.cu_num_logits_np))
-            _batch.groups = processor.groups_of(slots)
+            _verified.set(processor.groups_of(slots))
         try:
             output = original(self, logits, input_batch, *args, **kwargs)
         finally:
-            _batch.groups = None
+            _verified.set(None)
         for processor in ours:
             for found in (output.sampled_token_ids, output.num_sampled, output.num_rejected):
                 processor.tell_amateurs(found, slots)
