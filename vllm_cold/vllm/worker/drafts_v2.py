@@ -13,7 +13,6 @@ import torch
 
 from vllm_cold.group.rows import GroupRows
 
-
 # The groups of the batch that this thread verifies, if it has any.
 _verified: ContextVar[GroupRows | None] = ContextVar("_verified", default=None)
 
