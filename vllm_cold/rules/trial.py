@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tries a rule that others have written on made-up groups, before an engine serves it.
 
-The groups form a batch as in an engine: each has parameters, a step, a state, settings and a number
-of amateurs of its own. What a rule returns of a group must not depend on the rest of the batch.
+All groups get a few tokens in one batch. What the rule returns of a group must be the same where
+the group is alone, and where groups at other steps are in its batch.
 """
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -18,6 +17,7 @@ from torch._subclasses.fake_tensor import (
     FakeTensorMode,
 )
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 from vllm_cold.ops.interface import MAX_STREAMS, Groups
 from vllm_cold.rules.check import checked
@@ -26,9 +26,14 @@ from vllm_cold.rules.statistics import Statistics
 
 _ROWS, _VOCABULARY = 67, 40
 _CERTAIN = 0  # the row that allows one token
-_TURNS, _LAST = 8, (7, 1, 0)  # steps of groups at the last turn
+_STEPS = 8
 _LOG_ALPHAS, _CAPS = (math.log(0.1), -math.inf, 0.0), (0, 5, 1)
 _FOREIGN = 7.0  # in the state of amateurs that a group does not have: others' may be left there
+
+_Batch: TypeAlias = dict[str, Tensor]
+"""Groups: their rows [G, S], -1 where there is no stream, log_alpha, caps and step [G], state
+[G, S - 1, K] and the rule's parameters [G, P].
+"""
 
 
 def try_out(rule: Rule) -> None:
@@ -43,216 +48,149 @@ def try_out(rule: Rule) -> None:
 
 def _try_without_values(rule: Rule) -> None:
     """As on a device that takes no tensors of the host, and whose values would be waited for."""
-    groups = _made_up(rule)
-    alone = {len(each.rows): [each] for each in groups}
-    device = FakeTensorMode()
-    for some in (groups, *alone.values()):
-        batch = _batch(some, _TURNS - 1)
+    batch, device = _made_up(rule), FakeTensorMode()
+    sizes = (batch["rows"] >= 0).sum(1).tolist()
+    for some in (batch, *(_alone(batch, sizes.index(size)) for size in {*sizes})):
         with device, _Watch():
-            _ask(
-                rule,
-                {
-                    name: torch.empty(each.shape, dtype=each.dtype, device="meta")
-                    for name, each in batch.items()
-                },
-            )
+            _ask(rule, some, lambda x: torch.empty(x.shape, dtype=x.dtype, device="meta"))
 
 
 def _try_with_values(rule: Rule) -> None:
-    groups = _made_up(rule)
-    ended = _play(rule, _made_up(rule), ends=True)
-    for turn, found in enumerate(_play(rule, groups)):
-        if rule.retires:
-            for number, without in next(ended).items():
-                one = groups[number]
-                if said := _differ(found[number], without, ~one.done):
-                    raise ValueError(
-                        "what it returns of an amateur must be the same whether or not another one "
-                        f"has ended that was done, and it returns {said} ({one})"
-                    )
-        if turn == _TURNS - 1:
-            _try_again(rule, groups, found)
-
-
-def _try_again(rule: Rule, groups: Sequence["_Group"], found: dict[int, Choice]) -> None:
-    """Raise ValueError unless other batches of these groups give the same."""
-    numbers = [*found]
-    for batch in (numbers, numbers[::-1], numbers * 2, *([number] for number in numbers)):
-        again = _answers(rule, [groups[number] for number in batch], _TURNS - 1)
-        for number, now in zip(batch, again, strict=True):
-            one = groups[number]
-            if not (said := _differ(found[number], now, torch.ones_like(one.done))):
-                continue
-            if batch is numbers:
-                raise ValueError(
-                    f"it must return the same of the same rows, and asked again it returns {said} "
-                    f"({one}); it must keep numbers in `state`, and use no random ones"
-                )
+    played = list(_play(rule, ends=False))
+    for batch, (weights, _, _), done in played:
+        wrong = _there(batch) & ~done & ~weights.isfinite()
+        if wrong.any():
+            i = _first(wrong)
             raise ValueError(
-                "what it returns of a group depends on the other groups, or on how many amateurs "
-                f"they have: in another batch {said} ({one}); of p.x, s.step and all else, which "
-                "have the groups in dimension 0, each group must have its own row's alone"
+                f"it returns weights that are not finite, {weights[i][_there(batch)[i]].tolist()}, "
+                f"for {_named(rule, batch, i)}; keep them finite for all that its parameters "
+                "allow, or allow less"
             )
+        wrong = done & (weights != 0)
+        if wrong.any():
+            i = _first(wrong)
+            raise ValueError(
+                "an amateur has a weight after the step where it was done: it returns "
+                f"{weights[i][done[i]].tolist()} for {_named(rule, batch, i)}"
+            )
+    if rule.retires:
+        for (batch, found, done), (_, ended, _) in zip(played, _play(rule, ends=True), strict=True):
+            if said := _differ(rule, batch, found, ended, ~done):
+                raise ValueError(
+                    "what it returns of an amateur must be the same whether or not another one has "
+                    f"ended that was done, and it returns {said}"
+                )
+    batches, choices, _ = zip(*played, strict=True)
+    whole = {name: torch.cat([one[name] for one in batches]) for name in batches[0]}
+    first, again = _ask(rule, whole), _ask(rule, whole)
+    if said := _differ(rule, whole, first, again):
+        raise ValueError(
+            f"it must return the same of the same rows, and asked again it returns {said}; it must "
+            "keep numbers in `state`, and use no random ones"
+        )
+    said = _differ(rule, whole, Choice(*map(torch.cat, zip(*choices, strict=True))), first)
+    last, found = batches[-1], choices[-1]
+    for i in range(len(last["rows"])):
+        one = _alone(last, i)
+        own = one["rows"].shape[1] - 1
+        in_batch = Choice(*(part[i : i + 1, :own] for part in found))
+        said = said or _differ(rule, one, in_batch, _ask(rule, one))
+    if said:
+        raise ValueError(
+            "what it returns of a group depends on the other groups, or on how many amateurs they "
+            f"have: in another batch {said}; of p.x, s.step and all else, which have the groups in "
+            "dimension 0, each group must have its own row's alone"
+        )
 
 
-def _play(
-    rule: Rule, groups: Sequence["_Group"], ends: bool = False
-) -> Iterator[dict[int, Choice]]:
-    """What it returns of the groups, by number, at each turn.
+def _play(rule: Rule, ends: bool) -> Iterator[tuple[_Batch, Choice, Tensor]]:
+    """At each step of made-up groups they themselves, what the rule returns of them, and [G, S - 1]
+    which amateurs were done before.
 
     Args:
         rule: The rule.
-        groups: With the states of their first turn; they get those of each next one.
         ends: Whether amateurs that were done are not there any more.
     """
-    for turn in range(_TURNS):
-        for one in groups:
-            one.step += 1
-        batch = {
-            number: one
-            for number, one in enumerate(groups)
-            if one.step >= 0 and not (ends and one.done.all())
-        }
-        found = dict(zip(batch, _answers(rule, [*batch.values()], turn, ends), strict=True))
-        for number, one in batch.items():
-            weights = found[number].weights
-            if not weights[~one.done].isfinite().all():
-                raise ValueError(
-                    f"it returns weights that are not finite, {weights.tolist()}, for {one}; "
-                    "keep them finite for all that its parameters allow, or allow less"
-                )
-            if not ends and weights[one.done].any():
-                raise ValueError(
-                    f"an amateur has a weight after the step where it was done: it returns "
-                    f"{weights.tolist()} for {one}, and done was {one.done.tolist()}"
-                )
-        yield found
-        for number, (_, state, done) in found.items():
-            one = groups[number]
-            one.state = one.state if state is None else state
-            one.done = one.done if done is None else one.done | done
+    groups = _made_up(rule)
+    rows, state = groups["rows"], groups["state"]
+    there = _there(groups)
+    done = torch.zeros_like(there)
+    for step in range(_STEPS):
+        moved = torch.where(rows > _CERTAIN, 1 + (rows + 7 * step) % (_ROWS - 1), rows)
+        if ends:
+            moved[:, 1:].masked_fill_(done, -1)
+        batch = {**groups, "rows": moved, "step": groups["step"] + step, "state": state}
+        found = _ask(rule, batch)
+        yield batch, found, done
+        state = torch.where(there.unsqueeze(-1), found.state, _FOREIGN)
+        done = done | (there & found.done)
 
 
-@dataclass
-class _Group:
-    """A made-up group of n amateurs.
-
-    Attributes:
-        parameters: Of the rule, by name.
-        step: Of this turn; below 0 before its first one.
-        rows: Of its streams, among a turn's logits.
-        log_alpha: As in ``Groups``.
-        cap: On its candidates, 0 for none.
-        state: [n, K], of the turn before.
-        done: [n] bool, at any turn before.
-    """
-
-    parameters: dict[str, float]
-    step: int
-    rows: list[int]
-    log_alpha: float
-    cap: int
-    state: Tensor
-    done: Tensor
-
-    def __str__(self) -> str:
-        given = ", ".join(f"{name}={value:g}" for name, value in self.parameters.items())
-        others = len(self.rows) - 1
-        said = f"a group of {others} amateur{'s' * (others > 1)}"
-        if self.rows[0] == _CERTAIN:
-            said += " whose expert may take one token alone"
-        elif self.rows[0] == self.rows[1]:
-            said += " that say what the expert says"
-        return f"{said}, at step {self.step}, with {given or 'no parameters'}"
-
-
-def _made_up(rule: Rule) -> list[_Group]:
-    """Groups at their first steps: each parameter's default, least and most, at steps apart."""
+def _made_up(rule: Rule) -> _Batch:
+    """Groups at their first step: with each parameter's default, least and most."""
     ranges = {
         name: (max(of.low, -LARGEST), min(of.high, LARGEST)) for name, of in rule.parameters.items()
     }
     usual = {name: of.least() for name, of in rule.parameters.items()}
     settings = [usual, *({name: ends[i] for name, ends in ranges.items()} for i in (0, 1))]
     settings += [{**usual, name: end} for name, ends in ranges.items() for end in ends]
-    groups: list[_Group] = []
-    for i, last in enumerate(_LAST):
-        for k, parameters in enumerate(settings):
-            several = MAX_STREAMS - 1 if len(groups) == len(settings) - 1 else 1 + (i + k) % 3
-            num = rule.amateurs or several
-            rows = [1 + (5 * len(groups) + j) % (_ROWS - 1) for j in range(1 + num)]
-            kind = (2 * i + k) % 5
-            if kind == 2:
-                rows[1:] = rows[:1] * num
-            elif kind > 2:
-                rows[kind - 3] = _CERTAIN
-            groups.append(
-                _Group(
-                    parameters,
-                    last - _TURNS,
-                    rows,
-                    _LOG_ALPHAS[k % 3],
-                    _CAPS[(i + k) % 3],
-                    torch.zeros(num, rule.state),
-                    torch.zeros(num, dtype=torch.bool),
-                )
-            )
-    return groups
-
-
-def _batch(groups: Sequence[_Group], turn: int, ends: bool = False) -> dict[str, Tensor]:
-    """What a rule is asked about, with groups of different sizes next to each other, as in an
-    engine's batch. The parameters are [P, G, 1].
-    """
-    most = max(len(one.rows) for one in groups)
-    rows = torch.full((len(groups), most), -1)
-    state = torch.full((len(groups), most - 1, groups[0].state.shape[1]), _FOREIGN)
-    for i, one in enumerate(groups):
-        rows[i, : len(one.rows)] = torch.tensor(one.rows)
-        if ends:
-            rows[i, 1 : len(one.rows)][one.done] = -1
-        state[i, : len(one.state)] = one.state
-    step = torch.tensor([one.step for one in groups])
-    numbers = torch.arange(_ROWS * _VOCABULARY)
-    # Steep and flat ones, with tokens that are not allowed.
-    steeper = torch.linspace(0.1, 9.0, len(numbers))
-    logits = ((numbers * 0.7 + turn).sin() * steeper).view(_ROWS, _VOCABULARY)
-    logits[:, 3::7] = -math.inf
-    logits[_CERTAIN, 1:] = -math.inf
-    parameters = [[[value] for value in one.parameters.values()] for one in groups]
+    kinds = 4
+    num = kinds * len(settings)
+    rows = torch.full((num, MAX_STREAMS), -1)
+    for i in range(num):
+        of_any_number = MAX_STREAMS - 1 if i == 0 else 1 + (i + i // kinds) % 3
+        streams = 1 + (rule.amateurs or of_any_number)
+        rows[i, :streams] = 1 + (5 * i + torch.arange(streams)) % (_ROWS - 1)
+        if i % kinds == 1:
+            rows[i, 1:streams] = rows[i, 0]
+        elif i % kinds > 1:
+            rows[i, i % kinds - 2] = _CERTAIN
+    most = int((rows >= 0).any(0).sum())
+    parameters = torch.tensor([[*each.values()] for each in settings])
     return {
-        "logits": logits,
-        "rows": rows,
-        "log_alpha": torch.tensor([one.log_alpha for one in groups]),
-        "caps": torch.tensor([one.cap for one in groups]),
-        "step": step,
-        "state": state.masked_fill((step == 0)[:, None, None], 0.0),
-        "parameters": torch.tensor(parameters).transpose(0, 1),
+        "rows": rows[:, :most],
+        "log_alpha": torch.tensor(_LOG_ALPHAS).repeat(num)[:num],
+        "caps": torch.tensor(_CAPS).repeat(num)[1 : num + 1],
+        "step": torch.zeros(num, dtype=torch.int64),
+        "state": torch.where(rows[:, 1:most, None] >= 0, 0.0, _FOREIGN).expand(-1, -1, rule.state),
+        "parameters": parameters.repeat_interleave(kinds, 0),
     }
 
 
-def _answers(rule: Rule, groups: Sequence[_Group], turn: int, ends: bool = False) -> list[Choice]:
-    """Of each group what the rule returns of its own amateurs."""
-    if not groups:
-        return []
-    weights, state, done = _ask(rule, _batch(groups, turn, ends))
-    return [
-        Choice(
-            weights[i, :num],
-            None if state is None else state[i, :num],
-            None if done is None else done[i, :num],
-        )
-        for i, num in enumerate(len(one.done) for one in groups)
-    ]
+def _alone(batch: _Batch, group: int) -> _Batch:
+    """One of the groups as a batch of its own, with as many streams as it has."""
+    one = {name: each[group : group + 1] for name, each in batch.items()}
+    streams = int((one["rows"] >= 0).sum())
+    return one | {"rows": one["rows"][:, :streams], "state": one["state"][:, : streams - 1]}
 
 
-def _ask(rule: Rule, batch: dict[str, Tensor]) -> Choice:
-    given = {name: each.clone() for name, each in batch.items()}
+def _logits() -> Tensor:
+    """[_ROWS, _VOCABULARY]: steep and flat ones, with tokens that are not allowed."""
+    numbers = torch.arange(_ROWS * _VOCABULARY)
+    steeper = torch.linspace(0.1, 9.0, len(numbers))
+    logits = ((numbers * 0.7).sin() * steeper).view(_ROWS, _VOCABULARY)
+    logits[:, 3::7] = -math.inf
+    logits[_CERTAIN, 1:] = -math.inf
+    return logits
+
+
+def _ask(rule: Rule, batch: _Batch, copy: Callable[[Tensor], Tensor] = Tensor.clone) -> Choice:
+    """What the rule returns, of which nothing is None.
+
+    Args:
+        rule: The rule.
+        batch: What it is asked about.
+        copy: Makes what the rule is given.
+    """
+    batch = {"logits": _logits(), **batch}
+    given = {name: copy(each) for name, each in batch.items()}
     num, streams = given["rows"].shape
     fixed = torch.zeros_like(given["rows"][:, 1:], dtype=torch.float32)
     groups = Groups(given["rows"], fixed, given["log_alpha"], given["caps"], max(_CAPS))
     s = Statistics(given["logits"], groups, given["step"], given["state"])
+    p = by_name(rule.parameters, given["parameters"].t().unsqueeze(-1))
     try:
-        returned = rule.weights(s, by_name(rule.parameters, given["parameters"]))
+        returned = rule.weights(s, p)
     except (DataDependentOutputException, DynamicOutputShapeException, _Waits) as error:
         raise ValueError(
             "it asks for a value of a tensor (item(), if, a shape that depends on one, or a copy "
@@ -267,36 +205,64 @@ def _ask(rule: Rule, batch: dict[str, Tensor]) -> Choice:
             f"asked about groups of {'one amateur' if streams == 2 else 'several amateurs'}, it "
             f"raises {type(error).__name__}: {error}{hint}"
         ) from error
-    for name, each in (*given.items(), *_held(s)):
-        # The first does not see what is written into ``data``.
+    held = [(name, each) for name, value in vars(s).items() for each in tree_leaves(value)]
+    for name, each in (*given.items(), *held):
+        if not isinstance(each, Tensor):
+            continue
+        # The version does not count what is written into ``data``.
         unlike = name in batch and not each.is_meta and not torch.equal(each, batch[name])
         if each._version or unlike:
             raise ValueError(
                 f"it writes into {name.strip('_')}, which it does not have for itself; it must "
                 "work on a copy (clone()), or without x[...] = y and what ends in _ (mul_())"
             )
-    return checked(rule, returned, num, streams)
+    choice = checked(rule, returned, num, streams)
+    return Choice(
+        choice.weights,
+        torch.zeros_like(given["state"]) if choice.state is None else choice.state,
+        torch.zeros_like(fixed, dtype=torch.bool) if choice.done is None else choice.done,
+    )
 
 
-def _held(s: Statistics) -> Iterator[tuple[str, Tensor]]:
-    """The statistics that it has asked for."""
-    for name, held in vars(s).items():
-        several = [*held.values()] if isinstance(held, dict) else held
-        for each in several if isinstance(several, list) else [held]:
-            if isinstance(each, Tensor):
-                yield name, each
-
-
-def _differ(one: Choice, other: Choice, of: Tensor) -> str:
-    """How they do, of some amateurs of a group; "" if they do not."""
+def _differ(rule: Rule, batch: _Batch, one: Choice, other: Choice, of: Tensor | None = None) -> str:
+    """How two choices for the same groups do; "" if they do not. ``of`` [G, S - 1] are the amateurs
+    to compare, None for all.
+    """
+    of = _there(batch) if of is None else _there(batch) & of
     for name, before, now in zip(Choice._fields, one, other, strict=True):
-        if before is None or now is None:
-            continue
-        x, y = before[of].float(), now[of].float()
-        most = max([1.0, *x.abs().flatten().tolist()])
-        if not torch.allclose(x, y, rtol=1e-5, atol=1e-5 * most, equal_nan=True):
-            return f"{name} {y.tolist()} in place of {x.tolist()}"
+        x, y = (each.float().view(*of.shape, -1) for each in (before, now))
+        # Of a group's numbers the smaller ones are as exact as the largest.
+        most = torch.cat([torch.ones(len(x), 1), x.nan_to_num().abs().flatten(1)], 1).amax(1)
+        near = torch.isclose(x, y, equal_nan=True) | ((x - y).abs() <= 1e-5 * most[:, None, None])
+        wrong = ~near.all(-1) & of
+        if wrong.any():
+            i = _first(wrong)
+            was = before[i][of[i]].tolist()
+            return f"{name} {now[i][of[i]].tolist()} in place of {was} ({_named(rule, batch, i)})"
     return ""
+
+
+def _there(batch: _Batch) -> Tensor:
+    """[G, S - 1] which amateurs there are."""
+    return batch["rows"][:, 1:] >= 0
+
+
+def _first(wrong: Tensor) -> int:
+    """The first group of [G, S - 1] in which anything is wrong."""
+    return int(wrong.any(1).nonzero()[0])
+
+
+def _named(rule: Rule, batch: _Batch, i: int) -> str:
+    """A group, for errors."""
+    rows, parameters = batch["rows"][i].tolist(), batch["parameters"][i].tolist()
+    given = ", ".join(f"{n}={v:g}" for n, v in zip(rule.parameters, parameters, strict=True))
+    others = sum(row >= 0 for row in rows) - 1
+    said = f"a group of {others} amateur{'s' * (others > 1)}"
+    if rows[0] == _CERTAIN:
+        said += " whose expert may take one token alone"
+    elif rows[0] == rows[1]:
+        said += " that say what the expert says"
+    return f"{said}, at step {batch['step'][i]}, with {given or 'no parameters'}"
 
 
 class _Waits(Exception):
