@@ -65,7 +65,7 @@ class MadeUp:
     def choice(self, body: dict[str, Any], prompt: Any) -> dict[str, Any]:
         """The answer, with what is told of its steps."""
         request = parse_request_args(body["vllm_xargs"])
-        given = [one.weight for one in describe(request.contrast)]
+        given = [one.weight for one in describe(request.given)]
         settings, weights = request.settings(weights=given)
         steps = []
         for number in range(body["max_tokens"]):

@@ -175,7 +175,7 @@ def check_curl(command: str) -> dict[str, Any]:
 
     file = Path(words(command, "curl")[-1].removeprefix("@"))
     request: dict[str, Any] = json.loads(file.read_text())
-    (amateur,) = describe(parse_request_args(request["vllm_xargs"]).contrast)
+    (amateur,) = describe(parse_request_args(request["vllm_xargs"]).given)
     assert str(amateur.source) == "without 0"
     return request
 

@@ -25,7 +25,7 @@ from tests.requests import CHAT, MISTAKES, REQUESTS, SYSTEM, USER, xargs
 from tests.tiny import BOS_ID
 from vllm_cold import Amateur, ColdParams, adapter_config
 from vllm_cold.group.stream import from_extra_args
-from vllm_cold.settings.table import ColdSettings
+from vllm_cold.settings.table import ColdSettings, combine
 from vllm_cold.vllm.frontend import intake
 from vllm_cold.vllm.frontend.config import most_amateurs
 from vllm_cold.vllm.frontend.intake import FRONT_END
@@ -174,9 +174,9 @@ def test_rules(front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
     front.serve(default={"rule": "adaptive", "beta_max": 3})
     own = ColdSettings(rule="adaptive", rule_parameters={"beta_max": 3.0})
     assert front.streams(text).settings == own
-    assert front.streams(text, rule="acd").settings == ColdSettings(rule="acd")
+    assert front.streams(text, rule="acd").settings == combine({"rule": "acd"})[0]
     stream = front.streams(text, weights=["mti", 0.5], amateur_prompt=[" w8", " w9"])
-    assert stream.settings == ColdSettings(rule="mti")
+    assert stream.settings == combine({"rule": "mti"})[0]
     assert [a.weight for a in stream.amateurs] == [None, 0.5]
     drafts = SimpleNamespace(num_speculative_tokens=1)
     monkeypatch.setattr(front.config, "speculative_config", drafts)

@@ -44,8 +44,8 @@ CHAT = [
 
 def amateurs(**args: Any) -> Any:
     """The adapter, the prompt and the weight of each."""
-    contrast = parse_request_args({f"cold_{k}": v for k, v in args.items()}).contrast
-    return [(one.adapter, one.source, one.weight) for one in describe(contrast)]
+    given = parse_request_args({f"cold_{k}": v for k, v in args.items()}).given
+    return [(one.adapter, one.source, one.weight) for one in describe(given)]
 
 
 def test_one_amateur() -> None:
@@ -96,12 +96,8 @@ def test_several_amateurs() -> None:
         ({"amateur_messages": "[" * 10**5}, "must be a JSON list"),
         ({"amateur_messages": "{}"}, "must be a list of messages"),
         ({"amateur_messages": "[]"}, "must be a list of messages"),
-        ({"amateur_messages": "[1]"}, "message 0 must have a role"),
+        ({"amateur_messages": "[1]"}, "must be a list of messages, each with a role"),
         ({"amateur_messages": '[{"role": "user"}]'}, "message 0 must have a content"),
-        (
-            {"amateur_messages": '[{"role": "assistant", "tool_calls": 5}]'},
-            "message 0 must have tool_calls that are a list",
-        ),
         *(
             ({"amateur_messages": json.dumps([message])}, "list of messages, in valid Unicode")
             for message in (
@@ -117,9 +113,9 @@ def test_several_amateurs() -> None:
         *(
             (
                 {"amateur_messages": json.dumps([{"role": "assistant", "tool_calls": calls}])},
-                "message 0 must have tool_calls that are a list of calls, each with a .function",
+                "and tool_calls, if any, of functions with a name",
             )
-            for calls in ("x", [5], [{}], [{"function": {}}], [{"function": {"name": 5}}])
+            for calls in (5, "x", [5], [{}], [{"function": {}}], [{"function": {"name": 5}}])
         ),
         ({"without": ""}, "cold_without='': must be roles, or indices"),
         ({"without": "system,,tool"}, "must be roles, or indices"),
@@ -202,7 +198,7 @@ def test_long_arguments_cost_what_their_length_costs(number: int) -> None:
 
     def look(args: dict[str, Any]) -> None:
         with suppress(ColdError):
-            describe(parse_request_args(args).contrast)
+            describe(parse_request_args(args).given)
 
     slow = {}
     for kind, args in long_arguments(300_000, number).items():

@@ -223,9 +223,9 @@ def test_wrong_embeddings_of_programs(
         ({"prompt_embeds": [[1.0]]}, "as a mapping must have a tensor"),
         ({"prompt_token_ids": [1]}, "as a mapping must have a tensor"),
         ({"prompt_embeds": rows(1), "multi_modal_data": {}}, "as a mapping must have a tensor"),
-        ({**BOTH, "prompt_token_ids": [5, -1]}, "as prompt_token_ids must be a list"),
-        ({**BOTH, "prompt_token_ids": torch.tensor([5, 6])}, "as prompt_token_ids must be a list"),
-        ({**BOTH, "prompt_is_token_ids": [1, 0]}, "as prompt_is_token_ids must be a list"),
+        ({**BOTH, "prompt_token_ids": [5, -1]}, "at `..prompt_token_ids"),
+        ({**BOTH, "prompt_token_ids": torch.tensor([5, 6])}, "at `..prompt_token_ids"),
+        ({**BOTH, "prompt_is_token_ids": [1, 0]}, "at `..prompt_is_token_ids"),
     ],
 )
 def test_what_is_no_prompt(wrong: dict[str, Any], message: str) -> None:

@@ -331,7 +331,7 @@ def test_states_take_blocks_too(
         ({"cold_beta": 2.0, "sampler": "cold"}, {"alpha": 0.3, "beta": 1.0},
          {"alpha": 0.3, "beta": 2.0, "enabled": True}),
         ({"cold_rule": "mti"}, {"beta": 1.0}, {"rule": "mti"}),
-        ({"cold_beta": "mti"}, {"rule": "acd"}, {"beta": "mti"}),
+        ({"cold_beta": "mti"}, {"rule": "acd"}, {"rule": "mti"}),
         ({"cold_beta": 2.0}, "x", "x"),  # refused when the engine is configured
     ],
 )  # fmt: skip

@@ -77,7 +77,7 @@ def test_a_servers_defaults_have_no_say(contrast: dict[str, Any]) -> None:
     sent = [*cold.values(), *greedy.values()]
     assert all(isinstance(v, (str, int, float, list)) for v in sent)  # as vLLM wants
     request, other = parse_request_args(cold), parse_request_args(greedy)
-    weights, zeros = ([one.weight for one in describe(each.contrast)] for each in (request, other))
+    weights, zeros = ([one.weight for one in describe(each.given)] for each in (request, other))
     for defaults in (
         {},
         {"cold_alpha": 0.7, "cold_beta": 3.0, "cold_expert_top_k": 1},
@@ -92,7 +92,7 @@ def test_a_servers_defaults_have_no_say(contrast: dict[str, Any]) -> None:
         assert (alone.rule, alone.alpha) == (None, settings.alpha)
         assert alone.expert_top_k == 2**31 - 1 and found == (0.0,) * len(weights)
     for each in (request, other):
-        assert says_what(each.contrast)  # so that nothing else is left out
+        assert says_what(each.given)  # so that nothing else is left out
         assert each.explain == LISTED
 
 

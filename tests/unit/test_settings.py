@@ -38,7 +38,6 @@ from vllm_cold.settings.table import (
     REQUEST_KEYS,
     SETTINGS,
     ColdSettings,
-    ContrastArgs,
     combine,
 )
 
@@ -129,11 +128,9 @@ def test_bad_values(name: str, value: Any) -> None:
 @each(GOOD)
 def test_good_values(name: str, value: Any) -> None:
     args = parse_request_args({f"cold_{name}": value})
-    assert args.enabled is True
+    assert args == ColdArgs(True, {name: value})
     if name in CONTRAST:
-        assert args.contrast == ContrastArgs(**{name: value}) and not args.given
         return
-    assert args.given == {name: value} and args.contrast == ContrastArgs()
     kind = str if isinstance(value, str) else int if name == "expert_top_k" else float
     assert type(args.given[name]) is kind
     defaults = parse_engine_defaults({name: value})
@@ -151,7 +148,7 @@ def test_a_request_names_rules_and_no_code(name: str, monkeypatch: pytest.Monkey
     assert set(BUILT_IN) <= set(names())
     for field, read_it in (
         ("rule", lambda: ColdParams(rule=name)),
-        ("rule", lambda: ColdSettings(rule=name)),
+        ("rule", lambda: combine({"rule": name})),
         ("cold_rule", lambda: parse_request_args({"cold_rule": name})),
         ('additional_config["cold"]["rule"]', lambda: parse_engine_defaults({"rule": name})),
         ("beta", lambda: ColdParams(beta=name)),
@@ -242,7 +239,7 @@ def test_junk_is_refused_or_in_range(args: dict[str, Any]) -> None:
             assert parameters[name].low <= number <= parameters[name].high
     assert merged.expert_top_k is None or 1 <= merged.expert_top_k < 2**31
     for name in CONTRAST:
-        value = getattr(parsed.contrast, name)
+        value = parsed.given.get(name)
         assert value == args.get(f"cold_{name}"), "what is allowed is not changed"
 
 
@@ -269,10 +266,8 @@ def test_whether_cold_is_asked_for() -> None:
     assert parse_request_args({"cold_explain": 64}) == ColdArgs(True, explain=64)
     # Any key asks for it.
     assert parse_request_args({"cold_alpha": 0.2}) == ColdArgs(True, given={"alpha": 0.2})
-    assert parse_request_args({"cold_explain": True}) == ColdArgs(True, explain=1)
     assert parse_request_args({"cold_explain": 0}) == ColdArgs()  # asks for nothing
-    asked = ColdArgs(True, contrast=ContrastArgs(amateur="b"))
-    assert parse_request_args({"cold_amateur": "b"}) == asked
+    assert parse_request_args({"cold_amateur": "b"}) == ColdArgs(True, {"amateur": "b"})
 
 
 def test_defaults() -> None:
@@ -327,13 +322,16 @@ def test_a_preset_in_a_request_and_in_an_engine(name: Any) -> None:
 def test_parameters_beside_a_preset() -> None:
     two = ColdSettings(0.0, rule="adaptive", rule_parameters={"beta_max": 2.0})
     assert settings({"cold_preset": "adacad", "cold_beta_max": 2}) == two
-    assert settings({"cold_preset": "adacad", "cold_rule": "mti"}) == ColdSettings(0.0, rule="mti")
+    assert (
+        settings({"cold_preset": "adacad", "cold_rule": "mti"})
+        == combine({"alpha": 0.0, "rule": "mti"})[0]
+    )
     own = settings({"cold_preset": "mti", "cold_rule_parameters": {"tau": 2}})
     assert own == ColdSettings(0.0, rule="mti", rule_parameters={**MTI, "tau": 2.0})
     # What an engine says to its own rule is not for a preset's.
     for engine in ({"beta_max": 3}, {"rule_parameters": {"beta_max": 3}}):
         other = parse_engine_defaults({"rule": "adaptive", **engine})
-        assert settings({"cold_preset": "mti"}, other) == ColdSettings(0.0, rule="mti")
+        assert settings({"cold_preset": "mti"}, other) == combine({"alpha": 0.0, "rule": "mti"})[0]
         # Nor for the same one, of which the preset has its own word.
         preset = ColdSettings(0.0, rule="adaptive", rule_parameters={"beta_max": 1.0})
         assert settings({"cold_preset": "adacad"}, other) == preset
@@ -345,7 +343,7 @@ def test_weights() -> None:
     adaptive = ColdSettings(beta=2.0, rule="adaptive", rule_parameters={"beta_max": 3.0})
     assert combine({"beta": 2, "beta_max": 3}, [None, "adaptive"]) == (adaptive, (-2.0, None))
     assert combine({"rule": "mti"}, [None, 1, "mti"]) == (
-        ColdSettings(rule="mti"), (None, 1.0, None),
+        combine({"rule": "mti"})[0], (None, 1.0, None),
     )  # fmt: skip
     with pytest.raises(ColdError, match="^cold_beta_max=3.0: is for a rule, and beta is 2"):
         combine({"beta": 2, "beta_max": 3}, [None, -1.0], "cold_")
@@ -360,7 +358,7 @@ def test_weights() -> None:
     assert ColdArgs().settings(engine, [-0.5]) == (ColdSettings(), (-0.5,))
     most = ColdSettings(rule="adaptive", rule_parameters={"beta_max": 2.0})
     assert ColdArgs().settings(engine, ["adaptive"]) == (most, (None,))
-    assert ColdArgs().settings(engine, ["mti", 0.5]) == (ColdSettings(rule="mti"), (None, 0.5))
+    assert ColdArgs().settings(engine, ["mti", 0.5]) == (combine({"rule": "mti"})[0], (None, 0.5))
     # Nor is a preset's, which has no use where each has a weight of its own.
     adacad = parse_request_args({"cold_preset": "adacad"})
     assert adacad.settings(ColdArgs(), [-0.5])[0] == ColdSettings(0.0)
@@ -377,14 +375,14 @@ def test_weights() -> None:
 def test_a_beta_may_name_a_rule(beyond: dict[str, Any]) -> None:
     """As it had to before rules had a field: whoever says it, and whatever the engine says."""
     engine = parse_engine_defaults(beyond)
-    mti = ColdSettings(rule="mti")
+    mti = combine({"rule": "mti"})[0]
     for name in ("rule", "beta"):
         assert all(read_it() == mti for read_it in said_by(**{name: "mti"}).values())
         assert combine({name: "mti"}, [None, 2.0]) == (mti, (None, 2.0))
         asked = parse_request_args({f"cold_{name}": "mti"})
-        assert asked.given == {"rule": "mti"} and asked.settings(engine)[0] == mti
+        assert asked.settings(engine)[0] == mti
         params = ColdParams.preset("adacad", amateur=Amateur(prompt="a"), **{name: "mti"})
-        assert params.settings() == ColdSettings(0.0, rule="mti")
+        assert params.settings() == combine({"alpha": 0.0, "rule": "mti"})[0]
     # A number, too, takes the place of an engine's rule.
     assert settings({"cold_beta": 0.25}, engine) == ColdSettings(beta=0.25)
 
@@ -498,7 +496,7 @@ def test_the_rule_of_a_request_and_of_its_engine(most: dict[str, Any]) -> None:
     # A number has no use for the engine's, nor has another rule, if it has one of the name or not.
     assert settings({"cold_beta": 0}, engine) == ColdSettings(beta=0.0)
     for rule in {*RULES} - {"adaptive"}:
-        assert settings({"cold_rule": rule}, engine) == ColdSettings(rule=rule)
+        assert settings({"cold_rule": rule}, engine) == combine({"rule": rule})[0]
     tau = {"cold_rule": "mti", "cold_rule_parameters": '{"tau": 2}'}
     assert settings(tau, engine).rule_parameters == {**MTI, "tau": 2.0}
     # The nearer word counts, whichever way each is said.
@@ -520,7 +518,6 @@ def test_one_declaration() -> None:
     own = {n: d for n, d in fields.items() if n not in SamplingParams.__struct_fields__}
     assert list(own) == [*SETTINGS, "amateur", "amateurs", "explain", "method"]
     assert {name: own[name] for name in ("alpha", "beta")} == ColdSettings().as_dict()
-    assert list(ContrastArgs.__struct_fields__) == list(CONTRAST)
     assert list(REQUEST_KEYS) == NAMES
     assert MAX_AMATEURS == MAX_STREAMS - 1
     assert all(set(preset.settings) <= set(SETTINGS) for preset in PRESETS.values())

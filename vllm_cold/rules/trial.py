@@ -7,7 +7,7 @@ the group is alone, and where groups at other steps are in its batch.
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 
 from vllm_cold.ops.interface import MAX_STREAMS, Groups
 from vllm_cold.rules.check import checked
-from vllm_cold.rules.interface import LARGEST, Choice, Rule, by_name
+from vllm_cold.rules.interface import LARGEST, Rule, by_name
 from vllm_cold.rules.statistics import Statistics
 
 _ROWS, _VOCABULARY = 67, 40
@@ -34,6 +34,14 @@ _Batch: TypeAlias = dict[str, Tensor]
 """Groups: their rows [G, S], -1 where there is no stream, log_alpha, caps and step [G], state
 [G, S - 1, K] and the rule's parameters [G, P].
 """
+
+
+class _Found(NamedTuple):
+    """What a rule returns, as a ``Choice``; zeros for what it does not."""
+
+    weights: Tensor
+    state: Tensor
+    done: Tensor
 
 
 def try_out(rule: Rule) -> None:
@@ -88,12 +96,12 @@ def _try_with_values(rule: Rule) -> None:
             f"it must return the same of the same rows, and asked again it returns {said}; it must "
             "keep numbers in `state`, and use no random ones"
         )
-    said = _differ(rule, whole, Choice(*map(torch.cat, zip(*choices, strict=True))), first)
+    said = _differ(rule, whole, _Found(*map(torch.cat, zip(*choices, strict=True))), first)
     last, found = batches[-1], choices[-1]
     for i in range(len(last["rows"])):
         one = _alone(last, i)
         own = one["rows"].shape[1] - 1
-        in_batch = Choice(*(part[i : i + 1, :own] for part in found))
+        in_batch = _Found(*(part[i : i + 1, :own] for part in found))
         said = said or _differ(rule, one, in_batch, _ask(rule, one))
     if said:
         raise ValueError(
@@ -103,7 +111,7 @@ def _try_with_values(rule: Rule) -> None:
         )
 
 
-def _play(rule: Rule, ends: bool) -> Iterator[tuple[_Batch, Choice, Tensor]]:
+def _play(rule: Rule, ends: bool) -> Iterator[tuple[_Batch, _Found, Tensor]]:
     """At each step of made-up groups they themselves, what the rule returns of them, and [G, S - 1]
     which amateurs were done before.
 
@@ -174,8 +182,8 @@ def _logits() -> Tensor:
     return logits
 
 
-def _ask(rule: Rule, batch: _Batch, copy: Callable[[Tensor], Tensor] = Tensor.clone) -> Choice:
-    """What the rule returns, of which nothing is None.
+def _ask(rule: Rule, batch: _Batch, copy: Callable[[Tensor], Tensor] = Tensor.clone) -> _Found:
+    """What the rule returns.
 
     Args:
         rule: The rule.
@@ -217,19 +225,19 @@ def _ask(rule: Rule, batch: _Batch, copy: Callable[[Tensor], Tensor] = Tensor.cl
                 "work on a copy (clone()), or without x[...] = y and what ends in _ (mul_())"
             )
     choice = checked(rule, returned, num, streams)
-    return Choice(
+    return _Found(
         choice.weights,
         torch.zeros_like(given["state"]) if choice.state is None else choice.state,
         torch.zeros_like(fixed, dtype=torch.bool) if choice.done is None else choice.done,
     )
 
 
-def _differ(rule: Rule, batch: _Batch, one: Choice, other: Choice, of: Tensor | None = None) -> str:
+def _differ(rule: Rule, batch: _Batch, one: _Found, other: _Found, of: Tensor | None = None) -> str:
     """How two choices for the same groups do; "" if they do not. ``of`` [G, S - 1] are the amateurs
     to compare, None for all.
     """
     of = _there(batch) if of is None else _there(batch) & of
-    for name, before, now in zip(Choice._fields, one, other, strict=True):
+    for name, before, now in zip(_Found._fields, one, other, strict=True):
         x, y = (each.float().view(*of.shape, -1) for each in (before, now))
         # Of a group's numbers the smaller ones are as exact as the largest.
         most = torch.cat([torch.ones(len(x), 1), x.nan_to_num().abs().flatten(1)], 1).amax(1)

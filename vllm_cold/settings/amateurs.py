@@ -10,35 +10,23 @@ is named by positions, which no text of a user can imitate.
 import re
 from collections.abc import Mapping, Sequence
 from itertools import chain
-from typing import Any, TypeVar
+from typing import Annotated, Any, Required, TypedDict, TypeVar
 
 import msgspec
+from msgspec import Meta
 
 from vllm_cold.errors import ColdError
 from vllm_cold.settings.images import View, name_of, read_view
-from vllm_cold.settings.presets import Preset
-from vllm_cold.settings.table import (
-    MAX_AMATEURS,
-    MOST_ITEMS,
-    PREFIX,
-    ContrastArgs,
-    check,
-    check_number,
-    preset_of,
-)
+from vllm_cold.settings.presets import Preset, preset_of
+from vllm_cold.settings.table import MAX_AMATEURS, MOST_ITEMS, PREFIX, check, check_number
 
 _T = TypeVar("_T", str, list[int])
 _Sized = TypeVar("_Sized", bound=Sequence[Any])
+_TokenIds = list[Annotated[int, Meta(ge=0)]]
 
 # What people call a system prompt: templates that know no developer make it one.
 _ROLES = {"system": ("system", "developer")}
 _NO_SUCH = "the conversation has no such message"
-# Of vLLM's EmbedsPrompt, and of its TextPrompt and TokensPrompt.
-_EMBEDS_KEYS = {"prompt_embeds", "prompt_token_ids", "prompt_is_token_ids"}
-_MEDIA_KEYS = {
-    *("prompt", "prompt_token_ids"),
-    *("multi_modal_data", "multi_modal_uuids", "mm_processor_kwargs"),
-}
 # The types of a message's parts that vLLM takes for each of them. A part without a type has a key
 # of that name.
 MEDIA: Mapping[str, frozenset[str]] = {
@@ -80,24 +68,17 @@ class Messages(msgspec.Struct, frozen=True):
         return "messages"
 
 
-class _AsVllmTakesIt(msgspec.Struct, frozen=True, eq=False):
-    """A prompt whose tensors and media have no equality of their own."""
-
-    prompt: Any
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, _AsVllmTakesIt):
-            return False
-        one, two = self.prompt, other.prompt
-        return one is two or (isinstance(one, str) and bool(one == two))
-
-
-class Embeds(_AsVllmTakesIt, frozen=True, eq=False):
+class Embeds(msgspec.Struct, frozen=True, eq=False):
     """A prompt as embeddings.
 
     Attributes:
         prompt: A mapping with the tensor, or base64 text of what ``torch.save`` writes of one.
     """
+
+    prompt: Any
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Embeds) and other.prompt is self.prompt
 
     def __str__(self) -> str:
         return "embeddings"
@@ -110,12 +91,17 @@ class Embeds(_AsVllmTakesIt, frozen=True, eq=False):
         return f"{tensor.dtype}{list(tensor.shape)}"
 
 
-class Media(_AsVllmTakesIt, frozen=True, eq=False):
+class Media(msgspec.Struct, frozen=True, eq=False):
     """A prompt with media next to its text or token ids.
 
     Attributes:
         prompt: A mapping with ``prompt`` or ``prompt_token_ids``, and ``multi_modal_data``.
     """
+
+    prompt: Any
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Media) and other.prompt is self.prompt
 
     def __str__(self) -> str:
         return "a prompt with media"
@@ -322,50 +308,38 @@ def read_source(prompt: object, without: Any, images: object) -> Source | None:
     Raises:
         ColdError: names the field, the value and what is allowed.
     """
-    said = {"prompt": prompt, "without": without, "images": images}
-    first, *others = [name for name, value in said.items() if value is not None] or [""]
-    for name in others:
-        raise _second(name, said[name], first)
-    if without is not None:
-        return read_without("without", check("without", without, "without"))
-    if images is None:
-        return read_prompt("prompt", prompt)
-    if not callable(images):
+    given = {"prompt": prompt, "without": without, "images": images}
+    said = {name: (name, value) for name, value in given.items() if value is not None}
+    return _source(said, _PYTHON, {})[1]
+
+
+def _checked_without(field: str, value: Any) -> "Without":
+    return read_without(field, check("without", value, field))
+
+
+def _view(field: str, view: object) -> Distorted:
+    if not callable(view):
         raise ColdError(
-            "images", images, "must be Noise, Blur or a function that makes a PIL image of one"
+            field, view, "must be Noise, Blur or a function that makes a PIL image of one"
         )
-    return Distorted(images)
+    return Distorted(view)
 
 
-def _second(field: str, value: object, first: str) -> ColdError:
-    return ColdError(
-        field, value, f"the amateur has a prompt already, by {first}; leave one of them out"
-    )
-
-
-def _of_types(field: str, prompt: Mapping[str, Any], problem: str) -> ColdError:
-    """What is wrong with a mapping, whose values may be large."""
-    return ColdError(field, {key: type(each).__name__ for key, each in prompt.items()}, problem)
-
-
-def read_prompt(field: str, prompt: object) -> Source | None:
+def read_prompt(field: str, prompt: object) -> Source:
     """A prompt as Python programs give it: text, token ids, messages, embeddings, or text or token
-    ids with media; None for the expert's.
+    ids with media.
 
     Raises:
         ColdError: it is something else, or empty.
     """
-    if prompt is None:
-        return None
     if isinstance(prompt, str):
         return _text(field, prompt)
     if isinstance(prompt, Mapping):
-        has_media = "multi_modal_data" in prompt and "prompt_embeds" not in prompt
-        return _media(field, prompt) if has_media else _embeds(field, prompt)
+        return _mapping(field, prompt)
     if isinstance(prompt, Sequence) and not isinstance(prompt, (bytes, bytearray)):
         if isinstance(_not_empty(field, prompt)[0], Mapping):
             return _messages(field, prompt, prompt)
-        if _are_token_ids(prompt):
+        if all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in prompt):
             return TokenIds(list(prompt))
     raise ColdError(
         field,
@@ -375,50 +349,55 @@ def read_prompt(field: str, prompt: object) -> Source | None:
     )
 
 
-def _media(field: str, prompt: Mapping[str, Any]) -> Media:
-    text, ids = prompt.get("prompt"), prompt.get("prompt_token_ids")
-    if isinstance(text, str):
-        _text(field, text)
-    is_ids = isinstance(ids, list) and bool(ids) and _are_token_ids(ids)
-    if not (
-        prompt.keys() <= _MEDIA_KEYS
-        and isinstance(prompt["multi_modal_data"], Mapping)
-        and (isinstance(text, str) if ids is None else is_ids)
-    ):
-        raise _of_types(
-            field,
-            prompt,
-            'as a mapping with "multi_modal_data", a mapping by modality, must have a text as '
-            '"prompt" or token ids as "prompt_token_ids"; no other keys are allowed but '
-            '"multi_modal_uuids" and "mm_processor_kwargs"',
+class _MediaPrompt(msgspec.Struct, forbid_unknown_fields=True):
+    """vLLM's TextPrompt or TokensPrompt, with media."""
+
+    multi_modal_data: dict[str, Any]
+    prompt: Annotated[str, Meta(min_length=1)] | None = None
+    prompt_token_ids: Annotated[_TokenIds, Meta(min_length=1)] | None = None
+    multi_modal_uuids: Any = None
+    mm_processor_kwargs: Any = None
+
+    def __post_init__(self) -> None:
+        if self.prompt is None and self.prompt_token_ids is None:
+            raise ValueError("it has neither")
+
+
+class _EmbedsPrompt(msgspec.Struct, forbid_unknown_fields=True):
+    """vLLM's EmbedsPrompt."""
+
+    prompt_embeds: Any
+    prompt_token_ids: _TokenIds | None = None
+    prompt_is_token_ids: list[bool] | None = None
+
+    def __post_init__(self) -> None:
+        import torch
+
+        if not isinstance(self.prompt_embeds, torch.Tensor):
+            raise ValueError("it is no tensor")
+
+
+def _mapping(field: str, prompt: Mapping[str, Any]) -> Embeds | Media:
+    """A prompt as vLLM takes it, with embeddings or media."""
+    has_media = "multi_modal_data" in prompt and "prompt_embeds" not in prompt
+    try:
+        if has_media:
+            msgspec.convert(prompt, _MediaPrompt)
+            return Media(prompt)
+        msgspec.convert(prompt, _EmbedsPrompt)
+        return Embeds(prompt)
+    except msgspec.ValidationError as error:
+        allowed = (
+            'a tensor as "prompt_embeds", and may have "prompt_token_ids", from 0, with '
+            '"prompt_is_token_ids", True or False'
         )
-    return Media(prompt)
-
-
-def _embeds(field: str, prompt: Mapping[str, Any]) -> Embeds:
-    import torch
-
-    if not prompt.keys() <= _EMBEDS_KEYS or not isinstance(
-        prompt.get("prompt_embeds"), torch.Tensor
-    ):
-        raise _of_types(
-            field,
-            prompt,
-            'as a mapping must have a tensor as "prompt_embeds"; no other keys are allowed but '
-            '"prompt_token_ids" with "prompt_is_token_ids"',
-        )
-    ids, is_token_ids = prompt.get("prompt_token_ids"), prompt.get("prompt_is_token_ids")
-    if ids is not None and not (isinstance(ids, list) and _are_token_ids(ids)):
-        raise ColdError(field, ids, "as prompt_token_ids must be a list of token ids, from 0")
-    if is_token_ids is not None and not (
-        isinstance(is_token_ids, list) and all(isinstance(each, bool) for each in is_token_ids)
-    ):
-        raise ColdError(field, is_token_ids, "as prompt_is_token_ids must be a list of True, False")
-    return Embeds(prompt)
-
-
-def _are_token_ids(ids: Sequence[Any]) -> bool:
-    return all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in ids)
+        if has_media:
+            allowed = (
+                '"multi_modal_data", a mapping by modality, and a text as "prompt" or token ids as '
+                '"prompt_token_ids", and may have "multi_modal_uuids" and "mm_processor_kwargs"'
+            )
+        types = {key: type(each).__name__ for key, each in prompt.items()}  # values may be large
+        raise ColdError(field, types, f"as a mapping must have {allowed} ({error})") from error
 
 
 def _not_empty(field: str, value: _Sized) -> _Sized:
@@ -432,18 +411,32 @@ def _embeds_text(field: str, text: str) -> Embeds:
 
 
 def _text(field: str, text: str) -> Text:
-    if not _is_unicode(text):
-        raise ColdError(field, text, "must be valid Unicode text")
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # half a surrogate pair, which tokenizers do not take
+        raise ColdError(field, text, "must be valid Unicode text") from None
     return Text(_not_empty(field, text))
 
 
-def _is_unicode(text: str) -> bool:
-    """Whether tokenizers take it: half a surrogate pair is a character of Python's alone."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+class _CalledFunction(TypedDict):
+    name: str
+
+
+class _ToolCall(TypedDict):
+    function: _CalledFunction
+
+
+class _ContentPart(TypedDict, total=False):
+    type: str | None
+    text: str
+
+
+class _ChatMessage(TypedDict, total=False):
+    """What templates and vLLM rely on in a message. What media hold, vLLM looks at."""
+
+    role: Required[str]
+    content: str | list[_ContentPart] | None
+    tool_calls: list[_ToolCall] | None
 
 
 def _json_messages(field: str, text: str) -> Messages:
@@ -467,57 +460,28 @@ def _json_messages(field: str, text: str) -> Messages:
     return messages
 
 
-def _messages(field: str, value: object, found: object) -> Messages:
-    if not isinstance(found, Sequence) or isinstance(found, str) or not found:
-        raise ColdError(field, value, "must be a list of messages, with one or more of them")
+def _messages(field: str, value: object, found: Any) -> Messages:
+    try:
+        msgspec.convert(found, Annotated[list[_ChatMessage], Meta(min_length=1)])
+    except (msgspec.ValidationError, UnicodeEncodeError) as error:
+        problem = (
+            "must be a list of messages, each with a role, a content of text or parts, and "
+            f"tool_calls, if any, of functions with a name ({error})"
+        )
+        raise ColdError(field, value, problem) from error
     for i, message in enumerate(found):
-        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
-            raise ColdError(field, value, f"message {i} must have a role, which is a text")
-        if not _is_content(message.get("content"), optional="tool_calls" in message):
+        content = message.get("content")
+        if (content is None and "tool_calls" not in message) or (
+            not isinstance(content, str) and not all(map(_is_part, content or ()))
+        ):
             raise ColdError(
                 field, value, f"message {i} must have a content, of text, images, videos or audio"
             )
-        calls = message.get("tool_calls") or []
-        if not (isinstance(calls, list) and all(map(_is_call, calls))):
-            raise ColdError(
-                field,
-                value,
-                f"message {i} must have tool_calls that are a list of calls, each with a "
-                '"function" that has a "name"',
-            )
-        if not (isinstance(value, str) or _are_unicode(message)):
-            raise ColdError(field, value, f"message {i} must be valid Unicode text")
     return Messages([dict(message) for message in found])
 
 
-def _is_content(content: object, optional: bool) -> bool:
-    """Text and media; what these hold, vLLM looks at."""
-    if content is None:
-        return optional
-    return isinstance(content, str) or (
-        isinstance(content, Sequence) and all(map(_is_part, content))
-    )
-
-
-def _is_part(part: object) -> bool:
-    # dict first: it is looked at faster.
-    if isinstance(part, (dict, Mapping)) and part.get("type") == "text":
-        return isinstance(part.get("text"), str)
-    return _is_media(part, _ALL_MEDIA)
-
-
-def _is_call(call: object) -> bool:
-    function = call.get("function") if isinstance(call, Mapping) else None
-    return isinstance(function, Mapping) and isinstance(function.get("name"), str)
-
-
-def _are_unicode(value: object) -> bool:
-    """Whether all texts in it are valid."""
-    if isinstance(value, str):
-        return _is_unicode(value)
-    if isinstance(value, Mapping):
-        return all(map(_are_unicode, chain(value.keys(), value.values())))
-    return not isinstance(value, (list, tuple)) or all(map(_are_unicode, value))
+def _is_part(part: Mapping[str, Any]) -> bool:
+    return "text" in part if part.get("type") == "text" else _is_media(part, _ALL_MEDIA)
 
 
 def read_without(field: str, value: str | int | Sequence[str | int]) -> Without:
@@ -582,39 +546,42 @@ _READERS: Mapping[str, Any] = {
     "part": read_part,
     "images": read_images,
 }
+_PYTHON: Mapping[str, Any] = {"prompt": read_prompt, "without": _checked_without, "images": _view}
 
 
-def says_what(args: ContrastArgs) -> bool:
-    """Whether a request says itself what it is contrasted with."""
-    return any(getattr(args, name) is not None for name in ("amateur", *_READERS))
+def says_what(given: Mapping[str, Any]) -> bool:
+    """Whether a request's values, by name, say what it is contrasted with."""
+    return any(name in given for name in ("amateur", *_READERS))
 
 
-def describe(args: ContrastArgs) -> tuple[AmateurSpec, ...]:
-    """The amateurs of a request; raises ColdError for what does not fit together. Amateurs with the
-    same arguments share one ``source``.
+def describe(given: Mapping[str, Any]) -> tuple[AmateurSpec, ...]:
+    """The amateurs of a request by its values; raises ColdError for what does not fit together.
+    Amateurs with the same values share one ``source``.
     """
-    preset = preset_of(args)
+    preset = preset_of(given)
+    counted_by, number = count(given)
     amateurs = []
-    known: dict[tuple[str, Any], Source] = {}
-    for i, said in enumerate(_split(args)):
+    known: dict[tuple[str, str], Source] = {}
+    for i in range(number):
+        said = _of_one(given, None if counted_by is None else i)
         field, adapter = said.get("amateur", ("cold_amateur", None))
         if adapter == "":
             raise ColdError(field, adapter, "must be the name of a loaded adapter")
-        prompt_field, source = _source(said, known)
+        prompt_field, source = _source(said, _READERS, known)
         _, weight = said.get("weights", ("", None))
-        if weight is None and preset is not None and i < len(preset.weights):
+        if weight is None and i < len(preset.weights):
             weight = preset.weights[i]
+        prompt_field = prompt_field or "cold_amateur_prompt"
         amateurs.append(AmateurSpec(field, prompt_field, adapter, source, weight))
-    if preset is not None:
-        each = "what each reads in cold_without or cold_part"
-        check_preset(
-            ("cold_preset", args.preset),
-            preset,
-            [one.source for one in amateurs],
-            "say which with cold_without, cold_part, cold_images, cold_amateur_prompt or "
-            "cold_amateur_messages",
-            f": list {each if preset.own_prompt else 'their adapters in cold_amateur'}",
-        )
+    each = "what each reads in cold_without or cold_part"
+    check_preset(
+        ("cold_preset", given.get("preset")),
+        preset,
+        [one.source for one in amateurs],
+        "say which with cold_without, cold_part, cold_images, cold_amateur_prompt or "
+        "cold_amateur_messages",
+        f": list {each if preset.own_prompt else 'their adapters in cold_amateur'}",
+    )
     return tuple(amateurs)
 
 
@@ -641,76 +608,72 @@ def check_preset(
         raise ColdError(*said, f"is for {len(preset.weights)} amateurs{with_several}")
 
 
-def count(args: ContrastArgs) -> tuple[str | None, int]:
-    """How many amateurs a request has, and the key that decides it; (None, 1) without such a key.
-    Nothing else is read.
+def count(given: Mapping[str, Any]) -> tuple[str | None, int]:
+    """How many amateurs a request has, and which of its values decides it; (None, 1) without such a
+    one. Nothing else is read.
 
     Raises:
-        ColdError: two keys disagree, or it has none or too many.
+        ColdError: two disagree, or it has none or too many.
     """
-    preset = preset_of(args)
-    lists = {name: len(value) for name, value in _said(args).items() if isinstance(value, list)}
+    preset = preset_of(given)
+    lists = {name: len(value) for name, value in given.items() if isinstance(value, list)}
     # Lists of these two alone are one amateur's.
     counting = [name for name in ("weights", *lists) if name in lists.keys() - {"without", "part"}]
-    if not counting and preset is not None and preset.weights and preset.own_prompt:
+    if not counting and preset.weights and preset.own_prompt:
         counting, lists["preset"] = ["preset"], len(preset.weights)
     if not counting:
         return None, 1
     first, num = counting[0], lists[counting[0]]
     if not 1 <= num <= MAX_AMATEURS:
         problem = f"has {num} entries; a request has 1 to {MAX_AMATEURS} amateurs"
-        raise ColdError(PREFIX + first, getattr(args, first), problem)
+        raise ColdError(PREFIX + first, given[first], problem)
     for name, entries in lists.items():
         if entries != num:
             raise ColdError(
                 PREFIX + name,
-                getattr(args, name),
+                given[name],
                 f"has {entries} entries, and {PREFIX}{first} has {num}: lists have one for each "
                 "amateur",
             )
     return first, num
 
 
-def _said(args: ContrastArgs) -> dict[str, Any]:
-    said = {name: getattr(args, name) for name in args.__struct_fields__}
-    return {name: value for name, value in said.items() if value is not None}
-
-
-def _split(args: ContrastArgs) -> list[dict[str, tuple[str, Any]]]:
-    """Of each amateur the values by key, with what errors call them."""
-    counted_by, num = count(args)
-    everything = _said(args).items()
-    if counted_by is None:
-        return [{name: (PREFIX + name, value) for name, value in everything}]
-    return [
-        {
-            name: (f"{PREFIX}{name}[{i}]", value[i])
-            if isinstance(value, list)
-            else (PREFIX + name, value)
-            for name, value in everything
-            if not isinstance(value, list) or value[i] != ""
-        }
-        for i in range(num)
-    ]
+def _of_one(given: Mapping[str, Any], i: int | None) -> dict[str, tuple[str, Any]]:
+    """What is said of amateur ``i``, by name, each with what errors call it. None for the only one,
+    whose values may be lists.
+    """
+    said = {}
+    for name, value in given.items():
+        field = PREFIX + name
+        if i is not None and isinstance(value, list):
+            field, value = f"{field}[{i}]", value[i]
+            if value == "":
+                continue
+        said[name] = field, value
+    return said
 
 
 def _source(
-    said: Mapping[str, tuple[str, Any]], known: dict[tuple[str, Any], Source]
+    said: Mapping[str, tuple[str, Any]],
+    readers: Mapping[str, Any],
+    known: dict[tuple[str, str], Source],
 ) -> tuple[str, Source | None]:
-    """What an amateur reads, and what errors call it.
+    """What an amateur reads, and what errors call it; "" and None for the expert's prompt.
 
     Args:
         said: Of this amateur.
+        readers: Of what says it, by name.
         known: What was read of what is said of others; added to.
     """
-    found = [(name, *said[name]) for name in _READERS if name in said]
+    found = [(name, *said[name]) for name in readers if name in said]
     if not found:
-        return "cold_amateur_prompt", None
+        return "", None
     (name, field, value), *others = found
     for _, second, other in others:
-        raise _second(second, other, field)
-    if isinstance(value, list):
-        return field, _READERS[name](field, value)  # the only amateur's
-    if (name, value) not in known:
-        known[name, value] = _READERS[name](field, value)
-    return field, known[name, value]
+        raise ColdError(
+            second, other, f"the amateur has a prompt already, by {field}; leave one of them out"
+        )
+    key = name, str(value)
+    if key not in known:
+        known[key] = readers[name](field, value)
+    return field, known[key]

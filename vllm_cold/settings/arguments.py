@@ -13,25 +13,19 @@ from typing import Any
 from vllm_cold.errors import ColdError
 from vllm_cold.rules import registry
 from vllm_cold.settings.amateurs import AmateurSpec, read_without
+from vllm_cold.settings.presets import preset_of
 from vllm_cold.settings.table import (
     ENGINE,
     EXPLAIN,
     LIMITS,
     PREFIX,
     REQUEST_KEYS,
-    SETTINGS,
     ColdSettings,
-    ContrastArgs,
     check,
-    check_explain,
     check_switch,
     combine,
     is_known,
     is_ours,
-    merge,
-    preset_of,
-    preset_settings,
-    with_rule,
 )
 
 _ENGINE_KEYS = ("enabled", "rules", *LIMITS, *ENGINE)
@@ -46,28 +40,19 @@ class ColdArgs:
             contrastive decoding, None leaves it to the engine's default. Of an engine: whether a
             request that says nothing itself uses contrastive decoding, if it names an adapter or
             ``contrast`` says what is left out of its conversation.
-        given: Values of settings, by name.
-        contrast: Of the amateurs.
+        given: Values of settings, and what is said of the amateurs, by name.
         explain: Of a request: of how many tokens of each step its client is told; 0 for none.
     """
 
     enabled: bool | None = None
     given: Mapping[str, Any] = field(default_factory=dict)
-    contrast: ContrastArgs = ContrastArgs()
     explain: int = 0
-
-    @property
-    def values(self) -> dict[str, Any]:
-        """The values of settings by name, with the preset's."""
-        return merge(self.given, defaults=preset_settings(self.contrast.preset))
 
     def settings(
         self, defaults: "ColdArgs | None" = None, weights: Sequence[float | str | None] = (None,)
     ) -> tuple[ColdSettings, tuple[float | None, ...]]:
         """As ``combine``: these on top of the engine's defaults, and the amateurs' weights."""
-        engine = (defaults or ColdArgs()).values
-        others = merge(preset_settings(self.contrast.preset), defaults=engine)
-        return combine(self.given, weights, PREFIX, others)
+        return combine(self.given, weights, PREFIX, (defaults or ColdArgs()).given)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,16 +70,10 @@ class Contrast:
     weights: tuple[float | None, ...]
 
 
-def _checked(
-    said: Iterable[tuple[str, str, Any]], prefix: str
-) -> tuple[dict[str, Any], ContrastArgs]:
-    """The settings and what is contrasted with, of (name, what an error calls it, value)."""
-    given: dict[str, Any] = {}
-    contrast: dict[str, Any] = {}
-    for name, called, value in said:
-        if (checked := check(name, value, called)) is not None:
-            (given if name in SETTINGS else contrast)[name] = checked
-    return with_rule(given, prefix), ContrastArgs(**contrast)
+def _checked(said: Iterable[tuple[str, str, Any]]) -> dict[str, Any]:
+    """Values by name, of (name, what an error calls it, value)."""
+    found = {name: check(name, value, called) for name, called, value in said}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def check_placement(fields: Mapping[str, Any] | None) -> None:
@@ -132,12 +111,12 @@ def parse_request_args(args: Mapping[str, Any] | None) -> ColdArgs:
         if key == "cold":
             enabled = check_switch(key, value)
         elif key == EXPLAIN:
-            explain = check_explain(key, value)
+            explain = check("explain", value, key)
         else:
             said.append((key.removeprefix(PREFIX), key, value))
     if enabled is None and any(is_ours(key) for key in args or () if key != EXPLAIN or explain):
         enabled = True
-    return ColdArgs(enabled, *_checked(said, PREFIX), explain)
+    return ColdArgs(enabled, _checked(said), explain)
 
 
 def parse_engine_defaults(config: object) -> ColdArgs:
@@ -162,29 +141,27 @@ def parse_engine_defaults(config: object) -> ColdArgs:
     load_rules({"cold": config})
     parse_limits(config)
     said = ((key, f'{where}["{key}"]', config[key]) for key in config if key in ENGINE)
-    defaults = ColdArgs(enabled, *_checked(said, f"{where}."))
-    without, name = defaults.contrast.without, defaults.contrast.preset
+    defaults = ColdArgs(enabled, _checked(said))
+    without, name = defaults.given.get("without"), defaults.given.get("preset")
     if without is not None:
         read_without(f'{where}["without"]', without)
-    if (preset := preset_of(defaults.contrast)) is not None:
-        needs = ""
-        if preset.weights:
-            needs = "needs amateurs that only a request can name"
-        elif enabled and preset.without is not None and without is None:
-            needs = (
-                'contrasts with another prompt; say with "without" what is left out of a '
-                "conversation"
-            )
-        if needs:
-            raise ColdError(f'{where}["preset"]', name, needs)
-        if preset.images is not None and without is not None:
-            raise ColdError(
-                f'{where}["without"]',
-                without,
-                f"the preset {name} says what amateurs read, the images {preset.images}; leave one "
-                "of them out",
-            )
-    combine(defaults.values, prefix=f"{where}.")
+    preset, needs = preset_of(defaults.given), ""
+    if preset.weights:
+        needs = "needs amateurs that only a request can name"
+    elif enabled and preset.without is not None and without is None:
+        needs = (
+            'contrasts with another prompt; say with "without" what is left out of a conversation'
+        )
+    if needs:
+        raise ColdError(f'{where}["preset"]', name, needs)
+    if preset.images is not None and without is not None:
+        raise ColdError(
+            f'{where}["without"]',
+            without,
+            f"the preset {name} says what amateurs read, the images {preset.images}; leave one of "
+            "them out",
+        )
+    combine(defaults.given, prefix=f"{where}.")
     return defaults
 
 

@@ -14,7 +14,7 @@ from vllm.sampling_params import SamplingParams
 from vllm_cold.errors import ColdError
 from vllm_cold.settings.amateurs import Source, check_preset, read_source
 from vllm_cold.settings.images import View, read_view
-from vllm_cold.settings.presets import PRESET_NAMES, PRESETS, PresetName
+from vllm_cold.settings.presets import PresetName, preset_of
 from vllm_cold.settings.table import (
     DEFAULT_ALPHA,
     DEFAULT_BETA,
@@ -22,10 +22,8 @@ from vllm_cold.settings.table import (
     SETTINGS,
     ColdSettings,
     check,
-    check_explain,
     combine,
     merge,
-    with_rule,
 )
 from vllm_cold.vllm import availability
 
@@ -164,18 +162,15 @@ class ColdParams(SamplingParams, kw_only=True, omit_defaults=True, dict=True):  
         Examples:
             >>> params = ColdParams.preset("cad", amateur=Amateur(prompt="Who?"), max_tokens=64)
         """
-        if name not in PRESETS:
-            raise ColdError("preset", name, f"must be one of {', '.join(PRESET_NAMES)}")
-        preset = PRESETS[name]
+        preset = preset_of({"preset": check("preset", name)})
         if preset.images is not None and not fields.keys() & {"amateur", "amateurs"}:
             fields["amateur"] = Amateur(images=read_view("images", preset.images))
         given = fields.get("amateurs") or [fields.get("amateur")]
         weights = [getattr(one, "weight", None) for one in given]
-        own = {setting: fields[setting] for setting in SETTINGS if setting in fields}
+        own = {setting: fields.pop(setting) for setting in SETTINGS if setting in fields}
         # What the caller's fields leave nothing to do for is left out.
-        values = merge(with_rule(own), weights, defaults=preset.settings)
-        others = {field: value for field, value in fields.items() if field not in SETTINGS}
-        made = cls(**{"method": name, **values, **others})
+        values = merge(own, weights, defaults=preset.settings)
+        made = cls(**{"method": name, **values, **fields})
         amateurs = made.contrast()
         check_preset(
             ("preset", name),
@@ -193,36 +188,14 @@ class ColdParams(SamplingParams, kw_only=True, omit_defaults=True, dict=True):  
         return made
 
     def contrast(self) -> tuple[Amateur, ...]:
-        """What it contrasts with, whichever way that was said."""
-        if self.amateurs is None:
-            one = self.amateur
-            return (one if isinstance(one, Amateur) else Amateur(lora_request=one),)
-        return tuple(self.amateurs)
-
-    def combine(self) -> tuple[ColdSettings, tuple[float | None, ...]]:
-        """The method's settings and the amateurs' weights, checked (fields may have been assigned
-        after construction).
-        """
-        self._check_amateurs()
-        check("preset", self.method, "method")
-        check_explain("explain", self.explain)
-        own = {name: getattr(self, name) for name in SETTINGS}
-        if self.beta == DEFAULT_BETA:
-            del own["beta"]  # nobody may have said it
-        return combine(own, [one.weight for one in self.contrast()])
-
-    def settings(self) -> ColdSettings:
-        """The method's settings, checked."""
-        return self.combine()[0]
-
-    def _check_amateurs(self) -> None:
+        """What it contrasts with, whichever way that was said, checked."""
         one, several = self.amateur, self.amateurs
         if one is not None and not isinstance(one, (LoRARequest, Amateur)):
             raise ColdError(
                 "amateur", one, "must be a LoRARequest or an Amateur, or None for the base model"
             )
         if several is None:
-            return
+            return (one if isinstance(one, Amateur) else Amateur(lora_request=one),)
         problem = ""
         if one is not None:
             problem = "amateur is given too; give one of the two"
@@ -234,6 +207,23 @@ class ColdParams(SamplingParams, kw_only=True, omit_defaults=True, dict=True):  
             problem = f"has {len(several)} entries; must have 1 to {MAX_AMATEURS}"
         if problem:
             raise ColdError("amateurs", several, problem)
+        return tuple(several)
+
+    def combine(self) -> tuple[ColdSettings, tuple[float | None, ...]]:
+        """The method's settings and the amateurs' weights, checked (fields may have been assigned
+        after construction).
+        """
+        weights = [one.weight for one in self.contrast()]
+        check("preset", self.method, "method")
+        check("explain", self.explain)
+        own = {name: getattr(self, name) for name in SETTINGS}
+        if self.beta == DEFAULT_BETA:
+            del own["beta"]  # nobody may have said it
+        return combine(own, weights)
+
+    def settings(self) -> ColdSettings:
+        """The method's settings, checked."""
+        return self.combine()[0]
 
     def verify(self, *args: Any, **kwargs: Any) -> None:
         """Called by vLLM at admission. Refuses to run where the plugin is not active, because

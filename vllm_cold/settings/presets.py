@@ -111,3 +111,12 @@ PRESETS: Mapping[PresetName, Preset] = {
         images="noise:500",
     ),
 }
+_NONE = Preset("no method", {})
+
+
+def preset_of(given: Mapping[str, Any]) -> Preset:
+    """The preset that values by name have as ``preset``, checked; without one, one that says
+    nothing.
+    """
+    name = given.get("preset")
+    return _NONE if name is None else PRESETS[name]

@@ -20,7 +20,7 @@ from msgspec import Meta
 from vllm_cold.errors import ColdError
 from vllm_cold.rules import registry
 from vllm_cold.settings.images import ALLOWED
-from vllm_cold.settings.presets import PRESET_NAMES, PRESETS, Preset, PresetName
+from vllm_cold.settings.presets import PRESET_NAMES, PresetName, preset_of
 
 DEFAULT_ALPHA = 0.1
 DEFAULT_BETA = 0.5
@@ -37,7 +37,7 @@ _WEIGHT_ALLOWED = "must be a number from -1e6 to 1e6, or the name of a rule"
 
 
 class SettingSpec(NamedTuple):
-    """A field of ``ColdSettings`` or ``ContrastArgs``.
+    """What a request, an engine or a command line may say.
 
     Attributes:
         type: With its range, for msgspec.
@@ -161,18 +161,34 @@ LIMITS: Mapping[str, SettingSpec] = {
 }
 # What may stand in an engine's defaults.
 ENGINE = {**SETTINGS, "without": CONTRAST["without"], "preset": CONTRAST["preset"]}
-_WEIGHT = SettingSpec(_Weight | None, "The weight of one amateur.", _WEIGHT_ALLOWED, float)
-_ALL = {**SETTINGS, **CONTRAST, **LIMITS, "weight": _WEIGHT}
+MAX_EXPLAIN = 64  # as many as ``contrastive_topk`` finds
+_ALL = {
+    **SETTINGS,
+    **CONTRAST,
+    **LIMITS,
+    "weight": SettingSpec(
+        _Weight | None,
+        "The weight of one amateur.",
+        _WEIGHT_ALLOWED,
+        float,
+    ),
+    "explain": SettingSpec(
+        Annotated[int, Meta(ge=0, le=MAX_EXPLAIN)],
+        "Of how many tokens of each step the client is told.",
+        f"must be an integer from 0 to {MAX_EXPLAIN}",
+        int,
+    ),
+}
 _STRENGTH = ("beta", "rule")  # each replaces the other
+_PARAMETERS = ("beta_max", "rule_parameters")  # of a rule
 # Lists that are not of amateurs may be longer.
 _MOST_ENTRIES = {"without": MOST_ITEMS, "part": 2 * MOST_ITEMS}
 
 
 class ColdSettings(msgspec.Struct, frozen=True):
-    """The settings of the method (arXiv 2505.14620, section 3; see docs/how-it-works.md), checked,
-    as ``SETTINGS`` says; ``combine`` checks the rule and its parameters. ``rule`` chooses weights
-    at each step, None where all are fixed; ``rule_parameters`` are all of the rule's, None without
-    one.
+    """The settings of the method (arXiv 2505.14620, section 3; see docs/how-it-works.md), as
+    ``SETTINGS`` says; ``combine`` makes and checks them. ``rule`` chooses weights at each step,
+    None where all are fixed; ``rule_parameters`` are all of the rule's, None without one.
     """
 
     alpha: float = DEFAULT_ALPHA
@@ -180,14 +196,6 @@ class ColdSettings(msgspec.Struct, frozen=True):
     rule: str | None = None
     rule_parameters: dict[str, float] | None = None
     expert_top_k: int | None = None
-
-    def __post_init__(self) -> None:
-        # Else its rule was looked up where it was admitted: this process may not know it.
-        if self.rule_parameters is None:
-            found = rule_parameters(self.rule, {}, "", self.beta)
-            msgspec.structs.force_setattr(self, "rule_parameters", found)
-        for name in ("alpha", "beta", "expert_top_k"):
-            msgspec.structs.force_setattr(self, name, check(name, getattr(self, name)))
 
     def as_dict(self) -> dict[str, Any]:
         """What is in force, by name; without what is not."""
@@ -197,28 +205,11 @@ class ColdSettings(msgspec.Struct, frozen=True):
         return {name: value for name, value in values.items() if value not in (None, {})}
 
 
-class ContrastArgs(msgspec.Struct, frozen=True):
-    """What a request's flat arguments say of its amateurs, as ``CONTRAST`` declares it; None where
-    they say nothing. With several amateurs, a list has an entry for each, "" where an amateur has
-    none; what is no list holds for all of them.
-    """
-
-    amateur: str | list[str] | None = None
-    amateur_prompt: str | list[str] | None = None
-    amateur_messages: str | list[str] | None = None
-    amateur_prompt_embeds: str | list[str] | None = None
-    without: str | int | list[str | int] | None = None
-    part: list[str | int] | str | None = None
-    images: str | list[str] | None = None
-    weights: float | str | list[float | str] | None = None
-    preset: PresetName | None = None
-
-
 def check(name: str, value: object, field: str | None = None) -> Any:
     """The value of a setting, an int as a float where it takes floats.
 
     Args:
-        name: The setting's, or "weight", of one amateur.
+        name: The setting's, "weight" of one amateur, or "explain".
         value: Whatever was given.
         field: What an error calls it; None for ``name``.
 
@@ -272,7 +263,7 @@ def rule_parameters(
         prefix: In front of the settings' names in errors.
         beta: What is in force without one, for errors.
     """
-    given = {name: values.get(name) for name in ("beta_max", "rule_parameters")}
+    given = {name: values.get(name) for name in _PARAMETERS}
     if rule is None:
         for name, value in given.items():
             if value is not None:
@@ -296,22 +287,29 @@ def combine(
     own: Mapping[str, Any],
     weights: Sequence[float | str | None] = (None,),
     prefix: str = "",
-    defaults: Mapping[str, Any] | None = None,
+    engine: Mapping[str, Any] | None = None,
 ) -> tuple[ColdSettings, tuple[float | None, ...]]:
     """The settings of a request, and its amateurs' weights: None where its rule chooses them.
 
     Args:
-        own: The values that the request, or whoever asks, gives to settings, by name.
+        own: The values that the request, or whoever asks, gives by name; its preset's come before
+            them. What is neither a setting nor a preset is passed over.
         weights: Of the amateurs, as given: None for what beta says.
         prefix: In front of the settings' names in errors.
-        defaults: The values of other settings: an engine's, a preset's. One that the request has no
-            use for is left out.
+        engine: Those of its engine, which come before both.
 
     Raises:
         ColdError: a value is wrong, or one of ``own`` has no use.
     """
-    checked = {name: check(name, value, prefix + name) for name, value in own.items()}
-    said = with_rule({k: value for k, value in checked.items() if value is not None}, prefix)
+    said = {
+        name: check(name, value, prefix + name)
+        for name, value in own.items()
+        if name in SETTINGS or name == "preset"
+    }
+    further = engine or {}
+    defaults: Mapping[str, Any] = {}
+    for each in (preset_of(further).settings, further, preset_of(said).settings):
+        defaults = merge(each, defaults=defaults)
     values = {"alpha": DEFAULT_ALPHA, **merge(said, weights, prefix, defaults)}
     beta = values.get("beta", DEFAULT_BETA)
     strength = values.get("rule") or beta
@@ -347,15 +345,45 @@ def named_by(weights: Sequence[object]) -> str:
     return "weights" if any(isinstance(each, str) for each in weights) else "rule"
 
 
-def with_rule(given: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Values of settings, in which a rule's name stands as ``rule``, also where it was given as
-    ``beta``, which older clients do.
+def merge(
+    own: Mapping[str, Any],
+    weights: Sequence[float | str | None] = (None,),
+    prefix: str = "",
+    defaults: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Values on top of others. A beta also replaces a rule, and a rule a beta; a rule's parameters
+    go with it, and where there are others. Older clients name a rule as ``beta``.
+
+    Args:
+        own: The values on top.
+        weights: Of the amateurs, as given.
+        prefix: In front of the settings' names in errors.
+        defaults: The others.
 
     Raises:
-        ColdError: a rule and a beta are given.
+        ColdError: a rule and a beta are given, or one that no amateur uses.
     """
-    found = dict(given)
-    if found.keys() >= set(_STRENGTH):
+    own, before = (_with_rule(each, prefix) for each in (own, defaults or {}))
+    strength = [name for name in _STRENGTH if name in own]
+    if None not in weights and strength:
+        raise ColdError(
+            prefix + strength[0],
+            own[strength[0]],
+            "no amateur uses it, as each has a weight of its own; leave it out",
+        )
+    left_out: set[str] = set()
+    if None not in weights or strength:
+        left_out.update(_STRENGTH)
+    rule = own.get("rule") if "rule" in left_out else before.get("rule")
+    if before.get("rule") not in (rule, *weights) or own.keys() & set(_PARAMETERS):
+        left_out.update(_PARAMETERS)
+    return {name: each for name, each in before.items() if name not in left_out} | own
+
+
+def _with_rule(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """The values that are given, in which a rule's name stands as ``rule``."""
+    found = {name: value for name, value in values.items() if value is not None}
+    if "rule" in found and "beta" in found:
         problem = (
             f"chooses the strength, and {prefix}beta is {found['beta']}; leave one of them out"
         )
@@ -363,41 +391,6 @@ def with_rule(given: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     if isinstance(found.get("beta"), str):
         found["rule"] = found.pop("beta")
     return found
-
-
-def on_top(own: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
-    """Values on top of others: a beta also replaces a rule, and a rule a beta."""
-    if own.keys() & set(_STRENGTH):
-        before = {name: value for name, value in before.items() if name not in _STRENGTH}
-    return {**before, **own}
-
-
-def merge(
-    own: Mapping[str, Any],
-    weights: Sequence[float | str | None] = (None,),
-    prefix: str = "",
-    defaults: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-    """The values of settings that ``combine`` uses. ``own`` comes from ``with_rule``. Raises
-    ColdError for a beta or a rule that nothing uses.
-    """
-    before = defaults or {}
-    values = on_top(own, before)
-    if None not in weights:
-        for name in _STRENGTH:
-            if name in own:
-                raise ColdError(
-                    prefix + name,
-                    own[name],
-                    "no amateur uses it, as each has a weight of its own; leave it out",
-                )
-            values.pop(name, None)
-    named = {each for each in (values.get("rule"), *weights) if isinstance(each, str)}
-    parameters = {"beta_max", "rule_parameters"}
-    if before.get("rule") in named and not parameters & own.keys():
-        return values
-    # A default's parameters are for its own rule alone, and not if the request has any.
-    return {name: each for name, each in values.items() if name in own or name not in parameters}
 
 
 def read(name: str, text: str) -> Any:
@@ -438,16 +431,6 @@ def check_switch(field: str, value: object) -> bool:
     raise ColdError(field, value, "must be 0 or 1 (false or true)")
 
 
-MAX_EXPLAIN = 64  # as many as ``contrastive_topk`` finds
-
-
-def check_explain(field: str, value: object) -> int:
-    """Return ``value`` as a number of tokens."""
-    if isinstance(value, (bool, int, float)) and value in range(MAX_EXPLAIN + 1):
-        return int(value)
-    raise ColdError(field, value, f"must be an integer from 0 to {MAX_EXPLAIN}")
-
-
 PREFIX = "cold_"
 EXPLAIN = PREFIX + "explain"
 # The request's own keys, as they stand in vllm_xargs / extra_args.
@@ -462,13 +445,3 @@ def is_ours(key: object) -> bool:
 def is_known(key: object) -> bool:
     """Whether it is one of our keys, in upper or lower case."""
     return isinstance(key, str) and key.lower() in REQUEST_KEYS
-
-
-def preset_of(contrast: ContrastArgs) -> Preset | None:
-    """The preset that is named."""
-    return None if contrast.preset is None else PRESETS[contrast.preset]
-
-
-def preset_settings(name: PresetName | None) -> Mapping[str, Any]:
-    """The values of a preset, none without one."""
-    return {} if name is None else PRESETS[name].settings

@@ -163,7 +163,7 @@ def read_contrast(args: Mapping[str, Any]) -> Contrast:
         ColdError: they contradict each other, or a value is out of range.
     """
     request = parse_request_args(args)
-    amateurs = describe(request.contrast)
+    amateurs = describe(request.given)
     settings, weights = request.settings(weights=[one.weight for one in amateurs])
     return Contrast(settings, amateurs, weights)
 
@@ -173,7 +173,7 @@ def request_args(args: Mapping[str, Any], base: str | None) -> dict[str, Any]:
     ``base`` is the base model's name, to contrast with if ``args`` name nothing else.
     """
     sent = {"cold": 1, PREFIX + "expert_top_k": MAX_EXPERT_TOP_K, **args}
-    if base is not None and not says_what(parse_request_args(args).contrast):
+    if base is not None and not says_what(parse_request_args(args).given):
         sent[PREFIX + "amateur"] = base
     settings = read_contrast(args).settings
     if settings.rule is not None:

@@ -11,7 +11,8 @@ from typing import Any
 from vllm_cold.errors import ColdError
 from vllm_cold.settings.amateurs import CannotLeaveOut, Messages, Text, says_what
 from vllm_cold.settings.arguments import parse_request_args
-from vllm_cold.settings.table import PREFIX, preset_of
+from vllm_cold.settings.presets import preset_of
+from vllm_cold.settings.table import PREFIX
 from vllm_cold.tools.contrast import (
     Content,
     Contrast,
@@ -99,9 +100,9 @@ def ask(row: Row, options: Mapping[str, Any], chat: bool = False) -> Question:
 
 def _left_out(args: Mapping[str, Any]) -> dict[str, Any]:
     """What a preset leaves out of a chat by default, as on a server."""
-    given = parse_request_args(args).contrast
+    given = parse_request_args(args).given
     preset = preset_of(given)
-    if preset is None or says_what(given):
+    if says_what(given):
         return {}
     if preset.images is not None:
         return {PREFIX + "images": preset.images}

@@ -8,8 +8,8 @@ from typing import Any
 
 import msgspec
 
-from vllm_cold.settings.presets import PresetName
-from vllm_cold.settings.table import PREFIX, SETTINGS, check, preset_settings, read
+from vllm_cold.settings.presets import PresetName, preset_of
+from vllm_cold.settings.table import PREFIX, SETTINGS, check, read
 from vllm_cold.tools.contrast import option_of
 
 # The axes of the grid, with what is tried where nothing else is said.
@@ -105,4 +105,4 @@ def make_grid(
 
 
 def _names_a_rule(point: Mapping[str, Any]) -> bool:
-    return "rule" in {**preset_settings(point.get("preset")), **point}
+    return "rule" in {**preset_of(point).settings, **point}

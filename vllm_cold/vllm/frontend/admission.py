@@ -32,14 +32,13 @@ from vllm_cold.settings.amateurs import (
 )
 from vllm_cold.settings.arguments import ColdArgs, parse_request_args
 from vllm_cold.settings.params import ColdParams
+from vllm_cold.settings.presets import preset_of
 from vllm_cold.settings.table import (
     DEFAULT_BETA,
     MOST_ITEMS,
     PREFIX,
-    ContrastArgs,
     is_ours,
     named_by,
-    preset_of,
 )
 from vllm_cold.vllm.frontend import media
 from vllm_cold.vllm.frontend.capacity import fit
@@ -162,13 +161,11 @@ class Admission:
         wanted = self.defaults.enabled and (expert is not None or left_out is not None)
         if not explicit and not wanted:
             return None
-        contrast = args.contrast
-        if left_out is not None:
-            contrast = structs.replace(contrast, **left_out[1])
-        counted_by, number = count(contrast)
+        given = args.given if left_out is None else {**args.given, **left_out[1]}
+        counted_by, number = count(given)
         self._check_number(PREFIX + (counted_by or "amateur"), number)
-        self._check_length(contrast)
-        amateurs = describe(contrast)
+        self._check_length(given)
+        amateurs = describe(given)
         if left_out is not None:
             name = f"cold_{next(iter(left_out[1]))} ({left_out[0]}'s default)"
             lenient: dict[int, Source] = {}
@@ -183,10 +180,10 @@ class Admission:
             tuple(structs.replace(one, lora=self._adapter(one, expert)) for one in amateurs),
             weights,
             expert,
-            contrast.preset or self.defaults.contrast.preset,
+            given.get("preset") or self.defaults.given.get("preset"),
             # Only a server's header shows that a request was decoded without a contrast.
             optional=left_out is not None
-            and (not explicit or (self.is_server and contrast.preset is not None)),
+            and (not explicit or (self.is_server and "preset" in given)),
             explicit=explicit,
             unlimited=unlimited,
             explain=args.explain,
@@ -196,27 +193,27 @@ class Admission:
         """What a default leaves out of an amateur's prompt, where the request says nothing of that:
         whose default it is, and the key and its value.
         """
-        preset, name = preset_of(args.contrast), f"{args.contrast.preset}"
-        if says_what(args.contrast) or (preset is not None and not preset.own_prompt):
+        preset, name = preset_of(args.given), args.given.get("preset", "")
+        if says_what(args.given) or (name and not preset.own_prompt):
             return None
-        engine = self.defaults.contrast
-        if preset is None and (engines := preset_of(engine)) is not None and engines.images:
-            return "the engine", {"images": engines.images}
-        if preset is not None and preset.images is not None:
+        engine = self.defaults.given
+        if not name and (images := preset_of(engine).images) is not None:
+            return "the engine", {"images": images}
+        if preset.images is not None:
             # A method about images: what an engine leaves out of chats would make another of it.
             return name, {"images": preset.images}
-        own = None if preset is None else preset.without
+        own = preset.without
         if isinstance(own, tuple):  # one for each of its amateurs
             return name, {"without": list(own)}
-        if engine.without is not None:
-            return "the engine", {"without": engine.without}
+        if "without" in engine:
+            return "the engine", {"without": engine["without"]}
         return None if own is None else (name, {"without": own})
 
-    def _check_length(self, args: ContrastArgs) -> None:
+    def _check_length(self, given: Mapping[str, Any]) -> None:
         """Refuse messages that are too long for the model before they are parsed, which takes much
         longer than parsing the body did.
         """
-        said, limit = args.amateur_messages, self.config.model_config.max_model_len
+        said, limit = given.get("amateur_messages"), self.config.model_config.max_model_len
         for text in [said] if isinstance(said, str) else said or ():
             # A token has a few quotes at most, and around each message and part are some.
             if text.count('"') > _MOST_QUOTES * limit:

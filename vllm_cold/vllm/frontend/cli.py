@@ -18,7 +18,7 @@ from vllm_cold.settings.table import (
     REQUEST_KEYS,
     RuleOption,
     check,
-    on_top,
+    merge,
     read,
 )
 
@@ -103,10 +103,10 @@ def _make_from(original: Callable[..., Any]) -> Callable[..., Any]:
             base = {"enabled": bool(base)}
         if not given or not isinstance(base, dict):
             return engine_args  # what is no mapping is refused when the engine is configured
-        cold = on_top(given, base)
-        if given.get("rules") and isinstance(base.get("rules"), list):
-            cold["rules"] = [*base["rules"], *given["rules"]]
         try:
+            cold = merge(given, prefix="--cold-", defaults=base)
+            if given.get("rules") and isinstance(base.get("rules"), list):
+                cold["rules"] = [*base["rules"], *given["rules"]]
             parse_engine_defaults(cold)
         except ColdError as error:
             key = re.findall(r"\w+", error.field)[-1]  # of additional_config["cold"]["key"]

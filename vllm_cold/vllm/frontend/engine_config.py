@@ -11,7 +11,7 @@ from vllm_cold import places
 from vllm_cold.errors import site
 from vllm_cold.settings.amateurs import read_without
 from vllm_cold.settings.arguments import ColdArgs, load_rules
-from vllm_cold.settings.table import preset_of
+from vllm_cold.settings.presets import preset_of
 from vllm_cold.vllm import availability
 from vllm_cold.vllm.frontend import ascend
 from vllm_cold.vllm.frontend.config import (
@@ -61,10 +61,10 @@ def _say(defaults: ColdArgs) -> None:
     if defaults.enabled:
         values = ", ".join(f"{k}={v}" for k, v in defaults.settings()[0].as_dict().items())
         which = "requests that name an adapter"
-        if (without := defaults.contrast.without) is not None:
+        if (without := defaults.given.get("without")) is not None:
             which = f"chats (against the same without {without}), not for completions"
-        elif (preset := preset_of(defaults.contrast)) is not None and preset.images is not None:
-            which = f"prompts with images (against the same with {preset.images}), not for others"
+        elif (images := preset_of(defaults.given).images) is not None:
+            which = f"prompts with images (against the same with {images}), not for others"
         what = f"the default for {which}, with {values}"
     else:
         what = "used for requests that ask for it (ColdParams, cold_* in vllm_xargs)"
@@ -79,11 +79,11 @@ def _warn(defaults: ColdArgs) -> None:
     """Say what a default does that leaves out a chat's texts, and not its instructions alone.
     System prompts count as instructions, unless the preset is for texts.
     """
-    without, preset = defaults.contrast.without, preset_of(defaults.contrast)
+    without, preset = defaults.given.get("without"), preset_of(defaults.given)
     if not defaults.enabled or without is None:
         return
     roles = set(read_without("without", without).items)
-    if roles <= {"system", "developer"} and not (preset and preset.of_texts):
+    if roles <= {"system", "developer"} and not preset.of_texts:
         return
     does = "is followed whether it answers or not: where it does not"
     rows = 'that say "answers": false'
