@@ -33,7 +33,6 @@ from vllm_cold.settings.table import (
     CONTRAST,
     DEFAULT_BETA,
     ENGINE,
-    LIMITS,
     MAX_AMATEURS,
     REQUEST_KEYS,
     SETTINGS,
@@ -263,7 +262,7 @@ def test_whether_cold_is_asked_for() -> None:
             ColdParams(explain=wrong)
         with pytest.raises(ColdError, match="0 or 1"):
             parse_engine_defaults({"enabled": wrong})
-    assert parse_request_args({"cold_explain": 64}) == ColdArgs(True, explain=64)
+    assert parse_request_args({"cold_explain": 64}) == ColdArgs(True, {"explain": 64})
     # Any key asks for it.
     assert parse_request_args({"cold_alpha": 0.2}) == ColdArgs(True, given={"alpha": 0.2})
     assert parse_request_args({"cold_explain": 0}) == ColdArgs()  # asks for nothing
@@ -538,9 +537,9 @@ def test_the_documented_settings() -> None:
         option = "cold-" + name.replace("_", "-")
         [row] = [line for line in page.splitlines() if f"| `cold_{name}`" in line]
         assert (f"`--{option}`" in row) == (name in ENGINE)
-    for name, setting in LIMITS.items():
+    for name in ENGINE.keys() - SETTINGS.keys() - CONTRAST.keys():
         option = "--cold-" + name.replace("_", "-")
         [row] = [line for line in page.splitlines() if f"`{option}`" in line]
-        assert f"| `{name}`" in row and setting.about.split("default ")[1].rstrip(".") in row
+        assert f"| `{name}`" in row and ENGINE[name].about.split("default ")[1].rstrip(".") in row
     for name in PRESETS:
         assert f"| `{name}` |" in (docs / "parameters.md").read_text()

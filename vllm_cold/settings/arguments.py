@@ -6,7 +6,7 @@ A request's settings have three sources, of which the later one wins: the engine
 arguments (``vllm_xargs`` over HTTP, ``extra_args`` offline), and ``ColdParams``. Imports no vLLM.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +17,6 @@ from vllm_cold.settings.presets import preset_of
 from vllm_cold.settings.table import (
     ENGINE,
     EXPLAIN,
-    LIMITS,
     PREFIX,
     REQUEST_KEYS,
     ColdSettings,
@@ -28,7 +27,7 @@ from vllm_cold.settings.table import (
     is_ours,
 )
 
-_ENGINE_KEYS = ("enabled", "rules", *LIMITS, *ENGINE)
+_ENGINE_KEYS = ("enabled", "rules", *ENGINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,14 +38,18 @@ class ColdArgs:
         enabled: Of a request: False opts out, True (or any other ``cold_*`` key) asks for
             contrastive decoding, None leaves it to the engine's default. Of an engine: whether a
             request that says nothing itself uses contrastive decoding, if it names an adapter or
-            ``contrast`` says what is left out of its conversation.
-        given: Values of settings, and what is said of the amateurs, by name.
-        explain: Of a request: of how many tokens of each step its client is told; 0 for none.
+            the engine says what is left out of its conversation.
+        given: Checked values by name: of settings, of the amateurs, and an engine's limits.
     """
 
     enabled: bool | None = None
     given: Mapping[str, Any] = field(default_factory=dict)
-    explain: int = 0
+
+    @property
+    def explain(self) -> int:
+        """Of how many tokens of each step a request's client is told; 0 for none."""
+        found: int = self.given.get("explain", 0)
+        return found
 
     def settings(
         self, defaults: "ColdArgs | None" = None, weights: Sequence[float | str | None] = (None,)
@@ -68,12 +71,6 @@ class Contrast:
     settings: ColdSettings
     amateurs: tuple[AmateurSpec, ...]
     weights: tuple[float | None, ...]
-
-
-def _checked(said: Iterable[tuple[str, str, Any]]) -> dict[str, Any]:
-    """Values by name, of (name, what an error calls it, value)."""
-    found = {name: check(name, value, called) for name, called, value in said}
-    return {name: value for name, value in found.items() if value is not None}
 
 
 def check_placement(fields: Mapping[str, Any] | None) -> None:
@@ -101,8 +98,7 @@ def parse_request_args(args: Mapping[str, Any] | None) -> ColdArgs:
             value outside its range.
     """
     enabled: bool | None = None
-    explain = 0
-    said = []
+    given = {}
     for key, value in (args or {}).items():
         if not (is_ours(key) or is_known(key)):
             continue
@@ -110,13 +106,12 @@ def parse_request_args(args: Mapping[str, Any] | None) -> ColdArgs:
             raise ColdError(key, value, f"unknown key, allowed are {', '.join(REQUEST_KEYS)}")
         if key == "cold":
             enabled = check_switch(key, value)
-        elif key == EXPLAIN:
-            explain = check("explain", value, key)
-        else:
-            said.append((key.removeprefix(PREFIX), key, value))
-    if enabled is None and any(is_ours(key) for key in args or () if key != EXPLAIN or explain):
-        enabled = True
-    return ColdArgs(enabled, _checked(said), explain)
+            continue
+        name = key.removeprefix(PREFIX)
+        found = check(name, value, key)
+        if found is not None and (key != EXPLAIN or found):
+            given[name] = found
+    return ColdArgs(True if enabled is None and given else enabled, given)
 
 
 def parse_engine_defaults(config: object) -> ColdArgs:
@@ -139,13 +134,14 @@ def parse_engine_defaults(config: object) -> ColdArgs:
         )
     enabled = check_switch(f'{where}["enabled"]', config.get("enabled", True))
     load_rules({"cold": config})
-    parse_limits(config)
-    said = ((key, f'{where}["{key}"]', config[key]) for key in config if key in ENGINE)
-    defaults = ColdArgs(enabled, _checked(said))
-    without, name = defaults.given.get("without"), defaults.given.get("preset")
+    found = {
+        name: check(name, config[name], f'{where}["{name}"]') for name in config if name in ENGINE
+    }
+    given = {name: value for name, value in found.items() if value is not None}
+    without, name = given.get("without"), given.get("preset")
     if without is not None:
         read_without(f'{where}["without"]', without)
-    preset, needs = preset_of(defaults.given), ""
+    preset, needs = preset_of(given), ""
     if preset.weights:
         needs = "needs amateurs that only a request can name"
     elif enabled and preset.without is not None and without is None:
@@ -161,20 +157,8 @@ def parse_engine_defaults(config: object) -> ColdArgs:
             f"the preset {name} says what amateurs read, the images {preset.images}; leave one of "
             "them out",
         )
-    combine(defaults.given, prefix=f"{where}.")
-    return defaults
-
-
-def parse_limits(config: object) -> dict[str, Any]:
-    """What an engine lets its clients ask for, by the names of ``LIMITS``, where
-    ``additional_config["cold"]`` says it; raises ColdError for a value outside its range.
-    """
-    given = config if isinstance(config, Mapping) else {}
-    return {
-        name: check(name, given[name], f'additional_config["cold"]["{name}"]')
-        for name in LIMITS
-        if given.get(name) is not None
-    }
+    combine(given, prefix=f"{where}.")
+    return ColdArgs(enabled, given)
 
 
 def load_rules(additional_config: object) -> None:

@@ -143,7 +143,11 @@ CONTRAST: Mapping[str, SettingSpec] = {
         f"must be one of {', '.join(PRESET_NAMES)}",
     ),
 }
-LIMITS: Mapping[str, SettingSpec] = {
+# What may stand in an engine's defaults, with what it lets its clients ask for.
+ENGINE: Mapping[str, SettingSpec] = {
+    **SETTINGS,
+    "without": CONTRAST["without"],
+    "preset": CONTRAST["preset"],
     "max_amateurs": SettingSpec(
         Annotated[int, Meta(ge=1, le=MAX_AMATEURS)] | None,
         f"The most amateurs of a request, 1 to {MAX_AMATEURS}, default a quarter of max_num_seqs, "
@@ -152,20 +156,17 @@ LIMITS: Mapping[str, SettingSpec] = {
         int,
     ),
     "max_megapixels": SettingSpec(
-        Annotated[float, Meta(gt=0.0)],
+        Annotated[float, Meta(gt=0.0)] | None,
         f"The largest image that is distorted for a client, in megapixels, above 0, default "
         f"{DEFAULT_MEGAPIXELS:g}.",
         "must be a number above 0",
         float,
     ),
 }
-# What may stand in an engine's defaults.
-ENGINE = {**SETTINGS, "without": CONTRAST["without"], "preset": CONTRAST["preset"]}
 MAX_EXPLAIN = 64  # as many as ``contrastive_topk`` finds
 _ALL = {
-    **SETTINGS,
+    **ENGINE,
     **CONTRAST,
-    **LIMITS,
     "weight": SettingSpec(
         _Weight | None,
         "The weight of one amateur.",

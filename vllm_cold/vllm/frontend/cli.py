@@ -14,7 +14,6 @@ from vllm_cold.settings.amateurs import read_without
 from vllm_cold.settings.arguments import parse_engine_defaults
 from vllm_cold.settings.table import (
     ENGINE,
-    LIMITS,
     REQUEST_KEYS,
     RuleOption,
     check,
@@ -65,7 +64,7 @@ def _make_add(original: Callable[..., Any]) -> Callable[..., Any]:
                 default=None,
                 help="'cold': decode every request that names an adapter with a contrast.",
             )
-        for name, setting in {**ENGINE, **LIMITS}.items():
+        for name, setting in ENGINE.items():
             if name != "rule":
                 option = _option(name)
                 group.add_argument(option, type=_checked(name), default=None, help=setting.about)
@@ -87,7 +86,7 @@ def _make_from(original: Callable[..., Any]) -> Callable[..., Any]:
     def from_cli_args(
         cls: type[Any], args: argparse.Namespace, *further: Any, **kwargs: Any
     ) -> Any:
-        said = {key: getattr(args, f"cold_{key}", None) for key in (*ENGINE, *LIMITS)}
+        said = {key: getattr(args, f"cold_{key}", None) for key in ENGINE}
         said["rules"] = getattr(args, "cold_rules", None)
         said["enabled"] = True if getattr(args, "sampler", None) == "cold" else None
         given = {key: value for key, value in said.items() if value is not None}

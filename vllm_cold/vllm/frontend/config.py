@@ -6,7 +6,7 @@ stands in the way. Changes nothing; ``engine_config`` does.
 from typing import TYPE_CHECKING
 
 from vllm_cold import places
-from vllm_cold.settings.arguments import ColdArgs, parse_engine_defaults, parse_limits
+from vllm_cold.settings.arguments import ColdArgs, parse_engine_defaults
 from vllm_cold.settings.table import DEFAULT_MEGAPIXELS, MAX_AMATEURS
 from vllm_cold.vllm import availability, versions
 from vllm_cold.vllm.frontend import ascend, connectors
@@ -40,13 +40,14 @@ def most_amateurs(config: "VllmConfig") -> int:
     """How many amateurs a request may have. A request waits until all its streams have sequence
     slots, and others wait after it: by default it may not have the engine emptied for that.
     """
-    said: int | None = parse_limits(_said(config)).get("max_amateurs")
+    said: int | None = engine_defaults(config).given.get("max_amateurs")
     return said or min(max(config.scheduler_config.max_num_seqs // 4, 2), MAX_AMATEURS)
 
 
 def most_megapixels(config: "VllmConfig") -> float:
     """Of an image that is distorted for a client."""
-    found: float = parse_limits(_said(config)).get("max_megapixels", DEFAULT_MEGAPIXELS)
+    given = engine_defaults(config).given
+    found: float = given.get("max_megapixels", DEFAULT_MEGAPIXELS)
     return found
 
 
