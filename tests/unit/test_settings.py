@@ -67,15 +67,6 @@ GOOD: dict[str, list[Any]] = {
     "beta": [0, 0.5, 1e6],
     "rule": [*RULES],
     "expert_top_k": [1, 2**31 - 1],
-    "amateur": ["b", "", ["a", "b"]],
-    "amateur_prompt": ["", ["one", "two", ""]],
-    "amateur_messages": ["[]", ["[]", ""]],
-    "amateur_prompt_embeds": ["AAAA", ["AAAA", ""]],
-    "without": ["system,tool", "0,2", 0, 3, [0, "tool"]],
-    "part": [[0, 3], "0:3", ["0:3", ""]],
-    "images": ["noise:500", ["noise:500", "blur:2", ""]],
-    "weights": [-0.5, 1e6, 2, "adaptive", [-1, 0.5, "mti", ""]],
-    "preset": list(PRESETS),
 }
 
 
@@ -128,8 +119,6 @@ def test_bad_values(name: str, value: Any) -> None:
 def test_good_values(name: str, value: Any) -> None:
     args = parse_request_args({f"cold_{name}": value})
     assert args == ColdArgs(True, {name: value})
-    if name in CONTRAST:
-        return
     kind = str if isinstance(value, str) else int if name == "expert_top_k" else float
     assert type(args.given[name]) is kind
     defaults = parse_engine_defaults({name: value})
@@ -280,13 +269,149 @@ def test_defaults() -> None:
             parse_engine_defaults(wrong)
 
 
-def test_the_request_wins_over_the_engine() -> None:
-    engine = parse_engine_defaults({"alpha": 0.3, "beta": 2, "expert_top_k": 9})
-    assert settings({"cold": 1}, engine) == ColdSettings(0.3, 2.0, expert_top_k=9)
+MTI = {"beta": 0.5, "tau": 1.0}
+ADAPTIVE = {"rule": "adaptive", "beta_max": 2}
+SERVER = {"alpha": 0.3, "beta": 2, "expert_top_k": 9}
+JUDGE = {"rule": "judge", "rule_parameters": '{"token": 7}'}
+OF_RULE = "cold_rule_parameters"
+NEEDS_TWO = "this rule chooses the weights of 2"
+
+
+def ruled(rule: str, alpha: float = 0.1, **parameters: float) -> dict[str, Any]:
+    return {"alpha": alpha, "rule": rule, "rule_parameters": parameters}
+
+
+def fixed(alpha: float, beta: float, **more: Any) -> dict[str, Any]:
+    return {"alpha": alpha, "beta": beta, **more}
+
+
+# What an engine says, what a request says, the amateurs' weights, and the settings and weights of
+# it, or the error.
+LAYERS: list[tuple[dict[str, Any], dict[str, Any], list[Any], Any]] = [
+    (SERVER, {}, [None], (fixed(0.3, 2.0, expert_top_k=9), (-2.0,))),
     # 0 is a value, not "not given".
-    asked = {"cold_beta": 0, "cold_expert_top_k": 4}
-    assert settings(asked, engine) == ColdSettings(0.3, 0.0, expert_top_k=4)
-    assert engine.settings()[0] == ColdSettings(0.3, 2.0, expert_top_k=9)
+    (SERVER, {"beta": 0}, [None], (fixed(0.3, 0.0, expert_top_k=9), (0.0,))),
+    (SERVER, {"expert_top_k": 4}, [None], (fixed(0.3, 2.0, expert_top_k=4), (-2.0,))),
+    # beta is what an amateur without a weight has; a rule chooses where None is left.
+    ({}, {"beta": 2}, [None, 0.5, -3], (fixed(0.1, 2.0), (-2.0, 0.5, -3.0))),
+    ({}, {"rule": "mti"}, [None, 1, "mti"], (ruled("mti", **MTI), (None, 1.0, None))),
+    (
+        {},
+        {"beta": 2, "beta_max": 3},
+        [None, "adaptive"],
+        (ruled("adaptive", beta_max=3.0), (-2.0, None)),
+    ),
+    ({}, {"beta": 1.0}, [-0.5, 0.5], "cold_beta=1.0: no amateur uses it"),
+    ({}, {"rule": "mti"}, ["mti"], "cold_rule='mti': no amateur uses it"),
+    # The engine's is nobody's mistake, nor is a preset's.
+    (ADAPTIVE, {}, [-0.5], (fixed(0.1, 0.5), (-0.5,))),
+    ({}, {"preset": "adacad"}, [-0.5], (fixed(0.0, 0.5), (-0.5,))),
+    # A rule's parameters go with it: to the same rule, if nothing nearer has a word for it.
+    *(
+        (ADAPTIVE, said, [None], (ruled("adaptive", beta_max=number), (None,)))
+        for said, number in (
+            ({}, 2.0),
+            ({"rule": "adaptive"}, 2.0),
+            ({"beta_max": 3}, 3.0),
+            ({"rule_parameters": {"beta_max": 3}}, 3.0),
+            ({"rule": "adaptive", "beta_max": 3}, 3.0),
+        )
+    ),
+    (ADAPTIVE, {}, ["adaptive"], (ruled("adaptive", beta_max=2.0), (None,))),
+    (ADAPTIVE, {}, ["mti", 0.5], (ruled("mti", **MTI), (None, 0.5))),
+    (ADAPTIVE, {"beta": 0}, [None], (fixed(0.1, 0.0), (0.0,))),
+    (ADAPTIVE, {"rule": "arr"}, [None], (ruled("arr", beta_max=1.0), (None,))),
+    (ADAPTIVE, {"preset": "adacad"}, [None], (ruled("adaptive", 0.0, beta_max=1.0), (None,))),
+    (ADAPTIVE, {"preset": "mti"}, [None], (ruled("mti", 0.0, **MTI), (None,))),
+    (
+        ADAPTIVE,
+        {"beta": 1, "beta_max": 3},
+        [None],
+        "cold_beta_max=3.0: is for a rule, and beta is 1",
+    ),
+    ({"beta": 2}, {"beta_max": 3}, [None], "cold_beta_max=3.0: is for a rule, and beta is 2"),
+    ({}, {"beta": 2, "beta_max": 3}, [None, -1], "cold_beta_max=3.0: is for a rule, and beta is 2"),
+    ({"beta": 2}, ADAPTIVE, [None], (ruled("adaptive", beta_max=2.0), (None,))),
+    ({"beta": 2}, {"rule": "adaptive"}, [None], (ruled("adaptive", beta_max=1.0), (None,))),
+    *(
+        ({}, {"preset": "adacad", "beta_max": 2}, weights, found)
+        for weights, found in (
+            ([None], (ruled("adaptive", 0.0, beta_max=2.0), (None,))),
+            (["adaptive"], (ruled("adaptive", 0.0, beta_max=2.0), (None,))),
+            ([-0.5], "cold_beta_max=2.0: is for a rule, and beta is 0.5"),
+        )
+    ),
+    ({}, {"preset": "adacad", "rule": "mti"}, [None], (ruled("mti", 0.0, **MTI), (None,))),
+    (
+        {},
+        {"preset": "mti", "rule_parameters": {"tau": 2}},
+        [None],
+        (ruled("mti", 0.0, beta=0.5, tau=2.0), (None,)),
+    ),
+    # As it had to before rules had a field, a beta may name a rule.
+    *(
+        (engine, {name: "mti"}, [None, 2.0], (ruled("mti", **MTI), (None, 2.0)))
+        for engine in ({}, {"beta": 2}, {"rule": "acd"}, {"beta": "acd"})
+        for name in ("rule", "beta")
+    ),
+    ({"beta": "acd"}, {"beta": 0.25}, [None], (fixed(0.1, 0.25), (-0.25,))),
+    (
+        {},
+        {"rule": "mti"},
+        [None, "acd"],
+        "cold_weights=[None, 'acd']: names acd and mti; a request",
+    ),
+    ({}, {}, ["mti", -0.5, "acd"], "cold_weights=['mti', -0.5, 'acd']: names acd and mti; a reque"),
+    *(
+        (
+            {},
+            {"rule": rule, "rule_parameters": {name: number}},
+            [None],
+            f"{OF_RULE}[{name!r}]={number}",
+        )
+        for rule, name, number in (
+            ("mti", "taw", 1.0),
+            ("acd", "beta_max", 1.0),
+            ("mti", "tau", -1),
+        )
+    ),
+    (
+        {},
+        {**ADAPTIVE, "rule_parameters": {"beta_max": 0}},
+        [None],
+        "cold_beta_max=2.0: rule_parameters has it, too; give one",
+    ),
+    (
+        {},
+        {"rule": "mti", "beta_max": 3},
+        [None],
+        "cold_beta_max=3.0: rule 'mti' has no such parameter",
+    ),
+    # A rule never meets another number of amateurs than its own.
+    ({}, JUDGE, [None] * 2, (ruled("judge", token=7.0, threshold=0.5, beta=0.5), (None,) * 2)),
+    ({}, {}, ["judge", "judge"], "cold_rule_parameters={}: rule 'judge' needs token"),
+    *(
+        ({}, JUDGE, own, f"cold_rule='judge': {NEEDS_TWO}")
+        for own in ([None], [None] * 3, [None, -0.5], [None, None, -0.5])
+    ),
+    ({}, {"rule_parameters": {"token": 7}}, ["judge", None], f"cold_weights='judge': {NEEDS_TWO}"),
+]
+
+
+@pytest.mark.parametrize(("engine", "said", "weights", "wanted"), LAYERS)
+def test_an_engine_a_preset_and_a_request(
+    engine: dict[str, Any], said: dict[str, Any], weights: list[Any], wanted: Any
+) -> None:
+    """The nearer word counts."""
+    defaults = parse_engine_defaults(engine)
+    asked = parse_request_args({"cold": 1} | {f"cold_{name}": each for name, each in said.items()})
+    if isinstance(wanted, str):
+        with pytest.raises(ColdError) as raised:
+            asked.settings(defaults, weights)
+        assert str(raised.value).startswith(wanted)
+        return
+    found, numbers = asked.settings(defaults, weights)
+    assert (found.as_dict(), numbers) == wanted
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -318,74 +443,6 @@ def test_a_preset_in_a_request_and_in_an_engine(name: Any) -> None:
     assert settings({"cold_beta": 0.25}, engine) == ColdSettings(wanted.alpha, 0.25)
 
 
-def test_parameters_beside_a_preset() -> None:
-    two = ColdSettings(0.0, rule="adaptive", rule_parameters={"beta_max": 2.0})
-    assert settings({"cold_preset": "adacad", "cold_beta_max": 2}) == two
-    assert (
-        settings({"cold_preset": "adacad", "cold_rule": "mti"})
-        == combine({"alpha": 0.0, "rule": "mti"})[0]
-    )
-    own = settings({"cold_preset": "mti", "cold_rule_parameters": {"tau": 2}})
-    assert own == ColdSettings(0.0, rule="mti", rule_parameters={**MTI, "tau": 2.0})
-    # What an engine says to its own rule is not for a preset's.
-    for engine in ({"beta_max": 3}, {"rule_parameters": {"beta_max": 3}}):
-        other = parse_engine_defaults({"rule": "adaptive", **engine})
-        assert settings({"cold_preset": "mti"}, other) == combine({"alpha": 0.0, "rule": "mti"})[0]
-        # Nor for the same one, of which the preset has its own word.
-        preset = ColdSettings(0.0, rule="adaptive", rule_parameters={"beta_max": 1.0})
-        assert settings({"cold_preset": "adacad"}, other) == preset
-
-
-def test_weights() -> None:
-    """beta is what an amateur without a weight has; a rule chooses where None is left."""
-    assert combine({"beta": 2}, [None, 0.5, -3]) == (ColdSettings(beta=2.0), (-2.0, 0.5, -3.0))
-    adaptive = ColdSettings(beta=2.0, rule="adaptive", rule_parameters={"beta_max": 3.0})
-    assert combine({"beta": 2, "beta_max": 3}, [None, "adaptive"]) == (adaptive, (-2.0, None))
-    assert combine({"rule": "mti"}, [None, 1, "mti"]) == (
-        combine({"rule": "mti"})[0], (None, 1.0, None),
-    )  # fmt: skip
-    with pytest.raises(ColdError, match="^cold_beta_max=3.0: is for a rule, and beta is 2"):
-        combine({"beta": 2, "beta_max": 3}, [None, -1.0], "cold_")
-    asked = parse_request_args({"cold_beta": 1.0})
-    with pytest.raises(ColdError, match="^cold_beta=1.0: no amateur uses it"):
-        asked.settings(ColdArgs(), [-0.5, 0.5])
-    assert asked.settings(ColdArgs(), [-0.5, None])[1] == (-0.5, -1.0)
-    with pytest.raises(ColdError, match="^cold_rule='mti': no amateur uses it"):
-        parse_request_args({"cold_rule": "mti"}).settings(ColdArgs(), ["mti"])
-    # The engine's is nobody's mistake.
-    engine = parse_engine_defaults({"rule": "adaptive", "beta_max": 2})
-    assert ColdArgs().settings(engine, [-0.5]) == (ColdSettings(), (-0.5,))
-    most = ColdSettings(rule="adaptive", rule_parameters={"beta_max": 2.0})
-    assert ColdArgs().settings(engine, ["adaptive"]) == (most, (None,))
-    assert ColdArgs().settings(engine, ["mti", 0.5]) == (combine({"rule": "mti"})[0], (None, 0.5))
-    # Nor is a preset's, which has no use where each has a weight of its own.
-    adacad = parse_request_args({"cold_preset": "adacad"})
-    assert adacad.settings(ColdArgs(), [-0.5])[0] == ColdSettings(0.0)
-    one = ColdSettings(0.0, rule="adaptive", rule_parameters={"beta_max": 1.0})
-    assert adacad.settings(ColdArgs(), [-0.5, None])[0] == one
-    adacad = parse_request_args({"cold_preset": "adacad", "cold_beta_max": 2})
-    two = ColdSettings(0.0, rule="adaptive", rule_parameters={"beta_max": 2.0})
-    assert adacad.settings(ColdArgs(), ["adaptive"])[0] == two
-    with pytest.raises(ColdError, match="^cold_beta_max=2.*: is for a rule, and beta is 0.5"):
-        adacad.settings(ColdArgs(), [-0.5])
-
-
-@pytest.mark.parametrize("beyond", [{}, {"beta": 2}, {"rule": "acd"}, {"beta": "acd"}], ids=str)
-def test_a_beta_may_name_a_rule(beyond: dict[str, Any]) -> None:
-    """As it had to before rules had a field: whoever says it, and whatever the engine says."""
-    engine = parse_engine_defaults(beyond)
-    mti = combine({"rule": "mti"})[0]
-    for name in ("rule", "beta"):
-        assert all(read_it() == mti for read_it in said_by(**{name: "mti"}).values())
-        assert combine({name: "mti"}, [None, 2.0]) == (mti, (None, 2.0))
-        asked = parse_request_args({f"cold_{name}": "mti"})
-        assert asked.settings(engine)[0] == mti
-        params = ColdParams.preset("adacad", amateur=Amateur(prompt="a"), **{name: "mti"})
-        assert params.settings() == combine({"alpha": 0.0, "rule": "mti"})[0]
-    # A number, too, takes the place of an engine's rule.
-    assert settings({"cold_beta": 0.25}, engine) == ColdSettings(beta=0.25)
-
-
 def test_a_rule_beside_a_beta_is_an_error() -> None:
     for beta in (0.25, "acd"):
         said = f"='mti': chooses the strength, and %sbeta is {beta}; leave one of them out"
@@ -393,40 +450,6 @@ def test_a_rule_beside_a_beta_is_an_error() -> None:
             with pytest.raises(ColdError) as raised:
                 read_it()
             assert str(raised.value) == f"{prefix}rule{said % prefix}"
-
-
-def test_a_request_has_one_rule() -> None:
-    said = "names acd and mti; a request has one rule"
-    for args, weights in (({"cold_rule": "mti"}, [None, "acd"]), ({}, ["mti", -0.5, "acd"])):
-        with pytest.raises(ColdError) as raised:
-            parse_request_args(args).settings(ColdArgs(), weights)
-        assert str(raised.value) == f"cold_weights={weights}: {said}"
-    amateurs = [Amateur(prompt="a", weight="acd"), Amateur(prompt="b")]
-    with pytest.raises(ColdError, match=f"^weights=.*{said}"):
-        ColdParams(rule="mti", amateurs=amateurs)
-
-
-def test_a_rule_for_two_amateurs() -> None:
-    """It never meets another number of them, which would end others' requests of its batch."""
-    judge = {"cold_rule": "judge", "cold_rule_parameters": '{"token": 7}'}
-    settings, weights = parse_request_args(judge).settings(ColdArgs(), [None, None])
-    assert settings.rule_parameters == {"token": 7.0, "threshold": 0.5, "beta": 0.5}
-    assert weights == (None, None)
-    given = {"rule_parameters": {"token": 7}}
-    assert combine(given, ["judge", "judge"])[0].rule_parameters == settings.rule_parameters
-    with pytest.raises(ColdError, match="rule 'judge' needs token"):
-        combine({}, ["judge", "judge"])
-    for own in ([None], [None] * 3, [None, -0.5], [None, None, -0.5]):
-        with pytest.raises(ColdError) as raised:
-            parse_request_args(judge).settings(ColdArgs(), own)
-        assert str(raised.value).startswith("cold_rule='judge': this rule chooses the weights of 2")
-        assert str(raised.value).endswith(
-            f"it would choose those of {own.count(None)} of {len(own)}"
-        )
-    with pytest.raises(ColdError, match="^rule='judge': this rule chooses the weights of 2"):
-        ColdParams(rule="judge", amateur=Amateur(prompt="a"))
-    with pytest.raises(ColdError, match="^weights='judge': this rule .* those of 1 of 2"):
-        combine(given, ["judge", None])  # as it was said
 
 
 def test_parameters_beside_a_number_are_an_error() -> None:
@@ -441,9 +464,6 @@ def test_parameters_beside_a_number_are_an_error() -> None:
                 assert str(raised.value) == f"{prefix}{name}={value}: {said}{prefix}rule"
 
 
-MTI = {"beta": 0.5, "tau": 1.0}
-
-
 def test_parameters_of_a_rule() -> None:
     """A mapping, or its JSON text; what is left out has its default."""
     for said in ({"tau": 2.0, "beta": 0}, {}):
@@ -456,59 +476,10 @@ def test_parameters_of_a_rule() -> None:
     assert settings({"cold_rule": "acd"}).as_dict() == {"alpha": 0.1, "rule": "acd"}
 
 
-@pytest.mark.parametrize(
-    ("rule", "given", "of"),
-    [
-        ("mti", {"taw": 1.0}, "taw"),
-        ("acd", {"beta_max": 1.0}, "beta_max"),
-        ("mti", {"tau": -1}, "tau"),
-    ],
-)
-def test_wrong_parameters_of_a_rule(rule: str, given: Any, of: str) -> None:
-    with pytest.raises(ColdError) as raised:
-        settings({"cold_rule": rule, "cold_rule_parameters": given})
-    assert raised.value.field == f"cold_rule_parameters[{of!r}]"
-    assert raised.value.value is given[of]
-
-
 def test_beta_max_is_short_for_the_parameter() -> None:
     wanted = ColdSettings(rule="arr", rule_parameters={"beta_max": 3.0})
     for said in ({"beta_max": 3}, {"rule_parameters": {"beta_max": 3.0}}):
         assert all(read_it() == wanted for read_it in said_by(rule="arr", **said).values())
-    both = {"cold_rule": "arr", "cold_beta_max": 3, "cold_rule_parameters": {"beta_max": 0}}
-    with pytest.raises(ColdError, match="^cold_beta_max=3.0: rule_parameters has it, too"):
-        settings(both)
-    with pytest.raises(ColdError, match="^cold_beta_max=3.0: rule 'mti' has no such parameter$"):
-        settings({"cold_rule": "mti", "cold_beta_max": 3})
-
-
-@pytest.mark.parametrize("most", [{"beta_max": 2}, {"rule_parameters": {"beta_max": 2}}], ids=str)
-def test_the_rule_of_a_request_and_of_its_engine(most: dict[str, Any]) -> None:
-    engine = parse_engine_defaults({"rule": "adaptive", **most})
-
-    def adaptive(number: float) -> ColdSettings:
-        return ColdSettings(rule="adaptive", rule_parameters={"beta_max": number})
-
-    assert engine.settings()[0] == adaptive(2.0)
-    assert settings({"cold": 1}, engine) == adaptive(2.0)
-    assert settings({"cold_rule": "adaptive"}, engine) == adaptive(2.0)
-    # A number has no use for the engine's, nor has another rule, if it has one of the name or not.
-    assert settings({"cold_beta": 0}, engine) == ColdSettings(beta=0.0)
-    for rule in {*RULES} - {"adaptive"}:
-        assert settings({"cold_rule": rule}, engine) == combine({"rule": rule})[0]
-    tau = {"cold_rule": "mti", "cold_rule_parameters": '{"tau": 2}'}
-    assert settings(tau, engine).rule_parameters == {**MTI, "tau": 2.0}
-    # The nearer word counts, whichever way each is said.
-    for own in ({"cold_beta_max": 3}, {"cold_rule_parameters": {"beta_max": 3}}):
-        assert settings(own, engine) == adaptive(3.0)
-        assert settings({"cold_rule": "adaptive", **own}, engine) == adaptive(3.0)
-        with pytest.raises(ColdError, match="is for a rule, and beta is 1"):
-            settings({"cold_beta": 1, **own}, engine)
-        number = parse_engine_defaults({"beta": 2})
-        assert settings({"cold_rule": "adaptive", **own}, number) == adaptive(3.0)
-        with pytest.raises(ColdError, match="is for a rule, and beta is 2"):
-            settings(own, number)
-    assert settings({"cold_rule": "adaptive"}, number) == adaptive(1.0)
 
 
 def test_one_declaration() -> None:
