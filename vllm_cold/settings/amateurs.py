@@ -446,21 +446,11 @@ def _json_messages(field: str, text: str) -> Messages:
     except (msgspec.DecodeError, UnicodeEncodeError, RecursionError) as error:
         problem = f"must be a JSON list of messages, in valid Unicode ({error})"
         raise ColdError(field, text, problem) from error
-    messages = _messages(field, text, found)
-    for i, message in enumerate(messages.value):
-        # A text in a picture's place is opened by processors as a file or a URL, whatever vLLM
-        # allows its clients. vLLM looks for this key in parts of any type.
-        content = message.get("content")
-        if isinstance(content, list) and any(
-            "image_pil" in part or part.get("type") == "image_pil" for part in content
-        ):
-            raise ColdError(
-                field, text, f"message {i} must not have image_pil; send images as image_url"
-            )
-    return messages
+    return _messages(field, text, found)
 
 
 def _messages(field: str, value: object, found: Any) -> Messages:
+    """Messages of a Python program, or of a client whose ``value`` is JSON text."""
     try:
         msgspec.convert(found, Annotated[list[_ChatMessage], Meta(min_length=1)])
     except (msgspec.ValidationError, UnicodeEncodeError) as error:
@@ -471,11 +461,17 @@ def _messages(field: str, value: object, found: Any) -> Messages:
         raise ColdError(field, value, problem) from error
     for i, message in enumerate(found):
         content = message.get("content")
-        if (content is None and "tool_calls" not in message) or (
-            not isinstance(content, str) and not all(map(_is_part, content or ()))
-        ):
+        parts = () if content is None or isinstance(content, str) else content
+        if (content is None and "tool_calls" not in message) or not all(map(_is_part, parts)):
             raise ColdError(
                 field, value, f"message {i} must have a content, of text, images, videos or audio"
+            )
+        # A client's text in a picture's place is opened by processors as a file or a URL, whatever
+        # vLLM allows its clients. vLLM looks for this key in parts of any type.
+        pil = any("image_pil" in part or part.get("type") == "image_pil" for part in parts)
+        if pil and isinstance(value, str):
+            raise ColdError(
+                field, value, f"message {i} must not have image_pil; send images as image_url"
             )
     return Messages([dict(message) for message in found])
 

@@ -10,8 +10,8 @@ Plain Python without vLLM.
 """
 
 import argparse
-import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Annotated, Any, NamedTuple
 
 import msgspec
@@ -221,8 +221,9 @@ def check(name: str, value: object, field: str | None = None) -> Any:
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         # msgspec takes numbers themselves, not what is derived from them, as numpy's are.
         plain = float(value) if isinstance(value, float) else int(value)
-    elif name == "rule_parameters" and isinstance(value, str):
-        plain = _json_object(value)
+    elif name == "rule_parameters" and isinstance(value, str) and len(value) <= _MOST_JSON:
+        with suppress(msgspec.DecodeError, UnicodeEncodeError, RecursionError):
+            plain = msgspec.json.decode(value)
     elif isinstance(value, list):
         check_number(field or name, value, len(value), _MOST_ENTRIES.get(name, MAX_AMATEURS))
     try:
@@ -244,16 +245,7 @@ def check_number(field: str, value: object, entries: int, most: int) -> None:
         raise ColdError(field, value, f"has {entries} entries, and at most {most} are allowed")
 
 
-def _json_object(text: str) -> object:
-    if len(text) > _MOST_JSON:
-        return text
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return text
-
-
-def rule_parameters(
+def _rule_parameters(
     rule: str | None, values: Mapping[str, Any], prefix: str, beta: float
 ) -> dict[str, float] | None:
     """All parameters of a rule; None without one, for which there must not be any.
@@ -332,7 +324,7 @@ def combine(
         alpha=values["alpha"],
         beta=beta,
         rule=rule,
-        rule_parameters=rule_parameters(rule, values, prefix, beta),
+        rule_parameters=_rule_parameters(rule, values, prefix, beta),
         expert_top_k=values.get("expert_top_k"),
     )
     return settings, tuple(
