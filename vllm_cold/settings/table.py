@@ -60,7 +60,7 @@ SETTINGS: Mapping[str, SettingSpec] = {
         float,
     ),
     "beta": SettingSpec(
-        _Strength | str,  # see ``with_rule``
+        _Strength | str,  # see ``_with_rule``
         f"Contrast strength, >= 0, default {DEFAULT_BETA}.",
         "must be a number >= 0, at most 1e6",
         float,
