@@ -19,7 +19,7 @@ from tests.scheduler.harness import (
     cases_in,
     stats_of,
 )
-from vllm_cold.group.drafting import DraftController, StepTimes
+from vllm_cold.group.drafting import DraftController
 from vllm_cold.group.results import NOT_SCORED
 from vllm_cold.group.step_stats import (
     ColdStats,
@@ -412,7 +412,7 @@ def test_what_is_known_of_the_steps_times(
     """
     clock, times, asked = [0.0], [], []
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
-    monkeypatch.setattr(StepTimes, "add", lambda _, rows, seconds: times.append((rows, seconds)))
+    monkeypatch.setattr(DraftController, "add", lambda _, *step: times.append(step))
     monkeypatch.setattr(DraftController, "break_even", lambda _, *step: asked.append(step))
     harness = harness_of(tiny, is_async=is_async, drafts=2, budget=64)
     harness.sched._draft_controller = DraftController()  # the harness's own asks nobody
@@ -421,7 +421,7 @@ def test_what_is_known_of_the_steps_times(
     rows = [harness.schedule()]
     clock[0] += 5.0
     harness.deliver()
-    assert times == [] and asked == [(4, 2)] and harness.sched._draft_controller.times.age == 1
+    assert times == [] and asked == [(4, 2)] and harness.sched._draft_controller.age == 1
     clock[0] += 100.0  # nobody asks for anything
     rows.append(harness.schedule())
     clock[0] += 2.0

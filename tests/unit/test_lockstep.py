@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vllm_cold.group.drafting import AcceptanceStats
 from vllm_cold.group.lockstep import Group, Step, is_split, tokens_left
 
 pytestmark = pytest.mark.unit
@@ -160,7 +161,8 @@ def test_tokens_that_were_not_taken_are_others() -> None:
     ("drafting", "of_group", "each"),
     [
         (True, {"possible": False}, 1),
-        (True, {"pause": 1}, 1),
+        (True, {"_pays": False, "acceptance": AcceptanceStats(owed=1.0)}, 1),
+        (True, {"_pays": False}, 4),  # a try
         (True, {}, 4),
         (False, {}, 1),
         (False, {"seeded": True}, 4),  # its tokens must not depend on time

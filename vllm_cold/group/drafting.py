@@ -4,69 +4,28 @@
 Every draft adds a row to each of the group's streams, which takes time. Every right draft saves
 the group a token's share of a step. A step's time is modelled as ``a + b * rows``, with ``a`` and
 ``b`` fitted to the last steps. Where memory is the limit, ``b`` is nearly 0 and drafts always pay.
-A group whose drafts are too often wrong goes without them. It tries again so seldom that its tries
-cost a small, fixed share of the time.
+A group whose drafts are too often wrong goes without them, but for tries. What tries lose is owed
+by all requests like it, which work it off before the next one: so tries cost a fixed share of time.
 """
 
 import time
 from collections import defaultdict, deque
-from collections.abc import Collection, Hashable, Sequence
+from collections.abc import Collection, Hashable
 from dataclasses import dataclass, field
 
-# Weight of what is older, with each step.
-_STEP_DECAY = 0.98
+import numpy as np
+
+# Steps that the line goes through.
+_STEPS = 64
 # Of the rows' variance, as a part of their mean squared: less gives no line.
 _LEAST_SPREAD = 0.005
 # So often two steps go without drafts, if nothing else tells what they cost.
 _TRY_WITHOUT = 64
-# A kind's share of right drafts is a mean over the times that some were verified. It starts as if
-# two had been right, and later forgets in so many times. A group's share starts as its kind's, and
-# forgets sooner.
-_BELIEVED, _REMEMBERED, _REMEMBERED_OF_ONE = 2, 50, 8
-# The share of all steps' time that tries of groups may cost whose drafts do not pay. It counts
-# their rows alone; measured, they cost up to twice as much.
+# In so many steps with drafts a mean forgets: that of a kind of requests, and that of one.
+_REMEMBERED, _REMEMBERED_OF_ONE = 32, 8
+# The share of its time that a group without drafts spends on tries. It counts their rows alone;
+# measured, they cost up to twice as much.
 _PRICE = 0.015
-_GOLDEN = 0.6180339887  # its multiples are spread evenly over [0, 1), however many there are
-
-
-@dataclass(slots=True)
-class StepTimes:
-    """How a step's time grows with its rows: a line through the last ones, weighted.
-
-    Attributes:
-        slope: Seconds that a row adds; None until steps of different sizes were seen.
-        age: Steps since it was last found, with those that were not added: where all are as large,
-            nothing can be told apart.
-    """
-
-    slope: float | None = None
-    age: int = 0
-    # Of 1, rows, seconds, rows squared, rows times seconds.
-    _sums: Sequence[float] = (0.0,) * 5
-
-    def add(self, rows: int, seconds: float) -> None:
-        """A step with so many rows (tokens) took so long."""
-        new = (1.0, rows, seconds, rows * rows, rows * seconds)
-        pairs = zip(self._sums, new, strict=True)
-        self._sums = [before * _STEP_DECAY + one for before, one in pairs]
-        mean_rows, mean_seconds, squared, product = self._means()
-        spread = squared - mean_rows**2
-        self.age += 1
-        if self._sums[0] > 7.0 and spread > _LEAST_SPREAD * mean_rows**2:
-            self.slope, self.age = max((product - mean_rows * mean_seconds) / spread, 0.0), 0
-
-    def cost_of_a_row(self, rows: int) -> float | None:
-        """What a row adds to a step of ``rows`` others, as a part of that step's time; None if that
-        is not known.
-        """
-        if self.slope is None:
-            return None
-        mean_rows, mean_seconds, *_ = self._means()
-        time = mean_seconds + self.slope * (rows - mean_rows)
-        return min(self.slope / time, 1.0) if time > 0 else 1.0
-
-    def _means(self) -> list[float]:
-        return [each / self._sums[0] for each in self._sums[1:]]
 
 
 @dataclass(slots=True)
@@ -75,43 +34,34 @@ class AcceptanceStats:
 
     Attributes:
         share: Of the last drafts, those that were right; at first all are believed to be.
-        profitable: Whether that was enough when it was last looked at.
-        tried: Drafts that one had verified last.
-        seen: Times that some were verified.
-        paused: Pauses that have begun.
+        pays: Whether that was enough when it was last looked at.
+        owed: Drafts of tries that were wrong and whose time is not worked off yet.
     """
 
     share: float = 1.0
-    profitable: bool = True
-    tried: int = 1
-    seen: int = 0
-    paused: int = 0
-
-    def part_of_a_pause(self) -> float:
-        """The part of a pause with which a group begins, in (0, 1]. With whole pauses all would try
-        at the same time, and many short requests more often than few long ones.
-        """
-        self.paused += 1
-        return 1.0 - self.paused * _GOLDEN % 1.0
-
-    def observe(self, drafted: int, accepted: int, break_even: float | None) -> None:
-        """Some request of the kind had drafts verified; arguments as in ``Drafting.observe``."""
-        self.seen += 1
-        self.tried = drafted
-        weight = 1.0 / min(self.seen + _BELIEVED, _REMEMBERED)
-        self.share += weight * (accepted / drafted - self.share)
-        if break_even is not None:
-            self.profitable = self.share >= break_even
+    pays: bool = True
+    owed: float = 0.0
 
 
 @dataclass(slots=True)
 class DraftController:
-    """What an engine knows about drafts: times of steps, and experience by kind of request."""
+    """What an engine knows about drafts: how a step's time grows with its rows, by a line through
+    the last ones, and experience by kind of request.
 
-    times: StepTimes = field(default_factory=StepTimes)
+    Attributes:
+        kinds: How well drafts did, by kind of request.
+        slope: Seconds that a row adds; None until steps of different sizes were seen.
+        age: Steps since it was last found, with those that say nothing of it: where all are as
+            large, nothing can be told apart.
+    """
+
     kinds: defaultdict[Hashable, AcceptanceStats] = field(
         default_factory=lambda: defaultdict(AcceptanceStats)
     )
+    slope: float | None = None
+    age: int = 0
+    _last: deque[tuple[int, float]] = field(default_factory=lambda: deque(maxlen=_STEPS))
+    _mean: tuple[float, float] = (0.0, 0.0)  # rows and seconds
     _begun_at: deque[float] = field(default_factory=deque)  # of steps in flight
     _ended_at: float = 0.0
 
@@ -126,16 +76,26 @@ class DraftController:
         now = time.monotonic()
         begun = self._begun_at.popleft() if self._begun_at else now
         before, self._ended_at = self._ended_at, now
+        # Also by others, or a step without drafts would be waited for while prompts come.
+        self.age += 1
         if tokens and max(tokens) <= most:
-            self.times.add(sum(tokens), now - max(begun, before))
-        else:  # or a step without drafts, for its time, would be waited for while prompts come
-            self.times.age += 1
+            self.add(sum(tokens), now - max(begun, before))
+
+    def add(self, rows: int, seconds: float) -> None:
+        """A step with so many rows (tokens) took so long."""
+        self._last.append((rows, seconds))
+        steps = np.array(self._last)
+        mean_rows, mean_seconds = self._mean = tuple(steps.mean(axis=0))
+        spread = steps[:, 0].var()
+        if len(steps) > 7 and spread > _LEAST_SPREAD * mean_rows**2:
+            together = steps.prod(axis=1).mean() - mean_rows * mean_seconds
+            self.slope, self.age = max(float(together / spread), 0.0), 0
 
     def may_draft(self) -> bool:
         """Whether drafts are verified in the next step. Where all steps are as large, some do
         without, to see what drafts cost.
         """
-        return self.times.age < _TRY_WITHOUT or self.times.age % _TRY_WITHOUT >= 2
+        return self.age < _TRY_WITHOUT or self.age % _TRY_WITHOUT >= 2
 
     def break_even(self, rows: int, requests: int) -> float | None:
         """How many of a group's drafts must be right for drafts to pay, as a share and for each of
@@ -144,8 +104,11 @@ class DraftController:
         Without drafts a step of ``rows`` gives one token to each of ``requests``, so a token costs
         ``1 / requests`` of it. A draft costs a row in each stream.
         """
-        cost = self.times.cost_of_a_row(rows)
-        return None if cost is None else cost * requests
+        if self.slope is None:
+            return None
+        mean_rows, mean_seconds = self._mean
+        seconds = mean_seconds + self.slope * (rows - mean_rows)
+        return requests * min(self.slope / seconds, 1.0) if seconds > 0 else float(requests)
 
 
 @dataclass(slots=True)
@@ -157,20 +120,22 @@ class Drafting:
         possible: Whether there is room for drafts at all.
         seeded: Whether its tokens are sampled with a seed. They depend on which drafts are
             verified, and must not depend on time: so all are.
-        pause: How much is left of the pause between two tries, as a part of it; with 0 drafts are
-            verified.
     """
 
     acceptance: AcceptanceStats = field(default_factory=AcceptanceStats)
     possible: bool = True
     seeded: bool = False
-    pause: float = field(init=False)
-    _pays: bool = field(init=False, default=True)
+    # Its first token tells under which load it is; a step may be planned before that is known.
+    _pays: bool = field(init=False)
     _share: float | None = field(init=False, default=None)  # None until it has tried
 
     def __post_init__(self) -> None:
-        # Its first token tells under which load it is; a step may be planned before that is known.
-        self.pause = 0.0 if self.seeded or self.acceptance.profitable else 1.0
+        self._pays = self.acceptance.pays
+
+    @property
+    def is_on(self) -> bool:
+        """Whether drafts are verified in the next step."""
+        return self.possible and (self.seeded or self._pays or not self.acceptance.owed)
 
     def observe(self, drafted: int, accepted: int, break_even: float | None) -> None:
         """A step that gave the group a token, or several, is over.
@@ -186,19 +151,13 @@ class Drafting:
         kind = self.acceptance
         share = kind.share if self._share is None else self._share
         if drafted:
-            kind.observe(drafted, accepted, break_even)
-            share += (accepted / drafted - share) / _REMEMBERED_OF_ONE
+            right = accepted / drafted
+            kind.share += (right - kind.share) / _REMEMBERED
+            share += (right - share) / _REMEMBERED_OF_ONE
             self._share = share
         if break_even is None:
             return
-        paid, self._pays = self._pays, share >= break_even
-        if self._pays:
-            self.pause = 0.0
-        elif paid:
-            self.pause = kind.part_of_a_pause()
-        else:
-            # A pause is as long as makes a try cost the price, by what is expected of it now; one
-            # that paid needs none. (A second one may be planned already where steps overlap.)
-            lost = accepted < drafted * break_even
-            passed = _PRICE / (kind.tried * (break_even - share))
-            self.pause = max(self.pause + lost - passed, 0.0)
+        kind.pays, self._pays = kind.share >= break_even, share >= break_even
+        if not self._pays:
+            lost = drafted - (accepted + _PRICE) / break_even
+            kind.owed = max(kind.owed + lost, 0.0)

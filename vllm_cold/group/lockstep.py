@@ -206,9 +206,8 @@ class Step(Generic[R]):
             most = [spare // len(left), room]
             if self.chunk:
                 most.append(self.chunk - max(left))
-            possible = group.drafting.possible and not group.drafting.pause
             drafts = min(len(stream.spec_token_ids) for stream in group.streams)
-            group.drafts = min(drafts, *most) if possible else 0
+            group.drafts = min(drafts, *most) if group.drafting.is_on else 0
         for stream, tokens in zip(group.streams, left, strict=True):
             group.set_aside[stream.request_id] = tokens + group.drafts + self.extra
         self.budget -= sum(group.set_aside.values())
