@@ -22,7 +22,6 @@ class Found(NamedTuple):
     Attributes:
         blocks: As vLLM hands them on.
         num_tokens: How many tokens are in them.
-        junction: Where the cache has more of some layers, up to which token; else 0.
         num_external: How many more a connector has.
         takes_steps: Whether it brings them between steps, and not at the start of one.
         is_known: Whether it knew.
@@ -30,7 +29,6 @@ class Found(NamedTuple):
 
     blocks: Any
     num_tokens: int
-    junction: int = 0
     num_external: int = 0
     takes_steps: bool = False
     is_known: bool = True
@@ -53,26 +51,12 @@ class KVBlocks:
 
     def look_up(self, request: Request) -> Found:
         """What the prefix cache has of a request that holds no blocks; changes nothing."""
-        return Found(*self._scheduler.kv_cache_manager.get_computed_blocks(request))
+        blocks, num_tokens, *_ = self._scheduler.kv_cache_manager.get_computed_blocks(request)
+        return Found(blocks, num_tokens)
 
     def restored(self, num_cached: int) -> int:
         """Cached tokens that are not computed again: some models replay a window of the hit."""
         return max(num_cached - getattr(self._scheduler, "prefix_replay_tokens", 0), 0)
-
-    def leaves(self, stream: Request, start: int, later: Request, num_found: int) -> bool:
-        """Of a model with states: whether a stream that gets from ``start`` to its sampling
-        position leaves a block in the prefix cache that ``later`` would find after, or in place
-        of, the ``num_found`` tokens that it finds now. A state at the start counts as one of it.
-        """
-        unit: int = getattr(self._scheduler, "hash_block_size", self._scheduler.block_size)
-        first = max(-(-start // unit), num_found // unit, 1)
-        last = min(stream.num_tokens, later.num_tokens - 1) // unit
-        # A block's hash is one of all tokens up to its end.
-        return (
-            first <= last
-            and not later.skip_reading_prefix_cache
-            and stream.block_hashes[first - 1] == later.block_hashes[first - 1]
-        )
 
     def fit(self, group: Group[Request], found: Mapping[Request, Found], promised: int = 0) -> bool:
         """Whether all streams' known tokens fit the free blocks, of which so many are ``promised``
@@ -99,9 +83,9 @@ class KVBlocks:
         )
 
     def to_come(self, request: Request, found: Found | None = None, starts: bool = False) -> int:
-        """Blocks that the request's known tokens still take from the free ones, as vLLM counts. If
-        its group starts, with those that vLLM does not: one that has begun holds up others until
-        its other streams run.
+        """Blocks that the request's known tokens still take from the free ones, as vLLM counts, and
+        those that vLLM does not; of these, maybe more than it takes. States' count if its group
+        starts: one that has begun holds up others until its other streams run.
         """
         scheduler, manager = self._scheduler, self._scheduler.kv_cache_manager
         holds = request.status == RequestStatus.RUNNING or request.num_computed_tokens > 0
@@ -126,49 +110,20 @@ class KVBlocks:
         }
         terms |= {name: value for name, value in later.items() if name in self._counted_by}
         counted = int(manager.coordinator.get_num_blocks_to_allocate(**terms))
-        if not holds:
-            counted += self._windows_to_come(found, terms["num_tokens"])
-        return counted + self._states_to_come(request, found) if starts else counted
-
-    def _windows_to_come(self, found: Found, num_tokens: int) -> int:
-        """Blocks for sliding windows that vLLM does not count of a stream that holds none yet. It
-        counts no more than a stream may hold at a time, and takes off all that is in front of the
-        end of its hit, also what the windows have passed, which is not held.
-        """
-        manager, more = self._scheduler.kv_cache_manager, 0
         for kind, cached in zip(
             manager.coordinator.single_type_managers, found.blocks.blocks, strict=True
         ):
+            if starts and getattr(kind, "mamba_cache_mode", "") == "align":
+                # A step's state is computed from that of the step before, which is given back when
+                # the step is over.
+                counted += self._steps_at_once
             in_0_23 = getattr(kind, "_max_admission_blocks_per_request", None)
             most = getattr(kind, "max_admission_blocks_per_request", in_0_23)
-            if most is None:
-                continue
-            columns = -(-num_tokens // kind.block_size)
-            left_behind = kind.get_num_skipped_tokens(found.total) // kind.block_size
-            known = max(len(cached), left_behind)
-            held = len(cached[left_behind:])
-            counted = max(min(columns, most) - known, 0)
-            more += max(min(columns - known, most - held), 0) - counted
-        return more
-
-    def _states_to_come(self, request: Request, found: Found) -> int:
-        """Blocks for states of the request's known tokens that vLLM does not count. Where states
-        are kept at the ends of blocks, a step's state is computed from that of the step before,
-        which is given back when the step is over.
-        """
-        manager, more = self._scheduler.kv_cache_manager, 0
-        for kind, cached in zip(
-            manager.coordinator.single_type_managers, found.blocks.blocks, strict=True
-        ):
-            if getattr(kind, "mamba_cache_mode", "") != "align":
-                continue
-            blocks = kind.req_to_blocks.get(request.request_id) or cached
-            columns = -(-request.num_tokens // kind.block_size) - len(blocks)
-            counted = 1 + kind.kv_cache_spec.num_prefill_checkpoint_blocks
-            held = sum(not block.is_null for block in blocks)
-            most = counted + self._steps_at_once - held
-            more += max(min(columns, most) - min(columns, counted), 0)
-        return more
+            if most is not None and found.total and not holds:
+                # vLLM takes off all that is in front of the end of a hit, also what sliding windows
+                # have passed, which is not held.
+                counted += min(-(-terms["num_tokens"] // kind.block_size) - len(cached), most)
+        return counted
 
     def uncache_unwritten(self, request: Request, num_written: int) -> set[int]:
         """Blocks that were hashed for tokens of this pass are not written if the request does
