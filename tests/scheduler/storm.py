@@ -156,7 +156,7 @@ def with_images(rng: random.Random, kind: str, setup: Setup | None = None) -> Se
     media = random_media(rng, **IMAGES[kind])
     if media.is_whole:
         # vLLM wants a step as wide as the longest image.
-        budget = max(budget, LONGEST + setup.drafts + 2 * (1 + setup.draft_slots))
+        budget = max(budget, LONGEST + setup.drafts + 2)
     made = dataclasses.replace(
         setup,
         # States have the room that they need and no more.
@@ -164,6 +164,7 @@ def with_images(rng: random.Random, kind: str, setup: Setup | None = None) -> Se
         if dense and setup.layers is None
         else setup.num_blocks,
         budget=budget,
+        draft_slots=0,  # which drafters have that are models; these read no images
         long_prefill=0 if media.is_whole else setup.long_prefill,
         # Bugs of vLLM's: its V1 runner is not sent an image again that was cached before a
         # preemption; one counts as encoded whose request is preempted in that very step; and the

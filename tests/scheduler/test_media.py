@@ -148,11 +148,9 @@ def test_what_an_engine_encodes(tiny: Path) -> None:
         long_prefill_token_threshold=0,
         disable_chunked_mm_input=False,
     )
-    drafter = SimpleNamespace(num_speculative_tokens=4, max_num_new_slots_for_drafting=1)
-    of_engine = SimpleNamespace(
-        scheduler_config=config, speculative_config=drafter, num_prefill_lookahead_tokens=1
-    )
-    room = EncoderRoom(32, 32, tokens=28, per_stream=1, lookahead=1)
+    drafter = SimpleNamespace(num_speculative_tokens=4)
+    of_engine = SimpleNamespace(scheduler_config=config, speculative_config=drafter)
+    room = EncoderRoom(32, 32, tokens=28)
     assert room_of(of_engine, 32) == room
     assert room_of(of_engine, 50) == replace(room, cache=50, budget=50)
 

@@ -39,9 +39,6 @@ def test_what_a_stream_keeps_at_its_last_token() -> None:
     features = [image("a", 0, 4), image("b", 6, 4)]
     assert at_end(features, 12) == at_end(features, 11) == []
     assert at_end(features, 10) == features[1:]
-    # A drafter reads ahead.
-    assert at_end(features, 11, lookahead=1) == features[1:]
-    assert at_end([image("a", 0, 4), image("b", 9, 1)], 10, lookahead=1) == [image("b", 9, 1)]
     # With a token of output after it there is nothing to keep.
     assert at_end(features, 11) == []
 

@@ -41,8 +41,6 @@ class EncoderRoom:
         chunk: Tokens that one step can compute of one prompt; 0 for no limit.
         is_whole: Whether the tokens of a medium are computed in one step
             (``disable_chunked_mm_input``).
-        per_stream: Tokens that a drafter adds to each stream of a step.
-        lookahead: Tokens ahead of a step's own whose media it needs too, for a drafter.
     """
 
     cache: int
@@ -50,8 +48,6 @@ class EncoderRoom:
     tokens: int
     chunk: int = 0
     is_whole: bool = False
-    per_stream: int = 0
-    lookahead: int = 0
 
 
 def overlapping(features: Sequence[Feature], start: int, end: int) -> Iterator[tuple[int, Feature]]:
@@ -62,10 +58,9 @@ def overlapping(features: Sequence[Feature], start: int, end: int) -> Iterator[t
             yield index, feature
 
 
-def at_end(features: Sequence[Feature], num_tokens: int, lookahead: int = 0) -> list[Feature]:
+def at_end(features: Sequence[Feature], num_tokens: int) -> list[Feature]:
     """The media that a stream keeps while it waits one token short of its ``num_tokens``."""
-    last = num_tokens - 1 - lookahead
-    return [feature for _, feature in overlapping(features, last, num_tokens + lookahead)]
+    return [feature for _, feature in overlapping(features, num_tokens - 1, num_tokens)]
 
 
 def num_embeds(features: Iterable[Feature]) -> int:
@@ -93,10 +88,9 @@ def why_never(streams: Sequence[tuple[int, Sequence[Feature]]], room: EncoderRoo
                     f"has media of {size} embeddings, and the engine encodes {most} at most: send "
                     "less, or raise max_num_batched_tokens"
                 )
-    limit = room.tokens - room.per_stream * len(streams)
     if room.is_whole:
         # With a token of each other stream that is admitted with it.
-        longest = limit - (len(streams) - 1)
+        longest = room.tokens - (len(streams) - 1)
         longest = min(longest, room.chunk or longest)
         for _, features in streams:
             for feature in features:
@@ -106,7 +100,7 @@ def why_never(streams: Sequence[tuple[int, Sequence[Feature]]], room: EncoderRoo
                         f"one stream of it can have {longest}: send less, raise "
                         "max_num_batched_tokens, or leave disable_chunked_mm_input out"
                     )
-    kept = [at_end(features, num_tokens, room.lookahead) for num_tokens, features in streams]
+    kept = [at_end(features, num_tokens) for num_tokens, features in streams]
     if room.is_whole and any(kept):
         return (
             "has a prompt that ends with media, whose tokens must be computed in one step: let "

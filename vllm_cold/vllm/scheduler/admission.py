@@ -14,11 +14,10 @@ prompts are held back there: ``prefill_capacity_bound``; since 0.33 ``local_pref
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from enum import Enum, auto
 from typing import Any
 
-from vllm.v1.core.sched.request_queue import RequestQueue, SchedulingPolicy, create_request_queue
+from vllm.v1.core.sched.request_queue import RequestQueue
 from vllm.v1.request import RequestStatus
 
 from vllm_cold.vllm.scheduler.interface import Request, Scheduler
@@ -190,19 +189,6 @@ class View(RequestQueue):  # type: ignore[misc]
 
     def remove_requests(self, requests: Iterable[Request]) -> None:
         self._queue.remove_requests(requests)
-
-
-@contextmanager
-def aside(scheduler: Scheduler) -> Iterator[None]:
-    """Who begins to wait meanwhile, waits in no queue: to take somebody out of one again costs
-    time for each who waits there.
-    """
-    queue = scheduler.waiting
-    scheduler.waiting = create_request_queue(SchedulingPolicy.FCFS)
-    try:
-        yield
-    finally:
-        scheduler.waiting = queue
 
 
 def holds_prompts(scheduler: Scheduler, throttle: bool) -> bool:

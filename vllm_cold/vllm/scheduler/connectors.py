@@ -223,29 +223,20 @@ class Loads:
         return set(told.invalid_block_ids or ()) if self.possible and told is not None else set()
 
     def cut(self, invalid: set[int]) -> None:
-        """Loads that are under way keep what is in front of the first block that is not there: they
+        """Loads that are under way count as failed if they hold a block that is not there: they
         found it in the prefix cache, and it was to be loaded in time, or written. Of several such
         vLLM lets the first compute it, and the others may run before.
 
         Args:
             invalid: Blocks that were not loaded; or of a request that was taken out of its step.
         """
-        scheduler = self._scheduler
         for request in self._waiting():
-            if request.status == RequestStatus.WAITING_FOR_REMOTE_KVS:
-                ids, *others = scheduler.kv_cache_manager.get_block_ids(request.request_id)
-                first = next((at for at, block in enumerate(ids) if block in invalid), None)
-                most = (len(ids) if first is None else first) * scheduler.block_size
-                # Of windows, what is in front may be gone: there, its block is 0.
-                if first is not None and 0 in ids[:first]:
-                    most = 0
-                if any(not invalid.isdisjoint(of_kind) for of_kind in others):
-                    most = 0
-                if request.num_computed_tokens > most:
-                    request.num_computed_tokens = most
-                    scheduler.failed_recving_kv_req_ids.add(request.request_id)
-                    # Or a stream that finds more once another one has blocks holds it up for ever.
-                    request.skip_reading_prefix_cache = True
+            loads = request.status == RequestStatus.WAITING_FOR_REMOTE_KVS
+            if loads and self.uses(request, invalid):
+                request.num_computed_tokens = 0
+                self._scheduler.failed_recving_kv_req_ids.add(request.request_id)
+                # Or a stream that finds more once another one has blocks holds it up for ever.
+                request.skip_reading_prefix_cache = True
 
     def uses(self, request: Request, blocks: set[int]) -> bool:
         """Whether a request has one of these blocks."""

@@ -48,8 +48,6 @@ def room_of(vllm_config: Any, cache: int, budget: int | None = None) -> EncoderR
         - getattr(drafter, "num_speculative_tokens", 0),
         chunk=max(config.long_prefill_token_threshold, 0),
         is_whole=config.disable_chunked_mm_input,
-        per_stream=getattr(drafter, "max_num_new_slots_for_drafting", 0),
-        lookahead=getattr(vllm_config, "num_prefill_lookahead_tokens", 0),
     )
 
 
@@ -90,11 +88,6 @@ class EncoderInputs:
         cache, budget = self._manager.cache_size, scheduler.max_num_encoder_input_tokens
         return room_of(scheduler.vllm_config, cache, budget)
 
-    @property
-    def _lookahead(self) -> int:
-        ahead = getattr(self._scheduler, "num_prefill_lookahead", None)
-        return int(getattr(self._scheduler, "use_eagle", False)) if ahead is None else int(ahead)
-
     # ---- a group's arrival ---------------------------------------------------------------------
 
     def why_never(self, group: Group[Request]) -> str | None:
@@ -115,7 +108,7 @@ class EncoderInputs:
     def _ends_with_media(self, request: Request) -> bool:
         """Whether a stream keeps media while it waits for the others."""
         features = request.mm_features
-        return bool(features) and bool(media.at_end(features, request.num_tokens, self._lookahead))
+        return bool(features) and bool(media.at_end(features, request.num_tokens))
 
     def may_begin(self, group: Group[Request], groups: Mapping[str, Group[Request]]) -> bool:
         """Whether no other one of ``groups`` runs that keeps media in the cache while it waits: two
@@ -155,7 +148,7 @@ class EncoderInputs:
         for stream, tokens in zip(group.streams, left, strict=True):
             if stream.mm_features:
                 end = stream.num_tokens + stream.num_output_placeholders
-                needed += media.overlapping(stream.mm_features, end - tokens, end + self._lookahead)
+                needed += media.overlapping(stream.mm_features, end - tokens, end)
         kept = self._manager.cached
         return media.num_embeds(f for _, f in needed if not kept.get(f.identifier))
 

@@ -6,7 +6,7 @@ vLLM's, which must have what they have: ``places`` looks at it.
 """
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from vllm_cold.group.lockstep import Tokens
 
@@ -149,7 +149,3 @@ class Scheduler(WithConnector):
     def reset_prefix_cache(self, reset_running_requests: bool = False) -> bool:
         """Forget what is cached; whether it was possible."""
         return False
-
-    if TYPE_CHECKING:  # since 0.32, and vLLM alone calls it
-
-        def _set_kv_fetch_stage(self, request: Request, stage: str | None) -> None: ...

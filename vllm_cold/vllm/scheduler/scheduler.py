@@ -15,7 +15,7 @@ without a fork of ``schedule()``. What it relies on:
 - ``_try_schedule_encoder_inputs(request, ...)``: called after the cap for requests with media, and
   takes tokens off those that cannot be encoded.
 - ``_update_after_schedule(output)``: the end of ``schedule()``, before counts advance.
-- ``_preempt_request`` puts a request into ``self.waiting``, which ``admission.aside`` replaces for
+- ``_preempt_request`` puts a request into ``self.waiting``, which is another queue meanwhile for
   those that are not to wait there.
 - All streams are in ``self.requests``, but between passes only the expert waits in ``waiting``, and
   only while none of its streams runs or has blocks; so waiting counts and queue order are those of
@@ -26,13 +26,13 @@ import logging
 import time
 import uuid
 from collections.abc import Iterable, Sequence
-from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from msgspec import structs
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.interface import PauseState
 from vllm.v1.core.sched.output import SchedulerOutput
+from vllm.v1.core.sched.request_queue import SchedulingPolicy, create_request_queue
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, FinishReason
 from vllm.v1.request import RequestStatus
 
@@ -44,7 +44,7 @@ from vllm_cold.group.slots import Slots
 from vllm_cold.group.step_stats import CountersByKind, RowStats
 from vllm_cold.group.stream import from_extra_args, set_slot
 from vllm_cold.vllm import versions
-from vllm_cold.vllm.scheduler.admission import aside, holds_prompts
+from vllm_cold.vllm.scheduler.admission import holds_prompts
 from vllm_cold.vllm.scheduler.amateurs import make_streams
 from vllm_cold.vllm.scheduler.connectors import Loads
 from vllm_cold.vllm.scheduler.encoder import EncoderInputs
@@ -218,12 +218,6 @@ class GroupScheduler(Scheduler):
             stats.num_running_reqs = self.get_request_counts()[0]
         return stats
 
-    def _set_kv_fetch_stage(self, request: Request, stage: str | None) -> None:
-        """What vLLM counts of loads (since 0.32), by its clients' requests."""
-        group = self._groups.get(request.request_id)
-        if stage is None or group is None or request is group.expert:
-            super()._set_kv_fetch_stage(request, stage)
-
     def has_finished_requests(self) -> bool:
         """With a connector vLLM takes requests in no queue for those that have ended."""
         if not self._groups or not self._loads.possible:
@@ -331,8 +325,12 @@ class GroupScheduler(Scheduler):
             kwargs["drop_stale_output"] = True  # of all streams, whoever preempts them
         if self._pass is not None:
             self._pass.preempt(request, group)
-        with aside(self) if group is not None else nullcontext():
-            super()._preempt_request(request, *args, **kwargs)
+        queue = self.waiting
+        if group is not None:
+            # It waits in no queue: to take somebody out of one costs time for all who wait there.
+            self.waiting = create_request_queue(SchedulingPolicy.FCFS)
+        super()._preempt_request(request, *args, **kwargs)
+        self.waiting = queue
         if of_any is not None and request is of_any.expert:
             self._counters.sums[of_any.kind].preemptions += 1
         if group is not None:
