@@ -199,7 +199,7 @@ def test_pause(state: PauseState, is_async: bool, tiny: Path) -> None:
 
 
 @both
-@pytest.mark.parametrize("harm", ["another token", "no token"])
+@pytest.mark.parametrize("harm", ["another token", "no token", "one more"])
 def test_a_desynchronised_pair_ends_with_an_error(harm: str, is_async: bool, tiny: Path) -> None:
     """The check that is always on: that request ends and says why, and the others do not notice."""
     harness = harness_of(tiny, budget=64, is_async=is_async)
@@ -210,7 +210,7 @@ def test_a_desynchronised_pair_ends_with_an_error(harm: str, is_async: bool, tin
     harness.schedule()
     _, result = harness.in_flight[0]
     tokens = result.sampled_token_ids[result.req_id_to_index[f"{cold}-amateur-1"]]
-    tokens[:] = [tokens[0] + 1] if harm == "another token" else []
+    tokens[:] = {"another token": [tokens[0] + 1], "no token": [], "one more": [*tokens, 7]}[harm]
     harness.errors[cold] = ""
     harness.deliver()
     assert harness.ended[cold] == "error"

@@ -256,6 +256,10 @@ def test_what_is_told_of_tokens_that_must_not_be_given(nonfinite: int, said: str
     good, bad = RowStats(3, 0, 0, present=1), RowStats(3, 0, nonfinite, present=1)
     assert results.problem([good, bad], 2, 1, 1) == results.problem([bad, good], 1, 1, 1) == said
     assert results.problem([good, bad], 1, 1, 1) is None
+    # A row that nobody scored, and one without an amateur that was in the step.
+    assert (
+        results.problem([good], 1, 1, 1) == results.problem([good], 1, 0, 3) == results.NOT_SCORED
+    )
 
 
 def test_metrics_add_up() -> None:
