@@ -10,8 +10,26 @@ from vllm.v1.core.sched.interface import PauseState
 from vllm.v1.request import RequestStatus
 
 from tests.scheduler.cases import prompt
-from tests.scheduler.connector import Ways
+from tests.scheduler.connector import ConnectorWorkers, Ways
 from tests.scheduler.harness import Harness, Setup
+
+
+def _stored(
+    model: Path, *streams: tuple[int, list[int]], ways: Ways | None = None, **setup: Any
+) -> tuple[Harness, ConnectorWorkers]:
+    """An engine that has computed these prompts, each with its adapter, whose KV only the connector
+    still has.
+    """
+    connector = Ways() if ways is None else ways
+    harness = Harness(
+        model, Setup(**{"num_blocks": 65, "budget": 64, "connector": connector, **setup})
+    )
+    for adapter, each in streams:
+        harness.add(each, 1, adapter=adapter)
+    harness.drain()
+    harness.reset(running=True)
+    assert harness.loads is not None and not harness.loads.loads
+    return harness, harness.loads
 
 
 def _loads_late(harness: Harness, of: Callable[[int], bool]) -> None:
@@ -30,20 +48,12 @@ def loaded_group(model: Path, is_async: bool = False, late: float = 1.0) -> None
     """The KV of all streams is elsewhere: it is brought at the same time, and nobody is preempted
     for it.
     """
-    ways = Ways(late=late, delay=0)
-    harness = Harness(model, Setup(num_blocks=65, budget=64, is_async=is_async, connector=ways))
-    asked: dict[str, Any] = {
-        "prompt": prompt(17),
-        "adapter": 1,
-        "cold": True,
-        "amateurs": [(0, None), (0, prompt(13, 300)), (2, prompt(22))],
-    }
-    harness.add(max_tokens=1, **asked)
-    harness.drain()
-    harness.reset(running=True)
-    before, loads = harness.steps, harness.loads
-    assert loads is not None and not loads.loads
-    request_id = harness.add(max_tokens=3, **asked)
+    amateurs = [(0, prompt(17)), (0, prompt(13, 300)), (2, prompt(22))]
+    harness, loads = _stored(
+        model, (1, prompt(17)), *amateurs, ways=Ways(late=late, delay=0), is_async=is_async
+    )
+    before = harness.steps
+    request_id = harness.add(prompt(17), 3, adapter=1, cold=True, amateurs=amateurs)
     harness.drain()
     assert loads.loads == 4
     assert not harness.preemptions and not harness.group_preemptions
@@ -60,17 +70,13 @@ def lost_load(model: Path, cold: bool = True) -> None:
     cache: it is loaded again, and not kept waiting for blocks by itself.
     """
     ways = Ways(late=1.0, delay=0, by_request=True)
-    harness = Harness(model, Setup(num_blocks=24, budget=64, connector=ways))
-    asked: dict[str, Any] = {"prompt": prompt(37 if cold else 61), "adapter": 1, "cold": cold}
-    harness.add(max_tokens=1, **asked)
-    harness.drain()
-    harness.reset(running=True)
-    assert harness.loads is not None
-    harness.loads.ways = replace(ways, fails=1.0)
-    harness.add(max_tokens=3, **asked)
-    while not harness.loads.failed:
+    asked = prompt(37 if cold else 61)
+    harness, loads = _stored(model, (1, asked), (0, asked), ways=ways, num_blocks=24)
+    loads.ways = replace(ways, fails=1.0)
+    harness.add(asked, 3, adapter=1, cold=cold)
+    while not loads.failed:
         harness.step()
-    harness.loads.ways = ways
+    loads.ways = ways
     if not cold:
         harness.add(prompt(3, 400), 3, adapter=1, cold=True)
     harness.drain()
@@ -105,12 +111,7 @@ def shared_and_lost(model: Path) -> None:
     """A load at the start of a step brings nothing. Two others found its blocks in the prefix cache
     and are loaded between steps; the first of these is aborted, and does not compute them.
     """
-    harness = Harness(model, Setup(num_blocks=65, budget=64, connector=Ways()))
-    harness.add(prompt(25), 1)
-    harness.drain()
-    harness.reset(running=True)
-    loads = harness.loads
-    assert loads is not None
+    harness, loads = _stored(model, (0, prompt(25)))
     fill = loads._fill
 
     def fails_once(load: Any) -> Any:
@@ -133,11 +134,8 @@ def late_behind_its_expert(model: Path) -> None:
     the first: its KV is to come later, so that its group is taken out of the step, and the first
     block is not written. Another request has the same beginning.
     """
-    harness = Harness(model, Setup(num_blocks=65, budget=64, connector=Ways(late=1.0, delay=2)))
     own = [*prompt(4), *prompt(9, 300)]
-    harness.add(own, 1, adapter=1)
-    harness.drain()
-    harness.reset(running=True)
+    harness, _ = _stored(model, (1, own), ways=Ways(late=1.0, delay=2))
     store = harness.sched.connector.store
     del store[next(iter(store))]
     cold = harness.add(prompt(9), 3, adapter=1, cold=True, amateurs=[(1, own)])
@@ -152,12 +150,7 @@ def late_behind_its_expert(model: Path) -> None:
 
 def aborted_amid_a_lost_load(model: Path) -> None:
     """A group is aborted while the step runs that was to load its KV, in vain."""
-    harness = Harness(model, Setup(num_blocks=65, budget=64, connector=Ways()))
-    harness.add(prompt(17), 1)
-    harness.drain()
-    harness.reset(running=True)
-    loads = harness.loads
-    assert loads is not None
+    harness, loads = _stored(model, (0, prompt(17)))
     loads.ways = Ways(fails=1.0)
     cold = harness.add(prompt(17), 3, adapter=1, cold=True)
     harness.schedule()
@@ -173,12 +166,9 @@ def blocked_queue(model: Path) -> None:
     """An expert has its last token left and waits for room for its amateur: who waits after it is
     not looked at, one after the other, in each step, and not loaded; and all keep their order.
     """
-    setup = Setup(num_blocks=65, long_prefill=3, max_num_seqs=8, connector=Ways(delay=0))
-    harness = Harness(model, setup)
-    for number in range(30):
-        harness.add(prompt(4, 200 + 4 * number), 1)
-    harness.drain()
-    harness.reset(running=True)
+    prompts = [prompt(4, 200 + 4 * number) for number in range(30)]
+    setup = {"budget": 16, "long_prefill": 3, "max_num_seqs": 8}
+    harness, _ = _stored(model, *((0, each) for each in prompts), ways=Ways(delay=0), **setup)
     _loads_late(harness, lambda num_tokens: num_tokens == 4)
     harness.add(prompt(33), 1)  # the amateur's prompt is cached, so the expert starts alone
     harness.until_idle()
@@ -188,7 +178,7 @@ def blocked_queue(model: Path) -> None:
         harness.step()
     harness.occupy(leave=5)
     harness.step()
-    small = [harness.add(prompt(4, 200 + 4 * number), 3) for number in range(30)]
+    small = [harness.add(each, 3) for each in prompts]
     looked_at: list[str] = []
     look = harness.sched._handle_blocked_waiting_request
 
@@ -239,13 +229,10 @@ def loads_in_order(model: Path) -> None:
     """Regular requests whose KV comes at the same time start in the order in which they came, also
     next to a group, and where the first ones load already when others come.
     """
-    setup = Setup(num_blocks=65, max_num_seqs=4, is_async=True, connector=Ways(late=1.0, delay=0))
-    harness = Harness(model, setup)
     prompts = [prompt(9, 200 + 10 * number) for number in range(6)]
-    for each in prompts:
-        harness.add(each, 1)
-    harness.drain()
-    harness.reset(running=True)
+    setup = {"budget": 16, "max_num_seqs": 4, "is_async": True}
+    stored = ((0, each) for each in prompts)
+    harness, _ = _stored(model, *stored, ways=Ways(late=1.0, delay=0), **setup)
     harness.add(prompt(3), 30, adapter=1, cold=True)
     harness.step()
     harness.deliver()
@@ -262,12 +249,8 @@ def loaded_in_a_pause(model: Path) -> None:
     """An amateur's KV has come, and its expert is amid its prompt, when admission is paused: as
     vLLM does with requests that were loaded, the group goes on to its end.
     """
-    setup = Setup(num_blocks=65, budget=16, connector=Ways(late=1.0, delay=0))
-    harness = Harness(model, setup)
     amateur = prompt(13, 300)
-    harness.add(amateur, 1)
-    harness.drain()
-    harness.reset(running=True)
+    harness, _ = _stored(model, (0, amateur), ways=Ways(late=1.0, delay=0), budget=16)
     cold = harness.add(prompt(50), 3, adapter=1, cold=True, amateurs=[(0, amateur)])
     while not harness.sched.running:
         harness.step()
@@ -312,12 +295,8 @@ def loaded_and_held(model: Path) -> None:
     engine whose admission is paused comes to rest when all that runs has ended, with the blocks
     that the amateur had.
     """
-    setup = Setup(num_blocks=17, budget=64, connector=Ways(late=1.0, delay=0))
-    harness = Harness(model, setup)
     amateur = prompt(13, 300)
-    harness.add(amateur, 1)
-    harness.drain()
-    harness.reset(running=True)
+    harness, loads = _stored(model, (0, amateur), ways=Ways(late=1.0, delay=0), num_blocks=17)
     harness.add(prompt(30), 3, adapter=1, cold=True, amateurs=[(0, amateur)])
     harness.step()
     harness.pause(PauseState.PAUSED_ALL)
@@ -327,7 +306,7 @@ def loaded_and_held(model: Path) -> None:
     harness.pause(PauseState.UNPAUSED)
     regular = harness.add(prompt(5, 400), 52)
     harness.step()
-    assert harness.loads is not None and harness.loads.loads == 2
+    assert loads.loads == 2
     harness.wait()
     assert regular in harness.ended
     harness.drain()
@@ -353,15 +332,12 @@ def freed_later(model: Path) -> None:
 
 def paused_behind_a_retirement(model: Path) -> None:
     """Admission is paused when an amateur that was loaded has just ended, and its group goes on."""
-    harness = Harness(model, Setup(budget=64, connector=Ways(late=1.0, delay=0)))
-    asked: dict[str, Any] = {"prompt": prompt(13), "adapter": 1, "cold": True}
-    harness.add(max_tokens=1, **asked)
-    harness.drain()
-    harness.reset(running=True)
-    cold = harness.add(max_tokens=9, lives=(1,), **asked)
+    streams = [(adapter, prompt(13)) for adapter in (0, 1)]
+    harness, loads = _stored(model, *streams, ways=Ways(late=1.0, delay=0))
+    cold = harness.add(prompt(13), 9, adapter=1, cold=True, lives=(1,))
     while not harness.got[cold]:
         harness.step()
-    assert harness.loads is not None and harness.loads.loads == 2
+    assert loads.loads == 2
     assert f"{cold}-amateur-1" not in harness.sched.requests
     harness.pause(PauseState.PAUSED_NEW)
     harness.drain()
