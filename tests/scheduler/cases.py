@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from vllm.v1.request import RequestStatus
 
-from tests.scheduler.harness import Asked, Harness, Setup, stats_of
+from tests.scheduler.harness import Harness, Setup, stats_of
 from tests.scheduler.workers import RELEASE
 from vllm_cold.group.step_stats import RowStats
 from vllm_cold.ops.interface import NOT_FINITE
@@ -299,31 +299,6 @@ def drafts_that_do_not_fit(model: Path, is_async: bool = True) -> None:
     harness.add(prompt(9), 7, adapter=1, cold=True)
     harness.drain()
     assert harness.group_preemptions <= 2, "a pair begins anew for each of its tokens"
-
-
-def stops_amid_drafts(model: Path, is_async: bool = True) -> None:
-    """Drafts are right beyond the expert's end: it keeps those up to there, and all ends."""
-    harness = Harness(model, Setup(num_blocks=65, drafts=4, right=1.0, is_async=is_async))
-    for stop in (False, True):
-        first = 200 if stop else 100
-        asked = Asked(prompt(5, first), 4 if not stop else 20, adapter=1, cold=True)
-        end = asked.solo()[6] if stop else None
-        cold = harness.add(asked.prompt, asked.max_tokens, adapter=1, cold=True, stop=end)
-        behind = harness.add(prompt(5, first), 30, adapter=1, cold=True)
-        cut = 0
-        while cold not in harness.ended:
-            while len(harness.in_flight) < harness.depth:
-                harness.schedule()
-            _, result = harness.in_flight[0]
-            given = len(harness.got[cold])
-            at = result.req_id_to_index.get(cold)
-            sampled = 0 if at is None else len(result.sampled_token_ids[at])
-            harness.deliver()
-            if cold in harness.ended:
-                cut = sampled - (len(harness.got[cold]) - given)
-        assert cut > 0, "the last draft is the last token"
-        harness.drain()
-        assert harness.ended[behind] == "length"
 
 
 def until_it_drafts(harness: Harness, request_id: str, least: int = 2) -> int:

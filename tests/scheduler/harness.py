@@ -338,18 +338,6 @@ def stats_of(rows: Sequence[tuple[str, RowStats]]) -> Any:
     return SimpleNamespace(figures=lambda: iter(told))
 
 
-def without_model(scheduler: Any, output: Any) -> ModelRunnerOutput:
-    """The result of a step in which each request that is at its end gets the same token."""
-    ids = list(output.num_scheduled_tokens)
-    sampled = [[] if scheduler.requests[i].is_prefill_chunk else [7] for i in ids]
-    result = ModelRunnerOutput(ids, {name: at for at, name in enumerate(ids)}, sampled)
-    found = {i: getattr(scheduler, "_groups", {}).get(i) for i in ids}
-    experts = [group.expert for i, group in found.items() if group and group.request_id == i]
-    figures = RowStats(1, 0, 0, present=1)
-    result.cold = [stats_of([(scheduler._group_id(expert), figures) for expert in experts])]
-    return result
-
-
 def make_request(request_id: str, asked: Asked, hasher: Any, arrival: float) -> Request:
     """The request as the engine core gets it."""
 
@@ -410,6 +398,39 @@ def make_request(request_id: str, asked: Asked, hasher: Any, arrival: float) -> 
 def make_hasher(block_size: int) -> Any:
     init_none_hash(sha256)
     return get_request_block_hasher(block_size, sha256)
+
+
+class WithoutModel:
+    """A scheduler and its requests, each of which gets the same token whenever it is at its end."""
+
+    def __init__(self, model: Path, setup: Setup, classes: Sequence[type] | None = None) -> None:
+        self.sched: Any = make_scheduler(model, setup, classes)
+        self.hasher = make_hasher(setup.block_size)
+        self.added = 0
+
+    def request(self, asked: Asked, name: str) -> Request:
+        """It came after those before it."""
+        self.added += 1
+        return make_request(name, asked, self.hasher, float(self.added))
+
+    def add(self, asked: Asked, name: str) -> None:
+        self.sched.add_request(self.request(asked, name))
+
+    def result(self, output: Any) -> ModelRunnerOutput:
+        """Of a step."""
+        ids = list(output.num_scheduled_tokens)
+        sampled = [[] if self.sched.requests[i].is_prefill_chunk else [7] for i in ids]
+        result = ModelRunnerOutput(ids, {name: at for at, name in enumerate(ids)}, sampled)
+        found = {i: getattr(self.sched, "_groups", {}).get(i) for i in ids}
+        experts = [group.expert for i, group in found.items() if group and group.request_id == i]
+        figures = RowStats(1, 0, 0, present=1)
+        result.cold = [stats_of([(self.sched._group_id(expert), figures) for expert in experts])]
+        return result
+
+    def step(self) -> Any:
+        output = self.sched.schedule()
+        self.sched.update_from_output(output, self.result(output))
+        return output
 
 
 def cases_in(module: ModuleType) -> list[Any]:

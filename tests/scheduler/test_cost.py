@@ -16,10 +16,7 @@ from tests.scheduler.harness import (
     IS_0_23,
     Asked,
     Setup,
-    make_hasher,
-    make_request,
-    make_scheduler,
-    without_model,
+    WithoutModel,
 )
 from tests.scheduler.media import Media
 
@@ -48,37 +45,33 @@ def operations(call: Callable[[], object]) -> int:
     return count
 
 
-class Engine:
-    """A scheduler whose requests get tokens of no model.
+class Engine(WithoutModel):
+    """How many operations a scheduler's calls take.
 
     Attributes:
-        found: By what happened, how many operations a step took, or a call between steps.
+        found: By what happened, those of a step, or of a call between steps.
     """
 
     def __init__(self, model: Path, **options: Any) -> None:
         setup = Setup(num_blocks=1000, budget=64, max_num_seqs=SLOTS, **options)
-        self.sched: Any = make_scheduler(model, setup)
+        super().__init__(model, setup)
         self.media = setup.media
-        self.hasher = make_hasher(setup.block_size)
-        self.num = 0
         self.found: dict[str, int] = {}
 
-    def add(self, length: int, what: str = "", **how: Any) -> str:
-        self.num += 1
-        name = f"r{self.num}"
+    def comes(self, length: int, what: str = "", **how: Any) -> str:
         # What is measured has the same prompt, however many there are.
-        first = 5 if what else 5 + self.num % 5
+        first = 5 if what else 5 + self.added % 5
         asked = Asked(prompt(length, first), 40, adapter=1, media=self.media, **how)
-        request = make_request(name, asked, self.hasher, float(self.num))
+        request = self.request(asked, f"r{self.added}")
         self.found[what] = operations(lambda: self.sched.add_request(request))
-        return name
+        return request.request_id
 
-    def step(self, what: str = "") -> None:
-        sched, planned = self.sched, list[Any]()
-        count = operations(lambda: planned.append(sched.schedule()))
+    def steps(self, what: str = "") -> None:
+        planned = list[Any]()
+        count = operations(lambda: planned.append(self.sched.schedule()))
         (output,) = planned
-        result = without_model(sched, output)
-        self.found[what] = count + operations(lambda: sched.update_from_output(output, result))
+        result = self.result(output)
+        self.found[what] = count + operations(lambda: self.sched.update_from_output(output, result))
 
 
 ENGINES: dict[str, dict[str, Any]] = {
@@ -100,32 +93,32 @@ def test_who_waits_costs_nothing(kind: str, tiny: Path) -> None:
     def measured(waiting: int) -> dict[str, int]:
         engine = Engine(tiny / "model", **ENGINES[kind])
         sched, pool = engine.sched, engine.sched.kv_cache_manager.block_pool
-        pairs = [engine.add(5, cold=True) for _ in range(3)]
+        pairs = [engine.comes(5, cold=True) for _ in range(3)]
         for _ in range(2):
-            engine.add(5)
+            engine.comes(5)
         for number in range(waiting):
             # Every other amateur is longer than its expert.
             own = [(1, prompt(9, number % 5))] if number % 2 else []
-            engine.add(5, cold=True, amateurs=own, priority=1 + number % 3)
+            engine.comes(5, cold=True, amateurs=own, priority=1 + number % 3)
         for _ in range(2):
-            engine.step()
+            engine.steps()
         assert len(sched.running) == SLOTS
-        engine.step("decoding")
-        engine.add(5, "an equal amateur", cold=True, priority=9)
-        engine.add(5, "a longer amateur", cold=True, amateurs=[(1, prompt(9))], priority=9)
+        engine.steps("decoding")
+        engine.comes(5, "an equal amateur", cold=True, priority=9)
+        engine.comes(5, "a longer amateur", cold=True, amateurs=[(1, prompt(9))], priority=9)
         sched.finish_requests(pairs[0], _ABORTED)
-        engine.step("one begins")
-        engine.step("next to it")
+        engine.steps("one begins")
+        engine.steps("next to it")
         sched.finish_requests(pairs[1], _ABORTED)
         taken = pool.get_new_blocks(pool.get_num_free_blocks())
-        engine.step("no room")
+        engine.steps("no room")
         while not any(each.num_preemptions for each in sched.requests.values()):
-            engine.step("a preemption")
-        engine.step("after it")
+            engine.steps("a preemption")
+        engine.steps("after it")
         pool.free_blocks(taken)
         for state in (PauseState.PAUSED_ALL, PauseState.PAUSED_NEW):
             sched.set_pause_state(state)
-            engine.step(state.name)
+            engine.steps(state.name)
         return {what: count for what, count in engine.found.items() if what}
 
     few, many = measured(20), measured(1000)

@@ -17,11 +17,9 @@ from tests.scheduler.harness import (
     IS_0_23,
     Asked,
     Setup,
+    WithoutModel,
     cases_in,
-    make_hasher,
-    make_request,
     make_scheduler,
-    without_model,
 )
 from tests.scheduler.media import Media, random_media
 from vllm_cold.group.media import EncoderRoom
@@ -37,40 +35,19 @@ def test_case(case: Callable[[Path], None], tiny: Path) -> None:
     case(tiny / "model")
 
 
-class Alone:
-    """A scheduler and the tokens that it is given, which are those of no model."""
-
-    def __init__(self, model: Path, setup: Setup, stock: bool) -> None:
-        classes = (Scheduler, AsyncScheduler) if stock else None
-        self.scheduler: Any = make_scheduler(model, setup, classes)
-        self.hasher = make_hasher(setup.block_size)
-        self.added = 0
-
-    def add(self, asked: Asked, name: str) -> None:
-        self.added += 1
-        request = make_request(name, asked, self.hasher, float(self.added))
-        self.scheduler.add_request(request)
-
-    def step(self) -> Any:
-        output = self.scheduler.schedule()
-        result = without_model(self.scheduler, output)
-        self.scheduler.update_from_output(output, result)
-        return output
-
-    @staticmethod
-    def decisions(output: Any, leave_out: frozenset[str] = frozenset()) -> tuple[Any, ...]:
-        """What a step does with requests, but for some."""
-        cached = output.scheduled_cached_reqs
-        return (
-            [(i, n) for i, n in output.num_scheduled_tokens.items() if i not in leave_out],
-            [r.req_id for r in output.scheduled_new_reqs if r.req_id not in leave_out],
-            [[f.data for f in r.mm_features] for r in output.scheduled_new_reqs
-             if r.req_id not in leave_out],
-            sorted(set(cached.resumed_req_ids) - leave_out),
-            {i: sorted(of) for i, of in output.scheduled_encoder_inputs.items()
-             if i not in leave_out},
-            sorted(output.free_encoder_mm_hashes),
-        )  # fmt: skip
+def decisions(output: Any, leave_out: frozenset[str] = frozenset()) -> tuple[Any, ...]:
+    """What a step does with requests, but for some."""
+    cached = output.scheduled_cached_reqs
+    return (
+        [(i, n) for i, n in output.num_scheduled_tokens.items() if i not in leave_out],
+        [r.req_id for r in output.scheduled_new_reqs if r.req_id not in leave_out],
+        [[f.data for f in r.mm_features] for r in output.scheduled_new_reqs
+         if r.req_id not in leave_out],
+        sorted(set(cached.resumed_req_ids) - leave_out),
+        {i: sorted(of) for i, of in output.scheduled_encoder_inputs.items()
+         if i not in leave_out},
+        sorted(output.free_encoder_mm_hashes),
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
@@ -91,7 +68,8 @@ def test_regular_requests_are_scheduled_as_by_vllm(is_async: bool, tiny: Path) -
             long_prefill=rng.choice((0, 0, 5)),
             media=media,
         )
-        theirs, mine = (Alone(tiny / "model", setup, stock) for stock in (True, False))
+        theirs = WithoutModel(tiny / "model", setup, (Scheduler, AsyncScheduler))
+        mine = WithoutModel(tiny / "model", setup)
         leave_out = frozenset[str]()
         if beside:
             expert = Asked([3, 4], 55)
@@ -100,7 +78,7 @@ def test_regular_requests_are_scheduled_as_by_vllm(is_async: bool, tiny: Path) -
             mine.add(Asked([3, 4], 55, cold=True, amateur=1), "cold")
             leave_out = frozenset({"cold", "cold-amateur-1"})
             for each in (theirs, mine):
-                while each.scheduler.requests["cold"].num_output_tokens < 2:
+                while each.sched.requests["cold"].num_output_tokens < 2:
                     each.step()
         for number in range(40):
             if rng.random() < 0.5:
@@ -111,7 +89,7 @@ def test_regular_requests_are_scheduled_as_by_vllm(is_async: bool, tiny: Path) -
                 theirs.add(asked, f"p{number}")
                 mine.add(asked, f"p{number}")
             outputs = theirs.step(), mine.step()
-            left, right = (Alone.decisions(each, leave_out) for each in outputs)
+            left, right = (decisions(each, leave_out) for each in outputs)
             assert left == right, f"seed {seed}"
             encoded += len(outputs[1].scheduled_encoder_inputs)
     assert encoded > 100
