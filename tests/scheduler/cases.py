@@ -451,20 +451,6 @@ def states_of_those_who_run(model: Path, is_async: bool = True) -> None:
     harness.drain()
 
 
-def wrong_drafts_end_nobody(model: Path, is_async: bool = True) -> None:
-    """Behind drafts that were wrong a rule says what it would say of other tokens: an amateur that
-    it would need no more there is still needed.
-    """
-    harness = Harness(model, Setup(num_blocks=65, drafts=4, right=0.0, is_async=is_async))
-    cold = harness.add(prompt(9), 20, adapter=1, cold=True, lives=(9,))
-    until_it_drafts(harness, cold, least=4)
-    while len(harness.got[cold]) < 8:
-        assert _streams(harness, cold) == 2
-        harness.step()
-    harness.drain()
-    assert harness.ended[cold] == "length"
-
-
 def paused_amid_its_prompt(model: Path) -> None:
     """Admission is paused again and again while one stream runs alone: that is no failure."""
     harness = Harness(model, Setup(num_blocks=65, budget=3))

@@ -2,7 +2,6 @@
 """Single situations: nothing waits longer than it must, and nothing is silently wrong."""
 
 import random
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -404,46 +403,30 @@ def test_a_cold_request_is_counted_once(is_async: bool, tiny: Path) -> None:
 
 
 @both
-def test_what_is_known_of_the_steps_times(
+def test_what_is_asked_of_the_steps(
     is_async: bool, tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """From when a step was scheduled, or the one before it was over, to its results: of steps
-    without prompts. And what drafts cost is asked for the streams and requests that got tokens.
+    """Times of steps without prompts, and what drafts cost for the streams and requests that got
+    tokens and are still there.
     """
-    clock, times, asked = [0.0], [], []
-    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
-    monkeypatch.setattr(DraftController, "add", lambda _, *step: times.append(step))
+    times: list[int] = []
+    asked: list[tuple[int, ...]] = []
+    monkeypatch.setattr(DraftController, "add", lambda _, rows, seconds: times.append(rows))
     monkeypatch.setattr(DraftController, "break_even", lambda _, *step: asked.append(step))
     harness = harness_of(tiny, is_async=is_async, drafts=2, budget=64)
     harness.sched._draft_controller = DraftController()  # the harness's own asks nobody
     harness.add(prompt(5), 20, adapter=1, cold=True, amateurs=[(0, None), (0, prompt(3))])
-    harness.add(prompt(7, 200), 20, adapter=1)
-    rows = [harness.schedule()]
-    clock[0] += 5.0
+    regular = harness.add(prompt(7, 200), 20, adapter=1)
+    harness.schedule()
     harness.deliver()
-    assert times == [] and asked == [(4, 2)] and harness.sched._draft_controller.age == 1
-    clock[0] += 100.0  # nobody asks for anything
-    rows.append(harness.schedule())
-    clock[0] += 2.0
-    if is_async:  # a second one before the first one's results
-        rows.append(harness.schedule())
-        clock[0] += 1.0
+    assert times == [] and asked == [(4, 2)]
+    rows = harness.schedule()
     harness.deliver()
-    assert times == [(rows[1], 3.0 if is_async else 2.0)] and asked[1:] == [(4, 2)]
-    if is_async:
-        clock[0] += 4.0
-        harness.deliver()
-        assert times[1:] == [(rows[2], 4.0)]
-    regular = harness.add(prompt(7, 300), 20, adapter=1)
-    while harness.in_flight:
-        harness.deliver()
+    assert times == [rows] and asked == [(4, 2)] * 2
     harness.schedule()
     harness.abort([regular])
-    del asked[:]
     harness.deliver()
-    assert asked == [(4, 2)]  # who has gone is no load
-    monkeypatch.undo()
-    monkeypatch.setattr(DraftController, "break_even", lambda *step: None)
+    assert asked[2:] == [(3, 1)]  # who has gone is no load
     harness.drain()
 
 

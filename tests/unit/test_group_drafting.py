@@ -43,6 +43,27 @@ def test_what_is_not_known() -> None:
     assert engine_of(-0.01, 0.006).break_even(1, 1) == 1.0  # by the line the step takes no time
 
 
+def test_how_long_a_step_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From when it was scheduled, or the one before it was over, to its results: of steps without
+    prompts.
+    """
+    engine, now, times = DraftController(), [0.0], list[tuple[int, float]]()
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    monkeypatch.setattr(DraftController, "add", lambda _, *step: times.append(step))
+
+    def happens(at: float, *tokens: int) -> None:
+        now[0] = at
+        engine.end_step(tokens, most=3) if tokens else engine.begin_step()
+
+    happens(0.0)
+    happens(5.0, 9, 1)  # a prompt
+    happens(100.0)
+    happens(101.0)  # a second one before the first one's results
+    happens(103.0, 3, 1)
+    happens(107.0, 3, 2)
+    assert times == [(4, 3.0), (5, 4.0)] and engine.age == 3
+
+
 def play(drafting: Drafting, right: Iterable[int], least: float, ahead: int = 0) -> list[int]:
     """The drafts of 4 that were verified in each step, of which so many are planned ahead of the
     results of the one before; ``right``: how many would be.
