@@ -355,8 +355,8 @@ def _case(
             amateurs = [Amateur(-0.5, adapter), Amateur(-0.4), Amateur(0.3, another)]
             own = ((begin, first, end), None, without_image)
         case "end":
-            expert_prompt = (begin + end, first)
-            amateurs, own = [Amateur(weight, expert)], ((begin + end, second),)
+            expert_prompt = (begin + end, first, words(rng, 1))
+            amateurs, own = [Amateur(weight, expert)], ((begin + end, second, words(rng, 1)),)
         case "rule":
             rule, parameters = RULES[number % len(RULES)]
             group = Group(

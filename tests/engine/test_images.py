@@ -102,10 +102,8 @@ def jobs_of(folder: Path, **more: Any) -> list[MediaJob]:
 
 
 def is_taken(job: MediaJob, options: dict[str, Any]) -> bool:
-    """Whether an engine has slots for its adapters, and none for images at a prompt's end."""
-    if len(set(job.case.group.adapters) - {None}) > options.get("max_loras", 2):
-        return False
-    return not (options.get("disable_chunked_mm_input") and job.case.kind == "end")
+    """Whether an engine has slots for its adapters."""
+    return len(set(job.case.group.adapters) - {None}) <= options.get("max_loras", 2)
 
 
 @dataclass(frozen=True)

@@ -481,7 +481,6 @@ class Harness:
         self.preemptions = 0
         self.group_preemptions = 0
         self.occupied: list[Any] = []  # blocks that somebody else took
-        self.forgot = False  # images that groups wait with
         self.refused = 0  # how often blocks were asked for that are not there
         self._count_refusals()
         self.errors: dict[str, str] = {}  # requests that may end with an error, and its sentence
@@ -590,7 +589,7 @@ class Harness:
         for group, before in ran:
             if any(before) and group.expert not in self.sched.running:
                 self.group_preemptions += 1
-                wanted = self.refused > refused or not all(before) or self.errors or self.forgot
+                wanted = self.refused > refused or not all(before) or self.errors
                 assert wanted, f"{group.request_id} was preempted for nothing"
         self.steps += 1
         could_run = (
@@ -698,7 +697,6 @@ class Harness:
         self.sched.reset_encoder_cache()
         assert self.workers.encoder is not None
         self.workers.encoder.held.clear()
-        self.forgot = True
 
     def occupy(self, leave: int) -> None:
         """Somebody else takes all free blocks but ``leave``, until ``drain``."""

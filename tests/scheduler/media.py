@@ -31,7 +31,6 @@ class Media:
         cache: Embeddings that the encoder's cache holds.
         budget: Embeddings that a step encodes.
         one_in: Of so many tokens one begins an image.
-        last: Whether a prompt may end with one.
         is_whole: Whether an image must not be split.
         regular: Whether regular requests have images, too.
     """
@@ -39,14 +38,13 @@ class Media:
     cache: int = 40
     budget: int = 40
     one_in: int = 5
-    last: bool = False
     is_whole: bool = False
     regular: bool = True
 
     def features(self, prompt: Sequence[int], noise: int = 0) -> list[MultiModalFeatureSpec]:
         """The images of a prompt."""
         found, at = [], 0
-        end = len(prompt) if self.last else len(prompt) - 1
+        end = len(prompt) - 1  # the last token is one of text
         while at < end:
             length = 1 + prompt[at] % LONGEST
             if prompt[at] % self.one_in or at + length > end:

@@ -62,58 +62,14 @@ def cached_expert_beside_images(model: Path) -> None:
     assert harness.first_step[cold] - before <= 5
 
 
-def cached_to_their_ends(model: Path) -> None:
-    """Prompts that end with an image and are cached up to the last token: all of these would have
-    to be encoded in one step.
-    """
-    harness = engine(model, Media(cache=18, budget=7, last=True), block_size=1)
-    others = {"adapter": 1, "cold": True, "amateurs": [(0, None)] * 2, "noises": [1, 2]}
-    for _ in range(2):
-        harness.add(text(3) + image(6), 2, **others)
-        harness.until_idle()
-        harness.add(image(7, 2) + image(7, 4) + image(7, 5), 1)  # push those out
-        harness.until_idle()
-    harness.drain()
-
-
-def two_that_end_with_images(model: Path) -> None:
-    """Two pairs whose prompts end with images, and a cache that holds one pair's: each would keep
-    one image and wait for room for the other.
-    """
-    harness = engine(model, Media(cache=12, budget=6, last=True), long_prefill=6)
-    for kind in (1, 4):
-        amateurs = [(0, text(30, 100 + kind) + image(6, kind + 1))]
-        prompt = text(3, 200 + kind) + image(6, kind)
-        harness.add(prompt, 3, adapter=1, cold=True, amateurs=amateurs)
-    harness.drain()
-
-
 def never(model: Path) -> None:
-    """A pair that was not refused, whose images the cache never holds at once."""
-    harness = engine(model, Media(cache=10, budget=10, last=True))
-    request_id = harness.add(image(6), 3, adapter=1, cold=True, noises=[1])
+    """A pair that was not refused, with an image that no step can encode."""
+    harness = engine(model, Media(cache=10, budget=5))
+    request_id = harness.add(image(6) + text(1), 3, adapter=1, cold=True, noises=[1])
     harness.errors[request_id] = ""
     for _ in range(3):
         harness.step()
-    assert (
-        "12 embeddings must be kept at once, and the encoder's cache holds 10"
-        in (harness.errors[request_id])
-    )
-    harness.drain()
-
-
-def forgotten_images(model: Path) -> None:
-    """The encoder's cache is reset, as for new weights, while streams wait at their last tokens."""
-    harness = engine(model, Media(budget=7, last=True))
-    others = {"adapter": 1, "cold": True, "amateurs": [(0, None)] * 2, "noises": [1, 2]}
-    cold = harness.add(text(3) + image(6), 3, **others)
-    harness.add(text(3, 200), 20)
-    for _ in range(2):
-        harness.step()
-    harness.forget_images()
-    for _ in range(8):
-        harness.step()
-    assert cold in harness.first_step
+    assert "has media of 6 embeddings" in harness.errors[request_id]
     harness.drain()
 
 

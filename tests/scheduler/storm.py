@@ -141,17 +141,15 @@ def random_states(rng: random.Random, mode: str) -> Setup:
 IMAGES: dict[str, dict[str, Any]] = {
     "light": {},
     "dense": {"one_in": 2},
-    "last": {"last": True},
-    "dense, last": {"one_in": 2, "last": True},
-    "whole": {"one_in": 3, "last": True, "is_whole": True},
+    "whole": {"one_in": 3, "is_whole": True},
 }
-"""Kinds of images in prompts: few or many, at their ends, and such as must not be split."""
+"""Kinds of images in prompts: few or many, and such as must not be split."""
 
 
 def with_images(rng: random.Random, kind: str, setup: Setup | None = None) -> Setup:
     """Any engine, or ``setup``, whose model reads images of a kind."""
     setup = setup or random_setup(rng)
-    dense = "dense" in kind
+    dense = kind == "dense"
     budget = max(setup.budget, 8) if dense else setup.budget
     media = random_media(rng, **IMAGES[kind])
     if media.is_whole:

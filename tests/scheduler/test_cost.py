@@ -77,7 +77,7 @@ class Engine(WithoutModel):
 ENGINES: dict[str, dict[str, Any]] = {
     "fcfs": {},
     "priority": {"policy": "priority"},
-    "images": {"media": Media(last=True, one_in=3)},
+    "images": {"media": Media(one_in=3)},
     "a connector": {"connector": Ways()},
 }
 

@@ -58,7 +58,7 @@ def test_regular_requests_are_scheduled_as_by_vllm(is_async: bool, tiny: Path) -
     encoded = 0
     for seed in range(30):
         rng = random.Random(seed)
-        media = random_media(rng, one_in=rng.choice((2, 5)), last=rng.random() < 0.5)
+        media = random_media(rng, one_in=rng.choice((2, 5)))
         beside = seed % 2 == 1
         setup = Setup(
             num_blocks=400 if beside else rng.randint(17, 65),

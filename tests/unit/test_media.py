@@ -156,9 +156,9 @@ def test_prompts_of_their_own(front: Front) -> None:
         front,
         expert,
         Amateur(prompt=" w3"),
-        Amateur(prompt=seen(" w4 w5<image>", picture(2))),
+        Amateur(prompt=seen(" w4 w5<image> w6", picture(2))),
         Amateur(prompt={"prompt_token_ids": ids, **_data(picture(1))}),
-        Amateur(prompt=seen("<image> w6<image>", picture(3), picture(1))),
+        Amateur(prompt=seen("<image> w6<image> w7", picture(3), picture(1))),
         Amateur(prompt=[user(pil(4), text(" w7"))]),
     )
     one, two, three, four = (hash_of(front, picture(seed)) for seed in (1, 2, 3, 4))
@@ -173,9 +173,9 @@ def test_prompts_of_their_own(front: Front) -> None:
     images = "<image>" * PATCHES
     assert found.texts == [
         " w3",
-        f" w4 w5{images}",
+        f" w4 w5{images} w6",
         f" w8{images} w9",
-        f"{images} w6{images}",
+        f"{images} w6{images} w7",
         f"user: {images}\n w7\nassistant:",
     ]
 
@@ -200,7 +200,7 @@ def test_an_amateur_of_the_same_prompt(front: Front) -> None:
 
 def test_an_expert_without_an_image(front: Front) -> None:
     for expert in (front.text(" w1 w2"), front.chat([SYSTEM])):
-        found = read(front, expert, Amateur(prompt=seen(" w3<image>", picture(2))))
+        found = read(front, expert, Amateur(prompt=seen(" w3<image> w4", picture(2))))
         assert found.expert == [] and found.amateurs == [[(1, hash_of(front, picture(2)))]]
 
 
@@ -209,7 +209,7 @@ def test_other_images(front: Front) -> None:
     view = Noise(500)
     wanted = [hash_of(front, view(picture(seed))) for seed in (1, 2)]
     array = np.asarray(picture(2))
-    expert = made(front, seen("<image> w1<image>", picture(1), array))
+    expert = made(front, seen("<image> w1<image> w2", picture(1), array))
     found = read(front, expert, Amateur(images=view))
     assert found.amateurs == [[(0, wanted[0]), (PATCHES + 1, wanted[1])]]
     assert [at for at, _ in found.expert] == [at for at, _ in found.amateurs[0]]
@@ -234,7 +234,7 @@ def test_a_function_of_images(front: Front) -> None:
         got.append(image)
         return image.point(lambda value: value // 2)
 
-    found = read(front, made(front, seen("<image>", clear)), Amateur(images=darker))
+    found = read(front, made(front, seen("<image> w1", clear)), Amateur(images=darker))
     [image] = got
     assert image.mode == "RGB" and image.getpixel((0, 0)) == (255, 255, 255)
     assert found.amateurs == [[(0, hash_of(front, Image.new("RGB", (21, 21), (127,) * 3)))]]
@@ -290,7 +290,7 @@ def test_several_amateurs_share_what_is_the_same(front: Front) -> None:
         calls.append(image)
         return Blur(1)(image)
 
-    own = seen("<image>", picture(5))
+    own = seen("<image> w1", picture(5))
     found = read(
         front,
         made(front, seen("<image> w1", picture())),
@@ -362,19 +362,10 @@ def test_what_cannot_be(front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_encoders_room(front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What could never be encoded is refused: an image too large, and prompts that end with
-    images for which there is no room at once.
-    """
+    """What could never be encoded is refused: an image too large, and at a prompt's end."""
     admission = FRONT_END.of(front.processor)
-    text_first = made(front, seen(" w1<image>", picture(1)))
-    own = Amateur(images=Noise(5))
-    assert read(front, text_first, own)
-    monkeypatch.setattr(admission, "encoder_cache_size", 2 * PATCHES - 1)
-    said = refusal(front, text_first, own)
-    assert (
-        said.startswith("vllm-cold: this request has prompts that end with media") and "17" in said
-    )
-    assert read(front, made(front, seen("<image> w1", picture(1))), own)
+    said = refusal(front, made(front, seen(" w1<image>", picture(1))), Amateur(images=Noise(5)))
+    assert said.startswith("vllm-cold: this request has a prompt that ends with media")
     monkeypatch.setattr(admission, "encoder_cache_size", PATCHES - 1)
     said = refusal(front, front.text(" w1"), Amateur(prompt=seen("<image> w1", picture(1))))
     assert said.startswith("vllm-cold: this request has media of 9 embeddings")

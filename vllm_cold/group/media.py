@@ -3,9 +3,8 @@
 
 An encoder turns an image, a video or an audio into embeddings, which stay in the encoder's cache
 until all of its tokens are computed. A stream that waits for the others stops one token short of
-its end. By then it has computed all of its media, unless its prompt ends with one, which it keeps.
-What the streams keep must fit the cache together with what another one still has to encode, or all
-wait for ever.
+its end. By then it has computed all of its media, unless its prompt ends with one. It would keep
+that, and all might wait for room for ever; so text must follow.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -58,11 +57,6 @@ def overlapping(features: Sequence[Feature], start: int, end: int) -> Iterator[t
             yield index, feature
 
 
-def at_end(features: Sequence[Feature], num_tokens: int) -> list[Feature]:
-    """The media that a stream keeps while it waits one token short of its ``num_tokens``."""
-    return [feature for _, feature in overlapping(features, num_tokens - 1, num_tokens)]
-
-
 def num_embeds(features: Iterable[Feature]) -> int:
     """Embeddings of these media; those of the same identifier are encoded once."""
     return sum({f.identifier: f.mm_position.get_num_embeds() for f in features}.values())
@@ -100,21 +94,10 @@ def why_never(streams: Sequence[tuple[int, Sequence[Feature]]], room: EncoderRoo
                         f"one stream of it can have {longest}: send less, raise "
                         "max_num_batched_tokens, or leave disable_chunked_mm_input out"
                     )
-    kept = [at_end(features, num_tokens) for num_tokens, features in streams]
-    if room.is_whole and any(kept):
-        return (
-            "has a prompt that ends with media, whose tokens must be computed in one step: let "
-            "text follow them, or leave disable_chunked_mm_input out"
-        )
-    for number, (_, features) in enumerate(streams):
-        others = [
-            feature for i, of_stream in enumerate(kept) if i != number for feature in of_stream
-        ]
-        for feature in features if others else ():
-            if (total := num_embeds([*others, feature])) > room.cache:
-                return (
-                    f"has prompts that end with media: {total} embeddings must be kept at once, "
-                    f"and the encoder's cache holds {room.cache}: let text follow them in each "
-                    "prompt, or raise max_num_batched_tokens"
-                )
+    for num_tokens, features in streams:
+        if any(overlapping(features, num_tokens - 1, num_tokens)):
+            return (
+                "has a prompt that ends with media, which would be kept while its streams wait for "
+                "each other: let text follow them"
+            )
     return None

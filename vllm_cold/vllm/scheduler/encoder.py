@@ -97,29 +97,6 @@ class EncoderInputs:
         streams = [(each.num_tokens, each.mm_features) for each in group.streams]
         return media.why_never(streams, self.room)
 
-    def begin_anew(self, group: Group[Request]) -> None:
-        """A stream whose prompt ends with a medium computes all of it: found in the prefix cache up
-        to its last token, it would have to encode that medium in the step in which all others do.
-        """
-        for each in group.streams:
-            if self._ends_with_media(each):
-                each.skip_reading_prefix_cache = True
-
-    def _ends_with_media(self, request: Request) -> bool:
-        """Whether a stream keeps media while it waits for the others."""
-        features = request.mm_features
-        return bool(features) and bool(media.at_end(features, request.num_tokens))
-
-    def may_begin(self, group: Group[Request], groups: Mapping[str, Group[Request]]) -> bool:
-        """Whether no other one of ``groups`` runs that keeps media in the cache while it waits: two
-        could wait for each other's room.
-        """
-        if not any(map(self._ends_with_media, group.streams)):
-            return True
-        running = (groups.get(request.request_id) for request in self._scheduler.running)
-        others = {other for other in running if other not in (None, group)}
-        return not any(self._ends_with_media(each) for other in others for each in other.streams)
-
     # ---- a pass --------------------------------------------------------------------------------
 
     def begin_pass(self) -> None:
@@ -136,11 +113,6 @@ class EncoderInputs:
     def left(self) -> int:
         """Embeddings that this step can still encode and keep."""
         return int(min(self._budget, self._manager.num_freeable_slots))
-
-    @property
-    def most(self) -> int:
-        """Embeddings that a step can encode."""
-        return min(self.room.budget, self.room.cache)
 
     def needed(self, group: Group[Request], left: Sequence[int]) -> int:
         """Embeddings that streams need for so many last tokens and that nobody keeps yet."""

@@ -215,8 +215,6 @@ class Pass:
         fits = may_admit and (not needed or needed <= self._encoder.left)
         fits = fits and self._can_end(group, left, found)
         self.step.decide(group, left, any(away), fits)
-        if needed and max(left) == 1 and needed > self._encoder.most:
-            group.lost = True  # vLLM was told to forget its media: it begins anew
         if not any(away):
             return ()
         of_running = [n for n, waits in zip(left, away, strict=True) if not waits]
@@ -330,7 +328,7 @@ class Pass:
             return Ruling.SKIP
         if self._load(group, found):
             return Ruling.START if self.view.front else Ruling.STOP
-        if not self._encoder.may_begin(group, self._groups) or not self._has_room(group, found):
+        if not self._has_room(group, found):
             return Ruling.STOP
         missing = self._go_or_hold(group, found)
         if not missing:

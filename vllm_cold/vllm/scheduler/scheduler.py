@@ -132,7 +132,6 @@ class GroupScheduler(Scheduler):
                 self.connector.on_new_request(amateur)
         self._counters.sums[kind].requests += 1
         self._to_report = LAST_REPORTS
-        self._encoder.begin_anew(group)
         if (why := self._encoder.why_never(group)) is not None:
             self._fail(group, f"vllm-cold: this request {why}.")
 
