@@ -46,7 +46,7 @@ from vllm.v1.structured_output.backend_types import StructuredOutputGrammar
 from tests.scheduler.connector import ConnectorWorkers, Ways, extra_config
 from tests.scheduler.media import Media, seen
 from tests.scheduler.states import StateLayers
-from tests.scheduler.workers import RELEASE, WINDOW, Workers, solo, weights_of
+from tests.scheduler.workers import RELEASE, WINDOW, FirstStage, Workers, solo, weights_of
 from vllm_cold.group import media as of_group
 from vllm_cold.group.drafting import DraftController
 from vllm_cold.group.step_stats import ColdStats, RowStats
@@ -103,6 +103,8 @@ class Setup:
     """Tokens after a request's that the drafter writes KV of."""
     depth: int = 0
     """Steps in flight before the first result comes back; 0 for 2 if async, else 1."""
+    stages: int = 0
+    """Of a pipeline; 0 for none. It is filled like vLLM's batch queue."""
     connector: Ways | None = None
     """How the KV connector behaves; None for none."""
     only_cold: bool = False
@@ -461,10 +463,12 @@ class Harness:
         self.sched: Any = make_scheduler(model, setup)
         unit = setup.layers.unit if setup.layers else setup.unit
         self.hasher = make_hasher(unit or setup.block_size)
-        self.depth = setup.depth or (2 if setup.is_async else 1)
+        self.depth = setup.depth or max(setup.stages, 1) + setup.is_async
         if IS_0_23:
             self.depth = min(self.depth, 2 if setup.is_async else 1)
         self.workers = Workers(setup)
+        if setup.stages:
+            self._lay_pipeline()
         self.loads: ConnectorWorkers | None = None
         if setup.connector is not None:
             self.loads = ConnectorWorkers(self.sched.connector, self.workers.kv)
@@ -486,6 +490,20 @@ class Harness:
         self.errors: dict[str, str] = {}  # requests that may end with an error, and its sentence
         self.before = self._sizes()
         self.free_at_start = self.free_blocks()
+
+    def _lay_pipeline(self) -> None:
+        """Stages before the last one know sampled tokens from the scheduler alone."""
+        self.sched.use_pp = True
+        if self.setup.is_async:
+            self.sched.pp_size = self.sched.decode_stagger = self.setup.stages
+            return
+        first, last = FirstStage(self.setup), self.workers.execute
+
+        def execute(output: Any) -> Any:
+            first.execute(output)
+            return last(output)
+
+        self.workers.execute = execute  # type: ignore[method-assign]
 
     def _count_refusals(self) -> None:
         manager = self.sched.kv_cache_manager

@@ -276,7 +276,10 @@ def storm(model: Path, seed: int, steps: int, setup: Setup | None = None) -> Har
         for request_id in harness.compiling():
             if rng.random() < 0.2:
                 harness.compiled(request_id)
-        while harness.in_flight and (len(harness.in_flight) >= harness.depth or rng.random() < 0.3):
+        early = 0.0 if harness.setup.stages else 0.3  # a pipeline's queue is filled first
+        while len(harness.in_flight) >= harness.depth or (
+            harness.in_flight and rng.random() < early
+        ):
             harness.deliver()
         squeeze = rng.randint(1, harness.setup.num_blocks) if rng.random() < 0.03 else 0
         squeeze *= harness.may_squeeze()

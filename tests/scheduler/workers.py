@@ -484,3 +484,23 @@ class Workers:
         """What the scheduler is told of the drafts of a step, without asynchronous scheduling."""
         ids = [i for i in scheduled if i in self.rows]
         return DraftTokenIds(ids, [list(self.rows[i].drafts) for i in ids])
+
+
+class FirstStage(Workers):
+    """The first stage of a pipeline on the V1 runner without asynchronous scheduling: it samples
+    nothing and appends what ``new_token_ids`` brings.
+    """
+
+    def _update(self, cached: Any) -> dict[str, int]:
+        assert len(cached.new_token_ids) == len(cached.req_ids)
+        # What the last stage does with num_output_tokens is not done here.
+        known = {i: list(self.rows[i].tokens) for i in cached.req_ids}
+        computed = super()._update(cached)
+        for request_id, new in zip(cached.req_ids, cached.new_token_ids, strict=True):
+            row, tokens = self.rows[request_id], known[request_id]
+            count = computed[request_id] + len(new) - len(tokens)
+            row.set_tokens(tokens + (list(new[-count:]) if count > 0 else []))
+        return computed
+
+    def _sample(self, *args: Any) -> dict[str, list[int]]:
+        return {}
