@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.engine.conftest import BLOCK, free_blocks, lora
+from tests.engine.conftest import free_blocks, lora
 from tests.engine.families import (
     ALL,
     RANK,
@@ -116,37 +116,26 @@ def test_tokens_equal_the_reference(family: str, name: str, folders: Path, make_
     assert bool(cached) == name.startswith("align")
 
 
-@pytest.mark.parametrize(
-    ("name", "is_async", "length", "most", "num_blocks"),
-    # One block is the null block. The states take one, two or, with two steps under way, three
-    # for each of three groups and each stream, but no more than the stream has for its tokens.
-    [
-        ("none-tight", True, 40, 189, 1 + (8 + 3) + (6 + 3)),
-        ("align-tight", False, 40, 157, 1 + (7 + 6) + (5 + 6)),
-        ("align-tight", False, 188, 5, 1 + (6 + 6) + (1 + 3)),
-        ("align-tight", True, 188, 5, 1 + (6 + 9) + (1 + 3)),
-    ],
-)
+@pytest.mark.parametrize(("name", "is_async"), [("none-tight", True), ("align-tight", False)])
 @pytest.mark.parametrize("family", ["granite-4-hybrid"])
-def test_what_is_admitted_fits(
-    family: str,
-    name: str,
-    is_async: bool,
-    length: int,
-    most: int,
-    num_blocks: int,
-    folders: Path,
-    make_llm: Any,
+def test_what_never_fits_ends_with_a_sentence(
+    family: str, name: str, is_async: bool, folders: Path, make_llm: Any
 ) -> None:
-    """A group of the greatest length that is not refused runs to its end, alone."""
-    options = {"async_scheduling": is_async, "num_gpu_blocks_override": num_blocks}
+    """Its tokens alone would fit, and are not refused: the states take the rest. Others go on."""
+    options = {"async_scheduling": is_async, "num_gpu_blocks_override": 1 + 20}
     llm = engine_of(make_llm, folders / family, name, **options)
-    prompt = tuple(range(20, 20 + length))
-    group = Group(prompt, None, [Amateur(-0.5, None, (7, 8, 9, 10))], 0.1, most)
-    (tokens,) = decode(llm, folders / family, [group])
-    assert len(tokens) == most
-    with pytest.raises(ValueError, match=f"blocks of {BLOCK} tokens, states included, and the eng"):
-        decode(llm, folders / family, [replace(group, max_tokens=most + 1)])
+    before = free_blocks(llm)
+    prompt = tuple(range(20, 60))
+    fits = Group(prompt, None, [Amateur(-0.5, None, (7, 8, 9, 10))], 0.1, MAX_TOKENS)
+    (expected,) = decode(llm, folders / family, [fits])
+    # Tokens take 8 + 7 blocks at the end, states at least one for each of three groups and stream.
+    both = generate(llm, folders / family, [replace(fits, max_tokens=210), fits])
+    (never, regular) = (output.outputs[0] for output in both)
+    assert never.finish_reason == "error"
+    assert "most likely they do not fit the KV cache of 21 blocks" in str(never.stop_reason)
+    assert list(regular.token_ids) == expected
+    assert_idle(llm)
+    assert free_blocks(llm) == before
 
 
 @pytest.mark.parametrize("name", ["align-tight", "none-tight"])

@@ -254,11 +254,14 @@ def test_slots_where_drafts_are_verified(option: str, least: int) -> None:
 @pytest.mark.parametrize(
     ("watermark", "ranks", "max_tokens"), [(0.0, 1, 17), (0.1, 1, 9), (0.0, 2, 41), (0.1, 2, 25)]
 )
-def test_what_fits_the_kv_cache(watermark: float, ranks: int, max_tokens: int) -> None:
+@pytest.mark.parametrize("hybrid", [False, True])
+def test_what_fits_the_kv_cache(
+    watermark: float, ranks: int, max_tokens: int, hybrid: bool
+) -> None:
     """Prompts of 8 tokens and 7 blocks of 8, one of which is the null block; the last token is not
-    computed.
+    computed. A hybrid model's states are not counted.
     """
-    engine = config(max_model_len=1000)
+    engine = config(max_model_len=1000, is_hybrid=hybrid)
     engine.scheduler_config.watermark = 1.5 * watermark
     engine.cache_config = SimpleNamespace(
         num_gpu_blocks=7, block_size=8, sliding_window=None, enable_prefix_caching=False
@@ -271,48 +274,8 @@ def test_what_fits_the_kv_cache(watermark: float, ranks: int, max_tokens: int) -
     with pytest.raises(ColdError, match="KV cache blocks"):
         fit(engine, pair, [8, 8], max_tokens + 1)
     assert fit(engine, pair, [8, 8], max_tokens + 1, unlimited=True) == max_tokens
-
-
-@pytest.mark.parametrize(
-    ("mode", "steps", "states", "usable", "max_tokens"),
-    [
-        ("none", 2, 4, 12, 1),
-        ("none", 2, 4, 16, 9),
-        ("align", 1, 4, 8, 1),
-        ("align", 1, 4, 16, 9),
-        ("align", 1, 4, 20, 17),
-        ("align", 2, 4, 16, 9),
-        ("align", 2, 4, 24, 17),
-        ("align", 1, 5, 20, 9),
-        ("align", 2, 5, 20, 9),
-    ],
-)
-@pytest.mark.parametrize("more", [0, 1])
-def test_states_take_blocks_too(
-    mode: str, steps: int, states: int, usable: int, max_tokens: int, more: int
-) -> None:
-    """Two groups of layers with attention, and four blocks for states: of four such groups, or of
-    two with a state of the step before, and of each further step that is under way; or five, of
-    three. A stream of a single block has not as many. Of two data-parallel engines, one may have
-    more blocks.
-    """
-    engine = config(max_model_len=1000, is_hybrid=True)
-    engine.max_concurrent_batches = steps
-    engine.cache_config = SimpleNamespace(
-        num_gpu_blocks=2 * (1 + usable),
-        block_size=8,
-        sliding_window=None,
-        mamba_cache_mode=mode,
-        kv_cache_max_concurrency=(1 + usable + more) / (2 * 125 + states),
-    )
-    engine.parallel_config = SimpleNamespace(data_parallel_size=2)
-    pair = [AmateurSpec("amateur", "amateur")]
-    assert fit(engine, pair, [8, 8], max_tokens) == max_tokens
-    with pytest.raises(ColdError, match=rf"states included, and the engine has {usable};"):
-        fit(engine, pair, [8, 8], max_tokens + 1)
-    assert fit(engine, pair, [8, 8], max_tokens + 1, unlimited=True) == max_tokens
-    engine.cache_config.kv_cache_max_concurrency = None  # as in processes that are not told
-    assert fit(engine, pair, [8, 8], 900) == 900
+    engine.model_config.is_attention_free = True
+    assert fit(engine, pair, [8, 8], 900) == 900  # states take no more for more tokens
 
 
 # ---- options of vllm serve -----------------------------------------------------------------------

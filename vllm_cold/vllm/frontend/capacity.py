@@ -3,38 +3,13 @@
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from fractions import Fraction
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from vllm_cold.errors import ColdError
 from vllm_cold.settings.amateurs import AmateurSpec
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
-
-
-class Blocks(NamedTuple):
-    """The KV cache's blocks.
-
-    Attributes:
-        usable: Blocks that a request can have.
-        size: Tokens of a block.
-        layers: Blocks that a stream takes for so many tokens: in models with states, layers with
-            attention may be in several groups.
-        states: Blocks that it takes for the states of one step, however long the stream is.
-        kept: Steps whose states it has at once; a stream of fewer blocks has fewer.
-    """
-
-    usable: int
-    size: int
-    layers: int = 1
-    states: int = 0
-    kept: int = 1
-
-    def of_a_stream(self, num_tokens: int) -> int:
-        """How many blocks a stream of this length takes."""
-        blocks = -(-num_tokens // self.size)
-        return self.layers * blocks + self.states * min(blocks, self.kept)
 
 
 def fit(
@@ -70,67 +45,46 @@ def fit(
                 f"{least} is more than max_model_len={limit}; shorten it or lower max_tokens",
             )
         max_tokens = min(max_tokens, left)
-    if (blocks := _blocks(config)) is None:
+    if (usable := _usable_blocks(config)) is None:
         return max_tokens
+    size = config.cache_config.block_size
+    size *= getattr(config.parallel_config, "decode_context_parallel_size", 1)
     lookahead = getattr(config, "num_lookahead_tokens", 0)  # a drafter writes so far ahead
 
     def needed(tokens: int) -> int:
         # Nothing is computed for the last token. Prompts that begin alike may share blocks, but one
         # may be admitted before the other's are there.
-        full = (min(length + tokens - 1 + lookahead, limit) for length in lengths)
-        return sum(map(blocks.of_a_stream, full))
+        return sum(-(-min(n + tokens - 1 + lookahead, limit) // size) for n in lengths)
 
-    most = bisect_right(range(1, max_tokens + 1), blocks.usable, key=needed)
+    most = bisect_right(range(1, max_tokens + 1), usable, key=needed)
     if most < min(asked, max_tokens):
         told = ", ".join(map(str, lengths))
         streams = "two" if len(lengths) == 2 else len(lengths)
-        states = ", states included" if blocks.states else ""
         raise ColdError(
             "max_tokens",
             asked,
             f"with prompts of {told} tokens, the {streams} streams of a contrastive request need "
-            f"{needed(asked)} KV cache blocks of {blocks.size} tokens{states}, and the engine has "
-            f"{blocks.usable}; lower max_tokens, shorten the prompt or enlarge the KV cache",
+            f"{needed(asked)} KV cache blocks of {size} tokens, and the engine has {usable}; lower "
+            "max_tokens, shorten the prompt or enlarge the KV cache",
         )
     return most
 
 
-def _blocks(config: "VllmConfig") -> Blocks | None:
-    """None where it is not known: the scheduler ends a request that does not fit with an error.
-
-    With states vLLM says how many of the longest requests the cache holds (since 0.32). The blocks
-    of such a request that are not for its tokens are for states; where these are more than one
-    group's blocks for all its tokens, they are counted as if they grew with its length, which is
-    too few. (Sliding windows of such a model are counted as states.)
-
-    With prefix caching vLLM counts two or three states of each layer's group: this step's, that of
-    the step before and, for some layers on GPUs, one at the end of the prompt. Here each is counted
-    as one of two, which is never too few, and one for each further step that is under way: while a
-    prompt is computed, each step begins a block.
+def _usable_blocks(config: "VllmConfig") -> int | None:
+    """How many of the KV cache's blocks a request can have. None where a stream's blocks do not
+    grow with its length, or where it is not known yet: then the scheduler ends a request that does
+    not fit with an error. So it does where states of state-space layers, which are not counted
+    here, take what is left.
     """
-    model, cache = config.model_config, config.cache_config
-    num_blocks, block_size = cache.num_gpu_blocks, cache.block_size
-    if not num_blocks or not block_size:
+    cache, parallel = config.cache_config, config.parallel_config
+    if not cache.num_gpu_blocks or not cache.block_size:
         return None  # not known yet in this process
-    if cache.sliding_window:
-        return None  # in all layers: a stream frees blocks that its window has passed
-    parallel = config.parallel_config
-    block_size *= getattr(parallel, "decode_context_parallel_size", 1)
+    # A window in all layers: a stream frees blocks that it has passed. Without attention: states.
+    if cache.sliding_window or getattr(config.model_config, "is_attention_free", False):
+        return None
     local = getattr(parallel, "local_engines_only", False)
-    num_blocks //= parallel.data_parallel_size_local if local else parallel.data_parallel_size
+    engines = parallel.data_parallel_size_local if local else parallel.data_parallel_size
+    num_blocks: int = cache.num_gpu_blocks // engines
     # vLLM keeps one block as the null block, and the watermark's free when an amateur is admitted.
     watermark = int(getattr(config.scheduler_config, "watermark", 0.0) * num_blocks)
-    usable = num_blocks - 1 - watermark
-    if not (model.is_hybrid or getattr(model, "is_attention_free", False)):
-        return Blocks(usable, block_size)
-    if not (longest := getattr(cache, "kv_cache_max_concurrency", None)):
-        return None
-    # Data-parallel engines may differ by a few blocks: known are their mean and one's ratio, in
-    # which the longest request's blocks are still exact. (Mean by ratio is many blocks off.)
-    ratio = Fraction(longest).limit_denominator(2 + int(2 * num_blocks / longest))
-    request = ratio.denominator * max(1, round(num_blocks / ratio.numerator))
-    layers, states = divmod(request, -(-model.max_model_len // block_size))
-    if getattr(cache, "mamba_cache_mode", "none") != "align":
-        return Blocks(usable, block_size, layers, states)
-    steps = getattr(config, "max_concurrent_batches", 1)
-    return Blocks(usable, block_size, layers, -(-states // 2), 1 + steps)
+    return num_blocks - 1 - watermark
