@@ -4,7 +4,7 @@
 from pathlib import Path
 
 from vllm_cold import places
-from vllm_cold.patching import Contract, Hook, PatchPoint
+from vllm_cold.patching import Hook, Touch
 
 PAGE = Path(__file__).parent / "reference" / "places.md"
 _HEAD = """# What it hooks in vLLM
@@ -37,27 +37,27 @@ def _row(hook: Hook) -> list[str]:
         f"{hook.why} Since {hook.since}.{platform}{lost} *Can go*: {hook.can_go}",
         "",
         *extends,
-        *(_wrapped(place) for place in hook.wraps),
-        *(_relied_on(contract) for contract in hook.relies),
+        *map(_touch, hook.touches),
     ]
 
 
-def _wrapped(place: PatchPoint) -> str:
-    taken = f"({', '.join(place.takes.split())}, ...)" if place.takes else ""
-    before = f"; before, `{place.before.replace(':', '.')}`" if place.before else ""
-    return f"- wrapped: `{place.where.replace(':', '.')}{taken}`{before}"
-
-
-def _relied_on(contract: Contract) -> str:
-    methods = [f"{name}({', '.join(taken.split())})" for name, taken in contract.takes.items()]
-    said = [*contract.has.split(), *methods, *contract.fields.split(), *contract.sets.split()]
-    if contract.others is not None:
+def _touch(touch: Touch) -> str:
+    where = touch.where.replace(":", ".")
+    said = []
+    if touch.has:
+        said.append(touch.has.replace(" ", ", "))
+    if touch.others is not None:
         said.append("and no field that is not known")
-    if contract.uses:
-        said.append(f"in this order: {', '.join(contract.uses.split())}")
-    if contract.like:
-        said.append(f"what `{contract.like.replace(':', '.')}` has")
-    return f"- relied on: `{contract.where.replace(':', '.')}`: {', '.join(said)}"
+    if touch.uses:
+        said.append(f"in this order: {', '.join(touch.uses.split())}")
+    if touch.like:
+        said.append(f"what `{touch.like.replace(':', '.')}` has")
+    relied = f": {', '.join(said)}" if said else ""
+    if touch.make is None:
+        return f"- relied on: `{where}`{relied}"
+    taken = f"({', '.join(touch.takes.split())}, ...)" if touch.takes else ""
+    before = f"; before, `{touch.before.replace(':', '.')}`" if touch.before else ""
+    return f"- wrapped: `{where}{taken}`{before}{relied}"
 
 
 if __name__ == "__main__":

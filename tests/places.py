@@ -6,16 +6,16 @@ from typing import Any
 import pytest
 
 from vllm_cold import places
-from vllm_cold.patching import Contract, Hook, PatchPoint
+from vllm_cold.patching import Hook, Touch
 
 
-def wrapped(name: str) -> PatchPoint:
+def wrapped(name: str) -> Touch:
     """The one place whose path ends like this."""
     (found,) = [p for hook in places.TABLE for p in hook.wraps if p.here.endswith(name)]
     return found
 
 
-def row(when: str, *own: PatchPoint | Contract, lost: str = "") -> Hook:
+def row(when: str, *own: Touch, lost: str = "") -> Hook:
     """A row without a file, for makers that are functions."""
     return Hook("", when, "", "", *own, lost=lost)
 

@@ -9,9 +9,10 @@ import functools
 import importlib
 import inspect
 import logging
+import re
 import sys
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Coroutine, Iterable, Iterator
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import Any, TypeVar, cast
 
@@ -21,7 +22,7 @@ _T = TypeVar("_T")
 Make = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
-class PatchPointMissing(Exception):
+class TouchMissing(Exception):
     """vLLM lacks what is to be wrapped, or has it in another form; says what."""
 
 
@@ -34,43 +35,40 @@ def _named(where: str) -> Any:
     return found
 
 
-def _problem_of(where: str, look: Callable[[str], str | None]) -> str | None:
-    """What ``look`` finds wrong with "module:path", or that it raises; None if nothing is wrong.
-
-    ``look`` takes the place's name as it is shown to people.
-    """
-    label = where.replace(":", ".")
-    try:
-        return look(label)
-    except (ImportError, AttributeError):
-        return f"{label} is gone"
-    except Exception as error:  # whatever vLLM raises when it is imported or looked at
-        return f"{label} cannot be looked at ({type(error).__name__}: {error})"
-
-
 @dataclass(frozen=True, slots=True)
-class PatchPoint:
-    """A method of vLLM that is to be wrapped. Names are separated by spaces.
+class Touch:
+    """A module, class, function or method of vLLM: what is relied on of it, and what wraps it.
+    Names are separated by spaces.
 
     Attributes:
         where: "module:Class.method", "module:object.method" (then it is the object's class that is
-            changed) or "module:function". A base class that the method is inherited from is left
-            as it is.
-        make: Takes the original as a plain function (with ``self`` or ``cls`` first where it has
-            one) and returns the replacement; or "module:name" of one that does.
-        takes: The first parameters that the original must take by position, after ``self`` or
-            ``cls``.
-        kind: staticmethod or classmethod where it must be one.
+            changed), "module:function", "module:Class" or "module". A base class that a method is
+            inherited from is left as it is.
+        make: Of what is wrapped: takes the original as a plain function (with ``self`` or ``cls``
+            first where it has one) and returns the replacement; or the name of one that does, in
+            the row's file.
+        takes: The first parameters of a function by position, after ``self`` or ``cls``.
+        kind: staticmethod or classmethod where what is wrapped must be one.
         before: Its ``where`` in releases that lack the module of ``where``.
         if_loaded: Whether to leave it out in a process that has not loaded its module.
+        has: Attributes, fields, an enumeration's members or what ``__init__`` sets, with
+            "name(a b)" for a method that takes these first.
+        others: Which further fields a dataclass or struct may have; None for any.
+        uses: Names that a function uses, for the first time in this order.
+        like: "module:Class" of ours that declares what it ``has``: methods with what they take by
+            position, and variables.
     """
 
     where: str
-    make: Make | str
+    make: Make | str | None = None
     takes: str = ""
     kind: type | None = None
     before: str = ""
     if_loaded: bool = False
+    has: str = ""
+    others: str | None = None
+    uses: str = ""
+    like: str = ""
 
     @property
     def here(self) -> str:
@@ -87,6 +85,51 @@ class PatchPoint:
     def is_used(self) -> bool:
         return not self.if_loaded or self.here.partition(":")[0] in sys.modules
 
+    def problem(self) -> str | None:
+        """What is wrong with it in this vLLM; None if nothing is."""
+        label = self.here.replace(":", ".")
+        try:
+            return next(self._problems(label), None)
+        except (ImportError, AttributeError):
+            return f"{label} is gone"
+        except Exception as error:  # whatever vLLM raises when it is imported or looked at
+            return f"{label} cannot be looked at ({type(error).__name__}: {error})"
+
+    def _problems(self, label: str) -> Iterator[str]:
+        """``label``: its name as it is shown to people."""
+        found = _named(self.here)
+        if self.make is not None:
+            method = self.find()[-1]
+            kind = type(method) if isinstance(method, (staticmethod, classmethod)) else None
+            if kind is not self.kind or not callable(found):
+                wanted = self.kind.__name__ if self.kind else "plain method"
+                yield f"{label} is no {wanted} any more"
+            yield from _unlike(label, found, self.takes)
+        names, fields = self._names(), _fields(found)
+        there = fields | _set_in_init(found)
+        if gone := [name for name in names if name not in there and not hasattr(found, name)]:
+            yield f"{label} has no {', '.join(gone)} any more"
+        for name, takes in names.items():
+            if takes is not None:
+                yield from _unlike(f"{label}.{name}", getattr(found, name), takes)
+        if self.others is not None and (new := fields - {*names, *self.others.split()}):
+            yield f"{label} has the new field {', '.join(sorted(new))}"
+        if expected := self.uses.split():
+            order = [n for n in inspect.unwrap(found).__code__.co_names if n in expected]
+            if order != expected:
+                used, want = ", ".join(order), ", ".join(expected)
+                yield f"{label} uses ({used}), not ({want}) in this order"
+
+    def _names(self) -> dict[str, str | None]:
+        """What it has to have; of methods, what they take."""
+        said = re.findall(r"(\w+)(\([^)]*\))?", self.has)
+        names = {name: takes[1:-1] if takes else None for name, takes in said}
+        if self.like:
+            ours = vars(_named(self.like))
+            names |= dict.fromkeys(ours["__annotations__"])
+            names |= {n: _positional(m) for n, m in ours.items() if inspect.isfunction(m)}
+        return names
+
     def find(self) -> tuple[Any, str, Any]:
         """What has the method, the method's name, and the method as its class stores it."""
         path, _, name = self.here.rpartition("." if "." in self.here.partition(":")[2] else ":")
@@ -94,33 +137,6 @@ class PatchPoint:
         if not inspect.isclass(owner) and not inspect.ismodule(owner):
             owner = type(owner)
         return owner, name, inspect.getattr_static(owner, name)
-
-    def problem(self) -> str | None:
-        """What is wrong with it in this vLLM; None if it can be wrapped."""
-        return _problem_of(self.here, self._look)
-
-    def _look(self, label: str) -> str | None:
-        _, _, method = self.find()
-        if getattr(method, "__isabstractmethod__", False):
-            return f"{label} is gone"  # only declared
-        kind = type(method) if isinstance(method, (staticmethod, classmethod)) else None
-        function = method.__func__ if kind else method
-        if kind is not self.kind or not callable(function):
-            return f"{label} is no {self.kind.__name__ if self.kind else 'plain method'} any more"
-        wanted = self.takes.split()
-        if not wanted:
-            return None
-        parameters = [
-            name
-            for name, parameter in inspect.signature(function).parameters.items()
-            if name not in ("self", "cls") and parameter.kind is not parameter.KEYWORD_ONLY
-        ]
-        if (found := parameters[: len(wanted)]) != wanted:
-            return f"{label} takes ({', '.join(found)}), not ({', '.join(wanted)})"
-        return None
-
-    def made(self) -> Make:
-        return cast(Make, _named(self.make)) if isinstance(self.make, str) else self.make
 
     def wrap(self) -> None:
         """Replace it, unless ``make`` did so before: each engine of a process asks again. Wrappers
@@ -135,6 +151,44 @@ class PatchPoint:
         replacement._vllm_cold_original = original  # type: ignore[attr-defined]
         replacement._vllm_cold_make = make  # type: ignore[attr-defined]
         setattr(owner, name, self.kind(replacement) if self.kind else replacement)
+
+    def made(self) -> Make:
+        """``make`` itself."""
+        return cast(Make, _named(self.make) if isinstance(self.make, str) else self.make)
+
+
+def _unlike(label: str, function: Any, takes: str) -> Iterator[str]:
+    """What is wrong with a function, of which these parameters are given by position."""
+    if getattr(function, "__isabstractmethod__", False):
+        yield f"{label} is only declared"
+    wanted = takes.split()
+    if not wanted:
+        return
+    parameters = [
+        name
+        for name, parameter in inspect.signature(function).parameters.items()
+        if name not in ("self", "cls") and parameter.kind is not parameter.KEYWORD_ONLY
+    ]
+    if (first := parameters[: len(wanted)]) != wanted:
+        yield f"{label} takes ({', '.join(first)}), not ({', '.join(wanted)})"
+
+
+def _positional(method: Any) -> str:
+    """What a method of ours takes by position after ``self``."""
+    taken = list(inspect.signature(method).parameters.values())[1:]
+    return " ".join(p.name for p in taken if p.kind is p.POSITIONAL_OR_KEYWORD)
+
+
+def _fields(found: Any) -> set[str]:
+    """Of a dataclass or struct."""
+    of_dataclass = getattr(found, "__dataclass_fields__", ())
+    return set(getattr(found, "__struct_fields__", of_dataclass))
+
+
+def _set_in_init(found: Any) -> set[str]:
+    """Attributes that a class's ``__init__`` sets, among other names that it uses."""
+    makers = [c.__init__ for c in getattr(found, "__mro__", ()) if inspect.isfunction(c.__init__)]
+    return {name for init in makers for name in inspect.unwrap(init).__code__.co_names}
 
 
 def _wrappers(function: Any) -> Iterator[Any]:
@@ -151,77 +205,6 @@ def original_of(function: Any) -> Any:
     return function
 
 
-@dataclass(frozen=True, slots=True)
-class Contract:
-    """What is relied on of one class, function or module of vLLM. Names are separated by spaces.
-
-    Attributes:
-        where: "module:Class", "module:Class.method" or "module".
-        has: Attributes, or an enumeration's members.
-        takes: By a method's name, the first parameters after ``self``.
-        fields: Of a dataclass or struct.
-        others: Which further fields it may have; None for any.
-        sets: Attributes that ``__init__`` sets.
-        uses: Names that a function uses, for the first time in this order.
-        like: "module:Class" of ours that declares it: a method for each that it must have with
-            these parameters, a variable for each attribute that it has or sets.
-    """
-
-    where: str
-    has: str = ""
-    takes: Mapping[str, str] = field(default_factory=dict)
-    fields: str = ""
-    others: str | None = None
-    sets: str = ""
-    uses: str = ""
-    like: str = ""
-
-    def problem(self) -> str | None:
-        """What is wrong with it in this vLLM; None if it holds."""
-        return _problem_of(self.where, lambda label: next(self._problems(label), None))
-
-    def _problems(self, label: str) -> Iterator[str]:
-        found: Any = _named(self.where)
-        takes, names = dict(self.takes), self.sets.split()
-        if self.like:
-            ours = vars(_named(self.like))
-            names += [name for name in ours["__annotations__"] if not hasattr(found, name)]
-            takes |= {n: _positional(m) for n, m in ours.items() if inspect.isfunction(m)}
-        if missing := [n for n in (*self.has.split(), *takes) if not hasattr(found, n)]:
-            yield f"{label} has no {', '.join(missing)} any more"
-        for name, parameters in takes.items():
-            method = inspect.unwrap(getattr(found, name))
-            if getattr(method, "__isabstractmethod__", False):
-                yield f"{label} only declares {name}"
-            given = [p for p in inspect.signature(method).parameters if p not in ("self", "cls")]
-            if (first := given[: len(parameters.split())]) != parameters.split():
-                yield f"{label} has a {name} that takes ({', '.join(first)})"
-        if self.fields:
-            of_dataclass = getattr(found, "__dataclass_fields__", ())
-            known = set(getattr(found, "__struct_fields__", of_dataclass))
-            if gone := set(self.fields.split()) - known:
-                yield f"{label} has no field {', '.join(sorted(gone))} any more"
-            may = f"{self.fields} {self.others or ''}".split()
-            if self.others is not None and (new := known.difference(may)):
-                yield f"{label} has the new field {', '.join(sorted(new))}"
-        if names:
-            makers = [c.__init__ for c in found.__mro__ if inspect.isfunction(c.__init__)]
-            found_there = {n for init in makers for n in inspect.unwrap(init).__code__.co_names}
-            if unset := set(names) - found_there:
-                yield f"{label} sets no {', '.join(sorted(unset))} any more"
-        if expected := self.uses.split():
-            order = [n for n in inspect.unwrap(found).__code__.co_names if n in expected]
-            if order != expected:
-                used, want = ", ".join(order), ", ".join(expected)
-                yield f"{label} uses ({used}), not ({want}) in this order"
-
-
-def _positional(method: Any) -> str:
-    """What a method of ours takes by position after ``self``."""
-    taken = list(inspect.signature(method).parameters.values())[1:]
-    return " ".join(p.name for p in taken if p.kind is p.POSITIONAL_OR_KEYWORD)
-
-
 class Hook:
     """A row of the table: what one file hooks in vLLM for one reason.
 
@@ -230,7 +213,7 @@ class Hook:
         when: When it is needed, one of the times in ``places``.
         why: The reason.
         can_go: What vLLM has to have before it can go.
-        places: Methods that are wrapped, by makers in ``file``, and what else is relied on.
+        touches: What is wrapped, by makers in ``file``, and what else is relied on.
         since: The release of vLLM from which on it is needed.
         extends: A class of vLLM that one of ours extends, for people.
         lost: What is lost without it, where vllm-cold does without.
@@ -243,7 +226,7 @@ class Hook:
         when: str,
         why: str,
         can_go: str,
-        *places: PatchPoint | Contract,
+        *touches: Touch,
         since: str = "0.23",
         extends: str = "",
         lost: str = "",
@@ -251,25 +234,23 @@ class Hook:
     ) -> None:
         self.file, self.when, self.why, self.can_go = file, when, why, can_go
         self.since, self.extends, self.lost, self.platform = since, extends, lost, platform
-        self.relies = tuple(place for place in places if isinstance(place, Contract))
-        self.wraps = tuple(
-            replace(place, make=f"vllm_cold.{file}:{place.make}")
-            if isinstance(place.make, str)
-            else place
-            for place in places
-            if isinstance(place, PatchPoint)
+        self.touches = tuple(
+            replace(each, make=f"vllm_cold.{file}:{each.make}")
+            if isinstance(each.make, str)
+            else each
+            for each in touches
         )
-        self.places: tuple[PatchPoint | Contract, ...] = (*self.wraps, *self.relies)
+
+    @property
+    def wraps(self) -> tuple[Touch, ...]:
+        return tuple(each for each in self.touches if each.make is not None)
 
 
 def problems(hooks: Iterable[Hook]) -> str | None:
     """What is wrong with them in this process, in one sentence without its full stop; None if
     nothing is.
     """
-    found = []
-    for hook in hooks:
-        found += [place.problem() for place in hook.wraps if place.is_used]
-        found += [contract.problem() for contract in hook.relies]
+    found = [each.problem() for hook in hooks for each in hook.touches if each.is_used]
     return "; ".join(said for said in found if said is not None) or None
 
 
@@ -278,25 +259,16 @@ def install(hooks: Iterable[Hook]) -> None:
     each of the others that is missing, a warning says what is lost.
 
     Raises:
-        PatchPointMissing: some cannot be wrapped; names them.
+        TouchMissing: some cannot be wrapped; names them.
     """
-    found = [
-        (hook, place, place.problem()) for hook in hooks for place in hook.wraps if place.is_used
-    ]
+    found = [(hook, each, each.problem()) for hook in hooks for each in hook.wraps if each.is_used]
     if missing := [said for hook, _, said in found if said is not None and not hook.lost]:
-        raise PatchPointMissing("; ".join(missing))
-    for hook, place, problem in found:
+        raise TouchMissing("; ".join(missing))
+    for hook, each, problem in found:
         if problem is None:
-            place.wrap()
+            each.wrap()
         else:
             logger.warning("vllm-cold: %s, as %s.", hook.lost, problem)
-
-
-def install_quietly(hooks: Iterable[Hook]) -> None:
-    """Wrap what there is of them; who needs one looks at it again, and says so."""
-    for place in (place for hook in hooks for place in hook.wraps if place.is_used):
-        if place.problem() is None:
-            place.wrap()
 
 
 def at_once(coroutine: Coroutine[Any, Any, _T]) -> _T:

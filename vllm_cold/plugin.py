@@ -9,12 +9,11 @@ it. It never raises: vLLM calls plugins unguarded.
 ``COLD_CONTRAST=0`` leaves the kernels, and ``COLD_CPU_KERNELS=0`` the contrast.
 """
 
-import inspect
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vllm_cold import environment, patching, places
-from vllm_cold.vllm import availability, versions
+from vllm_cold.vllm import availability
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -34,32 +33,7 @@ def register() -> None:
     except Exception as error:  # whatever vLLM raises when it is imported
         logger.warning("vllm-cold: LoRA is vLLM's own (%s: %s).", type(error).__name__, error)
     if contrast:
-        availability.register(_look, _unsupported_adapters)
-        if availability.unavailable() is None:
-            # Without them, there is no contrastive decoding with speculation.
-            patching.install_quietly(places.rows(places.DRAFTS))
-
-
-def _look() -> str | None:
-    """What vLLM lacks of what an engine with contrastive decoding needs; None if nothing."""
-    kernels = places.rows(places.PLATFORM, places.LORA)
-    if said := places.problem(*places.EVERY_ENGINE) or patching.problems(kernels):
-        return said
-    from vllm_cold.vllm.scheduler.scheduler import ColdScheduler
-    from vllm_cold.vllm.worker.processor_v1 import ColdLogitsProcessorV1
-
-    classes: tuple[Any, ...] = (ColdScheduler, ColdLogitsProcessorV1)
-    for ours in classes:
-        if inspect.isabstract(ours):
-            wanted = ", ".join(sorted(ours.__abstractmethods__))
-            return f"vLLM wants {wanted} of {ours.__name__}, too"
-    if (unknown := versions.unvalidated()) is not None:
-        logger.warning(
-            "vllm-cold: %s. It has all that vllm-cold is known to need; `vllm-cold doctor` decodes "
-            "with it and checks the tokens.",
-            unknown,
-        )
-    return None
+        availability.register(_unsupported_adapters)
 
 
 def _unsupported_adapters(config: "VllmConfig") -> str | None:

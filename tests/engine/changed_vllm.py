@@ -44,15 +44,14 @@ def run(
 
 def lose(where: str) -> None:
     """To the package, vLLM has not this place; vLLM itself is whole, and goes on using it."""
-    from vllm_cold.patching import Contract, PatchPoint
+    from vllm_cold.patching import Touch
 
-    for kind in (PatchPoint, Contract):
-        look = kind.problem
+    look = Touch.problem
 
-        def problem(self: Any, look: Callable[..., Any] = look) -> Any:
-            return f"{where.replace(':', '.')} is gone" if self.where == where else look(self)
+    def problem(self: Touch) -> str | None:
+        return f"{where.replace(':', '.')} is gone" if self.where == where else look(self)
 
-        kind.problem = problem  # type: ignore[assignment]
+    Touch.problem = problem  # type: ignore[method-assign]
 
 
 def said(call: Callable[[], Any]) -> str | None:

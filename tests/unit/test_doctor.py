@@ -20,7 +20,7 @@ from tests.unit.test_own_server import gone
 from vllm_cold import __version__, cpu_library, places, plugin
 from vllm_cold.cpu import cpu_platform, lora_ops
 from vllm_cold.ops import registry
-from vllm_cold.patching import Contract
+from vllm_cold.patching import Touch
 from vllm_cold.tools.doctor import machine, report, sections, self_test, tiny
 from vllm_cold.tools.doctor.cases import CASES, Case
 from vllm_cold.tools.doctor.report import Entry, Section, Status
@@ -199,7 +199,7 @@ def test_lora(
 
 def test_what_changed_in_vllm_is_a_problem_or_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [entry.status for entry in sections.interfaces()] == [Status.OK]
-    lost = Contract("vllm:LLM", has="gone")
+    lost = Touch("vllm:LLM", has="gone")
     add(monkeypatch, places.DRAFTS, lost)
     hold, entry = sections.interfaces()
     assert hold.status is entry.status is Status.WARNING

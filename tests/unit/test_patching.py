@@ -20,8 +20,9 @@ import pytest
 
 from tests.places import add, row
 from vllm_cold import patching, places, plugin
-from vllm_cold.patching import Contract, Hook, PatchPoint, PatchPointMissing
+from vllm_cold.patching import Hook, Touch, TouchMissing
 from vllm_cold.vllm import availability, versions
+from vllm_cold.vllm.frontend import refusal
 
 pytestmark = pytest.mark.unit
 
@@ -126,12 +127,12 @@ def loud(original: Callable[..., Any]) -> Callable[..., Any]:
     return replacement
 
 
-def place(path: str, takes: str = "", kind: type | None = None) -> PatchPoint:
-    return PatchPoint(f"{NAME}:{path}", loud, takes, kind)
+def place(path: str, takes: str = "", kind: type | None = None) -> Touch:
+    return Touch(f"{NAME}:{path}", loud, takes, kind)
 
 
-def relied_on(path: str, **what: Any) -> Contract:
-    return Contract(f"{NAME}:{path}" if path else NAME, **what)
+def relied_on(path: str, **what: Any) -> Touch:
+    return Touch(f"{NAME}:{path}" if path else NAME, **what)
 
 
 @pytest.mark.parametrize(
@@ -144,7 +145,7 @@ def relied_on(path: str, **what: Any) -> Contract:
         (place("function", "x"), None),
         (place("Owner.missing"), ".Owner.missing is gone"),
         (place("Missing.plain"), ".Missing.plain is gone"),
-        (place("Interface.declared"), ".Interface.declared is gone"),
+        (place("Interface.declared"), ".Interface.declared is only declared"),
         (place("Owner.plain", "y x"), ".Owner.plain takes (x, y), not (y, x)"),
         (place("Owner.plain", "x y z"), ".Owner.plain takes (x, y), not (x, y, z)"),
         (place("Owner.static", "x"), ".Owner.static is no plain method any more"),
@@ -157,20 +158,21 @@ def relied_on(path: str, **what: Any) -> Contract:
         (relied_on("Gone", has="x"), ".Gone is gone"),
         (relied_on("Colour", has="RED"), None),
         (relied_on("Colour", has="RED BLUE"), ".Colour has no BLUE any more"),
-        (relied_on("Owner", takes={"plain": "x y", "of_class": "x"}), None),
-        (relied_on("Owner", takes={"plain": "x z"}), ".Owner has a plain that takes (x, y)"),
-        (relied_on("Owner", takes={"gone": ""}), ".Owner has no gone any more"),
-        (relied_on("Interface", takes={"declared": "x"}), ".Interface only declares declared"),
-        (relied_on("Row", fields="ids", others="spare gone"), None),
-        (relied_on("Row", fields="ids gone"), ".Row has no field gone any more"),
-        (relied_on("Row", fields="ids", others=""), ".Row has the new field spare"),
-        (relied_on("Struct", fields="ids", others=""), None),
-        (relied_on("Struct", fields="gone"), ".Struct has no field gone any more"),
-        (relied_on("Owner", sets="running waiting"), None),
-        (relied_on("Owner", sets="running gone"), ".Owner sets no gone any more"),
+        (relied_on("Owner", has="plain(x y) attribute of_class(x)"), None),
+        (relied_on("Owner", has="plain(x z)"), ".Owner.plain takes (x, y), not (x, z)"),
+        (relied_on("Owner", has="plain() gone()"), ".Owner has no gone any more"),
+        (relied_on("Interface", has="declared"), None),
+        (relied_on("Interface", has="declared(x)"), ".Interface.declared is only declared"),
+        (relied_on("Row", has="ids", others="spare gone"), None),
+        (relied_on("Row", has="ids gone"), ".Row has no gone any more"),
+        (relied_on("Row", has="ids", others=""), ".Row has the new field spare"),
+        (relied_on("Struct", has="ids", others=""), None),
+        (relied_on("Struct", has="gone"), ".Struct has no gone any more"),
+        (relied_on("Owner", has="running waiting"), None),
+        (relied_on("Owner", has="running gone"), ".Owner has no gone any more"),
         (relied_on("Owner", like=f"{NAME}:Like"), None),
-        (relied_on("Owner", like=f"{NAME}:Unlike"), ".Owner sets no gone any more"),
-        (relied_on("Owner", like=f"{NAME}:UnlikeMethod"), ".Owner has a plain that takes (x)"),
+        (relied_on("Owner", like=f"{NAME}:Unlike"), ".Owner has no gone any more"),
+        (relied_on("Owner", like=f"{NAME}:UnlikeMethod"), ".Owner.plain takes (x), not (y)"),
         (relied_on("Owner.score", uses="mask penalties"), None),
         (relied_on("Owner.score", uses="penalties mask"),
          ".Owner.score uses (mask, penalties), not (penalties, mask) in this order"),
@@ -226,7 +228,7 @@ def test_two_reasons_to_wrap_a_method_stack(module: Any) -> None:
     def louder(original: Callable[..., Any]) -> Callable[..., Any]:
         return lambda *args, **kwargs: f"{original(*args, **kwargs)}!"
 
-    inner, outer = place("Owner.plain"), PatchPoint(f"{NAME}:Owner.plain", louder)
+    inner, outer = place("Owner.plain"), Touch(f"{NAME}:Owner.plain", louder)
     for one in (inner, outer, inner, outer):
         patching.install([row("", one)])
     assert module.Owner().plain(1) == "<plain 1 0>!"
@@ -234,7 +236,7 @@ def test_two_reasons_to_wrap_a_method_stack(module: Any) -> None:
 
 
 def test_all_are_looked_at_before_one_is_wrapped(module: Any) -> None:
-    with pytest.raises(PatchPointMissing) as caught:
+    with pytest.raises(TouchMissing) as caught:
         wanted = place("Owner.plain"), place("Owner.gone"), place("Owner.prop")
         patching.install([row("", *wanted)])
     assert str(caught.value) == (
@@ -247,7 +249,7 @@ def test_what_can_be_lost_is_warned_of_where_it_is_used(
     module: Any, logged: list[logging.LogRecord]
 ) -> None:
     points = [
-        PatchPoint(where, loud, if_loaded=True)
+        Touch(where, loud, if_loaded=True)
         for where in (
             f"{NAME}:Owner.plain",
             f"{NAME}:Owner.gone",
@@ -262,7 +264,7 @@ def test_what_can_be_lost_is_warned_of_where_it_is_used(
 
 def test_a_place_that_has_moved_is_found_where_it_was(module: Any) -> None:
     for where in ("a_module_of_no_vllm:Owner.plain", "a_module.below:Owner.plain"):
-        moved = PatchPoint(where, loud, "x", before=f"{NAME}:Owner.plain")
+        moved = Touch(where, loud, "x", before=f"{NAME}:Owner.plain")
         assert moved.problem() is None and moved.find()[0] is module.Owner
 
 
@@ -284,10 +286,10 @@ def test_vllm_may_give_more_than_it_does_today() -> None:
 
 @pytest.mark.parametrize(
     ("hook", "wanted"),
-    [(hook, wanted) for hook in places.rows() for wanted in hook.places],
+    [(hook, wanted) for hook in places.rows() for wanted in hook.touches],
     ids=lambda value: getattr(value, "where", ""),
 )
-def test_the_installed_vllm_has_all_of_it(hook: Hook, wanted: PatchPoint | Contract) -> None:
+def test_the_installed_vllm_has_all_of_it(hook: Hook, wanted: Touch) -> None:
     if versions.is_before(*map(int, hook.since.split("."))):
         pytest.skip("came with a later vLLM")
     assert wanted.problem() is None
@@ -299,10 +301,10 @@ def test_the_installed_vllm_has_all_of_it(hook: Hook, wanted: PatchPoint | Contr
 @pytest.fixture
 def undecided(monkeypatch: pytest.MonkeyPatch) -> None:
     """The plugin is loaded, and has neither checked nor wrapped anything of this vLLM."""
-    monkeypatch.setattr(availability, "_look", plugin._look)
+    monkeypatch.setattr(availability, "_adapters", plugin._unsupported_adapters)
     monkeypatch.setattr(availability, "_reason", None)
     monkeypatch.setattr(availability, "_verified", False)
-    monkeypatch.setattr(patching, "install_quietly", lambda hooks: None)
+    monkeypatch.setattr(refusal, "install", lambda reason: None)
 
 
 def test_the_first_reason_stays(
@@ -318,8 +320,10 @@ def test_the_first_reason_stays(
         ("fourth", place("Owner.plain")),  # it would be of no use
     ):
         add(monkeypatch, when, wanted)
-    assert availability.install("first") and availability.unavailable() is None
-    assert not any(availability.install(when) for when in ("second", "third", "fourth"))
+    availability.install("first")
+    assert availability.unavailable() is None
+    for when in ("second", "third", "fourth"):
+        availability.install(when)
     reason = availability.unavailable()
     assert reason is not None and f"takes part: {NAME}.Owner.gone is gone. Install" in reason
     assert module.Owner().plain(1) == "plain 1 0"
@@ -355,7 +359,8 @@ def test_what_an_engine_relies_on_is_checked(monkeypatch: pytest.MonkeyPatch) ->
 
     with monkeypatch.context() as patch:
         patch.setattr(ColdLogitsProcessorV1, "__abstractmethods__", frozenset({"reset"}))
-        assert plugin._look() == "vLLM wants reset of ColdLogitsProcessorV1, too"
+        with pytest.raises(TouchMissing, match="^vLLM wants reset of ColdLogitsProcessorV1, too$"):
+            availability._check()
     monkeypatch.delattr(KVCacheManager, "evict_blocks")
     said = "vllm.v1.core.kv_cache_manager.KVCacheManager has no evict_blocks any more. Install vLLM"
     assert said in str(availability.verify())

@@ -10,14 +10,16 @@ What an engine needs depends on the installed vLLM alone, so that its processes 
 checks for itself. What only one kind of front end needs is checked by that front end, before it
 makes the engine's configuration.
 
-The plugin, which knows all floors, says what is to be checked, and what this hardware does with
-adapters. This module imports none of them, and no vLLM.
+What this hardware does with adapters, the plugin says, which knows all floors. This module imports
+none of the kernels, and vLLM only when it looks at it.
 """
 
+import contextlib
+import inspect
 import logging
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vllm_cold import environment, patching, places
 from vllm_cold.vllm import versions
@@ -30,24 +32,24 @@ logger = logging.getLogger("vllm." + __name__)
 
 _reason: str | None = None
 _verified = False
-# What ``verify`` and ``unsupported_adapters`` ask: the plugin's, once vLLM has loaded it.
-_look: Callable[[], str | None] | None = None
+# See ``unsupported_adapters``; None until vLLM has loaded the plugin.
 _adapters: "Callable[[VllmConfig], str | None] | None" = None
 
 
-def register(
-    look: Callable[[], str | None], adapters: "Callable[[VllmConfig], str | None]"
-) -> None:
+def register(adapters: "Callable[[VllmConfig], str | None]") -> None:
     """What the plugin does when vLLM loads it; counts once in a process.
 
     Args:
-        look: See ``verify``: looks at everything that is wrapped later, and says what is wrong.
         adapters: See ``unsupported_adapters``.
     """
-    global _look, _adapters
-    if _look is None:
-        _look, _adapters = look, adapters
-        install(places.START)
+    global _adapters
+    if _adapters is not None:
+        return
+    _adapters = adapters
+    install(places.START)
+    if _reason is None:
+        with contextlib.suppress(Exception):  # engines with speculation are refused then
+            patching.install(places.rows(places.DRAFTS))
 
 
 def unsupported_adapters(config: "VllmConfig") -> str | None:
@@ -69,7 +71,7 @@ def inactive() -> str | None:
     for name in (environment.ENABLED, environment.CONTRAST):
         if environment.is_off(name):
             return f"{name}=0 is set; unset it to use contrastive decoding."
-    if _look is not None:
+    if _adapters is not None:
         return _reason
     if os.environ.get("VLLM_PLUGINS") is None:
         return (
@@ -85,18 +87,9 @@ def require_active() -> None:
         raise ValueError(f"vllm-cold: the vllm-cold plugin is not active: {reason}")
 
 
-def install(*when: str) -> bool:
-    """Wrap all places of these times, or none and disable contrastive decoding; whether it is
-    available.
-    """
-    if _reason is None:
-        try:
-            patching.install(places.rows(*when))
-        except patching.PatchPointMissing as error:
-            give_up(str(error))
-        except Exception as error:  # vLLM calls plugins unguarded: nobody else may suffer
-            give_up(f"{type(error).__name__}: {error}")
-    return _reason is None
+def install(*when: str) -> None:
+    """Wrap all places of these times, or none and disable contrastive decoding."""
+    _attempt(lambda: patching.install(places.rows(*when)))
 
 
 def verify() -> str | None:
@@ -104,16 +97,43 @@ def verify() -> str | None:
     and in other processes. Done once in a process, before the first such engine.
     """
     global _verified
-    if _verified or _reason is not None or _look is None:
-        return _reason
-    _verified = True
-    try:
-        problem = _look()
-    except Exception as error:  # as above
-        problem = f"{type(error).__name__}: {error}"
-    if problem is not None:
-        give_up(problem)
+    if not _verified and _adapters is not None:
+        _verified = True
+        _attempt(_check)
     return _reason
+
+
+def _attempt(act: Callable[[], None]) -> None:
+    """Do it if contrastive decoding is available so far; disable that if it fails."""
+    if _reason is not None:
+        return
+    try:
+        act()
+    except patching.TouchMissing as error:
+        give_up(str(error))
+    except Exception as error:  # vLLM calls plugins unguarded: nobody else may suffer
+        give_up(f"{type(error).__name__}: {error}")
+
+
+def _check() -> None:
+    """Raise TouchMissing if vLLM lacks what an engine with contrastive decoding needs."""
+    kernels = places.rows(places.PLATFORM, places.LORA)
+    if said := places.problem(*places.EVERY_ENGINE) or patching.problems(kernels):
+        raise patching.TouchMissing(said)
+    from vllm_cold.vllm.scheduler.scheduler import ColdScheduler
+    from vllm_cold.vllm.worker.processor_v1 import ColdLogitsProcessorV1
+
+    classes: tuple[Any, ...] = (ColdScheduler, ColdLogitsProcessorV1)
+    for ours in classes:
+        if inspect.isabstract(ours):
+            wanted = ", ".join(sorted(ours.__abstractmethods__))
+            raise patching.TouchMissing(f"vLLM wants {wanted} of {ours.__name__}, too")
+    if (unknown := versions.unvalidated()) is not None:
+        logger.warning(
+            "vllm-cold: %s. It has all that vllm-cold is known to need; `vllm-cold doctor` decodes "
+            "with it and checks the tokens.",
+            unknown,
+        )
 
 
 def give_up(what: str) -> None:

@@ -115,9 +115,9 @@ def interfaces() -> list[Entry]:
         if versions.is_before(*map(int, hook.since.split("."))):
             continue
         status = Status.WARNING if hook.lost or hook.when not in always else Status.PROBLEM
-        for place in hook.places:
+        for touch in hook.touches:
             count += 1
-            if (problem := place.problem()) is not None:
+            if (problem := touch.problem()) is not None:
                 entries.append(Entry("changed", problem, status))
     worst = max((entry.status for entry in entries), key=list(Status).index, default=Status.OK)
     return [Entry("hold", f"{count - len(entries)} of {count}", worst), *entries]

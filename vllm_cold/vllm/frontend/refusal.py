@@ -16,7 +16,7 @@ def install(reason: str) -> None:
     """Tell from now on ``reason``, why contrastive decoding is unavailable."""
     global _reason
     _reason = reason
-    patching.install_quietly(places.rows(places.NO_COLD))
+    patching.install(places.rows(places.NO_COLD))
 
 
 def _make_verify(original: Callable[..., None]) -> Callable[..., None]:
