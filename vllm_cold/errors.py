@@ -3,10 +3,14 @@
 no vLLM.
 """
 
-from collections.abc import Mapping
+import reprlib
 
 _SHOWN = 100  # characters of a value: prompts are values too
-_DEEP = 5  # lists in lists
+# Of a value that a client decides how long and how deep it is.
+_REPR = reprlib.Repr()
+_REPR.maxlevel = 4  # lists in lists
+_REPR.maxlist = _REPR.maxtuple = _REPR.maxdict = 10
+_REPR.maxstring = _REPR.maxlong = _REPR.maxother = _SHOWN
 _SITE = "https://vllm-cold.github.io/vllm-cold/"
 
 
@@ -21,7 +25,7 @@ class ColdError(ValueError):
     """
 
     def __init__(self, field: str, value: object, problem: str) -> None:
-        super().__init__(sendable(f"{_cut(field)}={_shown(value)}: {problem}"))
+        super().__init__(sendable(f"{_cut(field)}={_cut(_REPR.repr(value))}: {problem}"))
         self.field = field
         self.value = value
         self.problem = problem
@@ -34,31 +38,3 @@ def sendable(message: str) -> str:
 
 def _cut(text: str) -> str:
     return text if len(text) <= _SHOWN else text[:_SHOWN] + "..."
-
-
-def _shown(value: object) -> str:
-    """The beginning of a value's repr: a client decides how long and how deep that would be."""
-    return _cut(_text(value, _SHOWN, _DEEP))
-
-
-def _text(value: object, room: int, deep: int) -> str:
-    if isinstance(value, str):
-        return repr(value[: room + 1])
-    if not isinstance(value, (list, tuple, Mapping)):
-        return repr(value)
-    if not deep:
-        return "..."
-    parts: list[str] = []
-    for each in value:
-        if room < 0:
-            break
-        said = _text(each, room, deep - 1)
-        if isinstance(value, Mapping):
-            said += f": {_text(value[each], room - len(said), deep - 1)}"
-        parts.append(said)
-        room -= len(said) + 2
-    if isinstance(value, Mapping):
-        return f"{{{', '.join(parts)}}}"
-    if isinstance(value, tuple):
-        return f"({', '.join(parts)}{',' * (len(value) == 1)})"
-    return f"[{', '.join(parts)}]"

@@ -25,14 +25,10 @@ def several(*parts: dict[str, Any]) -> dict[str, Any]:
     return transfer("MultiConnector", kv_connector_extra_config={"connectors": list(parts)})
 
 
-def config(asked: dict[str, Any] | None, lora: bool = True, **model: Any) -> Any:
+def config(asked: dict[str, Any] | None) -> Any:
     from vllm.config import KVTransferConfig
 
-    return SimpleNamespace(
-        kv_transfer_config=None if asked is None else KVTransferConfig(**asked),
-        lora_config=object() if lora else None,
-        model_config=SimpleNamespace(**model),
-    )
+    return SimpleNamespace(kv_transfer_config=None if asked is None else KVTransferConfig(**asked))
 
 
 OWN = {"kv_connector_module_path": "tests.scheduler.connector"}
@@ -53,8 +49,7 @@ OWN = {"kv_connector_module_path": "tests.scheduler.connector"}
     ids=str,
 )
 def test_connectors_that_find_what_is_a_streams_own(asked: Any) -> None:
-    for lora in (True, False):
-        assert unsupported(config(asked, lora)) is None
+    assert unsupported(config(asked)) is None
 
 
 class OffloadingConnector:
@@ -74,7 +69,7 @@ class OffloadingConnector:
 )
 def test_others_are_not_known(asked: Any) -> None:
     for whole in (asked, several(transfer("StandIn", **OWN), asked)):
-        said = str(unsupported(config(whole, lora=False)))
+        said = str(unsupported(config(whole)))
         assert f"it has the KV connector {asked['kv_connector']}, which is not known to fin" in said
         assert "vllm-cold supports OffloadingConnector, Sim" in said
         assert "keyed_by_block_hash or keyed_by_request = True" in said
@@ -85,25 +80,3 @@ def test_what_stores_and_what_loads_must_know_of_each_other() -> None:
     assert "MultiConnector of vLLM's connectors and one of your own" in str(
         unsupported(config(both))
     )
-
-
-@pytest.mark.parametrize("kind", ["is_hybrid", "is_attention_free"])
-def test_states_are_not_loaded(kind: str) -> None:
-    said = str(unsupported(config(transfer("SimpleCPUOffloadConnector"), **{kind: True})))
-    assert "together with state-space layers" in said
-    assert unsupported(config(None, **{kind: True})) is None
-
-
-def test_old_releases(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(versions, "vllm_version", lambda: "0.23.0")
-    said = str(unsupported(config(transfer("SimpleCPUOffloadConnector"))))
-    assert "with vLLM 0.31 and newer" in said
-
-
-def test_a_vllm_that_has_changed(monkeypatch: pytest.MonkeyPatch) -> None:
-    from vllm.v1.core.sched.scheduler import Scheduler
-
-    monkeypatch.delattr(Scheduler, "_handle_invalid_blocks")
-    assert unsupported(config(None)) is None
-    said = str(unsupported(config(transfer("SimpleCPUOffloadConnector"))))
-    assert "Scheduler has no _handle_invalid_blocks any more. Start it without" in said

@@ -106,6 +106,7 @@ def of_groups(ranks: int, fully: bool = False, **text: int) -> dict[str, Any]:
 
 STAGES, RANKS = "parallel_config.pipeline_parallel_size", "parallel_config.tensor_parallel_size"
 MTP = {"speculative_config": SimpleNamespace(method="mtp", num_speculative_tokens=1)}
+CONNECTOR = {"kv_transfer_config": SimpleNamespace(kv_connector="SimpleCPUOffloadConnector")}
 PROMPTS_ALONE = {"lora_config": None, "additional_config": {"cold": True}}
 # An engine that vllm-cold supports, what is changed in it ("vllm" is its version), and what is
 # said.
@@ -147,41 +148,65 @@ ENGINES: list[tuple[Any, dict[str, Any], str | None]] = [
     (config, {"scheduler_config.max_num_scheduled_tokens": 2}, None),
     # Pipelines in which vLLM is wrong.
     (config, {STAGES: 2, "vllm": "0.23.0"}, None),
-    (config, {STAGES: 3, "vllm": "0.23.0"}, "pipeline_parallel_size=3: before 0.27"),
+    (config, {STAGES: 3, "vllm": "0.23.0"}, "has more than two pipeline stages before vLLM 0.27"),
     (config, {STAGES: 3, "vllm": "0.27.0"}, None),
     (config, {STAGES: 3, "vllm": "dev"}, None),
+    (
+        config,
+        {**CONNECTOR, "vllm": "0.23.0"},
+        "a KV connector, which vllm-cold supports with vLLM 0.31",
+    ),
     # Models with states: by vLLM's release and options, not by family.
     (with_states, {"cache_config.mamba_cache_mode": "none"}, None),
-    (with_states, {"cache_config.mamba_cache_mode": "all"}, "supports none and align; set one of"),
-    (with_states, {"cache_config.use_replayssm": True}, "(--no-use-replayssm)"),
-    (with_states, {"cache_config.prefix_match_unit": 8}, "vLLM may keep a wrong state then"),
-    (with_states, {"parallel_config.decode_context_parallel_size": 2}, "(--decode-context-paralle"),
-    (with_states, {RANKS: 2}, "other than Mamba 2's, with which vllm-cold"),
+    (
+        with_states,
+        {"cache_config.mamba_cache_mode": "all"},
+        "mamba-cache-mode other than none and align together",
+    ),
+    (
+        with_states,
+        {"cache_config.use_replayssm": True},
+        "has --use-replayssm together with state-space layers",
+    ),
+    (with_states, {"cache_config.prefix_match_unit": 8}, "has --prefix-match-unit together"),
+    (
+        with_states,
+        {"parallel_config.decode_context_parallel_size": 2},
+        "has --decode-context-parallel-size tog",
+    ),
+    (with_states, {RANKS: 2}, "that divides no groups of Mamba 2 together"),
     (with_states, {RANKS: 2, **PROMPTS_ALONE}, None),
-    (with_states, MTP, "speculative decoding is on (mtp) with state-space layers"),
-    (with_states, {**MTP, "use_v2_model_runner": True}, "not shown to be right on vLLM's V2 model"),
-    (with_states, {"vllm": "0.31.2"}, "vllm-cold supports with vLLM 0.32 and newer; update vLLM"),
+    (with_states, CONNECTOR, "it has a KV connector together with state-space layers"),
+    (with_states, MTP, "decoding (mtp) together with state-space layers"),
+    (
+        with_states,
+        {"vllm": "0.31.2"},
+        "state-space layers, which vllm-cold supports with vLLM 0.32 and",
+    ),
     (
         with_states,
         {"model_config.is_hybrid": False, "model_config.is_attention_free": True, "vllm": "0.31.2"},
-        "vllm-cold supports with vLLM 0.32 and newer; update vLLM",
+        "state-space layers, which vllm-cold supports with vLLM 0.32 and",
     ),
     (with_states, of_groups(2, mamba_n_groups=8), None),
     (with_states, of_groups(2, n_groups=2), None),
-    (with_states, of_groups(4, n_groups=2), "of 2 groups, whose adapters vLLM cuts wrongly then"),
-    (with_states, of_groups(2, mamba_ngroups=1), "=2 and LoRA are on with state-space"),
+    (with_states, of_groups(4, n_groups=2), "has LoRA and a --tensor-parallel-size that"),
+    (with_states, of_groups(2, mamba_ngroups=1), "has LoRA and a --tensor-parallel-size that"),
     (with_states, of_groups(1, n_groups=1), None),
-    (with_states, of_groups(1, True, n_groups=1), "whose adapters vLLM leaves out in part then"),
+    (with_states, of_groups(1, True, n_groups=1), "--fully-sharded-loras together"),
 ]
 DRAFTS = [
-    ({"speculative_config.method": "ngram_gpu"}, 'supports with V2 only; use "ngram".'),
+    ({"speculative_config.method": "ngram_gpu"}, "ngram_gpu on the V1 model runner (ngram is supp"),
     ({"speculative_config.method": "eagle", "use_v2_model_runner": True}, None),
-    ({"speculative_config.enable_adaptive_verification": True}, "different drafts in the stream"),
+    (
+        {"speculative_config.enable_adaptive_verification": True},
+        "with enable_adaptive_verification, which",
+    ),
     ({"num_prefill_lookahead_tokens": 1}, None),
-    ({"num_prefill_lookahead_tokens": 2}, "several MTP modules, which split prompts"),
-    ({STAGES: 2}, "pipeline parallelism, which vllm-cold does not"),
-    ({"vllm": "0.31.2"}, "supports with vLLM 0.32 and newer; switch it off."),
-    ({"platform": "other"}, "supports with vLLM's own CPU and GPU workers only; switch it off."),
+    ({"num_prefill_lookahead_tokens": 2}, "with several MTP modules, which"),
+    ({STAGES: 2}, "together with pipeline parallelism, which"),
+    ({"vllm": "0.31.2"}, "decoding, which vllm-cold supports with vLLM 0.32 and"),
+    ({"platform": "other"}, "workers other than vLLM's own for CPUs and"),
 ]
 since_speculation = pytest.mark.skipif(
     versions.is_before(0, 32), reason="vllm-cold speculates since vLLM 0.32"
@@ -221,8 +246,6 @@ def test_which_engines_can(
         assert "ColdAsyncScheduler" in engine.scheduler_config.scheduler_cls
         return
     assert said in str(found)
-    if make is speculating:
-        assert str(found).startswith("speculative decoding is on (ngram")
     assert engine.scheduler_config.scheduler_cls == before
     assert engine.model_config.logits_processors is None
     if engine.lora_config is not None:  # without, such an engine is for prompts
@@ -231,6 +254,18 @@ def test_which_engines_can(
             ValueError, match="Contrastive decoding is this engine's default sampler, but "
         ):
             configure(engine)
+
+
+@pytest.mark.skipif(versions.is_before(0, 31), reason="vllm-cold has connectors since vLLM 0.31")
+def test_a_vllm_that_has_changed_what_a_connector_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    from vllm.v1.core.sched.scheduler import Scheduler
+
+    monkeypatch.delattr(Scheduler, "_handle_invalid_blocks")
+    engine = config()
+    assert unsupported(engine) is None
+    engine.kv_transfer_config = CONNECTOR["kv_transfer_config"]
+    said = "Scheduler has no _handle_invalid_blocks any more. Start it without"
+    assert said in str(unsupported(engine))
 
 
 @pytest.mark.parametrize(

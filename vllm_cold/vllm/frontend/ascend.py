@@ -46,6 +46,8 @@ def unsupported(config: "VllmConfig") -> str | None:
     parallel, lora = config.parallel_config, config.lora_config
     ranks = getattr(parallel, "tensor_parallel_size", 1)
     options = list(_NEVER)
+    if versions.minor(versions.ascend_version() or "") not in versions.VALIDATED_ASCEND:
+        options.append(_TESTED)
     if lora is not None:
         options += _NOT_WITH_LORA
         if ranks > 1:
@@ -53,16 +55,10 @@ def unsupported(config: "VllmConfig") -> str | None:
     for option in options:
         if _is_on(config, option):
             return (
-                f"vllm-ascend's {option} is on, with which vllm-cold does not get the right logits "
-                "or requests; leave it out of additional_config, and of the environment."
+                f"vllm-ascend's {option} is on, which vllm-cold does not support with vllm-ascend "
+                f"{versions.ascend_version()}; leave it out of additional_config, and of the "
+                "environment."
             )
-    tested = versions.minor(versions.ascend_version() or "") in versions.VALIDATED_ASCEND
-    if _is_on(config, _TESTED) and not tested:
-        return (
-            f"vllm-ascend's {_TESTED} is on, which vllm-cold was tested with on vllm-ascend "
-            f"{', '.join(versions.VALIDATED_ASCEND)} only; leave it out of additional_config, and "
-            "of the environment."
-        )
     if getattr(parallel, "prefill_context_parallel_size", 1) > 1:
         return "prefill context parallelism is on, which vllm-cold does not support on NPUs."
     return None

@@ -76,8 +76,6 @@ def model_runner(config: "VllmConfig") -> str:
 
 def unsupported(config: "VllmConfig") -> str | None:
     """Why vllm-cold cannot work in this engine, with the remedy; None if it can."""
-    from vllm import envs
-
     if (reason := availability.unavailable()) is not None:
         return reason
     model, scheduler = config.model_config, config.scheduler_config
@@ -96,21 +94,44 @@ def unsupported(config: "VllmConfig") -> str | None:
             f"it uses its own scheduler class {scheduler.scheduler_cls!r}, which vllm-cold does "
             "not replace; leave scheduler_cls (--scheduler-cls) unset."
         )
-    if (problem := lacks_slots(config, 2)) is not None:
-        return problem
-    if getattr(envs, "VLLM_USE_RUST_FRONTEND", False):
+    if not getattr(scheduler, "enable_chunked_prefill", True):
         return (
-            "the Rust front end is on, which vllm-cold's admission does not run in; switch it off."
+            "chunked prefill is off, and contrastive requests need it; start with "
+            "--enable-chunked-prefill."
         )
-    if (
-        reason := _unsupported_states(config)
-        or _unsupported_speculation(config)
+    return (
+        lacks_slots(config, 2)
+        or _too_old(config)
+        or _has_unsupported(config)
+        or _has_changed(config)
         or connectors.unsupported(config)
-    ) is not None:
-        return reason
-    parallel = config.parallel_config
+    )
+
+
+def _too_old(config: "VllmConfig") -> str | None:
+    """What the engine has that vllm-cold supports with newer releases of vLLM only."""
+    for what, there, minor in (
+        ("a KV connector", connectors.has_one(config), 31),
+        ("state-space layers", has_states(config.model_config), 32),
+        ("speculative decoding", config.speculative_config is not None, 32),
+    ):
+        if there and versions.is_before(0, minor):
+            return (
+                f"it has {what}, which vllm-cold supports with vLLM 0.{minor} and newer; update "
+                "vLLM, or start it without."
+            )
+    return None
+
+
+def _has_unsupported(config: "VllmConfig") -> str | None:
+    """What the engine has that vllm-cold does not support."""
+    from vllm import envs
+
+    model, parallel = config.model_config, config.parallel_config
     routed = getattr(getattr(config, "aux_output_config", None), "enabled", False)
-    without = {
+    stages = getattr(parallel, "pipeline_parallel_size", 1)
+    features = {
+        "the Rust front end": getattr(envs, "VLLM_USE_RUST_FRONTEND", False),
         "an encoder-cache connector": getattr(config, "ec_transfer_config", None) is not None,
         "an encoder-decoder model": model.is_encoder_decoder,
         "routed experts that are returned": routed
@@ -121,26 +142,88 @@ def unsupported(config: "VllmConfig") -> str | None:
         "enable_trace_replay": getattr(model, "enable_trace_replay", False),
         # It may put the streams on different ranks.
         "batch-sharded sampling": getattr(parallel, "enable_batch_sharded_sampling", False),
+        # vLLM gives wrong tokens to requests that are preempted there.
+        "more than two pipeline stages before vLLM 0.27": stages > 2 and versions.is_before(0, 27),
+        **_with_speculation(config),
+        **_with_states(config),
     }
-    if (found := next((what for what, there in without.items() if there), None)) is not None:
+    if (found := next((what for what, there in features.items() if there), None)) is not None:
         return f"it has {found}, which vllm-cold does not support; start it without."
-    stages = getattr(parallel, "pipeline_parallel_size", 1)
-    if stages > 2 and versions.is_before(0, 27):
-        return (
-            f"pipeline_parallel_size={stages}: before 0.27, vLLM gives wrong tokens to requests "
-            "that are preempted in a pipeline of more than two stages; use two, or vLLM 0.31."
-        )
-    if uses_v2_runner(config) and (changed := places.problem(places.V2)) is not None:
-        return (
-            f"this vLLM's V2 model runner has changed where vllm-cold takes part: {changed}. "
-            f"Install vLLM {versions.RANGE}, or a newer vllm-cold, or set "
-            "VLLM_USE_V2_MODEL_RUNNER=0."
-        )
-    if not getattr(scheduler, "enable_chunked_prefill", True):
-        return (
-            "chunked prefill is off, and contrastive requests need it; start with "
-            "--enable-chunked-prefill."
-        )
+    return None
+
+
+def _with_speculation(config: "VllmConfig") -> dict[str, bool]:
+    """What is not supported together with speculative decoding, and whether the engine has it."""
+    from vllm.platforms import current_platform
+
+    if (speculative := config.speculative_config) is None:
+        return {}
+    stages = getattr(config.parallel_config, "pipeline_parallel_size", 1)
+    features = {
+        "workers other than vLLM's own for CPUs and GPUs": current_platform.is_out_of_tree(),
+        "pipeline parallelism": stages > 1,
+        # Different drafts may be verified in the streams of a request.
+        "enable_adaptive_verification": getattr(speculative, "enable_adaptive_verification", False),
+        # They split prompts in a way that contrastive requests cannot follow.
+        "several MTP modules": getattr(config, "num_prefill_lookahead_tokens", 0) > 1,
+        # Streams would lose states in steps that leave them out. V2 keeps these; that it is right
+        # was not shown.
+        "state-space layers": has_states(config.model_config),
+        "ngram_gpu on the V1 model runner (ngram is supported)": not uses_v2_runner(config)
+        and speculative.method == "ngram_gpu",
+    }
+    used = f"speculative decoding ({speculative.method}) together with"
+    return {f"{used} {what}": there for what, there in features.items()}
+
+
+def _with_states(config: "VllmConfig") -> dict[str, bool]:
+    """What is not supported with state-space layers, and whether the engine has it.
+
+    Adapters were shown to be right in one process, and in several with Mamba 2 layers whose groups
+    can be divided.
+    """
+    model, lora = config.model_config, config.lora_config
+    if not has_states(model):
+        return {}
+    cache, parallel = config.cache_config, config.parallel_config
+    ranks = 1 if lora is None else getattr(parallel, "tensor_parallel_size", 1)
+    text = getattr(model, "hf_text_config", None)
+    named = (getattr(text, name, None) for name in ("mamba_n_groups", "n_groups", "mamba_ngroups"))
+    groups = next((number for number in named if number is not None), None)
+    features = {
+        "a KV connector": connectors.has_one(config),
+        "a --mamba-cache-mode other than none and align": cache.mamba_cache_mode
+        not in ("none", "align"),
+        "--use-replayssm": getattr(cache, "use_replayssm", False),
+        # vLLM may keep a wrong state then, also of requests without contrastive decoding.
+        "--prefix-match-unit": getattr(cache, "prefix_match_unit", None) is not None,
+        "--decode-context-parallel-size": getattr(parallel, "decode_context_parallel_size", 1) > 1,
+        # Of these adapters vLLM leaves out a part.
+        "--fully-sharded-loras": getattr(lora, "fully_sharded_loras", False),
+        "LoRA and a --tensor-parallel-size that divides no groups of Mamba 2": ranks > 1
+        and (groups is None or groups % ranks > 0),
+    }
+    return {f"{what} together with state-space layers": there for what, there in features.items()}
+
+
+def _has_changed(config: "VllmConfig") -> str | None:
+    """Where vLLM has changed what vllm-cold needs for something that the engine has."""
+    v2 = uses_v2_runner(config)
+    for what, there, times in (
+        ("the V2 model runner (VLLM_USE_V2_MODEL_RUNNER=0 chooses V1)", v2, [places.V2]),
+        (
+            "speculative decoding",
+            config.speculative_config is not None,
+            [places.DRAFTS, places.DRAFTS_V2 if v2 else places.DRAFTS_V1],
+        ),
+        ("a KV connector", connectors.has_one(config), [places.CONNECTOR]),
+    ):
+        if there and (changed := places.problem(*times)) is not None:
+            return (
+                f"it has {what}, and this vLLM has changed where vllm-cold takes part in it: "
+                f"{changed}. Start it without, or install vLLM {versions.RANGE}, or a newer "
+                "vllm-cold."
+            )
     return None
 
 
@@ -168,118 +251,3 @@ def lacks_slots(config: "VllmConfig", streams: int) -> str | None:
                 f"set it ({flag}) to {needed} or more."
             )
     return None
-
-
-def _unsupported_states(config: "VllmConfig") -> str | None:
-    """Why vllm-cold cannot work with the model's state-space layers; None if it can, or if there
-    are none.
-    """
-    if not has_states(config.model_config):
-        return None
-    if versions.is_before(0, 32):
-        return (
-            "it serves a model with state-space layers, which vllm-cold supports with vLLM 0.32 "
-            "and newer; update vLLM, or serve another model."
-        )
-    cache, speculative = config.cache_config, config.speculative_config
-    if (mode := cache.mamba_cache_mode) not in ("none", "align"):
-        return (
-            f"mamba_cache_mode={mode!r}: with state-space layers, vllm-cold supports none and "
-            "align; set one of them (--mamba-cache-mode)."
-        )
-    if getattr(cache, "use_replayssm", False):
-        return (
-            "use_replayssm is on, which vllm-cold does not support with state-space layers; leave "
-            "it off (--no-use-replayssm)."
-        )
-    if (unit := getattr(cache, "prefix_match_unit", None)) is not None:
-        return (
-            f"prefix_match_unit={unit}: with state-space layers, vLLM may keep a wrong state then, "
-            "also of requests without contrastive decoding; leave it out."
-        )
-    if (ranks := getattr(config.parallel_config, "decode_context_parallel_size", 1)) > 1:
-        return (
-            f"decode_context_parallel_size={ranks} with state-space layers, which vllm-cold was "
-            "never run with; set it to 1 (--decode-context-parallel-size)."
-        )
-    if config.lora_config is not None and (reason := _unsupported_adapters(config)) is not None:
-        return reason
-    if speculative is not None:
-        why = "whose states vllm-cold's streams would lose in steps that leave them out"
-        if uses_v2_runner(config):  # it keeps what V1 forgets
-            why = "with which vllm-cold was not shown to be right on vLLM's V2 model runner"
-        return (
-            f"speculative decoding is on ({speculative.method}) with state-space layers, {why}; "
-            "switch it off."
-        )
-    return None
-
-
-def _unsupported_adapters(config: "VllmConfig") -> str | None:
-    """Why adapters of a model with states may be wrong; None where they were shown to be right. In
-    several processes that is with Mamba 2 layers whose groups can be divided.
-    """
-    if getattr(config.lora_config, "fully_sharded_loras", False):
-        return (
-            "fully_sharded_loras is on with state-space layers, whose adapters vLLM leaves out in "
-            "part then; switch it off (--no-fully-sharded-loras)."
-        )
-    ranks = getattr(config.parallel_config, "tensor_parallel_size", 1)
-    if ranks == 1:
-        return None
-    text = getattr(config.model_config, "hf_text_config", None)
-    named = (getattr(text, name, None) for name in ("mamba_n_groups", "n_groups", "mamba_ngroups"))
-    groups = next((number for number in named if number is not None), None)
-    both = f"tensor_parallel_size={ranks} and LoRA are on with state-space layers"
-    off = "switch one of them off."
-    if groups is None:
-        return f"{both} other than Mamba 2's, with which vllm-cold was never run; {off}"
-    if groups % ranks:
-        return f"{both} of {groups} groups, whose adapters vLLM cuts wrongly then; {off}"
-    return None
-
-
-def _unsupported_speculation(config: "VllmConfig") -> str | None:
-    """Why vllm-cold cannot work with the engine's speculative decoding; None if it can, or if there
-    is none.
-    """
-    speculative = config.speculative_config
-    if speculative is None:
-        return None
-    from vllm.platforms import current_platform
-
-    if versions.is_before(0, 32):
-        problem = ", which vllm-cold supports with vLLM 0.32 and newer; switch it off"
-    elif current_platform.is_out_of_tree():
-        problem = (
-            ", which vllm-cold supports with vLLM's own CPU and GPU workers only; switch it off"
-        )
-    elif config.parallel_config.pipeline_parallel_size > 1:
-        problem = (
-            " together with pipeline parallelism, which vllm-cold does not support; switch one of "
-            "them off"
-        )
-    elif getattr(speculative, "enable_adaptive_verification", False):
-        problem = (
-            " with enable_adaptive_verification, which may verify different drafts in the streams "
-            "of a request; leave it off"
-        )
-    elif getattr(config, "num_prefill_lookahead_tokens", 0) > 1:
-        problem = (
-            " with several MTP modules, which split prompts in a way that contrastive requests "
-            "cannot follow; use another drafter"
-        )
-    elif not uses_v2_runner(config) and speculative.method == "ngram_gpu":
-        problem = (
-            " with the V1 model runner, which contrastive decoding supports with V2 only; use "
-            '"ngram"'
-        )
-    else:
-        runner = places.DRAFTS_V2 if uses_v2_runner(config) else places.DRAFTS_V1
-        if (changed := places.problem(places.DRAFTS, runner)) is None:
-            return None
-        problem = (
-            f", and this vLLM has changed where vllm-cold takes part in it: {changed}. Switch it "
-            f"off, install vLLM {versions.RANGE}, or a newer vllm-cold"
-        )
-    return f"speculative decoding is on ({speculative.method}){problem}."

@@ -10,9 +10,6 @@ that decodes may share what such a connector keeps: each finds the KV of every s
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from vllm_cold import places
-from vllm_cold.vllm import versions
-
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
@@ -25,28 +22,18 @@ DECLARATIONS = ("keyed_by_block_hash", "keyed_by_request")
 """A class attribute: the connector finds KV so, and loads for requests of the step."""
 
 
+def has_one(config: "VllmConfig") -> bool:
+    """Whether the engine has a KV connector."""
+    transfer = config.kv_transfer_config
+    return transfer is not None and transfer.kv_connector is not None
+
+
 def unsupported(config: "VllmConfig") -> str | None:
     """Why vllm-cold cannot work with the engine's KV connector, with the remedy; None if it can, or
     if there is none.
     """
-    if config.kv_transfer_config is None or config.kv_transfer_config.kv_connector is None:
+    if not has_one(config):
         return None
-    if versions.is_before(0, 31):
-        return (
-            f"it has the KV connector {config.kv_transfer_config.kv_connector}, which contrastive "
-            "decoding supports with vLLM 0.31 and newer; start it without."
-        )
-    if (changed := places.problem(places.CONNECTOR)) is not None:
-        return (
-            f"it has a KV connector, and this vLLM has changed where vllm-cold takes part: "
-            f"{changed}. Start it without, or install vLLM {versions.RANGE}, or a newer vllm-cold."
-        )
-    model = getattr(config, "model_config", None)
-    if getattr(model, "is_hybrid", False) or getattr(model, "is_attention_free", False):
-        return (
-            "it has a KV connector together with state-space layers, whose states vllm-cold does "
-            "not load; start it without the connector."
-        )
     whose = set()
     for transfer in _leaves(config.kv_transfer_config):
         # Somebody's own class may have the name of one of vLLM's.
