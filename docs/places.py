@@ -30,13 +30,11 @@ def _section(when: str) -> list[str]:
 def _row(hook: Hook) -> list[str]:
     lost = f" Without it: {hook.lost}." if hook.lost else ""
     platform = f" On {hook.platform.upper()} alone." if hook.platform else ""
-    extends = [f"- extended: {hook.extends}"] if hook.extends else []
     return [
         "",
         f"### `{hook.file}`",
         f"{hook.why} Since {hook.since}.{platform}{lost} *Can go*: {hook.can_go}",
         "",
-        *extends,
         *map(_touch, hook.touches),
     ]
 

@@ -215,7 +215,6 @@ class Hook:
         can_go: What vLLM has to have before it can go.
         touches: What is wrapped, by makers in ``file``, and what else is relied on.
         since: The release of vLLM from which on it is needed.
-        extends: A class of vLLM that one of ours extends, for people.
         lost: What is lost without it, where vllm-cold does without.
         platform: "cpu" or "npu" where it is of that alone.
     """
@@ -228,12 +227,11 @@ class Hook:
         can_go: str,
         *touches: Touch,
         since: str = "0.23",
-        extends: str = "",
         lost: str = "",
         platform: str = "",
     ) -> None:
         self.file, self.when, self.why, self.can_go = file, when, why, can_go
-        self.since, self.extends, self.lost, self.platform = since, extends, lost, platform
+        self.since, self.lost, self.platform = since, lost, platform
         self.touches = tuple(
             replace(each, make=f"vllm_cold.{file}:{each.make}")
             if isinstance(each.make, str)

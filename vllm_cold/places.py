@@ -288,7 +288,6 @@ TABLE = (
         Touch("vllm.v1.engine:EngineCoreOutput",
               has="request_id new_token_ids finish_reason stop_reason events trace_headers "
               "kv_transfer_params"),
-        extends="Scheduler and AsyncScheduler, by the public option `scheduler_cls`",
     ),
     Hook(
         "vllm.scheduler.amateurs", CONFIGURED,
@@ -366,14 +365,14 @@ TABLE = (
     ),
     Hook(
         "vllm.worker.processor_v1", V1,
-        "Scores are computed after the grammar, `allowed_token_ids`, `bad_words`, `min_tokens` "
-        "and `logit_bias`, and before penalties, temperature and top-k / top-p.",
+        "In vLLM's public interface for logits processors, scores are computed after the grammar, "
+        "`allowed_token_ids`, `bad_words`, `min_tokens` and `logit_bias`, and before penalties, "
+        "temperature and top-k / top-p.",
         "never.",
         Touch(_SAMPLE + "logits_processor.interface:BatchUpdate", has="removed added moved"),
         Touch(_SAMPLE + "logits_processor.interface:MoveDirectionality", has="SWAP"),
         Touch(_SAMPLE + "sampler:Sampler.apply_logits_processors",
               uses="allowed_token_ids_mask apply_bad_words non_argmax_invariant apply_penalties"),
-        extends="the logits processor interface of V1, public",
     ),
     Hook(
         "vllm.worker.processor_v2", V2,
@@ -383,7 +382,7 @@ TABLE = (
               has="idx_mapping_np input_ids expanded_local_pos"),
         Touch(_GPU + "sample.sampler:Sampler.apply_sampling_params",
               uses="logits_processors apply_temperature apply_min_p apply_top_k_top_p"),
-        since="0.31", extends="the logits processor interface of V2, public",
+        since="0.31",
     ),
     Hook(
         "vllm.worker.amateur_tokens", V1,
@@ -518,7 +517,7 @@ TABLE = (
               f"add_lora_logits({_LINEAR}) "
               "_apply_shrink(y x w_t_all scale) "
               "_apply_expand(y x w_t_all y_offset y_slice_size add_inputs)"),
-        extends="PunicaWrapperCPU, which runs LoRA on CPU", platform="cpu",
+        platform="cpu",
     ),
     Hook(
         "cpu.lora_wrapper", LORA,
@@ -546,8 +545,7 @@ TABLE = (
         "LoRA, and that kernel learns to take adapters.",
         "when vLLM's kernels for CPUs support LoRA; nothing is changed then.",
         Touch(_EXPERTS + "select_unquantized_moe_backend", "_make", "moe_config"),
-        since="0.31", extends="vLLM's kernels for experts on CPU",
-        lost="LoRA on mixtures of experts does not run", platform="cpu",
+        since="0.31", lost="LoRA on mixtures of experts does not run", platform="cpu",
     ),
     _workaround(
         "cpu.workarounds", WORKAROUNDS,
@@ -623,7 +621,7 @@ TABLE = (
         Touch("vllm_ascend.lora.punica_npu:PunicaWrapperNPU",
               has="_shrink_decode _expand_decode _expand_slice_decode _get_token_lora_indices "
               "update_metadata(mapping)"),
-        extends="vllm-ascend's PunicaWrapperNPU, which runs LoRA on NPUs", platform="npu",
+        platform="npu",
     ),
 )
 # fmt: on

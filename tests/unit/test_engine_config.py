@@ -144,7 +144,11 @@ ENGINES: list[tuple[Any, dict[str, Any], str | None]] = [
     (config, {"scheduler_config.max_num_seqs": None}, None),
     (config, {"scheduler_config.max_num_active_seqs": 1}, "(--max-num-active-seqs) to 2 or more"),
     (config, {"scheduler_config.max_num_batched_tokens": 1}, "(--max-num-batched-tokens) to 2 or "),
-    (config, {"scheduler_config.max_num_scheduled_tokens": 1}, "takes 2 tokens a step; set it"),
+    (
+        config,
+        {"scheduler_config.max_num_scheduled_tokens": 1},
+        "the 2 streams of a contrastive request take 2; set it",
+    ),
     (config, {"scheduler_config.max_num_scheduled_tokens": 2}, None),
     # Pipelines in which vLLM is wrong.
     (config, {STAGES: 2, "vllm": "0.23.0"}, None),
@@ -279,11 +283,9 @@ def test_slots_where_drafts_are_verified(option: str, least: int) -> None:
     assert lacks_slots(engine, 3) is None
     setattr(engine.scheduler_config, option, least - 1)
     said = str(lacks_slots(engine, 3))
-    assert said.startswith(
-        f"{option}={least - 1}: a contrastive request with 2 amateurs takes {least}"
-    )
+    assert said.startswith(f"{option}={least - 1}: the 3 streams of a contrastive request")
     assert said.endswith(f"set it (--{option.replace('_', '-')}) to {least} or more.")
-    assert ("speculative decoding" in said) == (option != "max_num_seqs")
+    assert ("their drafts" in said) == (option != "max_num_seqs")
 
 
 @pytest.mark.parametrize(

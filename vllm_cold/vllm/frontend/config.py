@@ -22,14 +22,6 @@ ASYNC_SCHEDULER = "vllm_cold.vllm.scheduler.scheduler.ColdAsyncScheduler"
 PROCESSOR_V1 = drafts_v1.PROCESSOR
 PROCESSOR_V2 = "vllm_cold.vllm.worker.processor_v2:ColdLogitsProcessorV2"
 
-# Limits of which each stream of a request takes one.
-_LIMITS = (
-    ("max_num_seqs", "sequences"),
-    ("max_num_active_seqs", "sequences"),
-    ("max_num_batched_tokens", "tokens a step"),
-    ("max_num_scheduled_tokens", "tokens a step"),
-)
-
 
 def engine_defaults(config: "VllmConfig") -> ColdArgs:
     """``additional_config["cold"]``, checked."""
@@ -236,18 +228,18 @@ def lacks_slots(config: "VllmConfig", streams: int) -> str | None:
         # Where a request is admitted, vLLM wants room for drafts, too.
         tokens *= 1 + getattr(speculative, "max_num_new_slots_for_drafting", 0)
         tokens += speculative.num_speculative_tokens
-    for option, what in _LIMITS:
+    for option, needed in (
+        ("max_num_seqs", streams),
+        ("max_num_active_seqs", streams),
+        ("max_num_batched_tokens", tokens),
+        ("max_num_scheduled_tokens", tokens),
+    ):
         value = getattr(config.scheduler_config, option, None)
-        needed = streams if what == "sequences" else tokens
         if value is not None and value < needed:
+            drafts = " and their drafts" if needed > streams else ""
             flag = "--" + option.replace("_", "-")
-            takes = f"takes {needed} {what}"
-            if streams > 2:
-                takes = f"with {streams - 1} amateurs {takes}"
-            if needed > streams:
-                takes += " with speculative decoding"
             return (
-                f"{option}={value}: a contrastive request {takes}; "
-                f"set it ({flag}) to {needed} or more."
+                f"{option}={value}: the {streams} streams of a contrastive request{drafts} take "
+                f"{needed}; set it ({flag}) to {needed} or more."
             )
     return None
