@@ -2,7 +2,6 @@
 """How vLLM's source is looked at: as syntax, so that comments and line breaks do not matter."""
 
 import ast
-import dataclasses
 import importlib
 import inspect
 import textwrap
@@ -50,13 +49,6 @@ def contains(where: str, *parts: str) -> None:
 def parameters(where: str) -> list[str]:
     """What a function or method takes, after ``self``."""
     return [p for p in inspect.signature(find(where)).parameters if p not in ("self", "cls")]
-
-
-def fields(owner: Any) -> set[str]:
-    """Of a dataclass (pydantic's too) or a msgspec struct."""
-    if dataclasses.is_dataclass(owner):
-        return {f.name for f in dataclasses.fields(owner)}
-    return set(owner.__struct_fields__)
 
 
 def set_in_init(owner: Any) -> dict[str, str]:

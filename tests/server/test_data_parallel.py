@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.contracts.source import since
 from tests.docs.blocks import block
 from tests.engine.families import WITH_STATES, make_adapter, make_model
 from tests.naive import NaiveCold
@@ -18,7 +19,6 @@ from tests.recipes.page import served
 from tests.server.clients import Asked, assert_right, references, storm
 from tests.server.conftest import Server, arguments, serve
 from tests.tiny import make_tokenizer
-from vllm_cold.vllm import versions
 
 pytestmark = [pytest.mark.server, pytest.mark.full]
 
@@ -65,13 +65,7 @@ def hybrid(tmp_path: Path) -> Path:
     ("fixture", "num_blocks"),
     [
         ("tiny", 13),
-        pytest.param(
-            "hybrid",
-            28,
-            marks=pytest.mark.skipif(
-                versions.is_before(0, 32), reason="vllm-cold takes such models since vLLM 0.32"
-            ),
-        ),
+        pytest.param("hybrid", 28, marks=since(0, 32)),
     ],
 )
 def test_data_parallel(

@@ -6,15 +6,10 @@ from typing import Any
 
 import pytest
 
-from vllm_cold.vllm import versions
+from tests.contracts.source import since
 from vllm_cold.vllm.frontend.connectors import unsupported
 
-pytestmark = [
-    pytest.mark.unit,
-    pytest.mark.skipif(
-        versions.is_before(0, 31), reason="vllm-cold has connectors since vLLM 0.31"
-    ),
-]
+pytestmark = [pytest.mark.unit, since(0, 31)]
 
 
 def transfer(name: str, role: str = "kv_both", **fields: Any) -> dict[str, Any]:

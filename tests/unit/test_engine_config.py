@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.contracts.source import since
 from tests.engine_config import config
 from vllm_cold.errors import ColdError
 from vllm_cold.settings.amateurs import AmateurSpec
@@ -76,8 +77,9 @@ def test_models_whose_images_are_read_wrongly_on_cpu(
 
 
 def put(engine: Any, option: str, value: Any) -> None:
+    """``model.x`` is the field x of ``model_config``."""
     *owner, name = option.split(".")
-    setattr(getattr(engine, owner[0]) if owner else engine, name, value)
+    setattr(getattr(engine, f"{owner[0]}_config") if owner else engine, name, value)
 
 
 def with_states() -> Any:
@@ -98,99 +100,59 @@ def speculating(**fields: Any) -> Any:
 def of_groups(ranks: int, fully: bool = False, **text: int) -> dict[str, Any]:
     """Changes: a model whose state-space layers have so many groups, on so many ranks."""
     return {
-        "model_config.hf_text_config": SimpleNamespace(**text),
-        "parallel_config.tensor_parallel_size": ranks,
-        "lora_config.fully_sharded_loras": fully,
+        "model.hf_text_config": SimpleNamespace(**text),
+        "parallel.tensor_parallel_size": ranks,
+        "lora.fully_sharded_loras": fully,
     }
 
 
-STAGES, RANKS = "parallel_config.pipeline_parallel_size", "parallel_config.tensor_parallel_size"
+STAGES, RANKS = "parallel.pipeline_parallel_size", "parallel.tensor_parallel_size"
 MTP = {"speculative_config": SimpleNamespace(method="mtp", num_speculative_tokens=1)}
 CONNECTOR = {"kv_transfer_config": SimpleNamespace(kv_connector="SimpleCPUOffloadConnector")}
 PROMPTS_ALONE = {"lora_config": None, "additional_config": {"cold": True}}
 # An engine that vllm-cold supports, what is changed in it ("vllm" is its version), and what is
 # said.
 ENGINES: list[tuple[Any, dict[str, Any], str | None]] = [
-    (config, {"model_config.runner_type": "pooling"}, "pooling model"),
-    (
-        config,
-        {"model_config.is_encoder_decoder": True},
-        "has an encoder-decoder model, which vllm-cold",
-    ),
-    (
-        config,
-        {"model_config.enable_trace_replay": True},
-        "it has enable_trace_replay, which vllm-cold",
-    ),
-    (
-        config,
-        {"ec_transfer_config": object()},
-        "it has an encoder-cache connector, which vllm-cold",
-    ),
-    (config, {"parallel_config.enable_batch_sharded_sampling": True}, "has batch-sharded sampling"),
-    (
-        config,
-        {"scheduler_config.enable_chunked_prefill": False},
-        "start with --enable-chunked-prefill.",
-    ),
-    (config, {"scheduler_config.scheduler_cls": "x.y"}, "leave scheduler_cls (--scheduler-cls)"),
-    (
-        config,
-        {"lora_config": None},
-        "LoRA is off, and the engine was not asked for contrastive decoding",
-    ),
+    (config, {"model.runner_type": "pooling"}, "pooling model"),
+    (config, {"model.is_encoder_decoder": True}, "has an encoder-decoder model"),
+    (config, {"model.enable_trace_replay": True}, "it has enable_trace_replay"),
+    (config, {"ec_transfer_config": object()}, "has an encoder-cache connector, which"),
+    (config, {"parallel.enable_batch_sharded_sampling": True}, "has batch-sharded sampling"),
+    (config, {"scheduler.enable_chunked_prefill": False}, "start with --enable-chunked-prefill."),
+    (config, {"scheduler.scheduler_cls": "x.y"}, "leave scheduler_cls (--scheduler-cls)"),
+    (config, {"lora_config": None}, "LoRA is off, and the engine was not asked for"),
     (config, PROMPTS_ALONE, None),
-    (config, {"scheduler_config.max_num_seqs": 1}, "(--max-num-seqs) to 2 or more"),
-    (config, {"scheduler_config.max_num_seqs": None}, None),
-    (config, {"scheduler_config.max_num_active_seqs": 1}, "(--max-num-active-seqs) to 2 or more"),
-    (config, {"scheduler_config.max_num_batched_tokens": 1}, "(--max-num-batched-tokens) to 2 or "),
-    (
-        config,
-        {"scheduler_config.max_num_scheduled_tokens": 1},
-        "the 2 streams of a contrastive request take 2; set it",
-    ),
-    (config, {"scheduler_config.max_num_scheduled_tokens": 2}, None),
+    (config, {"scheduler.max_num_seqs": 1}, "(--max-num-seqs) to 2 or more"),
+    (config, {"scheduler.max_num_seqs": None}, None),
+    (config, {"scheduler.max_num_active_seqs": 1}, "(--max-num-active-seqs) to 2 or more"),
+    (config, {"scheduler.max_num_batched_tokens": 1}, "(--max-num-batched-tokens) to 2 or "),
+    (config, {"scheduler.max_num_scheduled_tokens": 1}, "contrastive request take 2; set it"),
+    (config, {"scheduler.max_num_scheduled_tokens": 2}, None),
     # Pipelines in which vLLM is wrong.
     (config, {STAGES: 2, "vllm": "0.23.0"}, None),
     (config, {STAGES: 3, "vllm": "0.23.0"}, "has more than two pipeline stages before vLLM 0.27"),
     (config, {STAGES: 3, "vllm": "0.27.0"}, None),
     (config, {STAGES: 3, "vllm": "dev"}, None),
-    (
-        config,
-        {**CONNECTOR, "vllm": "0.23.0"},
-        "a KV connector, which vllm-cold supports with vLLM 0.31",
-    ),
+    (config, {**CONNECTOR, "vllm": "0.23.0"}, "a KV connector, which vllm-cold supports with"),
     # Models with states: by vLLM's release and options, not by family.
-    (with_states, {"cache_config.mamba_cache_mode": "none"}, None),
+    (with_states, {"cache.mamba_cache_mode": "none"}, None),
+    (with_states, {"cache.mamba_cache_mode": "all"}, "mode other than none and align together"),
+    (with_states, {"cache.use_replayssm": True}, "has --use-replayssm together"),
+    (with_states, {"cache.prefix_match_unit": 8}, "has --prefix-match-unit together"),
     (
         with_states,
-        {"cache_config.mamba_cache_mode": "all"},
-        "mamba-cache-mode other than none and align together",
-    ),
-    (
-        with_states,
-        {"cache_config.use_replayssm": True},
-        "has --use-replayssm together with state-space layers",
-    ),
-    (with_states, {"cache_config.prefix_match_unit": 8}, "has --prefix-match-unit together"),
-    (
-        with_states,
-        {"parallel_config.decode_context_parallel_size": 2},
-        "has --decode-context-parallel-size tog",
+        {"parallel.decode_context_parallel_size": 2},
+        "--decode-context-parallel-size tog",
     ),
     (with_states, {RANKS: 2}, "that divides no groups of Mamba 2 together"),
     (with_states, {RANKS: 2, **PROMPTS_ALONE}, None),
     (with_states, CONNECTOR, "it has a KV connector together with state-space layers"),
     (with_states, MTP, "decoding (mtp) together with state-space layers"),
+    (with_states, {"vllm": "0.31.2"}, "supports with vLLM 0.32 and newer"),
     (
         with_states,
-        {"vllm": "0.31.2"},
-        "state-space layers, which vllm-cold supports with vLLM 0.32 and",
-    ),
-    (
-        with_states,
-        {"model_config.is_hybrid": False, "model_config.is_attention_free": True, "vllm": "0.31.2"},
-        "state-space layers, which vllm-cold supports with vLLM 0.32 and",
+        {"model.is_hybrid": False, "model.is_attention_free": True, "vllm": "0.31.2"},
+        "supports with vLLM 0.32 and newer",
     ),
     (with_states, of_groups(2, mamba_n_groups=8), None),
     (with_states, of_groups(2, n_groups=2), None),
@@ -200,10 +162,10 @@ ENGINES: list[tuple[Any, dict[str, Any], str | None]] = [
     (with_states, of_groups(1, True, n_groups=1), "--fully-sharded-loras together"),
 ]
 DRAFTS = [
-    ({"speculative_config.method": "ngram_gpu"}, "ngram_gpu on the V1 model runner (ngram is supp"),
-    ({"speculative_config.method": "eagle", "use_v2_model_runner": True}, None),
+    ({"speculative.method": "ngram_gpu"}, "ngram_gpu on the V1 model runner (ngram is supp"),
+    ({"speculative.method": "eagle", "use_v2_model_runner": True}, None),
     (
-        {"speculative_config.enable_adaptive_verification": True},
+        {"speculative.enable_adaptive_verification": True},
         "with enable_adaptive_verification, which",
     ),
     ({"num_prefill_lookahead_tokens": 1}, None),
@@ -212,14 +174,11 @@ DRAFTS = [
     ({"vllm": "0.31.2"}, "decoding, which vllm-cold supports with vLLM 0.32 and"),
     ({"platform": "other"}, "workers other than vLLM's own for CPUs and"),
 ]
-since_speculation = pytest.mark.skipif(
-    versions.is_before(0, 32), reason="vllm-cold speculates since vLLM 0.32"
-)
 
 
 @pytest.mark.parametrize(
     ("make", "changes", "said"),
-    [*ENGINES, *(pytest.param(speculating, *row, marks=since_speculation) for row in DRAFTS)],
+    [*ENGINES, *(pytest.param(speculating, *row, marks=since(0, 32)) for row in DRAFTS)],
 )
 def test_which_engines_can(
     make: Callable[[], Any],
@@ -260,7 +219,7 @@ def test_which_engines_can(
             configure(engine)
 
 
-@pytest.mark.skipif(versions.is_before(0, 31), reason="vllm-cold has connectors since vLLM 0.31")
+@since(0, 31)
 def test_a_vllm_that_has_changed_what_a_connector_needs(monkeypatch: pytest.MonkeyPatch) -> None:
     from vllm.v1.core.sched.scheduler import Scheduler
 
