@@ -148,7 +148,6 @@ class Touch:
         if make in (wrapper._vllm_cold_make for wrapper in _wrappers(original)):
             return
         replacement = functools.wraps(original)(make(original))
-        replacement._vllm_cold_original = original  # type: ignore[attr-defined]
         replacement._vllm_cold_make = make  # type: ignore[attr-defined]
         setattr(owner, name, self.kind(replacement) if self.kind else replacement)
 
@@ -193,15 +192,15 @@ def _set_in_init(found: Any) -> set[str]:
 
 def _wrappers(function: Any) -> Iterator[Any]:
     """Our wrappers around vLLM's function, from the outside."""
-    while hasattr(function, "_vllm_cold_original"):
+    while hasattr(function, "_vllm_cold_make"):
         yield function
-        function = function._vllm_cold_original
+        function = function.__wrapped__
 
 
 def original_of(function: Any) -> Any:
     """The function of vLLM's, without our wrappers."""
     for wrapper in _wrappers(function):
-        function = wrapper._vllm_cold_original
+        function = wrapper.__wrapped__
     return function
 
 

@@ -156,20 +156,15 @@ def relied_on(path: str, **what: Any) -> Touch:
         (relied_on("", has="Owner Row"), None),
         (relied_on("", has="Owner Gone"), " has no Gone any more"),
         (relied_on("Gone", has="x"), ".Gone is gone"),
-        (relied_on("Colour", has="RED"), None),
         (relied_on("Colour", has="RED BLUE"), ".Colour has no BLUE any more"),
         (relied_on("Owner", has="plain(x y) attribute of_class(x)"), None),
         (relied_on("Owner", has="plain(x z)"), ".Owner.plain takes (x, y), not (x, z)"),
-        (relied_on("Owner", has="plain() gone()"), ".Owner has no gone any more"),
         (relied_on("Interface", has="declared"), None),
         (relied_on("Interface", has="declared(x)"), ".Interface.declared is only declared"),
         (relied_on("Row", has="ids", others="spare gone"), None),
-        (relied_on("Row", has="ids gone"), ".Row has no gone any more"),
         (relied_on("Row", has="ids", others=""), ".Row has the new field spare"),
         (relied_on("Struct", has="ids", others=""), None),
-        (relied_on("Struct", has="gone"), ".Struct has no gone any more"),
-        (relied_on("Owner", has="running waiting"), None),
-        (relied_on("Owner", has="running gone"), ".Owner has no gone any more"),
+        (relied_on("Owner", has="running gone waiting"), ".Owner has no gone any more"),
         (relied_on("Owner", like=f"{NAME}:Like"), None),
         (relied_on("Owner", like=f"{NAME}:Unlike"), ".Owner has no gone any more"),
         (relied_on("Owner", like=f"{NAME}:UnlikeMethod"), ".Owner.plain takes (x), not (y)"),
@@ -185,15 +180,13 @@ def test_problem(module: Any, wanted: Any, problem: str | None) -> None:
     assert wanted.problem() == (problem and NAME + problem)
 
 
-@pytest.mark.parametrize("wanted", [place("Owner.plain"), relied_on("Owner", has="plain")])
-def test_a_place_that_cannot_be_looked_at_has_a_problem(
-    wanted: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_place_that_cannot_be_looked_at_has_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever an import raises: vLLM calls plugins unguarded."""
 
     def fails(name: str) -> Any:
         raise RuntimeError("no such device")
 
+    wanted = place("Owner.plain")
     assert str(wanted.problem()).endswith("is gone")  # there is no such module
     monkeypatch.setattr("importlib.import_module", fails)
     assert str(wanted.problem()).endswith("cannot be looked at (RuntimeError: no such device)")
