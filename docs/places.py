@@ -41,21 +41,18 @@ def _row(hook: Hook) -> list[str]:
 
 def _touch(touch: Touch) -> str:
     where = touch.where.replace(":", ".")
-    said = []
-    if touch.has:
-        said.append(touch.has.replace(" ", ", "))
+    if touch.make is not None:
+        taken = f"({', '.join(touch.takes.split())}, ...)" if touch.takes else ""
+        before = f"; before, `{touch.before.replace(':', '.')}`" if touch.before else ""
+        return f"- wrapped: `{where}{taken}`{before}"
+    said = [touch.has.replace(" ", ", ")] if touch.has else []
     if touch.others is not None:
         said.append("and no field that is not known")
     if touch.uses:
         said.append(f"in this order: {', '.join(touch.uses.split())}")
     if touch.like:
         said.append(f"what `{touch.like.replace(':', '.')}` has")
-    relied = f": {', '.join(said)}" if said else ""
-    if touch.make is None:
-        return f"- relied on: `{where}`{relied}"
-    taken = f"({', '.join(touch.takes.split())}, ...)" if touch.takes else ""
-    before = f"; before, `{touch.before.replace(':', '.')}`" if touch.before else ""
-    return f"- wrapped: `{where}{taken}`{before}{relied}"
+    return f"- relied on: `{where}`: {', '.join(said)}"
 
 
 if __name__ == "__main__":

@@ -390,8 +390,8 @@ TABLE = (
         "the sampler returns is overwritten. That is the first point at which the tokens are "
         "known, and they are still on the device.",
         LOGITS,
-        Touch(_SAMPLE + "sampler:Sampler.forward", "_make_forward", "logits sampling_metadata",
-              uses="apply_logits_processors sample"),
+        Touch(_SAMPLE + "sampler:Sampler.forward", "_make_forward", "logits sampling_metadata"),
+        Touch(_SAMPLE + "sampler:Sampler.forward", uses="apply_logits_processors sample"),
     ),
     Hook(
         "vllm.worker.amateur_tokens", V2,
