@@ -54,10 +54,11 @@ def unsupported(config: "VllmConfig") -> str | None:
             options += _NOT_WITH_LORA_ON_RANKS
     for option in options:
         if _is_on(config, option):
+            tested = f" on releases other than {', '.join(versions.VALIDATED_ASCEND)}"
             return (
-                f"vllm-ascend's {option} is on, which vllm-cold does not support with vllm-ascend "
-                f"{versions.ascend_version()}; leave it out of additional_config, and of the "
-                "environment."
+                f"vllm-ascend's {option} is on, which vllm-cold does not support"
+                f"{tested if option == _TESTED else ''}; leave it out of additional_config, and of "
+                "the environment."
             )
     if getattr(parallel, "prefill_context_parallel_size", 1) > 1:
         return "prefill context parallelism is on, which vllm-cold does not support on NPUs."
