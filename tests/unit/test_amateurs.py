@@ -102,11 +102,7 @@ def test_several_amateurs() -> None:
             ({"amateur_messages": json.dumps([message])}, "list of messages, in valid Unicode")
             for message in (
                 {"role": "user", "content": "\ud800"},
-                {"role": "\ud800", "content": "x"},
-                {"role": "user", "content": "x", "name": "a\udc00b"},
-                {"role": "user", "content": [{"type": "text", "text": "\ud800"}]},
                 {"role": "user", "content": "x", "\ud800": 1},
-                {"role": "assistant", "tool_calls": [{"function": {"name": "\ud800"}}]},
                 {"role": "tool", "content": "x", "tool_call_id": "\ud800\ud800"},
             )
         ),

@@ -157,7 +157,7 @@ def test_presets() -> None:
     # What the caller's fields leave nothing to do for is left out.
     for given, wanted in (
         ({"beta": 0.5}, ColdSettings(0.0, 0.5)),
-        ({"rule": "mti"}, combine({"alpha": 0.0, "rule": "mti"})[0]),
+        *(({name: "mti"}, combine({"alpha": 0.0, "rule": "mti"})[0]) for name in ("rule", "beta")),
         (
             {"rule_parameters": {"beta_max": 2}},
             ColdSettings(0.0, rule="adaptive", rule_parameters={"beta_max": 2.0}),
