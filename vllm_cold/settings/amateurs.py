@@ -480,21 +480,19 @@ def _is_part(part: Mapping[str, Any]) -> bool:
     return "text" in part if part.get("type") == "text" else _is_media(part, _ALL_MEDIA)
 
 
+_INDEX, _NO_ITEM = re.compile(r"\d{1,9}", re.ASCII), re.compile(r"|-\d+|\d{10,}", re.ASCII)
+
+
 def read_without(field: str, value: str | int | Sequence[str | int]) -> Without:
     """What ``cold_without`` says: a role, a kind of media, an index, or several; raises ColdError
     for others.
     """
-    said = [value] if isinstance(value, (str, int)) else value
-    entries = sum(1 if isinstance(part, int) else 1 + part.count(",") for part in said)
-    check_number(field, value, entries, MOST_ITEMS)
-    items: list[str | int] = []
-    for part in said:
-        for item in [part] if isinstance(part, int) else map(str.strip, part.split(",")):
-            is_index = isinstance(item, str) and re.fullmatch(r"\d{1,9}", item, re.ASCII)
-            items.append(int(item) if is_index else item)
-    if not items or any(i == "" or (isinstance(i, int) and not 0 <= i < 10**9) for i in items):
+    parts = [str(part) for part in ([value] if isinstance(value, (str, int)) else value)]
+    check_number(field, value, sum(1 + part.count(",") for part in parts), MOST_ITEMS)
+    items = [item.strip() for part in parts for item in part.split(",")]
+    if not items or any(map(_NO_ITEM.fullmatch, items)):
         raise ColdError(field, value, "must be roles, or indices of messages, from 0")
-    return Without(tuple(items))
+    return Without(tuple(int(item) if _INDEX.fullmatch(item) else item for item in items))
 
 
 def read_images(field: str, value: str) -> Without | Distorted:
