@@ -182,6 +182,7 @@ def test_presets() -> None:
         (lambda: ColdParams.preset("grounded", amateur=own), "'grounded': is for 2 amateurs; give"),
         (lambda: ColdParams.preset("grounded", amateurs=adapters), "contrasts with another prompt"),
         (lambda: ColdParams.preset("cat"), "^preset='cat': must be one of cold, cad,"),  # type: ignore[arg-type]
+        (lambda: ColdParams.preset("cad", amateurs=own), "^amateurs=.*must be a list of Amateur"),
         (lambda: ColdParams.preset("cad"), "^preset='cad': contrasts with another prompt"),
         (lambda: ColdParams.preset("vcd", amateur=OTHER), "^preset='vcd': contrasts with another"),
         (lambda: ColdParams.preset("dexperts"), "^preset='dexperts': is for 2 amateurs"),

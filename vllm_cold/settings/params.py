@@ -95,6 +95,28 @@ class Amateur:
         return self.lora_request
 
 
+def _amateurs(one: Any, several: Any) -> tuple[Amateur, ...]:
+    """The amateurs that ``amateur`` or ``amateurs`` say; raises ColdError for anything else."""
+    if one is not None and not isinstance(one, (LoRARequest, Amateur)):
+        raise ColdError(
+            "amateur", one, "must be a LoRARequest or an Amateur, or None for the base model"
+        )
+    if several is None:
+        return (one if isinstance(one, Amateur) else Amateur(lora_request=one),)
+    problem = ""
+    if one is not None:
+        problem = "amateur is given too; give one of the two"
+    elif not isinstance(several, (list, tuple)) or not all(
+        isinstance(each, Amateur) for each in several
+    ):
+        problem = "must be a list of Amateur"
+    elif not 1 <= len(several) <= MAX_AMATEURS:
+        problem = f"has {len(several)} entries; must have 1 to {MAX_AMATEURS}"
+    if problem:
+        raise ColdError("amateurs", several, problem)
+    return tuple(several)
+
+
 class ColdParams(SamplingParams, kw_only=True, omit_defaults=True, dict=True):  # type: ignore
     """Sampling parameters of a request that is decoded with a contrast.
 
@@ -165,13 +187,7 @@ class ColdParams(SamplingParams, kw_only=True, omit_defaults=True, dict=True):  
         preset = preset_of({"preset": check("preset", name)})
         if preset.images is not None and not fields.keys() & {"amateur", "amateurs"}:
             fields["amateur"] = Amateur(images=read_view("images", preset.images))
-        given = fields.get("amateurs") or [fields.get("amateur")]
-        weights = [getattr(one, "weight", None) for one in given]
-        own = {setting: fields.pop(setting) for setting in SETTINGS if setting in fields}
-        # What the caller's fields leave nothing to do for is left out.
-        values = merge(own, weights, defaults=preset.settings)
-        made = cls(**{"method": name, **values, **fields})
-        amateurs = made.contrast()
+        amateurs = _amateurs(fields.get("amateur"), fields.get("amateurs"))
         check_preset(
             ("preset", name),
             preset,
@@ -180,34 +196,18 @@ class ColdParams(SamplingParams, kw_only=True, omit_defaults=True, dict=True):  
             "; give amateurs=[...]",
         )
         if preset.weights:
-            made.amateurs = [
+            fields["amateurs"] = amateurs = tuple(
                 one if one.weight is not None else replace(one, weight=weight)
                 for one, weight in zip(amateurs, preset.weights, strict=True)
-            ]
-            made.combine()
-        return made
+            )
+        own = {setting: fields.pop(setting) for setting in SETTINGS if setting in fields}
+        # What the caller's fields leave nothing to do for is left out.
+        values = merge(own, [one.weight for one in amateurs], defaults=preset.settings)
+        return cls(**{"method": name, **values, **fields})
 
     def contrast(self) -> tuple[Amateur, ...]:
         """What it contrasts with, whichever way that was said, checked."""
-        one, several = self.amateur, self.amateurs
-        if one is not None and not isinstance(one, (LoRARequest, Amateur)):
-            raise ColdError(
-                "amateur", one, "must be a LoRARequest or an Amateur, or None for the base model"
-            )
-        if several is None:
-            return (one if isinstance(one, Amateur) else Amateur(lora_request=one),)
-        problem = ""
-        if one is not None:
-            problem = "amateur is given too; give one of the two"
-        elif not isinstance(several, (list, tuple)) or not all(
-            isinstance(each, Amateur) for each in several
-        ):
-            problem = "must be a list of Amateur"
-        elif not 1 <= len(several) <= MAX_AMATEURS:
-            problem = f"has {len(several)} entries; must have 1 to {MAX_AMATEURS}"
-        if problem:
-            raise ColdError("amateurs", several, problem)
-        return tuple(several)
+        return _amateurs(self.amateur, self.amateurs)
 
     def combine(self) -> tuple[ColdSettings, tuple[float | None, ...]]:
         """The method's settings and the amateurs' weights, checked (fields may have been assigned
