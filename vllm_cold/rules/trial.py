@@ -66,20 +66,14 @@ def _try_without_values(rule: Rule) -> None:
 def _try_with_values(rule: Rule) -> None:
     played = list(_play(rule, ends=False))
     for batch, (weights, _, _), done in played:
-        wrong = _there(batch) & ~done & ~weights.isfinite()
-        if wrong.any():
-            i = _first(wrong)
+        if said := _told(rule, batch, _there(batch) & ~done & ~weights.isfinite(), weights):
             raise ValueError(
-                f"it returns weights that are not finite, {weights[i][_there(batch)[i]].tolist()}, "
-                f"for {_named(rule, batch, i)}; keep them finite for all that its parameters "
-                "allow, or allow less"
+                f"it returns weights that are not finite, {said}; keep them finite for all that "
+                "its parameters allow, or allow less"
             )
-        wrong = done & (weights != 0)
-        if wrong.any():
-            i = _first(wrong)
+        if said := _told(rule, batch, done & (weights != 0), weights):
             raise ValueError(
-                "an amateur has a weight after the step where it was done: it returns "
-                f"{weights[i][done[i]].tolist()} for {_named(rule, batch, i)}"
+                f"an amateur has a weight after the step where it was done: it returns {said}"
             )
     if rule.retires:
         for (batch, found, done), (_, ended, _) in zip(played, _play(rule, ends=True), strict=True):
@@ -242,11 +236,8 @@ def _differ(rule: Rule, batch: _Batch, one: _Found, other: _Found, of: Tensor | 
         # Of a group's numbers the smaller ones are as exact as the largest.
         most = torch.cat([torch.ones(len(x), 1), x.nan_to_num().abs().flatten(1)], 1).amax(1)
         near = torch.isclose(x, y, equal_nan=True) | ((x - y).abs() <= 1e-5 * most[:, None, None])
-        wrong = ~near.all(-1) & of
-        if wrong.any():
-            i = _first(wrong)
-            was = before[i][of[i]].tolist()
-            return f"{name} {now[i][of[i]].tolist()} in place of {was} ({_named(rule, batch, i)})"
+        if said := _told(rule, batch, ~near.all(-1) & of, now, before):
+            return f"{name} {said}"
     return ""
 
 
@@ -255,13 +246,16 @@ def _there(batch: _Batch) -> Tensor:
     return batch["rows"][:, 1:] >= 0
 
 
-def _first(wrong: Tensor) -> int:
-    """The first group of [G, S - 1] in which anything is wrong."""
-    return int(wrong.any(1).nonzero()[0])
-
-
-def _named(rule: Rule, batch: _Batch, i: int) -> str:
-    """A group, for errors."""
+def _told(rule: Rule, batch: _Batch, wrong: Tensor, *values: Tensor) -> str:
+    """The values of the first group in which an amateur is wrong, [G, S - 1], and what group that
+    is; "" if none is.
+    """
+    groups = wrong.any(1).nonzero()
+    if not len(groups):
+        return ""
+    i = int(groups[0])
+    there = _there(batch)[i]
+    told = " in place of ".join(str(each[i][there].tolist()) for each in values)
     rows, parameters = batch["rows"][i].tolist(), batch["parameters"][i].tolist()
     given = ", ".join(f"{n}={v:g}" for n, v in zip(rule.parameters, parameters, strict=True))
     others = sum(row >= 0 for row in rows) - 1
@@ -270,7 +264,7 @@ def _named(rule: Rule, batch: _Batch, i: int) -> str:
         said += " whose expert may take one token alone"
     elif rows[0] == rows[1]:
         said += " that say what the expert says"
-    return f"{said}, at step {batch['step'][i]}, with {given or 'no parameters'}"
+    return f"{told} for {said}, at step {batch['step'][i]}, with {given or 'no parameters'}"
 
 
 class _Waits(Exception):
