@@ -136,7 +136,7 @@ def _made_up(rule: Rule) -> _Batch:
     usual = {name: of.least() for name, of in rule.parameters.items()}
     settings = [usual, *({name: ends[i] for name, ends in ranges.items()} for i in (0, 1))]
     settings += [{**usual, name: end} for name, ends in ranges.items() for end in ends]
-    kinds = 4
+    kinds = 4  # usual, all alike, an expert of one token, an amateur of one token
     num = kinds * len(settings)
     rows = torch.full((num, MAX_STREAMS), -1)
     for i in range(num):

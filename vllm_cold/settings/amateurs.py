@@ -10,7 +10,7 @@ is named by positions, which no text of a user can imitate.
 import re
 from collections.abc import Mapping, Sequence
 from itertools import chain
-from typing import Annotated, Any, Required, TypedDict, TypeVar
+from typing import Annotated, Any, ClassVar, Required, TypedDict, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -352,6 +352,10 @@ def read_prompt(field: str, prompt: object) -> Source:
 class _MediaPrompt(msgspec.Struct, forbid_unknown_fields=True):
     """vLLM's TextPrompt or TokensPrompt, with media."""
 
+    allowed: ClassVar[str] = (
+        '"multi_modal_data", a mapping by modality, and a text as "prompt" or token ids as '
+        '"prompt_token_ids", and may have "multi_modal_uuids" and "mm_processor_kwargs"'
+    )
     multi_modal_data: dict[str, Any]
     prompt: Annotated[str, Meta(min_length=1)] | None = None
     prompt_token_ids: Annotated[_TokenIds, Meta(min_length=1)] | None = None
@@ -366,6 +370,10 @@ class _MediaPrompt(msgspec.Struct, forbid_unknown_fields=True):
 class _EmbedsPrompt(msgspec.Struct, forbid_unknown_fields=True):
     """vLLM's EmbedsPrompt."""
 
+    allowed: ClassVar[str] = (
+        'a tensor as "prompt_embeds", and may have "prompt_token_ids", from 0, with '
+        '"prompt_is_token_ids", True or False'
+    )
     prompt_embeds: Any
     prompt_token_ids: _TokenIds | None = None
     prompt_is_token_ids: list[bool] | None = None
@@ -380,24 +388,13 @@ class _EmbedsPrompt(msgspec.Struct, forbid_unknown_fields=True):
 def _mapping(field: str, prompt: Mapping[str, Any]) -> Embeds | Media:
     """A prompt as vLLM takes it, with embeddings or media."""
     has_media = "multi_modal_data" in prompt and "prompt_embeds" not in prompt
+    kind = _MediaPrompt if has_media else _EmbedsPrompt
     try:
-        if has_media:
-            msgspec.convert(prompt, _MediaPrompt)
-            return Media(prompt)
-        msgspec.convert(prompt, _EmbedsPrompt)
-        return Embeds(prompt)
+        msgspec.convert(prompt, kind)
     except msgspec.ValidationError as error:
-        allowed = (
-            'a tensor as "prompt_embeds", and may have "prompt_token_ids", from 0, with '
-            '"prompt_is_token_ids", True or False'
-        )
-        if has_media:
-            allowed = (
-                '"multi_modal_data", a mapping by modality, and a text as "prompt" or token ids as '
-                '"prompt_token_ids", and may have "multi_modal_uuids" and "mm_processor_kwargs"'
-            )
         types = {key: type(each).__name__ for key, each in prompt.items()}  # values may be large
-        raise ColdError(field, types, f"as a mapping must have {allowed} ({error})") from error
+        raise ColdError(field, types, f"as a mapping must have {kind.allowed} ({error})") from error
+    return Media(prompt) if has_media else Embeds(prompt)
 
 
 def _not_empty(field: str, value: _Sized) -> _Sized:
