@@ -310,7 +310,8 @@ def read_source(prompt: object, without: Any, images: object) -> Source | None:
     """
     given = {"prompt": prompt, "without": without, "images": images}
     said = {name: (name, value) for name, value in given.items() if value is not None}
-    return _source(said, _PYTHON, {})[1]
+    reads = _reads(said, _PYTHON)
+    return None if reads is None else _PYTHON[reads[0]](*reads[1:])
 
 
 def _checked_without(field: str, value: Any) -> "Without":
@@ -558,11 +559,16 @@ def describe(given: Mapping[str, Any]) -> tuple[AmateurSpec, ...]:
         field, adapter = said.get("amateur", ("cold_amateur", None))
         if adapter == "":
             raise ColdError(field, adapter, "must be the name of a loaded adapter")
-        prompt_field, source = _source(said, _READERS, known)
+        prompt_field, source = "cold_amateur_prompt", None
+        if (reads := _reads(said, _READERS)) is not None:
+            name, prompt_field, value = reads
+            key = name, str(value)
+            if key not in known:
+                known[key] = _READERS[name](prompt_field, value)
+            source = known[key]
         _, weight = said.get("weights", ("", None))
         if weight is None and i < len(preset.weights):
             weight = preset.weights[i]
-        prompt_field = prompt_field or "cold_amateur_prompt"
         amateurs.append(AmateurSpec(field, prompt_field, adapter, source, weight))
     each = "what each reads in cold_without or cold_part"
     check_preset(
@@ -644,27 +650,14 @@ def _of_one(given: Mapping[str, Any], i: int | None) -> dict[str, tuple[str, Any
     return said
 
 
-def _source(
-    said: Mapping[str, tuple[str, Any]],
-    readers: Mapping[str, Any],
-    known: dict[tuple[str, str], Source],
-) -> tuple[str, Source | None]:
-    """What an amateur reads, and what errors call it; "" and None for the expert's prompt.
-
-    Args:
-        said: Of this amateur.
-        readers: Of what says it, by name.
-        known: What was read of what is said of others; added to.
+def _reads(
+    said: Mapping[str, tuple[str, Any]], readers: Mapping[str, Any]
+) -> tuple[str, str, Any] | None:
+    """Which of these values says what an amateur reads: its name, what errors call it, and it
+    itself. None for the expert's prompt.
     """
     found = [(name, *said[name]) for name in readers if name in said]
-    if not found:
-        return "", None
-    (name, field, value), *others = found
-    for _, second, other in others:
-        raise ColdError(
-            second, other, f"the amateur has a prompt already, by {field}; leave one of them out"
-        )
-    key = name, str(value)
-    if key not in known:
-        known[key] = readers[name](field, value)
-    return field, known[key]
+    for _, field, value in found[1:]:
+        problem = f"the amateur has a prompt already, by {found[0][1]}; leave one of them out"
+        raise ColdError(field, value, problem)
+    return found[0] if found else None
