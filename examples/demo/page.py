@@ -30,9 +30,8 @@ def write_page(llm: Any, model: str, case: Case, file: Path) -> None:
     from vllm_cold import Amateur, ColdParams
     from vllm_cold.settings.amateurs import Messages
     from vllm_cold.tools.explain import collect, page
-    from vllm_cold.tools.explain.account import LISTED
+    from vllm_cold.tools.explain.account import LISTED, make_answer
     from vllm_cold.tools.explain.prompts import Row, ask
-    from vllm_cold.tools.explain.source import Decoded
 
     asked = ask(Row(Messages(case.messages), {}), {"cold_preset": PRESET, "cold_without": WITHOUT})
     options: dict[str, Any] = {"temperature": 0.0, "max_tokens": MAX_TOKENS, "explain": LISTED}
@@ -44,18 +43,20 @@ def write_page(llm: Any, model: str, case: Case, file: Path) -> None:
     ]
     outputs = llm.chat([case.messages] * 2, params, use_tqdm=False)
     cold, greedy = (
-        Decoded.of(
+        make_answer(
+            asked,
+            alone,
             one.outputs[0].token_ids,
             one.outputs[0].text,
             one.outputs[0].finish_reason,
             one.kv_transfer_params,
             len(one.prompt_token_ids),
         )
-        for one in outputs
+        for alone, one in zip((False, True), outputs, strict=True)
     )
     about = {"title": model, "base": model, "about": "vLLM in one process"}
     source: Any = SimpleNamespace(**about, expert=None, loaded=())
-    report = collect.make_report(source, [asked], PRESET, [(cold, greedy)])
+    report = collect.make_report(source, [asked], [(cold, greedy)])
     file.write_text(page.render(report), encoding="utf-8")
 
 

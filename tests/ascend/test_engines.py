@@ -80,5 +80,5 @@ def test_the_doctor_finds_no_problem() -> None:
     assert problems == []
     said = {e["name"]: e["value"] for entries in sections.values() for e in entries}
     assert said["vLLM's platform"] == "NPUPlatform"
-    assert said["contrastive decoding"] == "can be used in it"
+    assert said["contrastive decoding"] == "available in this process"
     assert said["LoRA"].startswith("bgmv in engines with contrastive decoding, else vllm_ascend.")

@@ -6,22 +6,18 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
-from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from tests.asked import asked
 from tests.formula import group_scores
-from vllm_cold.tools.explain.account import ToldStep, ending, make_step
-from vllm_cold.tools.explain.record import (
-    BASE,
-    Answer,
-    Explanation,
-    Piece,
-    Report,
-    ShownAmateur,
-)
+from vllm_cold.settings.table import ColdSettings
+from vllm_cold.tools.explain import collect
+from vllm_cold.tools.explain.account import make_answer
+from vllm_cold.tools.explain.record import Answer, Report
 
 HOSTILE = "</script><img src=x onerror=window.hacked=1>"
 WORDS = [
@@ -29,28 +25,23 @@ WORDS = [
     " dog", ".", HOSTILE, "\x1b[31m", "\u202e", "", " thought", " about", " contrast", " while",
     "é", "漢字", " everybody", " else", " went", " home",
 ]  # fmt: skip
-CHAT = (
-    Piece(text=f"Be brief. {HOSTILE}", role="system"),
-    Piece(text="Who wrote it?\nAnd when?", role="user"),
+CHAT = (("system", f"Be brief. {HOSTILE}"), ("user", "Who wrote it?\nAnd when?"))
+SERVER: Any = SimpleNamespace(
+    title="model-" + "very-" * 12 + "long",
+    base="base",
+    about="made up",
+    expert=f"adapter {HOSTILE}",
+    loaded=["sql", f"adapter {HOSTILE}"],
 )
+SEVERAL: dict[str, Any] = {
+    "amateur": ["base", "sql"],
+    "without": ["system", ""],
+    "amateur_prompt": ["", f"Who? {HOSTILE}"],
+    "weights": ["adaptive", 0.25],
+    "beta_max": 6.0,
+}
 KNOWN = 12
 ENDS = 29  # the step at which the rule's amateur ends
-
-RULE = {"rule": "adaptive", "rule_parameters": {"beta_max": 6.0}}
-PLAIN = ((-1.0, ShownAmateur(label=f"{BASE}, weight -1", pieces=())),)
-SEVERAL = (
-    (
-        None,
-        ShownAmateur(label=f"{BASE} without system, weight adaptive", pieces=CHAT[1:]),
-    ),
-    (
-        0.25,
-        ShownAmateur(
-            label="sql, text of its own, weight +0.25",
-            pieces=(Piece(text=f"Who? {HOSTILE}"),),
-        ),
-    ),
-)
 
 
 def tell(
@@ -86,56 +77,41 @@ def tell(
     }
 
 
-def _step(rng: random.Random, number: int, fixed: Sequence[float | None], alpha: float) -> ToldStep:
-    """With what a rule chooses in the place of None, until its amateur ends."""
-    chosen = None if number > ENDS else -0.3 * (number % 7)
-    weights = [chosen if one is None else one for one in fixed]
-    spread = rng.choice([0.5, 1.0, 2.0, 4.0])
-    rows = [[rng.gauss(0, spread) for _ in WORDS]]
-    for _ in fixed:
-        away = rng.choice([0.0, 0.2, 1.0, 3.0])
-        rows.append([value + rng.gauss(0, away) for value in rows[0]])
+def tell_all(
+    prompt: Any, settings: ColdSettings, weights: Sequence[float | None], length: int, k: int
+) -> list[dict[str, Any]]:
+    """What an engine tells of an answer's steps, by a model that is made of the prompt; with what
+    a rule chooses in the place of None, until its amateur ends.
+    """
+    alpha, cap = settings.alpha, settings.expert_top_k
     log_alpha = math.log(alpha) if alpha else -math.inf
-    return ToldStep(**tell(torch.tensor(rows), weights, log_alpha, None, KNOWN))
+    steps = []
+    for number in range(length):
+        rng = random.Random(f"{prompt} {number}")
+        chosen = None if number > ENDS else -0.3 * (number % 7)
+        spread, away = rng.choice([0.5, 1.0, 2.0, 4.0]), rng.choice([0.0, 0.2, 1.0, 3.0])
+        expert = [rng.gauss(0, spread) for _ in WORDS]
+        rows = [expert, *([x + rng.gauss(0, away) for x in expert] for _ in weights)]
+        given = [chosen if one is None else one for one in weights]
+        steps.append(tell(torch.tensor(rows), given, log_alpha, cap, k))
+    return steps
 
 
-def make_report(several: bool = False, alpha: float = 0.1, length: int = 40) -> Report:
-    """A report whose answers hold hostile text and bare white space.
+def make_report(several: bool = False, alpha: float = 0.1) -> Report:
+    """A report whose answers of 40 tokens hold hostile text and bare white space.
 
     Args:
         several: Whether there are two amateurs of several kinds, one with a rule's weight.
         alpha: 0 for no mask: not all valid tokens are told.
-        length: Of the answers.
     """
-    rng = random.Random(4)
-    weights, amateurs = zip(*(SEVERAL if several else PLAIN), strict=True)
+    [question] = asked([CHAT], alpha=alpha, **SEVERAL if several else {"beta": 1.0})
+    weights = question.contrast.weights
 
     def answer(greedy: bool) -> Answer:
         counted = [0.0] * len(weights) if greedy else weights
-        told = [_step(rng, i, counted, alpha) for i in range(length)]
-        steps = tuple(
-            make_step(
-                now,
-                now.tokens[0],
-                now.text(now.tokens[0]),
-                None if greedy else "contrastive",
-                ruled=None in counted,
-                ends=ending(now, then),
-            )
-            for now, then in pairwise([*told, None])
-            if now is not None
-        )
-        title = "Greedy" if greedy else "Contrastive"
-        return Answer(title=title, greedy=greedy, finish_reason="length", steps=steps)
+        told = tell_all(CHAT, question.contrast.settings, counted, 40, KNOWN)
+        tokens = [one["tokens"][0] for one in told]
+        text = "".join(WORDS[token] for token in tokens)
+        return make_answer(question, greedy, tokens, text, "length", {"cold": {"steps": told}}, 23)
 
-    one = Explanation(
-        pieces=CHAT, tokens=23, amateurs=amateurs, answers=(answer(False), answer(True))
-    )
-    return Report(
-        model="model-" + "very-" * 12 + "long",
-        adapter=f"adapter {HOSTILE}",
-        source="made up",
-        method="contrastive",
-        settings=f"alpha {alpha:g}",
-        explanations=(one,),
-    )
+    return collect.make_report(SERVER, [question], [(answer(False), answer(True))])

@@ -16,8 +16,8 @@ from vllm_cold.tools.doctor.cases import CASES
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 
-# Warnings that name something about the machine and not something to mend.
-UNDERSTOOD = {"validated", "memory"}
+# A warning that names something about the machine and not something to mend.
+UNDERSTOOD = {"validated"}
 
 # Another plugin of vLLM, which makes one score of a kernel wrong in every process.
 SPOILER = """
@@ -80,12 +80,10 @@ def test_nothing_is_wrong_here(runner: str) -> None:
     assert named(done, "problem") == set()
     assert named(done, "warning") <= UNDERSTOOD
     found = sections(done)
-    assert found["A LoRA engine here"]["model runner"] == ("fact", runner.upper())
-    assert found["A LoRA engine here"]["contrastive decoding"][0] == "ok"
     assert found["Scoring"]["on cpu"][0] == "ok"
     test = found["Self-test"]
     assert test["result"] == ("ok", "PASS")
-    said = rf"{runner.upper()} runner, started and decoded in \d+ s"
+    said = rf"{runner.upper()} runner, \w+ scheduling, started and decoded in \d+ s"
     assert re.fullmatch(said, test["engine"][1])
     assert all(test[case.name] == ("ok", "the reference's 24 tokens") for case in CASES)
 

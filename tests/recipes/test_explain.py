@@ -6,7 +6,6 @@ import os
 import re
 import signal
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,9 @@ import pytest
 
 from tests.docs.blocks import ROOT, block
 from tests.made_up_server import ADAPTER, serving
-from tests.recipes.page import offline, run, words
-from tests.server.conftest import serve
-from vllm_cold.tools.explain.command import ask_all
+from tests.recipes.page import offline, run, served, words
+from tests.vllm_parser import serve_parser
+from vllm_cold.tools.explain.command import ask_all, read_rows
 from vllm_cold.tools.main import build_parser
 
 PAGE = "docs/explain.md"
@@ -68,28 +67,17 @@ def test_what_is_asked(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         Path(file).write_text(here)
     command = COMMANDS[name].rpartition("vllm-cold explain")[2]
     options = build_parser().parse_args(["explain", *words(command, adapters)])
-    labels = [str(one.source) for x in ask_all(options) for one in x.contrast.amateurs]
+    labels = [
+        str(one.source) for x in ask_all(options, read_rows(options)) for one in x.contrast.amateurs
+    ]
     assert labels == {"guided": ["without system", "without 0:39"]}.get(name, ["None"] * 2)
 
 
-@pytest.mark.server
-@pytest.mark.full
-def test_a_file_of_prompts_offline_and_served(
-    folder: Path, variables: dict[str, str], served: str
-) -> None:
-    """A running server says what the command's own says."""
-    run(block(PAGE, "prompts").rstrip() + FLOAT32, folder, variables)
-    own = read(folder / "against-orders.html")
-    script = block(PAGE, "url")
-    assert "http://localhost:8000\n" in script
-    run(script.replace("http://localhost:8000", served), folder, variables)
-    other = read(folder / "served.html")
-    for mine, theirs in zip(own, other, strict=True):
-        ours, its = (
-            [(s["token"], s["greedy"], s["valid_size"]) for s in x["steps"]] for x in (mine, theirs)
-        )
-        assert ours == its
-    assert len(own) == 4 and own[0]["steps"] != own[1]["steps"]
+@pytest.mark.unit
+def test_the_server() -> None:
+    given = served(block(PAGE, "server"), {"MODEL": "org/model", "ADAPTERS": "/adapters"})
+    found = serve_parser().parse_args(given)
+    assert [one.name for one in found.lora_modules] == ["sorting", "orders"]
 
 
 @pytest.mark.unit
@@ -116,16 +104,6 @@ def test_the_live_page() -> None:
             finally:
                 process.send_signal(signal.SIGINT)
                 assert process.wait(20) == 130
-
-
-@pytest.fixture(scope="module")
-def served(variables: dict[str, str], folder: Path) -> Iterator[str]:
-    arguments = [
-        *words(block(PAGE, "server"), variables)[2:],
-        *("--dtype", "float32", "--enforce-eager", "--max-num-seqs", "32"),
-    ]
-    with serve(folder, arguments) as server:
-        yield server.url
 
 
 @pytest.mark.engine

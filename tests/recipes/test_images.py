@@ -73,7 +73,7 @@ def test_explain(name: str, folder: Path, served: tuple[Recorder, str, Server]) 
     prompt = pictured(folder, "photo.jpg", "other.png")
     server = Asking(served[2].url)
     prompts = asked([prompt], **CONTRASTS[name])
-    report = asyncio.run(explain(server, prompts, None, 8))
+    report = asyncio.run(explain(server, prompts, 8))
     cold, greedy = report.explanations[0].answers
     assert any(step.differs for step in cold.steps)
     messages = as_sent(prompts[0].reads.value)

@@ -73,7 +73,7 @@ def server(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ser
 
 def explained(server: Server, adapter: str | None, prompt: Prompt, **contrast: Any) -> Report:
     prompts = asked([prompt], **contrast)
-    return asyncio.run(explain(Asking(server.url, adapter), prompts, None, TOKENS))
+    return asyncio.run(explain(Asking(server.url, adapter), prompts, TOKENS))
 
 
 def group_of(tiny: Path, expert: str | None, prompt: Prompt, **contrast: Any) -> Group:
@@ -203,8 +203,3 @@ def test_masks_and_sampled_tokens(server: Server) -> None:
         assert sorted(step["tokens"]) == list(range(30, 60)) and token in step["tokens"]
         assert step["candidates"] == 30 and None not in step["scores"]
         assert step["scores"] == sorted(step["scores"], reverse=True)
-    for wrong in (65, -1, 0.5):
-        status, text = server.post(
-            "/v1/completions", {**body, "vllm_xargs": {"cold_explain": wrong}}
-        )
-        assert status == 400 and f"cold_explain={wrong}: must be an integer from 0 to 64" in text

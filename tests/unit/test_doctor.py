@@ -8,7 +8,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -110,31 +109,6 @@ def test_the_version_is_said_without_importing_anything_heavy() -> None:
     assert done.stdout == f"vllm-cold {__version__}\nvLLM {versions.vllm_version()}\n"
 
 
-def memory(free: float, monkeypatch: pytest.MonkeyPatch) -> Entry:
-    """What is said where so many of 100 GiB are free."""
-    from vllm.utils import cpu_resource_utils
-
-    status = SimpleNamespace(available_memory=free * 2**30, total_memory=100 * 2**30)
-    monkeypatch.setattr(cpu_resource_utils, "get_memory_node_info", lambda node: status)
-    return find(sections.devices(), "memory")
-
-
-def test_little_memory_is_a_warning_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
-    from vllm.engine.arg_utils import EngineArgs
-
-    monkeypatch.delenv("VLLM_CPU_KVCACHE_SPACE", raising=False)
-    share = EngineArgs.gpu_memory_utilization
-    assert memory(100 * share + 1, monkeypatch).status is Status.FACT
-    entry = memory(30, monkeypatch)
-    assert entry.status is Status.WARNING
-    assert entry.value.startswith(
-        f"30.0 of 100.0 GiB free, and vLLM's default, --gpu-memory-utilization {share}, asks for "
-        f"{100 * share:.1f}: engines do not start now unless you lower it or set VLLM_CPU_KVCACHE_S"
-    )
-    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "4")
-    assert memory(30, monkeypatch) == Entry("memory", "30.0 of 100.0 GiB free")
-
-
 def test_values_of_unknown_variables_are_never_shown() -> None:
     home = str(Path.home())
     secret = dict.fromkeys(("VLLM_API_KEY", "HF_TOKEN", "COLD_API_KEY"), "secret")
@@ -164,17 +138,21 @@ def test_plugin_that_is_unavailable_or_not_registered_is_a_problem(
 def test_scoring_says_why_it_falls_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(registry.ENV, raising=False)
     monkeypatch.setattr(cpu_library, "missing", lambda: "Its library is gone.")
+    monkeypatch.setattr(registry, "_choose", registry._choose.__wrapped__)
     entries = sections.scoring()
     entry = find(entries, "on cpu")
     assert entry.status is Status.WARNING
     assert entry.value == f"torch: {registry.BACKENDS['torch']}; not cpu: Its library is gone."
     assert find(entries, "C++ library").status is Status.WARNING
+    monkeypatch.setenv(registry.ENV, "triton")
+    (entry,) = report.examine("Scoring", sections.scoring).entries
+    assert entry.status is Status.PROBLEM and "'triton' was asked for. " in entry.value
 
 
 @pytest.mark.parametrize(
     ("asked", "missing", "status", "part"),
     [
-        (None, None, Status.OK, "C++ kernels, instruction set "),
+        (None, None, Status.OK, "C++ kernels"),
         ("torch", None, Status.WARNING, "torch operations, slow: asked for"),
         (None, "Not built.", Status.WARNING, "torch operations, slow: Not built."),
         ("stock", None, Status.PROBLEM, "vLLM's own; contrastive requests are refused"),

@@ -10,14 +10,15 @@ import pytest
 
 from tests.asked import Prompt, asked
 from tests.unit.test_explain_images import BOTH, PICTURED
+from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.explain import account, visible
-from vllm_cold.tools.explain.account import ToldStep
 from vllm_cold.tools.explain.collect import make_report
+from vllm_cold.tools.explain.record import Answer
 
 pytestmark = pytest.mark.unit
 
 
-def told(**changed: Any) -> ToldStep:
+def told(**changed: Any) -> dict[str, Any]:
     given: dict[str, Any] = {
         "candidates": 9,
         "tokens": [5, 3, 8],
@@ -28,24 +29,32 @@ def told(**changed: Any) -> ToldStep:
         "weights": [-0.5, None],
         "divergences": [0.25, None],
     }
-    return ToldStep(**{**given, **changed})
+    return {**given, **changed}
+
+
+def made(tokens: list[int], *steps: dict[str, Any], greedy: bool = False) -> Answer:
+    [question] = asked(["xy"], preset="cad", part="0:1", rule="mti")
+    transfer = {"cold": {"steps": steps}}
+    return account.make_answer(question, greedy, tokens, "", "stop", transfer, 3)
 
 
 def test_a_step() -> None:
-    step = account.make_step(told(), 5, " a", "cfg", ruled=True, ends=[1])
-    assert [(c.token, c.text, c.valid) for c in step.candidates] == [
+    both = told(weights=[-0.5, 1.0])
+    first, second = made([5, 5], both, told()).steps
+    assert [(c.token, c.text, c.valid) for c in second.candidates] == [
         (5, "␣a", True), (3, "⟨3⟩", True), (8, "⟨8⟩", False)
     ]  # fmt: skip
-    first, second, last = step.candidates
-    assert (first.expert, last.amateurs) == (pytest.approx(0.082085), (0.0, None))
-    assert (first.taken_by, second.taken_by) == (("cfg",), ("greedy",))
-    assert (step.greedy, step.differs, step.valid_size) == (3, True, 9)
-    assert (step.weights, step.divergence, step.level, step.ends) == ((-0.5, None), 0.25, 4, (1,))
+    best, other, last = second.candidates
+    assert (best.expert, last.amateurs) == (pytest.approx(0.082085), (0.0, None))
+    assert (best.taken_by, other.taken_by) == (("cad",), ("greedy",))
+    assert (second.greedy, second.differs, second.valid_size) == (3, True, 9)
+    assert (second.weights, second.divergence, second.level) == ((-0.5, None), 0.25, 4)
+    assert (first.ends, second.ends) == ((2,), ())
     # Of equal ones an engine may take any.
-    step = account.make_step(told(), 8, "", None)
+    [step] = made([8], told(), greedy=True).steps
     assert (step.greedy, step.differs, step.weights) == (8, False, ())
-    assert account.ending(told(weights=[0.0, 1.0]), told()) == [2]
-    assert account.ending(told(), told()) == account.ending(told(), None) == []
+    with pytest.raises(ToolError, match="a token was chosen that is not among the 20 best"):
+        made([6], told())
 
 
 def test_texts() -> None:
@@ -92,6 +101,7 @@ SEEN = "[image one.png, 5 × 4, blur:2]\n[image two.png, 7 × 9, blur:2]\ncd"
 def test_what_the_report_says_of_amateurs(
     prompt: Prompt, contrast: dict[str, Any], said: list[Any]
 ) -> None:
-    report = make_report(SERVER, asked([prompt], **contrast), "x", [(None, None)])
+    answers = Answer(title="x", greedy=False), Answer(title="Greedy", greedy=True)
+    report = make_report(SERVER, asked([prompt], **contrast), [answers])
     amateurs = report.explanations[0].amateurs
     assert [(one.label, [piece.text for piece in one.pieces]) for one in amateurs] == said

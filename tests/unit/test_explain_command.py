@@ -13,7 +13,7 @@ from vllm_cold.settings.amateurs import Messages
 from vllm_cold.tools import explain
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.explain import command
-from vllm_cold.tools.explain.command import amateur_paths, ask_all, run
+from vllm_cold.tools.explain.command import amateur_paths, ask_all, read_rows, run
 from vllm_cold.tools.explain.prompts import MAX_PROMPTS, Question, read_prompts
 
 pytestmark = pytest.mark.unit
@@ -130,7 +130,8 @@ def test_prompt_files(tmp_path: Path) -> None:
 
 
 def asks(*arguments: str) -> list[Question]:
-    return ask_all(parse(*arguments))
+    options = parse(*arguments)
+    return ask_all(options, read_rows(options))
 
 
 def test_the_options_are_what_a_client_would_send(tmp_path: Path) -> None:

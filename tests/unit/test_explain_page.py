@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from tests.browser.reports import ENDS, HOSTILE, make_report
-from vllm_cold.tools.explain import page, terminal, visible, words
+from vllm_cold.tools.explain import page, terminal, visible
 from vllm_cold.tools.explain.record import Report
 
 pytestmark = pytest.mark.unit
@@ -31,13 +31,8 @@ def test_the_page_holds_the_report_and_nothing_foreign(report: Report) -> None:
 
 
 def test_what_is_said_of_answers() -> None:
-    for several in (False, True):
-        report = make_report(several)
-        cold, greedy = report.explanations[0].answers
-        ended = [f"⊣ At token {ENDS + 1} the rule ended amateur 1."] if several else []
-        assert list(words.notes(cold)) == ended and list(words.notes(greedy)) == []
     said = r"40 tokens, cut at --max-tokens · \d+ differ from greedy&#39;s choice"
-    assert re.search(said, page.render(report))
+    assert re.search(said, page.render(make_report()))
 
 
 def printed(report: Report, width: int, **options: Any) -> str:

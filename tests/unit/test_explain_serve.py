@@ -110,7 +110,7 @@ def test_what_a_server_does_not_return_is_named(
     made.changed = fields
     said = f"--url={url}: the server does not return {what}"
     with pytest.raises(ToolError, match=f"^{said}.* as vLLM does; vLLM 0.23 or newer is"):
-        asyncio.run(explain(Server(url, ADAPTER), asked(["x"]), None, 2))
+        asyncio.run(explain(Server(url, ADAPTER), asked(["x"]), 2))
 
 
 def test_the_command(
@@ -152,7 +152,7 @@ def test_the_answers_come_while_they_are_decoded(upstream: tuple[str, MadeUp]) -
     assert events[0]["html"].count('role="listbox"') == 2
     assert 'role="option"' not in events[0]["html"]
     prompts = asked(["ab"], preset="cold", beta=3.0)
-    report = asyncio.run(explain(Server(url, ADAPTER), prompts, "cold", 6))
+    report = asyncio.run(explain(Server(url, ADAPTER), prompts, 6))
     assert events[-1]["report"] == json.loads(report.model_dump_json())
     assert events[-1]["html"] == page.fragment(report)
 

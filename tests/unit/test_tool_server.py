@@ -23,6 +23,13 @@ def refusal(url: str, key: str | None, insecure_http: bool = False) -> str:
     return str(error.value)
 
 
+@pytest.mark.parametrize(
+    "url", ["ftp://x", "http:///x", "http://x:99999", "http://[::1", f"http://{'x' * 99}", ""]
+)
+def test_what_is_no_address(url: str) -> None:
+    assert refusal(url, None).endswith(f"--url={url}: must be like http://localhost:8000")
+
+
 def test_a_password_in_the_address_is_shown_nowhere(upstream: tuple[str, MadeUp]) -> None:
     url, made = upstream
     url = url.replace("//", "//user:sec@ret@")

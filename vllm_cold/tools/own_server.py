@@ -16,7 +16,6 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
-from pathlib import Path
 from typing import Any, NoReturn
 
 import httpx
@@ -64,8 +63,8 @@ def serving(
     verbose: bool = False,
     **engine: Any,
 ) -> Iterator[Server]:
-    """A server of a model. It has ended when this returns, be it by an error, Ctrl-C, SIGTERM or
-    SIGHUP; if the command is killed, Linux ends it.
+    """A server of a model. It has ended when this returns, be it by an error or Ctrl-C; if the
+    command is killed, Linux has it end itself.
 
     Args:
         model: A folder or hub name; also what the base model is called.
@@ -92,7 +91,7 @@ def serving(
     print("starting vllm serve ...", file=sys.stderr, flush=True)
     command = [sys.executable, "-P", "-m", "vllm.entrypoints.cli.main", "serve", read_model(model)]
     command += ["--host", _HOST, "--port", str(port), *words_of(arguments)]
-    with tempfile.NamedTemporaryFile() as log, _ended_by_signals():
+    with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -100,7 +99,7 @@ def serving(
             stderr=None if verbose else subprocess.STDOUT,
             env=_environment(key),
             start_new_session=True,  # Ctrl-C is the command's
-            preexec_fn=_die_with_parent,
+            preexec_fn=_end_with_parent,
         )
         url = f"http://{_HOST}:{port}"
         try:
@@ -125,28 +124,8 @@ def _environment(key: str) -> dict[str, str]:
     return {**defaults, **os.environ, "VLLM_API_KEY": key, "PYTHONPATH": paths}
 
 
-def _die_with_parent() -> None:
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
-@contextmanager
-def _ended_by_signals() -> Iterator[None]:
-    """Turns the signals that would end the command at once into an exception."""
-
-    def end(number: int, _: Any) -> NoReturn:
-        raise SystemExit(128 + number)
-
-    signals = (signal.SIGTERM, signal.SIGHUP)
-    former = {one: signal.getsignal(one) for one in signals}
-    mine = [one for one in signals if former[one] is not signal.SIG_IGN]
-    for one in mine:
-        signal.signal(one, end)
-    try:
-        yield
-    finally:
-        for one in mine:
-            signal.signal(one, former[one])
+def _end_with_parent() -> None:
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _wait(process: subprocess.Popen[Any], url: str, log: Any, model: str) -> None:
@@ -169,8 +148,9 @@ def _wait(process: subprocess.Popen[Any], url: str, log: Any, model: str) -> Non
 
 
 def _lines(log: Any) -> list[str]:
-    lines = Path(log.name).read_text(errors="replace").splitlines()
-    return [line for line in lines if line.strip()]
+    # Not by its position, which is the server's, too.
+    text = os.pread(log.fileno(), os.fstat(log.fileno()).st_size, 0).decode(errors="replace")
+    return [line for line in text.splitlines() if line.strip()]
 
 
 def _fail(process: subprocess.Popen[Any], log: Any, model: str, what: str) -> NoReturn:

@@ -16,7 +16,6 @@ from pydantic import BaseModel, ValidationError
 
 from vllm_cold.tools.address import (
     KEY_VARIABLE,
-    is_address,
     is_loopback,
     read_key,
     without_openai,
@@ -26,7 +25,7 @@ from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.pictures import without_data
 from vllm_cold.vllm.versions import vllm_version
 
-# Options of a command that are for a server; False and None: not given.
+# Options of a command that are for a server.
 _OPTIONS = ("api_key", "insecure_http")
 
 
@@ -72,7 +71,7 @@ class Server:
         amateurs: Sequence[str] = (),
         model: str | None = None,
         api_key: str | None = None,
-        insecure_http: bool = False,
+        insecure_http: bool | None = None,
         own: str | None = None,
     ) -> None:
         self._url = without_user(url)
@@ -88,20 +87,22 @@ class Server:
             "timeout": 600 if own is None else None,
         }
         try:
-            if not is_address(url):
-                raise ValueError(url)
             with without_openai():
                 self._client = openai.OpenAI(**options)
                 self.client = openai.AsyncOpenAI(**options)
-        except Exception:  # of the client: more rules for names, in a class of its own
-            raise ToolError(f"{self.called}: must be like http://localhost:8000") from None
-        if (self._key or self._url != url) and not insecure_http:
             target = self._client.base_url
-            if target.scheme != "https" and not is_loopback(target.host):
-                raise ToolError(
-                    f"{self.called}: a key or password would cross the network unencrypted; "
-                    "use https://, or --insecure-http to send it anyway"
-                )
+            target.host.encode("idna")  # as resolvers do
+            is_port = 0 <= (target.port or 0) < 2**16
+            if target.scheme not in ("http", "https") or not target.host or not is_port:
+                raise ValueError(url)
+        except Exception:  # of the client: rules for names, in classes of their own
+            raise ToolError(f"{self.called}: must be like http://localhost:8000") from None
+        private = target.scheme == "https" or is_loopback(target.host) or insecure_http
+        if (self._key or self._url != url) and not private:
+            raise ToolError(
+                f"{self.called}: a key or password would cross the network unencrypted; use "
+                "https://, or --insecure-http to send it anyway"
+            )
         parents = self._list_models()
         self.expert = adapter
         self.loaded = sorted(name for name, parent in parents.items() if parent is not None)
@@ -221,10 +222,9 @@ class Server:
 def check_options(options: argparse.Namespace, engine: Sequence[str]) -> None:
     """Refuse what would be ignored: with --url the options ``engine``, without it a server's."""
     for name in _OPTIONS if options.url is None else engine:
-        value = getattr(options, name)
-        if value is None or (value is False and name in _OPTIONS):
+        if getattr(options, name) is None:
             continue
-        option = "--" + ("no-" if value is False else "") + name.replace("_", "-")
+        option = "--" + name.replace("_", "-")
         if options.url is None:
             raise ToolError(f"{option}: is for a server; add --url, or leave it out")
         raise ToolError(

@@ -88,11 +88,8 @@ def _validated() -> list[Entry]:
         return [Entry("validated", unknown + outside, Status.WARNING)]
     if ascend is None:
         return [Entry("validated", f"engines are run with vLLM {version}", Status.OK)]
-    text = (
-        f"vllm-cold passes its tests on vllm-ascend {ascend}'s scheduler, LoRA class and sampler, "
-        "on a CPU with the kernels stood in for; no engine was run on an NPU"
-    )
-    return [Entry("validated", text)]
+    parts = f"parts of vllm-ascend {ascend} are tested on a CPU; no engine was run on an NPU"
+    return [Entry("validated", parts)]
 
 
 def _cpu() -> str:

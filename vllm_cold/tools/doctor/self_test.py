@@ -32,30 +32,15 @@ _LOG_LINES = 30
 _MIB = 2**20
 
 
-def engine_options(folder: Path) -> dict[str, Any]:
-    """Arguments of the engine: eager, float32, and next to no memory."""
-    return {
-        "model": str(folder / tiny.MODEL),
-        "skip_tokenizer_init": True,
-        "dtype": "float32",
-        "max_model_len": 128,
-        "max_num_seqs": 16,
-        "enable_lora": True,
-        "max_loras": 2,
-        "max_lora_rank": tiny.RANK,
-        "enforce_eager": True,
-        "kv_cache_memory_bytes": 32 * _MIB,
-        "gpu_memory_utilization": 0.05,
-        "disable_log_stats": True,
-    }
-
-
-def decode(folder: Path) -> tuple[Any, list[list[int]]]:
-    """The engine's configuration, and its tokens for each case, all in one batch."""
+def main(folder: Path) -> None:
+    """The engine's process: decode all cases in one batch, and write what the engine is and its
+    tokens to the folder.
+    """
     from vllm import LLM, SamplingParams
     from vllm.lora.request import LoRARequest
 
     from vllm_cold import ColdParams
+    from vllm_cold.vllm.frontend.config import model_runner
 
     adapters: dict[str | None, LoRARequest] = {
         name: LoRARequest(name, number, str(folder / name))
@@ -73,7 +58,21 @@ def decode(folder: Path) -> tuple[Any, list[list[int]]]:
         else ColdParams(**case.cold, amateur=adapters.get(case.amateur), **sampling)
         for case in CASES
     ]
-    llm = LLM(**engine_options(folder))
+    # Eager, float32, and next to no memory.
+    llm = LLM(
+        model=str(folder / tiny.MODEL),
+        skip_tokenizer_init=True,
+        dtype="float32",
+        max_model_len=128,
+        max_num_seqs=16,
+        enable_lora=True,
+        max_loras=2,
+        max_lora_rank=tiny.RANK,
+        enforce_eager=True,
+        kv_cache_memory_bytes=32 * _MIB,
+        gpu_memory_utilization=0.05,
+        disable_log_stats=True,
+    )
     try:
         outputs = llm.generate(
             [{"prompt_token_ids": list(case.prompt)} for case in CASES],
@@ -83,7 +82,11 @@ def decode(folder: Path) -> tuple[Any, list[list[int]]]:
         )
     finally:
         llm.llm_engine.engine_core.shutdown()
-    return llm.llm_engine.vllm_config, [list(output.outputs[0].token_ids) for output in outputs]
+    config = llm.llm_engine.vllm_config
+    scheduling = "asynchronous" if config.scheduler_config.async_scheduling else "synchronous"
+    engine = f"{model_runner(config)} runner, {scheduling} scheduling"
+    tokens = [list(output.outputs[0].token_ids) for output in outputs]
+    (folder / _RESULT).write_text(json.dumps([engine, tokens]))
 
 
 def compare(got: Sequence[Sequence[int]]) -> list[Entry]:
@@ -97,12 +100,10 @@ def compare(got: Sequence[Sequence[int]]) -> list[Entry]:
                 entry = Entry(case.name, said, Status.PROBLEM)
                 break
         entries.append(entry)
-    wrong = sum(entry.status is Status.PROBLEM for entry in entries)
-    if wrong:
-        result = Entry("result", f"FAIL: {wrong} of {len(entries)} differ", Status.PROBLEM)
-    else:
-        result = Entry("result", "PASS", Status.OK)
-    return [*entries, result]
+    if wrong := sum(entry.status is Status.PROBLEM for entry in entries):
+        said = f"FAIL: {wrong} of {len(entries)} differ"
+        return [*entries, Entry("result", said, Status.PROBLEM)]
+    return [*entries, Entry("result", "PASS", Status.OK)]
 
 
 def run(timeout: float = 300.0) -> Section:
@@ -122,10 +123,12 @@ def run(timeout: float = 300.0) -> Section:
                 env=_environment(os.environ),
                 start_new_session=True,
             )
+            failed = ""
             try:
-                status: int | None = process.wait(timeout)
+                if status := process.wait(timeout):
+                    failed = f"ended with status {status}; the end of its log is below"
             except subprocess.TimeoutExpired:
-                status = None
+                failed = f"had not finished after {timeout:g} s"
             finally:  # of all its processes, whatever state they are in
                 with suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
@@ -133,16 +136,13 @@ def run(timeout: float = 300.0) -> Section:
         seconds = time.monotonic() - start
         text = without_home(log.read_text(errors="replace"))
         end = "\n".join(text.splitlines()[-_LOG_LINES:])
-        if status != 0:
-            what = f"ended with status {status}; the end of its log is below"
-            if status is None:
-                what = f"had not finished after {timeout:g} s"
-            result = Entry("result", f"FAIL: the engine {what}", Status.PROBLEM)
+        if failed:
+            result = Entry("result", f"FAIL: the engine {failed}", Status.PROBLEM)
             return Section(TITLE, [result], end)
-        runner, tokens = json.loads((folder / _RESULT).read_text())
-        what = f"{runner} runner, started and decoded in {seconds:.0f} s"
-        entries = [Entry("engine", what), *compare(tokens)]
-        return Section(TITLE, entries, "" if entries[-1].status is Status.OK else end)
+        engine, tokens = json.loads((folder / _RESULT).read_text())
+        told = Entry("engine", f"{engine}, started and decoded in {seconds:.0f} s")
+        entries = compare(tokens)
+        return Section(TITLE, [told, *entries], "" if entries[-1].status is Status.OK else end)
 
 
 def _environment(environment: Mapping[str, str]) -> dict[str, str]:
@@ -159,14 +159,6 @@ def _environment(environment: Mapping[str, str]) -> dict[str, str]:
     }
     changed.pop("VLLM_CPU_KVCACHE_SPACE", None)  # it would win over kv_cache_memory_bytes
     return changed
-
-
-def main(folder: Path) -> None:
-    """The engine's process: write runner and tokens to the folder."""
-    from vllm_cold.vllm.frontend.config import model_runner
-
-    config, tokens = decode(folder)
-    (folder / _RESULT).write_text(json.dumps([model_runner(config), tokens]))
 
 
 if __name__ == "__main__":

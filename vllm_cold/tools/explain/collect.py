@@ -5,29 +5,22 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from itertools import pairwise
 
 from vllm_cold.settings.amateurs import AmateurSpec, Messages, Text, Without
 from vllm_cold.tools.contrast import Content, adapter_of, amateur_reads
-from vllm_cold.tools.explain import account
 from vllm_cold.tools.explain.prompts import Question
 from vllm_cold.tools.explain.record import BASE, Answer, Explanation, Piece, Report, ShownAmateur
-from vllm_cold.tools.explain.source import Decoded, answer, side_by_side
+from vllm_cold.tools.explain.source import answer, side_by_side
 from vllm_cold.tools.pictures import text_of
 from vllm_cold.tools.server import Server
 
-CONTRASTIVE = "contrastive"  # what settings without a preset are called
 
-
-async def explain(
-    server: Server, prompts: Sequence[Question], preset: str | None, max_tokens: int
-) -> Report:
+async def explain(server: Server, prompts: Sequence[Question], max_tokens: int) -> Report:
     """Decode and explain prompts; says on stderr what is decoded.
 
     Args:
         server: What is asked.
         prompts: With what each is contrasted with, and the same settings.
-        preset: The name of these settings, if they have one.
         max_tokens: The length of answers.
 
     Raises:
@@ -38,68 +31,34 @@ async def explain(
         cold = await side_by_side(answer(server, one, False, max_tokens) for one in prompts)
         print("decoding greedily ...", file=sys.stderr, flush=True)
         greedy = await side_by_side(answer(server, one, True, max_tokens) for one in prompts)
-    return make_report(server, prompts, preset, list(zip(cold, greedy, strict=True)))
+    return make_report(server, prompts, list(zip(cold, greedy, strict=True)))
 
 
 def make_report(
-    server: Server,
-    prompts: Sequence[Question],
-    preset: str | None,
-    answers: Sequence[tuple[Decoded | None, Decoded | None]],
+    server: Server, prompts: Sequence[Question], answers: Sequence[tuple[Answer, Answer]]
 ) -> Report:
-    """A report of each prompt's answers, contrastive and greedy; None while there is none."""
-    method, settings = preset or CONTRASTIVE, prompts[0].contrast.settings
+    """A report of each prompt's answers, contrastive and greedy."""
+    settings = prompts[0].contrast.settings
     cap = "" if settings.expert_top_k is None else f", expert_top_k {settings.expert_top_k}"
     return Report(
         model=server.title,
         adapter=server.expert or BASE,
         source=server.about,
-        method=method,
+        method=answers[0][0].title.lower(),
         settings=f"alpha {settings.alpha:g}{cap}",
         explanations=tuple(
             Explanation(
                 pieces=_pieces(one.reads),
-                tokens=None if cold is None else cold.num_prompt_tokens,
                 amateurs=tuple(
                     _amateur(server, one, spec, str(settings.rule) if weight is None else weight)
                     for spec, weight in zip(
                         one.contrast.amateurs, one.contrast.weights, strict=True
                     )
                 ),
-                answers=(
-                    _answer(one, cold, method),
-                    _answer(one, greedy, None),
-                ),
+                answers=both,
             )
-            for one, (cold, greedy) in zip(prompts, answers, strict=True)
+            for one, both in zip(prompts, answers, strict=True)
         ),
-    )
-
-
-def _answer(asked: Question, decoded: Decoded | None, method: str | None) -> Answer:
-    """The method's answer, or (None) the expert's own; without steps while there is none yet."""
-    greedy = method is None
-    title = "Greedy" if method is None else "Contrastive" if method == CONTRASTIVE else method
-    if decoded is None:
-        return Answer(title=title, greedy=greedy)
-    alone = [told.text(token) for told, token in zip(decoded.told, decoded.tokens, strict=True)]
-    pieces = account.spread(decoded.text, alone)
-    steps = [
-        account.make_step(
-            now,
-            token,
-            piece,
-            method,
-            ruled=not greedy and asked.contrast.settings.rule is not None,
-            ends=account.ending(now, then),
-        )
-        for token, piece, (now, then) in zip(
-            decoded.tokens, pieces, pairwise([*decoded.told, None]), strict=True
-        )
-        if now is not None
-    ]
-    return Answer(
-        title=title, greedy=greedy, finish_reason=decoded.finish_reason, steps=tuple(steps)
     )
 
 

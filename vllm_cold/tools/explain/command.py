@@ -38,17 +38,10 @@ def check(options: argparse.Namespace) -> None:
         raise ToolError(f"--max-tokens={options.max_tokens}: must be >= 1")
 
 
-def ask_all(options: argparse.Namespace, rows: Sequence[Row] | None = None) -> list[Question]:
-    """The prompts with what they are contrasted with.
-
-    Args:
-        options: The options.
-        rows: The prompts; None for those of the options.
-
-    Raises:
-        ToolError: names the option, or the file and the line.
+def ask_all(options: argparse.Namespace, rows: Sequence[Row]) -> list[Question]:
+    """The prompts with what the options contrast them with; ToolError names the option, or the file
+    and the line.
     """
-    rows = _read_rows(options) if rows is None else rows
     named: dict[str, str] = {}
     if options.url is None:
         named = {path: read_adapter("--amateur", path).name for path in amateur_paths(options)}
@@ -65,7 +58,8 @@ def ask_all(options: argparse.Namespace, rows: Sequence[Row] | None = None) -> l
     return found
 
 
-def _read_rows(options: argparse.Namespace) -> list[Row]:
+def read_rows(options: argparse.Namespace) -> list[Row]:
+    """The prompts of the options; ToolError as ``ask_all``."""
     pictures = [read_picture(path, f"--image={path}") for path in options.image or ()]
     if options.prompts is not None:
         return read_prompts(options.prompts, pictures)
@@ -116,10 +110,10 @@ def opened_server(options: argparse.Namespace) -> Iterator[Server]:
 def run(options: argparse.Namespace) -> int:
     """Explain; returns the exit status."""
     check(options)
-    asked = ask_all(options)
+    asked = ask_all(options, read_rows(options))
     check_page(options.html)
     with opened_server(options) as server:
-        report = asyncio.run(explain(server, asked, options.preset, options.max_tokens))
+        report = asyncio.run(explain(server, asked, options.max_tokens))
     try:
         options.html.write_text(page.render(report), encoding="utf-8")
     except OSError as error:

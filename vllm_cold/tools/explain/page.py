@@ -16,7 +16,7 @@ from jinja2.utils import htmlsafe_json_dumps
 from vllm_cold import __version__
 from vllm_cold.settings.presets import PRESETS
 from vllm_cold.settings.table import SETTINGS
-from vllm_cold.tools.explain import record, visible, words
+from vllm_cold.tools.explain import record, visible
 from vllm_cold.tools.explain.record import Report
 
 if TYPE_CHECKING:
@@ -50,7 +50,6 @@ def _template(name: str) -> jinja2.Template:
         lstrip_blocks=True,
     )
     environment.globals.update(
-        words=words,
         visible=visible,
         limits=record.DIVERGENCE_CLASSES,
         presets=PRESETS,

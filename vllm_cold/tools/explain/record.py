@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, PlainSerializer
@@ -94,12 +95,14 @@ class Answer(_Record):
     Attributes:
         title: The method's name or "Greedy".
         greedy: Whether it is the expert's own answer.
+        num_prompt_tokens: Of what the expert read.
         finish_reason: vLLM's: "stop", "length".
         steps: One for each token.
     """
 
     title: str
     greedy: bool
+    num_prompt_tokens: int | None = None
     finish_reason: str = ""
     steps: tuple[ShownStep, ...] = ()
 
@@ -124,14 +127,32 @@ class ShownAmateur(_Record):
 
 
 class Explanation(_Record):
-    """One prompt, its length in tokens (None until it is known), its amateurs, and its answers: the
-    method's and the greedy one.
-    """
+    """One prompt, its amateurs, and its answers: the method's and the greedy one."""
 
     pieces: tuple[Piece, ...]
-    tokens: int | None
     amateurs: tuple[ShownAmateur, ...]
     answers: tuple[Answer, Answer]
+
+    def summary(self, answer: Answer) -> str:
+        """One of the answers in a line."""
+        steps = answer.steps
+        if not steps:
+            return "decoding"
+        mean = math.fsum(step.divergence for step in steps) / len(steps)
+        ended = (
+            "finished (EOS or stop)" if answer.finish_reason == "stop" else "cut at --max-tokens"
+        )
+        said = [f"{len(steps)} tokens, {ended}"]
+        if not answer.greedy:
+            said.append(f"{sum(step.differs for step in steps)} differ from greedy's choice")
+        said.append(f"mean disagreement {mean:.3f} bits")
+        cold, greedy = ([step.token for step in one.steps] for one in self.answers)
+        if not answer.greedy and cold != greedy:
+            # One of them may only be longer.
+            same = [a == b for a, b in zip(cold, greedy, strict=False)]
+            first = (*same, False).index(False) + 1
+            said.append(f"first differs from the greedy answer at token {first}")
+        return " · ".join(said)
 
 
 class Report(_Record):

@@ -30,15 +30,15 @@ from vllm_cold.tools.address import is_loopback
 from vllm_cold.tools.contrast import Content, with_pictures
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.explain import page, visible
+from vllm_cold.tools.explain.account import title_of
 from vllm_cold.tools.explain.collect import make_report
 from vllm_cold.tools.explain.command import ask_all, check, opened_server
 from vllm_cold.tools.explain.prompts import Row
-from vllm_cold.tools.explain.record import Report
+from vllm_cold.tools.explain.record import Answer, Report
 from vllm_cold.tools.explain.source import answer, side_by_side
 from vllm_cold.tools.pictures import picture_of_url
 from vllm_cold.tools.server import Server
 
-Events = asyncio.Queue[dict[str, Any] | None]
 _HEADERS = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": "frame-ancestors 'none'",
@@ -97,11 +97,18 @@ class _Form(BaseModel):
         return with_pictures(Messages(messages) if messages[1:] else Text(self.prompt), pictures)
 
 
-async def _work(server: Server, options: argparse.Namespace, body: bytes, events: Events) -> None:
-    """Put the page's events into the queue: "start" with empty answers, "text" of them and "report"
-    with all of it, or "error" with a sentence; None at the end.
+def _line(event: str, **more: Any) -> str:
+    return json.dumps({"event": event, **more}, allow_nan=False) + "\n"
+
+
+def _shown(event: str, report: Report) -> str:
+    return _line(event, html=page.fragment(report), report=report.model_dump(mode="json"))
+
+
+async def _events(server: Server, options: argparse.Namespace, body: bytes) -> AsyncIterator[str]:
+    """What the page is told, in lines of JSON: "start" with empty answers, "text" of them and
+    "report" with all of it, or "error" with a sentence. When the page is closed, its requests end.
     """
-    tell = events.put_nowait
     try:
         try:
             form = _Form.model_validate_json(body)
@@ -111,41 +118,30 @@ async def _work(server: Server, options: argparse.Namespace, body: bytes, events
         given = form.on(options)
         check(given)
         asking = server.with_expert(given.adapter)
-        prompts = ask_all(given, [Row(form.prompt_with(), {})])
-        tell(_shown("start", make_report(asking, prompts, given.preset, [(None, None)])))
+        [asked] = ask_all(given, [Row(form.prompt_with(), {})])
+        cold, greedy = (Answer(title=title_of(asked, one), greedy=one) for one in (False, True))
+        yield _shown("start", make_report(asking, [asked], [(cold, greedy)]))
+        texts: asyncio.Queue[str | None] = asyncio.Queue()
 
-        def told(place: int, text: str) -> None:
-            tell({"event": "text", "place": place, "text": visible.in_text(text, 0)})
+        def tell(place: int, text: str) -> None:
+            texts.put_nowait(_line("text", place=place, text=visible.in_text(text, 0)))
 
-        cold, greedy = await side_by_side(
-            answer(asking, prompts[0], greedy, given.max_tokens, partial(told, place))
-            for place, greedy in enumerate((False, True))
+        work = asyncio.create_task(
+            side_by_side(
+                answer(asking, asked, greedy, given.max_tokens, partial(tell, place))
+                for place, greedy in enumerate((False, True))
+            )
         )
-        tell(_shown("report", make_report(asking, prompts, given.preset, [(cold, greedy)])))
+        work.add_done_callback(lambda _: texts.put_nowait(None))
+        try:
+            while (text := await texts.get()) is not None:
+                yield text
+            cold, greedy = await work
+        finally:
+            work.cancel()
+        yield _shown("report", make_report(asking, [asked], [(cold, greedy)]))
     except ToolError as error:
-        tell({"event": "error", "text": str(error)})
-    finally:
-        events.put_nowait(None)
-
-
-def _shown(event: str, report: Report) -> dict[str, Any]:
-    return {
-        "event": event,
-        "html": page.fragment(report),
-        "report": report.model_dump(mode="json"),
-    }
-
-
-async def _lines(server: Server, options: argparse.Namespace, body: bytes) -> AsyncIterator[str]:
-    """The page's events as lines of JSON. When the page is closed, its requests end."""
-    events: Events = asyncio.Queue()
-    work = asyncio.create_task(_work(server, options, body, events))
-    try:
-        while (event := await events.get()) is not None:
-            yield json.dumps(event, allow_nan=False) + "\n"
-        await work  # what is no ToolError is raised
-    finally:
-        work.cancel()
+        yield _line("error", text=str(error))
 
 
 def _is_ours(request: Request, name: str) -> bool:
@@ -173,8 +169,8 @@ def make_app(options: argparse.Namespace, server: Server) -> Starlette:
         # A foreign page may send a form here, but this type only with our leave (CORS).
         if request.headers.get("content-type") != "application/json":
             return Response(status_code=415)
-        lines = _lines(server, options, await request.body())
-        return StreamingResponse(lines, media_type="application/x-ndjson", headers=_HEADERS)
+        events = _events(server, options, await request.body())
+        return StreamingResponse(events, media_type="application/x-ndjson", headers=_HEADERS)
 
     return Starlette(routes=[Route("/", home), Route("/answer", ask, methods=["POST"])])
 

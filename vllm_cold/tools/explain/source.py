@@ -4,27 +4,24 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any, Self, TypeVar
+from collections.abc import Callable, Coroutine, Iterable
+from typing import Any, TypeVar
 
 import openai
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
-from vllm_cold.group.results import steps_in
 from vllm_cold.settings.amateurs import Messages
 from vllm_cold.settings.table import EXPLAIN, PREFIX
 from vllm_cold.tools.contrast import request_args
 from vllm_cold.tools.errors import ToolError
-from vllm_cold.tools.explain.account import LISTED, ToldStep
+from vllm_cold.tools.explain.account import LISTED, make_answer
 from vllm_cold.tools.explain.prompts import Question
+from vllm_cold.tools.explain.record import Answer
 from vllm_cold.tools.pictures import as_sent
 from vllm_cold.tools.server import Server
 
 _T = TypeVar("_T")
-_TOLD = TypeAdapter(list[ToldStep])
 
-AT_ONCE = 32  # requests to a server that others may ask, too
 # A server takes what a request leaves out from the model's generation_config.json.
 _GREEDY: dict[str, Any] = {
     "temperature": 0.0,
@@ -41,42 +38,13 @@ _WEIGHING = tuple(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Decoded:
-    """An answer as the engine gave it.
-
-    Attributes:
-        tokens: Ids, with the end-of-sequence token.
-        text: Without special tokens.
-        finish_reason: "stop" or "length".
-        told: Of each token.
-        num_prompt_tokens: Of the expert's prompt.
-    """
-
-    tokens: tuple[int, ...]
-    text: str
-    finish_reason: str
-    told: tuple[ToldStep, ...]
-    num_prompt_tokens: int
-
-    @classmethod
-    def of(
-        cls, tokens: Sequence[int], text: str, finish_reason: str, transfer: Any, prompt: int
-    ) -> Self:
-        """From the fields of an output and the length of its prompt; ValidationError if its
-        ``kv_transfer_params`` do not tell of the steps.
-        """
-        told = _TOLD.validate_python(steps_in(transfer))
-        return cls(tuple(tokens), text, finish_reason, tuple(told), prompt)
-
-
 async def answer(
     server: Server,
     asked: Question,
     greedy: bool,
     max_tokens: int,
     tell: Callable[[str], None] = lambda _: None,
-) -> Decoded:
+) -> Answer:
     """The contrastive answer, or the expert's own: the same request with weights of 0. ``tell`` is
     given its text piece by piece, while it is decoded.
 
@@ -120,17 +88,12 @@ async def answer(
         )
     if "prompt_token_ids" not in last:
         server.lacks("prompt_token_ids")
-    transfer, num = last.get("kv_transfer_params"), len(last["prompt_token_ids"])
+    num = len(last["prompt_token_ids"])
+    told = text, last["finish_reason"], last.get("kv_transfer_params"), num
     try:
-        found = Decoded.of(tokens, text, last["finish_reason"], transfer, num)
+        return make_answer(asked, greedy, tokens, *told)
     except ValidationError as error:
         server.lacks("kv_transfer_params.cold.steps", error)
-    if any(token not in one.tokens for token, one in zip(tokens, found.told, strict=True)):
-        raise ToolError(
-            f"{server.called}: the server chose a token that is not among the {LISTED} best by "
-            "score; explain needs temperature 0 and no penalties"
-        )
-    return found
 
 
 def xargs(asked: Question, greedy: bool, base: str) -> dict[str, Any]:
@@ -149,18 +112,10 @@ def xargs(asked: Question, greedy: bool, base: str) -> dict[str, Any]:
 
 
 async def side_by_side(questions: Iterable[Coroutine[Any, Any, _T]]) -> list[_T]:
-    """The answers, in the questions' order; the first error ends all. A server that others ask,
-    too, gets ``AT_ONCE`` of them at a time.
-    """
-    turns = asyncio.Semaphore(AT_ONCE)
-
-    async def ask(question: Coroutine[Any, Any, _T]) -> _T:
-        async with turns:
-            return await question
-
+    """The answers, in the questions' order; the first error ends all."""
     try:
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(ask(question)) for question in questions]
+            tasks = [group.create_task(question) for question in questions]
     except BaseExceptionGroup as errors:
         raise errors.exceptions[0] from None
     return [task.result() for task in tasks]

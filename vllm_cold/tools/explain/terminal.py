@@ -12,7 +12,7 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
-from vllm_cold.tools.explain import record, visible, words
+from vllm_cold.tools.explain import record, visible
 from vllm_cold.tools.explain.record import Answer, Explanation, Piece, Report
 
 # Black on these is readable, whatever the terminal's own colours are.
@@ -50,13 +50,11 @@ def show(console: Console, report: Report) -> None:
                 console.print(Padding.indent(_pieces(one.pieces), 2))
         for answer in explanation.answers:
             console.print()
-            summary = words.summary(explanation, answer)
-            console.print(Text.assemble((answer.title, "bold"), f"  {summary}"))
+            said = explanation.summary(answer)
+            console.print(Text.assemble((answer.title, "bold"), f"  {said}"))
             console.print(Padding.indent(_tokens(answer, colours), 2))
             if any(step.weights for step in answer.steps):
                 console.print(Padding.indent(_weights(answer), 2))
-            for note in words.notes(answer):
-                console.print(Padding.indent(Text(note, style="dim"), 2))
             if any(step.differs for step in answer.steps):
                 console.print(_table(report, explanation, answer))
 
