@@ -205,9 +205,9 @@ class Server:
             said = without_data(str(said or error.message))
             if self._key:
                 said = said.replace(self._key, "...")
-            if not isinstance(error, openai.APIStatusError):  # in a stream
-                raise ToolError(f"{self.called}: {said}") from error
-            raise ToolError(f"{self.called}: HTTP {error.status_code}: {said}") from error
+            if isinstance(error, openai.APIStatusError):  # not in a stream
+                said = f"HTTP {error.status_code}: {said}"
+            raise ToolError(f"{self.called}: {said}") from error
         except ValidationError as error:
             self.lacks(".".join(map(str, error.errors()[0]["loc"])) or "JSON", error)
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from vllm_cold.settings.amateurs import AmateurSpec, Messages, Text, Without
+from vllm_cold.settings.amateurs import Messages, Text, Without
 from vllm_cold.tools.contrast import Content, adapter_of, amateur_reads
 from vllm_cold.tools.explain.prompts import Question
 from vllm_cold.tools.explain.record import BASE, Answer, Explanation, Piece, Report, ShownAmateur
@@ -47,36 +47,29 @@ def make_report(
         method=answers[0][0].title.lower(),
         settings=f"alpha {settings.alpha:g}{cap}",
         explanations=tuple(
-            Explanation(
-                pieces=_pieces(one.reads),
-                amateurs=tuple(
-                    _amateur(server, one, spec, str(settings.rule) if weight is None else weight)
-                    for spec, weight in zip(
-                        one.contrast.amateurs, one.contrast.weights, strict=True
-                    )
-                ),
-                answers=both,
-            )
+            Explanation(pieces=_pieces(one.reads), amateurs=_amateurs(server, one), answers=both)
             for one, both in zip(prompts, answers, strict=True)
         ),
     )
 
 
-def _amateur(
-    server: Server, asked: Question, spec: AmateurSpec, weight: float | str
-) -> ShownAmateur:
-    reads = ""
-    if spec.source is not None:
-        own = isinstance(spec.source, (Text, Messages))
-        reads = f", {spec.source} of its own" if own else f" {spec.source}"
-        if isinstance(spec.source, Without) and isinstance(spec.source.items[0], int):
-            reads = f" without message {spec.source.value}"
-    said = weight if isinstance(weight, str) else f"{weight:+g}" if weight else "0"
-    adapter = adapter_of(spec, server.expert, server.base, server.loaded)
-    return ShownAmateur(
-        label=f"{adapter or BASE}{reads}, weight {said}",
-        pieces=_pieces(amateur_reads(asked.reads, spec)),
-    )
+def _amateurs(server: Server, asked: Question) -> tuple[ShownAmateur, ...]:
+    found = []
+    for spec, weight in zip(asked.contrast.amateurs, asked.contrast.weights, strict=True):
+        reads = ""
+        if spec.source is not None:
+            own = isinstance(spec.source, (Text, Messages))
+            reads = f", {spec.source} of its own" if own else f" {spec.source}"
+            if isinstance(spec.source, Without) and isinstance(spec.source.items[0], int):
+                reads = f" without message {spec.source.value}"
+        said = str(asked.contrast.settings.rule)
+        if weight is not None:
+            said = f"{weight:+g}" if weight else "0"
+        adapter = adapter_of(spec, server.expert, server.base, server.loaded)
+        label = f"{adapter or BASE}{reads}, weight {said}"
+        pieces = _pieces(amateur_reads(asked.reads, spec))
+        found.append(ShownAmateur(label=label, pieces=pieces))
+    return tuple(found)
 
 
 def _pieces(reads: Content | None) -> tuple[Piece, ...]:

@@ -124,7 +124,7 @@ async def _events(server: Server, options: argparse.Namespace, body: bytes) -> A
         texts: asyncio.Queue[str | None] = asyncio.Queue()
 
         def tell(place: int, text: str) -> None:
-            texts.put_nowait(_line("text", place=place, text=visible.in_text(text, 0)))
+            texts.put_nowait(_line("text", place=place, text=visible.in_text(text)))
 
         work = asyncio.create_task(
             side_by_side(

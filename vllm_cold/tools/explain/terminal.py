@@ -74,9 +74,8 @@ def _legend(colours: bool) -> Text:
 def _pieces(found: Sequence[Piece]) -> Text:
     lines = []
     for piece in found:
-        role = "" if piece.role is None else f"{visible.alone(piece.role, 0)}: "
-        shown = visible.in_text(piece.text, 0) if piece.text else ""
-        lines.append(Text.assemble(role, (shown, "dim")))
+        role = "" if piece.role is None else f"{visible.alone(piece.role)}: "
+        lines.append(Text.assemble(role, (visible.in_text(piece.text), "dim")))
     return Text("\n").join(lines)
 
 
@@ -99,7 +98,7 @@ def _weights(answer: Answer) -> Text:
     """The amateurs' weights at each token."""
     text = Text("weights: ", style="dim")
     for step in answer.steps:
-        said = ["ended" if one is None else f"{one:.3g}" for one in step.weights or ()]
+        said = ["ended" if one is None else f"{one:.3g}" for one in step.weights]
         text.append(visible.alone(step.text, step.token), style="bold")
         text.append(f" {', '.join(said)}{' ⊣' if step.ends else ''}   ")
     return text

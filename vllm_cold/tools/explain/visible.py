@@ -10,23 +10,21 @@ _SHOWN = {"\n": "⏎", "\r": "␍", "\t": "⇥"}
 _HIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 
 
-def in_text(text: str, token: int) -> str:
-    """A token within an answer: a line ends after its mark, spaces stay as they are.
+def in_text(text: str, token: int | None = None) -> str:
+    """A text, or a token within an answer: a line ends after its mark, spaces stay as they are.
 
     Args:
         text: "" for a token that is a part of a character.
         token: Its id, shown where there is no text.
     """
-    if not text:
-        return f"⟨{token}⟩"
-    if text.isspace() and "\n" not in text:
+    if not text or (text.isspace() and "\n" not in text):
         return alone(text, token)
     return "".join("⏎\n" if c == "\n" else _character(c) for c in text)
 
 
-def alone(text: str, token: int) -> str:
-    """A token by itself, in a list: spaces are marked too."""
-    if not text:
+def alone(text: str, token: int | None = None) -> str:
+    """A text or a token by itself, in a list: spaces are marked too."""
+    if not text and token is not None:
         return f"⟨{token}⟩"
     return "".join("␣" if c == " " else _character(c) for c in text)
 
