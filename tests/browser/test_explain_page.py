@@ -145,25 +145,34 @@ def test_by_pointer(report: Report, file: str, open_page: Any) -> None:
     assert not page.locator("#details").is_visible()
 
 
-# Of each text: its contrast, whose it is, and the colour behind it.
 LUMINANCE = """(root) => {
-    const light = (colour) => {
-        const [r, g, b] = colour.match(/[\\d.]+/g)
+    const parse = (text) => {
+        const [r, g, b, a = 1] = text.match(/[\\d.]+/g).map(Number);
+        return [r, g, b, a];
+    };
+    const over = (top, below) =>
+        top.slice(0, 3).map((c, i) => c * top[3] + below[i] * (1 - top[3]));
+    const background = (node) => {
+        const layers = [];
+        for (let n = node; n; n = n.parentElement) {
+            layers.push(parse(getComputedStyle(n).backgroundColor));
+        }
+        return layers.reverse().reduce((below, top) => over(top, below), [255, 255, 255]);
+    };
+    const light = (rgb) => {
+        const [r, g, b] = rgb
             .map((c) => c / 255)
             .map((c) => (c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4));
         return 0.2126 * r + 0.7152 * g + 0.0722 * b;
-    };
-    const behind = (node) => {
-        const own = getComputedStyle(node).backgroundColor;
-        return own === "rgba(0, 0, 0, 0)" ? behind(node.parentElement) : own;
     };
     const found = [];
     for (const node of document.querySelectorAll(root)) {
         const own = [...node.childNodes].some((n) => n.nodeType === 3 && n.textContent.trim());
         if (!own || !node.getClientRects().length) continue;
-        const lights = [light(getComputedStyle(node).color), light(behind(node))];
-        const [a, b] = lights.sort((x, y) => y - x);
-        found.push([(a + 0.05) / (b + 0.05), node.tagName + "." + node.className, behind(node)]);
+        const behind = background(node);
+        const front = over(parse(getComputedStyle(node).color), behind);
+        const [a, b] = [light(front), light(behind)].sort((x, y) => y - x);
+        found.push([(a + 0.05) / (b + 0.05), node.tagName + "." + node.className, behind.join()]);
     }
     return found;
 }"""

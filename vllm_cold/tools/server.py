@@ -16,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 from vllm_cold.tools.address import (
     KEY_VARIABLE,
+    is_address,
     is_loopback,
     read_key,
     without_openai,
@@ -25,7 +26,7 @@ from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.pictures import without_data
 from vllm_cold.vllm.versions import vllm_version
 
-# Options of a command that are for a server.
+# Options of a command that are for a server; False and None: not given.
 _OPTIONS = ("api_key", "insecure_http")
 
 
@@ -71,7 +72,7 @@ class Server:
         amateurs: Sequence[str] = (),
         model: str | None = None,
         api_key: str | None = None,
-        insecure_http: bool | None = None,
+        insecure_http: bool = False,
         own: str | None = None,
     ) -> None:
         self._url = without_user(url)
@@ -87,18 +88,16 @@ class Server:
             "timeout": 600 if own is None else None,
         }
         try:
+            if not is_address(url):
+                raise ValueError(url)
             with without_openai():
                 self._client = openai.OpenAI(**options)
                 self.client = openai.AsyncOpenAI(**options)
-            target = self._client.base_url
-            target.host.encode("idna")  # as resolvers do
-            is_port = 0 <= (target.port or 0) < 2**16
-            if target.scheme not in ("http", "https") or not target.host or not is_port:
-                raise ValueError(url)
-        except Exception:  # of the client: rules for names, in classes of their own
+        except Exception:  # of the client: more rules for names, in a class of its own
             raise ToolError(f"{self.called}: must be like http://localhost:8000") from None
-        private = target.scheme == "https" or is_loopback(target.host) or insecure_http
-        if (self._key or self._url != url) and not private:
+        target = self._client.base_url
+        allowed = target.scheme == "https" or is_loopback(target.host) or insecure_http
+        if (self._key or self._url != url) and not allowed:
             raise ToolError(
                 f"{self.called}: a key or password would cross the network unencrypted; use "
                 "https://, or --insecure-http to send it anyway"
@@ -222,9 +221,10 @@ class Server:
 def check_options(options: argparse.Namespace, engine: Sequence[str]) -> None:
     """Refuse what would be ignored: with --url the options ``engine``, without it a server's."""
     for name in _OPTIONS if options.url is None else engine:
-        if getattr(options, name) is None:
+        value = getattr(options, name)
+        if value is None or (value is False and name in _OPTIONS):
             continue
-        option = "--" + name.replace("_", "-")
+        option = "--" + ("no-" if value is False else "") + name.replace("_", "-")
         if options.url is None:
             raise ToolError(f"{option}: is for a server; add --url, or leave it out")
         raise ToolError(
