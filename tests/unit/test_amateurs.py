@@ -248,7 +248,7 @@ def test_a_default_is_for_all_chats() -> None:
     """One of what it names has to be there."""
 
     def left(*items: str | int) -> list[int]:
-        return [CHAT.index(m) for m in Without(items, lenient=True).of("f", CHAT)]
+        return [CHAT.index(m) for m in Without(items).of("f", CHAT, lenient=True)]
 
     assert left("system", "context", 9) == [1, 2, 3]
     assert left("context", 2) == [0, 1, 3]

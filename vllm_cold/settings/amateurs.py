@@ -116,11 +116,9 @@ class Distorted(msgspec.Struct, frozen=True):
 
     Attributes:
         view: Makes them, each of one of the expert's.
-        lenient: Whether prompts without images are passed over, as in ``Without``.
     """
 
     view: View
-    lenient: bool = False
 
     def __str__(self) -> str:
         return self.value
@@ -136,12 +134,9 @@ class Without(msgspec.Struct, frozen=True):
     Attributes:
         items: Roles, whose messages are all left out, indices of messages, and "images", "videos"
             and "audios", which are left out of all messages.
-        lenient: Whether it is enough that a conversation has one of them: an engine's default is
-            for all its chats.
     """
 
     items: tuple[str | int, ...]
-    lenient: bool = False
 
     def __str__(self) -> str:
         return f"without {self.value}"
@@ -150,8 +145,13 @@ class Without(msgspec.Struct, frozen=True):
     def value(self) -> str:
         return ",".join(map(str, self.items))
 
-    def of(self, field: str, messages: Sequence[Any] | None) -> list[Any]:
+    def of(self, field: str, messages: Sequence[Any] | None, lenient: bool = False) -> list[Any]:
         """What is left of the messages; None for a prompt that is none.
+
+        Args:
+            field: What an error names.
+            messages: The conversation.
+            lenient: Whether it is enough that it has one of what is left out.
 
         Raises:
             ColdError: there are no messages.
@@ -181,7 +181,7 @@ class Without(msgspec.Struct, frozen=True):
                 without = [_without_parts(message, MEDIA[str(item)]) for message in kept]
                 found = [i for i, message in enumerate(kept) if without[i] is not message]
                 kept, changed = without, changed or bool(found)
-                if not found and not self.lenient:
+                if not found and not lenient:
                     raise CannotLeaveOut(field, item, f"the conversation has no {item}")
                 continue
             if isinstance(item, str):
@@ -190,7 +190,7 @@ class Without(msgspec.Struct, frozen=True):
             else:
                 found = [item] if item < len(messages) else []
                 reason = f"the conversation has the messages 0 to {len(messages) - 1}"
-            if not found and not self.lenient:
+            if not found and not lenient:
                 raise CannotLeaveOut(field, item, reason)
             gone.update(found)
         if not (gone or changed):
@@ -288,6 +288,8 @@ class AmateurSpec(msgspec.Struct):
         source: What it reads, None for the expert's prompt.
         weight: As in the request, None for what beta says.
         lora: Its adapter (vLLM's LoRARequest), None for the base model; admission fills it in.
+        lenient: Whether a default says what it does not read, which is for all chats: it is enough
+            that a conversation has one of what is left out.
     """
 
     field: str
@@ -296,6 +298,7 @@ class AmateurSpec(msgspec.Struct):
     source: Source | None = None
     weight: float | str | None = None
     lora: Any = None
+    lenient: bool = False
 
     def refused(self, problem: str) -> ColdError:
         """The error that says what is wrong with its prompt."""

@@ -23,9 +23,6 @@ from vllm_cold.rules import registry
 from vllm_cold.settings.amateurs import (
     AmateurSpec,
     CannotLeaveOut,
-    Distorted,
-    Source,
-    Without,
     count,
     describe,
     says_what,
@@ -168,12 +165,8 @@ class Admission:
         amateurs = describe(given)
         if left_out is not None:
             name = f"cold_{next(iter(left_out[1]))} ({left_out[0]}'s default)"
-            lenient: dict[int, Source] = {}
             for one in amateurs:
-                assert isinstance(one.source, (Without, Distorted))
-                of = structs.replace(one.source, lenient=True)
-                one.source = lenient.setdefault(id(one.source), of)
-                one.prompt_field = name
+                one.prompt_field, one.lenient = name, True
         settings, weights = args.settings(self.defaults, [one.weight for one in amateurs])
         return Asked(
             settings,

@@ -60,7 +60,7 @@ class PromptSource:
     def check_differs(self, one: AmateurSpec) -> None:
         """Raise CannotLeaveOut if an amateur's prompt would not differ from this."""
         if isinstance(one.source, Without):
-            one.source.of(one.prompt_field, self.messages)
+            one.source.of(one.prompt_field, self.messages, one.lenient)
         elif isinstance(one.source, Distorted) and not self.has_images:
             raise CannotLeaveOut(one.prompt_field, one.source.value, "the prompt has no image")
 

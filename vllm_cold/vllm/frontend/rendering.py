@@ -141,7 +141,7 @@ def _call(renderer: Any, prompt_source: PromptSource, one: AmateurSpec, online: 
     match source := one.source:
         case Messages() | Without():
             if isinstance(source, Without):
-                messages = source.of(one.prompt_field, prompt_source.messages)
+                messages = source.of(one.prompt_field, prompt_source.messages, one.lenient)
             else:
                 messages = [*source.value]
             if chat_params is None:
