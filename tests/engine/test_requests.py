@@ -14,10 +14,6 @@ pytestmark = pytest.mark.engine
 PROMPT = list(range(20, 60))
 
 
-def tokens(outputs: list[Any]) -> list[list[int]]:
-    return [list(o.token_ids) for output in outputs for o in output.outputs]
-
-
 @pytest.fixture
 def llm(shared_llm: Any) -> Any:
     return shared_llm()
@@ -58,36 +54,19 @@ def test_features_keep_their_meaning(llm: Any, tiny: Path, naive: NaiveCold) -> 
     assert not scheduler(llm).requests
 
 
-def test_engine_defaults(make_llm: Any, tiny: Path, naive: NaiveCold) -> None:
-    """additional_config makes contrastive decoding the default for adapters; a request says
-    otherwise.
-    """
-    from vllm import SamplingParams
+def test_beam_search(make_llm: Any, tiny: Path) -> None:
+    """Refused where a default would contrast. (Defaults themselves: unit tests and servers.)"""
     from vllm.sampling_params import BeamSearchParams
 
-    default = {"alpha": 0.02, "rule": "adaptive", "beta_max": 500.0}
-    llm = make_llm(additional_config={"cold": default})
+    llm = make_llm(additional_config={"cold": True})
 
-    def run(adapter: str | None, **extra: Any) -> list[int]:
-        params = SamplingParams(temperature=0.0, max_tokens=16, extra_args=extra or None)
-        request = lora(tiny, adapter) if adapter else None
-        return tokens(
-            llm.generate({"prompt_token_ids": PROMPT}, params, lora_request=request, use_tqdm=False)
-        )[0]
+    def search(adapter: Any) -> Any:
+        beams: Any = BeamSearchParams(beam_width=2, max_tokens=4)
+        return llm.beam_search([{"prompt_token_ids": PROMPT}], beams, lora_request=adapter)
 
-    asked = {"expert": "one", "alpha": 0.02, "max_tokens": 16}
-    rule = {"rule": "adaptive", "rule_parameters": {"beta_max": 500.0}}
-    expected = [naive.generate(PROMPT, beta=b, **asked, **r) for b, r in ((0.0, rule), (0.5, {}))]
-    assert run("one") == expected[0].tokens != expected[1].tokens
-    assert run("one", cold_beta=0.5) == expected[1].tokens
-    assert run("one", cold=0) == naive.greedy(PROMPT, "one", 16).tokens
-    assert run(None) == naive.greedy(PROMPT, None, 16).tokens
     with pytest.raises(ValueError, match="beam search"):
-        llm.beam_search(
-            [{"prompt_token_ids": PROMPT}],
-            BeamSearchParams(beam_width=2, max_tokens=4),
-            lora_request=lora(tiny, "one"),
-        )
+        search(lora(tiny, "one"))
+    assert len(search(None)[0].sequences) == 2
 
 
 def test_an_engine_that_cannot(make_llm: Any, tiny: Path) -> None:

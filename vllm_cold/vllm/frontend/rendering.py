@@ -106,21 +106,16 @@ async def _distorted(
 
 @contextmanager
 def _errors(one: AmateurSpec) -> Iterator[None]:
-    """Makes whatever vLLM raises about an amateur's prompt a ColdError: a client's messages and
-    bytes make templates, torch and PIL raise anything. The log has the traceback of what vLLM does
-    not raise about wrong prompts, as vLLM may have changed.
+    """Makes whatever is raised about an amateur's prompt a ColdError: a client's messages and bytes
+    make templates, torch and PIL raise anything. What vLLM would raise if it had changed is logged
+    with its traceback.
     """
-    from jinja2 import TemplateError
-    from vllm.exceptions import VLLMValidationError
-
     try:
         yield
     except ColdError:
         raise
     except Exception as error:
-        # Some of vLLM's own errors about prompts are no longer ValueError.
-        of_prompts = (TemplateError, VLLMValidationError, ValueError, NotImplementedError)
-        if not isinstance(error, of_prompts):
+        if isinstance(error, (AttributeError, ImportError, KeyError, TypeError)):
             logger.exception(
                 "vllm-cold: vLLM %s cannot make an amateur's prompt. If other requests fail like "
                 "this, install vLLM %s, or a newer vllm-cold.",
