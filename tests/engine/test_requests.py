@@ -67,27 +67,3 @@ def test_beam_search(make_llm: Any, tiny: Path) -> None:
     with pytest.raises(ValueError, match="beam search"):
         search(lora(tiny, "one"))
     assert len(search(None)[0].sequences) == 2
-
-
-def test_an_engine_that_cannot(make_llm: Any, tiny: Path) -> None:
-    """A contrastive request is refused with the reason, others are served by stock classes. (Why an
-    engine cannot, and that one whose default is vllm-cold does not start, the unit tests have.)
-    """
-    from vllm import SamplingParams
-
-    from vllm_cold import ColdParams
-    from vllm_cold.vllm.scheduler.scheduler import GroupScheduler
-
-    llm = make_llm(max_num_seqs=1)
-    assert not isinstance(scheduler(llm), GroupScheduler)
-    assert type(scheduler(llm)).__module__.startswith("vllm.v1.core.sched.")
-    assert not llm.llm_engine.model_config.logits_processors
-    prompt, one = {"prompt_token_ids": PROMPT}, lora(tiny, "one")
-    asking = SamplingParams(max_tokens=2, extra_args={"cold_alpha": 0.1})
-    for params in (ColdParams(max_tokens=2), asking):
-        with pytest.raises(ValueError, match="max_num_seqs=1"):
-            llm.generate(prompt, params, lora_request=one, use_tqdm=False)
-    # Somebody else's key, which is none of ours, is nothing to us.
-    foreign = SamplingParams(max_tokens=2, extra_args={"coldstart_id": 3})
-    (output,) = llm.generate(prompt, foreign, use_tqdm=False)
-    assert len(output.outputs[0].token_ids) == 2

@@ -136,14 +136,6 @@ def test_the_client_hears_why(
     server.wait_until_idle()
 
 
-def test_without_cold_a_sick_adapter_harms_nobody(server: Server, expected: list[Trace]) -> None:
-    """What its own client gets is vLLM's affair."""
-    with beside_healthy_ones(server, expected):
-        for name in ("nan", "inf"):
-            post(server, COMPLETION, model=name, vllm_xargs={"cold": 0}, max_tokens=20)
-    server.wait_until_idle()
-
-
 def test_the_log_says_what_is_the_default(default_server: Server) -> None:
     log = default_server.log.read_text().splitlines()
     (line,) = [x for x in log if re.search(r"ontrastive decoding is (the|used)", x)]

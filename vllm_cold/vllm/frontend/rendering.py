@@ -78,14 +78,13 @@ async def render(
         if one.source is None or id(one.source) in found:
             continue
         with _errors(one), media.remembering(source.fetched):
+            seen = None
             if isinstance(one.source, Distorted):
                 source.check_differs(one)
                 if (prompt := source.whole) is None:
                     _, prompt = await call("render_messages", source.messages, source.chat_params)
                 seen = await _distorted(offline, prompt, one, most_megapixels)
-                method, args, kwargs = _call_seen(renderer, source, seen)
-            else:
-                method, args, kwargs = _call(renderer, source, one, online)
+            method, args, kwargs = _call(renderer, source, one, online, seen)
             made = await call(method, *args, **kwargs)
             found[id(one.source)] = _read(renderer, one, made)
     return tuple(found.get(id(one.source)) for one in amateurs)
@@ -126,11 +125,16 @@ def _errors(one: AmateurSpec) -> Iterator[None]:
         raise one.refused(f"no prompt can be made of it: {said[:_SAID]}") from error
 
 
-_Call = tuple[str, tuple[Any, ...], dict[str, Any]]
-
-
-def _call(renderer: Any, prompt_source: PromptSource, one: AmateurSpec, online: Any) -> _Call:
-    """The renderer's method that makes an amateur's prompt, and its arguments."""
+def _call(
+    renderer: Any,
+    prompt_source: PromptSource,
+    one: AmateurSpec,
+    online: Any,
+    seen: Mapping[str, Any] | None,
+) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
+    """The renderer's method that makes an amateur's prompt, and its arguments. ``seen`` is the
+    expert's prompt with the images of an amateur that reads it with other ones.
+    """
     tok_params, chat_params = prompt_source.tok_params, prompt_source.chat_params
     keywords = dict(prompt_source.keywords)
     match source := one.source:
@@ -144,6 +148,15 @@ def _call(renderer: Any, prompt_source: PromptSource, one: AmateurSpec, online: 
                 if tok_params is not None:
                     tok_params = replace(tok_params, add_special_tokens=False)
             return "render_chat", ([messages], chat_params, tok_params), keywords
+        case Distorted():
+            if chat_params is not None:
+                # After ``render_messages``, all that ``render_chat`` does is ``render_cmpl``.
+                if tok_params is None:
+                    tok_params = renderer.default_chat_tok_params
+                extras = keywords.get("prompt_extras", {})
+                media_io = chat_params.media_io_kwargs or {}
+                keywords["prompt_extras"] = {**extras, "media_io_kwargs": media_io}
+            return "render_cmpl", ([seen], tok_params), keywords
         case Embeds():
             if tok_params is not None:
                 # For an answer with the prompt's text, which this one does not have.
@@ -170,21 +183,6 @@ def _call(renderer: Any, prompt_source: PromptSource, one: AmateurSpec, online: 
     if chat_params is not None and tok_params is not None and "prompt_token_ids" not in prompt:
         # A template brings the special tokens along, a text does not.
         tok_params = replace(tok_params, add_special_tokens=True)
-    return "render_cmpl", ([prompt], tok_params), keywords
-
-
-def _call_seen(renderer: Any, source: PromptSource, prompt: dict[str, Any]) -> _Call:
-    """As ``_call``, for the expert's prompt with other images: after ``render_messages``, all that
-    ``render_chat`` does is ``render_cmpl``.
-    """
-    tok_params, chat_params = source.tok_params, source.chat_params
-    keywords = dict(source.keywords)
-    if chat_params is not None:
-        if tok_params is None:
-            tok_params = renderer.default_chat_tok_params
-        extras = keywords.get("prompt_extras", {})
-        media_io = chat_params.media_io_kwargs or {}
-        keywords["prompt_extras"] = {**extras, "media_io_kwargs": media_io}
     return "render_cmpl", ([prompt], tok_params), keywords
 
 
