@@ -259,33 +259,20 @@ def assert_same_tokens(
     assert compared >= 0.9 * total, f"only {compared} of {total} steps are comparable"
 
 
-def load(model: Path, dtype: torch.dtype = torch.float32) -> Any:
-    """A model, which may also read images or sounds."""
+def load(model: Path) -> Any:
+    """A model in float32, which may also read images or sounds."""
     config = AutoConfig.from_pretrained(model)
     more = hasattr(config, "vision_config") or hasattr(config, "audio_config")
     kind = AutoModelForMultimodalLM if more else AutoModelForCausalLM
     # Eager attention is the plain formula, the same for a prompt and for a single token.
-    return kind.from_pretrained(model, dtype=dtype, attn_implementation="eager")
+    return kind.from_pretrained(model, dtype=torch.float32, attn_implementation="eager")
 
 
 class NaiveCold:
-    """One base model with named LoRA adapters. The name `None` stands for the base model.
+    """One base model with named LoRA adapters. The name `None` stands for the base model."""
 
-    With `recompute`, each step reads all tokens anew and each row alone, for models that
-    transformers gets wrong with a cache or in a batch.
-    """
-
-    _recompute = False
-
-    def __init__(
-        self,
-        model: Path,
-        adapters: dict[str, Path],
-        dtype: torch.dtype = torch.float32,
-        recompute: bool = False,
-    ) -> None:
-        self._recompute = recompute
-        self._model = load(model, dtype)
+    def __init__(self, model: Path, adapters: dict[str, Path]) -> None:
+        self._model = load(model)
         for name, folder in adapters.items():
             if isinstance(self._model, PeftModel):
                 self._model.load_adapter(folder, name, autocast_adapter_dtype=False)
@@ -311,8 +298,8 @@ class NaiveCold:
     def _forward(
         self, adapter: str | None, ids: list[list[int]] | Tensor, cache: Any
     ) -> tuple[Tensor, Any]:
-        """Logits [B, V] float32 after the last of `ids` [B, n], and the stream's KV cache, or all
-        of its tokens; or after embeddings [n, H] in their place.
+        """Logits [B, V] float32 after the last of `ids` [B, n], or of embeddings [n, H] in their
+        place, and the stream's KV cache.
         """
         read = (
             {"inputs_embeds": ids[None]}
@@ -320,16 +307,6 @@ class NaiveCold:
             else {"input_ids": torch.tensor(ids)}
         )
         with self._using(adapter) as model:
-            if self._recompute:
-                assert not isinstance(ids, Tensor)
-                ids = [
-                    before + new for before, new in zip(cache or [[]] * len(ids), ids, strict=True)
-                ]
-                each = [
-                    model(input_ids=torch.tensor([row]), use_cache=False, logits_to_keep=1)
-                    for row in ids
-                ]
-                return torch.cat([out.logits[:, -1] for out in each]).float(), ids
             out = model(**read, past_key_values=cache, use_cache=True, logits_to_keep=1)
         return out.logits[:, -1].float(), out.past_key_values
 
@@ -365,20 +342,8 @@ class NaiveCold:
                 ``_forward`` takes.
         """
         trace = Trace()
-        read: list[Any] = [
-            p if isinstance(p, Tensor | dict) else [list(p)] for p in prompts or group.prompts
-        ]
-        caches: list[Any] = [None] * len(read)
-        memory: dict[str, Any] = {}
-        while len(trace.tokens) < group.max_tokens:
-            logits = []
-            for stream, adapter in enumerate(group.adapters):
-                z, caches[stream] = self._forward(adapter, read[stream], caches[stream])
-                logits.append(z[0])
-            token = trace.choose(step(logits, group, len(trace.tokens), memory))
-            if token == group.eos_token_id:
-                break
-            read = [[[token]]] * len(read)
+        read = [p if isinstance(p, Tensor | dict) else [list(p)] for p in prompts or group.prompts]
+        self._decode([group], [trace], read)
         return trace
 
     def generate(self, prompt_ids: Sequence[int], **settings: Any) -> Trace:
@@ -409,28 +374,34 @@ class NaiveCold:
         for indices in alike.values():
             for start in range(0, len(indices), batch_size):
                 chosen = indices[start : start + batch_size]
-                self._decode_batch([groups[i] for i in chosen], [traces[i] for i in chosen])
+                some = [groups[i] for i in chosen]
+                ids = [list(rows) for rows in zip(*(group.prompts for group in some), strict=True)]
+                self._decode(some, [traces[i] for i in chosen], ids)
         return traces
 
-    def _decode_batch(self, groups: list[Group], traces: list[Trace]) -> None:
-        """Fill `traces`. Rows that have ended are fed on, unread, until the last one ends."""
-        adapters = groups[0].adapters
-        ids = [list(rows) for rows in zip(*(group.prompts for group in groups), strict=True)]
-        caches: list[Any] = [None] * len(adapters)
+    def _decode(self, groups: list[Group], traces: list[Trace], read: Sequence[Any]) -> None:
+        """Fill `traces` of groups with equal adapters. Rows that have ended are fed on, unread,
+        until the last one ends.
+
+        Args:
+            groups: The requests.
+            traces: Of each, still empty.
+            read: Of each stream, what ``_forward`` takes for all requests.
+        """
+        caches: list[Any] = [None] * len(read)
         memories: list[dict[str, Any]] = [{} for _ in groups]
         running = {row for row, group in enumerate(groups) if group.max_tokens > 0}
         while running:
             rows = []
-            for stream, adapter in enumerate(adapters):
-                z, caches[stream] = self._forward(adapter, ids[stream], caches[stream])
+            for stream, adapter in enumerate(groups[0].adapters):
+                z, caches[stream] = self._forward(adapter, read[stream], caches[stream])
                 rows.append(z)
             tokens = [[0] for _ in groups]
             for row in sorted(running):
                 group, trace = groups[row], traces[row]
                 logits = [z[row] for z in rows]
-                number = len(trace.tokens)
-                token = trace.choose(step(logits, group, number, memories[row]))
+                token = trace.choose(step(logits, group, len(trace.tokens), memories[row]))
                 tokens[row] = [token]
                 if token == group.eos_token_id or len(trace.tokens) == group.max_tokens:
                     running.remove(row)
-            ids = [tokens] * len(adapters)
+            read = [tokens] * len(read)

@@ -18,16 +18,11 @@ from tests.naive import NaiveCold
 
 
 class NaiveMedia(NaiveCold):
-    """``NaiveCold`` for models that also see.
+    """``NaiveCold`` for models that also see or hear."""
 
-    With `causal`, a medium's tokens attend to what comes before them only, as vLLM's attention on
-    CPU does it, also in models that let them attend to all of the medium.
-    """
-
-    def __init__(self, model: Path, adapters: dict[str, Path], causal: bool = False) -> None:
+    def __init__(self, model: Path, adapters: dict[str, Path]) -> None:
         super().__init__(model, adapters)
         self._processor: Any = AutoProcessor.from_pretrained(model)
-        self._causal = causal
         base = self._model.get_base_model() if adapters else self._model
         self._keeper: Any = base.model
 
@@ -41,8 +36,7 @@ class NaiveMedia(NaiveCold):
         if not media:
             return {"input_ids": torch.tensor([self._processor.tokenizer(text).input_ids])}
         found = self._processor(text=[text], **media, return_tensors="pt")
-        left_out = {"labels", *(["token_type_ids"] if self._causal else [])}
-        return {name: value for name, value in found.items() if name not in left_out}
+        return {name: value for name, value in found.items() if name != "labels"}
 
     @torch.inference_mode()
     def _forward(self, adapter: str | None, ids: Any, cache: Any) -> tuple[Tensor, Any]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The page of ``vllm-cold explain`` in a browser: keyboard, pointer, widths, colours, texts."""
+"""The page of ``vllm-cold explain`` in a browser: keyboard, pointer, widths, texts."""
 
 import re
 from typing import Any
@@ -145,46 +145,12 @@ def test_by_pointer(report: Report, file: str, open_page: Any) -> None:
     assert not page.locator("#details").is_visible()
 
 
-LUMINANCE = """(root) => {
-    const parse = (text) => {
-        const [r, g, b, a = 1] = text.match(/[\\d.]+/g).map(Number);
-        return [r, g, b, a];
-    };
-    const over = (top, below) =>
-        top.slice(0, 3).map((c, i) => c * top[3] + below[i] * (1 - top[3]));
-    const background = (node) => {
-        const layers = [];
-        for (let n = node; n; n = n.parentElement) {
-            layers.push(parse(getComputedStyle(n).backgroundColor));
-        }
-        return layers.reverse().reduce((below, top) => over(top, below), [255, 255, 255]);
-    };
-    const light = (rgb) => {
-        const [r, g, b] = rgb
-            .map((c) => c / 255)
-            .map((c) => (c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4));
-        return 0.2126 * r + 0.7152 * g + 0.0722 * b;
-    };
-    const found = [];
-    for (const node of document.querySelectorAll(root)) {
-        const own = [...node.childNodes].some((n) => n.nodeType === 3 && n.textContent.trim());
-        if (!own || !node.getClientRects().length) continue;
-        const behind = background(node);
-        const front = over(parse(getComputedStyle(node).color), behind);
-        const [a, b] = [light(front), light(behind)].sort((x, y) => y - x);
-        found.push([(a + 0.05) / (b + 0.05), node.tagName + "." + node.className, behind.join()]);
-    }
-    return found;
-}"""
-
-
-@pytest.mark.parametrize(("width", "scheme"), [(320, "dark"), (768, "light"), (1280, "dark")])
+@pytest.mark.parametrize(("width", "scheme"), [(320, "dark"), (1280, "light")])
 def test_on_screens(width: int, scheme: str, report: Report, file: str, open_page: Any) -> None:
-    """Nothing to scroll sideways, with the panel closed and open, and all text at least 4.5 to 1
-    (WCAG AA).
+    """Nothing to scroll sideways, with the panel closed and open; the answers stand beside each
+    other where there is room.
     """
-    size = {"width": width, "height": 740}
-    page = open_page(file, viewport=size, color_scheme=scheme)
+    page = open_page(file, viewport={"width": width, "height": 740}, color_scheme=scheme)
     wide = "() => document.documentElement.scrollWidth"
     assert page.evaluate(wide) <= width
     boxes = [box.bounding_box() for box in page.locator(".side .card").all()]
@@ -196,11 +162,6 @@ def test_on_screens(width: int, scheme: str, report: Report, file: str, open_pag
     box, panel = token.bounding_box(), page.locator("#panel").bounding_box()
     beside = box["x"] + box["width"] <= panel["x"]
     assert beside or box["y"] + box["height"] <= panel["y"]  # the panel does not cover the token
-    found = page.evaluate(LUMINANCE, "body *:not(script)")
-    assert len(found) > 100
-    assert [x for x in found if x[0] < 4.5] == []
-    levels = {x[2] for x in found if x[1].startswith("SPAN.t ")}
-    assert len(levels) == 6  # six classes, six colours
     behind = page.evaluate("() => getComputedStyle(document.body).backgroundColor")
     assert (sum(map(int, re.findall(r"\d+", behind))) > 384) == (scheme == "light")
 

@@ -5,14 +5,14 @@ Each function returns the ``speculative_config`` of ``LLM``; those of drafters w
 checkpoint first. A drafter is built of the target's own weights and drafts what the base model says
 next, so that an adapter's text or a contrast agrees with it in part.
 
-EAGLE and MTP never see the prompt's first token, whoever made their weights: after short prompts
-that costs some acceptance, which is welcome.
+EAGLE never sees the prompt's first token, whoever made its weights: after short prompts that costs
+some acceptance, which is welcome. vLLM treats the drafts of EAGLE-3 and MTP alike.
 """
 
 import hashlib
 import json
 import os
-import shutil
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,39 +24,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tests.engine.conftest import scheduler
-from tests.tiny import SPECIAL_TOKENS, make_tiny_model
-
-Weights = dict[str, Tensor]
-
-_RMS = 0.3  # of an embedding of the tiny model, roughly
-_TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+from tests.tiny import SPECIAL_TOKENS
 
 
-def _read(model: Path) -> tuple[dict[str, Any], Weights]:
-    """The config and the weights of a model with one file of them."""
-    return json.loads((model / "config.json").read_text()), load_file(model / "model.safetensors")
-
-
-def _write(folder: Path, config: dict[str, Any], weights: Weights) -> str:
-    """Write a checkpoint; return its folder's name."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(config))
-    tensors = {name: weight.clone().contiguous() for name, weight in weights.items()}
-    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-    return str(folder)
-
-
-def _beside(left: Tensor, right: Tensor) -> Tensor:
-    """One matrix for the concatenation of two inputs."""
-    return torch.cat((left, right), dim=1)
-
-
-def draft_model(
-    target: Path, folder: Path, tokens: int = 3, seed: int | None = None
-) -> dict[str, Any]:
-    """A model of its own, that of `target` or another random Llama with the same vocabulary."""
-    model = target if seed is None else make_tiny_model(folder, seed)
-    return {"method": "draft_model", "model": str(model), "num_speculative_tokens": tokens}
+def draft_model(target: Path, tokens: int = 3) -> dict[str, Any]:
+    """A model of its own: that of `target`."""
+    return {"method": "draft_model", "model": str(target), "num_speculative_tokens": tokens}
 
 
 def eagle(target: Path, folder: Path, tokens: int = 3) -> dict[str, Any]:
@@ -64,125 +37,24 @@ def eagle(target: Path, folder: Path, tokens: int = 3) -> dict[str, Any]:
     the target's layers after it. The target's hidden states are not used. EAGLE has no last norm,
     which does not change the best token while the target's is one everywhere.
     """
-    config, weights = _read(target)
+    config = json.loads((target / "config.json").read_text())
+    weights = load_file(target / "model.safetensors")
     hidden, layers = config["hidden_size"], config["num_hidden_layers"]
-    eye = torch.eye(hidden)
-    own: Weights = {"fc.weight": _beside(eye, 0 * eye)}
-    for layer in range(layers):
-        for name, weight in _layer(weights, layer).items():
-            own[f"layers.{layer + 1}.{name}"] = weight
-            if layer == 0 and name != "input_layernorm.weight":
-                adds = name in ("self_attn.o_proj.weight", "mlp.down_proj.weight")
-                own[f"layers.0.{name}"] = weight * (0.0 if adds else 1.0)
-    model = _write(folder, config | {"num_hidden_layers": layers + 1}, own)
-    return {"method": "eagle", "model": model, "num_speculative_tokens": tokens}
-
-
-def _layer(weights: Weights, layer: int) -> Weights:
-    """The weights of a layer, by their names within it."""
-    start = f"model.layers.{layer}."
-    return {name.removeprefix(start): w for name, w in weights.items() if name.startswith(start)}
-
-
-def eagle3(target: Path, folder: Path, tokens: int = 3) -> dict[str, Any]:
-    """EAGLE-3 for a Llama: a layer whose attention copies the token's embedding, all scaled to one
-    size, and the target's layers behind it. The target's hidden states are not used.
-    """
-    config, weights = _read(target)
-    hidden, layers = config["hidden_size"], config["num_hidden_layers"]
-    heads, kv_heads, size = (
-        config[name] for name in ("num_attention_heads", "num_key_value_heads", "head_dim")
-    )
-    if kv_heads * size != hidden:
-        raise ValueError("the values of a token must have room for its embedding")
-    eye = torch.eye(hidden)
-    # Each query is best matched by the same token's key, by far.
-    query = 3.0 * eye[:size].repeat(heads, 1)
-    back = torch.zeros(hidden, heads * size)
-    for head in range(kv_heads):
-        rows = slice(head * size, (head + 1) * size)
-        first = head * (heads // kv_heads) * size  # the first of this head's queries
-        back[rows, first : first + size] = _RMS * torch.eye(size)
-    no = torch.zeros_like
-    own: Weights = {
-        "fc.weight": torch.zeros(hidden, 3 * hidden),
-        "norm.weight": weights["model.norm.weight"],
-        "lm_head.weight": weights["lm_head.weight"],
-        "layers.0.hidden_norm.weight": torch.zeros(hidden),
-        "layers.0.input_layernorm.weight": torch.ones(hidden),
-        "layers.0.post_attention_layernorm.weight": torch.ones(hidden),
-        "layers.0.self_attn.q_proj.weight": _beside(query, no(query)),
-        "layers.0.self_attn.k_proj.weight": _beside(query[: kv_heads * size], no(eye)),
-        "layers.0.self_attn.v_proj.weight": _beside(eye, no(eye)),
-        "layers.0.self_attn.o_proj.weight": back,
-    }
-    for layer in range(layers):
-        for name, weight in _layer(weights, layer).items():
-            own[f"layers.{layer + 1}.{name}"] = weight
-            if layer == 0 and name.startswith("mlp."):
-                own[f"layers.0.{name}"] = no(weight)
-    config |= {
-        "num_hidden_layers": layers + 1,
-        "draft_vocab_size": config["vocab_size"],
-        "norm_before_residual": True,  # or the hidden states would be added to the embedding
-        "eagle_aux_hidden_state_layer_ids": [0, 1, 2],
-    }
-    model = _write(folder, config, own)
-    return {"method": "eagle3", "model": model, "num_speculative_tokens": tokens}
-
-
-def make_mtp_model(tiny: Path, folder: Path) -> Path:
-    """Write a random model that carries its own drafter; return the folder.
-
-    It is EXAONE-MoE without experts, which transformers and vLLM know. Its module for multi-token
-    prediction is the first of its layers; the other one does little. The window is as long
-    as the longest text: in transformers a layer without one has no positions. The tokenizer is the
-    tiny model's.
-    """
-    import transformers
-
-    llama, _ = _read(tiny)
-    same = (
-        "vocab_size hidden_size intermediate_size num_attention_heads num_key_value_heads head_dim "
-        "max_position_embeddings bos_token_id eos_token_id pad_token_id"
-    )
-    config = transformers.ExaoneMoeConfig(
-        **{name: llama[name] for name in same.split()},
-        num_hidden_layers=2,
-        mlp_layer_types=["dense"] * 2,
-        layer_types=["sliding_attention"] * 2,
-        sliding_window=llama["max_position_embeddings"],
-        tie_word_embeddings=False,
-        dtype="float32",
-    )
-    model: Any = transformers.AutoModelForCausalLM.from_config(config)
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for weight in model.parameters():
-            if weight.dim() > 1:
-                weight.normal_(0.0, _RMS, generator=generator)
-        embeddings = model.model.embed_tokens.weight
-        # All of one size, as the drafter's norm makes them.
-        embeddings.mul_(_RMS / embeddings.square().mean(-1, keepdim=True).sqrt())
-        model.lm_head.weight[:SPECIAL_TOKENS] = 0.0
-        for layer in model.model.layers[1:]:
-            layer.self_attn.o_proj.weight.mul_(0.1)
-            layer.mlp.down_proj.weight.mul_(0.1)
-    model.save_pretrained(folder)
-    settings, weights = _read(folder)
-    eye = torch.eye(config.hidden_size)
-    weights |= {
-        "mtp.fc.weight": _beside(_RMS * eye, 0 * eye),
-        "mtp.norm.weight": weights["model.norm.weight"].clone(),
-        "mtp.pre_fc_norm_embedding.weight": torch.ones(config.hidden_size),
-        "mtp.pre_fc_norm_hidden.weight": torch.ones(config.hidden_size),
-    }
-    weights |= {f"mtp.layers.0.{name}": w.clone() for name, w in _layer(weights, 0).items()}
-    _write(folder, settings | {"num_nextn_predict_layers": 1}, weights)
-    for name in _TOKENIZER:
-        if (tiny / name).exists():
-            shutil.copy(tiny / name, folder)
-    return folder
+    # Of a token's embedding and the target's hidden state, beside each other.
+    own = {"fc.weight": torch.cat((torch.eye(hidden), torch.zeros(hidden, hidden)), dim=1)}
+    for name, weight in weights.items():
+        found = re.fullmatch(r"model\.layers\.(\d+)\.(.*)", name)
+        if found is None:
+            continue
+        layer, inner = int(found[1]), found[2]
+        own[f"layers.{layer + 1}.{inner}"] = weight
+        if layer == 0 and inner != "input_layernorm.weight":
+            adds = inner in ("self_attn.o_proj.weight", "mlp.down_proj.weight")
+            own[f"layers.0.{inner}"] = weight * (0.0 if adds else 1.0)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": layers + 1}))
+    save_file(own, folder / "model.safetensors", {"format": "pt"})
+    return {"method": "eagle", "model": str(folder), "num_speculative_tokens": tokens}
 
 
 def ngram(tokens: int = 3, device: bool = False) -> dict[str, Any]:

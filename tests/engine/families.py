@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import Cache
 
-from tests.engine.streams import LONGEST, MAX_TOKENS, make_groups, num_adapters, short_groups
+from tests.engine.streams import LONGEST, MAX_TOKENS, make_groups, short_groups
 from tests.naive import Group, NaiveCold, load
 from tests.tiny import LORA_MODULES, make_tokenizer
 
@@ -28,6 +28,7 @@ VOCAB_SIZE, HIDDEN = 512, 128
 RANK = 8
 WINDOW = 32  # shorter than most of the prompts
 GROUPS = short_groups(36)
+LONG_GROUPS = make_groups(40)  # with prompts of 1 to ``LONGEST`` tokens next to each other
 
 
 @dataclass(frozen=True)
@@ -39,35 +40,29 @@ class Family:
         settings: What that says besides ``_COMMON``.
         lora: Which of its layers get an adapter; none: vLLM has no LoRA for it.
         tied: Whether the output layer is the embedding.
+        experts: Whether its layers have experts. Then adapter "two" leaves them alone, and "one"
+            does not.
+        fused: Whether an adapter has one matrix for the gate and up of all experts, and one for
+            down; else each expert has three.
+        last_norm: What the last norm is called.
         vision: The config of what looks at images or hears, of a model that also does.
         tower: What a model's config calls that one.
         whole: What else a model's config says besides that of its text and this one.
-        decoder: What the text's layers are called in it.
-        special: Its tokens that stand for images, and what its config calls their ids.
+        special: Its tokens that stand for media, and what its config calls their ids.
         more_special: Other such tokens, by what the tokenizer calls them.
-        processor: Makes what makes prompts of images, of the tokenizer.
-        experts: What a layer's experts are called in adapters for vLLM, if it has some. Then
-            adapter "two" leaves them alone, and "one" does not.
-        projections: Of each expert, gate, up and down; None: adapters have one matrix for the gate
-            and up of all experts, and one for down.
-        last_norm: What the last norm is called.
-        recompute: Whether transformers' cache cannot be used.
-        dtype: Of engines; if it is not float32, their own single streams are the reference.
+        processor: Makes what makes prompts of media, of the tokenizer.
     """
 
     config: str
     settings: dict[str, Any] = field(default_factory=dict)
     lora: list[str] = field(default_factory=lambda: LORA_MODULES)
     tied: bool = False
-    experts: str | None = None
-    projections: tuple[str, str, str] | None = ("gate_proj", "up_proj", "down_proj")
+    experts: bool = False
+    fused: bool = False
     last_norm: str = "norm"
-    recompute: bool = False
-    dtype: str = "float32"
     vision: dict[str, Any] = field(default_factory=dict)
     tower: str = "vision_config"
     whole: dict[str, Any] = field(default_factory=dict)
-    decoder: str = "language_model"
     special: dict[str, tuple[str, str]] = field(default_factory=dict)
     more_special: dict[str, str] = field(default_factory=dict)
     processor: Callable[[Any], Any] | None = None
@@ -89,48 +84,13 @@ _COMMON = {
     "dtype": "float32",
 }
 _LOCAL = ["sliding_attention", "full_attention", "sliding_attention"]
-_GEMMA3 = {"sliding_window": WINDOW, "layer_types": _LOCAL, "query_pre_attn_scalar": 32}
-# As many as the attention of images takes; 28 x 28 pixels are one patch of it, or four.
-_PIXELS = {"shortest_edge": 28 * 28, "longest_edge": 56 * 56}
-
-
-def _gemma3(tokenizer: Any) -> Any:
-    tokenizer.add_tokens(["\n" * num for num in range(1, 5)])  # which vLLM looks up
-    size = {"height": 28, "width": 28}
-    images = transformers.Gemma3ImageProcessor(size=size)
-    return transformers.Gemma3Processor(images, tokenizer, image_seq_length=4)
-
-
-def _qwen(kind: str, videos: str) -> Callable[[Any], Any]:
-    def make(tokenizer: Any) -> Any:
-        images = transformers.Qwen2VLImageProcessor(size=_PIXELS, patch_size=14)
-        of_videos = getattr(transformers, videos)(size=_PIXELS, patch_size=14)
-        return getattr(transformers, kind)(images, tokenizer, of_videos)
-
-    return make
-
-
-_VISION = {"hidden_size": 64, "intermediate_size": 96, "num_heads": 2, "depth": 2}
-_QWEN = {
-    "image_token_id": ("image_token", "<|image_pad|>"),
-    "video_token_id": ("video_token", "<|video_pad|>"),
-    "vision_start_token_id": ("vision_start", "<|vision_start|>"),
-    "vision_end_token_id": ("vision_end", "<|vision_end|>"),
-}
-
-
-def _mrope(*section: int) -> dict[str, Any]:
-    return {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": list(section)}
-
 
 FAMILIES = {
-    "qwen2": Family("Qwen2Config"),
     "gemma2": Family(
         "Gemma2Config",
         {"sliding_window": WINDOW, "layer_types": _LOCAL, "query_pre_attn_scalar": 32},
         tied=True,
     ),
-    "mistral": Family("MistralConfig", {"sliding_window": WINDOW}),
     "phi3": Family(
         "Phi3Config",
         {"original_max_position_embeddings": 512},
@@ -141,14 +101,7 @@ FAMILIES = {
         # Experts of 80, which kernels pad.
         {"moe_intermediate_size": 80, "num_experts": 8, "num_experts_per_tok": 3},
         ATTENTION,
-        experts="mlp.experts",
-    ),
-    "mixtral": Family(
-        "MixtralConfig",
-        {"num_local_experts": 8, "num_experts_per_tok": 2, "sliding_window": None},
-        ATTENTION,
-        experts="block_sparse_moe.experts",
-        projections=("w1", "w3", "w2"),
+        experts=True,
     ),
     "gpt_oss": Family(
         "GptOssConfig",
@@ -168,70 +121,25 @@ FAMILIES = {
             },
         },
         ATTENTION,
-        experts="mlp.experts",
-        projections=None,
-    ),
-    # Vision-language checkpoints.
-    "gemma3-vision": Family(
-        "Gemma3Config",
-        _GEMMA3,
-        tied=True,
-        vision={
-            "hidden_size": 64,
-            "intermediate_size": 96,
-            "num_attention_heads": 2,
-            "num_hidden_layers": 2,
-            "image_size": 28,
-            "patch_size": 7,
-        },
-        special={
-            "boi_token_index": ("boi_token", "<start_of_image>"),
-            "eoi_token_index": ("eoi_token", "<end_of_image>"),
-            "image_token_index": ("image_token", "<image_soft_token>"),
-        },
-        processor=_gemma3,
-    ),
-    "qwen2.5-vl": Family(
-        "Qwen2_5_VLConfig",
-        {"rope_parameters": _mrope(4, 6, 6)},
-        vision={**_VISION, "out_hidden_size": HIDDEN, "fullatt_block_indexes": [1]},
-        special=_QWEN,
-        processor=_qwen("Qwen2_5_VLProcessor", "Qwen2VLVideoProcessor"),
-    ),
-    "qwen3-vl": Family(
-        "Qwen3VLConfig",
-        # As in the checkpoints on the hub: vLLM reads what transformers takes for granted.
-        {"rope_parameters": {**_mrope(6, 5, 5), "mrope_interleaved": True}},
-        vision={
-            **_VISION,
-            "out_hidden_size": HIDDEN,
-            "patch_size": 14,
-            "num_position_embeddings": 64,
-            "deepstack_visual_indexes": [0],
-        },
-        special=_QWEN,
-        processor=_qwen("Qwen3VLProcessor", "Qwen3VLVideoProcessor"),
+        experts=True,
+        fused=True,
     ),
 }
 
-# With state-space layers, whose states are no larger than what a block of 32 tokens takes in an
-# attention layer: or vLLM makes its blocks larger.
-_MAMBA = {
-    "mamba_n_heads": 8,
-    "mamba_d_head": 32,
-    "mamba_d_state": 8,
-    "mamba_n_groups": 1,
-    "mamba_chunk_size": 32,
-    "max_position_embeddings": LONGEST + MAX_TOKENS,
-}
 _MIXED = ["linear_attention", "full_attention", "linear_attention", "linear_attention"]
-_IN_AND_OUT = ["q_proj", "k_proj", "v_proj", "o_proj", "in_proj", "out_proj"]
-
+# With state-space layers.
 WITH_STATES = {
+    # Its states are no larger than what a block of 32 tokens takes in an attention layer: or vLLM
+    # makes its blocks larger.
     "granite-4-hybrid": Family(
         "GraniteMoeHybridConfig",
         {
-            **_MAMBA,
+            "mamba_n_heads": 8,
+            "mamba_d_head": 32,
+            "mamba_d_state": 8,
+            "mamba_n_groups": 1,
+            "mamba_chunk_size": 32,
+            "max_position_embeddings": LONGEST + MAX_TOKENS,
             "num_hidden_layers": len(_MIXED),
             "layer_types": _MIXED,
             "num_local_experts": 0,
@@ -240,33 +148,13 @@ WITH_STATES = {
             "attention_multiplier": 0.2,
             "residual_multiplier": 0.7,
         },
-        _IN_AND_OUT,
-    ),
-    "falcon-h1": Family(
-        "FalconH1Config",
-        {**_MAMBA, "mamba_d_ssm": 256, "mamba_rms_norm": True, "mamba_norm_before_gate": False},
-        LORA_MODULES,
-        recompute=True,
-    ),
-    "nemotron-h": Family(
-        "NemotronHConfig",
-        {
-            "layers_block_type": ["linear_attention", "mlp", "full_attention", "linear_attention"],
-            "mamba_num_heads": 8,
-            "mamba_head_dim": 32,
-            "ssm_state_size": 8,
-            "time_step_min": 1e-9,  # no step is shorter in transformers; vLLM sets no limit
-            "n_groups": 2,  # in two processes each has one
-            "chunk_size": 32,
-            "max_position_embeddings": LONGEST + MAX_TOKENS,
-        },
-        [*ATTENTION, "in_proj", "up_proj", "down_proj"],
+        [*ATTENTION, "in_proj", "out_proj"],
     ),
     # Short convolutions, whose states are inputs. vLLM ties its weights, whatever a config says.
     "lfm2": Family(
         "Lfm2Config",
         {
-            "num_hidden_layers": 4,
+            "num_hidden_layers": len(_MIXED),
             "layer_types": ["conv", "full_attention", "conv", "conv"],
             "conv_dim": HIDDEN,
             "block_dim": HIDDEN,
@@ -277,53 +165,7 @@ WITH_STATES = {
         tied=True,
         last_norm="embedding_norm",
     ),
-    "mamba-2": Family(
-        "Mamba2Config",
-        {
-            "intermediate_size": 2 * HIDDEN,
-            "num_heads": 8,
-            "state_size": 8,
-            "n_groups": 1,
-            "chunk_size": 32,
-            "max_position_embeddings": LONGEST + MAX_TOKENS,
-        },
-        [],
-        recompute=True,
-    ),
 }
-# Gated DeltaNet, which vLLM's kernels on CPU compute in bfloat16 and with heads of 128 only.
-_DELTA = {
-    "num_hidden_layers": len(_MIXED),
-    "layer_types": _MIXED,
-    "num_key_value_heads": 4,
-    "head_dim": 128,
-    "linear_num_key_heads": 1,
-    "linear_num_value_heads": 2,
-    "linear_key_head_dim": 128,
-    "linear_value_head_dim": 128,
-    "max_position_embeddings": LONGEST + MAX_TOKENS,
-}
-WITH_STATES_IN_BFLOAT16 = {
-    "qwen3.5": Family("Qwen3_5TextConfig", _DELTA, LORA_MODULES, dtype="bfloat16"),
-    "qwen3-next": Family(
-        "Qwen3NextConfig",
-        {
-            **_DELTA,
-            "num_experts": 4,
-            "num_experts_per_tok": 4,  # all: rounding would choose others
-            "moe_intermediate_size": 64,
-            "shared_expert_intermediate_size": 64,
-        },
-        ATTENTION,
-        dtype="bfloat16",
-    ),
-}
-ALL = {**FAMILIES, **WITH_STATES, **WITH_STATES_IN_BFLOAT16}
-
-
-def long_groups_of(name: str) -> list[Group]:
-    """What is asked of a family, with prompts of 1 to ``LONGEST`` tokens next to each other."""
-    return [group for group in make_groups(100) if ALL[name].lora or not num_adapters(group)][:40]
 
 
 def make_config(family: Family, folder: Path) -> Any:
@@ -362,14 +204,11 @@ def make_model(family: Family, folder: Path) -> Path:
             model.get_output_embeddings().weight[VOCAB_SIZE:].mul_(0.01)
         if family.tied:
             # Or each token's best successor would be itself.
-            decoder = getattr(model.model, family.decoder, model.model)
-            decoder.embed_tokens.weight.mul_(0.1)
-            getattr(decoder, family.last_norm).weight.add_(9.0)
+            model.model.embed_tokens.weight.mul_(0.1)
+            getattr(model.model, family.last_norm).weight.add_(9.0)
     model.save_pretrained(folder)
-    clip = ("vision_tower.", "vision_tower.vision_model.")
     names = {
-        "Gemma3Config": clip,
-        "LlavaConfig": clip,
+        "LlavaConfig": ("vision_tower.", "vision_tower.vision_model."),
         "Qwen2AudioConfig": ("language_model.model.model.", "language_model.model."),
     }
     if family.config in names:
@@ -398,7 +237,6 @@ def _with_vision(family: Family, text: dict[str, Any], folder: Path) -> dict[str
         family.tower: family.vision,
         "tie_word_embeddings": family.tied,
         "dtype": "float32",
-        "mm_tokens_per_image": 4,
         **family.whole,
         **ids,
     }
@@ -409,7 +247,7 @@ def make_adapter(family: Family, model: Path, folder: Path, seed: int) -> None:
     base = load(model)
     modules: Any = family.lora
     if family.vision:
-        modules = rf".*{family.decoder}.*\.({'|'.join(family.lora)})"
+        modules = rf".*language_model.*\.({'|'.join(family.lora)})"
     config = LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules=modules, task_type="CAUSAL_LM")
     adapted = get_peft_model(base, config)
     assert isinstance(adapted, PeftModel)
@@ -455,16 +293,15 @@ def make_merged(
                 change(where, getattr(layer.self_attn, name).weight)
             if not with_experts:
                 continue
-            where = f"model.layers.{index}.{family.experts}"
-            experts = getattr(layer, "mlp", getattr(layer, "block_sparse_moe", None)).experts
-            if family.projections is None:
+            where, experts = f"model.layers.{index}.mlp.experts", layer.mlp.experts
+            if family.fused:
                 change_all(f"{where}.base_layer", experts.gate_up_proj)
                 change_all(where, experts.down_proj)
                 continue
             for number, down in enumerate(experts.down_proj):
-                weights = (*experts.gate_up_proj[number].chunk(2), down)
-                for name, weight in zip(family.projections, weights, strict=True):
-                    change(f"{where}.{number}.{name}", weight)
+                gate, up = experts.gate_up_proj[number].chunk(2)
+                for name, weight in (("gate", gate), ("up", up), ("down", down)):
+                    change(f"{where}.{number}.{name}_proj", weight)
     folder.mkdir()
     save_file({name: weight.contiguous() for name, weight in tensors.items()},
               folder / "adapter_model.safetensors")  # fmt: skip
@@ -498,26 +335,22 @@ def write_traces(naive: NaiveCold, groups: Sequence[Group], folder: Path) -> Non
 
 
 def main(folder: Path, *names: str, long: bool) -> None:
-    """Write a folder for each family: model, adapters and, in float32, traces."""
+    """Write a folder for each family: model, adapters and traces."""
     for name in names:
-        family, own = ALL[name], folder / name
+        family, own = {**FAMILIES, **WITH_STATES}[name], folder / name
         model = make_model(family, own / "model")
-        adapters = {adapter: own / adapter for adapter in ("one", "two") if family.lora}
-        if family.experts is not None:
-            base = transformers.AutoModelForCausalLM.from_pretrained(
-                model, dtype=torch.float32, attn_implementation="eager"
-            )
+        adapters = {"one": own / "one", "two": own / "two"}
+        if family.experts:
+            base = load(model)
             models = {None: base}
             for seed, (adapter, path) in enumerate(adapters.items(), 1):
                 models[adapter] = make_merged(family, base, path, seed, adapter == "one")
-            write_traces(NaiveMerged(models), GROUPS, own)
-            continue
-        for seed, path in enumerate(adapters.values(), 1):
-            make_adapter(family, model, path, seed)
-        if family.dtype == "float32":
-            groups = long_groups_of(name) if long else GROUPS
-            naive = NaiveCold(model, adapters, recompute=family.recompute)
-            write_traces(naive, groups, own)
+            naive: NaiveCold = NaiveMerged(models)
+        else:
+            for seed, path in enumerate(adapters.values(), 1):
+                make_adapter(family, model, path, seed)
+            naive = NaiveCold(model, adapters)
+        write_traces(naive, LONG_GROUPS if long else GROUPS, own)
 
 
 if __name__ == "__main__":

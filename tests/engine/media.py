@@ -23,7 +23,7 @@ from tests.naive import Amateur, Group
 from tests.naive_media import NaiveMedia
 
 MAX_TOKENS = 8
-PATCH = 7  # pixels, of most models; some of Qwen have four of 14 for a token
+PATCH = 7  # pixels, of LLaVA; Qwen2-VL has four of 14 for a token
 
 
 @dataclass(frozen=True)
@@ -93,32 +93,18 @@ class MediaFamily:
         draw: The media of its requests.
         limits: Of each kind of medium, how many a prompt has at most.
         rounds: How many requests of each of ``KINDS`` there are.
-        causal: Whether vLLM's attention on CPU hides from a medium's token those after it, where
-            the model would show them.
     """
 
     model: Family
     stands: str = "<image>"
     draw: Callable[[int], Medium] = Picture
     limits: dict[str, int] = field(default_factory=lambda: {"image": 2})
-    causal: bool = False
     rounds: int = 2
 
 
 def _sized(seed: int) -> Picture:
     """Of 1 to 16 tokens of Qwen's models."""
     return Picture(seed, *((112, 112), (28, 28), (84, 56), (56, 112), (56, 56))[seed % 5])
-
-
-def _clip(size: int) -> dict[str, Any]:
-    return {
-        "hidden_size": 64,
-        "intermediate_size": 96,
-        "num_attention_heads": 2,
-        "num_hidden_layers": 3,
-        "image_size": size,
-        "patch_size": PATCH,
-    }
 
 
 def _llava(tokenizer: Any) -> Any:
@@ -131,13 +117,6 @@ def _llava(tokenizer: Any) -> Any:
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
     )
-
-
-def _idefics3(tokenizer: Any) -> Any:
-    images = transformers.Idefics3ImageProcessor(
-        size={"longest_edge": 56}, max_image_size={"longest_edge": 28}
-    )
-    return transformers.Idefics3Processor(images, tokenizer, image_seq_len=4)
 
 
 def _qwen2_audio(tokenizer: Any) -> Any:
@@ -155,54 +134,50 @@ def _qwen2_vl(tokenizer: Any) -> Any:
     return transformers.Qwen2VLProcessor(images, tokenizer, videos)
 
 
+_MROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 6, 6]}
 _QWEN2_VL = Family(
     "Qwen2VLConfig",
-    {"rope_parameters": families._mrope(4, 6, 6)},
+    {"rope_parameters": _MROPE},
     vision={"embed_dim": 64, "hidden_size": HIDDEN, "depth": 2, "num_heads": 2, "mlp_ratio": 2},
-    special=families._QWEN,
+    special={
+        "image_token_id": ("image_token", "<|image_pad|>"),
+        "video_token_id": ("video_token", "<|video_pad|>"),
+        "vision_start_token_id": ("vision_start", "<|vision_start|>"),
+        "vision_end_token_id": ("vision_end", "<|vision_end|>"),
+    },
     processor=_qwen2_vl,
 )
-_IDEFICS3 = Family(
-    "Idefics3Config",
-    {"model_type": "llama"},
-    vision=_clip(28),
-    whole={"scale_factor": 2, "pad_token_id": 0},
-    decoder="text_model",
-    special={"image_token_id": ("image_token", "<image>")},
-    more_special={
-        "fake_image_token": "<fake_token_around_image>",
-        "end_of_utterance_token": "<end_of_utterance>",
-        "global_image_token": "<global-img>",
-        **{f"row_{i}_col_{j}": f"<row_{i}_col_{j}>" for i in (1, 2) for j in (1, 2)},
-    },
-    processor=_idefics3,
-)
-_IN_QWEN = "<|vision_start|><|image_pad|><|vision_end|>"
-_IMAGES = {"image": 2, "video": 0}
-_VIDEO_IN_QWEN = "<|vision_start|><|video_pad|><|vision_end|>"
 
 MEDIA = {
     # With M-RoPE and without.
-    "qwen2-vl": MediaFamily(_QWEN2_VL, _IN_QWEN, _sized, _IMAGES),
+    "qwen2-vl": MediaFamily(
+        _QWEN2_VL,
+        "<|vision_start|><|image_pad|><|vision_end|>",
+        _sized,
+        {"image": 2, "video": 0},
+    ),
     "llava-1.5": MediaFamily(
         Family(
             "LlavaConfig",
             {"model_type": "llama"},
-            vision={"model_type": "clip_vision_model", **_clip(21)},
+            vision={
+                "model_type": "clip_vision_model",
+                "hidden_size": 64,
+                "intermediate_size": 96,
+                "num_attention_heads": 2,
+                "num_hidden_layers": 3,
+                "image_size": 21,
+                "patch_size": PATCH,
+            },
             whole={"image_seq_length": 9},
             special={"image_token_index": ("image_token", "<image>")},
             processor=_llava,
         )
     ),
     # Those below only in full.
-    "qwen2.5-vl": MediaFamily(families.FAMILIES["qwen2.5-vl"], _IN_QWEN, _sized, _IMAGES),
-    "qwen3-vl": MediaFamily(families.FAMILIES["qwen3-vl"], _IN_QWEN, _sized, _IMAGES),
-    # Whose images have tokens among them that are none of theirs.
-    "idefics3": MediaFamily(_IDEFICS3, draw=lambda seed: Picture(seed, 56, 28)),
-    "gemma3": MediaFamily(families.FAMILIES["gemma3-vision"], "<start_of_image>", causal=True),
     "qwen2-vl-video": MediaFamily(
         _QWEN2_VL,
-        _VIDEO_IN_QWEN,
+        "<|vision_start|><|video_pad|><|vision_end|>",
         lambda seed: Video(seed, 2 + 2 * (seed % 3)),
         {"image": 0, "video": 2},
         rounds=1,
@@ -433,7 +408,7 @@ class Reference:
     def __init__(self, family: MediaFamily, folder: Path) -> None:
         adapters = {name: folder / name for name in ("one", "two") if family.model.lora}
         self._family = family
-        self.naive = NaiveMedia(folder / "model", adapters, family.causal)
+        self.naive = NaiveMedia(folder / "model", adapters)
 
     def read(self, prompt: Prompt, steps: int | None = None) -> dict[str, Any]:
         """A prompt's tensors, with so much noise in its images."""

@@ -22,7 +22,7 @@ from tests.engine.streams import Job
 MAX_STEPS = 20_000
 
 
-AnyJob = TypeVar("AnyJob", bound=Job)
+T = TypeVar("T")
 
 
 @dataclass
@@ -68,9 +68,9 @@ class Result:
             completion.messages += 1
 
 
-def some(jobs: list[AnyJob], runner: str) -> list[AnyJob]:
+def some(all_of_them: list[T], runner: str) -> list[T]:
     """All of them on V1; on V2, which is slow in the interpreter, the first 24."""
-    return jobs if runner == "v1" else jobs[:24]
+    return all_of_them if runner == "v1" else all_of_them[:24]
 
 
 def plain_logprobs(position: Any) -> dict[int, float]:

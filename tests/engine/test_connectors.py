@@ -4,13 +4,10 @@ computed or loaded, in time, late, or in vain, with a KV cache that is far too s
 """
 
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 
 from tests.engine.conftest import scheduler
 from tests.engine.memory_connector import COUNTS, STORES
@@ -21,6 +18,11 @@ from tests.naive import Group, NaiveCold, assert_same_tokens
 pytestmark = pytest.mark.engine
 
 MODULE = "tests.engine.memory_connector"
+PRESSURE: dict[str, Any] = {
+    "async_scheduling": True,
+    "num_gpu_blocks_override": 18,
+    "max_num_batched_tokens": 64,
+}
 
 
 def memory(**ways: Any) -> dict[str, Any]:
@@ -31,15 +33,6 @@ def memory(**ways: Any) -> dict[str, Any]:
         "kv_role": "kv_both",
         "kv_load_failure_policy": ways.get("policy", "recompute"),
         "kv_connector_extra_config": ways,
-    }
-
-
-def several(*parts: dict[str, Any]) -> dict[str, Any]:
-    """The configuration of several connectors, each with a store of its own."""
-    return {
-        "kv_connector": "MultiConnector",
-        "kv_role": "kv_both",
-        "kv_connector_extra_config": {"connectors": list(parts)},
     }
 
 
@@ -114,12 +107,8 @@ EVERY_RUN = ("late",)
 def test_tokens_equal_the_reference(
     name: str, make_llm: Any, tiny: Path, groups: list[Group], right: list[Any]
 ) -> None:
-    llm = make_llm(
-        async_scheduling=name not in SYNC,
-        num_gpu_blocks_override=18,
-        max_num_batched_tokens=64,
-        kv_transfer_config=transfer(memory(**WAYS[name]), name),
-    )
+    options = {**PRESSURE, "async_scheduling": name not in SYNC}
+    llm = make_llm(**options, kv_transfer_config=transfer(memory(**WAYS[name]), name))
     with preempted_pairs(llm) as preempted:
         num_failed = check(llm, tiny, groups, right)
     counts = COUNTS[f"{name} 0"]
@@ -134,111 +123,31 @@ def test_of_several_connectors(
     make_llm: Any, tiny: Path, groups: list[Group], right: list[Any]
 ) -> None:
     """One that loads late and one that loads in time."""
-    config = several(memory(late=1.0, delay=2), memory(seed=1))
-    llm = make_llm(
-        async_scheduling=True,
-        num_gpu_blocks_override=18,
-        max_num_batched_tokens=64,
-        kv_transfer_config=transfer(config, "several"),
-    )
+    config: dict[str, Any] = {
+        "kv_connector": "MultiConnector",
+        "kv_role": "kv_both",
+        "kv_connector_extra_config": {
+            "connectors": [memory(late=1.0, delay=2), memory(seed=1)],
+        },
+    }
+    llm = make_llm(**PRESSURE, kv_transfer_config=transfer(config, "several"))
     assert not check(llm, tiny, groups, right)
     assert COUNTS["several 0"]["late"] > 20
 
 
-class Stream:
-    """A CUDA stream for who has none: what is done on it is done at once."""
-
-    def __init__(self, **kwargs: Any) -> None:
-        pass
-
-    @staticmethod
-    def priority_range() -> tuple[int, int]:
-        return 0, 0
-
-
-class Event:
-    """Of it."""
-
-    def record(self, stream: Any = None) -> None:
-        pass
-
-    def query(self) -> bool:
-        return True
-
-    synchronize = record
-
-
-class Copies:
-    """Copies of blocks, at once."""
-
-    def init(self, gpu: Any, cpu: Any, *streams: Any) -> None:
-        self.sides = gpu, cpu
-
-    def launch_copy(
-        self, source: Any, target: Any, is_store: bool, event_idx: int, events_list: Any, **how: Any
-    ) -> None:
-        gpu, cpu = self.sides
-        for name in gpu:
-            to, of = (cpu[name], gpu[name]) if is_store else (gpu[name], cpu[name])
-            to[target] = of[source]
-        self.count = getattr(self, "count", 0) + (not is_store)
-        COUNTS["offload"]["stores" if is_store else "loads"] += len(source)
-        events_list.append((event_idx, Event()))
-
-
-@pytest.fixture
-def without_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """vLLM's offloading worker copies on CUDA streams; all else of it runs on a CPU too."""
-    from vllm.v1.simple_kv_offload import worker
-
-    class Torch(SimpleNamespace):
-        def __getattr__(self, name: str) -> Any:
-            return getattr(torch, name)
-
-    cuda = SimpleNamespace(Stream=Stream, current_stream=lambda: None)
-    monkeypatch.setattr(worker, "torch", Torch(cuda=cuda, Event=Event))
-    monkeypatch.setattr(worker, "PIN_MEMORY", False)
-    monkeypatch.setattr(worker, "DmaCopyBackend", Copies)
-    yield
-
-
-VLLMS: dict[str, tuple[str, dict[str, Any]]] = {
-    "eager": ("SimpleCPUOffloadConnector", {"cpu_bytes_to_use": 1 << 26}),
-    "lazy": ("SimpleCPUOffloadConnector", {"cpu_bytes_to_use": 1 << 26, "lazy_offload": True}),
-    "offloading": (
-        "OffloadingConnector",
-        {
+@pytest.mark.full
+def test_of_vllms_own(make_llm: Any, tiny: Path, groups: list[Group], right: list[Any]) -> None:
+    """All of it but the copies."""
+    config: dict[str, Any] = {
+        "kv_connector": "OffloadingConnector",
+        "kv_role": "kv_both",
+        "kv_connector_extra_config": {
             "spec_name": "OnCPU",
             "spec_module_path": "tests.engine.offloading",
             "cpu_bytes_to_use": 1 << 26,
             "offload_prompt_only": False,
         },
-    ),
-}
-
-
-@pytest.mark.full
-@pytest.mark.parametrize("way", VLLMS)
-def test_of_vllms_own(
-    way: str,
-    without_cuda: None,
-    make_llm: Any,
-    tiny: Path,
-    groups: list[Group],
-    right: list[Any],
-) -> None:
-    """All of them but the copies."""
-    name, extra = VLLMS[way]
-    config: dict[str, Any] = {
-        "kv_connector": name,
-        "kv_role": "kv_both",
-        "kv_connector_extra_config": extra,
     }
-    llm = make_llm(
-        async_scheduling=True,
-        num_gpu_blocks_override=18,
-        max_num_batched_tokens=64,
-        kv_transfer_config=transfer(config, "offload"),
-    )
+    llm = make_llm(**PRESSURE, kv_transfer_config=transfer(config, "offload"))
     assert not check(llm, tiny, groups, right)
     assert COUNTS["offload"]["loads"] > 20 and COUNTS["offload"]["stores"] > 20

@@ -2,11 +2,10 @@
 """Groups of streams on models of other families: the engine's tokens equal those of transformers
 and peft. They are tiny and random, with random adapters.
 
-What they differ by is what could go wrong with streams of their own length: positions, sliding
-windows (the prompts are longer), biases, fused layers, caps on logits. Of two adapters for a
-mixture of experts one changes the experts. Some families are vision-language models, with other
-positions (M-RoPE) or embeddings in place of token ids in every step: their texts are contrasted as
-any, and ``test_images`` has their images.
+What they differ by is what could go wrong with streams of their own length: sliding windows (the
+prompts are longer), fused layers, caps on logits. Of two adapters for a mixture of experts one
+changes the experts. ``test_images`` has models that see, with other positions (M-RoPE) or
+embeddings in place of token ids in every step.
 """
 
 import json
@@ -24,9 +23,8 @@ from vllm_cold.vllm import versions
 
 pytestmark = pytest.mark.engine
 
-# Caps on logits and sliding windows, fused layers, experts; test_images.py has M-RoPE.
+# Caps on logits and sliding windows, fused layers, experts.
 IN_EVERY_RUN = ("gemma2", "phi3", "qwen3_moe")
-ALSO_SEE = [name for name, family in FAMILIES.items() if family.vision]
 
 
 def start(make_llm: Any, folders: Path, family: str, **options: Any) -> Any:
@@ -34,8 +32,7 @@ def start(make_llm: Any, folders: Path, family: str, **options: Any) -> Any:
     defaults = {
         "max_num_batched_tokens": 64,
         "async_scheduling": True,
-        # What makes prompts of images needs a tokenizer.
-        "skip_tokenizer_init": family not in ALSO_SEE,
+        "skip_tokenizer_init": True,
     }
     model = str(folders / family / "model")
     return make_llm(model=model, max_lora_rank=RANK, max_loras=2, **defaults | options)
@@ -67,7 +64,6 @@ def test_tokens_equal_the_reference(family: str, folders: Path, make_llm: Any) -
     check(llm, folders / family, GROUPS)
 
 
-NO_MEDIA = {"limit_mm_per_prompt": {"image": 0, "video": 0}}  # the text's model alone is loaded
 TWO = {"tensor_parallel_size": 2, "kv_cache_memory_bytes": 2**26}  # each has half of every expert
 
 
@@ -76,9 +72,6 @@ TWO = {"tensor_parallel_size": 2, "kv_cache_memory_bytes": 2**26}  # each has ha
 @pytest.mark.parametrize(
     ("family", "options"),
     [
-        ("qwen2.5-vl", NO_MEDIA),
-        ("qwen3-vl", NO_MEDIA),
-        ("gemma3-vision", {"limit_mm_per_prompt": {"image": 0}}),
         # Which rows have an adapter on experts is looked at in each step.
         ("qwen3_moe", {"enforce_eager": False}),
         ("qwen3_moe", TWO),
@@ -86,16 +79,9 @@ TWO = {"tensor_parallel_size": 2, "kv_cache_memory_bytes": 2**26}  # each has ha
     ],
 )
 def test_engines_of_other_kinds(
-    family: str,
-    options: dict[str, Any],
-    folders: Path,
-    make_llm: Any,
+    family: str, options: dict[str, Any], folders: Path, make_llm: Any
 ) -> None:
-    llm = start(make_llm, folders, family, **options)
-    check(llm, folders / family, GROUPS)
-    assert not (
-        "limit_mm_per_prompt" in options and llm.llm_engine.model_config.supports_multimodal_inputs
-    )
+    check(start(make_llm, folders, family, **options), folders / family, GROUPS)
 
 
 @pytest.mark.timeout(900)

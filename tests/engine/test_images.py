@@ -171,7 +171,7 @@ def test_tokens_equal_the_reference(family: str, folders: Path, make_llm: Any, r
     expected = expected_of(folder)
     llm = make_llm(**options(folder), **CONFIGURATIONS["small steps"])
     before = free_blocks(llm)
-    chosen = some(list(range(len(expected.traces))), runner)  # type: ignore[type-var]
+    chosen = some(list(range(len(expected.traces))), runner)
     check(llm, folder, expected, chosen)
     if runner == "v1":
         assert check(llm, folder, expected, chosen)

@@ -18,7 +18,7 @@ from tests.naive import NaiveCold, assert_same_tokens
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
 
-
+TWO = {"tensor_parallel_size": 2, "kv_cache_memory_bytes": 2**26}
 LONG_PROMPTS = True
 
 
@@ -30,10 +30,9 @@ def test_tensor_parallel(sharded: bool, make_llm: Any, tiny: Path, naive: NaiveC
     groups = short_groups(36) + short_rules()
     assert {group.rule for group in groups} == {None, "judge", *dict(RULES)}
     llm = make_llm(
-        tensor_parallel_size=2,
         fully_sharded_loras=sharded,
         enforce_eager=sharded,
-        kv_cache_memory_bytes=2**26,
+        **TWO,
     )
     mode = llm.llm_engine.vllm_config.compilation_config.mode.name
     assert (mode == "NONE") == sharded
@@ -42,26 +41,16 @@ def test_tensor_parallel(sharded: bool, make_llm: Any, tiny: Path, naive: NaiveC
 
 @pytest.mark.full
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize(
-    ("family", "name", "with_adapters"),
-    [
-        ("granite-4-hybrid", "align-chunks", False),
-        ("granite-4-hybrid", "none-chunks", False),
-        ("nemotron-h", "align-chunks", True),
-    ],
-)
-def test_tensor_parallel_with_states(
-    family: str, name: str, with_adapters: bool, folders: Path, make_llm: Any
-) -> None:
+@pytest.mark.parametrize("name", ["align-chunks", "none-chunks"])
+@pytest.mark.parametrize("family", ["granite-4-hybrid"])
+def test_tensor_parallel_with_states(family: str, name: str, folders: Path, make_llm: Any) -> None:
     """Each process has half of a state. Mamba 2 layers whose groups cannot be divided have no
     adapters there.
     """
     pairs = zip(*test_states.cases(folders / family, name), strict=True)
-    chosen = [(group, trace) for group, trace in pairs if with_adapters or not num_adapters(group)]
+    chosen = [(group, trace) for group, trace in pairs if not num_adapters(group)]
     groups, expected = (list(each) for each in zip(*chosen, strict=True))
-    options: dict[str, Any] = {"tensor_parallel_size": 2, "kv_cache_memory_bytes": 2**26}
-    if not with_adapters:
-        options |= {"enable_lora": False, "additional_config": {"cold": True}}
+    options = {"enable_lora": False, "additional_config": {"cold": True}, **TWO}
     llm = test_states.engine_of(make_llm, folders / family, name, **options)
     for _ in range(2):
         assert_same_tokens(decode(llm, folders / family, groups), expected)
@@ -118,11 +107,7 @@ def ray(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 def test_ray(ray: Any, make_llm: Any, tiny: Path, naive: NaiveCold) -> None:
     """The workers are Ray actors, which load the plugin by themselves."""
     groups = short_groups(36)
-    llm = make_llm(
-        tensor_parallel_size=2,
-        distributed_executor_backend="ray",
-        kv_cache_memory_bytes=2**26,
-    )
+    llm = make_llm(distributed_executor_backend="ray", **TWO)
     executor = llm.llm_engine.engine_core.engine_core.model_executor
     assert type(executor).__name__ == "RayExecutorV2"
     assert len(executor.ray_worker_handles) == 2

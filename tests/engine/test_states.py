@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Groups of streams on models with state-space layers. In float32 the engine's tokens equal those
-of transformers and peft; where vLLM's kernels on CPU know bfloat16 only, they are those that the
-engine's own single streams score best, but for its rounding. The models are tiny and random, with
-random adapters where vLLM has LoRA for them.
+"""Groups of streams on models with state-space layers: the engine's tokens equal those of
+transformers and peft. The models are tiny and random, with random adapters.
 
 What is special: a state is of one position. It is kept at the ends of blocks only, where prompts
 are split, and found again only there; and it takes room however short a stream is.
@@ -10,7 +8,6 @@ are split, and found again only there; and it takes room however short a stream 
 
 import math
 import random
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,19 +15,12 @@ from typing import Any
 import pytest
 import torch
 
-from tests.engine.conftest import free_blocks, lora
-from tests.engine.families import (
-    ALL,
-    RANK,
-    VOCAB_SIZE,
-    WITH_STATES,
-    WITH_STATES_IN_BFLOAT16,
-    long_groups_of,
-)
+from tests.engine.conftest import free_blocks
+from tests.engine.families import LONG_GROUPS, RANK, WITH_STATES
 from tests.engine.pressure import assert_idle, preempted_pairs
 from tests.engine.streams import LONGEST, MAX_TOKENS, decode, generate, length, tokens_of
 from tests.engine.test_families import traces_of
-from tests.naive import Amateur, Group, Trace, assert_same_tokens, pair, step
+from tests.naive import Amateur, Group, Trace, assert_same_tokens, pair
 from tests.tiny import copy_adapter
 from vllm_cold.ops.interface import NOT_FINITE
 from vllm_cold.vllm import versions
@@ -65,21 +55,16 @@ LONG_PROMPTS = True
 
 def engine_of(make_llm: Any, folder: Path, name: str, **options: Any) -> Any:
     """A configuration's engine on a family's model."""
-    cached, adapters = name.startswith("align"), (folder / "one").exists()
+    cached = name.startswith("align")
     chosen: dict[str, Any] = {
         "model": str(folder / "model"),
-        "dtype": ALL[folder.name].dtype,
-        "enable_lora": adapters,
-        "max_model_len": CONFIGURATIONS[name].get("max_model_len", LONGEST + MAX_TOKENS),
+        "max_lora_rank": RANK,
+        "max_loras": 2,
+        "max_model_len": LONGEST + MAX_TOKENS,
         "enable_prefix_caching": cached,
         "skip_tokenizer_init": True,
-        **({"max_lora_rank": RANK, "max_loras": 2} if adapters else {}),
     }
-    if name.endswith("tight") and folder.name == "mamba-2":
-        chosen["num_gpu_blocks_override"] = 12 if cached else 6  # states alone take blocks
-    if not adapters:
-        chosen["additional_config"] = {"cold": True}  # to contrast prompts alone
-    llm = make_llm(**CONFIGURATIONS[name] | chosen | options)
+    llm = make_llm(**chosen | CONFIGURATIONS[name] | options)
     cache = llm.llm_engine.vllm_config.cache_config
     assert cache.mamba_cache_mode == ("align" if cached else "none")
     return llm
@@ -88,8 +73,7 @@ def engine_of(make_llm: Any, folder: Path, name: str, **options: Any) -> Any:
 def cases(folder: Path, name: str) -> tuple[list[Group], list[Trace]]:
     """What is asked of a family in a configuration, and the reference's answers."""
     longest = CONFIGURATIONS[name].get("max_model_len", LONGEST + MAX_TOKENS) - MAX_TOKENS
-    groups = long_groups_of(folder.name)
-    pairs = zip(groups, traces_of(folder, groups), strict=True)
+    pairs = zip(LONG_GROUPS, traces_of(folder, LONG_GROUPS), strict=True)
     chosen = [pair for pair in pairs if length(pair[0]) <= longest]
     return [group for group, _ in chosen], [trace for _, trace in chosen]
 
@@ -111,8 +95,7 @@ def test_tokens_equal_the_reference(family: str, name: str, folders: Path, make_
             cached += sum(output.num_cached_tokens or 0 for output in outputs)
     assert_idle(llm)
     assert free_blocks(llm) == before
-    grows = cached or family != "mamba-2"  # a state alone is as large at the end as at first
-    assert bool(preempted) == (name.endswith("tight") and bool(grows))
+    assert bool(preempted) == name.endswith("tight")
     assert bool(cached) == name.startswith("align")
 
 
@@ -162,87 +145,3 @@ def test_states_that_are_no_numbers(family: str, name: str, folders: Path, make_
         assert_same_tokens(tokens_of(groups, outputs[1::2]), expected)
     assert_idle(llm)
     assert free_blocks(llm) == before
-
-
-# ---- bfloat16 ------------------------------------------------------------------------------------
-
-# How far a logit of one engine may be from the same engine's in another step and batch.
-BOUND = 0.25
-
-
-def logits_alone(
-    llm: Any, folder: Path, group: Group, tokens: Sequence[int]
-) -> list[list[torch.Tensor]]:
-    """For each of a group's tokens, what its streams' logits are (but for a constant) if each is
-    a regular request that has read the tokens before.
-    """
-    from vllm import SamplingParams
-
-    params = SamplingParams(temperature=0.0, max_tokens=1, logprobs=VOCAB_SIZE, detokenize=False)
-    steps = range(len(tokens))
-    streams = list(zip(group.adapters, group.prompts, strict=True))
-    outputs = llm.generate(
-        [{"prompt_token_ids": [*ids, *tokens[:i]]} for i in steps for _, ids in streams],
-        params,
-        lora_request=[lora(folder, name) for _ in steps for name, _ in streams],
-        use_tqdm=False,
-    )
-    found = []
-    for output in outputs:
-        (all_of_them,) = output.outputs[0].logprobs
-        found.append(torch.tensor([all_of_them[i].logprob for i in range(VOCAB_SIZE)]))
-    count = len(streams)
-    return [found[i * count : (i + 1) * count] for i in steps]
-
-
-def is_near_the_best(logits: Sequence[torch.Tensor], group: Group, token: int) -> bool:
-    """Whether a token is the best one if each stream's logits are moved by ``BOUND`` at most."""
-    slack = BOUND * (abs(1.0 - sum(a.weight or 0.0 for a in group.amateurs)))
-    slack += BOUND * sum(abs(a.weight or 0.0) for a in group.amateurs)
-    fewer, more = (
-        step(logits, replace(group, alpha=group.alpha * math.exp(sign * 2 * BOUND)))
-        for sign in (1, -1)
-    )
-    return bool(more.scores[token] >= fewer.scores.max() - 2 * slack)
-
-
-@pytest.mark.parametrize("name", ["align", "align-chunks", "align-tight", "none-chunks"])
-@pytest.mark.parametrize("family", WITH_STATES_IN_BFLOAT16)
-def test_tokens_are_those_of_single_streams(
-    family: str, name: str, folders: Path, make_llm: Any
-) -> None:
-    """In bfloat16: the second time the prompts are in the prefix cache. Where that is tight, once,
-    with answers so long that pairs are preempted.
-
-    Left out: rules and caps on the expert's tokens, which choose by small differences, and regular
-    requests, which are what groups are compared with.
-    """
-    folder = folders / family
-    is_tight = name.endswith("tight")
-    max_tokens = 30 if is_tight else MAX_TOKENS
-    longest = CONFIGURATIONS[name].get("max_model_len", LONGEST + MAX_TOKENS) - max_tokens
-    groups = [
-        replace(group, max_tokens=max_tokens)
-        for group in long_groups_of(family)
-        if group.amateurs and group.rule is None and group.expert_top_k is None
-        if length(group) <= longest
-    ]
-    # Of 96 tokens: what the longest group of four streams takes.
-    options = {"num_gpu_blocks_override": 38} if is_tight else {}
-    llm = engine_of(make_llm, folder, name, max_logprobs=VOCAB_SIZE, **options)
-    far = 0
-    for _ in range(1 if is_tight else 2):
-        with preempted_pairs(llm) as preempted:
-            decoded = decode(llm, folder, groups)
-        assert bool(preempted) == is_tight
-        for group, tokens in zip(groups, decoded, strict=True):
-            each = list(zip(logits_alone(llm, folder, group, tokens), tokens, strict=True))
-            assert all(is_near_the_best(logits, group, token) for logits, token in each)
-            # The same would not hold of what the expert alone says.
-            regular = [int(logits[0].argmax()) for logits, _ in each]
-            far += any(
-                not is_near_the_best(logits, group, token)
-                for (logits, _), token in zip(each, regular, strict=True)
-            )
-    assert far > len(groups) / (2 if is_tight else 1)
-    assert_idle(llm)

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Amateurs with prompts, as Python programs give them: ``LLM.generate`` and ``LLM.chat``."""
+"""Amateurs with prompts, as Python programs give them: ``LLM.generate`` and ``LLM.chat``. (All ways
+of saying it: ``tests/unit/test_admission.py`` and ``tests/server/test_streams.py``.)
+"""
 
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,10 @@ import pytest
 from vllm import SamplingParams
 
 from tests.docs.blocks import block
-from tests.engine.conftest import lora, scheduler
+from tests.engine.conftest import lora
 from tests.engine.streams import Texts
 from tests.naive import Group, NaiveCold, assert_same_tokens
-from tests.requests import CHAT, REQUESTS, SYSTEM, TEXT, TOOL, USER
-from vllm_cold import Amateur, ColdParams
+from tests.requests import CHAT, SYSTEM, TEXT, TOOL, USER
 
 pytestmark = pytest.mark.engine
 
@@ -30,32 +30,6 @@ def check(outputs: Any, model: Texts, *groups: Group) -> None:
     tokens = [output.outputs[0].token_ids for output in outputs]
     assert_same_tokens(tokens, expected)
     assert len({tuple(trace.tokens) for trace in expected}) == len(expected)
-
-
-def test_every_way_of_saying_it(shared_llm: Any, tiny: Path, model: Texts) -> None:
-    """Texts, ids and messages, one amateur or several, next to regular requests."""
-    llm, by_name = shared_llm(), partial(lora, tiny)
-    for is_chat, run in ((True, llm.chat), (False, llm.generate)):
-        chosen = [each for each in REQUESTS.values() if isinstance(each.prompt[0], dict) == is_chat]
-        regular = chosen[0].prompt
-        prompts = [
-            {"prompt_token_ids": p} if isinstance(p[0], int) else p
-            for p in [regular, *(each.prompt for each in chosen)]
-        ]
-        params = [each.python(by_name, **OPTIONS) for each in chosen]
-        adapters = [by_name(each.expert) for each in chosen]
-        outputs = run(
-            prompts,
-            [SamplingParams(**OPTIONS), *params],
-            lora_request=[None, *adapters],
-            use_tqdm=False,
-        )
-        groups = [model.group(regular, None), *map(model.asked, chosen)]
-        check(outputs, model, *groups)
-    with pytest.raises(ValueError, match="the amateur is the expert, prompt and adapter"):
-        same = ColdParams(amateur=Amateur(prompt=TEXT))
-        llm.generate(TEXT, same, lora_request=by_name("one"), use_tqdm=False)
-    assert not scheduler(llm).requests
 
 
 def test_an_engine_that_guides_every_chat(make_llm: Any, tiny: Path, model: Texts) -> None:

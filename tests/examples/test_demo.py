@@ -9,7 +9,7 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,95 +25,75 @@ from tests.vllm_parser import serve_parser
 ROOT = Path(__file__).parents[2]
 
 
-def drawn(table: Any, width: int = 80) -> str:
-    """A table as it is printed."""
-    console = Console(width=width, color_system=None)
-    with console.capture() as capture:
-        console.print(table)
-    return capture.get()
-
-
-# Documents
-
-
 @pytest.mark.unit
-def test_cases_are_false_and_apart() -> None:
-    shown, counted = documents.picked(), documents.held_out()
-    assert len(counted) == 100 and len({case.fact for case in counted}) == 100
+@pytest.mark.parametrize("beside", [False, True], ids=["contradicts", "does not answer"])
+def test_documents(beside: bool) -> None:
+    """They say what is false, or something else that is true; held out ones are of other facts."""
+    shown, counted = picked(beside)
+    if beside:
+        held_out = documents.held_out()[:50]
+        assert [case.fact for case in counted] == [case.fact for case in held_out]
+    assert len({case.fact for case in counted}) == len(counted) == (50 if beside else 100)
     assert {split_of(case.fact.subject) for case in shown} == {"dev"}
     assert {split_of(case.fact.subject) for case in counted} == {"test"}
-    assert documents.held_out() == counted
+    assert picked(beside)[1] == counted
     for case in [*shown, *counted]:
-        assert case.right(case.claim)
-        assert not case.right(case.fact.answers[0])
-        assert case.claim in case.document
+        right, wrong = rights(case)
+        assert case.right(right) and not case.right(wrong) and not case.right("")
+        assert not case.right(f"It is {right}. Or {wrong}.")
+        assert (case.fact.subject not in case.document) == beside
+        if beside:
+            assert case.beside is not None and case.document == case.beside.said()
+            assert case.beside.relation == case.fact.relation
+        else:
+            assert case.claim in case.document
 
 
-@pytest.mark.unit
-def test_documents_of_a_harm_are_true_and_do_not_answer() -> None:
-    shown, counted = documents.picked_beside(), documents.held_out_beside()
-    assert [case.fact for case in counted] == [case.fact for case in documents.held_out()[:50]]
-    assert {split_of(case.fact.subject) for case in shown} == {"dev"}
-    assert documents.held_out_beside() == counted
-    for case in [*shown, *counted]:
-        assert case.beside is not None and case.document == case.beside.said()
-        assert case.beside.relation == case.fact.relation
-        assert case.fact.subject not in case.document
-        assert case.right(case.fact.answers[0]) and not case.right(case.claim)
+def picked(beside: bool) -> tuple[Any, Any]:
+    """The cases that are shown, and those that are counted."""
+    if beside:
+        return documents.picked_beside(), documents.held_out_beside()
+    return documents.picked(), documents.held_out()
 
 
-@pytest.mark.unit
-def test_an_answer_that_names_both_is_not_right() -> None:
-    for case, right in (
-        (documents.picked()[0], "It is in Germany."),
-        (documents.picked_beside()[0], "It is Paris."),
-    ):
-        assert case.right(right) and not case.right("")
-        assert not case.right(f"{right} Or {case.claim}, or {case.fact.answers[0]}.")
-
-
-def answered(
-    cases: Any, known: Sequence[int], greedy: Sequence[int], contrast: Sequence[int]
-) -> Any:
-    """Cases, of which those with these numbers are remembered, and right."""
-    for i, case in enumerate(cases):
-        right, wrong = case.claim, case.fact.answers[0]
-        if case.beside is not None:
-            right, wrong = wrong, right
-        case.memory = case.fact.answers[0] if i in known else "no idea"
-        case.greedy = right if i in greedy else wrong
-        case.contrast = right if i in contrast else f"{right} or {wrong}"
-    return cases
+def rights(case: Any) -> tuple[str, str]:
+    """What is right to answer, and what is wrong."""
+    answers = case.claim, case.fact.answers[0]
+    return answers if case.beside is None else answers[::-1]
 
 
 def cells(table: Any) -> list[list[str]]:
-    """A drawn table's rows."""
-    text = drawn(table)
-    assert max(map(len, text.splitlines())) <= 80
-    return [[cell.strip() for cell in row.split("│")[1:-1]] for row in text.splitlines()]
+    """A table's rows as they are printed, at 80 columns."""
+    console = Console(width=80, color_system=None)
+    with console.capture() as capture:
+        console.print(table)
+    lines = capture.get().splitlines()
+    assert max(map(len, lines)) <= 80
+    return [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines]
 
 
 @pytest.mark.unit
-def test_the_counts_are_those_of_the_cases() -> None:
-    shown = documents.picked()
-    shown[0].greedy, shown[0].contrast = "It is\nin the United States.", "In Germany."
-    counted = answered(documents.held_out(10), range(6), [0, 8], [0, 1, 2, 8, 9])
+@pytest.mark.parametrize(
+    ("beside", "totals"),
+    [
+        (False, ["10 held out", "6 remembered", "✓ 2 of 10", "✓ 5 of 10"]),
+        (True, ["10 held out", "✓ 6 of 10", "✓ 2 of 10", "✓ 5 of 10"]),
+    ],
+)
+def test_the_counts_are_those_of_the_cases(beside: bool, totals: list[str]) -> None:
+    shown, counted = picked(beside)
+    del counted[10:]
+    for i, case in enumerate(counted):
+        right, wrong = rights(case)
+        case.memory = case.fact.answers[0] if i < 6 else "no idea"
+        case.greedy = right if i in (0, 8) else wrong
+        case.contrast = right if i in (0, 1, 2, 8, 9) else f"{right} or {wrong}"
+    right, wrong = rights(shown[0])
+    shown[0].greedy, shown[0].contrast = f"So:\n{wrong}.", f"In {right}."
     rows = cells(documents.table(shown, counted))
-    assert ["10 held out", "6 remembered", "✓ 2 of 10", "✓ 5 of 10"] in rows
+    assert totals in rows
     first = next(row for row in rows if len(row) == 4)
-    assert first[2].startswith("✗ It is in the") and first[3] == "✓ In Germany."
-
-    shown = documents.picked_beside()
-    shown[0].memory = shown[0].greedy = "It is Paris."
-    shown[0].contrast = "Maputo."
-    counted = answered(documents.held_out_beside(10), range(6), [0, 1, 2, 8], [8])
-    rows = cells(documents.table(shown, counted))
-    assert ["10 held out", "✓ 6 of 10", "✓ 4 of 10", "✓ 1 of 10"] in rows
-    first = next(row for row in rows if len(row) == 4)
-    assert first[1:] == ["✓ It is Paris.", "✓ It is Paris.", "✗ Maputo."]
-
-
-# Instructions
+    assert first[2].startswith("✗ So: ") and first[3] == f"✓ In {right}."
 
 
 @pytest.mark.unit
@@ -128,56 +108,19 @@ def test_followed_and_right_are_counted() -> None:
     assert ["greedy", "2", "2", "1"] in rows and ["contrast", "1", "1", "1"] in rows
 
 
-# Adapters
-
-
-def output(ids: list[int], text: str) -> Any:
-    return SimpleNamespace(token_ids=ids, text=text)
-
-
 @pytest.mark.unit
 def test_the_adapters_table_counts_right_answers() -> None:
     items = adapted.items()
     assert [item.task.name for item in items] == ["sorting"] * 3 + ["orders"]
     for i, item in enumerate(items):
-        item.greedy = output([i], item.problem.answer if i < 3 else "no")
-        item.cold = output([i if i == 0 else 9], item.problem.answer if i < 1 else "no")
+        right = item.problem.answer
+        item.greedy = SimpleNamespace(token_ids=[i], text=right if i < 3 else "no")
+        item.cold = SimpleNamespace(token_ids=[0 if i == 0 else 9], text=right if i < 1 else "no")
     tokenizer = SimpleNamespace(decode=lambda ids, **_: "".join(f"<{i}>" for i in ids))
-    text = drawn(adapted.table(items, tokenizer))
-    assert max(map(len, text.splitlines())) <= 80
-    assert re.search(r"right +│ 3 of 4 +│ 1 of 4 ", text), text
-    assert "✓ the same" in text and "✗ <9>" in text
-
-
-# What is left behind
-
-
-def words(command: str, program: str) -> list[str]:
-    """A command's words after the program's path."""
-    joined = shlex.split(command.replace("\\\n", " "))
-    found = [word for word in joined if not re.match(r"VLLM_\w+=", word)]
-    assert Path(found[0]).name == program
-    return found[1:]
-
-
-def check_serve(command: str, model: str) -> None:
-    from vllm_cold import patching, places
-
-    patching.install(places.rows(places.START))
-    verb, *rest = words(command, "vllm")
-    options = serve_parser().parse_args(rest)
-    assert verb == "serve" and options.model_tag == model and options.sampler == "cold"
-
-
-def check_curl(command: str) -> dict[str, Any]:
-    from vllm_cold.settings.amateurs import describe
-    from vllm_cold.settings.arguments import parse_request_args
-
-    file = Path(words(command, "curl")[-1].removeprefix("@"))
-    request: dict[str, Any] = json.loads(file.read_text())
-    (amateur,) = describe(parse_request_args(request["vllm_xargs"]).given)
-    assert str(amateur.source) == "without 0"
-    return request
+    rows = cells(adapted.table(items, tokenizer))
+    assert ["right", "3 of 4", "1 of 4"] in rows
+    found = {cell for row in rows for cell in row}
+    assert {"✓ the same", "✗ <9>"} <= found
 
 
 # As a program
@@ -254,14 +197,20 @@ class TestAsAProgram:
 
     def test_the_three_commands_work(self, shown: str, monkeypatch: pytest.MonkeyPatch) -> None:
         from examples.smollm2 import model_path
+        from vllm_cold import patching, places
+        from vllm_cold.settings.amateurs import describe
+        from vllm_cold.settings.arguments import parse_request_args
 
+        monkeypatch.chdir(ROOT)
         _, *blocks = re.split(r"^# .*\n", shown.partition("6. What")[2], flags=re.M)
         explain, serve, curl = blocks
-        check_serve(serve, str(model_path()))
-        monkeypatch.chdir(ROOT)
-        check_curl(curl)
-        done = subprocess.run(
-            ["bash", "-c", explain], cwd=ROOT, capture_output=True, text=True, timeout=300
-        )
+        patching.install(places.rows(places.START))
+        words = shlex.split(serve.replace("\\\n", " "))
+        options = serve_parser().parse_args(words[words.index("serve") + 1 :])
+        assert (options.model_tag, options.sampler) == (str(model_path()), "cold")
+        request = json.loads(Path(shlex.split(curl)[-1].removeprefix("@")).read_text())
+        (amateur,) = describe(parse_request_args(request["vllm_xargs"]).given)
+        assert str(amateur.source) == "without 0"
+        done = subprocess.run(["bash", "-c", explain], capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr
         assert done.stdout.rstrip().endswith("page: results/yours.html")
