@@ -27,14 +27,13 @@ T = TypeVar("T")
 
 @dataclass
 class Completion:
-    """What the client has of one completion, put together from all that it was sent."""
+    """What the client has of one completion."""
 
-    tokens: list[int] = field(default_factory=list)
-    text: str = ""
-    finish_reason: str | None = None
-    stop_reason: int | str | None = None
-    logprobs: list[dict[int, float]] = field(default_factory=list)
-    messages: int = 0
+    tokens: list[int]
+    text: str
+    finish_reason: str | None
+    stop_reason: int | str | None
+    logprobs: list[dict[int, float]]
 
 
 @dataclass
@@ -52,20 +51,18 @@ class Result:
     def text(self) -> str:
         return self.completions[0].text
 
-    def add(self, output: Any, is_delta: bool) -> None:
-        """Take in one of the request's outputs."""
+    def add(self, output: Any) -> None:
+        """Take in one of the request's outputs, which has all that came before."""
         if output.prompt_logprobs:
             self.prompt_logprobs = [p and plain_logprobs(p) for p in output.prompt_logprobs]
         for part in output.outputs:
-            completion = self.completions.setdefault(part.index, Completion())
-            if not is_delta:
-                completion.tokens, completion.text, completion.logprobs = [], "", []
-            completion.tokens += part.token_ids
-            completion.text += part.text
-            completion.logprobs += [plain_logprobs(p) for p in part.logprobs or ()]
-            completion.finish_reason = part.finish_reason
-            completion.stop_reason = part.stop_reason
-            completion.messages += 1
+            self.completions[part.index] = Completion(
+                list(part.token_ids),
+                part.text,
+                part.finish_reason,
+                part.stop_reason,
+                [plain_logprobs(p) for p in part.logprobs or ()],
+            )
 
 
 def some(all_of_them: list[T], runner: str) -> list[T]:
@@ -114,17 +111,14 @@ class Receiver:
     def __init__(self) -> None:
         self.results: dict[str, Result] = {}
         self.finished: set[str] = set()
-        self._is_delta: dict[str, bool] = {}
 
-    def expect(self, name: str, job: Job) -> None:
+    def expect(self, name: str) -> None:
         self.results[name] = Result()
-        kind = {**job.options, **job.make_options()}.get("output_kind")
-        self._is_delta[name] = kind is not None and kind.name == "DELTA"
 
     def take(self, outputs: list[Any]) -> None:
         for output in outputs:
             assert output.request_id not in self.finished, "an output after the last one"
-            self.results[output.request_id].add(output, self._is_delta[output.request_id])
+            self.results[output.request_id].add(output)
             if output.finished:
                 self.finished.add(output.request_id)
 
@@ -212,7 +206,7 @@ def drive(
         for _ in range(rng.choice((0, 0, 1, 2, 5)) if pending else 0):
             if pending:
                 index = pending.pop()
-                receiver.expect(str(index), jobs[index])
+                receiver.expect(str(index))
                 added = add(llm, tiny, jobs[index], str(index), rng.randrange(3))
                 if index in victims:
                     due[str(index)] = added, step + rng.choice((0, 0, 1, 2, 3, 5, 9, 20, 50))
@@ -259,7 +253,7 @@ class Engines:
         """The job's result on an idle engine without prefix cache and with room for it."""
         if job not in self._alone:
             receiver, engine = Receiver(), self.roomy.llm_engine
-            receiver.expect("alone", job)
+            receiver.expect("alone")
             add(self.roomy, self.tiny, job, "alone")
             while engine.has_unfinished_requests():
                 receiver.take(engine.step())
@@ -302,7 +296,7 @@ class Engines:
         model.compute_logits = lambda *args: (x := original(*args)) + 1e-4 * torch.randn_like(x)
         try:
             for copy in range(64):
-                receiver.expect(str(copy), job)
+                receiver.expect(str(copy))
                 add(roomy, self.tiny, job, str(copy))
             while engine.has_unfinished_requests():
                 receiver.take(engine.step())

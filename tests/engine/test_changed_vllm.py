@@ -126,13 +126,6 @@ def test_it_can_be_switched_off(stock: Result) -> None:
     assert "VLLM_PLUGINS='' leaves it out" in stock["ColdParams"]
 
 
-@pytest.mark.full
-def test_it_can_be_switched_off_by_itself(run: Run, stock: Result) -> None:
-    result = run("engine", environment={"COLD_ENABLED": "0"})
-    assert "COLD_ENABLED=0 is set" in result["ColdParams"]
-    check_regular(result, stock)
-
-
 def test_the_contrast_can_be_switched_off_alone(run: Run, stock: Result) -> None:
     """Kernels are ours: the model is compiled, with LoRA in its products."""
     result = run("engine", environment={"COLD_CONTRAST": "0"}, enforce_eager=False)

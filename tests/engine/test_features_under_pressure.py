@@ -62,17 +62,6 @@ def structured(**constraint: Any) -> Callable[[Engines], list[Job]]:
     return lambda _: [replace(job, make_options=options) for job in BARE]
 
 
-def deltas(engines: Engines) -> list[Job]:
-    """A stop string holds text back that may be its beginning."""
-
-    def options() -> dict[str, Any]:
-        from vllm.sampling_params import RequestOutputKind
-
-        return {"output_kind": RequestOutputKind.DELTA}
-
-    return [replace(job, make_options=options) for job in stopped(engines)]
-
-
 def stopped(engines: Engines) -> list[Job]:
     """By a text that comes late in each job's result, some inside of a token."""
     texts = [engines.alone(job).text for job in BARE]
@@ -137,7 +126,6 @@ FEATURES: dict[str, Callable[[Engines], list[Job]]] = {
     "n": everywhere(n=2, temperature=1.1, seed=17),
     "top_p, top_k, min_p": everywhere(temperature=1.4, seed=3, top_p=0.8, top_k=9, min_p=0.02),
     "a rule's state": judged,
-    "DELTA": deltas,
 }
 UNCHANGED = ("logprobs", "prompt_logprobs")  # these add to a result
 
@@ -153,7 +141,6 @@ OFTEN = (
     "prompt_logprobs",
     "n",
     "a rule's state",
-    "DELTA",
 )
 CASES = [pytest.param(n, marks=() if n in OFTEN else pytest.mark.full) for n in FEATURES]
 

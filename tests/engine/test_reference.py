@@ -122,16 +122,3 @@ def test_an_engine_without_lora(shared_llm: Any, tiny: Path, expected: list[Trac
     got = decode(llm, tiny, [GROUPS[i] for i in chosen])
     assert_same_tokens(got, [expected[i] for i in chosen])
     assert_idle(llm)
-
-
-@pytest.mark.full
-def test_lora_by_torch_operations(
-    make_llm: Any, tiny: Path, expected: list[Trace], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As where the C++ library is missing."""
-    monkeypatch.setenv("COLD_LORA", "torch")
-    llm = make_llm(enforce_eager=False)
-    assert llm.llm_engine.vllm_config.compilation_config.mode.name == "NONE"
-    chosen = [i for i, group in enumerate(GROUPS) if is_short(group)]
-    got = decode(llm, tiny, [GROUPS[i] for i in chosen])
-    assert_same_tokens(got, [expected[i] for i in chosen])

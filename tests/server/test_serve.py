@@ -46,18 +46,3 @@ def test_too_long_for_the_cache(default_server: Server) -> None:
     for stream in (False, True):
         assert message in refused(default_server, max_tokens=200, stream=stream)
     assert len(complete(default_server, max_tokens=100, xargs={"cold": 0})) == 100
-
-
-def test_beam_search(server: Server, default_server: Server) -> None:
-    """Without a contrast it works, also where contrastive decoding is the default."""
-
-    def search(target: Server, **xargs: Any) -> Any:
-        beams = {"return_token_ids": True, "use_beam_search": True, "vllm_xargs": xargs}
-        return target.client.completions.create(
-            model="one", prompt=PROMPT, max_tokens=4, n=2, extra_body=beams
-        )
-
-    for target, xargs in ((server, {"cold": 1}), (default_server, {})):
-        with pytest.raises(openai.BadRequestError, match="beam search"):
-            search(target, **xargs)
-    assert len(search(default_server, cold=0).choices) == 2

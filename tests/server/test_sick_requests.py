@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Requests that may hurt others: adapters whose logits are no
-numbers, and sampling parameters at their limits and beyond, next to healthy requests that get the
-tokens they get without them.
+"""Requests that may hurt others: adapters whose logits are no numbers, and sampling parameters at
+their limits and beyond, next to healthy requests that get the tokens they get without them.
 """
 
 from __future__ import annotations
@@ -146,21 +145,11 @@ def test_the_log_says_what_is_the_default(default_server: Server) -> None:
 # ---- every sampling parameter, at its limits and beyond -----------------------------------------
 
 LARGE = [str(2**31 - 1), str(2**31), str(2**63 - 1), str(2**63), "9" * 400]
-SMALL = ["-1", "-2", str(-(2**63)), str(-(2**63) - 1)]
+SMALL = ["-1", str(-(2**63)), str(-(2**63) - 1)]
 ODD = ["null", "NaN", "Infinity", "-Infinity", "1e400", '"1"', "true", "[]", "{}"]
 SWITCH = ["true", "false", "null", "2", '"x"']
 EVERY_TOKEN = json.dumps(list(range(512)))
 SCHEMA = '{"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}'
-
-HOSTILE: list[Any] = [
-    {"role": "\ud800", "content": "x"},
-    {"role": "user", "content": "x", "name": "\ud800"},
-    {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://\ud800/"}}]},
-    {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "[" * 5000}}]},
-    {"role": "assistant", "tool_calls": [5]},
-    {"role": "tool", "content": "x", "tool_call_id": {"\ud800": 1}},
-    {"role": "user", "content": {"deep": 1}},
-]
 
 # As JSON text: Python's floats have no 1e400, and its dicts no key twice.
 # Those that change logits or what amateurs are given. Left out is what vLLM answers with HTTP 500
@@ -207,15 +196,8 @@ FIELDS: dict[str, list[str]] = {
         *('{"cold_alpha": 1}', '{"cold_alpha": 1e-45}', '{"cold_alpha": 1e-300}'),
         *('{"cold_rule": "adaptive", "cold_beta_max": 1e6}', '{"cold_amateur": "two"}'),
         *('{"cold_expert_top_k": 1}', '{"cold_expert_top_k": 2147483647}', '{"other": 1}', *ODD),
-        *(f'{{"cold_{name}": {value}}}' for name in ("alpha", "beta", "amateur") for value in ODD),
-        *(f'{{"cold_beta": {number}}}' for number in (*LARGE, "9" * 5000)),
-        *(f'{{"cold_beta": [{",".join(["1"] * 100_000)}]}}', "[" * 5000 + "]" * 5000),
-        *('{"cold_beta": 0.5, "cold_beta": "x"}', '{"cold_foo": 1}', '{"": 1}', '{"Cold": 1}'),
-        *(r'{"cold_amateur": "\ud800"}', r'{"cold\ud800": 1}', r'{"\ud800": 1}'),
-        *(r'{"cold_\ud800": 1}', r'{"cold_without": "\ud800"}', r'{"cold_images": "\ud800"}'),
-        *(json.dumps({"cold_amateur_messages": json.dumps([message])}) for message in HOSTILE),
-        *(r'{"cold": 1, "session_id": "\u0000"}', r'{"cold_amateur": "\u0000"}'),
-        json.dumps({"x" * 10_000: "x" * 100_000}),
+        # Others are refused before anything is scored: tests/unit/test_settings.py.
+        *(r'{"cold_\ud800": 1}', r'{"cold_amateur": "\u0000"}', "[" * 5000 + "]" * 5000),
     ],
 }
 

@@ -13,7 +13,6 @@ FILES = (
     "tests/engine/test_runners.py",
     "tests/engine/test_pressure.py",
     "tests/engine/test_speculation.py",
-    "tests/engine/test_pause.py",
     "tests/engine/test_sick_requests.py",
     "tests/engine/test_families.py::test_states",
     "tests/server/test_serve.py",
