@@ -362,7 +362,7 @@ class NaiveCold:
         """`distribution` of a pair; `settings` are the other arguments of `pair`."""
         return self.distribution(pair(prompt_ids, **settings, max_tokens=1), temperature)
 
-    def generate_many(self, groups: Sequence[Group], batch_size: int = 64) -> list[Trace]:
+    def generate_many(self, groups: Sequence[Group]) -> list[Trace]:
         """`decode` for many groups: those whose streams have equal adapters and prompt lengths
         run together.
         """
@@ -371,12 +371,10 @@ class NaiveCold:
             key = (group.adapters, *map(len, group.prompts))
             alike.setdefault(key, []).append(index)
         traces = [Trace() for _ in groups]
-        for indices in alike.values():
-            for start in range(0, len(indices), batch_size):
-                chosen = indices[start : start + batch_size]
-                some = [groups[i] for i in chosen]
-                ids = [list(rows) for rows in zip(*(group.prompts for group in some), strict=True)]
-                self._decode(some, [traces[i] for i in chosen], ids)
+        for chosen in alike.values():
+            some = [groups[i] for i in chosen]
+            ids = [list(rows) for rows in zip(*(group.prompts for group in some), strict=True)]
+            self._decode(some, [traces[i] for i in chosen], ids)
         return traces
 
     def _decode(self, groups: list[Group], traces: list[Trace], read: Sequence[Any]) -> None:
