@@ -5,7 +5,6 @@ makes of groups on them. A process of its own, ``python -m tests.engine.families
 not be imported here.
 """
 
-import copy
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +14,7 @@ from typing import Any
 
 import torch
 import transformers
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import Cache
@@ -40,10 +39,8 @@ class Family:
         settings: What that says besides ``_COMMON``.
         lora: Which of its layers get an adapter; none: vLLM has no LoRA for it.
         tied: Whether the output layer is the embedding.
-        experts: Whether its layers have experts. Then adapter "two" leaves them alone, and "one"
-            does not.
         fused: Whether an adapter has one matrix for the gate and up of all experts, and one for
-            down; else each expert has three.
+            down; else each expert has three. Of experts, adapter "one" changes all, "two" none.
         last_norm: What the last norm is called.
         vision: The config of what looks at images or hears, of a model that also does.
         tower: What a model's config calls that one.
@@ -57,7 +54,6 @@ class Family:
     settings: dict[str, Any] = field(default_factory=dict)
     lora: list[str] = field(default_factory=lambda: LORA_MODULES)
     tied: bool = False
-    experts: bool = False
     fused: bool = False
     last_norm: str = "norm"
     vision: dict[str, Any] = field(default_factory=dict)
@@ -101,7 +97,6 @@ FAMILIES = {
         # Experts of 80, which kernels pad.
         {"moe_intermediate_size": 80, "num_experts": 8, "num_experts_per_tok": 3},
         ATTENTION,
-        experts=True,
     ),
     "gpt_oss": Family(
         "GptOssConfig",
@@ -121,7 +116,6 @@ FAMILIES = {
             },
         },
         ATTENTION,
-        experts=True,
         fused=True,
     ),
 }
@@ -242,39 +236,22 @@ def _with_vision(family: Family, text: dict[str, Any], folder: Path) -> dict[str
     }
 
 
-def make_adapter(family: Family, model: Path, folder: Path, seed: int) -> None:
-    """Write a random adapter; an element of a weight's change is a sixth of the weight's or so."""
-    base = load(model)
-    modules: Any = family.lora
-    if family.vision:
-        modules = rf".*language_model.*\.({'|'.join(family.lora)})"
-    config = LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules=modules, task_type="CAUSAL_LM")
-    adapted = get_peft_model(base, config)
-    assert isinstance(adapted, PeftModel)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, weight in adapted.named_parameters():
-            if "lora_" in name:
-                weight.copy_(torch.randn(weight.shape, generator=generator))
-            if "lora_B" in name:
-                weight.mul_(0.035 / (2.0 * RANK**0.5))
-    adapted.save_pretrained(str(folder))
-
-
-def make_merged(
-    family: Family, base: Any, folder: Path, seed: int, with_experts: bool
+def make_adapter(
+    family: Family, model: Path, folder: Path, seed: int, with_experts: bool = True
 ) -> torch.nn.Module:
-    """Write such an adapter for a mixture of experts, in the files that vLLM reads; the model with
-    its changes added to the weights, as peft would.
+    """Write a random adapter, in the files that vLLM reads, and but for experts peft; an element of
+    a weight's change is a sixth of the weight's or so. The model with its changes added to the
+    weights, as peft would.
     """
     generator = torch.Generator().manual_seed(seed)
-    merged, tensors, scale = copy.deepcopy(base), {}, 2.0
+    merged, scale = load(model), 2.0
+    tensors: dict[str, Tensor] = {}
 
     def draw(name: str, a_shape: Sequence[int], b_shape: Sequence[int]) -> tuple[Tensor, Tensor]:
         a = torch.randn(*a_shape, generator=generator)
         b = torch.randn(*b_shape, generator=generator) * 0.035 / (scale * RANK**0.5)
         tensors[f"base_model.model.{name}.lora_A.weight"] = a.reshape(-1, a.shape[-1])
-        tensors[f"base_model.model.{name}.lora_B.weight"] = b.flatten(1)
+        tensors[f"base_model.model.{name}.lora_B.weight"] = b.flatten(1).contiguous()
         return a, b
 
     def change(name: str, weight: Tensor) -> None:
@@ -287,24 +264,22 @@ def make_merged(
         weights.add_(scale * torch.einsum("ore,eri->eio", b, a))
 
     with torch.no_grad():
-        for index, layer in enumerate(merged.model.layers):
-            for name in family.lora:
-                where = f"model.layers.{index}.self_attn.{name}"
-                change(where, getattr(layer.self_attn, name).weight)
-            if not with_experts:
+        for name, module in merged.named_modules():
+            of_text = "language_model" in name or not family.vision
+            if of_text and name.rpartition(".")[2] in family.lora:
+                change(name, module.weight)
+            elif not (name.endswith(".experts") and with_experts):
                 continue
-            where, experts = f"model.layers.{index}.mlp.experts", layer.mlp.experts
-            if family.fused:
-                change_all(f"{where}.base_layer", experts.gate_up_proj)
-                change_all(where, experts.down_proj)
-                continue
-            for number, down in enumerate(experts.down_proj):
-                gate, up = experts.gate_up_proj[number].chunk(2)
-                for name, weight in (("gate", gate), ("up", up), ("down", down)):
-                    change(f"{where}.{number}.{name}_proj", weight)
+            elif family.fused:
+                change_all(f"{name}.base_layer", module.gate_up_proj)
+                change_all(name, module.down_proj)
+            else:
+                for number, down in enumerate(module.down_proj):
+                    gate, up = module.gate_up_proj[number].chunk(2)
+                    for part, weight in (("gate", gate), ("up", up), ("down", down)):
+                        change(f"{name}.{number}.{part}_proj", weight)
     folder.mkdir()
-    save_file({name: weight.contiguous() for name, weight in tensors.items()},
-              folder / "adapter_model.safetensors")  # fmt: skip
+    save_file(tensors, folder / "adapter_model.safetensors")
     config = LoraConfig(r=RANK, lora_alpha=int(scale * RANK), target_modules=family.lora)
     config.save_pretrained(str(folder))
     return merged
@@ -339,18 +314,12 @@ def main(folder: Path, *names: str, long: bool) -> None:
     for name in names:
         family, own = {**FAMILIES, **WITH_STATES}[name], folder / name
         model = make_model(family, own / "model")
-        adapters = {"one": own / "one", "two": own / "two"}
-        if family.experts:
-            base = load(model)
-            models = {None: base}
-            for seed, (adapter, path) in enumerate(adapters.items(), 1):
-                models[adapter] = make_merged(family, base, path, seed, adapter == "one")
-            naive: NaiveCold = NaiveMerged(models)
-        else:
-            for seed, path in enumerate(adapters.values(), 1):
-                make_adapter(family, model, path, seed)
-            naive = NaiveCold(model, adapters)
-        write_traces(naive, LONG_GROUPS if long else GROUPS, own)
+        models = {
+            None: load(model),
+            "one": make_adapter(family, model, own / "one", 1),
+            "two": make_adapter(family, model, own / "two", 2, with_experts=False),
+        }
+        write_traces(NaiveMerged(models), LONG_GROUPS if long else GROUPS, own)
 
 
 if __name__ == "__main__":
