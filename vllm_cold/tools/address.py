@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import argparse
 import ipaddress
 import os
 import re
@@ -14,25 +13,6 @@ from urllib.parse import urlsplit
 from vllm_cold.tools.errors import ToolError
 
 KEY_VARIABLE = "COLD_API_KEY"
-
-
-def add_options(group: argparse._ArgumentGroup) -> None:
-    """Describe a command's options for a server."""
-    group.add_argument(
-        "--url",
-        metavar="URL",
-        help="use this server, such as http://localhost:8000, instead of starting one",
-    )
-    group.add_argument(
-        "--api-key",
-        metavar="KEY",
-        help="the server's API key (default: $COLD_API_KEY, which process lists do not show)",
-    )
-    group.add_argument(
-        "--insecure-http",
-        action="store_true",
-        help="send a key or a password unencrypted (http://) to another machine",
-    )
 
 
 def is_address(url: str) -> bool:

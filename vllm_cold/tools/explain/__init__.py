@@ -10,10 +10,9 @@ from functools import partial
 from pathlib import Path
 
 from vllm_cold.settings.table import CONTRAST, SETTINGS, read
-from vllm_cold.tools.adapters import ENGINE_OPTIONS
-from vllm_cold.tools.address import add_options
-from vllm_cold.tools.contrast import OPTIONS, add_rule_option, add_rules, option_of
+from vllm_cold.tools.contrast import add_rule_option, add_rules, option_of
 from vllm_cold.tools.errors import named_libraries
+from vllm_cold.tools.options import add_contrast, add_models
 
 DESCRIPTION = """\
 Decode prompts with an adapter, or with what an amateur does not read, greedily and with
@@ -75,29 +74,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     prompts("--chat", action="store_true", help="put each prompt into the model's chat template")
     prompts("--max-tokens", metavar="N", type=int, default=64, help="length of answers (64)")
 
-    group = parser.add_argument_group("model and adapters")
-    models = group.add_argument
-    models(
-        "--adapter",
-        metavar="PATH",
-        help="the expert's folder, or NAME=PATH to give it another name; with --url, the name of "
-        "an adapter that the server has loaded (default: none, the expert is the base model)",
+    add_models(parser).description = (
+        "The model is compiled only with --no-enforce-eager: compiling takes longer than a few\n"
+        "prompts."
     )
-    models(
-        "--amateur",
-        metavar="PATH",
-        action="append",
-        help="another adapter to contrast with, PATH as for --adapter, or the value of --model for "
-        "the base model; repeat it for several amateurs",
-    )
-    models(
-        "--model",
-        metavar="MODEL",
-        help="the base model: a folder with config.json, or a hub name; with --url, its name on "
-        "the server (default: the adapter's)",
-    )
-    add_options(group)
-
+    add_contrast(parser)
     settings = parser.add_argument_group("contrastive decoding")
     cold = settings.add_argument
     for name, setting in SETTINGS.items():
@@ -106,22 +87,6 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         else:
             cold(option_of(name), type=partial(read, name), help=setting.about)
     cold("--preset", help=CONTRAST["preset"].about)
-    reads = parser.add_argument_group(
-        "what amateurs read, and how much they count",
-        "As a request's cold_* keys, for all prompts. Repeated, an option has a value for each\n"
-        "amateur, '' for none but in --weights; --without alone leaves out all that it names.",
-    ).add_argument
-    for name in (name for name in OPTIONS if name != "amateur"):
-        metavar = name.rpartition("_")[2].upper()
-        reads(option_of(name), metavar=metavar, action="append", help=CONTRAST[name].about)
-
-    engine = parser.add_argument_group(
-        "the server that is started (without --url), as for vllm serve",
-        "The model is compiled only with --no-enforce-eager: compiling takes longer than a few\n"
-        "prompts.",
-    )
-    for name, option in ENGINE_OPTIONS.items():
-        engine.add_argument(option_of(name), **option)
 
     page = parser.add_argument_group("the page of --serve").add_argument
     page("--host", default="127.0.0.1", help="its address (127.0.0.1, this machine)")

@@ -14,10 +14,9 @@ import json
 from typing import Any
 
 from vllm_cold.settings.table import CONTRAST, SETTINGS
-from vllm_cold.tools.adapters import ENGINE_OPTIONS
-from vllm_cold.tools.address import add_options
-from vllm_cold.tools.contrast import OPTIONS, add_rule_option, add_rules, option_of
+from vllm_cold.tools.contrast import add_rule_option, add_rules, option_of
 from vllm_cold.tools.errors import named_libraries
+from vllm_cold.tools.options import add_contrast, add_models
 from vllm_cold.tools.tune.baselines import BETTER
 from vllm_cold.tools.tune.grid import AXES
 
@@ -43,17 +42,6 @@ def add_parser(subparsers: Any) -> None:
         '"answers": false where the text that the amateur does not read has no answer',
     )
     what.add_argument(
-        "--model",
-        help="the base model: a folder with config.json, or a hub name; with --url, its name on "
-        "the server (default: the adapter's, or the first)",
-    )
-    what.add_argument(
-        "--adapter",
-        metavar="[NAME=]FOLDER",
-        help="the expert's LoRA adapter; with --url, its name on the server (default: none, where "
-        "the amateur reads another prompt)",
-    )
-    what.add_argument(
         "--match",
         default="exact",
         metavar="HOW",
@@ -76,21 +64,18 @@ def add_parser(subparsers: Any) -> None:
     what.add_argument(
         "--stop", action="append", metavar="TEXT", help="a stop string; may be repeated"
     )
-
-    contrast = parser.add_argument_group(
-        "what to contrast with",
-        "By default the base model; with another prompt the adapter itself. For all problems that "
-        "do not say it themselves. Each may be repeated, once for each amateur; '' means none, "
-        "except for --weights.",
+    what.add_argument(
+        "--concurrency",
+        type=int,
+        metavar="N",
+        help="requests at a time (default: 32 with --url, else 256)",
     )
-    for name in OPTIONS:
-        contrast.add_argument(
-            option_of(name),
-            action="append",
-            metavar="[NAME=]FOLDER" if name == "amateur" else name.split("_")[-1].upper(),
-            help=CONTRAST[name].about,
-        )
-
+    add_models(parser).add_argument(
+        "--engine-args",
+        metavar="JSON",
+        help='more arguments of vllm.LLM, such as \'{"quantization": "fp8"}\'',
+    )
+    add_contrast(parser)
     search = parser.add_argument_group("what to try, and how to judge")
     search.add_argument(
         "--better",
@@ -131,24 +116,6 @@ def add_parser(subparsers: Any) -> None:
         "(default: cold-tune)",
     )
     files.add_argument("--verbose", action="store_true", help="show vLLM's own log")
-
-    engine = parser.add_argument_group("the server that is started, as for vllm serve")
-    for name, option in ENGINE_OPTIONS.items():
-        engine.add_argument(option_of(name), **option)
-    engine.add_argument(
-        "--engine-args",
-        metavar="JSON",
-        help='more arguments of vllm.LLM, such as \'{"quantization": "fp8"}\'',
-    )
-
-    server = parser.add_argument_group("a running server in place of that")
-    add_options(server)
-    server.add_argument(
-        "--concurrency",
-        type=int,
-        metavar="N",
-        help="requests at a time (default: 32, 256 of a server that is started)",
-    )
     parser.set_defaults(run=run)
 
 
