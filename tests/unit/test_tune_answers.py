@@ -105,13 +105,9 @@ def test_a_line_that_a_kill_cut_off_is_decoded_again(tmp_path: Path) -> None:
 def test_another_run_is_refused_and_said_how_it_differs(tmp_path: Path) -> None:
     path = fill(tmp_path)
     before = path.read_bytes()
-    for changed, said in (
-        ({"model": "N"}, r"\(model was 'M' and is 'N'\); choose another --output, or remove"),
-        ({"max_tokens": 9, "stop": []}, r"\(max_tokens was 8 and is 9\)"),
-        ({"files": "x" * 99}, r"\(files changed\)"),
-    ):
-        with pytest.raises(ToolError, match=said), opened(tmp_path, **changed):
-            pass
+    said = r"\(model was 'M' and is 'N'\); choose another --output, or remove"
+    with pytest.raises(ToolError, match=said), opened(tmp_path, model="N"):
+        pass
     assert path.read_bytes() == before
     path.write_text('{"prompt": "somebody else\'s"}\n')
     said = "was not written by this version of vllm-cold tune"

@@ -19,7 +19,7 @@ from vllm_cold.tools.tune.problems import Problem
 pytestmark = pytest.mark.unit
 
 
-def score(how: str, output: str, *answers: str) -> float:
+def score(how: str, output: str, *answers: Any) -> float:
     problem = Problem("p", 3, Text("prompt"), answers[0] if len(answers) == 1 else list(answers))
     return load_matcher(how, [problem])(output, problem)
 
@@ -71,23 +71,25 @@ def test_rules(how: str, output: str, answer: str, right: bool) -> None:
 
 
 def test_one_of_several_answers_is_enough() -> None:
-    assert score("number", "2", "1", "2") == 1.0 and score("number", "3", "1", "2") == 0.0
+    assert score("number", "2", 1, "2") == 1.0 and score("number", "3", 1, "2") == 0.0
 
 
 @pytest.mark.parametrize(
     ("how", "answer", "message"),
     [
-        ("regex", "(", r"='regex': line 3: cannot use the answer: '\(': missing \), unterm"),
-        (
-            "number",
-            "one",
-            "='number': line 3: .*: 'one' must have exactly one number, and has none",
-        ),
-        ("number", "3/4", "='number': line 3: .*: '3/4' must have exactly one number, and has 2"),
+        ("regex", "(", r"'\(': missing \), unterm"),
+        ("number", "one", "'one' must have exactly one number, and has none"),
+        ("number", "3/4", "'3/4' must have exactly one number, and has 2"),
+        ("exact", True, "True: must be text that is not empty, a number, or a list"),
+        ("contains", math.nan, "nan: must be text"),
+        ("contains", " ", "' ': must be text"),
+        ("exact", {"b": 1}, "{'b': 1}: must be text"),
     ],
 )
-def test_answers_that_a_rule_cannot_use(how: str, answer: str, message: str) -> None:
-    with pytest.raises(ToolError, match=f"^--match{message}"):
+def test_answers_that_a_rule_cannot_use(how: str, answer: Any, message: str) -> None:
+    with pytest.raises(
+        ToolError, match=f"^--match='{how}': line 3: cannot use the answer: {message}"
+    ):
         score(how, "output", answer)
 
 
@@ -96,50 +98,22 @@ def kept(*keeps: Any) -> list[Problem]:
     return [Problem(f"p{n}", n, Text("prompt"), "a", keep=keep) for n, keep in enumerate(keeps, 1)]
 
 
-@pytest.mark.parametrize(
-    ("how", "output", "keep", "right"),
-    [
-        (None, "It is Paris.", "Paris", True),  # contains
-        ("exact", "It is Paris.", "Paris", False),
-        ("number", "It is 1,000", 1000, True),
-        (None, "It is Rome.", ["Paris", "Rome"], True),  # one of several is enough
-    ],
-)
-def test_what_must_be_kept(how: str | None, output: str, keep: Any, right: bool) -> None:
-    (problem,) = problems = kept(keep)
-    keeper = load_keeper(how, problems)
-    assert keeper is not None and keeper(output, problem) == right
+def test_what_must_be_kept() -> None:
+    for how, output, right in ((None, "It is Paris.", 1.0), ("exact", "It is Paris.", 0.0)):
+        (problem,) = problems = kept(["Paris", "Rome"])
+        keeper = load_keeper(how, problems)  # without a rule: contains
+        assert keeper is not None and keeper(output, problem) == right
     assert load_keeper(None, kept(None, None)) is None
 
 
 @pytest.mark.parametrize(
     ("how", "keeps", "message"),
     [
-        (
-            "contains",
-            (None, None),
-            "--keep='contains': no row has a \"keep\" (what its output must",
-        ),
+        ("contains", (None,), "--keep='contains': no row has a \"keep\" (what its output must"),
         (None, ("a", "b", None), 'line 3: has no "keep", and line 1 has one; give it to all rows'),
         ("scoring_of_mine:half", ("a", None), 'line 2: has no "keep", and line 1 has one'),
         ("fuzzy", ("a",), "--keep='fuzzy': must be one of exact, number, contains, regex, ifeval"),
-        (
-            "exact",
-            ("a", True),
-            "--keep='exact': line 2: cannot use the keep: True: must be text that",
-        ),
-        (
-            None,
-            (math.nan,),
-            "--keep='contains': line 1: cannot use the keep: nan: must be text that",
-        ),
-        (
-            None,
-            ("a", {"b": 1}),
-            "--keep='contains': line 2: cannot use the keep: {'b': 1}: must be",
-        ),
         ("exact", ("a", []), "--keep='exact': line 2: cannot use the keep: []: an empty list"),
-        ("regex", (["a", "("],), "--keep='regex': line 1: cannot use the keep: '(': missing )"),
     ],
 )
 def test_what_cannot_be_kept(how: str | None, keeps: tuple[Any, ...], message: str) -> None:
