@@ -53,11 +53,10 @@ def test_parameters_are_for_points_with_a_rule() -> None:
         Setting("mti", rule_parameters=TAU),
         Setting("cad"),
     ]
-    # A weight may name one; where none does, the method refuses them.
-    for weights in (["mti", 0.5], None):
-        assert make_grid({"rule_parameters": TAU}, "cad", weights) == [
-            Setting("cad", rule_parameters=TAU)
-        ]
+    # A weight may name one, for all; where nothing does, the method refuses them.
+    cad, mti = Setting("cad", rule_parameters=TAU), Setting("mti", rule_parameters=TAU)
+    assert make_grid({"rule_parameters": TAU}, "cad,mti", ["mti", 0.5]) == [cad, mti]
+    assert make_grid({"rule_parameters": TAU}, "cad") == [cad]
 
 
 def test_presets_stand_beside_a_grid_or_in_its_place() -> None:
