@@ -6,7 +6,7 @@ steps, late, in vain, or after an abort, as ``Ways`` says.
 """
 
 import random
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from vllm.distributed.kv_transfer.kv_connector.v1.base import (
@@ -219,8 +219,3 @@ class ConnectorWorkers:
     def busy(self) -> bool:
         """Whether something has not arrived yet."""
         return bool(self.late or self.saving)
-
-
-def extra_config(ways: Ways) -> dict[str, Any]:
-    """As ``kv_connector_extra_config``."""
-    return asdict(ways)

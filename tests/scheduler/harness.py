@@ -6,7 +6,7 @@ every step.
 import inspect
 from collections import deque
 from collections.abc import Collection, Sequence, Sized
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -43,7 +43,7 @@ from vllm.v1.request import Request, RequestStatus
 from vllm.v1.structured_output import StructuredOutputManager
 from vllm.v1.structured_output.backend_types import StructuredOutputGrammar
 
-from tests.scheduler.connector import ConnectorWorkers, Ways, extra_config
+from tests.scheduler.connector import ConnectorWorkers, Ways
 from tests.scheduler.media import Media, seen
 from tests.scheduler.states import StateLayers
 from tests.scheduler.workers import RELEASE, WINDOW, FirstStage, Workers, solo, weights_of
@@ -309,7 +309,7 @@ def transfer_config(ways: Ways | None) -> KVTransferConfig | None:
         kv_connector_module_path="tests.scheduler.connector",
         kv_role="kv_both",
         kv_load_failure_policy=ways.policy,  # type: ignore[arg-type]
-        kv_connector_extra_config=extra_config(ways),
+        kv_connector_extra_config=asdict(ways),
     )
 
 

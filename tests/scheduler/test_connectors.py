@@ -2,7 +2,6 @@
 """KV connectors: what they bring in time, late, in vain or for nobody ends in the right tokens."""
 
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,7 +9,6 @@ from typing import Any
 import pytest
 from vllm.v1.request import RequestStatus
 
-from tests.scheduler import connector_cases
 from tests.scheduler.cases import prompt
 from tests.scheduler.connector import Ways
 from tests.scheduler.harness import (
@@ -18,7 +16,6 @@ from tests.scheduler.harness import (
     Asked,
     Harness,
     Setup,
-    cases_in,
     make_hasher,
     make_request,
 )
@@ -53,11 +50,6 @@ def test_storm(first: int, tiny: Path) -> None:
     assert counts["loads"] > 100 and counts["stores"] > 1000
     assert counts["failed"] > 10 and counts["after_abort"] > 2
     assert counts["preemptions"] > 10
-
-
-@pytest.mark.parametrize("case", cases_in(connector_cases))
-def test_case(case: Callable[[Path], None], tiny: Path) -> None:
-    case(tiny / "model")
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Engines whose model reads images: single situations. Storms are in ``test_storm``."""
+"""Engines whose model reads images, beside the cases and the storms."""
 
 import random
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,13 +11,10 @@ import pytest
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
 
-from tests.scheduler import media_cases as cases
 from tests.scheduler.harness import (
-    IS_0_23,
     Asked,
     Setup,
     WithoutModel,
-    cases_in,
     make_scheduler,
 )
 from tests.scheduler.media import Media, random_media
@@ -27,12 +23,6 @@ from vllm_cold.vllm.scheduler import scheduler as ours
 from vllm_cold.vllm.scheduler.encoder import EncoderInputs, room_of
 
 pytestmark = pytest.mark.unit
-
-
-@pytest.mark.skipif(IS_0_23, reason="vllm-cold contrasts prompts with media since vLLM 0.31")
-@pytest.mark.parametrize("case", cases_in(cases))
-def test_case(case: Callable[[Path], None], tiny: Path) -> None:
-    case(tiny / "model")
 
 
 def decisions(output: Any, leave_out: frozenset[str] = frozenset()) -> tuple[Any, ...]:
