@@ -7,7 +7,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from vllm.v1.request import RequestStatus
 
 from tests.scheduler.cases import prompt
 from tests.scheduler.connector import Ways
@@ -100,30 +99,6 @@ def test_what_another_engine_needs_of_amateurs_goes_with_their_experts(tiny: Pat
     amateurs = [{"of": f"{cold}-amateur-{index}"} for index in (1, 2)]
     assert seen == [{"of": cold, "cold": {"amateurs": amateurs}}, {"of": "r2"}]
     assert results.steps_in(seen[0]) is None
-
-
-@pytest.mark.parametrize(
-    ("blocks", "is_cut"),
-    [([3, 4, 5], True), ([3, 4, 6], False)],
-)
-@pytest.mark.parametrize("others", [(), ([0, 8],)])
-def test_what_a_load_keeps(blocks: list[int], others: Any, is_cut: bool) -> None:
-    """Where block 5 is not there; also of the second kind of layers."""
-    request = SimpleNamespace(
-        request_id="r",
-        status=RequestStatus.WAITING_FOR_REMOTE_KVS,
-        num_computed_tokens=12,
-        skip_reading_prefix_cache=False,
-    )
-    scheduler: Any = SimpleNamespace(
-        kv_holding_waiting=[request],
-        kv_cache_manager=SimpleNamespace(get_block_ids=lambda request_id: (*others, blocks)),
-        failed_recving_kv_req_ids=set(),
-    )
-    nothing: Any = None
-    Loads(scheduler, nothing, nothing).cut({5})
-    assert request.num_computed_tokens == (0 if is_cut else 12)
-    assert scheduler.failed_recving_kv_req_ids == ({"r"} if is_cut else set())
 
 
 def test_older_vllm_has_connectors_without_us(monkeypatch: pytest.MonkeyPatch) -> None:
