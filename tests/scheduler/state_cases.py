@@ -46,6 +46,7 @@ def amateur_that_finds_anothers_state(model: Path, length: int = 6) -> None:
     harness.add(prompt(6), 1, adapter=1)
     harness.add(prompt(length), 1)
     harness.until_idle()
+    harness.add(prompt(3, 500), 30)
     amateurs = [(0, prompt(4)), (0, prompt(length))]
     cold = harness.add(prompt(6), 3, adapter=1, cold=True, amateurs=amateurs)
     before = harness.steps
@@ -60,13 +61,14 @@ def amateur_that_needs_anothers_state(model: Path) -> None:
 
 def amateurs_that_find_the_same_state(model: Path) -> None:
     """vLLM admits the second of two that find the state at the end of the first one's prompt when
-    the first one's step is over.
+    the first one's step is over. A group that goes nevertheless begins anew while others run.
     """
     for is_async in (False, True):
         harness = Harness(model, setup(is_async=is_async))
         for adapter in (0, 1):
             harness.add(prompt(6), 1, adapter=adapter)
         harness.until_idle()
+        harness.add(prompt(3, 500), 30)
         amateurs = [(0, prompt(6)), (0, [*prompt(5), 300])]
         cold = harness.add(prompt(6), 3, adapter=1, cold=True, amateurs=amateurs)
         before = harness.steps
