@@ -149,14 +149,6 @@ def test_the_op_raises_for_a_row_number_out_of_range(host, monkeypatch):
     contrastive_scores(case.logits, case.groups, check=False)
 
 
-def test_output_stride(host):
-    host.cores = 40
-    case = conformance.make_case(0, 3, 20001, BF16)
-    wide = torch.full((3, 20003), 7.0)
-    host.scores(case.logits, case.groups, wide[:, :20001], None)
-    conformance.check_dense(case, wide[:, :20001])
-
-
 def test_unified_buffer_is_as_documented(host):
     """The table in csrc/ascend/README.md."""
     host.ub.clear()

@@ -22,8 +22,6 @@ from unittest import mock
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from tests.ops.conformance import (
     NOT_FINITE_CASES,
@@ -143,20 +141,6 @@ def in_full(*cases: Any) -> list[Any]:
 )
 def test_conforms(interpreter: Call, case: tuple[Any, ...]) -> None:
     interpreter(conform, *case)
-
-
-@settings(max_examples=6)
-@given(
-    seed=st.integers(0, 2**31),
-    groups=st.integers(1, 3),
-    vocab=st.integers(1, 2500),
-    dtype=st.sampled_from([F32, BF16, F16]),
-    layout=st.sampled_from(["contiguous", "padded", "every other row"]),
-    cores=st.sampled_from([1, 4, 132]),
-)
-def test_random_cases(interpreter: Call, **case: Any) -> None:
-    names = ("seed", "groups", "vocab", "dtype", "layout", "cores")
-    interpreter(conform, *(case[name] for name in names))
 
 
 def streams(cores: int) -> None:

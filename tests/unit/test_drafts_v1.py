@@ -279,36 +279,6 @@ def test_greedy_verifies_what_the_sampler_gives(
         }
 
 
-def test_random_tokens_have_the_scores_probabilities() -> None:
-    """Whatever the draft is; and after a right one, those of the next row."""
-    num, temperature = 4000, 1.3
-    base = 1.5 * torch.randn(6, VOCAB, generator=torch.Generator().manual_seed(5))
-    scores = [ONE.scores(base[[row, 3 + row]]) for row in range(3)]
-    first, second = ((s / temperature).softmax(0) for s in scores[:2])
-    draft = int(first.argsort()[-2])
-    requests = [
-        Request(ONE.params(str(i), index), [draft, 1]) for i in range(num) for index in range(2)
-    ]
-    torch.manual_seed(11)
-    sampled = verify(requests, base.repeat(num, 1), Options(temperature=temperature))
-    assert torch.equal(sampled[::2], sampled[1::2])
-    tokens = sampled[::2]
-    raw = (base[0] / temperature).softmax(0).double()
-    assert (raw - first).abs().max() > 0.1, "the scores are another distribution"
-    assert_sampled_from(tokens[:, 0], first)
-    assert_sampled_from(tokens[tokens[:, 0] == draft, 1], second)
-    assert (tokens[tokens[:, 0] != draft, 1:] == -1).all()
-
-
-def assert_sampled_from(tokens: Tensor, probabilities: Tensor) -> None:
-    """Within 5 standard deviations for each token."""
-    num = len(tokens)
-    assert num > 500
-    found = torch.bincount(tokens.long(), minlength=VOCAB) / num
-    deviation = (probabilities * (1 - probabilities) / num).sqrt()
-    assert ((found - probabilities).abs() <= 5 * deviation + 1e-9).all()
-
-
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 def test_requests_without_a_group_are_vllms(
     temperature: float, monkeypatch: pytest.MonkeyPatch
@@ -363,7 +333,7 @@ def test_drafts_of_either_kind_are_told() -> None:
     runner = SimpleNamespace(input_batch=SimpleNamespace(logitsprocs=LogitsProcessors([processor])))
     told = [[4] * 4, [1], [2, 2], [1], [4] * 4, [1]]
     assert propose(runner, lists) is lists
-    assert lists == told
+    assert lists == told and lists[0] is not lists[4]
     tensor = torch.arange(12).view(6, 2)
     propose(runner, tensor)
     assert tensor[:, 0].tolist() == [8, 2, 4, 2, 8, 2]

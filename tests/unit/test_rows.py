@@ -19,7 +19,7 @@ from tests.formula import group_scores
 from vllm_cold.group import explained, results
 from vllm_cold.group.explained import Told
 from vllm_cold.group.rows import GroupRows
-from vllm_cold.group.step_stats import OTHER_DRAFTS, RULE_FAILED, Explained, RowStats
+from vllm_cold.group.step_stats import RULE_FAILED, Explained, RowStats
 from vllm_cold.group.stream import AmateurStream, Stream
 from vllm_cold.group.weights import RuleStates
 from vllm_cold.ops.interface import Groups
@@ -70,81 +70,8 @@ def test_groups_of_different_sizes() -> None:
     groups.check(torch.empty(10, 5))
 
 
-def test_what_no_group_has_is_left_out() -> None:
-    found = of([stream for stream in MIXED if stream[1] != "three"])
-    assert found is not None and found.groups is not None
-    assert rows_of(found) == [[5, 9, 8], [1, 3, -1]]
-    assert found.groups.expert_top_k is None and found.groups.max_expert_top_k == 0
-    found.groups.check(torch.empty(10, 5))
-
-
-@pytest.mark.parametrize("absent", range(4))
-def test_a_group_without_one_of_its_streams(absent: int) -> None:
-    found = of([stream for stream in MIXED if stream[1:] != ("three", absent)])
-    assert found is not None and found.ids == ("two", "one")
-    assert rows_of(found) == [[5, 9, 8], [1, 3, -1]]
-    # It waits for nobody else's stream, and no other is complete.
-    assert of([s for s in MIXED if s[1] == "three" and s[2] != absent]) is None
-
-
-def test_no_stream_at_all() -> None:
-    assert of([]) is None
-
-
-def test_amateurs_are_told() -> None:
-    found = of(MIXED)
-    assert found is not None
-    found.tell_amateurs(sampled := torch.arange(100, 110).unsqueeze(1))
-    told = [100, 101, 100, 101, 100, 105, 106, 100, 105, 105]
-    assert sampled.flatten().tolist() == told
-    # One number of each request, or several; on the host, as many as there are.
-    found.tell_amateurs(counts := torch.arange(100, 110))
-    assert counts.tolist() == told
-    found.tell_amateurs(tokens := torch.arange(300).view(10, 30))
-    assert torch.equal(tokens[:, 0], 30 * (torch.tensor(told) - 100))
-    found.tell_amateurs(drafts := [[*range(i)] for i in range(10)])
-    assert drafts == [[*range(i - 100)] for i in told]
-    drafts[1].append(7)
-    assert drafts[3] == [0], "a list of its own"
-
-
 # Rows of each position of MIXED; position 6 is a regular request's.
 NUM_ROWS = [2, 3, 2, 3, 2, 1, 4, 2, 1, 1]
-
-
-def test_rows_follow_those_of_the_position_before() -> None:
-    found = of(MIXED, NUM_ROWS)
-    assert found is not None and found.groups is not None
-    assert found.ids == ("three", "three", "two", "one", "one", "one")
-    assert rows_of(found) == [
-        [0, 10, 17, 5], [1, 11, 18, 6],
-        [12, 20, 19, -1],
-        [2, 7, -1, -1], [3, 8, -1, -1], [4, 9, -1, -1],
-    ]  # fmt: skip
-    # Each with its group's settings.
-    groups = found.groups
-    assert groups.weights[:, 0].tolist() == [-1.0] * 2 + [1.5] + [-0.5] * 3
-    assert groups.expert_top_k is not None and groups.expert_top_k.tolist() == [4] * 2 + [0] * 4
-    assert found.present == (7, 7, 3, 1, 1, 1)
-    groups.check(torch.empty(21, 5))
-    # By position as before.
-    assert found.members == ([0, 4, 7, 2], [5, 9, 8], [1, 3])
-    assert found.experts.tolist() == [0, 0, 0, 5, 5, 1]
-    assert found.amateurs.tolist() == [4, 7, 2, 9, 8, 3]
-
-
-@pytest.mark.parametrize("position", [0, 2, 4, 7])
-def test_a_group_with_different_numbers_of_rows_gets_none(position: int) -> None:
-    """More or fewer for any of its streams; nothing says which belong together."""
-    for num in (1, 3):
-        num_rows = list(NUM_ROWS)
-        num_rows[position] = num
-        found = of(MIXED, num_rows)
-        assert found is not None and found.ids == ("two", "one", "one", "one")
-        # It is told its tokens nevertheless, and the others' rows are theirs.
-        assert found.members[0] == [0, 4, 7, 2]
-        shift = (num - 2) * (position < 1)
-        assert rows_of(found)[1] == [2 + shift, 7 + (num - 2) * (position in (0, 2)), -1, -1]
 
 
 @pytest.mark.parametrize("num_rows", [None, NUM_ROWS], ids=["one each", "drafts"])
@@ -167,18 +94,6 @@ def test_the_experts_rows_are_scored(num_rows: Sequence[int] | None) -> None:
         assert figure.present == 2 ** (len(rows) - 1) - 1
         left.remove(expert)
     assert torch.equal(logits[sorted(left)], before[sorted(left)])
-
-
-@pytest.mark.parametrize("expert", [0, 1])
-def test_streams_behind_different_drafts_are_found_out(expert: int) -> None:
-    """Whichever rows they are in, the first one too."""
-    found = of([(expert, "one", 0), (1 - expert, "one", 1)])
-    assert found is not None
-    for drafts, same in (([5, 5], True), ([5, 6], False), ([-1, -1], True)):
-        tally = found.score(torch.randn(2, 5), torch.tensor(drafts))
-        assert tally is not None
-        ((_, figures),) = tally.figures()
-        assert (figures.nonfinite != OTHER_DRAFTS) is same
 
 
 # ---- weights that rules choose -------------------------------------------------------------------

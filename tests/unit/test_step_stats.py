@@ -199,16 +199,6 @@ def test_counts_are_taken_once() -> None:
     assert sums.candidates == [4, 2] and Counters().candidates == []
 
 
-def test_of_drafts_what_is_given_counts() -> None:
-    """Behind the first draft that was wrong figures mean nothing."""
-    sums = Counters()
-    found = [RowStats(4, 1, 0), RowStats(2, 0, 0), RowStats(9, 1, 1)]
-    sums.give(2, found)
-    assert sums == Counters(generation_tokens=2, changed_tokens=1, candidates=[4, 2])
-    sums.give(3, found)
-    assert sums.candidates == [4, 2, 4, 2, 9] and sums.changed_tokens == 3
-
-
 def test_what_a_request_is_counted_under(tiny: Path) -> None:
     front = Front(tiny / "model")
     messages = [{"role": role, "content": " w3"} for role in ("system", "user")]
