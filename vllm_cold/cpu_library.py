@@ -41,7 +41,18 @@ def library() -> ctypes.CDLL:
             "vllm-cold: torch has no OpenMP runtime here: kernels run on one thread; "
             "install a build of torch with OpenMP, as the usual ones are."
         )
-    loaded.vllm_cold_best_isa.restype = ctypes.c_int32
+    address, integer, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
+    loaded.vllm_cold_best_isa.restype = number
+    loaded.vllm_cold_lora_plan_size.restype = loaded.vllm_cold_lora_plan.restype = integer
+    loaded.vllm_cold_lora_plan_size.argtypes = [integer]
+    loaded.vllm_cold_lora_plan.argtypes = [address, address, integer]
+    loaded.vllm_cold_score.restype = number
+    loaded.vllm_cold_score.argtypes = [
+        address, integer, integer, integer, number,  # logits
+        address, address, address, address, integer, integer,  # groups
+        address, address,  # outputs
+        number, number,
+    ]  # fmt: skip
     return loaded
 
 

@@ -7,7 +7,6 @@ place. ``layer`` is a ``Layer.table``; which rows have which adapter is what its
 the time of the call.
 """
 
-import ctypes
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,16 +20,6 @@ from vllm_cold.cpu import memory, operators
 
 MAX_RANK = 512
 TORCH = "set COLD_LORA=torch to go without the C++ kernels"  # a remedy
-
-
-@cache
-def _library() -> ctypes.CDLL:
-    library = cpu_library.library()
-    library.vllm_cold_lora_plan.restype = ctypes.c_int64
-    library.vllm_cold_lora_plan.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
-    library.vllm_cold_lora_plan_size.restype = ctypes.c_int64
-    library.vllm_cold_lora_plan_size.argtypes = [ctypes.c_int64]
-    return library
 
 
 @cache
@@ -51,7 +40,7 @@ class Plan:
 
     def __init__(self, max_tokens: int) -> None:
         """Room for batches of up to ``max_tokens`` rows; at first the plan is empty."""
-        size = _library().vllm_cold_lora_plan_size(max_tokens)
+        size = cpu_library.library().vllm_cold_lora_plan_size(max_tokens)
         self.buffer = torch.zeros(size, dtype=torch.int64)
         self.buffer[3] = max_tokens
         self.num_rows = 0
@@ -65,7 +54,7 @@ class Plan:
         Raises:
             ValueError: if there are more rows than ``max_tokens``.
         """
-        self.num_rows = _library().vllm_cold_lora_plan(
+        self.num_rows = cpu_library.library().vllm_cold_lora_plan(
             self.buffer.data_ptr(), slots.data_ptr(), len(slots)
         )
         if self.num_rows < 0:

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vllm_cold.group.explained import explain
-from vllm_cold.group.step_stats import OTHER_DRAFTS, StepStats
+from vllm_cold.group.step_stats import OTHER_DRAFTS, RULE_FAILED, StepStats
 from vllm_cold.group.stream import Stream
-from vllm_cold.group.weights import RuleRows, RuleStates, mark_failed
+from vllm_cold.group.weights import RuleRows, RuleStates
 from vllm_cold.ops import contrastive_scores
 from vllm_cold.ops.interface import Groups
 
@@ -179,7 +179,10 @@ class GroupRows:
         if found:
             choices = torch.zeros(len(self.ids), 2, dtype=torch.int64, device=logits.device)
             for rule, chosen in found:
-                mark_failed(statistics, rule.at, chosen.failed)
+                # Where logits are no numbers, that is the reason, and stays.
+                nonfinite = statistics[rule.at, 2]
+                failed = chosen.failed & (nonfinite == 0)
+                statistics[rule.at, 2] = torch.where(failed, RULE_FAILED, nonfinite)
                 idle = (chosen.weights == 0).all(1)
                 choices[rule.at] = torch.stack([chosen.done, idle.long()], 1)
             statistics = torch.cat([statistics, choices], 1)

@@ -10,7 +10,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vllm_cold.group.step_stats import RULE_FAILED
 from vllm_cold.ops.interface import MAX_STREAMS, Groups
 from vllm_cold.rules import registry
 from vllm_cold.rules.check import checked
@@ -144,11 +143,3 @@ class RuleRows:
         weights = weights.masked_fill(absent, 0.0)
         failed = ~weights.isfinite().all(-1)
         return Chosen(weights.masked_fill(failed.unsqueeze(-1), 0.0), failed, done)
-
-
-def mark_failed(statistics: Tensor, at: Tensor, failed: Tensor) -> None:
-    """Say in ``statistics`` [G, 3] of groups ``at`` [n] that their rule ``failed`` [n]; where their
-    logits are no numbers that is the reason, and stays.
-    """
-    nonfinite = statistics[at, 2]
-    statistics[at, 2] = torch.where(failed & (nonfinite == 0), RULE_FAILED, nonfinite)

@@ -4,9 +4,6 @@
 See ``cpu_library`` for the library and how it is called.
 """
 
-import ctypes
-from functools import cache
-
 import torch
 from torch import Tensor
 
@@ -16,20 +13,6 @@ from vllm_cold.ops.interface import Backend, Groups, row_outside
 # csrc/cpu/scoring.h
 ISAS = ("portable", "avx2", "avx512")
 _ROW_OUTSIDE, _NO_MEMORY = 1, 2
-
-
-@cache
-def _library() -> ctypes.CDLL:
-    library = cpu_library.library()
-    address, integer, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
-    library.vllm_cold_score.restype = number
-    library.vllm_cold_score.argtypes = [
-        address, integer, integer, integer, number,  # logits
-        address, address, address, address, integer, integer,  # groups
-        address, address,  # outputs
-        number, number,
-    ]  # fmt: skip
-    return library
 
 
 def _missing(device: torch.device) -> str | None:
@@ -56,9 +39,8 @@ def run(
     isa: str | None = None,
 ) -> None:
     """``Backend.scores``, on one of ``ISAS`` or less."""
-    library = _library()
     num_rows, vocab = logits.shape
-    status = library.vllm_cold_score(
+    status = cpu_library.library().vllm_cold_score(
         logits.data_ptr(),
         num_rows,
         logits.stride(0),
