@@ -41,15 +41,6 @@ def make() -> ColdLogitsProcessorV1:
     return ColdLogitsProcessorV1(engine_config.config(), torch.device("cpu"), False)
 
 
-def update(
-    size: int,
-    removed: Sequence[int] = (),
-    added: Sequence[tuple[int, SamplingParams]] = (),
-    moved: Sequence[tuple[int, int, MoveDirectionality]] = (),
-) -> BatchUpdate:
-    return BatchUpdate(size, removed, [(row, p, None, []) for row, p in added], moved)
-
-
 def draw(num_rows: int) -> Tensor:
     return 3 * torch.randn(num_rows, VOCAB, generator=torch.Generator().manual_seed(num_rows))
 
@@ -89,29 +80,16 @@ def check_drafts(
     )
 
 
-@pytest.fixture
-def processor() -> ColdLogitsProcessorV1:
-    """Rows: expert x, regular, amateur x, amateur y."""
-    made = make()
-    requests = [params("x", 0), REGULAR, params("x", 1), params("y", 1)]
-    made.update_state(update(4, added=list(enumerate(requests))))
-    return made
-
-
 def test_vllm_loads_it() -> None:
     assert _load_custom_logitsprocs([PROCESSOR_V1]) == [ColdLogitsProcessorV1]
     assert make().is_argmax_invariant() is False
 
 
-def test_empty() -> None:
+def test_other_drafts_are_reported_at_their_place() -> None:
     processor = make()
-    processor.update_state(None)
-    check(processor, 3, [])
-    processor.update_state(update(0))
-    check(processor, 3, [])
-
-
-def test_other_drafts_are_reported_at_their_place(processor: ColdLogitsProcessorV1) -> None:
+    requests = [params("x", 0), REGULAR, params("x", 1), params("y", 1)]
+    added = [(row, asked, None, []) for row, asked in enumerate(requests)]
+    processor.update_state(BatchUpdate(4, [], added, []))
     outputs._pending.step_stats.clear()
     processor.apply_to_drafts(draw(6), [3, 0, 3, 0], torch.tensor([5, 6, 7, 5, 6, 8]))
     processor.apply_to_drafts(draw(6), [3, 0, 3, 0], torch.tensor([5, 6, 7, 5, 6, 7]))

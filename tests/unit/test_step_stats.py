@@ -75,19 +75,6 @@ def _nothing_left() -> None:
     Output()
 
 
-def test_an_output_takes_the_figures_of_its_step_along() -> None:
-    room = torch.empty(2, 3, dtype=torch.int64)
-    outputs.hand_over(StepStats(("a", "b"), room, (0b1, 0b101)))
-    room.copy_(torch.tensor([[3, 1, 0], [1, 0, 1]]))  # on a device, the figures come later
-    first, second = Output(), Output()
-    assert outputs.from_worker(first) == {
-        "a": [RowStats(3, 1, 0, present=0b1)], "b": [RowStats(1, 0, 1, present=0b101)]
-    }  # fmt: skip
-    (tally,) = first.cold  # type: ignore[attr-defined]
-    assert list(pickle.loads(pickle.dumps(tally)).figures()) == list(tally.figures())
-    assert outputs.from_worker(second) == {}
-
-
 def explained(weight: float) -> Explained:
     return Explained([1, 1], [0.5, 0.5], [[0.5, 0.5]] * 2, [1.0, 1.0], [weight], [0.1])
 

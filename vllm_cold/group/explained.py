@@ -85,14 +85,12 @@ class Told:
         told = figures.explained
         assert told is not None
         there = [i for i in range(self._amateurs) if figures.present >> i & 1]
-        weights = [0.0] * self._amateurs
-        for i, weight in zip(there, told.weights, strict=False):
-            weights[i] = weight
-        lives = [bool(weight) or not self._done >> i & 1 for i, weight in enumerate(weights)]
+        weights = dict(zip(there, told.weights, strict=False))
+        lives = {i for i in there if weights.get(i) or not self._done >> i & 1}
 
         def of_all(of_amateurs: Sequence[Any]) -> list[Any]:
             found = dict(zip(there, of_amateurs, strict=False))
-            return [found.get(i) if alive else None for i, alive in enumerate(lives)]
+            return [found.get(i) if i in lives else None for i in range(self._amateurs)]
 
         width = len(told.tokens) // 2
         columns = [i for start in (0, width) for i in range(start, start + min(self._k, width))]
