@@ -14,7 +14,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
 from tests.ops.conformance import (
     DTYPES,
@@ -229,23 +228,6 @@ def test_on_a_gpu_the_check_waits_for_nothing() -> None:
     with mock.patch.object(torch, "_assert_async") as asserted:
         scoring._assert_finite(finite)
     asserted.assert_called_once_with(finite.all(), NOT_FINITE_ERROR)
-
-
-def test_nothing_is_looked_at_without_the_check() -> None:
-    """Tensors without memory: what needs a value of theirs fails."""
-    case = make_case(1, 7, 333)
-    logits = case.logits.to("meta")
-    values = (getattr(case.groups, field.name) for field in dataclasses.fields(Groups))
-    groups = Groups(*(x.to("meta") if isinstance(x, Tensor) else x for x in values))
-    counted = torch.empty(7, 3, dtype=torch.int64, device="meta")
-    for inplace in (False, True):
-        contrastive_scores(
-            logits, groups, inplace=inplace, statistics=counted, check=False, backend="torch"
-        )
-    contrastive_topk(logits, groups, k=5, check=False, backend="torch")
-    for op, options in ((contrastive_scores, {}), (contrastive_topk, {"k": 5})):
-        with pytest.raises(RuntimeError, match="meta"):
-            op(logits, groups, backend="torch", **options)
 
 
 @pytest.mark.parametrize(("stream", "row"), [(0, -1), (0, 6), (1, -2), (2, -2), (2, 6), (2, 2**40)])

@@ -41,11 +41,11 @@ def groups_of(members: Sequence[Sequence[int]]) -> GroupRows:
 
 
 def chunks(
-    counts: Sequence[int], most: int, members: Sequence[Sequence[int]] | None
+    counts: Sequence[int], most: int, members: Sequence[Sequence[int]]
 ) -> list[tuple[int, int]]:
     """Of requests with so many rows each."""
     ours = drafts_v2._make_chunks(lambda *args: iter(vllms_chunks(*args)))
-    token = drafts_v2._verified.set(None if members is None else groups_of(members))
+    token = drafts_v2._verified.set(groups_of(members))
     try:
         return list(ours(np.cumsum([0, *counts], dtype=np.int32), most))
     finally:
@@ -88,14 +88,6 @@ def test_no_group_is_split(batch: tuple[list[int], int, list[list[int]]]) -> Non
             end < len(counts)
         ) else None  # fmt: skip
         assert following is None or sum(counts[start:following]) > most
-
-
-@settings(max_examples=50, deadline=None)
-@given(batches())
-def test_without_groups_chunks_are_vllms(batch: tuple[list[int], int, list[list[int]]]) -> None:
-    counts, most, _ = batch
-    stock = vllms_chunks(np.cumsum([0, *counts]), most)
-    assert chunks(counts, most, None) == chunks(counts, most, []) == stock
 
 
 # ---- around the rejection sampler ----------------------------------------------------------------
