@@ -90,10 +90,10 @@ def test_other_drafts_are_reported_at_their_place() -> None:
     requests = [params("x", 0), REGULAR, params("x", 1), params("y", 1)]
     added = [(row, asked, None, []) for row, asked in enumerate(requests)]
     processor.update_state(BatchUpdate(4, [], added, []))
-    outputs._pending.step_stats.clear()
+    vars(outputs._pending).clear()
     processor.apply_to_drafts(draw(6), [3, 0, 3, 0], torch.tensor([5, 6, 7, 5, 6, 8]))
     processor.apply_to_drafts(draw(6), [3, 0, 3, 0], torch.tensor([5, 6, 7, 5, 6, 7]))
-    tallies, outputs._pending.step_stats = outputs._pending.step_stats, []
+    tallies = vars(outputs._pending).pop("step_stats")
     found = [[figures.nonfinite for _, figures in tally.figures()] for tally in tallies]
     assert found == [[0, 0, 0], [0, 0, OTHER_DRAFTS]]
 

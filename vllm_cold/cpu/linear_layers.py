@@ -60,17 +60,11 @@ def _is_for_onednn(weight: Tensor) -> bool:
 def _takes(layer: Any, remove_weight: bool) -> bool:
     """Give a layer its product; False if that is left to vLLM."""
     weight, bias = layer.weight, getattr(layer, "bias", None)
-    try:
-        if not _is_for_onednn(weight):
-            return False
-    except (ImportError, AttributeError) as error:
-        _say(str(error))
-        return False
     if (reason := problem()) is not None:
         _say(reason)
         return False
     try:
-        if not linear_ops.fits(weight):
+        if not _is_for_onednn(weight) or not linear_ops.fits(weight):
             return False
         if _is_loaded_anew(layer, weight, bias):
             return True
@@ -78,7 +72,7 @@ def _takes(layer: Any, remove_weight: bool) -> bool:
         linears = [linear_ops.Linear(weights, None)]
         if bias is not None:
             linears.append(linear_ops.Linear(weights, bias.data))
-    except (ValueError, RuntimeError, OSError) as error:
+    except (ImportError, AttributeError, ValueError, RuntimeError, OSError) as error:
         _say(str(error))
         return False
     layer.cpu_linear = _product(linears, None)

@@ -10,20 +10,11 @@ from typing import Any
 
 from vllm_cold.group.step_stats import RowStats, StepStats
 
-
-class _Pending(threading.local):
-    """What was found in a step that has made no output yet.
-
-    The model runner does not tell its logits processors when it makes an output. But a step is one
-    call in one thread, so that engines in a process do not see each other's. What a failed engine
-    leaves is of groups that no other engine knows.
-    """
-
-    def __init__(self) -> None:
-        self.step_stats: list[StepStats] = []
-
-
-_pending = _Pending()
+# ``step_stats`` of a thread: what was found in a step that has made no output yet. The model runner
+# does not tell its logits processors when it makes an output. But a step is one call in one thread,
+# so that engines in a process do not see each other's. What a failed engine leaves is of groups
+# that no other engine knows.
+_pending = threading.local()
 
 
 def hand_over(tally: StepStats | None, *, in_front: bool = False) -> None:
@@ -34,14 +25,15 @@ def hand_over(tally: StepStats | None, *, in_front: bool = False) -> None:
         in_front: Whether its tokens come before those of which figures were handed over already.
     """
     if tally is not None:
-        _pending.step_stats.insert(0 if in_front else len(_pending.step_stats), tally)
+        found: list[StepStats] = vars(_pending).setdefault("step_stats", [])
+        found.insert(0 if in_front else len(found), tally)
 
 
 def _make_output_init(original: Callable[..., None]) -> Callable[..., None]:
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
         original(self, *args, **kwargs)
-        if _pending.step_stats:
-            self.cold, _pending.step_stats = _pending.step_stats, []
+        if found := vars(_pending).pop("step_stats", None):
+            self.cold = found
 
     return __init__
 
