@@ -18,7 +18,7 @@ from tests.engine import drafters
 from tests.engine.conftest import free_blocks, lora, scheduler
 from tests.engine.drafters import counted
 from tests.engine.draws import check_distribution
-from tests.engine.pressure import Engines, drive, engines, preempted_pairs, scheduled
+from tests.engine.pressure import Engines, drive, engines, preempted_pairs, scheduled, some
 from tests.engine.streams import decode, generate, short_groups
 from tests.engine.test_features_under_pressure import BARE, FEATURES, UNCHANGED
 from tests.engine.test_reference import CONFIGURATIONS
@@ -94,17 +94,19 @@ def test_tokens_equal_the_reference(
     make_llm: Any,
     tiny: Path,
     expected: list[Trace],
+    runner: str,
 ) -> None:
     """Groups and regular requests, with an adapter and without, all at once; alone they take fewer
     steps where its drafts are mostly right.
     """
-    texts = [[*case.prompt_ids, *trace.tokens] for case, trace in zip(CASES, expected, strict=True)]
+    cases, traces = some(CASES, runner), some(expected, runner)
+    texts = [[*case.prompt_ids, *trace.tokens] for case, trace in zip(cases, traces, strict=True)]
     speculative = drafter(name, texts)
     llm = make_llm(**CONFIGURATIONS[configuration], speculative_config=speculative)
     before = free_blocks(llm)
     with preempted_pairs(llm) as preempted:
-        got = decode(llm, tiny, CASES)
-    assert_same_tokens(got, expected)
+        got = decode(llm, tiny, cases)
+    assert_same_tokens(got, traces)
     assert bool(preempted) == ("pressure" in configuration)
     assert free_blocks(llm) == before
     assert not scheduler(llm)._groups and not scheduler(llm).requests
@@ -114,10 +116,10 @@ def test_tokens_equal_the_reference(
     least = 0.3 if name == "oracle" else 0.01
     assert least * drafted <= accepted < drafted
     if name == "oracle":
-        alone = [i for i, case in enumerate(CASES) if len(case.amateurs) == 1][:8]
+        alone = [i for i, case in enumerate(cases) if len(case.amateurs) == 1][:8]
         with scheduled(llm) as steps:
-            got = [decode(llm, tiny, [CASES[i]])[0] for i in alone]
-        assert_same_tokens(got, [expected[i] for i in alone])
+            got = [decode(llm, tiny, [cases[i]])[0] for i in alone]
+        assert_same_tokens(got, [traces[i] for i in alone])
         assert len(steps) < sum(map(len, got)) / 2
 
 
@@ -284,7 +286,9 @@ def test_a_group_is_never_verified_apart(
     speculative = drafter("eagle")
     assert speculative["num_speculative_tokens"] == DRAFTS
     llm = make_llm(async_scheduling=True, speculative_config=speculative)
-    cases, traces = CASES[:12], expected[:12]
+    regular = next(i for i, case in enumerate(CASES) if not case.amateurs)
+    chosen = [*range(5), regular]  # few: V2 is slow in the interpreter
+    cases, traces = [CASES[i] for i in chosen], [expected[i] for i in chosen]
     failed = 0
     for case, trace, output in zip(cases, traces, generate(llm, tiny, cases), strict=True):
         (got,) = output.outputs
