@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.contracts.source import since
 from tests.engine.conftest import free_blocks
 from tests.engine.families import LONG_GROUPS, RANK, WITH_STATES
 from tests.engine.pressure import assert_idle, preempted_pairs
@@ -23,15 +24,12 @@ from tests.engine.test_families import traces_of
 from tests.naive import Amateur, Group, Trace, assert_same_tokens, pair
 from tests.tiny import copy_adapter
 from vllm_cold.ops.interface import NOT_FINITE
-from vllm_cold.vllm import versions
 
 pytestmark = [
     pytest.mark.engine,
     pytest.mark.full,  # one of them is in test_families.py in every run
     pytest.mark.timeout(1200),
-    pytest.mark.skipif(
-        versions.is_before(0, 32), reason="vllm-cold takes such models since vLLM 0.32"
-    ),
+    since(0, 32),
 ]
 
 SMALL_STEPS = {"max_num_batched_tokens": 64}

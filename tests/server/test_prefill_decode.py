@@ -11,19 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.contracts.source import since
 from tests.docs.blocks import ROOT
 from tests.naive import NaiveCold
 from tests.server.clients import Asked, assert_right, references, storm
 from tests.server.conftest import arguments, serve
-from vllm_cold.vllm import versions
 
-pytestmark = [
-    pytest.mark.server,
-    pytest.mark.full,
-    pytest.mark.skipif(
-        versions.is_before(0, 31), reason="vllm-cold has connectors since vLLM 0.31"
-    ),
-]
+pytestmark = [pytest.mark.server, pytest.mark.full, since(0, 31)]
 
 BLOCK = 32
 
