@@ -57,7 +57,8 @@ def answer(llm: Any, problems: Sequence[Problem]) -> dict[str, list[str]]:
 def table(problems: Sequence[Problem], answers: Mapping[str, Sequence[str]]) -> Table:
     """How many answers follow, are right, and both, in each way."""
     found = Table(expand=True)
-    for title in (f"of {len(problems)} held out", "followed", "right", "followed and right"):
+    found.add_column(f"of {len(problems)} held out", no_wrap=True)
+    for title in ("followed", "right", "followed and right"):
         found.add_column(title, ratio=1)
     for way, texts in answers.items():
         outcomes = [joint.outcome(*pair) for pair in zip(texts, problems, strict=True)]
