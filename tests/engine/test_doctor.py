@@ -57,8 +57,8 @@ def doctor(
 def sections(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
     """Each section's entries by name, as (status, value)."""
     return {
-        section["title"]: {e["name"]: (e["status"], e["value"]) for e in section["entries"]}
-        for section in json.loads(done.stdout)["sections"]
+        title: {entry["name"]: (entry["status"], entry["value"]) for entry in entries}
+        for title, entries in json.loads(done.stdout)["sections"].items()
     }
 
 
@@ -82,7 +82,6 @@ def test_nothing_is_wrong_here(runner: str) -> None:
     found = sections(done)
     assert found["Scoring"]["on cpu"][0] == "ok"
     test = found["Self-test"]
-    assert test["result"] == ("ok", "PASS")
     said = rf"{runner.upper()} runner, \w+ scheduling, started and decoded in \d+ s"
     assert re.fullmatch(said, test["engine"][1])
     assert all(test[case.name] == ("ok", "the reference's 24 tokens") for case in CASES)
@@ -111,9 +110,8 @@ def test_kernel_that_gives_wrong_tokens(runner: str, tmp_path: Path) -> None:
     done = doctor("--json", PYTHONPATH=str(tmp_path))
     assert done.returncode == 1
     cold = {case.name for case in CASES if case.cold is not None}
-    assert named(done, "problem") == {"result", *cold}
+    assert named(done, "problem") == cold
     test = sections(done)["Self-test"]
     for name in cold:
-        assert "differs first at token 0: the engine has 7, the" in test[name][1]
-    assert test["result"][1] == "FAIL: 4 of 6 differ"
-    assert "INFO" in json.loads(done.stdout)["sections"][-1]["details"]
+        assert "differs: the engine has [7, " in test[name][1]
+    assert test["log"][0] == "log" and "INFO" in test["log"][1]

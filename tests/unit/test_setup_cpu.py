@@ -13,6 +13,7 @@ import pytest
 
 from vllm_cold.tools import main, setup_cpu
 from vllm_cold.tools.doctor import machine
+from vllm_cold.vllm import versions
 
 pytestmark = pytest.mark.unit
 
@@ -140,7 +141,8 @@ def test_two_builds_are_refused(site: Path, capsys: pytest.CaptureFixture[str]) 
 def test_the_doctor_names_it_where_a_package_breaks_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(setup_cpu, "lacking", lambda: None)
     monkeypatch.setattr(setup_cpu, "unloadable", lambda: {"torchaudio": "why"})
-    monkeypatch.setattr(machine, "_version", lambda name: "0.32.0")
+    monkeypatch.setattr(setup_cpu, "find", Mock())
+    monkeypatch.setattr(versions, "vllm_version", lambda: "0.32.0")
     monkeypatch.setitem(sys.modules, "vllm.platforms", None)
     assert machine.unusable() == "torchaudio cannot be loaded: run vllm-cold setup-cpu"
 

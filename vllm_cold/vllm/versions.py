@@ -42,12 +42,6 @@ def minor(version: str) -> str:
     return ".".join(version.split(".")[:2])
 
 
-def in_supported_range(version: str) -> bool:
-    """Whether ``version`` of vLLM is one that vllm-cold was written for, here."""
-    found = minor(version)
-    return found in SUPPORTED or (found == SUPPORTED_ASCEND and ascend_version() is not None)
-
-
 def unvalidated() -> str | None:
     """Which installed versions our tests did not run on; None if they ran on both."""
     said, found = "{} {} is not among the validated versions ({})", []

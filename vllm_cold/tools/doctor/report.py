@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The doctor's report, as markdown or as JSON."""
+"""The doctor's report, as markdown or as JSON: of each section, by its title, the entries."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 
@@ -13,12 +13,13 @@ _LONGEST = 600  # characters of an exception's message
 
 
 class Status(StrEnum):
-    """What an entry means for contrastive decoding."""
+    """What an entry means for contrastive decoding; a log is preformatted text."""
 
     FACT = "fact"
     OK = "ok"
     WARNING = "warning"
     PROBLEM = "problem"
+    LOG = "log"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,24 +31,21 @@ class Entry:
     status: Status = Status.FACT
 
 
-@dataclass(frozen=True, slots=True)
-class Section:
-    """A titled list of entries; ``details`` is preformatted text, such as the end of a log."""
-
-    title: str
-    entries: Sequence[Entry]
-    details: str = ""
+Look = Callable[[], Iterable[Entry]]
+Report = Mapping[str, Sequence[Entry]]
 
 
-def examine(title: str, look: Callable[[], Sequence[Entry] | Section]) -> Section:
-    """A section. A report about a broken installation must survive what is broken, so any exception
-    becomes an entry.
+def examine(look: Look) -> list[Entry]:
+    """The entries of a section. A report about a broken installation must survive what is broken,
+    so any exception becomes an entry, below those that were found before.
     """
+    found = []
     try:
-        found = look()
+        for entry in look():
+            found.append(entry)
     except Exception as error:
-        return Section(title, [Entry("this section", failure(error), Status.PROBLEM)])
-    return found if isinstance(found, Section) else Section(title, found)
+        found.append(Entry("this section", failure(error), Status.PROBLEM))
+    return found
 
 
 def failure(error: BaseException) -> str:
@@ -63,35 +61,35 @@ def without_home(text: str) -> str:
     return text.replace(home, "~") if len(home) > 1 else text
 
 
-def count(sections: Sequence[Section], status: Status) -> int:
+def count(report: Report, status: Status) -> int:
     """How many entries have this status."""
-    return sum(entry.status is status for section in sections for entry in section.entries)
+    return sum(entry.status is status for entries in report.values() for entry in entries)
 
 
-def verdict(sections: Sequence[Section]) -> str:
+def verdict(report: Report) -> str:
     """The report in one line."""
-    problems, warnings = (count(sections, s) for s in (Status.PROBLEM, Status.WARNING))
+    problems, warnings = (count(report, s) for s in (Status.PROBLEM, Status.WARNING))
     if not problems and not warnings:
         return "No problem found."
     return f"Problems: {problems}. Warnings: {warnings}."
 
 
-def to_json(sections: Sequence[Section]) -> str:
-    """The report as JSON: ``verdict``, and ``sections`` of ``entries``."""
-    told = {"verdict": verdict(sections), "sections": [asdict(section) for section in sections]}
-    return json.dumps(told, indent=2)
+def to_json(report: Report) -> str:
+    """The report as JSON: ``verdict``, and ``sections``, by their titles lists of entries."""
+    return json.dumps({"verdict": verdict(report), "sections": report}, default=asdict, indent=2)
 
 
-def to_markdown(sections: Sequence[Section]) -> str:
+def to_markdown(report: Report) -> str:
     """The report as markdown that reads well on a terminal, too."""
-    lines = ["# vllm-cold doctor", "", verdict(sections)]
-    for section in sections:
-        lines += ["", f"## {section.title}"]
-        for entry in section.entries:
+    lines = ["# vllm-cold doctor", "", verdict(report)]
+    for title, entries in report.items():
+        lines += ["", f"## {title}"]
+        for entry in entries:
+            if entry.status is Status.LOG:
+                lines += ["", "```text", entry.value.replace("```", "'''"), "```"]
+                continue
             label = "" if entry.status is Status.FACT else f"**{entry.status}** "
             # One line, and nothing that GitHub takes for HTML.
             said = " ".join(f"{entry.name}: {entry.value}".split()).replace("<", "\\<")
             lines.append(f"- {label}{said}")
-        if section.details:
-            lines += ["", "```text", section.details.strip("\n").replace("```", "'''"), "```"]
     return "\n".join(lines)
