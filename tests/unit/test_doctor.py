@@ -37,12 +37,12 @@ def find(entries: Iterable[Entry], name: str) -> Entry:
 def test_a_section_that_fails_is_a_problem_and_not_the_end() -> None:
     def look() -> Iterator[Entry]:
         yield Entry("first", "well")
-        raise RuntimeError(f"{Path.home()}/lib.so\nsecond " + "x" * 1000)
+        raise RuntimeError(f"{Path.home()}/lib.so\nsecond " + "x " * 1000)
 
     first, entry = report.examine(look)
     assert first == Entry("first", "well")
     assert entry.status is Status.PROBLEM
-    assert entry.value.startswith("failed with RuntimeError: ~/lib.so second xxx")
+    assert entry.value.startswith("failed with RuntimeError: ~/lib.so second x x")
     assert len(entry.value) < 700
 
 
@@ -106,7 +106,7 @@ def test_without_vllm_there_is_one_problem_and_what_it_hides_is_listed(
 def test_the_version_is_said_without_importing_anything_heavy() -> None:
     done = run_without(("vllm", "torch", "jinja2", "rich", "openai"), (), "--version")
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == f"vllm-cold {__version__}\nvLLM {versions.vllm_version()}\n"
+    assert done.stdout == f"vllm-cold {__version__}, vLLM {versions.vllm_version()}\n"
 
 
 def test_values_of_unknown_variables_are_never_shown() -> None:

@@ -41,7 +41,7 @@ WRONG: dict[str, tuple[list[str], str]] = {
         "--dtype: is for an engine that is started, and --url asks a server that is running",
     ),
     "key": (["--model", "m", "--api-key", "hush"], "--api-key: is for a server; add --url, or"),
-    "nobody": (["--url", "http://127.0.0.1:9"], ".*no server can be reached there"),
+    "nobody": (["--url", "http://127.0.0.1:9"], ".*no server answers there"),
     "preset": (["--preset", "cot"], "--preset='cot': must be one of cold, cad, adacad, cfg, dex"),
     "two prompts": (
         ["--amateur-prompt", "y", "--part", "0:1"],
@@ -60,7 +60,8 @@ def test_mistakes(case: str, tmp_path: Path) -> None:
     arguments, message = WRONG[case]
     (tmp_path / "adapter_config.json").write_text('{"r": 8}')
     with pytest.raises(ToolError, match=f"^{message}"):
-        run(parse("--prompt", "x", "--adapter", str(tmp_path), *arguments))
+        model = [] if case == "model" else ["--model", "org/model"]
+        run(parse(*model, "--prompt", "x", "--adapter", str(tmp_path), *arguments))
 
 
 @pytest.mark.parametrize(

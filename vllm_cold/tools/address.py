@@ -8,21 +8,10 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from urllib.parse import urlsplit
 
 from vllm_cold.tools.errors import ToolError
 
 KEY_VARIABLE = "COLD_API_KEY"
-
-
-def is_address(url: str) -> bool:
-    """Whether a URL names a server: http or https, a host, and a port up to 65535 or none."""
-    try:
-        parts = urlsplit(url)
-        (parts.hostname or "").encode("idna")
-        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != -1
-    except ValueError:  # of urlsplit, of port, or of a name that no resolver takes
-        return False
 
 
 def is_loopback(host: str) -> bool:

@@ -16,18 +16,7 @@ from collections.abc import Sequence
 from vllm_cold import __version__
 from vllm_cold.tools import doctor, example, explain, setup_cpu, tune
 from vllm_cold.tools.errors import ToolError
-
-
-class _Version(argparse.Action):
-    """``--version``: looks vLLM's up only when asked, and does not import vLLM."""
-
-    def __call__(self, parser: argparse.ArgumentParser, *_: object, **__: object) -> None:
-        from vllm_cold.vllm.versions import vllm_version
-
-        found = vllm_version()
-        print(f"vllm-cold {__version__}")
-        print("no vLLM is installed" if found == "unknown" else f"vLLM {found}")
-        parser.exit()
+from vllm_cold.vllm.versions import vllm_version
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -37,8 +26,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--version",
-        action=_Version,
-        nargs=0,
+        action="version",
+        version=f"vllm-cold {__version__}, vLLM {vllm_version()}",
         help="show the versions of vllm-cold and of vLLM, and exit",
     )
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")

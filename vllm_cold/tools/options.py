@@ -38,6 +38,7 @@ def add_models(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     models(
         "--insecure-http",
         action="store_true",
+        default=None,
         help="send a key or a password unencrypted (http://) to another machine",
     )
     group = parser.add_argument_group("the server that is started (without --url)")

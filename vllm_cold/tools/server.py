@@ -16,17 +16,17 @@ from pydantic import BaseModel, ValidationError
 
 from vllm_cold.tools.address import (
     KEY_VARIABLE,
-    is_address,
     is_loopback,
     read_key,
     without_openai,
     without_user,
 )
+from vllm_cold.tools.contrast import option_of
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.pictures import without_data
 from vllm_cold.vllm.versions import vllm_version
 
-# Options of a command that are for a server; False and None: not given.
+# Options of a command that are for a server; None: not given.
 _OPTIONS = ("api_key", "insecure_http")
 
 
@@ -72,7 +72,7 @@ class Server:
         amateurs: Sequence[str] = (),
         model: str | None = None,
         api_key: str | None = None,
-        insecure_http: bool = False,
+        insecure_http: bool | None = None,
         own: str | None = None,
     ) -> None:
         self._url = without_user(url)
@@ -88,14 +88,14 @@ class Server:
             "timeout": 600 if own is None else None,
         }
         try:
-            if not is_address(url):
+            target = httpx.URL(url)
+            if target.scheme not in ("http", "https") or not target.host:
                 raise ValueError(url)
             with without_openai():
                 self._client = openai.OpenAI(**options)
                 self.client = openai.AsyncOpenAI(**options)
-        except Exception:  # of the client: more rules for names, in a class of its own
+        except (ValueError, httpx.InvalidURL):
             raise ToolError(f"{self.called}: must be like http://localhost:8000") from None
-        target = self._client.base_url
         allowed = target.scheme == "https" or is_loopback(target.host) or insecure_http
         if (self._key or self._url != url) and not allowed:
             raise ToolError(
@@ -188,15 +188,12 @@ class Server:
                 f"{self.called}: wants {'another' if self._key else 'an'} API key; set "
                 f"{KEY_VARIABLE}, or give --api-key"
             ) from error
-        except openai.APITimeoutError as error:
+        # The second in a stream, the last of a name that no resolver takes.
+        except (openai.APIConnectionError, httpx.HTTPError, UnicodeError) as error:
+            reason = str(error.__cause__ or "") or error
             raise ToolError(
-                f"{self.called}: no answer in time; look at the server's log, and try again"
-            ) from error
-        except (openai.APIConnectionError, httpx.HTTPError) as error:  # the latter in a stream
-            reason = error.__cause__ or error
-            raise ToolError(
-                f"{self.called}: no server can be reached there ({reason}); start it with "
-                "vllm serve, or correct the address"
+                f"{self.called}: no server answers there ({reason}); start it with vllm serve, "
+                "look at its log, or correct the address"
             ) from error
         except openai.APIError as error:
             body = error.body
@@ -207,8 +204,6 @@ class Server:
             if isinstance(error, openai.APIStatusError):  # not in a stream
                 said = f"HTTP {error.status_code}: {said}"
             raise ToolError(f"{self.called}: {said}") from error
-        except ValidationError as error:
-            self.lacks(".".join(map(str, error.errors()[0]["loc"])) or "JSON", error)
 
     def lacks(self, what: str, error: Exception | None = None) -> NoReturn:
         """Refuse a reply that lacks a field of vLLM's replies."""
@@ -220,14 +215,14 @@ class Server:
 
 def check_options(options: argparse.Namespace, engine: Sequence[str]) -> None:
     """Refuse what would be ignored: with --url the options ``engine``, without it a server's."""
+    if options.url is None and options.model is None:
+        raise ToolError("--model is missing: name the base model, or a server with --url")
     for name in _OPTIONS if options.url is None else engine:
-        value = getattr(options, name)
-        if value is None or (value is False and name in _OPTIONS):
+        if getattr(options, name) is None:
             continue
-        option = "--" + ("no-" if value is False else "") + name.replace("_", "-")
         if options.url is None:
-            raise ToolError(f"{option}: is for a server; add --url, or leave it out")
+            raise ToolError(f"{option_of(name)}: is for a server; add --url, or leave it out")
         raise ToolError(
-            f"{option}: is for an engine that is started, and --url asks a server that is running; "
-            "leave one of them out"
+            f"{option_of(name)}: is for an engine that is started, and --url asks a server that is "
+            "running; leave one of them out"
         )

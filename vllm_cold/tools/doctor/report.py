@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
@@ -50,9 +51,8 @@ def examine(look: Look) -> list[Entry]:
 
 def failure(error: BaseException) -> str:
     """An exception in one line."""
-    text = " ".join(without_home(str(error)).split())
-    shortened = text if len(text) <= _LONGEST else text[:_LONGEST] + " ..."
-    return f"failed with {type(error).__name__}: {shortened}"
+    said = textwrap.shorten(without_home(str(error)), _LONGEST, placeholder=" ...")
+    return f"failed with {type(error).__name__}: {said}"
 
 
 def without_home(text: str) -> str:

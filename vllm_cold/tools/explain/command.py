@@ -90,8 +90,6 @@ def opened_server(options: argparse.Namespace) -> Iterator[Server]:
         with closing(Server(options.url, *names, options.api_key, options.insecure_http)) as server:
             yield server
         return
-    if options.model is None:
-        raise ToolError("--model is missing: name the base model, or a server with --url")
     adapters = read_adapters(options.adapter, amateurs)
     given = {name: getattr(options, name) for name in ENGINE_OPTIONS}
     if options.gpu_memory_utilization is None:  # which it would win over

@@ -168,8 +168,6 @@ def _read_models(options: argparse.Namespace) -> tuple[Models, dict[str, str]]:
             server=server,
         )
         return models, {text: text for text in amateurs}
-    if options.model is None:
-        raise ToolError("--model is missing: name the base model, or a server with --url")
     model = read_model(options.model)
     # What is no adapter: whichever the amateur has where none is named, and the base model.
     named = {"": "", options.model: model}
