@@ -77,8 +77,8 @@ def amateurs_that_find_the_same_state(model: Path) -> None:
 
 
 def junction(model: Path) -> None:
-    """Of what an amateur's prompt begins with, attention is cached and the state is not: vLLM ends
-    a step there.
+    """Of what an amateur's prompt begins with, attention is cached and the state is not: a step ends
+    there, so that the next request finds the state.
     """
     layers = StateLayers("align", checkpoints=True)
     harness = Harness(model, setup(layers))
@@ -87,8 +87,12 @@ def junction(model: Path) -> None:
     amateurs = [(0, prompt(5) + prompt(5, 300))]
     cold = harness.add(prompt(10, 200), 3, adapter=1, cold=True, amateurs=amateurs)
     before = harness.steps
-    harness.drain()
+    harness.until_idle()
     assert harness.first_step[cold] - before <= 3
+    harness.add(prompt(10, 300), 3, adapter=1, cold=True, amateurs=[(0, prompt(9))])
+    harness.drain()
+    sums = [sums for report in harness.reports for _, sums in report.sums]
+    assert sum(each.amateur_cached_prompt_tokens for each in sums) == 4
 
 
 def room_for_two_states(model: Path) -> None:

@@ -27,6 +27,7 @@ class Request(Tokens, Protocol):
     trace_headers: Any
     block_hashes: Sequence[bytes]
     mm_features: Sequence[Any]
+    shared_prefix_boundary: int
 
     def take_events(self) -> Any:
         """Events for whoever measures, which are forgotten."""

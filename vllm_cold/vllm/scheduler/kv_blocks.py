@@ -50,8 +50,12 @@ class KVBlocks:
         self._nonfinite: set[int] = set()  # to be cleared as soon as they are nobody's
 
     def look_up(self, request: Request) -> Found:
-        """What the prefix cache has of a request that holds no blocks; changes nothing."""
-        blocks, num_tokens, *_ = self._scheduler.kv_cache_manager.get_computed_blocks(request)
+        """What the prefix cache has of a request that holds no blocks. As vLLM does where it looks,
+        it notes up to where some layers have more: there a step ends, and leaves a state.
+        """
+        blocks, num_tokens, *junction = self._scheduler.kv_cache_manager.get_computed_blocks(request)
+        if junction:  # since 0.32
+            (request.shared_prefix_boundary,) = junction
         return Found(blocks, num_tokens)
 
     def restored(self, num_cached: int) -> int:
