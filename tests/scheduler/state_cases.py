@@ -77,8 +77,8 @@ def amateurs_that_find_the_same_state(model: Path) -> None:
 
 
 def junction(model: Path) -> None:
-    """Of what an amateur's prompt begins with, attention is cached and the state is not: a step ends
-    there, so that the next request finds the state.
+    """Of what an amateur's prompt begins with, attention is cached and the state is not: a step
+    ends there, so that the next request finds the state.
     """
     layers = StateLayers("align", checkpoints=True)
     harness = Harness(model, setup(layers))

@@ -49,12 +49,12 @@ class EncoderRoom:
     is_whole: bool = False
 
 
-def overlapping(features: Sequence[Feature], start: int, end: int) -> Iterator[tuple[int, Feature]]:
-    """The media with tokens in ``[start, end)``, with their places in ``features``."""
-    for index, feature in enumerate(features):
+def overlapping(features: Sequence[Feature], start: int, end: int) -> Iterator[Feature]:
+    """The media with tokens in ``[start, end)``."""
+    for feature in features:
         place = feature.mm_position
         if place.offset < end and place.offset + place.length > start:
-            yield index, feature
+            yield feature
 
 
 def num_embeds(features: Iterable[Feature]) -> int:

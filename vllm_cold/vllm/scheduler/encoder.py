@@ -116,13 +116,13 @@ class EncoderInputs:
 
     def needed(self, group: Group[Request], left: Sequence[int]) -> int:
         """Embeddings that streams need for so many last tokens and that nobody keeps yet."""
-        needed: list[tuple[int, Any]] = []
+        needed: list[Any] = []
         for stream, tokens in zip(group.streams, left, strict=True):
             if stream.mm_features:
                 end = stream.num_tokens + stream.num_output_placeholders
                 needed += media.overlapping(stream.mm_features, end - tokens, end)
         kept = self._manager.cached
-        return media.num_embeds(f for _, f in needed if not kept.get(f.identifier))
+        return media.num_embeds(f for f in needed if not kept.get(f.identifier))
 
     def unsplit(self, request: Request, start: int, num_tokens: int) -> int:
         """Of so many tokens those in front of a medium that they would split, where that must not
@@ -130,7 +130,7 @@ class EncoderInputs:
         """
         if not self.room.is_whole:
             return num_tokens
-        for _, feature in media.overlapping(request.mm_features, start, start + num_tokens):
+        for feature in media.overlapping(request.mm_features, start, start + num_tokens):
             place = feature.mm_position
             if start <= place.offset and start + num_tokens < place.offset + place.length:
                 return int(place.offset - start)

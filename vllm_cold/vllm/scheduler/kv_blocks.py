@@ -53,8 +53,10 @@ class KVBlocks:
         """What the prefix cache has of a request that holds no blocks. As vLLM does where it looks,
         it notes up to where some layers have more: there a step ends, and leaves a state.
         """
-        blocks, num_tokens, *junction = self._scheduler.kv_cache_manager.get_computed_blocks(request)
-        if junction:  # since 0.32
+        blocks, num_tokens, *junction = self._scheduler.kv_cache_manager.get_computed_blocks(
+            request
+        )
+        if junction:  # older releases say nothing of it
             (request.shared_prefix_boundary,) = junction
         return Found(blocks, num_tokens)
 

@@ -26,6 +26,7 @@ import logging
 import time
 import uuid
 from collections.abc import Iterable, Sequence
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from msgspec import structs
@@ -40,7 +41,6 @@ from vllm_cold.group import results
 from vllm_cold.group.drafting import DraftController, Drafting
 from vllm_cold.group.explained import Told
 from vllm_cold.group.lockstep import Group, Step, is_split
-from vllm_cold.group.slots import Slots
 from vllm_cold.group.step_stats import CountersByKind, RowStats
 from vllm_cold.group.stream import from_extra_args, set_slot
 from vllm_cold.vllm import versions
@@ -95,7 +95,7 @@ class GroupScheduler(Scheduler):
         self._encoder = EncoderInputs(self)
         speculative = self.vllm_config.speculative_config
         self._draft_controller = DraftController() if self.num_spec_tokens > 0 else None
-        self._slots = Slots()
+        self._slots: set[int] = set()  # those of groups that have begun and not ended
         self._draft_slots = speculative.max_num_new_slots_for_drafting if speculative else 0
         self._partial = Partial()
 
@@ -163,7 +163,7 @@ class GroupScheduler(Scheduler):
 
     def _forget(self, group: RequestGroup) -> None:
         if group.slot is not None:
-            self._slots.give_back(group.slot)
+            self._slots.remove(group.slot)
         self._num_groups -= 1
         for each in group.streams:
             self._groups.pop(each.request_id, None)
@@ -446,9 +446,12 @@ class GroupScheduler(Scheduler):
         self._encoder.end_pass(output, self._groups)
 
     def _take_slot(self, group: RequestGroup, output: SchedulerOutput) -> None:
-        """If it gets its first tokens: ``output`` has the streams' parameters for the workers."""
+        """If it gets its first tokens: ``output`` has the streams' parameters for the workers. The
+        lowest slot that is free: their tables are as large as numbers are.
+        """
         if any(each.request_id in output.num_scheduled_tokens for each in group.streams):
-            group.slot = self._slots.take()
+            group.slot = next(slot for slot in count() if slot not in self._slots)
+            self._slots.add(group.slot)
             for each in group.streams:
                 set_slot(each.sampling_params.extra_args, group.slot)
 
