@@ -63,7 +63,8 @@ class MadeUp:
         request = parse_request_args(body["vllm_xargs"])
         given = [one.weight for one in describe(request.given)]
         settings, weights = request.settings(weights=given)
-        steps = tell_all(prompt, settings, weights, body["max_tokens"], request.explain)
+        explain = request.given.get("explain", 0)
+        steps = tell_all(prompt, settings, weights, body["max_tokens"], explain)
         tokens = [step["tokens"][0] for step in steps]
         ids = list(range(len(str(prompt))))
         told = {"prompt_token_ids": ids, "token_ids": tokens, "steps": steps}

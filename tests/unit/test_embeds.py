@@ -219,10 +219,10 @@ def test_wrong_embeddings_of_programs(
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({}, "as a mapping must have a tensor"),
-        ({"prompt_embeds": [[1.0]]}, "as a mapping must have a tensor"),
-        ({"prompt_token_ids": [1]}, "as a mapping must have a tensor"),
-        ({"prompt_embeds": rows(1), "multi_modal_data": {}}, "as a mapping must have a tensor"),
+        ({}, "missing required field `prompt_embeds`"),
+        ({"prompt_embeds": [[1.0]]}, "prompt_embeds is no tensor"),
+        ({"prompt_token_ids": [1]}, "missing required field `prompt_embeds`"),
+        ({"prompt_embeds": rows(1), "multi_modal_data": {}}, "unknown field `multi_modal_data`"),
         ({**BOTH, "prompt_token_ids": [5, -1]}, "at `..prompt_token_ids"),
         ({**BOTH, "prompt_token_ids": torch.tensor([5, 6])}, "at `..prompt_token_ids"),
         ({**BOTH, "prompt_is_token_ids": [1, 0]}, "at `..prompt_is_token_ids"),

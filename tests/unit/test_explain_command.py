@@ -169,13 +169,13 @@ ROWS: dict[str, tuple[dict[str, Any], list[str], str]] = {
         {"prompt": "x"},
         ["--without", "system"],
         "--without='system': is for chats, whose prompt is messages; leave a part of a text out "
-        "with --part$",
+        "with --part, or say ",
     ),
     "key": (
         {"prompt": "x", "cold_without": "system"},
         [],
         "cold_without='system': is for chats, whose prompt is messages; leave a part of a text out "
-        "with cold_part$",
+        "with cold_part, or say ",
     ),
 }  # fmt: skip
 

@@ -254,7 +254,8 @@ def test_whether_cold_is_asked_for() -> None:
     assert parse_request_args({"cold_explain": 64}) == ColdArgs(True, {"explain": 64})
     # Any key asks for it.
     assert parse_request_args({"cold_alpha": 0.2}) == ColdArgs(True, given={"alpha": 0.2})
-    assert parse_request_args({"cold_explain": 0}) == ColdArgs()  # asks for nothing
+    assert parse_request_args({"cold_explain": 0}).enabled is None  # asks for nothing
+    assert parse_request_args({"cold_rule": None}) == ColdArgs(True)
     assert parse_request_args({"cold_amateur": "b"}) == ColdArgs(True, {"amateur": "b"})
 
 

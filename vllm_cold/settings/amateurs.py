@@ -8,9 +8,9 @@ is named by positions, which no text of a user can imitate.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
-from typing import Annotated, Any, ClassVar, Required, TypedDict, TypeVar
+from typing import Annotated, Any, Required, TypedDict, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -158,16 +158,11 @@ class Without(msgspec.Struct, frozen=True):
             CannotLeaveOut: one of these roles or indices is not there, or nothing is left.
         """
         if messages is None:
-            of_media = any(item in MEDIA for item in self.items)
             raise ColdError(
                 field,
                 self.value,
-                "is for chats, whose prompt is messages; "
-                + (
-                    "say what the amateur reads with a prompt of its own"
-                    if of_media
-                    else "leave a part of a text out with cold_part"
-                ),
+                "is for chats, whose prompt is messages; leave a part of a text out with "
+                "cold_part, or say what the amateur reads with a prompt of its own",
             )
         kept = list(messages)
         of_role: dict[Any, list[int]] = {}
@@ -177,22 +172,23 @@ class Without(msgspec.Struct, frozen=True):
         changed = False
         # Each once, however often it is listed: this runs on a server's event loop.
         for item in dict.fromkeys(self.items):
+            reason = _NO_SUCH
             if item in MEDIA:
-                without = [_without_parts(message, MEDIA[str(item)]) for message in kept]
-                found = [i for i, message in enumerate(kept) if without[i] is not message]
-                kept, changed = without, changed or bool(found)
-                if not found and not lenient:
-                    raise CannotLeaveOut(field, item, f"the conversation has no {item}")
-                continue
-            if isinstance(item, str):
+                found = [i for i, each in enumerate(kept) if has_media(each, str(item))]
+                reason = f"the conversation has no {item}"
+                for i in found:
+                    left = [p for p in kept[i]["content"] if not _is_media(p, MEDIA[str(item)])]
+                    kept[i] = {**kept[i], "content": left or ""}
+                changed = changed or bool(found)
+            elif isinstance(item, str):
                 found = [i for role in _ROLES.get(item, (item,)) for i in of_role.get(role, ())]
-                reason = _NO_SUCH
+                gone.update(found)
             else:
                 found = [item] if item < len(messages) else []
                 reason = f"the conversation has the messages 0 to {len(messages) - 1}"
+                gone.update(found)
             if not found and not lenient:
                 raise CannotLeaveOut(field, item, reason)
-            gone.update(found)
         if not (gone or changed):
             raise CannotLeaveOut(field, self.value, _NO_SUCH)
         if len(gone) == len(messages):
@@ -202,22 +198,13 @@ class Without(msgspec.Struct, frozen=True):
 
 def has_media(message: Any, kind: str) -> bool:
     """Whether a message has media of this kind, "images", "videos" or "audios"."""
-    return _without_parts(message, MEDIA[kind]) is not message
+    return bool(media_parts(message, MEDIA[kind]))
 
 
-def _without_parts(message: Any, names: frozenset[str]) -> Any:
-    """The message without parts of these types; itself if it has none."""
+def media_parts(message: Any, names: frozenset[str] = _ALL_MEDIA) -> list[Mapping[str, Any]]:
+    """A message's parts that are media of these types."""
     content = message.get("content") if isinstance(message, Mapping) else None
-    if not isinstance(content, list):
-        return message
-    left = [part for part in content if not _is_media(part, names)]
-    return message if len(left) == len(content) else {**message, "content": left or ""}
-
-
-def media_parts(message: Any) -> list[Mapping[str, Any]]:
-    """A message's parts that are media."""
-    content = message.get("content") if isinstance(message, Mapping) else None
-    return [p for p in content if _is_media(p, _ALL_MEDIA)] if isinstance(content, list) else []
+    return [p for p in content if _is_media(p, names)] if isinstance(content, list) else []
 
 
 def _is_media(part: Any, names: frozenset[str]) -> bool:
@@ -313,20 +300,18 @@ def read_source(prompt: object, without: Any, images: object) -> Source | None:
     """
     given = {"prompt": prompt, "without": without, "images": images}
     said = {name: (name, value) for name, value in given.items() if value is not None}
-    reads = _reads(said, _PYTHON)
-    return None if reads is None else _PYTHON[reads[0]](*reads[1:])
-
-
-def _checked_without(field: str, value: Any) -> "Without":
-    return read_without(field, check("without", value, field))
-
-
-def _view(field: str, view: object) -> Distorted:
-    if not callable(view):
+    if (reads := _reads(said, given)) is None:
+        return None
+    name, field, value = reads
+    if name == "without":
+        return read_without(field, check(name, value))
+    if name == "prompt":
+        return read_prompt(field, value)
+    if not callable(value):
         raise ColdError(
-            field, view, "must be Noise, Blur or a function that makes a PIL image of one"
+            field, value, "must be Noise, Blur or a function that makes a PIL image of one"
         )
-    return Distorted(view)
+    return Distorted(value)
 
 
 def read_prompt(field: str, prompt: object) -> Source:
@@ -345,21 +330,18 @@ def read_prompt(field: str, prompt: object) -> Source:
             return _messages(field, prompt, prompt)
         if all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in prompt):
             return TokenIds(list(prompt))
-    raise ColdError(
-        field,
-        prompt,
-        'must be a text, a list of token ids, a list of messages, {"prompt_embeds": tensor}, or '
-        '{"prompt": text, "multi_modal_data": media}',
-    )
+    raise ColdError(field, prompt, _PROMPTS)
+
+
+_PROMPTS = (
+    'must be a text, a list of token ids, a list of messages, {"prompt_embeds": tensor}, or '
+    '{"prompt": text, "multi_modal_data": media by modality}'
+)
 
 
 class _MediaPrompt(msgspec.Struct, forbid_unknown_fields=True):
     """vLLM's TextPrompt or TokensPrompt, with media."""
 
-    allowed: ClassVar[str] = (
-        '"multi_modal_data", a mapping by modality, and a text as "prompt" or token ids as '
-        '"prompt_token_ids", and may have "multi_modal_uuids" and "mm_processor_kwargs"'
-    )
     multi_modal_data: dict[str, Any]
     prompt: Annotated[str, Meta(min_length=1)] | None = None
     prompt_token_ids: Annotated[_TokenIds, Meta(min_length=1)] | None = None
@@ -368,16 +350,12 @@ class _MediaPrompt(msgspec.Struct, forbid_unknown_fields=True):
 
     def __post_init__(self) -> None:
         if self.prompt is None and self.prompt_token_ids is None:
-            raise ValueError("it has neither")
+            raise ValueError("it has neither prompt nor prompt_token_ids")
 
 
 class _EmbedsPrompt(msgspec.Struct, forbid_unknown_fields=True):
     """vLLM's EmbedsPrompt."""
 
-    allowed: ClassVar[str] = (
-        'a tensor as "prompt_embeds", and may have "prompt_token_ids", from 0, with '
-        '"prompt_is_token_ids", True or False'
-    )
     prompt_embeds: Any
     prompt_token_ids: _TokenIds | None = None
     prompt_is_token_ids: list[bool] | None = None
@@ -386,18 +364,17 @@ class _EmbedsPrompt(msgspec.Struct, forbid_unknown_fields=True):
         import torch
 
         if not isinstance(self.prompt_embeds, torch.Tensor):
-            raise ValueError("it is no tensor")
+            raise ValueError("prompt_embeds is no tensor")
 
 
 def _mapping(field: str, prompt: Mapping[str, Any]) -> Embeds | Media:
     """A prompt as vLLM takes it, with embeddings or media."""
     has_media = "multi_modal_data" in prompt and "prompt_embeds" not in prompt
-    kind = _MediaPrompt if has_media else _EmbedsPrompt
     try:
-        msgspec.convert(prompt, kind)
+        msgspec.convert(prompt, _MediaPrompt if has_media else _EmbedsPrompt)
     except msgspec.ValidationError as error:
         types = {key: type(each).__name__ for key, each in prompt.items()}  # values may be large
-        raise ColdError(field, types, f"as a mapping must have {kind.allowed} ({error})") from error
+        raise ColdError(field, types, f"{_PROMPTS} ({error})") from error
     return Media(prompt) if has_media else Embeds(prompt)
 
 
@@ -541,7 +518,6 @@ _READERS: Mapping[str, Any] = {
     "part": read_part,
     "images": read_images,
 }
-_PYTHON: Mapping[str, Any] = {"prompt": read_prompt, "without": _checked_without, "images": _view}
 
 
 def says_what(given: Mapping[str, Any]) -> bool:
@@ -654,12 +630,12 @@ def _of_one(given: Mapping[str, Any], i: int | None) -> dict[str, tuple[str, Any
 
 
 def _reads(
-    said: Mapping[str, tuple[str, Any]], readers: Mapping[str, Any]
+    said: Mapping[str, tuple[str, Any]], names: Iterable[str]
 ) -> tuple[str, str, Any] | None:
-    """Which of these values says what an amateur reads: its name, what errors call it, and it
+    """Which value of these names says what an amateur reads: its name, what errors call it, and it
     itself. None for the expert's prompt.
     """
-    found = [(name, *said[name]) for name in readers if name in said]
+    found = [(name, *said[name]) for name in names if name in said]
     for _, field, value in found[1:]:
         problem = f"the amateur has a prompt already, by {found[0][1]}; leave one of them out"
         raise ColdError(field, value, problem)

@@ -45,12 +45,6 @@ class ColdArgs:
     enabled: bool | None = None
     given: Mapping[str, Any] = field(default_factory=dict)
 
-    @property
-    def explain(self) -> int:
-        """Of how many tokens of each step a request's client is told; 0 for none."""
-        found: int = self.given.get("explain", 0)
-        return found
-
     def settings(
         self, defaults: "ColdArgs | None" = None, weights: Sequence[float | str | None] = (None,)
     ) -> tuple[ColdSettings, tuple[float | None, ...]]:
@@ -98,6 +92,7 @@ def parse_request_args(args: Mapping[str, Any] | None) -> ColdArgs:
             value outside its range.
     """
     enabled: bool | None = None
+    asks = False
     given = {}
     for key, value in (args or {}).items():
         if not (is_ours(key) or is_known(key)):
@@ -109,9 +104,10 @@ def parse_request_args(args: Mapping[str, Any] | None) -> ColdArgs:
             continue
         name = key.removeprefix(PREFIX)
         found = check(name, value, key)
-        if found is not None and (key != EXPLAIN or found):
+        asks = asks or key != EXPLAIN or found > 0
+        if found is not None:
             given[name] = found
-    return ColdArgs(True if enabled is None and given else enabled, given)
+    return ColdArgs(True if enabled is None and asks else enabled, given)
 
 
 def parse_engine_defaults(config: object) -> ColdArgs:

@@ -154,7 +154,7 @@ class Admission:
         if args.enabled is False:
             return None
         left_out = self._left_out(args)
-        explicit = args != ColdArgs()
+        explicit = args.enabled is not None
         wanted = self.defaults.enabled and (expert is not None or left_out is not None)
         if not explicit and not wanted:
             return None
@@ -179,7 +179,7 @@ class Admission:
             and (not explicit or (self.is_server and "preset" in given)),
             explicit=explicit,
             unlimited=unlimited,
-            explain=args.explain,
+            explain=given.get("explain", 0),
         )
 
     def _left_out(self, args: ColdArgs) -> tuple[str, dict[str, Any]] | None:
