@@ -265,7 +265,7 @@ def test_messages_and_media_left_out(front: Front) -> None:
     assert conversation[1]["content"][0]["type"] == "image_pil", "the caller's is as it was"
     completion = made(front, seen("<image> w1", picture()))
     said = refusal(front, completion, Amateur(without="images"))
-    assert said.endswith("messages; say what the amateur reads with a prompt of its own")
+    assert said.endswith("or say what the amateur reads with a prompt of its own")
 
 
 def test_nothing_to_see_otherwise(front: Front) -> None:

@@ -134,14 +134,6 @@ def test_one_amateur_is_said_in_several_ways() -> None:
         ColdParams(amateur=OTHER, amateurs=[Amateur()])
 
 
-def test_weights() -> None:
-    amateurs = [Amateur(prompt="a", weight=1), Amateur(prompt="b"), Amateur(weight="adaptive")]
-    params = ColdParams(beta=2, beta_max=3, amateurs=amateurs)
-    assert params.combine() == combine({"beta": 2, "beta_max": 3}, [1, None, "adaptive"])
-    with pytest.raises(ValueError, match="^beta=2.0: no amateur uses it, as each has a weight of"):
-        ColdParams(beta=2, amateur=Amateur(prompt="a", weight=-0.5))
-
-
 def test_presets() -> None:
     own = Amateur(prompt="Who?")
     for name in PRESETS.keys() - {"dexperts", "grounded"}:

@@ -325,10 +325,6 @@ def test_what_a_rule_must_not_return(
     refused(faulty(weights, **attributes), why, monkeypatch)
 
 
-def test_what_is_no_rule(monkeypatch: pytest.MonkeyPatch) -> None:
-    refused(Parameter, "no subclass", monkeypatch)
-
-
 @pytest.mark.parametrize(
     "weights",
     [

@@ -477,12 +477,6 @@ def test_parameters_of_a_rule() -> None:
     assert settings({"cold_rule": "acd"}).as_dict() == {"alpha": 0.1, "rule": "acd"}
 
 
-def test_beta_max_is_short_for_the_parameter() -> None:
-    wanted = ColdSettings(rule="arr", rule_parameters={"beta_max": 3.0})
-    for said in ({"beta_max": 3}, {"rule_parameters": {"beta_max": 3.0}}):
-        assert all(read_it() == wanted for read_it in said_by(rule="arr", **said).values())
-
-
 def test_one_declaration() -> None:
     """Everything that names the settings names these, with their defaults."""
     fields = {f.name: f.default for f in msgspec.structs.fields(ColdParams)}

@@ -107,11 +107,7 @@ def _try_with_values(rule: Rule) -> None:
 
 def _play(rule: Rule, ends: bool) -> Iterator[tuple[_Batch, _Found, Tensor]]:
     """At each step of made-up groups they themselves, what the rule returns of them, and [G, S - 1]
-    which amateurs were done before.
-
-    Args:
-        rule: The rule.
-        ends: Whether amateurs that were done are not there any more.
+    which amateurs were done before; ``ends``: these are not there any more.
     """
     groups = _made_up(rule)
     rows, state = groups["rows"], groups["state"]
@@ -177,13 +173,7 @@ def _logits() -> Tensor:
 
 
 def _ask(rule: Rule, batch: _Batch, copy: Callable[[Tensor], Tensor] = Tensor.clone) -> _Found:
-    """What the rule returns.
-
-    Args:
-        rule: The rule.
-        batch: What it is asked about.
-        copy: Makes what the rule is given.
-    """
+    """What the rule returns of a batch; ``copy`` makes the tensors that it is given."""
     batch = {"logits": _logits(), **batch}
     given = {name: copy(each) for name, each in batch.items()}
     num, streams = given["rows"].shape

@@ -248,26 +248,20 @@ def check_number(field: str, value: object, entries: int, most: int) -> None:
 def _rule_parameters(
     rule: str | None, values: Mapping[str, Any], prefix: str, beta: float
 ) -> dict[str, float] | None:
-    """All parameters of a rule; None without one, for which there must not be any.
-
-    Args:
-        rule: Its name.
-        values: Of settings, by name: ``rule_parameters``, and ``beta_max`` for that parameter.
-        prefix: In front of the settings' names in errors.
-        beta: What is in force without one, for errors.
+    """All parameters of a rule, by the values of settings; None without a rule, for which there
+    must not be any: then ``beta`` is in force.
     """
-    given = {name: values.get(name) for name in _PARAMETERS}
     if rule is None:
-        for name, value in given.items():
-            if value is not None:
+        for name in _PARAMETERS:
+            if name in values:
                 raise ColdError(
                     prefix + name,
-                    value,
+                    values[name],
                     f"is for a rule, and beta is {beta}; leave it out or set {prefix}rule",
                 )
         return None
-    found = dict(given["rule_parameters"] or {})
-    if (most := given["beta_max"]) is not None:
+    found = dict(values.get("rule_parameters", {}))
+    if (most := values.get("beta_max")) is not None:
         if "beta_max" not in registry.get(rule).parameters:
             raise ColdError(prefix + "beta_max", most, f"rule {rule!r} has no such parameter")
         if "beta_max" in found:
