@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from vllm_cold.ops.interface import Groups
+from vllm_cold.ops.scoring_torch import expert_floors
 
 _LARGEST = torch.finfo(torch.float32).max
 # Of a probability; what is less counts as so much. CPUs take twenty times as long for exp where it
@@ -103,12 +104,10 @@ class Statistics:
     @cached_property
     def candidates(self) -> Tensor:
         """[G, V] bool: the tokens that are scored, by alpha and the cap."""
-        e, caps = self.logits(0), self._groups.expert_top_k
+        e = self.logits(0)
         lowest = (e.amax(-1) + self._groups.log_alpha).clamp(min=-_LARGEST)
-        if caps is not None:
-            top = e.topk(min(self._groups.max_expert_top_k, e.shape[-1])).values
-            last = top.gather(-1, (caps - 1).clamp(0, top.shape[-1] - 1).unsqueeze(-1))
-            lowest = torch.where(caps > 0, lowest.maximum(last.squeeze(-1)), lowest)
+        if (floors := expert_floors(self._logits, self._groups)) is not None:
+            lowest = lowest.maximum(floors)
         return e >= lowest.unsqueeze(-1)
 
     @cached_property
