@@ -9,7 +9,7 @@ from typing import Any
 from vllm_cold.settings.amateurs import Messages, Text
 from vllm_cold.settings.table import PREFIX, ColdSettings
 from vllm_cold.tools.contrast import Content
-from vllm_cold.tools.explain.prompts import Question, Row, ask
+from vllm_cold.tools.explain.prompts import Question, ask
 
 Prompt = str | tuple[tuple[str, str], ...] | Content
 
@@ -29,7 +29,9 @@ def asked(
     chat: bool = False,
     **contrast: Any,
 ) -> list[Question]:
-    """Prompts with vllm-cold's settings and ``cold_*`` keys without their prefix."""
+    """Prompts with vllm-cold's settings and ``cold_*`` keys without their prefix; no amateur is
+    taken for the expert.
+    """
     settings = {} if settings is None else settings.as_dict()
     args = {PREFIX + name: value for name, value in {**settings, **contrast}.items()}
-    return [ask(Row(content(prompt), {}), args, chat) for prompt in prompts]
+    return [ask(content(prompt), args, chat, "", "") for prompt in prompts]

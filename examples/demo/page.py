@@ -31,9 +31,15 @@ def write_page(llm: Any, model: str, case: Case, file: Path) -> None:
     from vllm_cold.settings.amateurs import Messages
     from vllm_cold.tools.explain import collect, page
     from vllm_cold.tools.explain.account import LISTED, make_answer
-    from vllm_cold.tools.explain.prompts import Row, ask
+    from vllm_cold.tools.explain.prompts import ask
 
-    asked = ask(Row(Messages(case.messages), {}), {"cold_preset": PRESET, "cold_without": WITHOUT})
+    asked = ask(
+        Messages(case.messages),
+        {"cold_preset": PRESET, "cold_without": WITHOUT},
+        True,
+        None,
+        model,
+    )
     options: dict[str, Any] = {"temperature": 0.0, "max_tokens": MAX_TOKENS, "explain": LISTED}
     params = [
         ColdParams.preset(
@@ -46,11 +52,13 @@ def write_page(llm: Any, model: str, case: Case, file: Path) -> None:
         make_answer(
             asked,
             alone,
-            one.outputs[0].token_ids,
             one.outputs[0].text,
-            one.outputs[0].finish_reason,
-            one.kv_transfer_params,
-            len(one.prompt_token_ids),
+            {
+                "token_ids": one.outputs[0].token_ids,
+                "finish_reason": one.outputs[0].finish_reason,
+                "prompt_token_ids": one.prompt_token_ids,
+                "kv_transfer_params": one.kv_transfer_params,
+            },
         )
         for alone, one in zip((False, True), outputs, strict=True)
     )

@@ -97,6 +97,18 @@ def tell_all(
     return steps
 
 
+def end_of(
+    tokens: Sequence[int], steps: Sequence[Any], finish_reason: str, num_prompt_tokens: int
+) -> dict[str, Any]:
+    """What an engine tells of an answer."""
+    return {
+        "token_ids": tokens,
+        "finish_reason": finish_reason,
+        "prompt_token_ids": range(num_prompt_tokens),
+        "kv_transfer_params": {"cold": {"steps": steps}},
+    }
+
+
 def make_report(several: bool = False, alpha: float = 0.1) -> Report:
     """A report whose answers of 40 tokens hold hostile text and bare white space.
 
@@ -112,6 +124,6 @@ def make_report(several: bool = False, alpha: float = 0.1) -> Report:
         told = tell_all(CHAT, question.contrast.settings, counted, 40, KNOWN)
         tokens = [one["tokens"][0] for one in told]
         text = "".join(WORDS[token] for token in tokens)
-        return make_answer(question, greedy, tokens, text, "length", {"cold": {"steps": told}}, 23)
+        return make_answer(question, greedy, text, end_of(tokens, told, "length", 23))
 
     return collect.make_report(SERVER, [question], [(answer(False), answer(True))])

@@ -15,9 +15,8 @@ import pytest
 from tests.docs.blocks import ROOT, block
 from tests.made_up_server import ADAPTER, serving
 from tests.recipes.page import offline, run, served, words
+from tests.unit.test_explain_command import asks
 from tests.vllm_parser import serve_parser
-from vllm_cold.tools.explain.command import ask_all, read_rows
-from vllm_cold.tools.main import build_parser
 
 PAGE = "docs/explain.md"
 FLOAT32 = " --dtype float32"
@@ -66,10 +65,8 @@ def test_what_is_asked(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     ):
         Path(file).write_text(here)
     command = COMMANDS[name].rpartition("vllm-cold explain")[2]
-    options = build_parser().parse_args(["explain", *words(command, adapters)])
-    labels = [
-        str(one.source) for x in ask_all(options, read_rows(options)) for one in x.contrast.amateurs
-    ]
+    found = asks(*words(command, adapters))
+    labels = [str(one.source) for asked in found for one in asked.contrast.amateurs]
     assert labels == {"guided": ["without system", "without 0:39"]}.get(name, ["None"] * 2)
 
 

@@ -92,7 +92,7 @@ def group_of(tiny: Path, expert: str | None, prompt: Prompt, **contrast: Any) ->
     amateurs = []
     for spec, weight in zip(one.contrast.amateurs, one.contrast.weights, strict=True):
         reads = amateur_reads(one.reads, spec)
-        adapter = adapter_of(spec, expert, "base", ["one", "two"])
+        adapter = adapter_of(spec, expert, "base")
         amateurs.append(Amateur(weight, adapter, None if reads is None else ids(reads)))
     settings = one.contrast.settings
     return Group(

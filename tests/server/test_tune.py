@@ -17,9 +17,9 @@ from tests.docs.blocks import block
 from tests.naive import NaiveCold, Trace, pair
 from tests.server.conftest import Server, serve
 from tests.server.conftest import arguments as of_servers
+from vllm_cold.tools import models
 from vllm_cold.tools.main import main
 from vllm_cold.tools.server import Server as Asking
-from vllm_cold.tools.tune import command as tune_command
 from vllm_cold.tools.tune.grid import GREEDY, Setting
 
 pytestmark = pytest.mark.server
@@ -100,7 +100,7 @@ def starts(tiny: Path, server: Server, monkeypatch: pytest.MonkeyPatch) -> list[
         with closing(Asking(server.url, expert, own=model)) as found:
             yield found
 
-    monkeypatch.setattr(tune_command, "serving", start)
+    monkeypatch.setattr(models, "serving", start)
     return asked
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.asked import Prompt, asked
+from tests.browser.reports import end_of
 from tests.unit.test_explain_images import BOTH, PICTURED
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.explain import account, visible
@@ -34,8 +35,7 @@ def told(**changed: Any) -> dict[str, Any]:
 
 def made(tokens: list[int], *steps: dict[str, Any], greedy: bool = False) -> Answer:
     [question] = asked(["xy"], preset="cad", part="0:1", rule="mti")
-    transfer = {"cold": {"steps": steps}}
-    return account.make_answer(question, greedy, tokens, "", "stop", transfer, 3)
+    return account.make_answer(question, greedy, "", end_of(tokens, steps, "stop", 3))
 
 
 def test_a_step() -> None:

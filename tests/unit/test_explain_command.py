@@ -4,17 +4,18 @@
 import argparse
 import json
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from vllm_cold.settings.amateurs import Messages
-from vllm_cold.tools import explain
+from vllm_cold.tools import explain, models
 from vllm_cold.tools.errors import ToolError
-from vllm_cold.tools.explain import command
-from vllm_cold.tools.explain.command import amateur_paths, ask_all, read_rows, run
-from vllm_cold.tools.explain.prompts import MAX_PROMPTS, Question, read_prompts
+from vllm_cold.tools.explain.command import read_questions, run, start
+from vllm_cold.tools.explain.prompts import MAX_PROMPTS, Question, ask, read_prompts
+from vllm_cold.tools.models import Models
 
 pytestmark = pytest.mark.unit
 
@@ -33,7 +34,6 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "prompt": (["--prompt", "\udcff"], "--prompt=.*: must be valid Unicode text"),
     "html": (["--html", "no/such/page.html"], "--html=no/such/page.html: cannot be written; name "),
     "html folder": (["--html", "."], "--html=.: cannot be written"),
-    "model": ([], "--model is missing"),
     "model path": (["--model", "./nothing"], "--model='./nothing': no config.json there"),
     "url": (["--url", "localhost:8000"], "--url=localhost:8000: must be like http://"),
     "url with dtype": (
@@ -60,8 +60,7 @@ def test_mistakes(case: str, tmp_path: Path) -> None:
     arguments, message = WRONG[case]
     (tmp_path / "adapter_config.json").write_text('{"r": 8}')
     with pytest.raises(ToolError, match=f"^{message}"):
-        model = [] if case == "model" else ["--model", "org/model"]
-        run(parse(*model, "--prompt", "x", "--adapter", str(tmp_path), *arguments))
+        run(parse("--prompt", "x", "--model", "m", "--adapter", str(tmp_path), *arguments))
 
 
 @pytest.mark.parametrize(
@@ -80,9 +79,11 @@ def test_without_an_adapter(given: list[str], said: str) -> None:
         asks("--model", "m", "--prompt", "x", *given)
 
 
-def test_a_prompt_is_required() -> None:
+def test_a_prompt_and_a_model_are_required() -> None:
     with pytest.raises(SystemExit):
         parse("--adapter", "one")
+    with pytest.raises(ToolError, match="^--model is missing"):
+        run(parse("--prompt", "x"))
 
 
 @pytest.mark.parametrize(
@@ -96,27 +97,36 @@ def test_the_share_of_memory_counts_on_cpu_too(
     """vLLM does not look at it where VLLM_CPU_KVCACHE_SPACE is set."""
     (tmp_path / "adapter_config.json").write_text('{"r": 8}')
 
-    def start(model: str, *_: Any, **options: Any) -> None:
+    def serving(model: str, *_: Any, **options: Any) -> None:
         raise ToolError(f"{os.environ.get('VLLM_CPU_KVCACHE_SPACE')} {options['enforce_eager']}")
 
-    monkeypatch.setattr(command, "serving", start)
+    monkeypatch.setattr(models, "serving", serving)
     monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "")  # put back afterwards
     monkeypatch.delenv("VLLM_CPU_KVCACHE_SPACE")
     with pytest.raises(ToolError, match=f"^{seen} True$"):
         run(parse("--model", "org/model", "--adapter", str(tmp_path), "--prompt", "x", *given))
 
 
+ASK = partial(ask, options={}, chat=False, expert="one", base="base")
+
+
 def test_prompt_files(tmp_path: Path) -> None:
     lines = tmp_path / "prompts.txt"
     lines.write_text("first\n\n  second\n", encoding="utf-8")
-    assert [row.prompt.value for row in read_prompts(lines)] == ["first", "  second"]
+    assert [one.reads.value for one in read_prompts(lines, (), ASK)] == [
+        "first",
+        "  second",
+    ]
     objects = tmp_path / "prompts.jsonl"
     objects.write_text(
         '\ufeff{"prompt": "a\\nb", "id": 1}\r\n\n{"prompt": "c\u2028d"}\n', encoding="utf-8"
     )
-    assert [row.prompt.value for row in read_prompts(objects)] == ["a\nb", "c\u2028d"]
+    assert [one.reads.value for one in read_prompts(objects, (), ASK)] == [
+        "a\nb",
+        "c\u2028d",
+    ]
     objects.write_text('{"prompt": "a"}\n' * MAX_PROMPTS)
-    assert len(read_prompts(objects)) == MAX_PROMPTS
+    assert len(read_prompts(objects, (), ASK)) == MAX_PROMPTS
     for text, message in (
         ('{"prompt": "a"}\n{"text": "b"}\n', 'line 2: needs either "prompt" or "messages"'),
         ('["prompt"]\n', "line 1: Input should be an object"),
@@ -127,12 +137,23 @@ def test_prompt_files(tmp_path: Path) -> None:
     ):
         objects.write_text(text)
         with pytest.raises(ToolError, match=message):
-            read_prompts(objects)
+            read_prompts(objects, (), ASK)
 
 
 def asks(*arguments: str) -> list[Question]:
+    """Of models, or of a server with their adapters that is not asked."""
     options = parse(*arguments)
-    return ask_all(options, read_rows(options))
+    if options.url is None:
+        return read_questions(options, start(options))
+    served = Models(
+        model="base",
+        adapters=[],
+        expert=options.adapter,
+        named={},
+        engine={},
+        server=None,
+    )
+    return read_questions(options, served)
 
 
 def test_the_options_are_what_a_client_would_send(tmp_path: Path) -> None:
@@ -157,7 +178,6 @@ def test_the_options_are_what_a_client_would_send(tmp_path: Path) -> None:
     prompts = ("--amateur-prompt", "y", "--amateur-prompt", "", "--amateur-prompt", "z")
     [one] = asks("--model", "m", "--prompt", "xy", *paths, *prompts)
     assert one.args["cold_amateur"] == ["m", "sql", ""]
-    assert amateur_paths(parse("--model", "m", "--prompt", "xy", *paths)) == [f"sql={tmp_path}"]
 
 
 ROWS: dict[str, tuple[dict[str, Any], list[str], str]] = {
@@ -187,7 +207,7 @@ def test_mistakes_in_rows(case: str, tmp_path: Path) -> None:
     file = tmp_path / "prompts.jsonl"
     file.write_text(json.dumps(row))
     with pytest.raises(ToolError, match=f"^--prompts={file}: line 1: {said}"):
-        asks("--model", "m", "--adapter", "one", "--prompts", str(file), *given)
+        asks("--url", "u", "--adapter", "a", "--prompts", str(file), *given)
 
 
 def test_what_a_preset_leaves_out(tmp_path: Path) -> None:

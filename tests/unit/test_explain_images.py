@@ -78,7 +78,7 @@ def test_options_and_rows(tmp_path: Path) -> None:
     vcd = ("--model", "m", "--preset", "vcd")
     one, two = (f"--image={tmp_path / picture.name}" for picture in (ONE, OTHER))
     [asked_] = asks(*vcd, "--prompt", "cd", one, two)
-    assert asked_.row.prompt == BOTH and asked_.args["cold_images"] == "noise:500"
+    assert asked_.reads == BOTH and asked_.args["cold_images"] == "noise:500"
     [asked_] = asks(*vcd, "--prompt", "cd", one, "--images", "blur:3")
     assert asked_.args["cold_images"] == "blur:3"
     rows = tmp_path / "rows.jsonl"
@@ -91,8 +91,8 @@ def test_options_and_rows(tmp_path: Path) -> None:
     ]
     rows.write_text("".join(json.dumps(row) + "\n" for row in found))
     chat, both, option, none = asks(*vcd, "--prompts", str(rows), one, two)
-    assert chat.row.prompt == PICTURED and both.row.prompt == option.row.prompt == BOTH
-    assert none.row.prompt == content("cd")
+    assert chat.reads == PICTURED and both.reads == option.reads == BOTH
+    assert none.reads == content("cd")
     assert both.args["cold_images"] == "none"
 
 
@@ -115,7 +115,7 @@ def test_mistakes(tmp_path: Path) -> None:
     for row, said in wrong:
         rows.write_text(json.dumps(row))
         with pytest.raises(ToolError, match=f"^{re.escape(f'--prompts={rows}: line 1: ')}{said}"):
-            asks("--model", "m", "--adapter", "one", "--prompts", str(rows))
+            asks("--url", "u", "--adapter", "a", "--prompts", str(rows))
     with pytest.raises(ToolError, match="^--image=nowhere: cannot be read"):
         run(parse("--model", "m", "--prompt", "x", "--image", "nowhere"))
     with pytest.raises(ToolError, match="^--image: the page has a field for it"):

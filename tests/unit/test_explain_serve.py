@@ -43,7 +43,7 @@ FORM: dict[str, Any] = {
 
 def made_app(url: str, *given: str) -> Any:
     options = parse("--serve", "--url", url, *given)
-    return serve.make_app(options, Server(url, options.adapter))
+    return serve.make_app(options, Server(url, options.adapter), {})
 
 
 def ask(url: str, **form: Any) -> list[dict[str, Any]]:

@@ -97,7 +97,4 @@ def test_an_amateur_with_a_prompt_keeps_the_experts_adapter() -> None:
         ({"cold_amateur": "old"}, "old"),
     ):
         (one,) = read_contrast(said).amateurs
-        assert adapter_of(one, "sql", "model", ["sql", "old"]) == wanted
-    (one,) = read_contrast({"cold_amateur": "new"}).amateurs
-    with pytest.raises(ColdError, match="there are: sql, old, model"):
-        adapter_of(one, "sql", "model", ["sql", "old"])
+        assert adapter_of(one, "sql", "model") == wanted

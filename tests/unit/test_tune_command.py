@@ -16,7 +16,7 @@ import pytest
 
 from tests.docs.blocks import ROOT, block, blocks
 from vllm_cold.settings.table import ENGINE, MAX_EXPERT_TOP_K
-from vllm_cold.tools import tune
+from vllm_cold.tools import models, tune
 from vllm_cold.tools.main import build_parser, main
 from vllm_cold.tools.tune import command as tune_command
 from vllm_cold.tools.tune.answers import Job, Output
@@ -137,7 +137,7 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
     for name in ("sql", "chat"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "adapter_config.json").write_text('{"r": 8}')
-    monkeypatch.setattr(tune_command, "serving", made.serving)
+    monkeypatch.setattr(models, "serving", made.serving)
     monkeypatch.setattr(tune_command, "ask", made.ask)
     return made
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from collections.abc import Collection, Mapping, Sequence
-from typing import Any, NoReturn
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
 
 from vllm_cold.errors import ColdError
 from vllm_cold.rules import registry
@@ -138,15 +138,6 @@ def row_args(row: Mapping[str, Any]) -> dict[str, Any]:
     return args
 
 
-def refuse_equal(where: str) -> NoReturn:
-    """Refuse a prompt that an amateur reads as its expert does, with the same adapter."""
-    raise ToolError(
-        f"{where}: nothing to contrast with: give --adapter, or say what the amateur reads, with "
-        "--without, --images, --part, --amateur-prompt, --amateur-messages or the row's own cold_* "
-        "keys"
-    )
-
-
 def merge(defaults: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
     """Flat arguments of a row on top of those of the command's options. If the row says what its
     amateur reads, the options do not.
@@ -182,23 +173,13 @@ def request_args(args: Mapping[str, Any], base: str | None) -> dict[str, Any]:
     return sent
 
 
-def adapter_of(
-    one: AmateurSpec, expert: str | None, base: str, loaded: Sequence[str]
-) -> str | None:
-    """The name of an amateur's adapter, None for the base model. The default is the expert's if
-    the amateur has another prompt, else none.
-
-    Raises:
-        ColdError: no adapter has the name.
+def adapter_of(one: AmateurSpec, expert: str | None, base: str) -> str | None:
+    """The name of an amateur's adapter, None for the base model, which is called ``base``. The
+    default is the expert's if the amateur has another prompt, else none.
     """
     if one.adapter is None:
         return None if one.source is None else expert
-    if one.adapter in loaded:
-        return one.adapter
-    if one.adapter == base:
-        return None
-    names = ", ".join((*loaded, base))
-    raise ColdError(one.field, one.adapter, f"no such adapter (there are: {names})")
+    return None if one.adapter == base else one.adapter
 
 
 def as_chat(reads: Content) -> Messages:
@@ -266,3 +247,29 @@ def amateur_reads(whole: Content, one: AmateurSpec) -> Content | None:
             if isinstance(whole, Text) or not any(map(media_parts, whole.value)):
                 raise ColdError(field, source.value, "is for prompts with an image; give one")
             return Messages(seen(whole.value, source.view))
+
+
+def check_amateurs(
+    where: str, reads: Content, amateurs: Iterable[AmateurSpec], expert: str | None, base: str
+) -> None:
+    """Refuse an amateur that is its expert.
+
+    Args:
+        where: What the error begins with.
+        reads: What the expert reads.
+        amateurs: Of this prompt.
+        expert: The name of the expert's adapter, None for the base model.
+        base: The base model's name.
+
+    Raises:
+        ColdError: what an amateur reads cannot be made of this prompt.
+        ToolError: one reads the same, with the same adapter.
+    """
+    for one in amateurs:
+        amateur_reads(reads, one)
+        if one.source is None and adapter_of(one, expert, base) == expert:
+            raise ToolError(
+                f"{where}: nothing to contrast with: give --adapter, or say what the amateur "
+                "reads, with --without, --images, --part, --amateur-prompt, --amateur-messages or "
+                "the row's own cold_* keys"
+            )

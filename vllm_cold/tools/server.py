@@ -4,16 +4,18 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn, Self
+from typing import Any, Self, TypeVar
 
 import httpx
 import openai
 from pydantic import BaseModel, ValidationError
 
+from vllm_cold.tools.adapters import ENGINE_OPTIONS
 from vllm_cold.tools.address import (
     KEY_VARIABLE,
     is_loopback,
@@ -25,6 +27,8 @@ from vllm_cold.tools.contrast import option_of
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.pictures import without_data
 from vllm_cold.vllm.versions import vllm_version
+
+_T = TypeVar("_T")
 
 # Options of a command that are for a server; None: not given.
 _OPTIONS = ("api_key", "insecure_http")
@@ -204,21 +208,20 @@ class Server:
             if isinstance(error, openai.APIStatusError):  # not in a stream
                 said = f"HTTP {error.status_code}: {said}"
             raise ToolError(f"{self.called}: {said}") from error
+        except ValidationError as error:
+            what = ".".join(map(str, error.errors()[0]["loc"])) or "JSON"
+            raise ToolError(
+                f"{self.called}: the server does not return {what} as vLLM does; vLLM 0.23 or "
+                "newer is needed, without a proxy that strips fields"
+            ) from error
 
-    def lacks(self, what: str, error: Exception | None = None) -> NoReturn:
-        """Refuse a reply that lacks a field of vLLM's replies."""
-        raise ToolError(
-            f"{self.called}: the server does not return {what} as vLLM does; vLLM 0.23 or "
-            "newer is needed, without a proxy that strips fields"
-        ) from error
 
-
-def check_options(options: argparse.Namespace, engine: Sequence[str]) -> None:
-    """Refuse what would be ignored: with --url the options ``engine``, without it a server's."""
+def check_options(options: argparse.Namespace) -> None:
+    """Refuse what would be ignored: with --url an engine's options, without it a server's."""
     if options.url is None and options.model is None:
         raise ToolError("--model is missing: name the base model, or a server with --url")
-    for name in _OPTIONS if options.url is None else engine:
-        if getattr(options, name) is None:
+    for name in _OPTIONS if options.url is None else (*ENGINE_OPTIONS, "engine_args"):
+        if getattr(options, name, None) is None:
             continue
         if options.url is None:
             raise ToolError(f"{option_of(name)}: is for a server; add --url, or leave it out")
@@ -226,3 +229,13 @@ def check_options(options: argparse.Namespace, engine: Sequence[str]) -> None:
             f"{option_of(name)}: is for an engine that is started, and --url asks a server that is "
             "running; leave one of them out"
         )
+
+
+async def side_by_side(questions: Iterable[Coroutine[Any, Any, _T]]) -> list[_T]:
+    """The answers, in the questions' order; the first error ends all."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(question) for question in questions]
+    except BaseExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+    return [task.result() for task in tasks]

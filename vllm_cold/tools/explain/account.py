@@ -4,12 +4,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pydantic import BaseModel, TypeAdapter
+from pydantic import BaseModel
 
-from vllm_cold.group.results import steps_in
 from vllm_cold.settings.table import PREFIX
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.explain import visible
@@ -58,14 +57,8 @@ class ToldStep(BaseModel):
     def shown(
         self, token: int, text: str, method: str, ruled: bool, ends: Sequence[int]
     ) -> ShownStep:
-        """The account of the position.
-
-        Args:
-            token: The id that was chosen, one of ``tokens``.
-            text: Its piece of the answer.
-            method: What chose it.
-            ruled: Whether a rule chooses weights.
-            ends: The amateurs, from 1, that end here.
+        """The account of the position, at which ``method`` chose a token, one of ``tokens``, and
+        the amateurs ``ends`` end; ``ruled``: whether a rule chooses weights.
         """
         expert, *amateurs = (self.shares(i) for i in range(len(self.logits)))
         most = max(share or 0.0 for share in expert)
@@ -96,36 +89,43 @@ class ToldStep(BaseModel):
         )
 
 
+class _Steps(BaseModel):
+    steps: list[ToldStep]
+
+
+class _Transfer(BaseModel):
+    cold: _Steps
+
+
 def title_of(asked: Question, greedy: bool) -> str:
     """What the contrastive answer, or the expert's own, is called."""
     return "Greedy" if greedy else str(asked.args.get(PREFIX + "preset", "Contrastive"))
 
 
-def make_answer(
-    asked: Question,
-    greedy: bool,
-    tokens: Sequence[int],
-    text: str,
-    finish_reason: str,
-    transfer: Any,
-    num_prompt_tokens: int,
-) -> Answer:
+class ToldAnswer(BaseModel):
+    """What an engine tells of an answer; ``token_ids`` have the end-of-sequence token."""
+
+    token_ids: list[int]
+    finish_reason: str
+    prompt_token_ids: list[int]
+    kv_transfer_params: _Transfer
+
+
+def make_answer(asked: Question, greedy: bool, text: str, fields: Mapping[str, Any]) -> Answer:
     """The contrastive answer, or the expert's own, as an engine gave it.
 
     Args:
         asked: What it answers.
         greedy: Whether it is the expert's own.
-        tokens: Ids, with the end-of-sequence token.
         text: Without special tokens.
-        finish_reason: "stop" or "length".
-        transfer: The output's ``kv_transfer_params``.
-        num_prompt_tokens: Of the expert's prompt.
+        fields: Those of ``ToldAnswer``.
 
     Raises:
-        ValidationError: ``transfer`` does not tell of the steps.
-        ToolError: it tells nothing of one of the tokens.
+        ValidationError: one is missing.
+        ToolError: they tell nothing of one of the tokens.
     """
-    told = TypeAdapter(list[ToldStep]).validate_python(steps_in(transfer))
+    end = ToldAnswer.model_validate(fields)
+    tokens, told = end.token_ids, end.kv_transfer_params.cold.steps
     if any(token not in one.tokens for token, one in zip(tokens, told, strict=True)):
         raise ToolError(
             f"a token was chosen that is not among the {LISTED} best by score; explain needs "
@@ -141,8 +141,8 @@ def make_answer(
     return Answer(
         title=title,
         greedy=greedy,
-        num_prompt_tokens=num_prompt_tokens,
-        finish_reason=finish_reason,
+        num_prompt_tokens=len(end.prompt_token_ids),
+        finish_reason=end.finish_reason,
         steps=tuple(steps),
     )
 

@@ -10,9 +10,9 @@ from vllm_cold.settings.amateurs import Messages, Text, Without
 from vllm_cold.tools.contrast import Content, adapter_of, amateur_reads
 from vllm_cold.tools.explain.prompts import Question
 from vllm_cold.tools.explain.record import BASE, Answer, Explanation, Piece, Report, ShownAmateur
-from vllm_cold.tools.explain.source import answer, side_by_side
+from vllm_cold.tools.explain.source import answer
 from vllm_cold.tools.pictures import text_of
-from vllm_cold.tools.server import Server
+from vllm_cold.tools.server import Server, side_by_side
 
 
 async def explain(server: Server, prompts: Sequence[Question], max_tokens: int) -> Report:
@@ -65,7 +65,7 @@ def _amateurs(server: Server, asked: Question) -> tuple[ShownAmateur, ...]:
         said = str(asked.contrast.settings.rule)
         if weight is not None:
             said = f"{weight:+g}" if weight else "0"
-        adapter = adapter_of(spec, server.expert, server.base, server.loaded)
+        adapter = adapter_of(spec, server.expert, server.base)
         label = f"{adapter or BASE}{reads}, weight {said}"
         pieces = _pieces(amateur_reads(asked.reads, spec))
         found.append(ShownAmateur(label=label, pieces=pieces))

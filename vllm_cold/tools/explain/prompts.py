@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,9 @@ from vllm_cold.settings.table import PREFIX
 from vllm_cold.tools.contrast import (
     Content,
     Contrast,
-    amateur_reads,
     as_chat,
     as_written,
+    check_amateurs,
     merge,
     read_contrast,
     with_pictures,
@@ -31,71 +31,62 @@ MAX_PROMPTS = 50
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """A prompt as it was given.
-
-    Attributes:
-        prompt: Text or messages.
-        args: Its own ``cold_*`` keys.
-        where: The file and the line, with which an error begins; "" for the command line.
-    """
-
-    prompt: Content
-    args: Mapping[str, Any]
-    where: str = ""
-
-    def refusal(self, error: ColdError | str) -> ToolError:
-        """An error about flat arguments; it names what the user has written (``as_written``)."""
-        said = without_data(error if isinstance(error, str) else as_written(error, self.args))
-        return ToolError(f"{self.where}: {said}" if self.where else said)
-
-
-@dataclass(frozen=True, slots=True)
 class Question:
     """A prompt and what its answer is contrasted with.
 
     Attributes:
-        row: The prompt as it was given.
         reads: What the expert reads.
         args: All ``cold_*`` keys, as a client would send them.
         contrast: The same, read.
     """
 
-    row: Row
     reads: Content
     args: Mapping[str, Any]
     contrast: Contrast
 
 
-def ask(row: Row, options: Mapping[str, Any], chat: bool = False) -> Question:
+def ask(
+    prompt: Content,
+    options: Mapping[str, Any],
+    chat: bool,
+    expert: str | None,
+    base: str,
+    own: Mapping[str, Any] | None = None,
+    where: str = "",
+) -> Question:
     """Put a prompt together with a command's options.
 
     Args:
-        row: The prompt.
+        prompt: Text or messages.
         options: Flat arguments, for all prompts.
         chat: Whether a text goes through the chat template.
+        expert: The name of the expert's adapter, None for the base model.
+        base: The base model's name.
+        own: Its own ``cold_*`` keys.
+        where: The file and the line; "" for the command line.
 
     Raises:
-        ToolError: what its amateurs read contradicts itself, or does not fit the prompt.
+        ToolError: what its amateurs read contradicts itself, does not fit the prompt, or is what
+            the expert reads; it names what the user has written (``as_written``).
     """
-    reads = as_chat(row.prompt) if chat else row.prompt
+    reads, own = as_chat(prompt) if chat else prompt, own or {}
     of_preset: dict[str, Any] = {}
     try:
-        args = merge(options, row.args)
+        args = merge(options, own)
         if isinstance(reads, Messages):
             of_preset = _left_out(args)
         args |= of_preset
         contrast = read_contrast(args)
-        for one in contrast.amateurs:
-            amateur_reads(reads, one)
+        check_amateurs(where or "--prompt", reads, contrast.amateurs, expert, base)
     except ColdError as error:
+        said = as_written(error, own)
         if isinstance(error, CannotLeaveOut) and of_preset:
-            raise row.refusal(
+            said = (
                 f"--preset={args[PREFIX + 'preset']}: leaves {error.value} out of a chat, and "
                 f"{error.problem}; add one, or name with --without what the amateur does not read"
-            ) from error
-        raise row.refusal(error) from error
-    return Question(row, reads, args, contrast)
+            )
+        raise ToolError(without_data(f"{where}: {said}" if where else said)) from error
+    return Question(reads, args, contrast)
 
 
 def _left_out(args: Mapping[str, Any]) -> dict[str, Any]:
@@ -110,13 +101,16 @@ def _left_out(args: Mapping[str, Any]) -> dict[str, Any]:
     return {} if own is None else {PREFIX + "without": own if isinstance(own, str) else list(own)}
 
 
-def read_prompts(path: Path, pictures: Sequence[Picture] = ()) -> list[Row]:
+def read_prompts(
+    path: Path, pictures: Sequence[Picture], question: Callable[..., Question]
+) -> list[Question]:
     """The prompts of a file: one a line, or in a .jsonl file the ``prompt`` or the ``messages`` of
     each object, with its pictures and its ``cold_*`` keys.
 
     Args:
         path: The file.
         pictures: For prompts without pictures of their own.
+        question: ``ask`` with what is the same for all.
 
     Raises:
         ToolError: names the file and the line.
@@ -125,13 +119,14 @@ def read_prompts(path: Path, pictures: Sequence[Picture] = ()) -> list[Row]:
     for number, line in read_lines(path, f"--prompts={path}"):
         where = f"--prompts={path}: line {number}"
         if path.suffix != ".jsonl":
-            found.append(Row(with_pictures(Text(line), pictures), {}, where))
+            found.append(question(with_pictures(Text(line), pictures), where=where))
             continue
         try:
-            given, args = read_row(Given, line)
-            found.append(Row(given.read(path.parent, pictures), args, where))
+            given, own = read_row(Given, line)
+            prompt = given.read(path.parent, pictures)
         except ValueError as error:
             raise ToolError(f"{where}: {without_data(str(error))}") from error
+        found.append(question(prompt, own=own, where=where))
     if not found:
         raise ToolError(f"--prompts={path}: holds no prompt; put one on each line")
     if len(found) > MAX_PROMPTS:

@@ -12,7 +12,7 @@ import copy
 import ipaddress
 import json
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from functools import partial
 from typing import Annotated, Any
 from urllib.parse import urlsplit
@@ -32,12 +32,12 @@ from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.explain import page, visible
 from vllm_cold.tools.explain.account import title_of
 from vllm_cold.tools.explain.collect import make_report
-from vllm_cold.tools.explain.command import ask_all, check, opened_server
-from vllm_cold.tools.explain.prompts import Row
+from vllm_cold.tools.explain.command import all_args, check_length, start
+from vllm_cold.tools.explain.prompts import ask
 from vllm_cold.tools.explain.record import Answer, Report
-from vllm_cold.tools.explain.source import answer, side_by_side
+from vllm_cold.tools.explain.source import answer
 from vllm_cold.tools.pictures import picture_of_url
-from vllm_cold.tools.server import Server
+from vllm_cold.tools.server import Server, side_by_side
 
 _HEADERS = {
     "Cache-Control": "no-store",
@@ -105,7 +105,9 @@ def _shown(event: str, report: Report) -> str:
     return _line(event, html=page.fragment(report), report=report.model_dump(mode="json"))
 
 
-async def _events(server: Server, options: argparse.Namespace, body: bytes) -> AsyncIterator[str]:
+async def _events(
+    server: Server, options: argparse.Namespace, named: Mapping[str, str], body: bytes
+) -> AsyncIterator[str]:
     """What the page is told, in lines of JSON: "start" with empty answers, "text" of them and
     "report" with all of it, or "error" with a sentence. When the page is closed, its requests end.
     """
@@ -116,9 +118,10 @@ async def _events(server: Server, options: argparse.Namespace, body: bytes) -> A
             where = ".".join(map(str, error.errors()[0]["loc"]))
             raise ToolError(f"{where or 'form'}: {error.errors()[0]['msg']}") from error
         given = form.on(options)
-        check(given)
+        check_length(form.max_tokens)
         asking = server.with_expert(given.adapter)
-        [asked] = ask_all(given, [Row(form.prompt_with(), {})])
+        args = all_args(given, named)
+        asked = ask(form.prompt_with(), args, form.chat, asking.expert, asking.base)
         cold, greedy = (Answer(title=title_of(asked, one), greedy=one) for one in (False, True))
         yield _shown("start", make_report(asking, [asked], [(cold, greedy)]))
         texts: asyncio.Queue[str | None] = asyncio.Queue()
@@ -155,39 +158,39 @@ def _is_ours(request: Request, name: str) -> bool:
         return False
 
 
-def make_app(options: argparse.Namespace, server: Server) -> Starlette:
-    """The application that serves the page and asks ``server``."""
+def make_app(options: argparse.Namespace, server: Server, named: Mapping[str, str]) -> Starlette:
+    """The application that serves the page and asks ``server``; ``named`` as in ``Models``."""
 
     async def home(request: Request) -> Response:
         if not _is_ours(request, options.host):
             return Response(status_code=400)
         return HTMLResponse(page.render_live(options, server), headers=_HEADERS)
 
-    async def ask(request: Request) -> Response:
+    async def reply(request: Request) -> Response:
         if not _is_ours(request, options.host):
             return Response(status_code=400)
         # A foreign page may send a form here, but this type only with our leave (CORS).
         if request.headers.get("content-type") != "application/json":
             return Response(status_code=415)
-        events = _events(server, options, await request.body())
+        events = _events(server, options, named, await request.body())
         return StreamingResponse(events, media_type="application/x-ndjson", headers=_HEADERS)
 
-    return Starlette(routes=[Route("/", home), Route("/answer", ask, methods=["POST"])])
+    return Starlette(routes=[Route("/", home), Route("/answer", reply, methods=["POST"])])
 
 
 def run(options: argparse.Namespace) -> int:
     """Serve the page until Ctrl-C; returns the exit status."""
-    check(options)
     for name in ("without", "images"):
         if len(getattr(options, name) or ()) > 1:
             raise ToolError(f"--{name}: the page has a field for one; give it once")
     if options.image:
         raise ToolError("--image: the page has a field for it; leave it out")
-    with opened_server(options) as server:
-        return _serve(options, server)
+    models = start(options)
+    with models.opened() as server:
+        return _serve(options, make_app(options, server, models.named))
 
 
-def _serve(options: argparse.Namespace, server: Server) -> int:
+def _serve(options: argparse.Namespace, app: Starlette) -> int:
     family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
     try:
         listening = socket.create_server((options.host, options.port), family=family)
@@ -204,7 +207,6 @@ def _serve(options: argparse.Namespace, server: Server) -> int:
             f"--host={options.host}: whoever reaches this address can use the server, with its key",
             flush=True,
         )
-    app = make_app(options, server)
     config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1, lifespan="off")
     uvicorn.Server(config).run(sockets=[listening])
     return 0

@@ -3,12 +3,10 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Coroutine, Iterable
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import Any
 
 import openai
-from pydantic import ValidationError
 
 from vllm_cold.settings.amateurs import Messages
 from vllm_cold.settings.table import EXPLAIN, PREFIX
@@ -19,8 +17,6 @@ from vllm_cold.tools.explain.prompts import Question
 from vllm_cold.tools.explain.record import Answer
 from vllm_cold.tools.pictures import as_sent
 from vllm_cold.tools.server import Server
-
-_T = TypeVar("_T")
 
 # A server takes what a request leaves out from the model's generation_config.json.
 _GREEDY: dict[str, Any] = {
@@ -86,14 +82,10 @@ async def answer(
         raise ToolError(
             f"{server.called}: the server's answer broke off; look at its log, and ask again"
         )
-    if "prompt_token_ids" not in last:
-        server.lacks("prompt_token_ids")
-    num = len(last["prompt_token_ids"])
-    told = text, last["finish_reason"], last.get("kv_transfer_params"), num
-    try:
-        return make_answer(asked, greedy, tokens, *told)
-    except ValidationError as error:
-        server.lacks("kv_transfer_params.cold.steps", error)
+    if tokens:
+        last["token_ids"] = tokens
+    with server.errors():
+        return make_answer(asked, greedy, text, last)
 
 
 def xargs(asked: Question, greedy: bool, base: str) -> dict[str, Any]:
@@ -109,13 +101,3 @@ def xargs(asked: Question, greedy: bool, base: str) -> dict[str, Any]:
         if settings.expert_top_k is not None:
             said[PREFIX + "expert_top_k"] = settings.expert_top_k
     return request_args({**said, EXPLAIN: LISTED}, base)
-
-
-async def side_by_side(questions: Iterable[Coroutine[Any, Any, _T]]) -> list[_T]:
-    """The answers, in the questions' order; the first error ends all."""
-    try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(question) for question in questions]
-    except BaseExceptionGroup as errors:
-        raise errors.exceptions[0] from None
-    return [task.result() for task in tasks]

@@ -20,7 +20,6 @@ from rich.text import Text
 
 from vllm_cold.tools.contrast import kept
 from vllm_cold.tools.errors import ToolError
-from vllm_cold.tools.own_server import serving
 from vllm_cold.tools.tune import report, verdict
 from vllm_cold.tools.tune.answers import Answers, Job, Output, open_answers
 from vllm_cold.tools.tune.decode import ask
@@ -115,10 +114,7 @@ class Tuning:
             return
         if self._server is None:
             # It starts before the bar, over which it would print.
-            task = self._task
-            own = serving(
-                task.model, task.adapters, task.expert, verbose=task.options.verbose, **task.engine
-            )
+            own = self._task.opened(self._task.options.verbose)
             self._server = self._stack.enter_context(own)
         columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         hidden = not self._console.is_terminal

@@ -14,7 +14,7 @@ from vllm_cold.tools.address import without_openai
 from vllm_cold.tools.contrast import request_args
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.pictures import as_sent
-from vllm_cold.tools.server import Server
+from vllm_cold.tools.server import Server, side_by_side
 from vllm_cold.tools.tune.answers import Job, Output
 from vllm_cold.tools.tune.task import Task
 
@@ -39,14 +39,10 @@ def ask(
             with without_openai():
                 client = server.client.with_options(http_client=http)
             most = _CONCURRENCY if task.server is not None else _OWN_CONCURRENCY
-            async with asyncio.TaskGroup() as group:
-                for _ in range(task.options.concurrency or most):
-                    group.create_task(work(client, waiting))
+            many = task.options.concurrency or most
+            await side_by_side(work(client, waiting) for _ in range(many))
 
-    try:
-        asyncio.run(run())
-    except BaseExceptionGroup as errors:
-        raise errors.exceptions[0] from None
+    asyncio.run(run())
 
 
 async def _answer(task: Task, server: Server, client: openai.AsyncOpenAI, job: Job) -> Output:

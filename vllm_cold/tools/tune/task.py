@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -17,46 +17,22 @@ from vllm_cold.errors import ColdError
 from vllm_cold.settings.amateurs import AmateurSpec, Messages, media_parts
 from vllm_cold.settings.presets import PRESETS
 from vllm_cold.settings.table import PREFIX, SETTINGS
-from vllm_cold.tools import server as servers
-from vllm_cold.tools.adapters import (
-    ENGINE_OPTIONS,
-    Adapter,
-    engine_arguments,
-    read_adapters,
-    read_model,
-)
 from vllm_cold.tools.contrast import (
-    adapter_of,
-    amateur_reads,
     as_written,
+    check_amateurs,
     option_args,
     option_of,
     read_contrast,
-    refuse_equal,
 )
 from vllm_cold.tools.errors import ToolError
-from vllm_cold.tools.server import Server
+from vllm_cold.tools.models import Models, read_models
 from vllm_cold.tools.tune.baselines import Lacks, add_baselines
 from vllm_cold.tools.tune.grid import Setting, make_grid
 from vllm_cold.tools.tune.match import Matcher, load_keeper, load_matcher
 from vllm_cold.tools.tune.problems import Problem, load_problems, split_problems
 
-ENGINE_ONLY = (*ENGINE_OPTIONS, "engine_args")
 
-
-@dataclass(kw_only=True)
-class Models:
-    """What decodes: models and adapters, or a server that has them."""
-
-    model: str  # folder (absolute) or hub name; with a server, its name there
-    adapters: list[Adapter]  # the expert's first; with a server none
-    expert: str | None  # the name of the expert's adapter, None for the base model
-    loaded: list[str]  # the names of all adapters
-    engine: dict[str, Any]  # arguments of a server that is started, as of vllm.LLM
-    server: Server | None  # a running one, in place of that
-
-
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Task(Models):
     """What the options ask for, checked, before anything is started."""
 
@@ -103,7 +79,6 @@ class Task(Models):
 
 def read_task(options: argparse.Namespace) -> Task:
     """Check all options and read all small files; ToolError names the first mistake."""
-    servers.check_options(options, ENGINE_ONLY)
     for name, least in (("max_tokens", 1), ("concurrency", 1), ("seed", 0)):
         value = getattr(options, name)
         if value is not None and value < least:
@@ -112,8 +87,8 @@ def read_task(options: argparse.Namespace) -> Task:
         raise ToolError(
             f"--test-fraction={options.test_fraction:g}: must be between 0 and 1, both excluded"
         )
-    models, named = _read_models(options)
-    args = option_args(options, named)
+    models = read_models(options)
+    args = option_args(options, models.named)
     try:
         given = {name: getattr(options, name) for name in SETTINGS}
         grid = make_grid(given, options.preset, args.get(PREFIX + "weights"))
@@ -131,7 +106,7 @@ def read_task(options: argparse.Namespace) -> Task:
     dev, held_out = split_problems(problems, options.test_fraction, options.seed)
     keeper = load_keeper(options.keep, problems)
     return Task(
-        **vars(models),
+        **vars(replace(models, engine=_with_more(models.engine, options.engine_args))),
         options=options,
         args=args,
         grid=grid,
@@ -147,42 +122,6 @@ def read_task(options: argparse.Namespace) -> Task:
     )
 
 
-def _read_models(options: argparse.Namespace) -> tuple[Models, dict[str, str]]:
-    """What decodes, and the names there of what ``--amateur`` says."""
-    amateurs = options.amateur or ()
-    if options.url is not None:
-        server = Server(
-            options.url,
-            options.adapter,
-            [name for name in amateurs if name],
-            options.model,
-            options.api_key,
-            options.insecure_http,
-        )
-        models = Models(
-            model=server.base,
-            adapters=[],
-            expert=server.expert,
-            loaded=server.loaded,
-            engine={},
-            server=server,
-        )
-        return models, {text: text for text in amateurs}
-    model = read_model(options.model)
-    # What is no adapter: whichever the amateur has where none is named, and the base model.
-    named = {"": "", options.model: model}
-    folders = [text for text in amateurs if text not in named]
-    adapters = read_adapters(options.adapter, folders)
-    names = [adapter.name for adapter in adapters]
-    expert = None if options.adapter is None else names[0]
-    named |= zip(folders, names[expert is not None :], strict=True)
-    engine = _engine_arguments(options, adapters)
-    models = Models(
-        model=model, adapters=adapters, expert=expert, loaded=names, engine=engine, server=None
-    )
-    return models, named
-
-
 def _amateurs(
     problem: Problem, grid: Sequence[Setting], models: Models
 ) -> dict[str | None, tuple[AmateurSpec, ...]]:
@@ -193,12 +132,8 @@ def _amateurs(
     try:
         for setting in grid:
             found[setting.preset] = read_contrast({**problem.args, **setting.args}).amateurs
-        for one in chain.from_iterable(found.values()):
-            amateur_reads(problem.prompt, one)
-            if one.source is None and models.expert == adapter_of(
-                one, models.expert, models.model, models.loaded
-            ):
-                refuse_equal(problem.place)
+        amateurs = chain.from_iterable(found.values())
+        check_amateurs(problem.place, problem.prompt, amateurs, models.expert, models.model)
     except ColdError as error:
         raise ToolError(f"{problem.place}: {as_written(error, problem.own_keys)}") from None
     return found
@@ -216,16 +151,12 @@ def _other_reader(
     return next((one for one in chain.from_iterable(ordered) if one.source is not None), None)
 
 
-def _engine_arguments(options: argparse.Namespace, adapters: Sequence[Adapter]) -> dict[str, Any]:
-    engine = engine_arguments(adapters, options.rules)
-    given = {name: getattr(options, name) for name in ENGINE_OPTIONS}
-    engine |= {name: value for name, value in given.items() if value is not None}
+def _with_more(engine: dict[str, Any], given: str | None) -> dict[str, Any]:
+    """A server's arguments, with those of ``--engine-args``."""
     try:
-        more = msgspec.json.decode(options.engine_args or "{}", type=dict[str, Any])
+        more = msgspec.json.decode(given or "{}", type=dict[str, Any])
     except msgspec.DecodeError as error:
-        raise ToolError(
-            f"--engine-args={options.engine_args!r}: must be a JSON object ({error})"
-        ) from None
+        raise ToolError(f"--engine-args={given!r}: must be a JSON object ({error})") from None
     for name, remedy in (
         ("model", "use --model"),
         ("hf_token", "set HF_TOKEN"),

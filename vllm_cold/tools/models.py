@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What decodes for a command: a server that runs, or models and adapters for one that it starts."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, closing
+from dataclasses import dataclass
+from typing import Any
+
+from vllm_cold.tools.adapters import (
+    ENGINE_OPTIONS,
+    Adapter,
+    engine_arguments,
+    read_adapters,
+    read_model,
+)
+from vllm_cold.tools.own_server import serving
+from vllm_cold.tools.server import Server, check_options
+
+
+@dataclass(frozen=True, kw_only=True)
+class Models:
+    """Models and adapters, or a server that has them."""
+
+    model: str  # folder (absolute) or hub name; with a server, its name there
+    adapters: list[Adapter]  # the expert's first; with a server none
+    expert: str | None  # the name of the expert's adapter, None for the base model
+    named: Mapping[str, str]  # of what --amateur says, where requests call it something else
+    engine: dict[str, Any]  # arguments of a server that is started, as of vllm.LLM
+    server: Server | None  # a running one, in place of that
+
+    def opened(self, verbose: bool = False) -> AbstractContextManager[Server]:
+        """The server, which is started if need be; ``verbose`` shows its log."""
+        if self.server is not None:
+            return closing(self.server)
+        return serving(self.model, self.adapters, self.expert, verbose=verbose, **self.engine)
+
+
+def read_models(options: argparse.Namespace, **engine: Any) -> Models:
+    """What the options of ``options.add_models`` and ``--amateur`` say.
+
+    Args:
+        options: The command's.
+        engine: Arguments of a server that is started, where the options do not say them.
+
+    Raises:
+        ToolError: an option would be ignored, or what it names is not there.
+    """
+    check_options(options)
+    amateurs = options.amateur or ()
+    if options.url is not None:
+        names = [name for name in amateurs if name]
+        key, insecure = options.api_key, options.insecure_http
+        server = Server(options.url, options.adapter, names, options.model, key, insecure)
+        return Models(
+            model=server.base,
+            adapters=[],
+            expert=server.expert,
+            named={},
+            engine={},
+            server=server,
+        )
+    model = read_model(options.model)
+    # What is no adapter: whichever the amateur has where none is named, and the base model.
+    named = {"": "", options.model: model}
+    folders = [text for text in amateurs if text not in named]
+    adapters = read_adapters(options.adapter, folders)
+    names = [adapter.name for adapter in adapters]
+    expert = None if options.adapter is None else names[0]
+    named |= zip(folders, names[expert is not None :], strict=True)
+    given = {name: getattr(options, name) for name in ENGINE_OPTIONS}
+    return Models(
+        model=model,
+        adapters=adapters,
+        expert=expert,
+        named=named,
+        engine={
+            **engine_arguments(adapters, options.rules),
+            **engine,
+            **{name: value for name, value in given.items() if value is not None},
+        },
+        server=None,
+    )
