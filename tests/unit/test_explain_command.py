@@ -34,12 +34,7 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "prompt": (["--prompt", "\udcff"], "--prompt=.*: must be valid Unicode text"),
     "html": (["--html", "no/such/page.html"], "--html=no/such/page.html: cannot be written; name "),
     "html folder": (["--html", "."], "--html=.: cannot be written"),
-    "model path": (["--model", "./nothing"], "--model='./nothing': no config.json there"),
     "url": (["--url", "localhost:8000"], "--url=localhost:8000: must be like http://"),
-    "url with dtype": (
-        ["--url", "http://localhost:9", "--dtype", "auto"],
-        "--dtype: is for an engine that is started, and --url asks a server that is running",
-    ),
     "key": (["--model", "m", "--api-key", "hush"], "--api-key: is for a server; add --url, or"),
     "nobody": (["--url", "http://127.0.0.1:9"], ".*no server answers there"),
     "preset": (["--preset", "cot"], "--preset='cot': must be one of cold, cad, adacad, cfg, dex"),
@@ -145,14 +140,7 @@ def asks(*arguments: str) -> list[Question]:
     options = parse(*arguments)
     if options.url is None:
         return read_questions(options, start(options))
-    served = Models(
-        model="base",
-        adapters=[],
-        expert=options.adapter,
-        named={},
-        engine={},
-        server=None,
-    )
+    served = Models(model="base", expert=options.adapter)
     return read_questions(options, served)
 
 

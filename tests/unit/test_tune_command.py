@@ -42,7 +42,6 @@ class Command:
         jobs: Jobs that were done, in order.
         text: Gives the output of a job.
         finish: vLLM's reason, of all outputs.
-        end: Before which job (by number) Ctrl-C is pressed.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -51,7 +50,6 @@ class Command:
         self.jobs: list[Job] = []
         self.text: Callable[[Job], str] = lambda job: "right" if job.setting == BEST else "wrong"
         self.finish = "stop"
-        self.end: int | None = None
 
     @contextmanager
     def serving(self, model: str, adapters: Any, expert: Any, **engine: Any) -> Iterator[object]:
@@ -62,9 +60,6 @@ class Command:
         self, task: Any, server: Any, jobs: Iterable[Job], done: Callable[[Job, Output], None]
     ) -> None:
         for job in jobs:
-            if len(self.jobs) == self.end:
-                self.end = None
-                raise KeyboardInterrupt
             self.jobs.append(job)
             done(job, Output(self.text(job), self.finish))
 
@@ -210,19 +205,6 @@ def test_one_engine_one_greedy_pass_and_nothing_held_out_but_the_best(
     printed = capsys.readouterr()
     assert f"{COUNT} problems (20 dev, 20 held out), 2 settings. 0 answers are" in printed.err
     assert printed.out.splitlines()[-1] == report["headline"]
-
-
-@pytest.mark.parametrize("end", [0, 80])
-def test_going_on_after_an_interruption(command: Command, capsys: Capture, end: int) -> None:
-    command.end = end
-    assert command() == 130
-    said = f"stopped; {end} answers are kept in {command.folder / 'out' / 'answers.jsonl'}, and the"
-    assert f"{said} same command goes on from there" in capsys.readouterr().err
-    assert not (command.folder / "out" / "report.json").exists()
-    assert command() == 0
-    assert len(command.take()) == TOTAL
-    assert f"{end} answers are there already." in capsys.readouterr().err
-    assert command() == 0 and not command.jobs and len(command.started) == 2
 
 
 def test_what_the_answers_depend_on_may_not_change(command: Command, capsys: Capture) -> None:

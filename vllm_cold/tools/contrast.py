@@ -11,6 +11,7 @@ import argparse
 import json
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from vllm_cold.errors import ColdError
@@ -43,7 +44,7 @@ from vllm_cold.settings.table import (
     read,
 )
 from vllm_cold.tools.errors import ToolError
-from vllm_cold.tools.pictures import Picture, changed, seen
+from vllm_cold.tools.pictures import Picture, changed
 
 Content = Text | Messages
 """What a stream reads, before it is token ids. In messages a picture is a ``Picture``."""
@@ -198,7 +199,7 @@ def with_pictures(reads: Content, pictures: Sequence[Picture]) -> Content:
     messages = [*as_chat(reads).value]
     for place, message in enumerate(messages):
         if message["role"] == "user":
-            parts = [one.part() for one in pictures]
+            parts = [{"type": "image_url", "image_url": picture} for picture in pictures]
             content = [*parts, {"type": "text", "text": message["content"]}]
             messages[place] = {**message, "content": content}
             return Messages(messages)
@@ -246,24 +247,17 @@ def amateur_reads(whole: Content, one: AmateurSpec) -> Content | None:
         case Distorted():
             if isinstance(whole, Text) or not any(map(media_parts, whole.value)):
                 raise ColdError(field, source.value, "is for prompts with an image; give one")
-            return Messages(seen(whole.value, source.view))
+            return Messages(changed(whole.value, lambda one: replace(one, view=source.view)))
 
 
 def check_amateurs(
     where: str, reads: Content, amateurs: Iterable[AmateurSpec], expert: str | None, base: str
 ) -> None:
-    """Refuse an amateur that is its expert.
-
-    Args:
-        where: What the error begins with.
-        reads: What the expert reads.
-        amateurs: Of this prompt.
-        expert: The name of the expert's adapter, None for the base model.
-        base: The base model's name.
+    """Refuse an amateur that is its expert: that also reads ``reads``, with the same adapter.
 
     Raises:
-        ColdError: what an amateur reads cannot be made of this prompt.
-        ToolError: one reads the same, with the same adapter.
+        ColdError: what an amateur reads cannot be made of ``reads``.
+        ToolError: one is refused; it begins with ``where``.
     """
     for one in amateurs:
         amateur_reads(reads, one)

@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from vllm_cold.tools.adapters import (
@@ -25,11 +25,11 @@ class Models:
     """Models and adapters, or a server that has them."""
 
     model: str  # folder (absolute) or hub name; with a server, its name there
-    adapters: list[Adapter]  # the expert's first; with a server none
     expert: str | None  # the name of the expert's adapter, None for the base model
-    named: Mapping[str, str]  # of what --amateur says, where requests call it something else
-    engine: dict[str, Any]  # arguments of a server that is started, as of vllm.LLM
-    server: Server | None  # a running one, in place of that
+    server: Server | None = None  # a running one; without one, one is started with the others:
+    adapters: Sequence[Adapter] = ()  # the expert's first
+    engine: Mapping[str, Any] = field(default_factory=dict)  # arguments, as of vllm.LLM
+    named: Mapping[str, str] = field(default_factory=dict)  # what requests call an --amateur
 
     def opened(self, verbose: bool = False) -> AbstractContextManager[Server]:
         """The server, which is started if need be; ``verbose`` shows its log."""
@@ -54,14 +54,7 @@ def read_models(options: argparse.Namespace, **engine: Any) -> Models:
         names = [name for name in amateurs if name]
         key, insecure = options.api_key, options.insecure_http
         server = Server(options.url, options.adapter, names, options.model, key, insecure)
-        return Models(
-            model=server.base,
-            adapters=[],
-            expert=server.expert,
-            named={},
-            engine={},
-            server=server,
-        )
+        return Models(model=server.base, expert=server.expert, server=server)
     model = read_model(options.model)
     # What is no adapter: whichever the amateur has where none is named, and the base model.
     named = {"": "", options.model: model}
@@ -71,15 +64,6 @@ def read_models(options: argparse.Namespace, **engine: Any) -> Models:
     expert = None if options.adapter is None else names[0]
     named |= zip(folders, names[expert is not None :], strict=True)
     given = {name: getattr(options, name) for name in ENGINE_OPTIONS}
-    return Models(
-        model=model,
-        adapters=adapters,
-        expert=expert,
-        named=named,
-        engine={
-            **engine_arguments(adapters, options.rules),
-            **engine,
-            **{name: value for name, value in given.items() if value is not None},
-        },
-        server=None,
-    )
+    engine = engine_arguments(adapters, options.rules) | engine
+    engine |= {name: value for name, value in given.items() if value is not None}
+    return Models(model=model, expert=expert, adapters=adapters, engine=engine, named=named)

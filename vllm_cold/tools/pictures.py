@@ -9,7 +9,7 @@ import base64
 import io
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from hashlib import sha256
 from pathlib import Path
@@ -55,10 +55,6 @@ class Picture:
         assert self.view is None
         return f"data:{self.kind};base64,{base64.b64encode(self.data).decode()}"
 
-    def part(self) -> dict[str, Any]:
-        """A part of a message's content, for ``as_sent``."""
-        return {"type": "image_url", "image_url": self}
-
 
 def read_picture(path: Path, called: str) -> Picture:
     """Read a file.
@@ -101,11 +97,6 @@ def picture_of_url(name: str, url: str) -> Picture:
     if not head.startswith("data:image/"):
         raise ValueError("is no picture; choose a PNG, JPEG or WebP file")
     return make_picture(name, base64.b64decode(body, validate=True))
-
-
-def seen(messages: Sequence[Mapping[str, Any]], view: View) -> list[dict[str, Any]]:
-    """Messages with their pictures as an amateur sees them."""
-    return changed(messages, lambda picture: replace(picture, view=view))
 
 
 def as_sent(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -55,17 +55,15 @@ class Given(BaseModel):
         """The prompt; with ``pictures`` if the row names none.
 
         Raises:
-            ValueError: a picture cannot be read, or has no place in the messages.
+            ToolError: a picture cannot be read.
+            ValueError: it has no place in the messages.
         """
         reads: Content = Messages([one.model_dump() for one in self.messages or ()])
         if self.prompt is not None:
             reads = Text(self.prompt)
         key, names = ("image", [self.image]) if self.image else ("images", self.images)
         if names is not None:
-            try:
-                pictures = [read_picture(folder / name, f"{key}={name!r}") for name in names]
-            except ToolError as error:
-                raise ValueError(str(error)) from error
+            pictures = [read_picture(folder / name, f"{key}={name!r}") for name in names]
         return with_pictures(reads, pictures)
 
 

@@ -124,7 +124,7 @@ def read_prompts(
         try:
             given, own = read_row(Given, line)
             prompt = given.read(path.parent, pictures)
-        except ValueError as error:
+        except (ValueError, ToolError) as error:
             raise ToolError(f"{where}: {without_data(str(error))}") from error
         found.append(question(prompt, own=own, where=where))
     if not found:

@@ -9,7 +9,7 @@ from typing import Any
 import openai
 
 from vllm_cold.settings.amateurs import Messages
-from vllm_cold.settings.table import EXPLAIN, PREFIX
+from vllm_cold.settings.table import EXPLAIN, PREFIX, SETTINGS
 from vllm_cold.tools.contrast import request_args
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.explain.account import LISTED, make_answer
@@ -28,10 +28,8 @@ _GREEDY: dict[str, Any] = {
     "min_p": 0.0,
     "repetition_penalty": 1.0,
 }
-# What says how much amateurs count; alpha and the cap say which tokens there are.
-_WEIGHING = tuple(
-    PREFIX + name for name in ("preset", "beta", "rule", "beta_max", "rule_parameters", "weights")
-)
+# What says how amateurs count. Their prompts and adapters are those of both answers.
+_HOW = {PREFIX + name for name in (*SETTINGS, "preset", "weights")}
 
 
 async def answer(
@@ -92,12 +90,12 @@ def xargs(asked: Question, greedy: bool, base: str) -> dict[str, Any]:
     """A prompt's own keys, and all that would otherwise be the server's default; ``base`` is the
     base model's name.
     """
-    settings, said = asked.contrast.settings, {PREFIX + "preset": "cold", **asked.args}
+    said = {PREFIX + "preset": "cold", **asked.args}
     if greedy:
-        said = {name: value for name, value in said.items() if name not in _WEIGHING}
+        settings, zeros = asked.contrast.settings, [0.0] * len(asked.contrast.weights)
+        said = {name: value for name, value in said.items() if name not in _HOW}
         said |= {PREFIX + "preset": "cold", PREFIX + "alpha": settings.alpha}
-        weights = [0.0] * len(asked.contrast.weights)
-        said[PREFIX + "weights"] = weights if len(weights) > 1 else 0.0
+        said[PREFIX + "weights"] = zeros if zeros[1:] else 0.0
         if settings.expert_top_k is not None:
             said[PREFIX + "expert_top_k"] = settings.expert_top_k
     return request_args({**said, EXPLAIN: LISTED}, base)

@@ -9,6 +9,8 @@ import math
 import sys
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from rich.text import Text
 
 from vllm_cold.tools.contrast import kept
 from vllm_cold.tools.errors import ToolError
+from vllm_cold.tools.server import Server
 from vllm_cold.tools.tune import report, verdict
 from vllm_cold.tools.tune.answers import Answers, Job, Output, open_answers
 from vllm_cold.tools.tune.decode import ask
@@ -30,24 +33,28 @@ from vllm_cold.tools.tune.task import Task, read_task
 CUT = 0.05  # above this share of answers that --max-tokens cut off, a note says so
 
 
+@dataclass
 class Tuning:
     """One run: which answers are wanted, which are there, and how they score."""
 
-    def __init__(self, task: Task, answers: Answers, console: Console, stack: ExitStack) -> None:
-        self._task = task
-        self._stack = stack  # ends a server that is started
-        self._answers = answers
-        self._console = console
-        self._scored: dict[tuple[Setting, str], tuple[float, ...]] = {}
-        self._server = task.server
+    task: Task
+    answers: Answers
+    console: Console  # for progress
+    stack: ExitStack  # ends a server that is started
+    scored: dict[tuple[Setting, str], tuple[float, ...]] = field(default_factory=dict)
+
+    @cached_property
+    def server(self) -> Server:
+        """What is asked; it starts when it is needed."""
+        return self.stack.enter_context(self.task.opened(self.task.options.verbose))
 
     def _score(self, setting: Setting, problem: Problem) -> tuple[float, ...]:
         """The scores of ``--match`` and, if something must be kept, of ``--keep``."""
         at = (setting, problem.id)
-        if at not in self._scored:
-            text = self._answers[Job(setting, problem).key].text
-            self._scored[at] = tuple(rule(text, problem) for rule in self._task.matchers)
-        return self._scored[at]
+        if at not in self.scored:
+            text = self.answers[Job(setting, problem).key].text
+            self.scored[at] = tuple(rule(text, problem) for rule in self.task.matchers)
+        return self.scored[at]
 
     def _scores(self, setting: Setting, problems: Sequence[Problem]) -> verdict.Scores:
         """Those of problems [problems, 1 or 2]."""
@@ -72,7 +79,7 @@ class Tuning:
         The other settings are never decoded on held-out problems: it saves time, and nobody can
         pick by them. A problem comes first with each: what is refused is refused at once.
         """
-        task, dev, held_out = self._task, self._task.dev, self._task.held_out
+        task, dev, held_out = self.task, self.task.dev, self.task.held_out
         self._need(
             [
                 *itertools.product(task.grid, dev[:1]),
@@ -109,38 +116,35 @@ class Tuning:
     def _need(self, wanted: Iterable[tuple[Setting, Problem]]) -> None:
         """Decode what is missing."""
         jobs = itertools.starmap(Job, wanted)
-        missing = {job.key: job for job in jobs if job.key not in self._answers}.values()
+        missing = {job.key: job for job in jobs if job.key not in self.answers}.values()
         if not missing:
             return
-        if self._server is None:
-            # It starts before the bar, over which it would print.
-            own = self._task.opened(self._task.options.verbose)
-            self._server = self._stack.enter_context(own)
+        server = self.server  # starts before the bar, over which it would print
         columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        hidden = not self._console.is_terminal
-        with Progress(*columns, console=self._console, disable=hidden) as progress:
+        hidden = not self.console.is_terminal
+        with Progress(*columns, console=self.console, disable=hidden) as progress:
             bar = progress.add_task("answers", total=len(missing))
 
             def done(job: Job, answer: Output) -> None:
-                self._answers.add(job, answer)
+                self.answers.add(job, answer)
                 # At once, so that a callable that fails does so now and not in an hour.
                 self._score(*job)
                 progress.advance(bar)
 
-            ask(self._task, self._server, list(missing), done)
+            ask(self.task, server, list(missing), done)
 
     def changes(self, best: Setting) -> list[dict[str, Any]]:
         """The held-out problems on which ``best`` scores higher than greedy decoding, then those
         where it scores lower.
         """
         changes = []
-        kinds = ("match", "keep") if len(self._task.matchers) > 1 else ()
-        for problem in self._task.held_out:
+        kinds = ("match", "keep") if len(self.task.matchers) > 1 else ()
+        for problem in self.task.held_out:
             said = {"id": problem.id, "prompt": kept(problem.prompt), "answer": problem.answer}
             said |= {"keep": problem.keep} if kinds else {}
             for name, setting in (("greedy", GREEDY), ("cold", best)):
                 scores = self._score(setting, problem)
-                said[name] = self._answers[Job(setting, problem).key].text
+                said[name] = self.answers[Job(setting, problem).key].text
                 said[f"{name}_score"] = math.prod(scores)
                 said |= {f"{name}_{kind}": each for kind, each in zip(kinds, scores, strict=False)}
             if said["greedy_score"] != said["cold_score"]:
@@ -149,16 +153,16 @@ class Tuning:
 
     def notes(self, best: Setting) -> list[str]:
         """What a reader has to know of the answers."""
-        notes, problems = [], self._task.problems
+        notes, problems = [], self.task.problems
         for setting, name in ((GREEDY, "greedy"), (best, "the picked setting")):
-            ends = [self._answers[Job(setting, problem).key].finish for problem in problems]
+            ends = [self.answers[Job(setting, problem).key].finish for problem in problems]
             if (cut := ends.count("length") / len(ends)) > CUT:
                 notes.append(
                     f"{verdict.percent(cut)} of the answers of {name} were cut off at "
-                    f"{self._task.options.max_tokens} tokens; a larger --max-tokens may change "
+                    f"{self.task.options.max_tokens} tokens; a larger --max-tokens may change "
                     "scores."
                 )
-        columns = zip(*self._scored.values(), strict=True)
+        columns = zip(*self.scored.values(), strict=True)
         what = (("right", "--match"), ("kept", "--keep"))
         for (name, option), found in zip(what, columns, strict=False):
             if not any(found):

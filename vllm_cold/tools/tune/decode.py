@@ -28,19 +28,18 @@ def ask(
     """Have a server decode jobs at temperature 0; ``done`` is called for each as soon as it is
     finished. ToolError where a request is refused or ends with an error.
     """
+    waiting = iter(jobs)
 
-    async def work(client: openai.AsyncOpenAI, waiting: Any) -> None:
+    async def work(client: openai.AsyncOpenAI) -> None:
         for job in waiting:  # all take the next one of the same
             done(job, await _answer(task, server, client, job))
 
     async def run() -> None:
-        waiting = iter(jobs)
         async with openai.DefaultAsyncHttpxClient() as http:  # of this event loop
             with without_openai():
                 client = server.client.with_options(http_client=http)
             most = _CONCURRENCY if task.server is not None else _OWN_CONCURRENCY
-            many = task.options.concurrency or most
-            await side_by_side(work(client, waiting) for _ in range(many))
+            await side_by_side(work(client) for _ in range(task.options.concurrency or most))
 
     asyncio.run(run())
 

@@ -107,7 +107,7 @@ def load_problems(
                     f"has the prompt of line {first.line} with another answer, keep or contrast; "
                     "give all right answers as one list, and one contrast"
                 )
-        except ValueError as error:
+        except (ValueError, ToolError) as error:
             raise ToolError(f"{path}:{number}: {error}") from None
     return list(by_id.values()), repeated
 

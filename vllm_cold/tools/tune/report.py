@@ -24,13 +24,7 @@ from vllm_cold.tools.tune.answers import Job
 from vllm_cold.tools.tune.baselines import BETTER, STRONGER
 from vllm_cold.tools.tune.match import KEEP
 from vllm_cold.tools.tune.task import Task
-from vllm_cold.tools.tune.verdict import (
-    Verdict,
-    interval,
-    loss,
-    percent,
-    points,
-)
+from vllm_cold.tools.tune.verdict import Verdict, interval, loss, percent, points
 
 FORMAT = 8  # of report.json
 

@@ -151,7 +151,7 @@ def _other_reader(
     return next((one for one in chain.from_iterable(ordered) if one.source is not None), None)
 
 
-def _with_more(engine: dict[str, Any], given: str | None) -> dict[str, Any]:
+def _with_more(engine: Mapping[str, Any], given: str | None) -> dict[str, Any]:
     """A server's arguments, with those of ``--engine-args``."""
     try:
         more = msgspec.json.decode(given or "{}", type=dict[str, Any])
@@ -166,4 +166,4 @@ def _with_more(engine: dict[str, Any], given: str | None) -> dict[str, Any]:
             raise ToolError(f"--engine-args: {name} does not belong there; {remedy}")
     if isinstance(own := engine.get("additional_config"), dict):
         more["additional_config"] = {**(more.get("additional_config") or {}), **own}
-    return engine | more
+    return {**engine, **more}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import msgspec
 import numpy as np
@@ -100,6 +101,20 @@ class Result(msgspec.Struct, frozen=True):
             return None
         parts = (self.keep.found, self.keep.silent, self.keep.whole)
         return next((one for one in parts if one is not None and is_worse(one)), None)
+
+    def figures(self, part: Literal["found", "silent"], which: str = "") -> str:
+        """A difference on held-out problems, which are ``which``, with its interval and p."""
+        found: Comparison = getattr(self.score, part)
+        both, each = "", ""
+        if self.match is not None and self.keep is not None:
+            match, keep = getattr(self.match, part), getattr(self.keep, part)
+            both = " of both at once"
+            each = f"; matched {points(match.difference)}, kept {points(keep.difference)}"
+            each += f" with p = {keep.p:.2g}"
+        return (
+            f"{points(found.difference)} points{both} on {found.count} held-out problems{which} "
+            f"(95 % interval {interval(found)}, p = {found.p:.2g}{each})"
+        )
 
 
 def result(setting: Setting, cold: Scores, greedy: Scores, answers: NDArray[np.bool_]) -> Result:
@@ -299,7 +314,7 @@ class Verdict:
         best, use = self.best, self.use
         row = use or best
         silent = row.score.silent
-        figures = _figures(row, "found", "" if silent is None else " whose text answers")
+        figures = row.figures("found", "" if silent is None else " whose text answers")
         only = " only where the text is known to answer" if self._is_for_answers(row) else ""
         lost = loss(best)
         if use is None:
@@ -320,7 +335,7 @@ class Verdict:
             elif is_better(best.score.found):
                 said += f"; {best.setting} ({points(best.score.found.difference)}) does not beat it"
         if silent is not None:
-            return f"{said}; where the text does not answer, {_figures(row, 'silent')}."
+            return f"{said}; where the text does not answer, {row.figures('silent')}."
         return said + ("; irrelevant context was not tested." if self.untested else ".")
 
     def _no_gain(self, figures: str) -> str:
@@ -332,24 +347,3 @@ class Verdict:
             f"Use greedy decoding: {tried} beats it significantly{kept}; {self.picked} differs by "
             f"{figures}; {points(dev.difference)} on {dev.count} dev problems"
         )
-
-
-def _figures(row: Result, part: str, which: str = "") -> str:
-    """A difference on held-out problems, with its interval and p.
-
-    Args:
-        row: Of what.
-        part: "found" or "silent".
-        which: What the problems are, after their number.
-    """
-    found: Comparison = getattr(row.score, part)
-    both, each = "", ""
-    if row.match is not None and row.keep is not None:
-        match, keep = getattr(row.match, part), getattr(row.keep, part)
-        both = " of both at once"
-        each = f"; matched {points(match.difference)}, kept {points(keep.difference)}"
-        each += f" with p = {keep.p:.2g}"
-    return (
-        f"{points(found.difference)} points{both} on {found.count} held-out problems{which} "
-        f"(95 % interval {interval(found)}, p = {found.p:.2g}{each})"
-    )
