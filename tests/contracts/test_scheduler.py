@@ -17,6 +17,7 @@ from tests.contracts.source import find, set_in_init, since, source_of
 from tests.scheduler.harness import Asked, make_hasher, make_request
 from vllm_cold.group.lockstep import Tokens
 from vllm_cold.vllm.scheduler import interface
+from vllm_cold.vllm.scheduler.amateurs import _EXPERTS_ALONE
 from vllm_cold.vllm.scheduler.passes import Pass
 
 pytestmark = pytest.mark.unit
@@ -97,18 +98,14 @@ def test_what_a_request_asks_for_is_known() -> None:
     """A new one: decide in scheduler.amateurs whether the amateur keeps it."""
     from vllm.sampling_params import SamplingParams
 
-    dropped = """top_p top_k min_p logprobs prompt_logprobs structured_outputs stop_token_ids
-        repetition_detection _eos_token_id min_tokens bad_words _bad_words_token_ids
-        allowed_token_ids prompt_logprob_token_ids logprob_token_ids extra_args"""
-    kept = """n presence_penalty frequency_penalty repetition_penalty temperature seed
-        ignore_eos max_tokens logit_bias skip_reading_prefix_cache thinking_token_budget"""
+    kept = """n temperature seed ignore_eos max_tokens logit_bias skip_reading_prefix_cache
+        thinking_token_budget"""
     of_no_effect_on_it = """stop flat_logprobs detokenize skip_special_tokens
         spaces_between_special_tokens include_stop_str_in_output output_kind stream_interval
         skip_clone output_text_buffer_length _all_stop_token_ids prompt_logprob_start
         routed_experts_prompt_start trace_decode_token_ids watermarking _watermarking_skipped"""
-    assert set(SamplingParams.__struct_fields__) <= set(
-        f"{dropped} {kept} {of_no_effect_on_it}".split()
-    )
+    known = {"extra_args", *_EXPERTS_ALONE, *kept.split(), *of_no_effect_on_it.split()}
+    assert set(SamplingParams.__struct_fields__) <= known
 
 
 def test_the_encoders_cache_is_counted_as_is_known() -> None:

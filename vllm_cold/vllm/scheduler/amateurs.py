@@ -16,6 +16,16 @@ from vllm.v1.request import Request
 from vllm_cold.group import results
 from vllm_cold.group.stream import AmateurStream, Stream
 
+# What would be done twice or for nobody: an amateur is told its tokens, its outputs are dropped and
+# its end is the expert's. It keeps a seed: for a batch in which some rows have one and some have
+# none, the V1 runner samples twice.
+_EXPERTS_ALONE = (
+    "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty",
+    "logprobs", "prompt_logprobs", "structured_outputs", "stop_token_ids", "repetition_detection",
+    "_eos_token_id", "min_tokens", "bad_words", "_bad_words_token_ids", "allowed_token_ids",
+    "prompt_logprob_token_ids", "logprob_token_ids",
+)  # fmt: skip
+
 
 def make_streams(expert: Request, stream: Stream) -> tuple[Request, ...]:
     """The expert, which also gets its part of the group's description, and its amateurs.
@@ -65,26 +75,12 @@ def _take_features(expert: Request, stream: Stream) -> list[list[Any]]:
 
 def _params(asked: SamplingParams) -> SamplingParams:
     params: SamplingParams = copy.copy(asked)
-    # What would be done twice or for nobody: the amateur is told its tokens, its outputs are
-    # dropped and its end is the expert's. It keeps a seed: for a batch in which some rows have one
-    # and some have none, the V1 runner samples twice.
-    params.top_p, params.top_k, params.min_p = 1.0, 0, 0.0
-    params.presence_penalty = params.frequency_penalty = 0.0
-    params.repetition_penalty = 1.0
-    params.logprobs = params.prompt_logprobs = None
-    params.structured_outputs = None
-    params.stop_token_ids = []
-    params.repetition_detection = None
-    params._eos_token_id = None
-    params.min_tokens = 0
-    params.bad_words = []
-    params._bad_words_token_ids = None
-    params.allowed_token_ids = None
+    defaults = SamplingParams()
+    for name in _EXPERTS_ALONE:
+        if hasattr(params, name):  # some came later than 0.23
+            setattr(params, name, getattr(defaults, name))
     if asked.prompt_logprobs is not None and hasattr(params, "skip_reading_prefix_cache"):
         params.skip_reading_prefix_cache = False  # that is for the expert's prompt logprobs
-    for optional in ("prompt_logprob_token_ids", "logprob_token_ids"):
-        if hasattr(params, optional):
-            setattr(params, optional, None)
     return params
 
 

@@ -104,10 +104,10 @@ class GroupScheduler(Scheduler):
     def add_request(self, request: Request) -> None:
         params = request.sampling_params
         stream = from_extra_args(params.extra_args) if params is not None else None
-        if stream is None or request.request_id in self.requests:
-            super().add_request(request)
-            return
+        is_known = request.request_id in self.requests
         super().add_request(request)
+        if stream is None or is_known:
+            return
         stream = structs.replace(stream, group=self._group_id(request))
         adapter = request.lora_request.lora_name if request.lora_request else ""
         kind = self._counters.kind(stream.method, adapter)
