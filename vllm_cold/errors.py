@@ -4,13 +4,12 @@ no vLLM.
 """
 
 import reprlib
+import sys
+from collections.abc import Mapping
+from itertools import islice
+from typing import Any
 
 _SHOWN = 100  # characters of a value: prompts are values too
-# Of a value that a client decides how long and how deep it is.
-_REPR = reprlib.Repr()
-_REPR.maxlevel = 4  # lists in lists
-_REPR.maxlist = _REPR.maxtuple = _REPR.maxdict = 10
-_REPR.maxstring = _REPR.maxlong = _REPR.maxother = _SHOWN
 _SITE = "https://vllm-cold.github.io/vllm-cold/"
 
 
@@ -25,7 +24,7 @@ class ColdError(ValueError):
     """
 
     def __init__(self, field: str, value: object, problem: str) -> None:
-        super().__init__(sendable(f"{_cut(field)}={_cut(_REPR.repr(value))}: {problem}"))
+        super().__init__(sendable(f"{_cut(field)}={_cut(_Beginning().repr(value))}: {problem}"))
         self.field = field
         self.value = value
         self.problem = problem
@@ -34,6 +33,22 @@ class ColdError(ValueError):
 def sendable(message: str) -> str:
     """The message as HTTP can carry it: what a client sent may be no valid Unicode."""
     return message.encode("utf-8", "backslashreplace").decode()
+
+
+class _Beginning(reprlib.Repr):
+    """The repr of a value's beginning: a client decides how long and how deep the value is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel = 4  # lists in lists
+        self.maxlist = self.maxtuple = self.maxdict = 10
+        self.maxlong = self.maxother = sys.maxsize  # else they lose their middle
+
+    def repr_str(self, x: str, level: int) -> str:
+        return repr(x[: _SHOWN + 1])
+
+    def repr_dict(self, x: Mapping[Any, Any], level: int) -> str:
+        return super().repr_dict(dict(islice(x.items(), self.maxdict + 1)), level)
 
 
 def _cut(text: str) -> str:

@@ -98,8 +98,12 @@ def test_errors_show_the_beginning_of_what_is_deep_or_long(online: Online) -> No
             online.answer({"prompt": " w1", **wrong})
         assert type(caught.value).__name__ == "ColdRequestError" and len(str(caught.value)) < 500
         assert time.perf_counter() - started < 0.5
-    error = str(ColdError("f", {"a": ["x", 1, (2,)], "b": {}}, "no"))
-    assert error == "f={'a': ['x', 1, (2,)], 'b': {}}: no"
+    for value, shown in (
+        ({"a": ["x", 1, (2,)], "b": {}}, "{'a': ['x', 1, (2,)], 'b': {}}"),
+        ("begins" + "x" * 999, "'begins" + "x" * 93 + "..."),
+        (10**199, "1" + "0" * 99 + "..."),
+    ):
+        assert str(ColdError("f", value, "no")) == f"f={shown}: no"
 
 
 def test_what_cannot_be_sent_to_the_engine(online: Online) -> None:
