@@ -27,7 +27,7 @@ from vllm_cold import Amateur, ColdParams, adapter_config
 from vllm_cold.group.stream import from_extra_args
 from vllm_cold.settings.table import ColdSettings, combine
 from vllm_cold.vllm.frontend import intake
-from vllm_cold.vllm.frontend.config import most_amateurs
+from vllm_cold.vllm.frontend.admission import Admission
 from vllm_cold.vllm.frontend.intake import FRONT_END
 
 pytestmark = pytest.mark.unit
@@ -323,7 +323,7 @@ def test_what_an_operator_allows(front: Front, monkeypatch: pytest.MonkeyPatch) 
     for slots, most in ((4, 2), (8, 2), (20, 5), (128, 32), (1000, 32)):
         with monkeypatch.context() as patch:
             patch.setattr(front.config.scheduler_config, "max_num_seqs", slots)
-            assert most_amateurs(front.config) == most
+            assert Admission(front.processor).most_amateurs == most
     front.serve(default={"enabled": False, "max_amateurs": 1})
     text, amateurs = front.text(" w1"), [Amateur(prompt=" w9", weight=-0.5)] * 2
     front.streams(text, weights=[-0.5], amateur_prompt=" w9")

@@ -536,14 +536,14 @@ def test_no_client_waits_for_anothers_large_images(online: Online, front: Front)
     running, most, threads = 0, 0, set[str]()
     seen = media.distorted
 
-    def slow(image: Any, one: Any) -> Any:
+    def slow(*args: Any) -> Any:
         nonlocal running, most
         running += 1
         most = max(most, running)
         threads.add(threading.current_thread().name)
         time.sleep(0.02)
         running -= 1
-        return seen(image, one)
+        return seen(*args)
 
     many = chat(user(*(of_url(1) for _ in range(3)), text(" w3"))) | xargs(images="noise:5")
 

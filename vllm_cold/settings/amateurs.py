@@ -38,7 +38,7 @@ _ALL_MEDIA = frozenset(chain.from_iterable(MEDIA.values()))
 
 
 class CannotLeaveOut(ColdError):
-    """The conversation has no such message, or no other."""
+    """The prompt has no such message or image, or no other message."""
 
 
 # Of what an amateur reads, str() is for clients that ask, and ``value`` is what an error shows.
@@ -154,11 +154,11 @@ class Without(msgspec.Struct, frozen=True):
             lenient: Whether it is enough that it has one of what is left out.
 
         Raises:
-            ColdError: there are no messages.
-            CannotLeaveOut: one of these roles or indices is not there, or nothing is left.
+            CannotLeaveOut: there are no messages, one of these roles or indices is not there, or
+                nothing is left.
         """
         if messages is None:
-            raise ColdError(
+            raise CannotLeaveOut(
                 field,
                 self.value,
                 "is for chats, whose prompt is messages; leave a part of a text out with "

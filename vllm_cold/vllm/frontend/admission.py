@@ -7,6 +7,7 @@ HTTP 400 (online) or ValueError (offline) before it costs anything. ``intake`` a
 this where requests come in.
 """
 
+import math
 import os
 from collections.abc import Mapping
 from itertools import chain
@@ -32,6 +33,8 @@ from vllm_cold.settings.params import ColdParams
 from vllm_cold.settings.presets import preset_of
 from vllm_cold.settings.table import (
     DEFAULT_BETA,
+    DEFAULT_MEGAPIXELS,
+    MAX_AMATEURS,
     MOST_ITEMS,
     PREFIX,
     is_ours,
@@ -43,8 +46,6 @@ from vllm_cold.vllm.frontend.config import (
     engine_defaults,
     is_configured,
     lacks_slots,
-    most_amateurs,
-    most_megapixels,
     unsupported,
     uses_v2_runner,
 )
@@ -79,8 +80,12 @@ class Admission:
         # 0 for models that read no media.
         self.encoder_cache_size: int = getattr(processor, "mm_encoder_cache_size", 0)
         self.defaults = engine_defaults(self.config)
-        self.most_amateurs = most_amateurs(self.config)
-        self.most_megapixels = most_megapixels(self.config)
+        limits = self.defaults.given
+        # A request waits until all its streams have sequence slots, and others wait after it: by
+        # default it may not have the engine emptied for that.
+        quarter = min(max(self.config.scheduler_config.max_num_seqs // 4, 2), MAX_AMATEURS)
+        self.most_amateurs: int = limits.get("max_amateurs", quarter)
+        self.most_megapixels: float = limits.get("max_megapixels", DEFAULT_MEGAPIXELS)
         # The live dict: adapters that are loaded later can be named too.
         self.adapters: Mapping[str, LoRARequest] = {} if models is None else models.lora_requests
         self.is_server = models is not None
@@ -299,7 +304,7 @@ class Admission:
                 source,
                 asked.amateurs,
                 online,
-                most_megapixels=None if offline else self.most_megapixels,
+                most_megapixels=math.inf if offline else self.most_megapixels,
                 offline=offline,
             )
         except CannotLeaveOut:

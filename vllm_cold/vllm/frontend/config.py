@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from vllm_cold import places
 from vllm_cold.settings.arguments import ColdArgs, parse_engine_defaults
-from vllm_cold.settings.table import DEFAULT_MEGAPIXELS, MAX_AMATEURS
 from vllm_cold.vllm import availability, versions
 from vllm_cold.vllm.frontend import ascend, connectors
 from vllm_cold.vllm.worker import drafts_v1
@@ -26,21 +25,6 @@ PROCESSOR_V2 = "vllm_cold.vllm.worker.processor_v2:ColdLogitsProcessorV2"
 def engine_defaults(config: "VllmConfig") -> ColdArgs:
     """``additional_config["cold"]``, checked."""
     return parse_engine_defaults(_said(config))
-
-
-def most_amateurs(config: "VllmConfig") -> int:
-    """How many amateurs a request may have. A request waits until all its streams have sequence
-    slots, and others wait after it: by default it may not have the engine emptied for that.
-    """
-    said: int | None = engine_defaults(config).given.get("max_amateurs")
-    return said or min(max(config.scheduler_config.max_num_seqs // 4, 2), MAX_AMATEURS)
-
-
-def most_megapixels(config: "VllmConfig") -> float:
-    """Of an image that is distorted for a client."""
-    given = engine_defaults(config).given
-    found: float = given.get("max_megapixels", DEFAULT_MEGAPIXELS)
-    return found
 
 
 def _said(config: "VllmConfig") -> object:
@@ -93,24 +77,33 @@ def unsupported(config: "VllmConfig") -> str | None:
         )
     return (
         lacks_slots(config, 2)
-        or _too_old(config)
+        or _needs_another_vllm(config)
         or _has_unsupported(config)
-        or _has_changed(config)
         or connectors.unsupported(config)
     )
 
 
-def _too_old(config: "VllmConfig") -> str | None:
-    """What the engine has that vllm-cold supports with newer releases of vLLM only."""
-    for what, there, minor in (
-        ("a KV connector", connectors.has_one(config), 31),
-        ("state-space layers", has_states(config.model_config), 32),
-        ("speculative decoding", config.speculative_config is not None, 32),
+def _needs_another_vllm(config: "VllmConfig") -> str | None:
+    """What the engine has that vllm-cold supports with other releases of vLLM only."""
+    v2, states = uses_v2_runner(config), has_states(config.model_config)
+    connector, drafts = connectors.has_one(config), config.speculative_config is not None
+    of_drafts = [places.DRAFTS, places.DRAFTS_V2 if v2 else places.DRAFTS_V1]
+    for what, there, minor, times in (
+        ("the V2 model runner (VLLM_USE_V2_MODEL_RUNNER=0 chooses V1)", v2, 23, [places.V2]),
+        ("a KV connector", connector, 31, [places.CONNECTOR]),
+        ("state-space layers", states, 32, [places.STATES]),
+        ("speculative decoding", drafts, 32, of_drafts),
     ):
         if there and versions.is_before(0, minor):
             return (
                 f"it has {what}, which vllm-cold supports with vLLM 0.{minor} and newer; update "
                 "vLLM, or start it without."
+            )
+        if there and (changed := places.problem(*times)) is not None:
+            return (
+                f"it has {what}, and this vLLM has changed where vllm-cold takes part in it: "
+                f"{changed}. Start it without, or install vLLM {versions.RANGE}, or a newer "
+                "vllm-cold."
             )
     return None
 
@@ -196,27 +189,6 @@ def _with_states(config: "VllmConfig") -> dict[str, bool]:
         and (groups is None or groups % ranks > 0),
     }
     return {f"{what} together with state-space layers": there for what, there in features.items()}
-
-
-def _has_changed(config: "VllmConfig") -> str | None:
-    """Where vLLM has changed what vllm-cold needs for something that the engine has."""
-    v2 = uses_v2_runner(config)
-    for what, there, times in (
-        ("the V2 model runner (VLLM_USE_V2_MODEL_RUNNER=0 chooses V1)", v2, [places.V2]),
-        (
-            "speculative decoding",
-            config.speculative_config is not None,
-            [places.DRAFTS, places.DRAFTS_V2 if v2 else places.DRAFTS_V1],
-        ),
-        ("a KV connector", connectors.has_one(config), [places.CONNECTOR]),
-    ):
-        if there and (changed := places.problem(*times)) is not None:
-            return (
-                f"it has {what}, and this vLLM has changed where vllm-cold takes part in it: "
-                f"{changed}. Start it without, or install vLLM {versions.RANGE}, or a newer "
-                "vllm-cold."
-            )
-    return None
 
 
 def lacks_slots(config: "VllmConfig", streams: int) -> str | None:

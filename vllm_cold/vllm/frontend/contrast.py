@@ -6,10 +6,12 @@ contrasted with what (``RequestContrast``), which the scheduler gets as a ``Stre
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from msgspec.structs import asdict
+
 from vllm_cold.group.stream import AmateurStream, Stream
 from vllm_cold.rules import registry
 from vllm_cold.settings import arguments
-from vllm_cold.settings.amateurs import AmateurSpec, CannotLeaveOut, Without
+from vllm_cold.settings.amateurs import AmateurSpec, CannotLeaveOut
 from vllm_cold.settings.embeddings import Embeddings
 from vllm_cold.settings.params import ColdParams
 from vllm_cold.settings.presets import PRESETS, PresetName
@@ -67,19 +69,16 @@ class Asked(arguments.Contrast):
 
     def applies(self, source: PromptSource) -> bool:
         """Whether a prompt has what a default leaves out. True for a request that says itself what
-        is left out: it is refused later where the prompt has no such thing.
+        is left out, and for a completion with a preset: it is refused later where the prompt has no
+        such thing.
         """
         if not self.optional:
             return True
-        if source.messages is None and not source.has_images:
-            return self.explicit
         try:
             for one in {id(each.source): each for each in self.amateurs}.values():
-                if isinstance(one.source, Without) and source.messages is None:
-                    return self.explicit
                 source.check_differs(one)
         except CannotLeaveOut:
-            return False
+            return self.explicit and source.messages is None
         return True
 
     @property
@@ -189,5 +188,4 @@ def same(one: "LoRARequest | None", other: "LoRARequest | None") -> bool:
 def _as_data(adapter: "LoRARequest | None") -> dict[str, Any] | None:
     if adapter is None:
         return None
-    values = {name: getattr(adapter, name) for name in adapter.__struct_fields__}
-    return {name: value for name, value in values.items() if value is not None}
+    return {name: value for name, value in asdict(adapter).items() if value is not None}

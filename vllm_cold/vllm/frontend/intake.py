@@ -132,18 +132,15 @@ def _make_add_request(original: Callable[..., Any]) -> Callable[..., Any]:
         is_made = isinstance(prompt, dict) and "type" in prompt
         if not is_made or not isinstance(params, SamplingParams) or FRONT_END.is_search:
             return await original(self, request_id, prompt, params, *rest, **kwargs)
-        processor = self.input_processor
-        renderer = processor.renderer
-        if is_decided(prompt):  # by a server
-            queue = await original(self, request_id, prompt, params, *rest, **kwargs)
-        else:
-            with media_cache.forgotten_if_refused(renderer, offline=False):
-                admission = FRONT_END.of(processor)
+        renderer = self.input_processor.renderer
+        with media_cache.forgotten_if_refused(renderer, offline=False):
+            if not is_decided(prompt):  # by a server
+                admission = FRONT_END.of(self.input_processor)
                 with refusals():
                     asked = await admission.read_aside(params.extra_args, lora_request, params)
                     contrast = await admission.decide(asked, source_of(prompt), prompt)
                 prompt = with_contrast(prompt, contrast)
-                queue = await original(self, request_id, prompt, params, *rest, **kwargs)
+            queue = await original(self, request_id, prompt, params, *rest, **kwargs)
         media_cache.tell_sent(renderer, prompt)
         return queue
 

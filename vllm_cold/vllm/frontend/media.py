@@ -27,19 +27,17 @@ _fetched: ContextVar[dict[Any, Any] | None] = ContextVar("fetched", default=None
 
 
 @contextmanager
-def remembering(fetched: dict[Any, Any]) -> Iterator[None]:
-    """Makes vLLM fetch and decode each URL once, however often this is entered with this dict."""
+def remembering(fetched: dict[Any, Any] | None = None) -> Iterator[dict[Any, Any]]:
+    """Makes vLLM fetch and decode each URL once, however often this is entered with this dict; with
+    None, that of the ``remembering`` around this or a new one.
+    """
+    if fetched is None:
+        fetched = {} if (around := _fetched.get()) is None else around
     token = _fetched.set(fetched)
     try:
-        yield
+        yield fetched
     finally:
         _fetched.reset(token)
-
-
-def remembered() -> dict[Any, Any]:
-    """The dict of the ``remembering`` around this; a new one without."""
-    found = _fetched.get()
-    return {} if found is None else found
 
 
 def _make_load(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -90,51 +88,12 @@ def make_readable(messages: Sequence[Any]) -> None:
             message["content"] = list(content)
 
 
-def marks(features: Sequence[Any]) -> list[tuple[str, str, int]]:
-    """What tells media of two prompts with the same token ids apart."""
-    return [(f.modality, f.mm_hash or f.identifier, f.mm_position.offset) for f in features]
-
-
-def images_of(prompt: Mapping[str, Any]) -> Sequence[Any]:
-    """The images of a prompt that vLLM has not processed yet: what ``render_messages`` returns or
-    ``LLM.generate`` takes.
-    """
-    images = prompt["multi_modal_data"]["image"]
-    return images if isinstance(images, (list, tuple)) else [images]
-
-
-def with_images(prompt: Mapping[str, Any], images: Sequence[Any]) -> dict[str, Any]:
-    """The prompt with other images."""
-    data = {**prompt["multi_modal_data"], "image": list(images)}
-    other = {**prompt, "multi_modal_data": data}
-    if (uuids := prompt.get("multi_modal_uuids")) is not None:
-        # Other images have other names, which vLLM makes of the pixels.
-        other["multi_modal_uuids"] = {kind: uuids[kind] for kind in uuids if kind != "image"}
-    return other
-
-
-def check_size(image: Any, one: AmateurSpec, most_megapixels: float | None) -> None:
-    """Refuse an image that would keep other clients waiting."""
-    if most_megapixels is None:
-        return
-    image = getattr(image, "media", image)
-    shape = image.shape[:2] if hasattr(image, "shape") else getattr(image, "size", (0, 0))
-    width, height = (*shape, 0, 0)[:2]
-    megapixels = width * height / 1e6
-    if megapixels > most_megapixels:
-        raise _cannot_be_seen(
-            one,
-            f"has {megapixels:.1f} megapixels, and at most {most_megapixels:g} are distorted here; "
-            "send a smaller one, or start the engine with a larger max_megapixels "
-            "(--cold-max-megapixels)",
-        )
-
-
-def distorted(image: Any, one: AmateurSpec) -> Any:
+def distorted(image: Any, one: AmateurSpec, most_megapixels: float) -> Any:
     """What an amateur with a ``Distorted`` prompt sees of a decoded image; slow.
 
     Raises:
-        ColdError: it is not an image, or the amateur's function fails.
+        ColdError: it is not an image, one that would keep other clients waiting, or the amateur's
+            function fails.
     """
     import numpy as np
     from PIL import Image
@@ -153,6 +112,13 @@ def distorted(image: Any, one: AmateurSpec) -> Any:
             one,
             f"is a {type(image).__name__}; send it as a PIL image or a URL, or say what the "
             "amateur reads",
+        )
+    if (megapixels := image.width * image.height / 1e6) > most_megapixels:
+        raise _cannot_be_seen(
+            one,
+            f"has {megapixels:.1f} megapixels, and at most {most_megapixels:g} are distorted here; "
+            "send a smaller one, or start the engine with a larger max_megapixels "
+            "(--cold-max-megapixels)",
         )
     # As vLLM reads the expert's: upright, on white.
     picture = convert_image_mode(normalize_image(image), "RGB")

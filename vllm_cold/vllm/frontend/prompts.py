@@ -102,7 +102,14 @@ class Prompt:
         """Whether both are the same prompt. ``is_token_ids`` does not matter where ids and
         embeddings are equal, as vLLM's prefix cache before 0.31 does not look at it either.
         """
-        if media.marks(self.features) != media.marks(other.features) or self.ids != other.ids:
+        mine, theirs = (
+            [
+                (each.modality, each.mm_hash or each.identifier, each.mm_position.offset)
+                for each in f
+            ]
+            for f in (self.features, other.features)
+        )
+        if mine != theirs or self.ids != other.ids:
             return False
         if self.embeds is None or other.embeds is None:
             return self.embeds is other.embeds
@@ -214,9 +221,8 @@ def _noting(sources_of: Callable[..., list[PromptSource]]) -> Callable[..., Any]
         async def render(self: Any, *args: Any, **kwargs: Any) -> Any:
             if not is_configured(self.config):
                 return await result_of(original(self, *args, **kwargs))
-            fetched = media.remembered()
             sources = sources_of(*args, **kwargs)
-            with media.remembering(fetched):
+            with media.remembering() as fetched:
                 made = await result_of(original(self, *args, **kwargs))
             prompts = made[1] if isinstance(made, tuple) else made  # of a chat
             for prompt, source in zip(prompts, sources, strict=True):

@@ -51,7 +51,7 @@ async def render(
     amateurs: Sequence[AmateurSpec],
     online: Any = None,
     *,
-    most_megapixels: float | None = None,
+    most_megapixels: float,
     offline: bool = False,
 ) -> tuple[Prompt | None, ...]:
     """The prompts of a request's amateurs; None for one that reads the expert's.
@@ -62,7 +62,7 @@ async def render(
         amateurs: What they read.
         online: vLLM's OnlineRenderer, which has the template's arguments of chats; None without a
             server.
-        most_megapixels: Of an image that is distorted; None for any.
+        most_megapixels: Of an image that is distorted.
         offline: Whether nothing of it is awaited. Else nothing of it blocks the event loop.
 
     Raises:
@@ -91,16 +91,23 @@ async def render(
 
 
 async def _distorted(
-    offline: bool, prompt: Mapping[str, Any], one: AmateurSpec, most_megapixels: float | None
+    offline: bool, prompt: Mapping[str, Any], one: AmateurSpec, most_megapixels: float
 ) -> dict[str, Any]:
     """The expert's prompt with the images that an amateur sees. They are made one after the other,
-    so that a request with many images does not hold up others.
+    so that a request with many images does not hold up others. ``prompt`` is one that vLLM has not
+    processed yet.
     """
-    images = media.images_of(prompt)
-    for image in images:
-        media.check_size(image, one, most_megapixels)
-    seen = [await aside(offline, media.distorted, i, one, pool=_DISTORTING) for i in images]
-    return media.with_images(prompt, seen)
+    data = prompt["multi_modal_data"]
+    images = data["image"] if isinstance(data["image"], (list, tuple)) else [data["image"]]
+    seen = [
+        await aside(offline, media.distorted, image, one, most_megapixels, pool=_DISTORTING)
+        for image in images
+    ]
+    other = {**prompt, "multi_modal_data": {**data, "image": seen}}
+    if (uuids := prompt.get("multi_modal_uuids")) is not None:
+        # Other images have other names, which vLLM makes of the pixels.
+        other["multi_modal_uuids"] = {kind: uuids[kind] for kind in uuids if kind != "image"}
+    return other
 
 
 @contextmanager
