@@ -4,7 +4,7 @@
 from pathlib import Path
 
 from vllm_cold import places
-from vllm_cold.patching import Hook, Touch
+from vllm_cold.patching import Dependency, Hook
 
 PAGE = Path(__file__).parent / "reference" / "places.md"
 _HEAD = """# What it hooks in vLLM
@@ -35,23 +35,23 @@ def _row(hook: Hook) -> list[str]:
         f"### `{hook.file}`",
         f"{hook.why} Since {hook.since}.{platform}{lost} *Can go*: {hook.can_go}",
         "",
-        *map(_touch, hook.touches),
+        *map(_dependency, hook.dependencies),
     ]
 
 
-def _touch(touch: Touch) -> str:
-    where = touch.where.replace(":", ".")
-    if touch.make is not None:
-        taken = f"({', '.join(touch.takes.split())}, ...)" if touch.takes else ""
-        before = f"; before, `{touch.before.replace(':', '.')}`" if touch.before else ""
+def _dependency(dependency: Dependency) -> str:
+    where = dependency.where.replace(":", ".")
+    if dependency.make is not None:
+        taken = f"({', '.join(dependency.takes.split())}, ...)" if dependency.takes else ""
+        before = f"; before, `{dependency.before.replace(':', '.')}`" if dependency.before else ""
         return f"- wrapped: `{where}{taken}`{before}"
-    said = [touch.has.replace(" ", ", ")] if touch.has else []
-    if touch.others is not None:
+    said = [dependency.has.replace(" ", ", ")] if dependency.has else []
+    if dependency.others is not None:
         said.append("and no field that is not known")
-    if touch.uses:
-        said.append(f"in this order: {', '.join(touch.uses.split())}")
-    if touch.like:
-        said.append(f"what `{touch.like.replace(':', '.')}` has")
+    if dependency.uses:
+        said.append(f"in this order: {', '.join(dependency.uses.split())}")
+    if dependency.like:
+        said.append(f"what `{dependency.like.replace(':', '.')}` has")
     return f"- relied on: `{where}`: {', '.join(said)}"
 
 

@@ -6,16 +6,16 @@ from typing import Any
 import pytest
 
 from vllm_cold import places
-from vllm_cold.patching import Hook, Touch
+from vllm_cold.patching import Dependency, Hook
 
 
-def wrapped(name: str) -> Touch:
+def wrapped(name: str) -> Dependency:
     """The one place whose path ends like this."""
     (found,) = [p for hook in places.TABLE for p in hook.wraps if p.here.endswith(name)]
     return found
 
 
-def row(when: str, *own: Touch, lost: str = "") -> Hook:
+def row(when: str, *own: Dependency, lost: str = "") -> Hook:
     """A row without a file, for makers that are functions."""
     return Hook("", when, "", "", *own, lost=lost)
 

@@ -22,7 +22,7 @@ _T = TypeVar("_T")
 Make = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
-class TouchMissing(Exception):
+class DependencyMissing(Exception):
     """vLLM lacks what is to be wrapped, or has it in another form; says what."""
 
 
@@ -36,7 +36,7 @@ def _named(where: str) -> Any:
 
 
 @dataclass(frozen=True, slots=True)
-class Touch:
+class Dependency:
     """A module, class, function or method of vLLM: what is relied on of it, and what wraps it.
     Names are separated by spaces.
 
@@ -212,7 +212,7 @@ class Hook:
         when: When it is needed, one of the times in ``places``.
         why: The reason.
         can_go: What vLLM has to have before it can go.
-        touches: What is wrapped, by makers in ``file``, and what else is relied on.
+        dependencies: What is wrapped, by makers in ``file``, and what else is relied on.
         since: The release of vLLM from which on it is needed.
         lost: What is lost without it, where vllm-cold does without.
         platform: "cpu" or "npu" where it is of that alone.
@@ -224,30 +224,30 @@ class Hook:
         when: str,
         why: str,
         can_go: str,
-        *touches: Touch,
+        *dependencies: Dependency,
         since: str = "0.23",
         lost: str = "",
         platform: str = "",
     ) -> None:
         self.file, self.when, self.why, self.can_go = file, when, why, can_go
         self.since, self.lost, self.platform = since, lost, platform
-        self.touches = tuple(
+        self.dependencies = tuple(
             replace(each, make=f"vllm_cold.{file}:{each.make}")
             if isinstance(each.make, str)
             else each
-            for each in touches
+            for each in dependencies
         )
 
     @property
-    def wraps(self) -> tuple[Touch, ...]:
-        return tuple(each for each in self.touches if each.make is not None)
+    def wraps(self) -> tuple[Dependency, ...]:
+        return tuple(each for each in self.dependencies if each.make is not None)
 
 
 def problems(hooks: Iterable[Hook]) -> str | None:
     """What is wrong with them in this process, in one sentence without its full stop; None if
     nothing is.
     """
-    found = [each.problem() for hook in hooks for each in hook.touches if each.is_used]
+    found = [each.problem() for hook in hooks for each in hook.dependencies if each.is_used]
     return "; ".join(said for said in found if said is not None) or None
 
 
@@ -256,11 +256,11 @@ def install(hooks: Iterable[Hook]) -> None:
     each of the others that is missing, a warning says what is lost.
 
     Raises:
-        TouchMissing: some cannot be wrapped; names them.
+        DependencyMissing: some cannot be wrapped; names them.
     """
     found = [(hook, each, each.problem()) for hook in hooks for each in hook.wraps if each.is_used]
     if missing := [said for hook, _, said in found if said is not None and not hook.lost]:
-        raise TouchMissing("; ".join(missing))
+        raise DependencyMissing("; ".join(missing))
     for hook, each, problem in found:
         if problem is None:
             each.wrap()

@@ -11,7 +11,7 @@ Data alone: a row names its file, which is loaded when its methods are wrapped.
 """
 
 from vllm_cold.hardware import is_on
-from vllm_cold.patching import Hook, Touch, problems
+from vllm_cold.patching import Dependency, Hook, problems
 
 # When a row is needed.
 START = "in every process, when vLLM loads the plugin"
@@ -61,14 +61,14 @@ def _workaround(
     file: str,
     when: str,
     why: str,
-    *touches: Touch,
+    *dependencies: Dependency,
     can_go: str = "when its test in `tests/contracts/test_cpu.py` says so.",
     since: str = "0.23",
     platform: str = "cpu",
 ) -> Hook:
     """A row for a bug of vLLM."""
     lost = "a bug of vLLM is not worked around here"
-    return Hook(file, when, why, can_go, *touches, since=since, lost=lost, platform=platform)
+    return Hook(file, when, why, can_go, *dependencies, since=since, lost=lost, platform=platform)
 
 
 # fmt: off
@@ -82,7 +82,7 @@ TABLE = (
         "`vllm.logits_processors` would break every engine on the machine: each model runner "
         "refuses the other's class.)",
         "when vLLM lets plugins set these options.",
-        Touch(_ENGINE_ARGS + "create_engine_config", "_make", "usage_context"),
+        Dependency(_ENGINE_ARGS + "create_engine_config", "_make", "usage_context"),
     ),
     Hook(
         "vllm.frontend.cli", START,
@@ -90,8 +90,8 @@ TABLE = (
         'values end up in `additional_config["cold"]`. `from_cli_args` also adds the middleware '
         "that tells clients what was used.",
         "when plugins can add arguments.",
-        Touch(_ENGINE_ARGS + "add_cli_args", "_make_add", "parser", staticmethod),
-        Touch(_ENGINE_ARGS + "from_cli_args", "_make_from", "args", classmethod),
+        Dependency(_ENGINE_ARGS + "add_cli_args", "_make_add", "parser", staticmethod),
+        Dependency(_ENGINE_ARGS + "from_cli_args", "_make_from", "args", classmethod),
     ),
     Hook(
         "vllm.frontend.intake", START,
@@ -99,8 +99,8 @@ TABLE = (
         "length before the engine core does. (`LogitsProcessor.validate_params` sees the "
         "parameters only.)",
         DERIVED,
-        Touch("vllm.v1.engine.input_processor:InputProcessor.process_inputs", "_make",
-              "request_id prompt params"),
+        Dependency("vllm.v1.engine.input_processor:InputProcessor.process_inputs", "_make",
+                   "request_id prompt params"),
     ),
     Hook(
         "vllm.frontend.refusal", NO_COLD,
@@ -108,10 +108,10 @@ TABLE = (
         "silently get regular decoding. Contrastive decoding itself hooks none of these, so that "
         "a change of vLLM hardly ever breaks both.",
         "never; it is the net.",
-        Touch("vllm.sampling_params:SamplingParams.verify", "_make_verify"),
-        Touch("vllm.utils.argparse_utils:FlexibleArgumentParser.parse_known_args", "_make_parse",
-              "args"),
-        Touch(_ENGINE_ARGS + "__post_init__", "_make_post_init"),
+        Dependency("vllm.sampling_params:SamplingParams.verify", "_make_verify"),
+        Dependency("vllm.utils.argparse_utils:FlexibleArgumentParser.parse_known_args",
+                   "_make_parse", "args"),
+        Dependency(_ENGINE_ARGS + "__post_init__", "_make_post_init"),
         lost="who asks for contrastive decoding is not always told why it is unavailable",
     ),
     # ---- front ends ------------------------------------------------------------------------------
@@ -120,12 +120,12 @@ TABLE = (
         "It calls `process_inputs` on an event loop. Before that call, an amateur's prompt is "
         "made and the file of its adapter is read.",
         DERIVED,
-        Touch("vllm.v1.engine.async_llm:AsyncLLM.add_request", "_make_add_request",
-              "request_id prompt params arrival_time lora_request"),
-        Touch("vllm.v1.engine:EngineCoreRequest",
-              has="sampling_params lora_request mm_features resumable prompt_token_ids "
-              "prompt_embeds"),
-        Touch("vllm.lora.request:LoRARequest", has="lora_name lora_int_id lora_path"),
+        Dependency("vllm.v1.engine.async_llm:AsyncLLM.add_request", "_make_add_request",
+                   "request_id prompt params arrival_time lora_request"),
+        Dependency("vllm.v1.engine:EngineCoreRequest",
+                   has="sampling_params lora_request mm_features resumable prompt_token_ids "
+                   "prompt_embeds"),
+        Dependency("vllm.lora.request:LoRARequest", has="lora_name lora_int_id lora_path"),
     ),
     Hook(
         "vllm.frontend.prompts", FRONT_END,
@@ -133,11 +133,12 @@ TABLE = (
         "tools, template arguments and tokenizer's arguments. Only here are these together, for "
         "`LLM.generate`, `LLM.chat` and all endpoints.",
         DERIVED,
-        Touch(_RENDERER + ".render_cmpl", "_make_cmpl", "prompts tok_params"),
-        Touch(_RENDERER + ".render_cmpl_async", "_make_cmpl", "prompts tok_params"),
-        Touch(_RENDERER + ".render_chat", "_make_chat", "conversations chat_params tok_params"),
-        Touch(_RENDERER + ".render_chat_async", "_make_chat",
-              "conversations chat_params tok_params"),
+        Dependency(_RENDERER + ".render_cmpl", "_make_cmpl", "prompts tok_params"),
+        Dependency(_RENDERER + ".render_cmpl_async", "_make_cmpl", "prompts tok_params"),
+        Dependency(_RENDERER + ".render_chat", "_make_chat",
+                   "conversations chat_params tok_params"),
+        Dependency(_RENDERER + ".render_chat_async", "_make_chat",
+                   "conversations chat_params tok_params"),
     ),
     Hook(
         "vllm.frontend.explained", FRONT_END,
@@ -145,33 +146,33 @@ TABLE = (
         "explanations with the last one. A stop string that ends an answer is known here first. "
         "Tokens have the texts that logprobs have.",
         CHANNEL,
-        Touch("vllm.tokenizers.detokenizer_utils", has="convert_ids_list_to_tokens"),
-        Touch("vllm.v1.engine.output_processor:RequestState.make_request_output", "_make",
-              "new_token_ids pooling_output finish_reason stop_reason kv_transfer_params"),
+        Dependency("vllm.tokenizers.detokenizer_utils", has="convert_ids_list_to_tokens"),
+        Dependency("vllm.v1.engine.output_processor:RequestState.make_request_output", "_make",
+                   "new_token_ids pooling_output finish_reason stop_reason kv_transfer_params"),
     ),
     Hook(
         "vllm.frontend.metrics", FRONT_END,
         "The figures that a scheduler sent become metrics. (vLLM's entry point for such loggers "
         "would switch statistics on in engines that have them off.)",
         CHANNEL,
-        Touch("vllm.v1.metrics.loggers:StatLoggerManager.__init__", "_make_manager_init",
-              "vllm_config"),
-        Touch("vllm.v1.metrics.loggers:StatLoggerManager.record", "_make_record",
-              "scheduler_stats"),
+        Dependency("vllm.v1.metrics.loggers:StatLoggerManager.__init__", "_make_manager_init",
+                   "vllm_config"),
+        Dependency("vllm.v1.metrics.loggers:StatLoggerManager.record", "_make_record",
+                   "scheduler_stats"),
     ),
     Hook(
         "vllm.frontend.metrics", FRONT_END,
         "The same figures, offline; prometheus_client's registry has them all the same.",
         CHANNEL,
-        Touch("vllm.v1.engine.llm_engine:LLMEngine.get_metrics", "_make_get_metrics"),
+        Dependency("vllm.v1.engine.llm_engine:LLMEngine.get_metrics", "_make_get_metrics"),
         lost="LLM.get_metrics() shows no metrics of contrastive decoding",
     ),
     Hook(
         "vllm.frontend.media", FRONT_END,
         "Media of a prompt that is rendered for an amateur, too, are fetched and decoded once.",
         DERIVED,
-        Touch(_MEDIA_CONNECTOR + "load_from_url", "_make_load", "url media_io"),
-        Touch(_MEDIA_CONNECTOR + "load_from_url_async", "_make_load", "url media_io"),
+        Dependency(_MEDIA_CONNECTOR + "load_from_url", "_make_load", "url media_io"),
+        Dependency(_MEDIA_CONNECTOR + "load_from_url_async", "_make_load", "url media_io"),
         since="0.31",
         lost="media of prompts that amateurs share with their expert are fetched again",
     ),
@@ -184,18 +185,19 @@ TABLE = (
         "brings its data along, and the sender is told when it leaves.",
         DERIVED,
         # They are made anew.
-        Touch("vllm.multimodal.inputs:MultiModalFeatureSpec",
-              has="data modality identifier mm_position mm_hash", others=""),
-        Touch("vllm.multimodal.utils", has="argsort_mm_positions"),
-        Touch("vllm.multimodal.image", has="convert_image_mode normalize_image"),
-        Touch("vllm.multimodal.media", has="MediaWithBytes"),
-        Touch("vllm.multimodal.cache", has="LruKeyReplicatedSenderCache"),
-        Touch(_RENDERER, has="mm_processor_cache render_messages_async _mm_processor_only_cache "
-              "_mm_executor"),
-        Touch("vllm.v1.engine.input_processor:InputProcessor",
-              has="mm_encoder_cache_size renderer"),
-        Touch("vllm.config:SchedulerConfig",
-              has="max_num_batched_tokens long_prefill_token_threshold disable_chunked_mm_input"),
+        Dependency("vllm.multimodal.inputs:MultiModalFeatureSpec",
+                   has="data modality identifier mm_position mm_hash", others=""),
+        Dependency("vllm.multimodal.utils", has="argsort_mm_positions"),
+        Dependency("vllm.multimodal.image", has="convert_image_mode normalize_image"),
+        Dependency("vllm.multimodal.media", has="MediaWithBytes"),
+        Dependency("vllm.multimodal.cache", has="LruKeyReplicatedSenderCache"),
+        Dependency(_RENDERER, has="mm_processor_cache render_messages_async "
+                   "_mm_processor_only_cache _mm_executor"),
+        Dependency("vllm.v1.engine.input_processor:InputProcessor",
+                   has="mm_encoder_cache_size renderer"),
+        Dependency("vllm.config:SchedulerConfig",
+                   has="max_num_batched_tokens long_prefill_token_threshold "
+                   "disable_chunked_mm_input"),
         since="0.31",
     ),
     Hook(
@@ -206,35 +208,35 @@ TABLE = (
         "to the engine; for some models, vLLM makes the prompts elsewhere, and their requests are "
         "decided about there.",
         DERIVED,
-        Touch(_ONLINE + "preprocess_chat", "_make_preprocess", "request",
-              before=_ONLINE_023 + "preprocess_chat"),
-        Touch(_ONLINE + "preprocess_cmpl", "_make_preprocess", "request",
-              before=_ONLINE_023 + "preprocess_cmpl"),
-        Touch(_COMPLETION + "to_sampling_params", "_make_sampling_params"),
-        Touch(_CHAT + "to_sampling_params", "_make_sampling_params"),
-        Touch(_OPENAI + "responses.protocol:ResponsesRequest.to_sampling_params",
-              "_make_sampling_params"),
+        Dependency(_ONLINE + "preprocess_chat", "_make_preprocess", "request",
+                   before=_ONLINE_023 + "preprocess_chat"),
+        Dependency(_ONLINE + "preprocess_cmpl", "_make_preprocess", "request",
+                   before=_ONLINE_023 + "preprocess_cmpl"),
+        Dependency(_COMPLETION + "to_sampling_params", "_make_sampling_params"),
+        Dependency(_CHAT + "to_sampling_params", "_make_sampling_params"),
+        Dependency(_OPENAI + "responses.protocol:ResponsesRequest.to_sampling_params",
+                   "_make_sampling_params"),
     ),
     Hook(
         "vllm.frontend.serving", ONLINE,
         "`cold_amateur` names an adapter, and only the server's list of loaded adapters resolves "
         "it.",
         "when vLLM resolves names of adapters for extensions.",
-        Touch(_OPENAI + "models.serving:OpenAIServingModels.__init__", "_make_models_init"),
+        Dependency(_OPENAI + "models.serving:OpenAIServingModels.__init__", "_make_models_init"),
     ),
     Hook(
         "vllm.frontend.serving", ONLINE,
         "Beam search makes its own sampling parameters: a request for both would silently lose "
         "contrastive decoding.",
         "when vLLM passes `vllm_xargs` on in beam search.",
-        Touch(_COMPLETION + "to_beam_search_params", "_make_beam_params"),
-        Touch(_CHAT + "to_beam_search_params", "_make_beam_params"),
+        Dependency(_COMPLETION + "to_beam_search_params", "_make_beam_params"),
+        Dependency(_CHAT + "to_beam_search_params", "_make_beam_params"),
     ),
     Hook(
         "vllm.frontend.serving", OFFLINE,
         "The same, offline.",
         "when vLLM passes `extra_args` on in beam search.",
-        Touch("vllm:LLM.beam_search", "_make_beam_search", "prompts params lora_request"),
+        Dependency("vllm:LLM.beam_search", "_make_beam_search", "prompts params lora_request"),
     ),
     Hook(
         "vllm.frontend.serving", ONLINE,
@@ -243,16 +245,16 @@ TABLE = (
         "tokens were chosen with, and `kv_transfer_params` the weights of each step; before 0.33, "
         "streams get the latter here.",
         "when vLLM reports the reason of an error and lets plugins add to a response.",
-        Touch("vllm.v1.engine.async_llm:AsyncLLM.generate", "_make_generate",
-              "prompt sampling_params request_id"),
+        Dependency("vllm.v1.engine.async_llm:AsyncLLM.generate", "_make_generate",
+                   "prompt sampling_params request_id"),
     ),
     Hook(
         "vllm.frontend.aliases", ONLINE,
         "A client that cannot send `cold_preset` names the model `NAME:PRESET` instead. Every "
         "endpoint asks here first whether a request's model is served.",
         "when vLLM lets plugins resolve the names of models.",
-        Touch("vllm.entrypoints.serve.engine.serving:BaseServing._check_model", "_make",
-              "request", before=_OPENAI + "engine.serving:OpenAIServing._check_model"),
+        Dependency("vllm.entrypoints.serve.engine.serving:BaseServing._check_model", "_make",
+                   "request", before=_OPENAI + "engine.serving:OpenAIServing._check_model"),
         lost="names of models with a preset (sql:cold) are unknown here",
     ),
     # ---- scheduler -------------------------------------------------------------------------------
@@ -264,39 +266,40 @@ TABLE = (
         "blocks are allocated and hashed. `_update_after_schedule`, the end of `schedule()`, "
         "removes what is left of a group that was split.",
         GROUPS,
-        Touch(_SCHED + "scheduler:Scheduler", like="vllm_cold.vllm.scheduler.interface:Scheduler"),
-        Touch(_SCHED + "interface:PauseState", has="UNPAUSED PAUSED_NEW PAUSED_ALL"),
+        Dependency(_SCHED + "scheduler:Scheduler",
+                   like="vllm_cold.vllm.scheduler.interface:Scheduler"),
+        Dependency(_SCHED + "interface:PauseState", has="UNPAUSED PAUSED_NEW PAUSED_ALL"),
         # A group that is held back takes its requests out of all columns of a step.
-        Touch(_SCHED + "output:CachedRequestData",
-              has="req_ids resumed_req_ids new_token_ids all_token_ids new_block_ids "
-              "num_computed_tokens num_output_tokens", others=""),
-        Touch(_SCHED + "output:SchedulerOutput",
-              has="scheduled_new_reqs scheduled_cached_reqs num_scheduled_tokens "
-              "total_num_scheduled_tokens preempted_req_ids scheduled_spec_decode_tokens "
-              "scheduled_encoder_inputs free_encoder_mm_hashes",
-              # Of 0.33's encoders and of connectors; of no single request; written later.
-              others="scheduled_encoder_input_stats encoder_input_updates kv_connector_metadata "
-              "kv_connector_block_state ec_connector_metadata ec_manager_metadata "
-              "aux_output_connector_metadata has_sync_kv_loads block_table_updates "
-              "num_common_prefix_blocks finished_req_ids new_block_ids_to_zero "
-              "kv_cache_block_copies num_spec_tokens_to_schedule skip_drafts "
-              "num_invalid_spec_tokens has_structured_output_requests "
-              "pending_structured_output_tokens"),
-        Touch(_SCHED + "output:NewRequestData", has="req_id mm_features"),
-        Touch("vllm.v1.request:RequestStatus",
-              has="WAITING RUNNING PREEMPTED FINISHED_ABORTED FINISHED_ERROR"),
-        Touch("vllm.v1.engine:EngineCoreOutput",
-              has="request_id new_token_ids finish_reason stop_reason events trace_headers "
-              "kv_transfer_params"),
+        Dependency(_SCHED + "output:CachedRequestData",
+                   has="req_ids resumed_req_ids new_token_ids all_token_ids new_block_ids "
+                   "num_computed_tokens num_output_tokens", others=""),
+        Dependency(_SCHED + "output:SchedulerOutput",
+                   has="scheduled_new_reqs scheduled_cached_reqs num_scheduled_tokens "
+                   "total_num_scheduled_tokens preempted_req_ids scheduled_spec_decode_tokens "
+                   "scheduled_encoder_inputs free_encoder_mm_hashes",
+                   # Of 0.33's encoders and of connectors; of no single request; written later.
+                   others="scheduled_encoder_input_stats encoder_input_updates "
+                   "kv_connector_metadata kv_connector_block_state ec_connector_metadata "
+                   "ec_manager_metadata aux_output_connector_metadata has_sync_kv_loads "
+                   "block_table_updates num_common_prefix_blocks finished_req_ids "
+                   "new_block_ids_to_zero kv_cache_block_copies num_spec_tokens_to_schedule "
+                   "skip_drafts num_invalid_spec_tokens has_structured_output_requests "
+                   "pending_structured_output_tokens"),
+        Dependency(_SCHED + "output:NewRequestData", has="req_id mm_features"),
+        Dependency("vllm.v1.request:RequestStatus",
+                   has="WAITING RUNNING PREEMPTED FINISHED_ABORTED FINISHED_ERROR"),
+        Dependency("vllm.v1.engine:EngineCoreOutput",
+                   has="request_id new_token_ids finish_reason stop_reason events trace_headers "
+                   "kv_transfer_params"),
     ),
     Hook(
         "vllm.scheduler.amateurs", CONFIGURED,
         "Amateurs are requests like their expert, without what would be done twice or for nobody.",
         GROUPS,
-        Touch("vllm.sampling_params:SamplingParams",
-              has="extra_args top_p top_k min_p logprobs prompt_logprobs structured_outputs "
-              "stop_token_ids repetition_detection min_tokens bad_words allowed_token_ids "
-              "_eos_token_id _bad_words_token_ids"),
+        Dependency("vllm.sampling_params:SamplingParams",
+                   has="extra_args top_p top_k min_p logprobs prompt_logprobs structured_outputs "
+                   "stop_token_ids repetition_detection min_tokens bad_words allowed_token_ids "
+                   "_eos_token_id _bad_words_token_ids"),
     ),
     Hook(
         "vllm.scheduler.admission", CONFIGURED,
@@ -304,20 +307,21 @@ TABLE = (
         "clients' requests. During a pass, views replace the queues: they hold back who may not "
         "start, and keep a group's streams together.",
         GROUPS,
-        Touch(_SCHED + "request_queue", has="create_request_queue"),
-        Touch(_SCHED + "request_queue:RequestQueue",
-              has="add_request peek_request pop_request prepend_request prepend_requests "
-              "remove_request remove_requests"),
-        Touch(_SCHED + "request_queue:SchedulingPolicy", has="FCFS PRIORITY"),
+        Dependency(_SCHED + "request_queue", has="create_request_queue"),
+        Dependency(_SCHED + "request_queue:RequestQueue",
+                   has="add_request peek_request pop_request prepend_request prepend_requests "
+                   "remove_request remove_requests"),
+        Dependency(_SCHED + "request_queue:SchedulingPolicy", has="FCFS PRIORITY"),
     ),
     Hook(
         "vllm.scheduler.kv_blocks", CONFIGURED,
         "A group is admitted if all its streams fit the KV cache; blocks that a step hashed and "
         "will not write leave the prefix cache.",
         GROUPS,
-        Touch("vllm.v1.core.kv_cache_manager:KVCacheManager",
-              has="evict_blocks(block_ids) get_block_ids(request_id) get_computed_blocks(request)"),
-        Touch("vllm.v1.core.block_pool:BlockPool", has="evict_blocks get_num_free_blocks"),
+        Dependency("vllm.v1.core.kv_cache_manager:KVCacheManager",
+                   has="evict_blocks(block_ids) get_block_ids(request_id) "
+                   "get_computed_blocks(request)"),
+        Dependency("vllm.v1.core.block_pool:BlockPool", has="evict_blocks get_num_free_blocks"),
     ),
     Hook(
         "vllm.scheduler.encoder", CONFIGURED,
@@ -325,34 +329,36 @@ TABLE = (
         "cap that keeps a group in lockstep. It counts a medium as encoded once that is planned, "
         "whether or not the request stays in the step.",
         GROUPS,
-        Touch("vllm.v1.core.encoder_cache_manager:EncoderCacheManager",
-              has="check_and_update_cache(request input_id) free(request) "
-              "free_encoder_input(request input_id) get_cached_input_ids(request) "
-              "get_freed_mm_hashes() cache_size num_free_slots num_freeable_slots cached freeable "
-              "freed"),
-        Touch("vllm.multimodal.inputs:MultiModalFeatureSpec", has="data identifier mm_position"),
-        Touch("vllm.multimodal.inputs:PlaceholderRange", has="get_num_embeds offset length"),
+        Dependency("vllm.v1.core.encoder_cache_manager:EncoderCacheManager",
+                   has="check_and_update_cache(request input_id) free(request) "
+                   "free_encoder_input(request input_id) get_cached_input_ids(request) "
+                   "get_freed_mm_hashes() cache_size num_free_slots num_freeable_slots cached "
+                   "freeable freed"),
+        Dependency("vllm.multimodal.inputs:MultiModalFeatureSpec",
+                   has="data identifier mm_position"),
+        Dependency("vllm.multimodal.inputs:PlaceholderRange", has="get_num_embeds offset length"),
     ),
     Hook(
         "vllm.scheduler.stats", CONFIGURED,
         "What the scheduler counted reaches the process that serves /metrics in a dictionary, "
         "next to what a KV connector counted.",
         CHANNEL,
-        Touch("vllm.v1.metrics.stats:SchedulerStats", has="kv_connector_stats"),
+        Dependency("vllm.v1.metrics.stats:SchedulerStats", has="kv_connector_stats"),
     ),
     Hook(
         "vllm.scheduler.connectors", CONNECTOR,
         "The streams of a group wait for each other, so also for what a connector loads for one "
         "of them.",
         GROUPS,
-        Touch(_SCHED + "scheduler:Scheduler",
-              like="vllm_cold.vllm.scheduler.interface:WithConnector"),
-        Touch(_SCHED + "output:KVConnectorBlockState", has="req_ids"),
-        Touch("vllm.distributed.kv_transfer.kv_connector.v1.base:KVConnectorBase_V1",
-              has="get_num_new_matched_tokens has_pending_block_frees on_new_request(request)"),
-        Touch("vllm.v1.outputs:ModelRunnerOutput", has="kv_connector_output"),
-        Touch("vllm.v1.outputs:KVConnectorOutput", has="invalid_block_ids"),
-        Touch("vllm.v1.request:RequestStatus", has="WAITING_FOR_REMOTE_KVS"),
+        Dependency(_SCHED + "scheduler:Scheduler",
+                   like="vllm_cold.vllm.scheduler.interface:WithConnector"),
+        Dependency(_SCHED + "output:KVConnectorBlockState", has="req_ids"),
+        Dependency("vllm.distributed.kv_transfer.kv_connector.v1.base:KVConnectorBase_V1",
+                   has="get_num_new_matched_tokens has_pending_block_frees "
+                   "on_new_request(request)"),
+        Dependency("vllm.v1.outputs:ModelRunnerOutput", has="kv_connector_output"),
+        Dependency("vllm.v1.outputs:KVConnectorOutput", has="invalid_block_ids"),
+        Dependency("vllm.v1.request:RequestStatus", has="WAITING_FOR_REMOTE_KVS"),
         since="0.31",
     ),
     # ---- workers ---------------------------------------------------------------------------------
@@ -361,7 +367,7 @@ TABLE = (
         "What a worker found in the groups that it scored travels to the scheduler as an "
         "attribute of a step's output.",
         CHANNEL,
-        Touch("vllm.v1.outputs:ModelRunnerOutput.__init__", "_make_output_init"),
+        Dependency("vllm.v1.outputs:ModelRunnerOutput.__init__", "_make_output_init"),
     ),
     Hook(
         "vllm.worker.processor_v1", V1,
@@ -369,19 +375,20 @@ TABLE = (
         "`allowed_token_ids`, `bad_words`, `min_tokens` and `logit_bias`, and before penalties, "
         "temperature and top-k / top-p.",
         "never.",
-        Touch(_SAMPLE + "logits_processor.interface:BatchUpdate", has="removed added moved"),
-        Touch(_SAMPLE + "logits_processor.interface:MoveDirectionality", has="SWAP"),
-        Touch(_SAMPLE + "sampler:Sampler.apply_logits_processors",
-              uses="allowed_token_ids_mask apply_bad_words non_argmax_invariant apply_penalties"),
+        Dependency(_SAMPLE + "logits_processor.interface:BatchUpdate", has="removed added moved"),
+        Dependency(_SAMPLE + "logits_processor.interface:MoveDirectionality", has="SWAP"),
+        Dependency(_SAMPLE + "sampler:Sampler.apply_logits_processors",
+                   uses="allowed_token_ids_mask apply_bad_words non_argmax_invariant "
+                   "apply_penalties"),
     ),
     Hook(
         "vllm.worker.processor_v2", V2,
         "The same on V2, the default on GPUs since 0.32.",
         "never.",
-        Touch(_GPU + "sample.logits_processor.interface:LogitsContext",
-              has="idx_mapping_np input_ids expanded_local_pos"),
-        Touch(_GPU + "sample.sampler:Sampler.apply_sampling_params",
-              uses="logits_processors apply_temperature apply_min_p apply_top_k_top_p"),
+        Dependency(_GPU + "sample.logits_processor.interface:LogitsContext",
+                   has="idx_mapping_np input_ids expanded_local_pos"),
+        Dependency(_GPU + "sample.sampler:Sampler.apply_sampling_params",
+                   uses="logits_processors apply_temperature apply_min_p apply_top_k_top_p"),
         since="0.31",
     ),
     Hook(
@@ -390,14 +397,15 @@ TABLE = (
         "the sampler returns is overwritten. That is the first point at which the tokens are "
         "known, and they are still on the device.",
         LOGITS,
-        Touch(_SAMPLE + "sampler:Sampler.forward", "_make_forward", "logits sampling_metadata"),
-        Touch(_SAMPLE + "sampler:Sampler.forward", uses="apply_logits_processors sample"),
+        Dependency(_SAMPLE + "sampler:Sampler.forward", "_make_forward",
+                   "logits sampling_metadata"),
+        Dependency(_SAMPLE + "sampler:Sampler.forward", uses="apply_logits_processors sample"),
     ),
     Hook(
         "vllm.worker.amateur_tokens", V2,
         "The same on V2.",
         LOGITS,
-        Touch(_GPU + "sample.sampler:Sampler.__call__", "_make_call", "logits input_batch"),
+        Dependency(_GPU + "sample.sampler:Sampler.__call__", "_make_call", "logits input_batch"),
         since="0.31",
     ),
     Hook(
@@ -407,8 +415,8 @@ TABLE = (
         "`bad_words` and before penalties, as on V1. For regular requests nothing changes: what "
         "`bad_words` forbid is -inf in either order.",
         LOGITS,
-        Touch(_GPU + "sample.sampler:Sampler.__init__", "_make_init"),
-        Touch(_GPU + "sample.sampler", has="PenaltiesState BadWordsState"),
+        Dependency(_GPU + "sample.sampler:Sampler.__init__", "_make_init"),
+        Dependency(_GPU + "sample.sampler", has="PenaltiesState BadWordsState"),
         since="0.31",
     ),
     _workaround(
@@ -416,9 +424,9 @@ TABLE = (
         "Blocks that hold NaN are cleared before another request gets them, by the list that "
         "vLLM's scheduler has for its own clearing. V2 follows it only where the KV cache wants "
         "its new blocks cleared, and stops with an assertion elsewhere.",
-        Touch("vllm.v1.worker.cpu.model_runner:CPUModelRunner.initialize_kv_cache",
-              "_make_initialize"),
-        Touch("vllm.v1.worker.cpu.model_runner:CPUModelRunner", has="_init_kv_zero_meta"),
+        Dependency("vllm.v1.worker.cpu.model_runner:CPUModelRunner.initialize_kv_cache",
+                   "_make_initialize"),
+        Dependency("vllm.v1.worker.cpu.model_runner:CPUModelRunner", has="_init_kv_zero_meta"),
         can_go="when V2 clears blocks of every cache, or when vLLM's attention on CPU does not "
         "read past a sequence.", since="0.31",
     ),
@@ -427,19 +435,19 @@ TABLE = (
         "V1 refuses logits processors under speculation, as they cannot know of the rows of "
         "drafts; vllm-cold's does, so it is loaded.",
         LOGITS,
-        Touch(_SAMPLE + "logits_processor:build_logitsprocs", "_make_build", _BUILD),
-        Touch("vllm.v1.worker.gpu_model_runner:build_logitsprocs", "_make_build", _BUILD,
-              if_loaded=True),
-        Touch(_SCHED + "scheduler:Scheduler", has="num_spec_tokens num_lookahead_tokens"),
+        Dependency(_SAMPLE + "logits_processor:build_logitsprocs", "_make_build", _BUILD),
+        Dependency("vllm.v1.worker.gpu_model_runner:build_logitsprocs", "_make_build", _BUILD,
+                   if_loaded=True),
+        Dependency(_SCHED + "scheduler:Scheduler", has="num_spec_tokens num_lookahead_tokens"),
         # What changes logits is applied to drafts once: drafts_v1 has to know it.
-        Touch(_SAMPLE + "metadata:SamplingMetadata",
-              has="allowed_token_ids_mask bad_words_token_ids logitsprocs no_penalties "
-              "thinking_budget_state_holder prompt_token_ids frequency_penalties "
-              "presence_penalties repetition_penalties",
-              others="temperature all_greedy all_random top_p top_k generators max_num_logprobs "
-              "output_token_ids logprob_token_ids spec_token_ids"),
-        Touch("vllm.v1.spec_decode.metadata:SpecDecodeMetadata",
-              has="num_draft_tokens draft_token_ids"),
+        Dependency(_SAMPLE + "metadata:SamplingMetadata",
+                   has="allowed_token_ids_mask bad_words_token_ids logitsprocs no_penalties "
+                   "thinking_budget_state_holder prompt_token_ids frequency_penalties "
+                   "presence_penalties repetition_penalties",
+                   others="temperature all_greedy all_random top_p top_k generators "
+                   "max_num_logprobs output_token_ids logprob_token_ids spec_token_ids"),
+        Dependency("vllm.v1.spec_decode.metadata:SpecDecodeMetadata",
+                   has="num_draft_tokens draft_token_ids"),
         since="0.32",
     ),
     Hook(
@@ -448,11 +456,11 @@ TABLE = (
         "drafts. Here the rows in which drafts are verified are scored, too, and the amateurs get "
         "the expert's drafts and those that were accepted.",
         LOGITS,
-        Touch(_SAMPLE + "rejection_sampler:RejectionSampler.apply_logits_processors",
-              "_make_apply", "logits sampling_metadata metadata"),
-        Touch(_SAMPLE + "rejection_sampler:RejectionSampler.forward", "_make_forward",
-              "metadata draft_probs logits sampling_metadata"),
-        Touch(_RUNNER_V1 + "propose_draft_token_ids", "_make_propose"),
+        Dependency(_SAMPLE + "rejection_sampler:RejectionSampler.apply_logits_processors",
+                   "_make_apply", "logits sampling_metadata metadata"),
+        Dependency(_SAMPLE + "rejection_sampler:RejectionSampler.forward", "_make_forward",
+                   "metadata draft_probs logits sampling_metadata"),
+        Dependency(_RUNNER_V1 + "propose_draft_token_ids", "_make_propose"),
         since="0.32",
     ),
     Hook(
@@ -461,11 +469,11 @@ TABLE = (
         "has. Large batches are verified in chunks of requests; a chunk never separates a group. "
         "The amateurs get the expert's tokens, and its drafts for the next step.",
         LOGITS,
-        Touch(_GPU + "spec_decode.rejection_sampler:RejectionSampler.__call__", "_make_call",
-              "logits input_batch"),
-        Touch(_GPU + "spec_decode.rejection_sampler:_iter_request_chunks", "_make_chunks",
-              "cu_num_logits max_chunk_logits"),
-        Touch(_RUNNER_V2 + "sample_tokens", "_make_sample"),
+        Dependency(_GPU + "spec_decode.rejection_sampler:RejectionSampler.__call__", "_make_call",
+                   "logits input_batch"),
+        Dependency(_GPU + "spec_decode.rejection_sampler:_iter_request_chunks", "_make_chunks",
+                   "cu_num_logits max_chunk_logits"),
+        Dependency(_RUNNER_V2 + "sample_tokens", "_make_sample"),
         since="0.32",
     ),
     _workaround(
@@ -475,16 +483,16 @@ TABLE = (
         "at the prompts' ends: stock vLLM stops with an `IndexError` at the first prompt that is "
         "longer than a block. Here the layer does not declare it, and the scheduler ends a step "
         "at the boundary.",
-        Touch("vllm.model_executor.layers.mamba.mamba_mixer2:MambaMixer2.get_kv_cache_spec",
-              "_make_spec"),
+        Dependency("vllm.model_executor.layers.mamba.mamba_mixer2:MambaMixer2.get_kv_cache_spec",
+                   "_make_spec"),
         since="0.32",
     ),
     _workaround(
         "vllm.worker.ssm", STATES,
         "The kernel takes queries [T, heads * size] and, as LFM2 gives them, [T, heads, size]; of "
         "the latter it rotates only one head. Here it gets the former.",
-        Touch("vllm.model_executor.layers.rotary_embedding.base:RotaryEmbedding.forward_cpu",
-              "_make_forward", "positions query key"),
+        Dependency("vllm.model_executor.layers.rotary_embedding.base:RotaryEmbedding.forward_cpu",
+                   "_make_forward", "positions query key"),
         since="0.32",
     ),
     # ---- kernels for one kind of hardware --------------------------------------------------------
@@ -495,10 +503,10 @@ TABLE = (
         "So the configuration is made as if there were no LoRA. Only engines with LoRA see a "
         "difference.",
         "with `cpu.lora_fallback`.",
-        Touch("vllm.platforms:current_platform.get_punica_wrapper", "_make_wrapper",
-              kind=classmethod),
-        Touch("vllm.platforms:current_platform.check_and_update_config", "_make_config",
-              "vllm_config", classmethod),
+        Dependency("vllm.platforms:current_platform.get_punica_wrapper", "_make_wrapper",
+                   kind=classmethod),
+        Dependency("vllm.platforms:current_platform.check_and_update_config", "_make_config",
+                   "vllm_config", classmethod),
         lost="LoRA on CPU is vLLM's", platform="cpu",
     ),
     Hook(
@@ -508,15 +516,15 @@ TABLE = (
         "rows silently get the adapter. vLLM 0.33 masks these rows; there these classes only "
         "avoid the copies of the weights for each row.",
         "when 0.32 is no longer supported and stock groups rows by adapter.",
-        Touch("vllm.lora.punica_wrapper.punica_cpu:PunicaWrapperCPU",
-              has="token_lora_indices sampler_indices update_metadata "
-              "add_shrink(y x lora_a_stacked scale) "
-              "add_expand(y x lora_b_stacked output_slices offset_start add_inputs) "
-              "add_lora_embedding(y x lora_b_stacked add_inputs) "
-              f"add_lora_linear({_LINEAR} output_slices) "
-              f"add_lora_logits({_LINEAR}) "
-              "_apply_shrink(y x w_t_all scale) "
-              "_apply_expand(y x w_t_all y_offset y_slice_size add_inputs)"),
+        Dependency("vllm.lora.punica_wrapper.punica_cpu:PunicaWrapperCPU",
+                   has="token_lora_indices sampler_indices update_metadata "
+                   "add_shrink(y x lora_a_stacked scale) "
+                   "add_expand(y x lora_b_stacked output_slices offset_start add_inputs) "
+                   "add_lora_embedding(y x lora_b_stacked add_inputs) "
+                   f"add_lora_linear({_LINEAR} output_slices) "
+                   f"add_lora_logits({_LINEAR}) "
+                   "_apply_shrink(y x w_t_all scale) "
+                   "_apply_expand(y x w_t_all y_offset y_slice_size add_inputs)"),
         platform="cpu",
     ),
     Hook(
@@ -525,7 +533,7 @@ TABLE = (
         "each layer has an object that knows them: a compiled model looks up one tensor a layer "
         "instead of two a slice.",
         "with `cpu.lora_fallback`.",
-        Touch("vllm.lora.layers:BaseLayerWithLoRA.set_mapping", "_make", "punica_wrapper"),
+        Dependency("vllm.lora.layers:BaseLayerWithLoRA.set_mapping", "_make", "punica_wrapper"),
         platform="cpu",
     ),
     Hook(
@@ -534,8 +542,8 @@ TABLE = (
         "batches, that takes half as long again as reading the weights. The results here are the "
         "same, bit for bit.",
         "when oneDNN's small-M GEMM is as fast.",
-        Touch("vllm.model_executor.layers.utils:dispatch_cpu_unquantized_gemm", "_make",
-              "layer remove_weight"),
+        Dependency("vllm.model_executor.layers.utils:dispatch_cpu_unquantized_gemm", "_make",
+                   "layer remove_weight"),
         lost="small-M GEMMs are not faster here", platform="cpu",
     ),
     Hook(
@@ -544,7 +552,7 @@ TABLE = (
         "on a CPU: no such engine starts. Here it is asked for the kernel that it takes without "
         "LoRA, and that kernel learns to take adapters.",
         "when vLLM's kernels for CPUs support LoRA; nothing is changed then.",
-        Touch(_EXPERTS + "select_unquantized_moe_backend", "_make", "moe_config"),
+        Dependency(_EXPERTS + "select_unquantized_moe_backend", "_make", "moe_config"),
         since="0.31", lost="LoRA on mixtures of experts does not run", platform="cpu",
     ),
     _workaround(
@@ -553,8 +561,8 @@ TABLE = (
         "`Generator.set_offset`, which CPU generators lack: a seeded request whose prompt is "
         "split over steps kills the engine. Here such rows keep their generator out of the step: "
         "their sample is thrown away anyway.",
-        Touch("vllm.v1.worker.cpu_model_runner:CPUModelRunner.sample_tokens", "_make_sample",
-              if_loaded=True),
+        Dependency("vllm.v1.worker.cpu_model_runner:CPUModelRunner.sample_tokens", "_make_sample",
+                   if_loaded=True),
     ),
     _workaround(
         "cpu.workarounds", WORKAROUNDS,
@@ -562,16 +570,16 @@ TABLE = (
         "writes into an int64 copy of the output, and what it returns is uninitialised memory: as "
         "soon as one request of a batch samples at random, the tokens of all are wrong, greedy "
         "ones too.",
-        Touch(_SAMPLE + "rejection_sampler:expand_batch_to_tokens", "_make_expand",
-              "x cu_num_tokens num_tokens replace_from replace_to", if_loaded=True),
+        Dependency(_SAMPLE + "rejection_sampler:expand_batch_to_tokens", "_make_expand",
+                   "x cu_num_tokens num_tokens replace_from replace_to", if_loaded=True),
     ),
     _workaround(
         "cpu.workarounds", WORKAROUNDS,
         "A linear LoRA layer takes the device of the base layer's weight. Where weights and "
         "inputs are int8, oneDNN's kernel leaves None in its place, so that no engine with LoRA "
         "starts on a CPU without AMX.",
-        Touch("vllm.lora.layers.base_linear:_get_lora_device", "_make_device", "base_layer",
-              if_loaded=True),
+        Dependency("vllm.lora.layers.base_linear:_get_lora_device", "_make_device", "base_layer",
+                   if_loaded=True),
         can_go="when 0.32 is no longer supported.",
     ),
     _workaround(
@@ -579,11 +587,11 @@ TABLE = (
         "Drafters such as EAGLE and MTP compute with the target's embedding, which is a LoRA "
         "layer. It would take the adapters of the last step's rows, whose number differs: LoRA "
         "raises. Here drafts are made without adapters; right or wrong, they are verified.",
-        Touch(_DRAFTER + "propose", "_make_drafter", if_loaded=True),
+        Dependency(_DRAFTER + "propose", "_make_drafter", if_loaded=True),
         # On a rank whose requests have ended, next to busy ones.
-        Touch(_DRAFTER + "dummy_run", "_make_drafter", if_loaded=True),
-        Touch(_GPU + "spec_decode.target_dependent_ar.speculator:"
-              "TargetDependentARSpeculator.propose", "_make_drafter", if_loaded=True),
+        Dependency(_DRAFTER + "dummy_run", "_make_drafter", if_loaded=True),
+        Dependency(_GPU + "spec_decode.target_dependent_ar.speculator:"
+                   "TargetDependentARSpeculator.propose", "_make_drafter", if_loaded=True),
         can_go="when its test in `tests/unit/test_workarounds.py` says so.", since="0.32",
     ),
     _workaround(
@@ -591,7 +599,8 @@ TABLE = (
         "V1 embeds only the rows of a step that are tokens, without those that bring their "
         "embeddings. The LoRA layer gives them the adapters of the first rows: another request's. "
         "Here all rows are embedded, and those that were asked for taken.",
-        Touch(_RUNNER_V1 + "_preprocess", "_make_preprocess", "scheduler_output", if_loaded=True),
+        Dependency(_RUNNER_V1 + "_preprocess", "_make_preprocess", "scheduler_output",
+                   if_loaded=True),
         platform="",
     ),
     _workaround(
@@ -600,15 +609,15 @@ TABLE = (
         "request has a row of logits for each draft and one more: LoRA of the output layer takes "
         "other requests' adapters. Here each request's adapter is repeated for each of its rows, "
         "as on V1.",
-        Touch(_RUNNER_V2 + "prepare_inputs", "_make_prepare", if_loaded=True),
-        Touch(_GPU + "lora_utils:LoraState.make_lora_inputs", "_make_inputs", if_loaded=True),
+        Dependency(_RUNNER_V2 + "prepare_inputs", "_make_prepare", if_loaded=True),
+        Dependency(_GPU + "lora_utils:LoraState.make_lora_inputs", "_make_inputs", if_loaded=True),
     ),
     Hook(
         "npu.npu_platform", PLATFORM,
         "In engines with contrastive decoding `npu.lora_bgmv` runs LoRA on Ascend NPUs.",
         "with `npu.lora_bgmv`.",
-        Touch("vllm.platforms:current_platform.get_punica_wrapper", "_make_wrapper",
-              kind=classmethod),
+        Dependency("vllm.platforms:current_platform.get_punica_wrapper", "_make_wrapper",
+                   kind=classmethod),
         lost="LoRA on NPUs is vllm-ascend's", platform="npu",
     ),
     Hook(
@@ -618,9 +627,9 @@ TABLE = (
         "Python number, which a compiled model keeps from its tracing: the rows after the first "
         "runs get no adapter. The BGMV kernels read each row's own adapter from a tensor.",
         "when vllm-ascend passes no Python number to its kernels.",
-        Touch("vllm_ascend.lora.punica_npu:PunicaWrapperNPU",
-              has="_shrink_decode _expand_decode _expand_slice_decode _get_token_lora_indices "
-              "update_metadata(mapping)"),
+        Dependency("vllm_ascend.lora.punica_npu:PunicaWrapperNPU",
+                   has="_shrink_decode _expand_decode _expand_slice_decode _get_token_lora_indices "
+                   "update_metadata(mapping)"),
         platform="npu",
     ),
 )

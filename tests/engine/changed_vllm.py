@@ -44,14 +44,14 @@ def run(
 
 def lose(where: str) -> None:
     """To the package, vLLM has not this place; vLLM itself is whole, and goes on using it."""
-    from vllm_cold.patching import Touch
+    from vllm_cold.patching import Dependency
 
-    look = Touch.problem
+    look = Dependency.problem
 
-    def problem(self: Touch) -> str | None:
+    def problem(self: Dependency) -> str | None:
         return f"{where.replace(':', '.')} is gone" if self.where == where else look(self)
 
-    Touch.problem = problem  # type: ignore[method-assign]
+    Dependency.problem = problem  # type: ignore[method-assign]
 
 
 def said(call: Callable[[], Any]) -> str | None:

@@ -10,7 +10,7 @@ import pytest
 from tests.front_end import Front
 from tests.places import add
 from vllm_cold import places
-from vllm_cold.patching import Touch
+from vllm_cold.patching import Dependency
 from vllm_cold.vllm.frontend import config
 
 pytestmark = pytest.mark.unit
@@ -21,7 +21,7 @@ def test_engines_of_the_v2_runner_miss_its_sampler(
 ) -> None:
     """The others do not."""
     engine = Front(tiny / "model").config
-    lost = Touch("vllm.v1.worker.gpu.sample.sampler:Sampler.call", "")
+    lost = Dependency("vllm.v1.worker.gpu.sample.sampler:Sampler.call", "")
     add(monkeypatch, places.V2, lost)
     assert config.unsupported(engine) is None
     monkeypatch.setattr(config, "uses_v2_runner", lambda config: True)

@@ -19,7 +19,7 @@ from tests.unit.test_own_server import gone
 from vllm_cold import __version__, cpu_library, places, plugin
 from vllm_cold.cpu import cpu_platform, lora_ops
 from vllm_cold.ops import registry
-from vllm_cold.patching import Touch
+from vllm_cold.patching import Dependency
 from vllm_cold.tools.doctor import machine, report, sections, self_test, tiny
 from vllm_cold.tools.doctor.cases import CASES, Case
 from vllm_cold.tools.doctor.report import Entry, Status
@@ -177,7 +177,7 @@ def test_lora(
 
 def test_what_changed_in_vllm_is_a_problem_or_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [entry.status for entry in sections.interfaces()] == [Status.OK]
-    lost = Touch("vllm:LLM", has="gone")
+    lost = Dependency("vllm:LLM", has="gone")
     add(monkeypatch, places.DRAFTS, lost)
     entry, hold = sections.interfaces()
     assert (entry.status, hold.status) == (Status.WARNING, Status.FACT)

@@ -20,7 +20,7 @@ import pytest
 
 from tests.places import add, row
 from vllm_cold import patching, places, plugin
-from vllm_cold.patching import Hook, Touch, TouchMissing
+from vllm_cold.patching import Dependency, DependencyMissing, Hook
 from vllm_cold.vllm import availability, versions
 from vllm_cold.vllm.frontend import refusal
 
@@ -127,12 +127,12 @@ def loud(original: Callable[..., Any]) -> Callable[..., Any]:
     return replacement
 
 
-def place(path: str, takes: str = "", kind: type | None = None) -> Touch:
-    return Touch(f"{NAME}:{path}", loud, takes, kind)
+def place(path: str, takes: str = "", kind: type | None = None) -> Dependency:
+    return Dependency(f"{NAME}:{path}", loud, takes, kind)
 
 
-def relied_on(path: str, **what: Any) -> Touch:
-    return Touch(f"{NAME}:{path}" if path else NAME, **what)
+def relied_on(path: str, **what: Any) -> Dependency:
+    return Dependency(f"{NAME}:{path}" if path else NAME, **what)
 
 
 @pytest.mark.parametrize(
@@ -221,7 +221,7 @@ def test_two_reasons_to_wrap_a_method_stack(module: Any) -> None:
     def louder(original: Callable[..., Any]) -> Callable[..., Any]:
         return lambda *args, **kwargs: f"{original(*args, **kwargs)}!"
 
-    inner, outer = place("Owner.plain"), Touch(f"{NAME}:Owner.plain", louder)
+    inner, outer = place("Owner.plain"), Dependency(f"{NAME}:Owner.plain", louder)
     for one in (inner, outer, inner, outer):
         patching.install([row("", one)])
     assert module.Owner().plain(1) == "<plain 1 0>!"
@@ -229,7 +229,7 @@ def test_two_reasons_to_wrap_a_method_stack(module: Any) -> None:
 
 
 def test_all_are_looked_at_before_one_is_wrapped(module: Any) -> None:
-    with pytest.raises(TouchMissing) as caught:
+    with pytest.raises(DependencyMissing) as caught:
         wanted = place("Owner.plain"), place("Owner.gone"), place("Owner.prop")
         patching.install([row("", *wanted)])
     assert str(caught.value) == (
@@ -242,7 +242,7 @@ def test_what_can_be_lost_is_warned_of_where_it_is_used(
     module: Any, logged: list[logging.LogRecord]
 ) -> None:
     points = [
-        Touch(where, loud, if_loaded=True)
+        Dependency(where, loud, if_loaded=True)
         for where in (
             f"{NAME}:Owner.plain",
             f"{NAME}:Owner.gone",
@@ -257,7 +257,7 @@ def test_what_can_be_lost_is_warned_of_where_it_is_used(
 
 def test_a_place_that_has_moved_is_found_where_it_was(module: Any) -> None:
     for where in ("a_module_of_no_vllm:Owner.plain", "a_module.below:Owner.plain"):
-        moved = Touch(where, loud, "x", before=f"{NAME}:Owner.plain")
+        moved = Dependency(where, loud, "x", before=f"{NAME}:Owner.plain")
         assert moved.problem() is None and moved.find()[0] is module.Owner
 
 
@@ -279,10 +279,10 @@ def test_vllm_may_give_more_than_it_does_today() -> None:
 
 @pytest.mark.parametrize(
     ("hook", "wanted"),
-    [(hook, wanted) for hook in places.rows() for wanted in hook.touches],
+    [(hook, wanted) for hook in places.rows() for wanted in hook.dependencies],
     ids=lambda value: getattr(value, "where", ""),
 )
-def test_the_installed_vllm_has_all_of_it(hook: Hook, wanted: Touch) -> None:
+def test_the_installed_vllm_has_all_of_it(hook: Hook, wanted: Dependency) -> None:
     if versions.is_before(*map(int, hook.since.split("."))):
         pytest.skip("came with a later vLLM")
     assert wanted.problem() is None
@@ -352,7 +352,9 @@ def test_what_an_engine_relies_on_is_checked(monkeypatch: pytest.MonkeyPatch) ->
 
     with monkeypatch.context() as patch:
         patch.setattr(ColdLogitsProcessorV1, "__abstractmethods__", frozenset({"reset"}))
-        with pytest.raises(TouchMissing, match="^vLLM wants reset of ColdLogitsProcessorV1, too$"):
+        with pytest.raises(
+            DependencyMissing, match="^vLLM wants reset of ColdLogitsProcessorV1, too$"
+        ):
             availability._check()
     monkeypatch.delattr(KVCacheManager, "evict_blocks")
     said = "vllm.v1.core.kv_cache_manager.KVCacheManager has no evict_blocks any more. Install vLLM"

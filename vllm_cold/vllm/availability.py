@@ -109,17 +109,17 @@ def _attempt(act: Callable[[], None]) -> None:
         return
     try:
         act()
-    except patching.TouchMissing as error:
+    except patching.DependencyMissing as error:
         give_up(str(error))
     except Exception as error:  # vLLM calls plugins unguarded: nobody else may suffer
         give_up(f"{type(error).__name__}: {error}")
 
 
 def _check() -> None:
-    """Raise TouchMissing if vLLM lacks what an engine with contrastive decoding needs."""
+    """Raise DependencyMissing if vLLM lacks what an engine with contrastive decoding needs."""
     kernels = places.rows(places.PLATFORM, places.LORA)
     if said := places.problem(*places.EVERY_ENGINE) or patching.problems(kernels):
-        raise patching.TouchMissing(said)
+        raise patching.DependencyMissing(said)
     from vllm_cold.vllm.scheduler.scheduler import ColdScheduler
     from vllm_cold.vllm.worker.processor_v1 import ColdLogitsProcessorV1
 
@@ -127,7 +127,7 @@ def _check() -> None:
     for ours in classes:
         if inspect.isabstract(ours):
             wanted = ", ".join(sorted(ours.__abstractmethods__))
-            raise patching.TouchMissing(f"vLLM wants {wanted} of {ours.__name__}, too")
+            raise patching.DependencyMissing(f"vLLM wants {wanted} of {ours.__name__}, too")
     if (unknown := versions.unvalidated()) is not None:
         logger.warning(
             "vllm-cold: %s. It has all that vllm-cold is known to need; `vllm-cold doctor` decodes "

@@ -123,9 +123,9 @@ def interfaces() -> Iterator[Entry]:
         if versions.is_before(*map(int, hook.since.split("."))):
             continue
         status = Status.WARNING if hook.lost or hook.when not in always else Status.PROBLEM
-        for touch in hook.touches:
+        for dependency in hook.dependencies:
             count += 1
-            if (problem := touch.problem()) is not None:
+            if (problem := dependency.problem()) is not None:
                 changed += 1
                 yield Entry("changed", problem, status)
     status = Status.FACT if changed else Status.OK
