@@ -3,8 +3,6 @@
 
 import json
 import os
-import stat
-from functools import lru_cache
 from typing import Annotated
 
 import msgspec
@@ -18,8 +16,13 @@ class AdapterConfigError(ValueError):
     """An adapter's folder has no usable ``adapter_config.json``; the message says why."""
 
 
+class _Config(msgspec.Struct):
+    r: _Rank
+    rank_pattern: dict[str, _Rank] | None = None
+
+
 def read_rank(folder: str) -> int:
-    """Read the rank from an adapter's folder, again only if the file has changed.
+    """Read the rank from an adapter's folder.
 
     Args:
         folder: The folder, as the file system knows it: a ``~`` is not expanded.
@@ -33,25 +36,8 @@ def read_rank(folder: str) -> int:
         AdapterConfigError: the file is missing or unreadable, or names no rank.
     """
     path = os.path.join(folder, NAME)
-    try:
-        found = os.stat(path)
-    except (FileNotFoundError, NotADirectoryError):
-        raise AdapterConfigError(f"no {NAME} in {folder}; {_REMEDY}") from None
-    except (OSError, ValueError) as error:  # ValueError: a name with a null character
-        raise AdapterConfigError(f"{path!r} cannot be read ({error}); {_REMEDY}") from None
-    if not stat.S_ISREG(found.st_mode):  # to open a pipe would wait for its other end
-        raise AdapterConfigError(f"{path} is not a regular file; {_REMEDY}")
-    return _read(os.path.abspath(path), found.st_mtime_ns, found.st_size, found.st_ino)
-
-
-class _Config(msgspec.Struct):
-    r: _Rank
-    rank_pattern: dict[str, _Rank] | None = None
-
-
-@lru_cache(maxsize=1024)
-def _read(path: str, mtime_ns: int, size: int, inode: int) -> int:
-    """Read a file; what it looked like is part of the cache's key. Errors are not kept."""
+    if not os.path.isfile(path):  # to open a pipe would wait for its other end
+        raise AdapterConfigError(f"no {NAME} in {folder} that is a regular file; {_REMEDY}")
     try:
         with open(path, encoding="utf-8") as file:
             config = msgspec.convert(json.load(file), _Config)

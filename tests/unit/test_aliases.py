@@ -56,27 +56,25 @@ def check(models: Models, request: Any) -> Any:
     return asyncio.run(aliases._make(original)(serving, request))
 
 
+OWN = {"cold_preset": "cfg", "cold_beta": 2, "mine": "x"}
+
+
 @pytest.mark.parametrize(
-    ("name", "preset"), [("base", "cold"), ("org/m:7b", "cad"), ("sql", "vcd"), ("a:b", "cfg")]
+    ("asked", "said", "name", "xargs"),
+    [
+        ("base:cold", None, "base", {"cold_preset": "cold"}),
+        ("org/m:7b:cad", None, "org/m:7b", {"cold_preset": "cad"}),
+        ("a:b:cfg", None, "a:b", {"cold_preset": "cfg"}),
+        # What a request says itself wins.
+        ("sql:vcd", OWN, "sql", OWN),
+        # What vLLM serves is no alias: an adapter's own name may end as one does.
+        *((name, OWN, name, OWN) for name in ("base", "org/m:7b", "sql:cad", None)),
+    ],
 )
-def test_an_alias(name: str, preset: str) -> None:
-    request = completion(f"{name}:{preset}")
-    assert check(Models("sql", "a:b"), request) is None
-    assert (request.model, request.vllm_xargs) == (name, {"cold_preset": preset})
-
-
-def test_what_a_request_says_itself_wins() -> None:
-    request = completion("sql:cad", {"cold_preset": "cfg", "cold_beta": 2, "mine": "x"})
-    assert check(Models("sql"), request) is None
-    assert request.vllm_xargs == {"cold_preset": "cfg", "cold_beta": 2, "mine": "x"}
-
-
-@pytest.mark.parametrize("name", ["base", "org/m:7b", "sql:cad", None])
-def test_what_vllm_serves_is_no_alias(name: str | None) -> None:
-    """An adapter's own name may end as an alias does."""
-    request = completion(name, {"mine": 1})
-    assert check(Models("sql", "sql:cad"), request) is None
-    assert (request.model, request.vllm_xargs) == (name, {"mine": 1})
+def test_names_of_models(asked: str | None, said: Any, name: str | None, xargs: Any) -> None:
+    request = completion(asked, said)
+    assert check(Models("sql", "a:b", "sql:cad"), request) is None
+    assert (request.model, request.vllm_xargs) == (name, xargs)
 
 
 @pytest.mark.parametrize(

@@ -250,15 +250,6 @@ def test_equal_prompts(front: Front) -> None:
         assert front.streams(prompt, ColdParams(amateur=base)).amateurs
 
 
-def test_room_for_them(front: Front) -> None:
-    long = Amateur(prompt={"prompt_embeds": rows(40)})
-    for expert in (front.text(" w1"), made(front, rows(3))):
-        params = ColdParams(amateur=long, max_tokens=None)
-        assert front.request(expert, params).sampling_params.max_tokens == MAX_LEN - 40
-        said = front.refusal(expert, ColdParams(amateur=long, max_tokens=MAX_LEN - 39))
-        assert said.startswith("amateur='torch.float32[40, 64]': the amateur's prompt has 40")
-
-
 def test_copies_are_made_once_and_of_what_has_room(
     front: Front, monkeypatch: pytest.MonkeyPatch
 ) -> None:

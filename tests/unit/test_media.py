@@ -99,11 +99,6 @@ def made(front: Front, prompt: dict[str, Any]) -> Any:
     return found
 
 
-def sent(front: Front, prompt: Any, params: Any, lora: Any = None) -> Any:
-    """The engine core's request."""
-    return front.request(prompt, params, lora)
-
-
 class Read:
     """What the streams of a request read: text, and where which image stands in it."""
 
@@ -133,7 +128,7 @@ class Read:
 
 def read(front: Front, prompt: Any, *amateurs: Amateur, lora: Any = None, **more: Any) -> Read:
     params = ColdParams(amateurs=list(amateurs), max_tokens=3, **more)
-    return Read(front, sent(front, prompt, params, lora))
+    return Read(front, front.request(prompt, params, lora))
 
 
 def hash_of(front: Front, image: Any) -> str:
@@ -186,7 +181,7 @@ def _data(image: Any) -> dict[str, Any]:
 
 def test_media_are_described_as_vllm_does(front: Front) -> None:
     prompt = made(front, seen("<image> w1<image>", picture(1), picture(2)))
-    theirs = sent(front, prompt, SamplingParams(max_tokens=2)).mm_features
+    theirs = front.request(prompt, SamplingParams(max_tokens=2)).mm_features
     both = (media.of_prompt(prompt), theirs)
     ours, wanted = ([replace(one, data=None) for one in each] for each in both)
     assert ours == wanted and len(ours) == 2
@@ -335,7 +330,7 @@ def test_what_cannot_be(front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
 
     part = SamplingParams(extra_args={"cold_part": [0, 3]})
     with pytest.raises(ValueError, match="cold_part='0:3': is for a prompt of text alone"):
-        sent(front, expert, part)
+        front.request(expert, part)
     for own_prompt in (
         seen("<image>" * 4, *map(picture, range(4))),  # three is the most
         seen(" w1", picture()),  # nothing stands for it
@@ -566,7 +561,7 @@ def test_no_client_waits_for_anothers_large_images(online: Online, front: Front)
 
 
 def stream_of(front: Front, prompt: Any, params: SamplingParams) -> Any:
-    request = sent(front, made(front, prompt), params)
+    request = front.request(made(front, prompt), params, None)
     return from_extra_args(request.sampling_params.extra_args)
 
 
