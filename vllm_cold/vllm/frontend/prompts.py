@@ -103,11 +103,8 @@ class Prompt:
         embeddings are equal, as vLLM's prefix cache before 0.31 does not look at it either.
         """
         mine, theirs = (
-            [
-                (each.modality, each.mm_hash or each.identifier, each.mm_position.offset)
-                for each in f
-            ]
-            for f in (self.features, other.features)
+            [(f.modality, f.mm_hash or f.identifier, f.mm_position.offset) for f in one.features]
+            for one in (self, other)
         )
         if mine != theirs or self.ids != other.ids:
             return False
