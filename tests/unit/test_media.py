@@ -325,9 +325,6 @@ def test_what_cannot_be(front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
     expert = made(front, seen("<image> w1", picture()))
     own = Amateur(prompt=" w2")
 
-    def refused(prompt: Any = expert, one: Amateur = own) -> str:
-        return refusal(front, prompt, one)
-
     part = SamplingParams(extra_args={"cold_part": [0, 3]})
     with pytest.raises(ValueError, match="cold_part='0:3': is for a prompt of text alone"):
         front.request(expert, part)
@@ -336,7 +333,7 @@ def test_what_cannot_be(front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
         seen(" w1", picture()),  # nothing stands for it
         [user({"type": "image_url", "image_url": {"url": "x"}})],
     ):
-        said = refused(front.text(" w1"), Amateur(prompt=own_prompt))
+        said = refusal(front, front.text(" w1"), Amateur(prompt=own_prompt))
         assert "no prompt can be made of it" in said
     config = front.config
     for owner, name, value, why in (
@@ -351,7 +348,8 @@ def test_what_cannot_be(front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
             assert found is None if why is None else why in str(found)
     with monkeypatch.context() as patched:
         patched.setattr(versions, "is_before", lambda *_: True)
-        assert "vllm-cold does not support prompts with media here: vLLM is older" in refused()
+        said = refusal(front, expert, own)
+        assert "vllm-cold does not support prompts with media here: vLLM is older" in said
     # Text for such a model is as ever.
     assert read(front, front.text(" w1"), own).features == []
 
@@ -655,6 +653,23 @@ def test_the_sender_is_told_when_it_is_sent(
 
 def _request(body: dict[str, Any]) -> Any:
     return protocol(body)(model="base", max_tokens=4, **body)
+
+
+def test_the_sender_is_told_of_a_beam_searchs_images(online: Online, front: Front) -> None:
+    """Where a default leaves nothing out: vLLM's prompts of its steps carry nothing of ours."""
+    front.serve(default={"without": "system"})
+    request = _request(chat(user(of_url(1), text(" w3")), use_beam_search=True))
+    [prompt] = front.run(online.prepare(request))
+    assert request.to_beam_search_params(4, {}) is not None
+    step = {key: value for key, value in prompt.items() if not key.startswith("cold_")}
+
+    async def add_request(*_: Any) -> None:
+        return None
+
+    engine = SimpleNamespace(input_processor=front.processor)
+    front.run(intake._make_add_request(add_request)(engine, "r", step, SamplingParams()))
+    front.renderer._mm_executor.submit(bool).result()
+    assert front.renderer.mm_processor_cache.is_cached_item(hash_of_url(front, 1))
 
 
 def test_images_that_a_client_names_only(online: Online, front: Front) -> None:

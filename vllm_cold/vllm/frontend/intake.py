@@ -130,11 +130,12 @@ def _make_add_request(original: Callable[..., Any]) -> Callable[..., Any]:
         rest = (arrival_time, lora_request, *args)
         # vLLM makes other prompts in a thread of its own, where ``process_inputs`` is wrapped.
         is_made = isinstance(prompt, dict) and "type" in prompt
-        if not is_made or not isinstance(params, SamplingParams) or FRONT_END.is_search:
+        if not is_made or not isinstance(params, SamplingParams):
             return await original(self, request_id, prompt, params, *rest, **kwargs)
         renderer = self.input_processor.renderer
         with media_cache.forgotten_if_refused(renderer, offline=False):
-            if not is_decided(prompt):  # by a server
+            # A server has decided about its prompts, and about a beam search as a whole.
+            if not (is_decided(prompt) or FRONT_END.is_search):
                 admission = FRONT_END.of(self.input_processor)
                 with refusals():
                     asked = await admission.read_aside(params.extra_args, lora_request, params)

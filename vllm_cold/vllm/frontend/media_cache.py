@@ -17,7 +17,7 @@ from typing import Any
 
 from vllm_cold.vllm import versions
 from vllm_cold.vllm.frontend import media
-from vllm_cold.vllm.frontend.prompts import contrast_of, source_of
+from vllm_cold.vllm.frontend.prompts import contrast_of, is_decided, source_of
 
 _SKIPS = "skip_mm_cache"
 # The arguments of vLLM's renderer for a prompt whose media are always sent.
@@ -49,12 +49,15 @@ def forgotten_if_refused(renderer: Any, offline: bool) -> Iterator[None]:
 def tell_sent(renderer: Any, prompt: Any) -> None:
     """Tell the sender's cache of a sent prompt's media, and its amateurs', that were processed
     without it: the engine core caches them too, and both have to drop the same ones. Done in vLLM's
-    thread for media.
+    thread for media. A beam search's prompts do not say how their media were processed.
     """
-    if _SKIPS not in source_of(prompt).keywords or (sender := _sender(renderer)) is None:
+    contrast, skipped = None, True
+    if is_decided(prompt):
+        contrast, skipped = contrast_of(prompt), _SKIPS in source_of(prompt).keywords
+    if not skipped or (sender := _sender(renderer)) is None:
         return
     features = list(media.of_prompt(prompt))
-    if (contrast := contrast_of(prompt)) is not None:
+    if contrast is not None:
         features += [each for _, own in contrast.own for each in own.features]
     hashes = [each.mm_hash for each in features]
     renderer._mm_executor.submit(_tell, sender, renderer._mm_processor_only_cache, hashes)
