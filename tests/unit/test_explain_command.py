@@ -37,7 +37,7 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "url": (["--url", "localhost:8000"], "--url=localhost:8000: must be like http://"),
     "key": (["--model", "m", "--api-key", "hush"], "--api-key: is for a server; add --url, or"),
     "nobody": (["--url", "http://127.0.0.1:9"], ".*no server answers there"),
-    "preset": (["--preset", "cot"], "--preset='cot': must be one of cold, cad, adacad, cfg, dex"),
+    "preset": (["--preset", "cot"], "--preset='cot': must be one of cold, cad, adacad, acd, arr"),
     "two prompts": (
         ["--amateur-prompt", "y", "--part", "0:1"],
         "--part=.0:1.: the amateur has a prompt already, by --amateur-prompt; leave one of them",

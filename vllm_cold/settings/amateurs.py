@@ -495,7 +495,6 @@ def read_part(field: str, value: str | int | Sequence[str | int]) -> Part:
             match = _SPAN.fullmatch(span)
             numbers += map(int, match.groups()) if match else [-1]
     elif isinstance(value, Sequence):
-        check_number(field, value, len(value), 2 * MOST_ITEMS)
         numbers = [n if isinstance(n, int) else -1 for n in value]
     spans = tuple(zip(numbers[::2], numbers[1::2], strict=False))
     # What is left is in order, and each part has something in it.

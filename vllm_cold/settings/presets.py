@@ -8,7 +8,7 @@ request says what its amateurs are.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 PresetName = Literal[
     "cold",
@@ -25,7 +25,6 @@ PresetName = Literal[
     "mti",
     "vcd",
 ]
-PRESET_NAMES: tuple[PresetName, ...] = get_args(PresetName)
 
 
 @dataclass(frozen=True, slots=True)

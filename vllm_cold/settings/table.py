@@ -20,7 +20,7 @@ from msgspec import Meta
 from vllm_cold.errors import ColdError
 from vllm_cold.rules import registry
 from vllm_cold.settings.images import ALLOWED
-from vllm_cold.settings.presets import PRESET_NAMES, PresetName, preset_of
+from vllm_cold.settings.presets import PRESETS, PresetName, preset_of
 
 DEFAULT_ALPHA = 0.1
 DEFAULT_BETA = 0.5
@@ -139,8 +139,8 @@ CONTRAST: Mapping[str, SettingSpec] = {
     ),
     "preset": SettingSpec(
         PresetName | None,
-        f"Values of a method, by its name: {', '.join(PRESET_NAMES)}.",
-        f"must be one of {', '.join(PRESET_NAMES)}",
+        f"Values of a method, by its name: {', '.join(PRESETS)}.",
+        f"must be one of {', '.join(PRESETS)}",
     ),
 }
 # What may stand in an engine's defaults, with what it lets its clients ask for.
