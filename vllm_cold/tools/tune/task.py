@@ -164,6 +164,9 @@ def _with_more(engine: Mapping[str, Any], given: str | None) -> dict[str, Any]:
     ):
         if name in more:  # a token would stand in results and reports
             raise ToolError(f"--engine-args: {name} does not belong there; {remedy}")
+    theirs = more.get("additional_config") or {}
+    if not isinstance(theirs, dict):
+        raise ToolError(f"--engine-args: additional_config={theirs!r}: must be a JSON object")
     if isinstance(own := engine.get("additional_config"), dict):
-        more["additional_config"] = {**(more.get("additional_config") or {}), **own}
+        more["additional_config"] = {**theirs, **own}
     return {**engine, **more}
