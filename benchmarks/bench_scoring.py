@@ -38,7 +38,8 @@ from benchmarks.rounds import (
     table,
 )
 from tests.ops.conformance import Case, check_dense, make_case
-from vllm_cold.ops import registry, scoring_cpu
+from vllm_cold import cpu_library
+from vllm_cold.ops import registry
 from vllm_cold.ops.interface import Backend, Groups
 
 FORMS = ("dense", "inplace")
@@ -246,7 +247,7 @@ def describe(device: torch.device, backend: str) -> str:
     if device.type != "cpu":
         where = getattr(torch, device.type).get_device_name(device)
     elif backend == "cpu":
-        where += f", {scoring_cpu.best_isa()}"
+        where += f", {cpu_library.ISAS[cpu_library.best_isa()]}"
     cache = last_cache(device) / 2**20
     return f"{where}, last cache {cache:.0f} MiB; torch {torch.__version__}; backend {backend}"
 

@@ -21,7 +21,7 @@ from vllm_cold.cpu import lora_ops, operators
 
 pytestmark = pytest.mark.unit
 
-assert lora_ops.missing() is None  # registers the operators
+assert operators.missing() is None  # registers the operators
 ISAS = cpu_library.ISAS[: cpu_library.best_isa() + 1]
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 make_case = partial(lora_cases.make_case, adapters=4)
@@ -285,7 +285,7 @@ def test_a_batch_larger_than_the_plan() -> None:
 def test_a_missing_library_or_another_torch_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(operators, "_TORCH_FUNCTIONS", ("no_such_function",) * 9)
     monkeypatch.setattr(operators, "_register", operators._register.__wrapped__)
-    reason = lora_ops.missing.__wrapped__()
+    reason = operators.missing.__wrapped__()
     assert reason is not None and "use 2.10 or later" in reason and "no_such" in reason
     monkeypatch.setattr(cpu_library, "missing", lambda: "It is not built: build it.")
-    assert lora_ops.missing.__wrapped__() == "It is not built: build it."
+    assert operators.missing.__wrapped__() == "It is not built: build it."

@@ -28,8 +28,8 @@ from tests.ops import test_lora
 from tests.ops.ascend_host import clean_environment
 from tests.ops.conformance import DTYPES, LAYOUTS, Case, make_case
 from tests.ops.lora_cases import Case as LoraCase
+from tests.ops.test_backends import CpuWith
 from vllm_cold import cpu_library
-from vllm_cold.ops import scoring_cpu
 from vllm_cold.ops.scoring_torch import replace_nonfinite
 
 pytestmark = [pytest.mark.unit, pytest.mark.slow]
@@ -96,7 +96,7 @@ def packed(case: Case, form: str, isa: str, threads: int) -> bytes:
     logits, caps, memory = case.logits, case.expert_top_k, memory_of(case.logits)
     header = struct.pack(
         "11q", FORMS.index(form), len(memory), len(logits), logits.stride(0), logits.shape[1],
-        DTYPES.index(logits.dtype), *case.rows.shape, scoring_cpu.ISAS.index(isa), threads,
+        DTYPES.index(logits.dtype), *case.rows.shape, cpu_library.ISAS.index(isa), threads,
         caps is not None,
     )  # fmt: skip
     arrays = [case.rows, case.weights, case.log_alpha, *([] if caps is None else [caps])]
@@ -108,7 +108,7 @@ def here(case: Case, form: str, isa: str) -> bytes:
     num_groups, vocab = len(case.rows), case.logits.shape[1]
     status = struct.pack("q", 0)
     out, counted = torch.empty(num_groups, vocab), torch.empty(num_groups, 3, dtype=torch.int64)
-    scoring_cpu.run(case.logits, case.groups, out, counted, isa=isa)
+    CpuWith(isa).scores(case.logits, case.groups, out, counted)
     statistics = counted.numpy().tobytes()
     if form == "dense":
         return status + out.numpy().tobytes() + statistics
@@ -176,7 +176,7 @@ def same(native: list[str], isa: str, cases: Iterable[tuple[bytes, bytes]]) -> N
 BEST = cpu_library.best_isa() + 1
 
 
-@pytest.mark.parametrize("isa", scoring_cpu.ISAS[:BEST])
+@pytest.mark.parametrize("isa", cpu_library.ISAS[: min(BEST, 3)])
 def test_no_byte_beyond_and_the_same_scores(native: list[str], isa: str) -> None:
     found = ((packed(case, form, isa, n), here(case, form, isa)) for case, form, n in cases())
     same(native, isa, found)

@@ -17,7 +17,7 @@ from tests.naive import Amateur, Group, NaiveCold, Trace
 from tests.places import add
 from tests.unit.test_own_server import gone
 from vllm_cold import __version__, cpu_library, places, plugin
-from vllm_cold.cpu import cpu_platform, lora_ops
+from vllm_cold.cpu import cpu_platform, operators
 from vllm_cold.ops import registry
 from vllm_cold.patching import Dependency
 from vllm_cold.tools.doctor import machine, report, sections, self_test, tiny
@@ -169,7 +169,7 @@ def test_lora(
     monkeypatch.delenv(cpu_platform.ENV, raising=False)
     if asked:
         monkeypatch.setenv(cpu_platform.ENV, asked)
-    monkeypatch.setattr(lora_ops, "missing", lambda: missing)
+    monkeypatch.setattr(operators, "missing", lambda: missing)
     entry = find(sections.lora(), "LoRA")
     assert entry.status is status
     assert entry.value.startswith(part)

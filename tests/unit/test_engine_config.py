@@ -314,12 +314,12 @@ def test_options_that_do_not_fit_together() -> None:
 
 
 def test_a_choice_of_lora_that_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
-    from vllm_cold.cpu import cpu_platform, lora_ops
+    from vllm_cold.cpu import cpu_platform, operators
 
     monkeypatch.setenv("COLD_LORA", "0")
     with pytest.raises(ValueError, match="COLD_LORA='0': must be one of cpp, torch, stock"):
         cpu_platform.choice()
-    monkeypatch.setattr(lora_ops, "missing", lambda: "It is not built: build it.")
+    monkeypatch.setattr(operators, "missing", lambda: "It is not built: build it.")
     monkeypatch.setenv("COLD_LORA", "cpp")
     with pytest.raises(RuntimeError, match=r"COLD_LORA=cpp was asked for\. It is not built"):
         cpu_platform.choice()
@@ -328,13 +328,13 @@ def test_a_choice_of_lora_that_cannot_be(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_the_wrapper_that_the_platform_names(
     monkeypatch: pytest.MonkeyPatch, logged: list[logging.LogRecord]
 ) -> None:
-    from vllm_cold.cpu import cpu_platform, lora_ops
+    from vllm_cold.cpu import cpu_platform, operators
 
     monkeypatch.delenv("COLD_LORA", raising=False)
     stock = cpu_platform._make_wrapper(lambda cls: cpu_platform.STOCK)
     assert stock(None) == cpu_platform.WRAPPERS["cpp"]
     assert cpu_platform._make_wrapper(lambda cls: "their.own")(None) == "their.own"
-    monkeypatch.setattr(lora_ops, "missing", lambda: "It is not built: build it.")
+    monkeypatch.setattr(operators, "missing", lambda: "It is not built: build it.")
     logged.clear()
     assert stock(None) == cpu_platform.WRAPPERS["torch"]
     (record,) = logged

@@ -117,6 +117,12 @@ def test_linear(slots: list[int], dtype: torch.dtype, cls: Any) -> None:
         assert torch.equal(y, case.y)
 
 
+def test_before_the_first_batch_no_row_has_an_adapter() -> None:
+    punica, case = GroupedPunicaWrapperCPU(64, 16, torch.device("cpu")), case_of([0, 1], (6,))
+    punica.add_lora_linear(y := case.y.clone(), case.x, case.a, case.b, 1.0, (6,))
+    assert torch.equal(y, case.y)
+
+
 @ours
 def test_the_halves_of_sharded_adapters(cls: Any) -> None:
     slots, sizes = [-1, 1, 0, 2], (6, 2)

@@ -54,9 +54,9 @@ def choice() -> str:
         return "stock"
     if name == "torch":
         return name
-    from vllm_cold.cpu import lora_ops
+    from vllm_cold.cpu import operators
 
-    reason = lora_ops.missing()
+    reason = operators.missing()
     if reason is None:
         return "cpp"
     if name == "cpp":
@@ -83,11 +83,11 @@ def _make_wrapper(original: Callable[..., str]) -> Callable[..., str]:
             return name  # a platform that brings its own wrapper keeps it
         chosen = choice()
         if chosen == "torch" and not environment.read(ENV):
-            from vllm_cold.cpu import lora_ops
+            from vllm_cold.cpu import operators
 
             logger.warning(
                 "vllm-cold: LoRA on CPU falls back to torch operations, not compiled and slow. %s",
-                lora_ops.missing(),
+                operators.missing(),
             )
         else:
             logger.info("vllm-cold: LoRA on CPU: %s.", chosen)

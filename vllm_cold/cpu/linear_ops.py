@@ -30,13 +30,13 @@ _TRIALS = 50  # of each number of rows
 @cache
 def missing() -> str | None:
     """Why it cannot run here; None if it can. Then the operators are there."""
-    if (reason := cpu_library.missing()) is not None:
+    if (reason := operators.missing()) is not None:
         return reason
     if cpu_library.best_isa() < cpu_library.ISAS.index("avx512"):
         return "This CPU has no AVX-512."
     if not operators.has_onednn():
-        return "torch was built without oneDNN, or where it is not expected."
-    return operators.missing()
+        return "torch was built without oneDNN."
+    return None
 
 
 def fits(weight: Tensor) -> bool:
@@ -123,7 +123,9 @@ def _pack(weight: Tensor) -> tuple[Tensor, Tensor]:
     """Weights as oneDNN packs them, and their bytes, which live as long as the former."""
     weight = weight.detach().contiguous()
     packed = torch.ops.mkldnn._reorder_linear_weight(weight, _BLOCK)
-    data = _memory_of(packed)
+    count, address = torch.ops.mkldnn._nbytes(packed), torch.ops.mkldnn.data_ptr(packed)
+    memory_of = (ctypes.c_uint8 * count).from_address(address)
+    data = torch.frombuffer(memory_of, dtype=torch.uint8)
     if not _lies_as_expected(data, weight):
         raise ValueError("oneDNN packs weights in another way on this machine.")
     return packed, data
@@ -193,13 +195,6 @@ class _Handle:
         operators.succeed(status, "take a tensor")
         self.address = address.value or 0
         weakref.finalize(self, library.aoti_torch_delete_tensor_object, address)
-
-
-def _memory_of(packed: Tensor) -> Tensor:
-    """The bytes of a tensor that oneDNN has packed; they live as long as it does."""
-    count = torch.ops.mkldnn._nbytes(packed)
-    data = (ctypes.c_uint8 * count).from_address(torch.ops.mkldnn.data_ptr(packed))
-    return torch.frombuffer(data, dtype=torch.uint8)
 
 
 def _lies_as_expected(data: Tensor, weight: Tensor) -> bool:

@@ -42,12 +42,7 @@ def shrink(
 ) -> None:
     """``out[rows] = scale * x[rows] @ A[slot].T`` for each group; other rows of ``out`` become 0.
 
-    Args:
-        x: [T, K] inputs.
-        a_stacked: [S, 1, r, K] or [S, r, K] weights.
-        groups: From ``group_rows``.
-        scale: Factor.
-        out: [T, >= r] float32.
+    ``x`` is [T, K], ``a_stacked`` [S, 1, r, K] or [S, r, K], and ``out`` [T, >= r] float32.
     """
     out.zero_()
     for slot, rows in groups:
@@ -66,14 +61,9 @@ def expand_add(
 ) -> None:
     """``y[rows, offset:offset+size] += hidden[rows] @ B[slot].T`` for each group.
 
-    Args:
-        hidden: [T, r] float32, from ``shrink`` (or an embedding lookup).
-        b_stacked: [S, 1, N, r] or [S, N, r] weights.
-        groups: From ``group_rows``.
-        y: [T, M] outputs, changed in place; rows of no group stay as they are.
-        offset: First output column.
-        size: Number of output columns of this slice; N may be smaller or larger (padding).
-        add: False to overwrite instead of add.
+    ``hidden`` is [T, r] float32, ``b_stacked`` [S, 1, N, r] or [S, N, r], of which N may be smaller
+    or larger than ``size`` (padding). Of ``y`` [T, M], rows of no group stay as they are. Without
+    ``add`` the columns are overwritten.
     """
     for slot, rows in groups:
         b = b_stacked[slot].view(b_stacked.shape[-2:]).to(y.dtype)
@@ -86,7 +76,7 @@ def expand_add(
 class GroupedPunicaWrapperCPU(PunicaWrapperCPU):  # type: ignore[misc]
     """With torch operations."""
 
-    _of_tokens: Sequence[RowGroup] | None = None  # None: not found out since the last step
+    _of_tokens: Sequence[RowGroup] | None = ()  # None: not found out since the last step
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

@@ -7,10 +7,8 @@ place. ``layer`` is a ``Layer.table``; which rows have which adapter is what its
 the time of the call.
 """
 
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
 
 import torch
 from torch import Tensor
@@ -20,14 +18,6 @@ from vllm_cold.cpu import memory, operators
 
 MAX_RANK = 512
 TORCH = "set COLD_LORA=torch to go without the C++ kernels"  # a remedy
-
-
-@cache
-def missing() -> str | None:
-    """Why it cannot run here, in a sentence with the remedy; None if it can. Then it is loaded."""
-    if sys.byteorder != "little":
-        return "It is written for little-endian machines: LoRA is computed by torch operations."
-    return operators.missing()
 
 
 class Plan:

@@ -18,7 +18,7 @@ from vllm.lora.layers import (
 from vllm.lora.layers.base_linear import BaseLinearLayerWithLoRA
 
 from vllm_cold import patching, places
-from vllm_cold.cpu import linear_layers, lora_ops, memory
+from vllm_cold.cpu import linear_layers, lora_ops, memory, operators
 from vllm_cold.cpu.lora_fallback import GroupedPunicaWrapperCPU
 
 
@@ -31,11 +31,6 @@ class Bound(lora_ops.Layer):
     _base_layer: Any = None
     _product: linear_layers.Product | None = None
     _embeddings_indices: Tensor | None = None  # vLLM's embedding reads it
-
-    def join(self, base_layer: torch.nn.Module) -> None:
-        """Have the base layer's product add this in the same call, if the product is ours."""
-        self._base_layer = base_layer
-        self._product = linear_layers.add_lora(base_layer, self.table)
 
     @property
     def is_in_product(self) -> bool:
@@ -88,8 +83,7 @@ class NativePunicaWrapperCPU(GroupedPunicaWrapperCPU):
         self, max_num_batched_tokens: int, max_batches: int, *args: Any, **kwargs: Any
     ) -> None:
         super().__init__(max_num_batched_tokens, max_batches, *args, **kwargs)
-        reason = lora_ops.missing()
-        if reason is not None:
+        if (reason := operators.missing()) is not None:
             raise RuntimeError(f"vllm-cold: no C++ kernels for LoRA. {reason}")
         patching.install(places.rows(places.LORA))  # the layers are made after this
         self._tokens = lora_ops.Plan(max_num_batched_tokens)
@@ -120,7 +114,8 @@ class NativePunicaWrapperCPU(GroupedPunicaWrapperCPU):
             layer.punica_wrapper = bound = Bound(self._tokens, *weights)
             config = getattr(layer, "lora_config", None)
             if config is not None and not config.fully_sharded_loras:
-                bound.join(layer.base_layer)
+                bound._base_layer = layer.base_layer
+                bound._product = linear_layers.add_lora(layer.base_layer, bound.table)
         elif isinstance(layer, LogitsProcessorWithLoRA):
             lora_ops.by_rank((layer.lora_b_stacked,))  # here, and not at the first request
         elif isinstance(layer, VocabParallelEmbeddingWithLoRA):

@@ -5,6 +5,7 @@ call (csrc/cpu/torch_ops.h).
 
 import ctypes
 import secrets
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -51,11 +52,8 @@ def torch_library() -> ctypes.CDLL:
 
 
 def has_onednn() -> bool:
-    """Whether torch's C interface is there, and offers oneDNN's products."""
-    try:
-        return hasattr(torch_library(), f"aoti_torch_{_OF_ONEDNN}")
-    except OSError:
-        return False
+    """Whether torch's C interface offers oneDNN's products."""
+    return hasattr(torch_library(), f"aoti_torch_{_OF_ONEDNN}")
 
 
 def dtype_number(dtype: torch.dtype) -> int:
@@ -69,8 +67,11 @@ def succeed(status: int, what: str) -> None:
         raise RuntimeError(f"torch {torch.__version__} refused to {what}; please report this")
 
 
+@cache
 def missing() -> str | None:
-    """Why torch does not take the operators, with the remedy; None if it has them."""
+    """Why they cannot run here, in a sentence with the remedy; None if torch has them."""
+    if sys.byteorder != "little":
+        return "They are written for little-endian machines: LoRA is computed by torch operations."
     if (reason := cpu_library.missing()) is not None:
         return reason
     try:

@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Backend "ascend": AscendC kernels for Atlas A2/A3 NPUs (csrc/ascend).
 
-The library registers its ops with torch when it is loaded, once the device is known to be an NPU.
+The library registers its ops with torch when it is loaded: when the backend is chosen.
 The kernels report row numbers out of range (``interface.Backend``). With a cap on candidates torch
 looks at the rows before them, and does what it does on an NPU.
 """
 
 import importlib.util
-from functools import cache
 from pathlib import Path
 
 import torch
@@ -31,19 +30,13 @@ def _missing(device: torch.device) -> str | None:
             "CANN's set_env.sh sourced and SOC_VERSION set (https://vllm-cold.github.io/vllm-cold/ascend.html)."
         )
     try:
-        _load()
+        torch.ops.load_library(str(_PATH))  # type: ignore[no-untyped-call] # it has no types
     except OSError as error:
         return f"Its library does not load ({error}): reinstall vllm-cold on this machine."
     return None
 
 
-@cache
-def _load() -> None:
-    torch.ops.load_library(str(_PATH))  # type: ignore[no-untyped-call] # it has no types
-
-
 def _scores(logits: Tensor, groups: Groups, out: Tensor | None, statistics: Tensor | None) -> None:
-    _load()
     floors = expert_floors(logits, groups)
     torch.ops.vllm_cold.ascend_scores(
         logits, groups.rows, groups.weights, groups.log_alpha, floors, out, statistics

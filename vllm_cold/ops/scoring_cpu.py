@@ -10,9 +10,7 @@ from torch import Tensor
 from vllm_cold import cpu_library
 from vllm_cold.ops.interface import Backend, Groups, row_outside
 
-# csrc/cpu/scoring.h
-ISAS = ("portable", "avx2", "avx512")
-_ROW_OUTSIDE, _NO_MEMORY = 1, 2
+_ROW_OUTSIDE, _NO_MEMORY = 1, 2  # csrc/cpu/scoring.h
 
 
 def _missing(device: torch.device) -> str | None:
@@ -22,23 +20,11 @@ def _missing(device: torch.device) -> str | None:
     return cpu_library.missing()
 
 
-def best_isa() -> str:
-    """The instruction set in use: the best of ``ISAS`` that this CPU has."""
-    return ISAS[min(cpu_library.best_isa(), len(ISAS) - 1)]
-
-
 def _address(tensor: Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
 
 
-def run(
-    logits: Tensor,
-    groups: Groups,
-    out: Tensor | None = None,
-    statistics: Tensor | None = None,
-    isa: str | None = None,
-) -> None:
-    """``Backend.scores``, on one of ``ISAS`` or less."""
+def _scores(logits: Tensor, groups: Groups, out: Tensor | None, statistics: Tensor | None) -> None:
     num_rows, vocab = logits.shape
     status = cpu_library.library().vllm_cold_score(
         logits.data_ptr(),
@@ -54,7 +40,7 @@ def run(
         groups.num_streams,
         _address(out),
         _address(statistics),
-        cpu_library.best_isa() if isa is None else ISAS.index(isa),
+        cpu_library.best_isa(),
         torch.get_num_threads(),
     )
     if status == _ROW_OUTSIDE:
@@ -63,4 +49,4 @@ def run(
         raise MemoryError("contrastive scoring: no memory for intermediate results")
 
 
-BACKEND = Backend(_missing, run)
+BACKEND = Backend(_missing, _scores)

@@ -87,7 +87,7 @@ def lora() -> Iterator[Entry]:
     from vllm.platforms import current_platform
 
     from vllm_cold import hardware
-    from vllm_cold.cpu import cpu_platform, lora_ops
+    from vllm_cold.cpu import cpu_platform, operators
     from vllm_cold.npu import npu_platform
 
     if hardware.is_on("npu"):
@@ -105,7 +105,7 @@ def lora() -> Iterator[Entry]:
         case "cpp":
             yield Entry("LoRA", "C++ kernels", Status.OK)
         case "torch":
-            why = lora_ops.missing() or "asked for"
+            why = operators.missing() or "asked for"
             yield Entry("LoRA", f"torch operations, slow: {why}", Status.WARNING)
         case _:
             said = "vLLM's own; contrastive requests are refused"
