@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from itertools import product
 from typing import Any
@@ -277,12 +277,8 @@ def make_case(
 def of_two(groups: Groups) -> tuple[Tensor, Groups]:
     """[G] bool, which groups have two streams, and these alone."""
     few = (groups.rows >= 0).sum(1) == 2
-    caps = None if groups.expert_top_k is None else groups.expert_top_k[few]
-    caps = None if caps is None or not caps.any() else caps
-    return few, Groups(
-        groups.rows[:, :2][few], groups.weights[:, :1][few], groups.log_alpha[few], caps,
-        0 if caps is None else int(caps.max()),
-    )  # fmt: skip
+    narrow = replace(groups, rows=groups.rows[:, :2], weights=groups.weights[:, :1])
+    return few, narrow.at(few)
 
 
 def check_dense(case: Case, got: Tensor) -> None:

@@ -151,14 +151,6 @@ def test_it_knows_the_rows_before_and_tells_amateurs_after(processor: Any) -> No
     assert output.sampled_token_ids[:, 0].tolist() == [3 * position for position in EXPERT_OF]
 
 
-def test_an_engine_without_cold_is_vllms() -> None:
-    output = output_of(5)
-    sampler = SimpleNamespace(sampler=SimpleNamespace(logits_processors=[object()]))
-    call = drafts_v2._make_call(lambda *args: output)
-    assert call(sampler, None, batch_of([2] * 5)) is output
-    assert output.num_sampled.tolist() == list(range(5))
-
-
 # ---- around the drafter --------------------------------------------------------------------------
 
 

@@ -137,11 +137,6 @@ def test_the_same_batch_is_matched_once(monkeypatch: pytest.MonkeyPatch) -> None
     order[:] = [1, 0]
     assert_scored(before, processor.apply(before.clone(), batch), [(1, 0)])
     assert len(calls) == 2
-    # Same batch, new occupants.
-    other = Contrast((-2.0,))
-    for index in range(2):
-        processor.add_request(index, params("x", index, other))
-    assert_scored(before, processor.apply(before.clone(), batch), [(1, 0)], other)
 
 
 def expect(processor: ColdLogitsProcessorV2, slots: Sequence[int], counts: Sequence[int]) -> None:
