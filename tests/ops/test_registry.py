@@ -12,13 +12,7 @@ import torch
 from torch import Tensor
 
 from vllm_cold import cpu_library
-from vllm_cold.ops import (
-    Groups,
-    contrastive_scores,
-    contrastive_topk,
-    registry,
-    scoring_cpu,
-)
+from vllm_cold.ops import Groups, contrastive_scores, contrastive_topk, registry, scoring_cpu
 
 pytestmark = pytest.mark.unit
 

@@ -11,7 +11,10 @@ import pytest
 
 from tests.contracts.source import since
 from tests.engine_config import config
+from tests.places import add
+from vllm_cold import places
 from vllm_cold.errors import ColdError
+from vllm_cold.patching import Dependency
 from vllm_cold.settings.amateurs import AmateurSpec
 from vllm_cold.settings.arguments import parse_engine_defaults
 from vllm_cold.vllm import versions
@@ -31,6 +34,16 @@ def test_an_ordinary_engine_is_prepared() -> None:
     assert len(engine.model_config.logits_processors) == 1
     configure(engine)
     assert len(engine.model_config.logits_processors) == 1
+
+
+def test_engines_of_the_v2_runner_miss_its_sampler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others do not."""
+    add(monkeypatch, places.V2, Dependency("vllm.v1.worker.gpu.sample.sampler:Sampler.call", ""))
+    assert unsupported(config()) is None
+    monkeypatch.setattr("vllm_cold.vllm.frontend.config.uses_v2_runner", lambda config: True)
+    said = str(unsupported(config()))
+    assert "it has the V2 model runner" in said
+    assert "vllm.v1.worker.gpu.sample.sampler.Sampler.call is gone" in said
 
 
 @pytest.mark.parametrize(
@@ -147,7 +160,9 @@ ENGINES: list[tuple[Any, dict[str, Any], str | None]] = [
     (with_states, {RANKS: 2}, "that divides no groups of Mamba 2 together"),
     (with_states, {RANKS: 2, **PROMPTS_ALONE}, None),
     (with_states, CONNECTOR, "it has a KV connector together with state-space layers"),
-    (with_states, MTP, "decoding (mtp) together with state-space layers"),
+    pytest.param(
+        with_states, MTP, "decoding (mtp) together with state-space layers", marks=since(0, 32)
+    ),
     (with_states, {"vllm": "0.31.2"}, "supports with vLLM 0.32 and newer"),
     (
         with_states,

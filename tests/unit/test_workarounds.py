@@ -55,21 +55,6 @@ def test_lora_finds_its_device_without_a_weight() -> None:
     assert device(packed) == torch.device("meta")
 
 
-def _lora_state() -> Any:
-    from vllm.lora.request import LoRARequest
-    from vllm.v1.worker.gpu.lora_utils import LoraState
-
-    state = LoraState(4)
-    state.add_request("a", 3, LoRARequest("one", 1, "/one"))
-    state.add_request("b", 0, None)
-    state.add_request("c", 2, LoRARequest("two", 2, "/two"))
-    return state
-
-
-STEP: tuple[Any, ...] = (["a", "b", "c"], np.array([3, 0, 2]), np.array([4, 1, 2]))
-ROWS = np.array([0, 3, 4, 6])  # of logits: 3, 1 and 2
-
-
 def test_rows_without_a_token_keep_their_place_among_those_that_have_one() -> None:
     class Model(torch.nn.Module):
         def embed_input_ids(self, input_ids: Tensor) -> Tensor:
@@ -109,19 +94,26 @@ def test_rows_without_a_token_keep_their_place_among_those_that_have_one() -> No
 
 
 def test_v2_logits_follow_their_requests() -> None:
-    state = _lora_state()
+    from vllm.lora.request import LoRARequest
+    from vllm.v1.worker.gpu.lora_utils import LoraState
+
+    state = LoraState(4)
+    state.add_request("a", 3, LoRARequest("one", 1, "/one"))
+    state.add_request("b", 0, None)
+    state.add_request("c", 2, LoRARequest("two", 2, "/two"))
+    step = ["a", "b", "c"], np.array([3, 0, 2]), np.array([4, 1, 2])
     make = workarounds._make_inputs(original_of(type(state).make_lora_inputs))
-    batch = SimpleNamespace(cu_num_logits_np=ROWS)
+    batch = SimpleNamespace(cu_num_logits_np=np.array([0, 3, 4, 6]))
     prepare = workarounds._make_prepare(lambda self, scheduled: batch)
 
     runner = SimpleNamespace(lora_config=object(), lora_state=state)
     assert prepare(runner, None) is batch
-    logits, tokens, requests = make(state, *STEP)
+    logits, tokens, requests = make(state, *step)
     assert logits == (1, 1, 1, 0, 2, 2)
     assert tokens == (1, 1, 1, 1, 0, 2, 2)
     assert {request.lora_int_id for request in requests} == {1, 2}
     # The rows are those of one step.
-    assert make(state, *STEP)[0] == (1, 0, 2)
+    assert make(state, *step)[0] == (1, 0, 2)
 
     without = SimpleNamespace(lora_config=None)
     assert prepare(without, None) is batch

@@ -63,7 +63,7 @@ class Weights:
         packed, data = _pack(weight)
         self.memory = memory.allocate(data.numel())
         self.memory.copy_(data)
-        self.handle = _Handle(self.memory, self.dtype, weight.shape, packed)
+        self.handle = _Handle(self.memory.view(self.dtype).view(weight.shape), packed)
         self.summed = [0] * FEW_ROWS
         key = self.dtype, self.outputs, self.inputs, torch.get_num_threads()
         self.summed = _summed.get(key) or _find_summed(self)
@@ -97,7 +97,7 @@ class Linear:
         if bias is not None and ((bias.dtype, bias.shape) != right or not bias.is_contiguous()):
             raise ValueError("The bias is not like the output, or not contiguous.")
         self.weights, self.bias = weights, bias
-        self._bias_handle = None if bias is None else _Handle(bias, bias.dtype, bias.shape)
+        self._bias_handle = None if bias is None else _Handle(bias)
         self.table = torch.tensor(
             [
                 operators.PROCESS,
@@ -166,13 +166,11 @@ def _with(summed: Tensor, size: int, linear: Linear, x: Tensor) -> Tensor:
 class _Handle:
     """A tensor of torch's C interface, over memory that something else keeps."""
 
-    def __init__(
-        self, memory: Tensor, dtype: torch.dtype, shape: torch.Size, like: Tensor | None = None
-    ) -> None:
+    def __init__(self, memory: Tensor, like: Tensor | None = None) -> None:
         """``like``: packed by oneDNN, as the memory is; None for a strided tensor."""
         library, address = operators.torch_library(), ctypes.c_void_p()
-        sizes = (ctypes.c_int64 * len(shape))(*shape)
-        strides = (ctypes.c_int64 * len(shape))(*torch.empty(shape, device="meta").stride())
+        sizes = (ctypes.c_int64 * memory.dim())(*memory.shape)
+        strides = (ctypes.c_int64 * memory.dim())(*memory.stride())
         about = torch.empty(0, dtype=torch.uint8)
         layout = library.aoti_torch_layout_strided()
         if like is not None:
@@ -180,11 +178,11 @@ class _Handle:
             layout = library.aoti_torch_layout__mkldnn()
         status = library.aoti_torch_create_tensor_from_blob_v2(
             ctypes.c_void_p(memory.data_ptr()),
-            ctypes.c_int64(len(shape)),
+            ctypes.c_int64(memory.dim()),
             sizes,
             strides,
             ctypes.c_int64(0),
-            operators.dtype_number(dtype),
+            operators.dtype_number(memory.dtype),
             library.aoti_torch_device_type_cpu(),
             0,
             ctypes.byref(address),

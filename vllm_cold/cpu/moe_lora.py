@@ -185,16 +185,9 @@ class LoRAExperts(LoRAExpertsMixin):  # type: ignore[misc]
         ids: Tensor,
         is_weighted: bool,
     ) -> None:
-        """Fill the output.
-
-        Args:
-            output: [T, H].
-            x: [T, H].
-            w13: [E, 2N, H], packed: gate and up.
-            w2: [E, H, N], packed.
-            weights: [T, k] float32, of each row's experts.
-            ids: [T, k] int32, the experts.
-            is_weighted: Whether ``x`` has been multiplied with the weights already.
+        """Fill the output [T, H]. ``w13`` [E, 2N, H], gate and up, and ``w2`` [E, H, N] are packed;
+        each row of ``x`` [T, H] has the experts ``ids`` [T, k] int32 with ``weights`` [T, k]
+        float32, which ``x`` has been multiplied with already if ``is_weighted``.
         """
         context, rows = self._lora_context, x.new_empty(0, dtype=torch.int64)
         if context is not None:

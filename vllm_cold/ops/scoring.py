@@ -32,12 +32,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from vllm_cold.ops import registry
-from vllm_cold.ops.interface import (
-    NOT_FINITE,
-    OUT_OF_RANGE,
-    Groups,
-    row_outside,
-)
+from vllm_cold.ops.interface import NOT_FINITE, OUT_OF_RANGE, Groups, row_outside
 
 MAX_K = 64
 _PART = 128  # tokens
