@@ -159,7 +159,12 @@ ENGINES: list[tuple[Any, dict[str, Any], str | None]] = [
     ),
     (with_states, {RANKS: 2}, "that divides no groups of Mamba 2 together"),
     (with_states, {RANKS: 2, **PROMPTS_ALONE}, None),
-    (with_states, CONNECTOR, "it has a KV connector together with state-space layers"),
+    pytest.param(
+        with_states,
+        CONNECTOR,
+        "a KV connector together with state-space layers",
+        marks=since(0, 31),
+    ),
     pytest.param(
         with_states, MTP, "decoding (mtp) together with state-space layers", marks=since(0, 32)
     ),
