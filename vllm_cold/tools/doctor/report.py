@@ -16,7 +16,6 @@ _LONGEST = 600  # characters of an exception's message
 class Status(StrEnum):
     """What an entry means for contrastive decoding; a log is preformatted text."""
 
-    FACT = "fact"
     OK = "ok"
     WARNING = "warning"
     PROBLEM = "problem"
@@ -29,7 +28,7 @@ class Entry:
 
     name: str
     value: str
-    status: Status = Status.FACT
+    status: Status = Status.OK
 
 
 Look = Callable[[], Iterable[Entry]]
@@ -88,7 +87,7 @@ def to_markdown(report: Report) -> str:
             if entry.status is Status.LOG:
                 lines += ["", "```text", entry.value.replace("```", "'''"), "```"]
                 continue
-            label = "" if entry.status is Status.FACT else f"**{entry.status}** "
+            label = "" if entry.status is Status.OK else f"**{entry.status}** "
             # One line, and nothing that GitHub takes for HTML.
             said = " ".join(f"{entry.name}: {entry.value}".split()).replace("<", "\\<")
             lines.append(f"- {label}{said}")

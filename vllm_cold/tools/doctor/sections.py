@@ -48,14 +48,14 @@ def plugin() -> Iterator[Entry]:
     ours = [point for point in points if point.value.startswith("vllm_cold.")]
     for point in ours:
         point.load()  # vLLM would log what it raises, and go on
-        yield Entry("entry point", f"{point.name} = {point.value}", Status.OK)
+        yield Entry("entry point", f"{point.name} = {point.value}")
     if not ours:
         yield Entry("entry point", "not registered; install the package", Status.PROBLEM)
     load_general_plugins()
     if (reason := availability.inactive()) is not None:
         yield Entry("contrastive decoding", f"unavailable: {reason}", Status.PROBLEM)
     else:
-        yield Entry("contrastive decoding", "available in this process", Status.OK)
+        yield Entry("contrastive decoding", "available in this process")
 
 
 def scoring() -> Iterator[Entry]:
@@ -70,8 +70,8 @@ def scoring() -> Iterator[Entry]:
         yield Entry("C++ library", reason, Status.WARNING)
     else:
         isa = cpu_library.ISAS[cpu_library.best_isa()]
-        said = f"{without_home(str(cpu_library.PATH))}, instruction set {isa}"
-        yield Entry("C++ library", said, Status.OK)
+        library = without_home(str(cpu_library.PATH))
+        yield Entry("C++ library", f"{library}, instruction set {isa}")
     device = torch.device(current_platform.device_type)
     chosen, best = registry.choose(device), registry.AUTOMATIC.get(device.type, "torch")
     said, status = f"{chosen}: {registry.BACKENDS[chosen]}", Status.OK
@@ -94,8 +94,7 @@ def lora() -> Iterator[Entry]:
         if (named := npu_platform.named()) != npu_platform.STOCK:
             yield Entry("LoRA", f"not known to vllm-cold: {named}", Status.PROBLEM)
         else:
-            said = f"bgmv in engines with contrastive decoding, else {named}"
-            yield Entry("LoRA", said, Status.OK)
+            yield Entry("LoRA", f"bgmv in engines with contrastive decoding, else {named}")
         return
     wrapper = current_platform.get_punica_wrapper()
     if wrapper not in cpu_platform.WRAPPERS.values():
@@ -103,7 +102,7 @@ def lora() -> Iterator[Entry]:
         return
     match cpu_platform.choice():
         case "cpp":
-            yield Entry("LoRA", "C++ kernels", Status.OK)
+            yield Entry("LoRA", "C++ kernels")
         case "torch":
             why = operators.missing() or "asked for"
             yield Entry("LoRA", f"torch operations, slow: {why}", Status.WARNING)
@@ -128,8 +127,7 @@ def interfaces() -> Iterator[Entry]:
             if (problem := dependency.problem()) is not None:
                 changed += 1
                 yield Entry("changed", problem, status)
-    status = Status.FACT if changed else Status.OK
-    yield Entry("hold", f"{count - changed} of {count}", status)
+    yield Entry("hold", f"{count - changed} of {count}")
 
 
 SECTIONS: Mapping[str, Look] = {
