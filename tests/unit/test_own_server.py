@@ -19,7 +19,7 @@ from tests.vllm_parser import serve_parser
 from vllm_cold.tools import own_server
 from vllm_cold.tools.adapters import Adapter, engine_arguments
 from vllm_cold.tools.errors import ToolError
-from vllm_cold.tools.own_server import serving, words_of
+from vllm_cold.tools.own_server import serving
 
 pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
@@ -124,11 +124,6 @@ def test_what_is_served(fake: Path) -> None:
     assert [(one.name, one.path) for one in found.lora_modules] == [("sql", "/path/to sql,r=8")]
     with socket.create_server(("127.0.0.1", found.port)):
         pass  # it is free
-
-
-def test_words() -> None:
-    given = {"a_b": True, "c": False, "d": None, "e": [], "f": ["x", 1], "g": {"h": 1}, "i": 0.5}
-    assert words_of(given) == ["--a-b", "--no-c", "--f", "x", "1", "--g", '{"h": 1}', "--i", "0.5"]
 
 
 @pytest.mark.parametrize(

@@ -1,17 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Addresses of servers and their keys."""
+"""Which hosts are this machine, and what OpenAI's client is not to send to any."""
 
 from __future__ import annotations
 
 import ipaddress
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-
-from vllm_cold.tools.errors import ToolError
-
-KEY_VARIABLE = "COLD_API_KEY"
 
 
 def is_loopback(host: str) -> bool:
@@ -20,18 +15,6 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
-
-
-def read_key(given: str | None) -> str | None:
-    """The key of ``--api-key``, else of the environment, where an empty variable holds none."""
-    key = os.environ.get(KEY_VARIABLE) or None if given is None else given
-    # The client's error about a key that no header can hold would show it.
-    if key is not None and not re.fullmatch(r"[!-~]+", key):
-        source = KEY_VARIABLE if given is None else "--api-key"
-        raise ToolError(
-            f"{source}: an API key has only ASCII characters and no white space; correct it"
-        )
-    return key
 
 
 @contextmanager
@@ -44,8 +27,3 @@ def without_openai() -> Iterator[None]:
         yield
     finally:
         os.environ.update(hidden)
-
-
-def without_user(url: str) -> str:
-    """A URL without a name and password before its host."""
-    return re.sub(r"^([a-z]+://)?[^/?#]*@", r"\1", url, flags=re.IGNORECASE)

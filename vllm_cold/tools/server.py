@@ -6,6 +6,8 @@ from __future__ import annotations
 import argparse
 import asyncio
 import copy
+import os
+import re
 from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,13 +18,7 @@ import openai
 from pydantic import BaseModel, ValidationError
 
 from vllm_cold.tools.adapters import ENGINE_OPTIONS
-from vllm_cold.tools.address import (
-    KEY_VARIABLE,
-    is_loopback,
-    read_key,
-    without_openai,
-    without_user,
-)
+from vllm_cold.tools.address import is_loopback, without_openai
 from vllm_cold.tools.contrast import option_of
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.pictures import without_data
@@ -30,6 +26,7 @@ from vllm_cold.vllm.versions import vllm_version
 
 _T = TypeVar("_T")
 
+_KEY_VARIABLE = "COLD_API_KEY"
 # Options of a command that are for a server; None: not given.
 _OPTIONS = ("api_key", "insecure_http")
 
@@ -79,11 +76,11 @@ class Server:
         insecure_http: bool | None = None,
         own: str | None = None,
     ) -> None:
-        self._url = without_user(url)
+        self._url = _without_user(url)
         self.called = f"--url={self._url}" if own is None else f"--model={own!r}"
         root = url.rstrip("/").removesuffix("/v1")
-        self.root = without_user(root)
-        self._key = read_key(api_key)
+        self.root = _without_user(root)
+        self._key = _read_key(api_key)
         options: dict[str, Any] = {
             "base_url": f"{root}/v1",
             "api_key": self._key or "none",
@@ -190,7 +187,7 @@ class Server:
         except openai.AuthenticationError as error:
             raise ToolError(
                 f"{self.called}: wants {'another' if self._key else 'an'} API key; set "
-                f"{KEY_VARIABLE}, or give --api-key"
+                f"{_KEY_VARIABLE}, or give --api-key"
             ) from error
         # The second in a stream, the last of a name that no resolver takes.
         except (openai.APIConnectionError, httpx.HTTPError, UnicodeError) as error:
@@ -214,6 +211,23 @@ class Server:
                 f"{self.called}: the server does not return {what} as vLLM does; vLLM 0.23 or "
                 "newer is needed, without a proxy that strips fields"
             ) from error
+
+
+def _read_key(given: str | None) -> str | None:
+    """The key of ``--api-key``, else of the environment, where an empty variable holds none."""
+    key = os.environ.get(_KEY_VARIABLE) or None if given is None else given
+    # The client's error about a key that no header can hold would show it.
+    if key is not None and not re.fullmatch(r"[!-~]+", key):
+        source = _KEY_VARIABLE if given is None else "--api-key"
+        raise ToolError(
+            f"{source}: an API key has only ASCII characters and no white space; correct it"
+        )
+    return key
+
+
+def _without_user(url: str) -> str:
+    """A URL without a name and password before its host."""
+    return re.sub(r"^([a-z]+://)?[^/?#]*@", r"\1", url, flags=re.IGNORECASE)
 
 
 def check_options(options: argparse.Namespace) -> None:
