@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Prompts for the tools, as their commands would make them of options and rows."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

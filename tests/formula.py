@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The formula of `naive` in float64: what kernels, processors and engines are compared with."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

@@ -3,8 +3,6 @@
 what an API server's process does with bodies, without a server.
 """
 
-from __future__ import annotations
-
 import asyncio
 import inspect
 import json

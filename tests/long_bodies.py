@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Flat arguments as long as a client likes: what they cost must be what their length costs."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from typing import Any

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """HTTP servers on loopback that a test writes itself."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import threading

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a vLLM server with vllm-cold says to ``explain``, from a made-up model: no engine."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import threading

@@ -22,8 +22,6 @@ Two programs add up floats in different orders, so a comparison is fair only up 
 that rounding could decide. `Trace.settled` gives that length.
 """
 
-from __future__ import annotations
-
 import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence

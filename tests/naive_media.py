@@ -4,8 +4,6 @@
 Each stream is read alone, its whole prompt with its media at once, and then token by token.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any

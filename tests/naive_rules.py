@@ -8,8 +8,6 @@ where a rule says candidates; a logit of -inf is a probability of 0. Of several 
 with the lowest id counts.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

@@ -10,8 +10,6 @@ there so that structured output (JSON, regular expressions) can be tested. Every
 `SPECIAL_TOKENS` on decodes to text of its own, never to half a character.
 """
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Callable
 from pathlib import Path

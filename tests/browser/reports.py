@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """A made-up report of ``vllm-cold explain`` with everything that a page can show; seeded."""
 
-from __future__ import annotations
-
 import math
 import random
 from collections.abc import Sequence

@@ -6,8 +6,6 @@ The line above a block says so: ``<!-- tested: NAME -->``, then a test gets the 
 each other share a name: ``story(PAGE, NAME)``. ``test_blocks.py`` finds these calls in the tests.
 """
 
-from __future__ import annotations
-
 import re
 import textwrap
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 site needs a link. CONTRIBUTING.md and CHANGELOG.md are for people who change the code.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 

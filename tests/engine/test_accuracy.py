@@ -3,8 +3,6 @@
 methods are what they are called.
 """
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 from pathlib import Path

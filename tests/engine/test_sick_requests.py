@@ -3,8 +3,6 @@
 and nobody else notices.
 """
 
-from __future__ import annotations
-
 import math
 import random
 from collections.abc import Callable, Sequence

@@ -3,8 +3,6 @@
 distribution of those without.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path

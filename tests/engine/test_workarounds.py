@@ -3,8 +3,6 @@
 refused: bugs of vLLM on CPU that the package works around.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The accuracy benchmark around its engine: no figure stands next to a wrong result."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path

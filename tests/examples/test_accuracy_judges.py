@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The accuracy benchmark's judges: answers that they must take, and such that they must not."""
 
-from __future__ import annotations
-
 import re
 
 import pytest

@@ -3,8 +3,6 @@
 and only the expert reads what the amateur lacks.
 """
 
-from __future__ import annotations
-
 import hashlib
 from dataclasses import replace
 

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The demo: its parts with stand-ins, and as a person runs it, with a real engine."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

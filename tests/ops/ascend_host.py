@@ -3,8 +3,6 @@
 csrc/ascend/host, run in a process of their own, which AddressSanitizer and UBSan watch.
 """
 
-from __future__ import annotations
-
 import fcntl
 import hashlib
 import os

@@ -6,8 +6,6 @@ cases cover a lot. All outputs start as NaN (ids: as nonsense), so that what a b
 write shows.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What every multi-LoRA kernel is held to: one call, and what it should give, in float64."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The backends that run on CPUs against the reference; Triton and AscendC have their own files."""
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 import math

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The scoring benchmark checks before it measures, and divides by the right numbers."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any
 from unittest import mock

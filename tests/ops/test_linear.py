@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Products of few rows: bit for bit oneDNN's, from weights that are in memory once."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch import Tensor

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The multi-LoRA operators in C++ against float64, on every instruction set of this CPU."""
 
-from __future__ import annotations
-
 import ctypes
 import itertools
 import random
@@ -50,7 +48,7 @@ class Matrix(ctypes.Structure):
     ]
 
     @staticmethod
-    def of(tensor: Tensor) -> Matrix:
+    def of(tensor: Tensor) -> "Matrix":
         return Matrix(
             tensor.data_ptr(), *tensor.shape, tensor.stride(0), cpu_library.DTYPES[tensor.dtype]
         )

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The formula by hand: the backend in use here, and the reference of the tests."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

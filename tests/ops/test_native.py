@@ -5,8 +5,6 @@
 built by hand for another CPU, instead of the sanitized one that is built here.
 """
 
-from __future__ import annotations
-
 import fcntl
 import itertools
 import math

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which backend is picked, and what the op says to arguments that it does not take."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 from typing import Any

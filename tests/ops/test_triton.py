@@ -6,8 +6,6 @@ The interpreter is chosen when Triton is first imported, so both run in processe
 ``interpreter`` and ``compiler`` call a function of this module there.
 """
 
-from __future__ import annotations
-
 import math
 import multiprocessing
 import os

@@ -3,8 +3,6 @@
 counts. (With two API servers: ``test_data_parallel.py``.)
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 

@@ -3,8 +3,6 @@
 ``--cold-rule``.
 """
 
-from __future__ import annotations
-
 import json
 import time
 from concurrent.futures import ThreadPoolExecutor

@@ -3,8 +3,6 @@
 their limits and beyond, next to healthy requests that get the tokens they get without them.
 """
 
-from __future__ import annotations
-
 import asyncio
 import json
 import re

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The rank in ``adapter_config.json``: as vLLM reads it, and a sentence for everything else."""
 
-from __future__ import annotations
-
 import json
 import os
 from pathlib import Path

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """From a request to its streams, by vLLM's own input processor and renderer; no engine runs."""
 
-from __future__ import annotations
-
 import json
 import logging
 import pickle

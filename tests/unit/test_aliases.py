@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """A preset after a model's name, with vLLM's own classes of requests and of errors."""
 
-from __future__ import annotations
-
 import asyncio
 import sys
 from types import SimpleNamespace

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What flat arguments say of a request's amateurs: read right, or refused with the key's name."""
 
-from __future__ import annotations
-
 import gc
 import json
 import time

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is said about vllm-ascend, where it is not: tests/ascend has its own classes."""
 
-from __future__ import annotations
-
 from types import SimpleNamespace
 from typing import Any
 

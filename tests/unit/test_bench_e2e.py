@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The end-to-end benchmark checks before it measures, and divides by the right numbers."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any
@@ -43,12 +41,12 @@ class FakeWorkers:
         self.facts, self.idle, self.peak = {"threads": 2}, (10.0, 0.01), 2**30
         self.family = ""
 
-    def __enter__(self) -> FakeWorkers:
+    def __enter__(self) -> "FakeWorkers":
         return self
 
     def __exit__(self, *error: object) -> None: ...
 
-    def get(self, family: str) -> FakeWorkers:
+    def get(self, family: str) -> "FakeWorkers":
         self.running[family] = self
         self.family = family
         return self

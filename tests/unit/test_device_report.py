@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The report of a device: no speed next to a wrong result, and no names."""
 
-from __future__ import annotations
-
 import getpass
 import socket
 from types import SimpleNamespace

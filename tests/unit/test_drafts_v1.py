@@ -5,8 +5,6 @@ What a position is given must not depend on how many are verified at once: the s
 drafts, asked for each in turn with the tokens before it, says what it is.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Speculative decoding on the V2 runner: how it is told of rows, where chunks end, who is told."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any

@@ -3,8 +3,6 @@
 with them.
 """
 
-from __future__ import annotations
-
 import base64
 import io
 import json

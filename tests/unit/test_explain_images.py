@@ -3,8 +3,6 @@
 is shown, printed or kept has an image's data in it.
 """
 
-from __future__ import annotations
-
 import asyncio
 import io
 import json

@@ -3,8 +3,6 @@
 row gets its own adapter, and rows of the base model get none.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from types import SimpleNamespace

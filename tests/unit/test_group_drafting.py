@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whether drafts pay: the line through the steps' times, and who goes without."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Iterable
 

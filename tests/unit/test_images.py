@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What an amateur sees instead of images."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The core imports no engine; the package itself imports nothing heavy at all."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 

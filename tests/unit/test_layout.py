@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The package's shape: no circle of imports, vLLM hooked where it is said, maps that are right."""
 
-from __future__ import annotations
-
 import ast
 import graphlib
 import re

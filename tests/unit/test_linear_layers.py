@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which of vLLM's linear layers get their products from here, and that LoRA goes along."""
 
-from __future__ import annotations
-
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock

@@ -3,8 +3,6 @@
 input processor on a vision-language model; no engine runs.
 """
 
-from __future__ import annotations
-
 import asyncio
 import base64
 import io

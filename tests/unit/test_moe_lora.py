@@ -3,8 +3,6 @@
 is left to vLLM's kernel. ``tests/engine/test_families.py`` has the same with engines.
 """
 
-from __future__ import annotations
-
 from types import SimpleNamespace
 from typing import Any
 

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The naive reference is no stream's own text, and is right about its own rounding."""
 
-from __future__ import annotations
-
 import random
 
 import pytest

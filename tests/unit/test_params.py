@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """ColdParams is SamplingParams and a few checked fields more."""
 
-from __future__ import annotations
-
 import copy
 import math
 import pickle

@@ -3,8 +3,6 @@
 stays as it is.
 """
 
-from __future__ import annotations
-
 import abc
 import dataclasses
 import enum

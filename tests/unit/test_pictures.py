@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pictures of files: what is read, what is sent of them, and what is shown."""
 
-from __future__ import annotations
-
 import base64
 import io
 from pathlib import Path

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The V1 processor follows vLLM's persistent batch, told with vLLM's own BatchUpdate."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any

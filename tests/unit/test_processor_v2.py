@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The V2 processor on CPU tensors: V2 itself runs on GPUs only, its interface imports anywhere."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """From the streams of a batch to the tensors that rules and the scoring op take, and to scores."""
 
-from __future__ import annotations
-
 import math
 import random
 from collections.abc import Mapping, Sequence

@@ -3,8 +3,6 @@
 of bodies, its renderer and its input processor.
 """
 
-from __future__ import annotations
-
 import asyncio
 import json
 import re

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every wrong setting is refused with the field, the value and what is allowed."""
 
-from __future__ import annotations
-
 import importlib
 import json
 import math

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Figures for /metrics: gathered, handed over once, and shown under proper names."""
 
-from __future__ import annotations
-
 import json
 import pickle
 import re

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """A stream's description survives vLLM's process boundaries."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import msgspec

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Models and adapters as a command line names them."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What tools contrast a prompt with: rows like a client's arguments, and what each stream reads."""
 
-from __future__ import annotations
-
 import argparse
 import json
 from typing import Any

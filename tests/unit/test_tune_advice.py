@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The grid, and the line to paste: vLLM's own parser reads it back."""
 
-from __future__ import annotations
-
 import json
 import shlex
 from typing import Any

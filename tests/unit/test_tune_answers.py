@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Answers are kept as they come, and never mixed with those of another run."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 from pathlib import Path

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Baselines of chats and texts: what an amateur lacks is left out, asked for, or repeated."""
 
-from __future__ import annotations
-
 import json
 from typing import Any
 

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """``vllm-cold tune`` from its options to its exit status, with a function in place of a server."""
 
-from __future__ import annotations
-
 import json
 import re
 import shlex

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """IFEval's instructions are read before anything is decoded, and judged strictly."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

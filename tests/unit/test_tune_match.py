@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Outputs are scored by rules that are exact to the character."""
 
-from __future__ import annotations
-
 import math
 import re
 import sys

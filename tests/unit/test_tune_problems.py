@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Problems are read as documented, and every mistake in them is named with its line."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

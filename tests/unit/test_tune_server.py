@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """``vllm-cold tune --url`` against a small server on loopback, which keeps what it is asked."""
 
-from __future__ import annotations
-
 import base64
 import json
 import os

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The verdict's figures against cases calculated by hand; no more is claimed than the data show."""
 
-from __future__ import annotations
-
 import io
 import math
 from dataclasses import replace

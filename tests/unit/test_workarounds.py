@@ -3,8 +3,6 @@
 which bugs are still there; ``tests/engine/test_workarounds.py`` has some of this with engines.
 """
 
-from __future__ import annotations
-
 from types import SimpleNamespace
 from typing import Any
 

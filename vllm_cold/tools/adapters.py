@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Models, adapters and the engine's options on a command line."""
 
-from __future__ import annotations
-
 import argparse
 import os
 from collections.abc import Sequence

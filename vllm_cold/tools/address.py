@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which hosts are this machine, and what OpenAI's client is not to send to any."""
 
-from __future__ import annotations
-
 import ipaddress
 import os
 from collections.abc import Iterator

@@ -5,8 +5,6 @@ A row's ``cold_*`` keys are those of ``vllm_xargs``: it is what a client would s
 options are their defaults. Imports no vLLM.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import re

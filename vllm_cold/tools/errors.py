@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The error that a user of the command line sees as one sentence."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 

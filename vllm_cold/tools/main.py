@@ -6,8 +6,6 @@ A sub-command is a module with ``add_parser(subparsers)``, which describes its o
 besides the standard library is imported when it runs, so that ``--help`` answers at once.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 import traceback

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What decodes for a command: a server that runs, or models and adapters for one that it starts."""
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, closing

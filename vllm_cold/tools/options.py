@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Options that ``explain`` and ``tune`` have in common: what decodes, and what is contrasted."""
 
-from __future__ import annotations
-
 import argparse
 
 from vllm_cold.settings.table import CONTRAST

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """A ``vllm serve`` that a command starts for itself (``--model``), on this machine alone."""
 
-from __future__ import annotations
-
 import ctypes
 import json
 import os

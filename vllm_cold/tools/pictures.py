@@ -3,8 +3,6 @@
 Imports no vLLM.
 """
 
-from __future__ import annotations
-
 import base64
 import io
 import re

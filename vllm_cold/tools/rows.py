@@ -3,11 +3,9 @@
 contrasted with.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Self, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -44,7 +42,7 @@ class Given(BaseModel):
     images: list[Whole] | None = None
 
     @model_validator(mode="after")
-    def _one_prompt(self) -> Given:
+    def _one_prompt(self) -> Self:
         if (self.prompt is None) == (self.messages is None):
             raise ValueError('needs either "prompt" or "messages"')
         if self.image is not None and self.images is not None:

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """A vLLM server that a command sends requests to: its address and key, its models, its errors."""
 
-from __future__ import annotations
-
 import argparse
 import asyncio
 import copy

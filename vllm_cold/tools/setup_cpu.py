@@ -6,8 +6,6 @@
 made for another torch: importing vLLM fails with either, and works without both.
 """
 
-from __future__ import annotations
-
 import argparse
 import importlib.metadata
 import importlib.util
@@ -25,7 +23,7 @@ _INSTALLER = "vllm-cold"
 _OPTIONAL = ("torchaudio", "torchcodec")
 
 
-def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
+def add_parser(subparsers: "argparse._SubParsersAction[Any]") -> None:
     """Add ``setup-cpu`` to the command line."""
     parser = subparsers.add_parser(
         "setup-cpu",

@@ -5,14 +5,12 @@
 ``self_test`` decodes ``cases`` with ``tiny``'s model.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 from typing import Any
 
 
-def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
+def add_parser(subparsers: "argparse._SubParsersAction[Any]") -> None:
     """Add ``doctor`` to the command line."""
     parser = subparsers.add_parser(
         "doctor",

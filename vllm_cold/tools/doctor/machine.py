@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The doctor's sections that need no vLLM, and why vLLM cannot be used."""
 
-from __future__ import annotations
-
 import importlib
 import os
 import platform

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The doctor's report, as markdown or as JSON: of each section, by its title, the entries."""
 
-from __future__ import annotations
-
 import json
 import os
 import textwrap

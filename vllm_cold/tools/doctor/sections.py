@@ -3,8 +3,6 @@
 of one and may fail (``report.examine``).
 """
 
-from __future__ import annotations
-
 import importlib.metadata
 from collections.abc import Iterator, Mapping
 

@@ -7,8 +7,6 @@ it hangs or dies, the doctor goes on. Device, model runner, kernels and environm
 those of other engines here.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import signal

@@ -5,8 +5,6 @@ The doctor's self-test decodes with them, and so do the tests. There is no token
 token ids. The same seeds give the same files.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -110,7 +108,7 @@ def write_adapter(
     return folder
 
 
-def _without_weights(config: Any) -> nn.Module:
+def _without_weights(config: Any) -> "nn.Module":
     """The model's modules in their order, with shapes alone."""
     import torch
     from transformers import LlamaForCausalLM

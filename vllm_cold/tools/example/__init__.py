@@ -5,8 +5,6 @@ The model comes from a Python package, once, and is kept in a cache (``checkpoin
 part of this package: in the checkout a link to ``examples/adapters``, in a wheel a copy.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import shutil
@@ -24,7 +22,7 @@ from vllm_cold.tools.example import checkpoint
 ADAPTER = Path(__file__).with_name("sorting-adapter")
 
 
-def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
+def add_parser(subparsers: "argparse._SubParsersAction[Any]") -> None:
     """Add ``example`` to the command line."""
     parser = subparsers.add_parser(
         "example",

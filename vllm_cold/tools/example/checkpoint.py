@@ -6,8 +6,6 @@ turns it once into a folder of bfloat16 safetensors with its tokenizer, which vL
 transformers load like any checkpoint.
 """
 
-from __future__ import annotations
-
 import functools
 import importlib.util
 import os

@@ -3,8 +3,6 @@
 text.
 """
 
-from __future__ import annotations
-
 import argparse
 from functools import partial
 from pathlib import Path
@@ -34,7 +32,7 @@ examples:
   while it decodes:    vllm-cold explain --serve --url http://localhost:8000 --adapter sql"""
 
 
-def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the sub-command to the ``vllm-cold`` command line."""
     parser = subparsers.add_parser(
         "explain",

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """An answer, from what the engine tells of its steps (docs/write-a-rule.md). Pure functions."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """From prompts to a report: decode, account for each step, put together."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Sequence
 

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """``vllm-cold explain`` from its options to its page."""
 
-from __future__ import annotations
-
 import argparse
 import asyncio
 import os

@@ -4,8 +4,6 @@
 The answers are HTML; for a token's panel the page's script reads the report itself.
 """
 
-from __future__ import annotations
-
 import argparse
 from functools import cache
 from typing import TYPE_CHECKING
@@ -30,7 +28,7 @@ def render(report: Report) -> str:
     return _template("page").render(report=report, options=None, data=data)
 
 
-def render_live(options: argparse.Namespace, server: Server) -> str:
+def render_live(options: argparse.Namespace, server: "Server") -> str:
     """The page of ``--serve``: without answers, with a form that starts with the options."""
     return _template("page").render(report=None, options=options, server=server)
 

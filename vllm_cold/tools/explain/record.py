@@ -3,8 +3,6 @@
 ``collect``. Tokens are ids, probabilities from 0 to 1.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Annotated
 

@@ -4,8 +4,6 @@
 The browser talks to this program alone: the server's key stays here.
 """
 
-from __future__ import annotations
-
 import argparse
 import asyncio
 import copy

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Answers of a server, which tells of each step how it came about."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The report in the terminal: coloured answers, and the candidates of tokens."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from rich import box

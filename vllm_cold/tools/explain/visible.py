@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Token text made safe to show: no invisible characters, none that control a terminal or a page."""
 
-from __future__ import annotations
-
 import unicodedata
 
 _SHOWN = {"\n": "⏎", "\r": "␍", "\t": "⇥"}

@@ -7,8 +7,6 @@ held-out ones judge it. ``task`` checks the options, ``decode`` asks a server, `
 in order.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 from typing import Any

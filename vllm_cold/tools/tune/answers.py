@@ -6,8 +6,6 @@ answer with what was asked for, by which it is found again. So nothing is decode
 of ``--match``, the reference answers, the split or the grid changes; a problem that changes is.
 """
 
-from __future__ import annotations
-
 import fcntl
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress

@@ -3,8 +3,6 @@
 the amateur lacks, one has a sentence that asks for it, one repeats it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal

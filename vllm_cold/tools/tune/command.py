@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """``vllm-cold tune`` from its options to its report."""
 
-from __future__ import annotations
-
 import argparse
 import itertools
 import math

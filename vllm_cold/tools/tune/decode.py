@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Has a server decode problems, several at a time."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The settings to try: alpha times beta, and presets. The method itself checks how they combine."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -6,8 +6,6 @@ the output as it is follows all of them, and an empty one follows none. The chec
 IFEval's: keywords are patterns, for one.
 """
 
-from __future__ import annotations
-
 import random
 from collections.abc import Mapping, Sequence
 from typing import Any

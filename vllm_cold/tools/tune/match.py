@@ -13,8 +13,6 @@ With several answers the best score counts. What the rules are, exactly:
 ``--keep`` has the same rules, for what a row has as ``keep``.
 """
 
-from __future__ import annotations
-
 import contextlib
 import math
 import pkgutil

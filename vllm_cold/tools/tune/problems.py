@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Problems with reference answers, read from JSONL, and their split into dev and held-out ones."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Mapping, Sequence

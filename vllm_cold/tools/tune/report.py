@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What was found: ``report.json``, the terminal, and the line that serves it."""
 
-from __future__ import annotations
-
 import json
 import shlex
 from collections.abc import Mapping, Sequence

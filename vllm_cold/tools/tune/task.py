@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The options of ``vllm-cold tune``, checked, with all small files read."""
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace

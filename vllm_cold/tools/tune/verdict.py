@@ -4,8 +4,6 @@
 Everything is paired: what counts is the difference on each problem. Scores lie in [0, 1].
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
