@@ -649,6 +649,22 @@ def test_the_sender_is_told_when_it_is_sent(
         assert renderer.mm_processor_cache.is_cached_item(each) is (i != dropped)
 
 
+def test_what_a_server_refuses_empties_no_cache(online: Online, front: Front) -> None:
+    """Else one client could have the images of all others processed again and again."""
+
+    async def add_request(*_: Any) -> None:
+        raise ValueError("too long")
+
+    online.prepared(ASKED | {"model": "base"})
+    engine = SimpleNamespace(input_processor=front.processor)
+    for body in ({"prompt": " w1"}, ASKED, ASKED | xargs(preset="vcd")):
+        (prompt,) = front.run(online.prepare(_request(body)))
+        with pytest.raises(ValueError, match="too long"):
+            front.run(intake._make_add_request(add_request)(engine, "r", prompt, SamplingParams()))
+    front.renderer._mm_executor.submit(bool).result()
+    assert front.renderer.mm_processor_cache.is_cached_item(hash_of_url(front, 1))
+
+
 def _request(body: dict[str, Any]) -> Any:
     return protocol(body)(model="base", max_tokens=4, **body)
 

@@ -7,6 +7,7 @@ requests are decided about here; on an event loop, prompts are made and files ar
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -133,9 +134,12 @@ def _make_add_request(original: Callable[..., Any]) -> Callable[..., Any]:
         if not is_made or not isinstance(params, SamplingParams):
             return await original(self, request_id, prompt, params, *rest, **kwargs)
         renderer = self.input_processor.renderer
-        with media_cache.forgotten_if_refused(renderer, offline=False):
-            # A server has decided about its prompts, and about a beam search as a whole.
-            if not (is_decided(prompt) or FRONT_END.is_search):
+        # A server has decided about its prompts, and about a beam search as a whole. What it
+        # refuses has not passed the sender's cache, or is vLLM's alone.
+        decided = is_decided(prompt) or FRONT_END.is_search
+        guard = media_cache.forgotten_if_refused(renderer, offline=False)
+        with nullcontext() if decided else guard:
+            if not decided:
                 admission = FRONT_END.of(self.input_processor)
                 with refusals():
                     asked = await admission.read_aside(params.extra_args, lora_request, params)
