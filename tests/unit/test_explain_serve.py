@@ -93,7 +93,7 @@ def test_a_servers_defaults_have_no_say(contrast: dict[str, Any]) -> None:
         assert alone.expert_top_k == 2**31 - 1 and found == (0.0,) * len(weights)
     for each in (request, other):
         assert says_what(each.given)  # so that nothing else is left out
-        assert each.explain == LISTED
+        assert each.given["explain"] == LISTED
 
 
 @pytest.mark.parametrize(
