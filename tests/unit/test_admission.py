@@ -9,6 +9,7 @@ import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import msgspec
 import pytest
@@ -216,12 +217,23 @@ def same_but(change: Any) -> Any:
     )
 
 
-def test_messages_that_templates_fail_with_are_a_clients(front: Front) -> None:
+@pytest.mark.parametrize("error", [None, KeyError("x"), TypeError("x")])
+def test_messages_that_templates_fail_with_are_a_clients(
+    error: Exception | None,
+    front: Front,
+    monkeypatch: pytest.MonkeyPatch,
+    logged: list[logging.LogRecord],
+) -> None:
+    """No client fills the log with tracebacks."""
     deep = {"function": {"name": "f", "arguments": "[" * 5000}, "id": "1", "type": "function"}
     own = json.dumps([USER, {"role": "assistant", "tool_calls": [deep]}])
+    chat = front.chat(CHAT)
+    if error is not None:
+        monkeypatch.setattr(BaseRenderer, "render_chat", Mock(side_effect=error))
     with pytest.raises(ValueError, match="cold_amateur_messages=.* no prompt can be made of"):
         args = {"cold_amateur_messages": own}
-        front.request(front.chat(CHAT), SamplingParams(extra_args=args))
+        front.request(chat, SamplingParams(extra_args=args))
+    assert not [record for record in logged if record.exc_info]
 
 
 def test_messages_that_are_too_long_are_not_read(

@@ -121,7 +121,10 @@ def _errors(one: AmateurSpec) -> Iterator[None]:
     except ColdError:
         raise
     except Exception as error:
-        if isinstance(error, (AttributeError, ImportError, KeyError, TypeError)):
+        changed: tuple[type[Exception], ...] = (AttributeError, ImportError)
+        if not isinstance(one.source, Messages):  # of a client's messages, templates raise them
+            changed += (KeyError, TypeError)
+        if isinstance(error, changed):
             logger.exception(
                 "vllm-cold: vLLM %s cannot make an amateur's prompt. If other requests fail like "
                 "this, install vLLM %s, or a newer vllm-cold.",
