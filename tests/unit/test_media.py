@@ -505,6 +505,10 @@ def test_what_a_default_cannot_distort(front: Front) -> None:
     asking = ColdParams(max_tokens=2, beta=1.0, amateur=Amateur(images=Noise(5)))
     with pytest.raises(ValueError, match="an image of the prompt is a ndarray"):
         stream_of(front, prompt, asking)
+    ends = seen("w1 <image>", picture())  # with what its streams would keep
+    assert stream_of(front, ends, SamplingParams(max_tokens=2)) is None
+    with pytest.raises(ValueError, match="has a prompt that ends with media"):
+        stream_of(front, ends, asking)
 
 
 def test_no_client_waits_for_anothers_large_images(online: Online, front: Front) -> None:

@@ -321,17 +321,22 @@ class Admission:
                     "the amateur is the expert, prompt and adapter; give it another prompt or "
                     "adapter"
                 )
-        self._check_media(contrast)
+        if (never := self._check_media(contrast)) is not None:
+            if asked.by_default:
+                return None
+            raise ValueError(f"vllm-cold: this request {never}.")
         _check_drafter(self.config, contrast)
         if (problem := contrast.expert.problem(self.config.model_config)) is not None:
             raise contrast.expert.refused(problem)
         return contrast
 
-    def _check_media(self, contrast: RequestContrast) -> None:
-        """Refuse media that vllm-cold does not support, or that can never be encoded in step."""
+    def _check_media(self, contrast: RequestContrast) -> str | None:
+        """Refuse media that vllm-cold does not support. Why the streams' media could never be
+        encoded in lockstep; None if they can.
+        """
         streams = contrast.streams
         if not any(one.features for one in streams):
-            return
+            return None
         if (problem := media.unsupported(self.config)) is not None:
             raise ValueError(f"{media.REFUSED}{problem}")
         if any("address" in (each.data or ()) for one in streams for each in one.features):
@@ -345,8 +350,7 @@ class Admission:
                 "token ids."
             )
         room = room_of(self.config, self.encoder_cache_size)
-        if (problem := why_never([(s.num_tokens, s.features) for s in streams], room)) is not None:
-            raise ValueError(f"vllm-cold: this request {problem}.")
+        return why_never([(s.num_tokens, s.features) for s in streams], room)
 
     # ---- with the parameters ---------------------------------------------------------------------
 
