@@ -10,21 +10,22 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import msgspec
 import pytest
 import torch
 import vllm.renderers.base
+from safetensors.torch import load
 from vllm import SamplingParams
 from vllm.utils.hashing import sha256
 from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
+from vllm.v1.engine import EngineCoreRequest
 from vllm.v1.request import Request
+from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 
 from tests.front_end import MAX_LEN, Front, Online
 from tests.requests import chat, xargs
 from vllm_cold import Amateur, ColdParams
-from vllm_cold.group.stream import from_extra_args
-from vllm_cold.settings.embeddings import Embeddings
-from vllm_cold.vllm.frontend import admission
+from vllm_cold.group.stream import AmateurStream, from_extra_args
+from vllm_cold.vllm.frontend import admission, contrast
 from vllm_cold.vllm.frontend.intake import FRONT_END
 from vllm_cold.vllm.scheduler.amateurs import make_streams
 
@@ -46,6 +47,7 @@ def encoded(tensor: Any) -> str:
 
 
 SHAPE = "must be floating-point numbers of shape [1 or more tokens, 64]"
+MASK = [True, False, True, False, False]
 IDS = {"prompt_token_ids": [5, 6], "prompt_is_token_ids": [True, False]}
 BOTH = {"prompt_embeds": rows(2), **IDS}
 
@@ -61,6 +63,21 @@ def serving(front: Front) -> None:
     FRONT_END.begin()
 
 
+def streams_of(asked: EngineCoreRequest) -> tuple[Request, ...]:
+    """What the scheduler makes of a request that came to it from another process."""
+    sent = MsgpackDecoder(EngineCoreRequest).decode(MsgpackEncoder().encode(asked))
+    init_none_hash(sha256)
+    request = Request.from_engine_core_request(sent, get_request_block_hasher(4, sha256))
+    stream = from_extra_args(request.sampling_params.extra_args)
+    assert stream is not None
+    return make_streams(request, stream)
+
+
+def embeds_of(amateur: AmateurStream) -> torch.Tensor:
+    assert amateur.embeds is not None
+    return load(amateur.embeds)["embeds"]
+
+
 def made(front: Front, tensor: Any, **more: Any) -> Any:
     """What ``LLM.generate`` makes of embeddings."""
     (prompt,) = front.renderer.render_cmpl([{"prompt_embeds": tensor, **more}])
@@ -68,16 +85,18 @@ def made(front: Front, tensor: Any, **more: Any) -> Any:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
-def test_embeddings_survive_the_way_to_the_scheduler(dtype: torch.dtype) -> None:
+def test_embeddings_survive_the_way_to_the_scheduler(front: Front, dtype: torch.dtype) -> None:
     for tensor in (
         rows(5, dtype=dtype),
         rows(10, dtype=dtype)[::2],  # not contiguous
         rows(5, dtype=dtype).requires_grad_(),
     ):
-        found = Embeddings.of(tensor, [True, False])
-        sent = msgspec.msgpack.decode(msgspec.msgpack.encode(found), type=Embeddings)
-        assert sent == found and sent.tensor().equal(tensor) and sent.tensor().dtype == dtype
-        assert sent.shape == (5, HIDDEN) and sent.is_token_ids == [True, False]
+        prompt = {"prompt_embeds": tensor, "prompt_token_ids": [7] * 5, "prompt_is_token_ids": MASK}
+        asked = front.request(front.text(" w1"), ColdParams(amateur=Amateur(prompt=prompt)))
+        _, amateur = streams_of(asked)
+        found = amateur.prompt_embeds
+        assert found.equal(tensor) and found.dtype == dtype and not found.requires_grad
+        assert amateur.prompt_is_token_ids == MASK
 
 
 def test_amateurs_with_embeddings(front: Front) -> None:
@@ -89,13 +108,13 @@ def test_amateurs_with_embeddings(front: Front) -> None:
         ):
             [one] = stream.amateurs
             assert one.prompt is None and one.adapter is not None  # the expert's
-            assert one.embeds is not None and one.embeds.tensor().equal(own)
+            assert embeds_of(one).equal(own)
     # What is said once is made once, and a list has one for each.
     stream = front.streams(
         expert, weights=[-1, -2, -3], amateur_prompt_embeds=["", encoded(own), encoded(rows(3))],
         amateur=["base", "", ""],
     )  # fmt: skip
-    assert [one.embeds and one.embeds.shape[0] for one in stream.amateurs] == [None, 7, 3]
+    assert [one.embeds and len(embeds_of(one)) for one in stream.amateurs] == [None, 7, 3]
     assert stream.method == "custom"
 
 
@@ -107,11 +126,7 @@ def test_workers_get_no_prompts(front: Front) -> None:
         Amateur(prompt=[5, 6, 7]),
     ]
     asked = front.request(made(front, rows(9)), ColdParams(amateurs=amateurs, max_tokens=4))
-    init_none_hash(sha256)
-    request = Request.from_engine_core_request(asked, get_request_block_hasher(4, sha256))
-    stream = from_extra_args(asked.sampling_params.extra_args)
-    assert stream is not None
-    streams = make_streams(request, stream)
+    streams = streams_of(asked)
     assert [one.num_prompt_tokens for one in streams] == [9, 9, 6, 3]
     for one in streams:
         sent = from_extra_args(one.sampling_params.extra_args)
@@ -130,13 +145,13 @@ def test_a_server(front: Front) -> None:
     told, [stream, text] = online.answer(both)
     assert told["prompt"] == "embeddings"
     for each in (stream, text):
-        assert each.amateurs[0].embeds.tensor().equal(rows(5))
+        assert embeds_of(each.amateurs[0]).equal(rows(5))
     _, [stream] = online.answer(expert | xargs(amateur_prompt=" w9"))
     assert stream.amateurs[0].prompt and stream.amateurs[0].embeds is None
     # vLLM casts what clients send.
     double = encoded(rows(5, dtype=torch.float64))
     _, [stream] = online.answer(expert | xargs(amateur_prompt_embeds=double))
-    assert stream.amateurs[0].embeds.dtype == "float32"
+    assert embeds_of(stream.amateurs[0]).dtype == torch.float32
     for wrong, message in (
         (encoded(torch.zeros(5, HIDDEN - 1)), "hidden_size 63 does not match"),
         (encoded({"a": 1}), "no prompt can be made of it"),
@@ -174,10 +189,10 @@ def test_chats_with_embeddings_in_them(front: Front) -> None:
         [one] = stream.amateurs
         assert (one.embeds is not None) == is_embeds
         if is_embeds:
-            is_embedded = [not each for each in one.embeds.is_token_ids]
+            is_embedded = [not each for each in one.is_token_ids]
             assert sum(is_embedded) == 4
-            assert one.embeds.tensor()[torch.tensor(is_embedded)].equal(rows(4))
-            assert len(one.prompt) == one.embeds.shape[0]
+            assert embeds_of(one)[torch.tensor(is_embedded)].equal(rows(4))
+            assert len(one.prompt) == len(embeds_of(one))
     # Its default amateur reads the same.
     _, [stream] = online.answer(chat(system, USER, **xargs(beta=1)))
     assert stream.amateurs[0].embeds is stream.amateurs[0].prompt is None
@@ -254,12 +269,12 @@ def test_copies_are_made_once_and_of_what_has_room(
     """A small tensor may stand for a huge one."""
     copied: list[torch.Tensor] = []
 
-    def of(tensor: torch.Tensor, is_token_ids: Any = None) -> Embeddings:
-        copied.append(tensor)
-        return original(tensor, is_token_ids)
+    def save(tensors: dict[str, torch.Tensor]) -> bytes:
+        copied.extend(tensors.values())
+        return original(tensors)
 
-    original, text = Embeddings.of, front.text(" w1")
-    monkeypatch.setattr(Embeddings, "of", of)
+    original, text = contrast.save, front.text(" w1")
+    monkeypatch.setattr(contrast, "save", save)
     huge = {"prompt_embeds": rows(1).expand(2**24, HIDDEN)}
     assert "16777216" in front.refusal(text, ColdParams(amateur=Amateur(prompt=huge)))
     assert not copied
@@ -268,7 +283,7 @@ def test_copies_are_made_once_and_of_what_has_room(
     amateurs = [Amateur(prompt=each, weight=-1) for each in (one, one, same, same)]
     stream = front.streams(text, ColdParams(amateurs=amateurs))
     assert len(copied) == 2 and copied[0] is copied[1]
-    masks = [each.embeds.is_token_ids for each in stream.amateurs if each.embeds is not None]
+    masks = [each.is_token_ids for each in stream.amateurs if each.embeds is not None]
     assert masks == [None, None, [True, False], [True, False]]
 
 

@@ -11,7 +11,6 @@ from vllm.sampling_params import SamplingParams
 
 from vllm_cold.group.stream import KEY, AmateurStream, Stream, from_extra_args, without_cold
 from vllm_cold.rules.registry import BUILT_IN
-from vllm_cold.settings.embeddings import Embeddings
 from vllm_cold.settings.table import ColdSettings
 
 pytestmark = pytest.mark.unit
@@ -23,13 +22,6 @@ SETTINGS = st.builds(
     rule=st.none() | st.sampled_from(sorted({*BUILT_IN} - {"judge"})),  # which wants a token
     expert_top_k=st.none() | st.integers(1, 2**31 - 1),
 )
-EMBEDDINGS = st.builds(
-    Embeddings,
-    dtype=st.sampled_from(["float32", "bfloat16"]),
-    shape=st.tuples(st.integers(0, 2**31), st.integers(0, 2**31)),
-    data=st.binary(),
-    is_token_ids=st.none() | st.lists(st.booleans()),
-)
 AMATEURS = st.builds(
     AmateurStream,
     weight=st.none() | st.floats(-1e6, 1e6),
@@ -38,7 +30,8 @@ AMATEURS = st.builds(
         {"lora_name": st.text(), "lora_int_id": st.integers(1, 2**31), "lora_path": st.text()}
     ),
     prompt=st.none() | st.lists(st.integers(0, 2**31)),
-    embeds=st.none() | EMBEDDINGS,
+    embeds=st.none() | st.binary(),
+    is_token_ids=st.none() | st.lists(st.booleans()),
 )
 STREAMS = st.builds(
     Stream,

@@ -12,7 +12,6 @@ from typing import Any
 
 import msgspec
 
-from vllm_cold.settings.embeddings import Embeddings
 from vllm_cold.settings.table import ColdSettings, is_ours
 
 KEY = "cold_stream"
@@ -27,7 +26,9 @@ class AmateurStream(msgspec.Struct, frozen=True, omit_defaults=True):
         adapter: As vLLM-independent data (the keyword arguments of a LoRARequest), None for the
             base model.
         prompt: Its token ids.
-        embeds: Its embeddings; without both it has the expert's prompt.
+        embeds: Its embeddings, a tensor of this name as safetensors; without both it has the
+            expert's prompt.
+        is_token_ids: Where the ids count and not the embeddings; None without one of them.
         num_features: Of the media of its own prompt. They travel after the expert's, at offsets
             past the end of its prompt and of the amateurs' before it.
     """
@@ -35,7 +36,8 @@ class AmateurStream(msgspec.Struct, frozen=True, omit_defaults=True):
     weight: float | None
     adapter: dict[str, Any] | None = None
     prompt: list[int] | None = None
-    embeds: Embeddings | None = None
+    embeds: bytes | None = None
+    is_token_ids: list[bool] | None = None
     num_features: int = 0
 
 

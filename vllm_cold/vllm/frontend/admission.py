@@ -11,10 +11,12 @@ import math
 import os
 from collections.abc import Mapping
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 from msgspec import structs
+from vllm.lora.request import LoRARequest
+from vllm.v1.engine import EngineCoreRequest
 
 from vllm_cold import adapter_config
 from vllm_cold.errors import ColdError
@@ -61,10 +63,6 @@ ASKED = "cold_asked"  # in flat arguments: the ``Asked`` of a request that was r
 _LONG = 2**15  # characters, which are read in about a millisecond
 _MOST_QUOTES = 16  # for each token
 
-if TYPE_CHECKING:
-    from vllm.lora.request import LoRARequest
-    from vllm.v1.engine import EngineCoreRequest
-
 
 class Admission:
     """Decides about the requests of one engine.
@@ -95,7 +93,7 @@ class Admission:
     def read(
         self,
         said: Mapping[str, Any] | None,
-        expert: "LoRARequest | None",
+        expert: LoRARequest | None,
         params: Any = None,
         unlimited: bool = False,
     ) -> Asked | None:
@@ -153,9 +151,7 @@ class Admission:
         if (problem := lacks_slots(self.config, 1 + amateurs)) is not None:
             raise ValueError(problem)
 
-    def _of_args(
-        self, args: ColdArgs, expert: "LoRARequest | None", unlimited: bool
-    ) -> Asked | None:
+    def _of_args(self, args: ColdArgs, expert: LoRARequest | None, unlimited: bool) -> Asked | None:
         if args.enabled is False:
             return None
         left_out = self._left_out(args)
@@ -218,7 +214,7 @@ class Admission:
                 problem = f"is more than max_model_len={limit} tokens; shorten it"
                 raise ColdError(PREFIX + "amateur_messages", text, problem)
 
-    def _adapter(self, one: AmateurSpec, expert: "LoRARequest | None") -> "LoRARequest | None":
+    def _adapter(self, one: AmateurSpec, expert: LoRARequest | None) -> LoRARequest | None:
         """The adapter that an amateur names; without a name, the expert's if it has another
         prompt.
         """
@@ -385,7 +381,7 @@ class Admission:
         return most
 
     def admit(
-        self, contrast: RequestContrast | None, params: Any, request: "EngineCoreRequest"
+        self, contrast: RequestContrast | None, params: Any, request: EngineCoreRequest
     ) -> None:
         """Give a contrastive request its ``Stream`` in ``extra_args``.
 

@@ -5,13 +5,12 @@ of vLLM's, and what vllm-ascend computes wrongly with contrastive decoding or wi
 
 import logging
 import os
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from vllm.config import VllmConfig
 
 from vllm_cold import hardware
 from vllm_cold.vllm import versions
-
-if TYPE_CHECKING:
-    from vllm.config import VllmConfig
 
 # Below "vllm." so that a server's logging shows it.
 logger = logging.getLogger("vllm." + __name__)
@@ -37,7 +36,7 @@ _VARIABLES = {
 }
 
 
-def unsupported(config: "VllmConfig") -> str | None:
+def unsupported(config: VllmConfig) -> str | None:
     """Why vllm-cold cannot work in this engine, with the remedy; None if it can, or not on an
     NPU.
     """
@@ -65,7 +64,7 @@ def unsupported(config: "VllmConfig") -> str | None:
     return None
 
 
-def warn(config: "VllmConfig") -> None:
+def warn(config: VllmConfig) -> None:
     """Log what vllm-ascend computes wrongly in this engine, which has contrastive decoding."""
     if config.lora_config is None or not hardware.is_on("npu"):
         return
@@ -85,7 +84,7 @@ def warn(config: "VllmConfig") -> None:
         )
 
 
-def _is_on(config: "VllmConfig", option: str) -> bool:
+def _is_on(config: VllmConfig, option: str) -> bool:
     """Whether an option is on, wherever vllm-ascend looks for it."""
     additional = config.additional_config
     additional = additional if isinstance(additional, dict) else {}

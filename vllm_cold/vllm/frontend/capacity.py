@@ -3,17 +3,15 @@
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+
+from vllm.config import VllmConfig
 
 from vllm_cold.errors import ColdError
 from vllm_cold.settings.amateurs import AmateurSpec
 
-if TYPE_CHECKING:
-    from vllm.config import VllmConfig
-
 
 def fit(
-    config: "VllmConfig",
+    config: VllmConfig,
     amateurs: Sequence[AmateurSpec],
     lengths: Sequence[int],
     max_tokens: int,
@@ -70,7 +68,7 @@ def fit(
     return most
 
 
-def _usable_blocks(config: "VllmConfig") -> int | None:
+def _usable_blocks(config: VllmConfig) -> int | None:
     """How many of the KV cache's blocks a request can have. None where a stream's blocks do not
     grow with its length, or where it is not known yet: then the scheduler ends a request that does
     not fit with an error. So it does where states of state-space layers, which are not counted

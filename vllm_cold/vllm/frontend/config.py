@@ -3,7 +3,7 @@
 stands in the way. Changes nothing; ``engine_config`` does.
 """
 
-from typing import TYPE_CHECKING
+from vllm.config import VllmConfig
 
 from vllm_cold import places
 from vllm_cold.settings.arguments import ColdArgs, parse_engine_defaults
@@ -12,9 +12,6 @@ from vllm_cold.vllm.frontend import ascend, connectors
 from vllm_cold.vllm.worker import drafts_v1
 from vllm_cold.vllm.worker.ssm import has_states
 
-if TYPE_CHECKING:
-    from vllm.config import VllmConfig
-
 # Named as text: these modules are loaded where they are used, not in every process.
 SCHEDULER = "vllm_cold.vllm.scheduler.scheduler.ColdScheduler"
 ASYNC_SCHEDULER = "vllm_cold.vllm.scheduler.scheduler.ColdAsyncScheduler"
@@ -22,17 +19,17 @@ PROCESSOR_V1 = drafts_v1.PROCESSOR
 PROCESSOR_V2 = "vllm_cold.vllm.worker.processor_v2:ColdLogitsProcessorV2"
 
 
-def engine_defaults(config: "VllmConfig") -> ColdArgs:
+def engine_defaults(config: VllmConfig) -> ColdArgs:
     """``additional_config["cold"]``, checked."""
     return parse_engine_defaults(_said(config))
 
 
-def _said(config: "VllmConfig") -> object:
+def _said(config: VllmConfig) -> object:
     additional = config.additional_config
     return additional.get("cold") if isinstance(additional, dict) else None
 
 
-def is_configured(config: "VllmConfig") -> bool:
+def is_configured(config: VllmConfig) -> bool:
     """Whether ``configure`` prepared this engine: both halves, the scheduler and a processor."""
     return config.scheduler_config.scheduler_cls in (SCHEDULER, ASYNC_SCHEDULER) and any(
         processor in (PROCESSOR_V1, PROCESSOR_V2)
@@ -40,17 +37,17 @@ def is_configured(config: "VllmConfig") -> bool:
     )
 
 
-def uses_v2_runner(config: "VllmConfig") -> bool:
+def uses_v2_runner(config: VllmConfig) -> bool:
     """Whether the engine runs vLLM's V2 model runner."""
     return bool(getattr(config, "use_v2_model_runner", False))
 
 
-def model_runner(config: "VllmConfig") -> str:
+def model_runner(config: VllmConfig) -> str:
     """The engine's model runner as people know it: "V1" or "V2"."""
     return "V2" if uses_v2_runner(config) else "V1"
 
 
-def unsupported(config: "VllmConfig") -> str | None:
+def unsupported(config: VllmConfig) -> str | None:
     """Why vllm-cold cannot work in this engine, with the remedy; None if it can."""
     if (reason := availability.unavailable()) is not None:
         return reason
@@ -83,7 +80,7 @@ def unsupported(config: "VllmConfig") -> str | None:
     )
 
 
-def _needs_another_vllm(config: "VllmConfig") -> str | None:
+def _needs_another_vllm(config: VllmConfig) -> str | None:
     """What the engine has that vllm-cold supports with other releases of vLLM only."""
     v2, states = uses_v2_runner(config), has_states(config.model_config)
     connector, drafts = connectors.has_one(config), config.speculative_config is not None
@@ -108,7 +105,7 @@ def _needs_another_vllm(config: "VllmConfig") -> str | None:
     return None
 
 
-def _has_unsupported(config: "VllmConfig") -> str | None:
+def _has_unsupported(config: VllmConfig) -> str | None:
     """What the engine has that vllm-cold does not support."""
     from vllm import envs
 
@@ -137,7 +134,7 @@ def _has_unsupported(config: "VllmConfig") -> str | None:
     return None
 
 
-def _with_speculation(config: "VllmConfig") -> dict[str, bool]:
+def _with_speculation(config: VllmConfig) -> dict[str, bool]:
     """What is not supported together with speculative decoding, and whether the engine has it."""
     from vllm.platforms import current_platform
 
@@ -161,7 +158,7 @@ def _with_speculation(config: "VllmConfig") -> dict[str, bool]:
     return {f"{used} {what}": there for what, there in features.items()}
 
 
-def _with_states(config: "VllmConfig") -> dict[str, bool]:
+def _with_states(config: VllmConfig) -> dict[str, bool]:
     """What is not supported with state-space layers, and whether the engine has it.
 
     Adapters were shown to be right in one process, and in several with Mamba 2 layers whose groups
@@ -191,7 +188,7 @@ def _with_states(config: "VllmConfig") -> dict[str, bool]:
     return {f"{what} together with state-space layers": there for what, there in features.items()}
 
 
-def lacks_slots(config: "VllmConfig", streams: int) -> str | None:
+def lacks_slots(config: VllmConfig, streams: int) -> str | None:
     """Which of the engine's limits a request of so many streams does not fit, with the remedy; None
     if it fits.
     """

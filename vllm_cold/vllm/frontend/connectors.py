@@ -8,10 +8,9 @@ that decodes may share what such a connector keeps: each finds the KV of every s
 """
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from vllm.config import VllmConfig
+from vllm.config import VllmConfig
 
 # vLLM's own that find KV by the requests' block hashes alone.
 BY_BLOCK_HASH = ("OffloadingConnector", "SimpleCPUOffloadConnector")
@@ -22,13 +21,13 @@ DECLARATIONS = ("keyed_by_block_hash", "keyed_by_request")
 """A class attribute: the connector finds KV so, and loads for requests of the step."""
 
 
-def has_one(config: "VllmConfig") -> bool:
+def has_one(config: VllmConfig) -> bool:
     """Whether the engine has a KV connector."""
     transfer = config.kv_transfer_config
     return transfer is not None and transfer.kv_connector is not None
 
 
-def unsupported(config: "VllmConfig") -> str | None:
+def unsupported(config: VllmConfig) -> str | None:
     """Why vllm-cold cannot work with the engine's KV connector, with the remedy; None if it can, or
     if there is none.
     """

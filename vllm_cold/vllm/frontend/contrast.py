@@ -4,22 +4,20 @@ contrasted with what (``RequestContrast``), which the scheduler gets as a ``Stre
 """
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from msgspec.structs import asdict
+from safetensors.torch import save
+from vllm.lora.request import LoRARequest
+from vllm.v1.engine import EngineCoreRequest
 
 from vllm_cold.group.stream import AmateurStream, Stream
 from vllm_cold.rules import registry
 from vllm_cold.settings import arguments
 from vllm_cold.settings.amateurs import AmateurSpec, CannotLeaveOut
-from vllm_cold.settings.embeddings import Embeddings
 from vllm_cold.settings.params import ColdParams
 from vllm_cold.settings.presets import PRESETS, PresetName
 from vllm_cold.vllm.frontend.prompts import Prompt, PromptSource
-
-if TYPE_CHECKING:
-    from vllm.lora.request import LoRARequest
-    from vllm.v1.engine import EngineCoreRequest
 
 _SHOWN = 100  # characters of what an amateur reads: a client decides how long that is
 
@@ -38,7 +36,7 @@ class Asked(arguments.Contrast):
         explain: Of how many tokens of each step the client is told; 0 for none.
     """
 
-    expert: "LoRARequest | None" = None
+    expert: LoRARequest | None = None
     preset: PresetName | None = None
     optional: bool = False
     explicit: bool = True
@@ -46,7 +44,7 @@ class Asked(arguments.Contrast):
     explain: int = 0
 
     @classmethod
-    def of_params(cls, params: ColdParams, expert: "LoRARequest | None") -> "Asked":
+    def of_params(cls, params: ColdParams, expert: LoRARequest | None) -> "Asked":
         """What ``ColdParams`` ask for."""
         settings, weights = params.combine()
         named = "amateur" if params.amateurs is None else "amateurs[{}]"
@@ -140,7 +138,7 @@ class RequestContrast:
         # A prompt that several read is copied once.
         with_embeds = {id(one): one for _, one in self.own if one.embeds is not None}
         copies = {
-            key: Embeddings.of(one.embeds, one.is_token_ids) for key, one in with_embeds.items()
+            key: save({"embeds": one.embeds.contiguous()}) for key, one in with_embeds.items()
         }
         return Stream(
             asked.settings,
@@ -150,6 +148,7 @@ class RequestContrast:
                     _as_data(one.lora),
                     prompt.ids if prompt else None,
                     copies.get(id(prompt)),
+                    prompt.is_token_ids if prompt else None,
                     len(prompt.features) if prompt else 0,
                 )
                 for one, weight, prompt in zip(
@@ -162,7 +161,7 @@ class RequestContrast:
             explain=asked.explain,
         )
 
-    def append_media(self, request: "EngineCoreRequest") -> None:
+    def append_media(self, request: EngineCoreRequest) -> None:
         """Put the media of amateurs' own prompts after the expert's, as if the prompts stood one
         after the other: there they are in no block of the expert's.
         """
@@ -178,14 +177,14 @@ class RequestContrast:
         request.mm_features = features
 
 
-def same(one: "LoRARequest | None", other: "LoRARequest | None") -> bool:
+def same(one: LoRARequest | None, other: LoRARequest | None) -> bool:
     """Whether two adapters are one."""
     if one is None or other is None:
         return one is other
     return bool(one.lora_int_id == other.lora_int_id or one.lora_name == other.lora_name)
 
 
-def _as_data(adapter: "LoRARequest | None") -> dict[str, Any] | None:
+def _as_data(adapter: LoRARequest | None) -> dict[str, Any] | None:
     if adapter is None:
         return None
     return {name: value for name, value in asdict(adapter).items() if value is not None}

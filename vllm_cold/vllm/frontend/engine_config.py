@@ -5,7 +5,9 @@ those that ask for it. Others, and engines in which vllm-cold cannot work, are l
 
 import logging
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from vllm.config import VllmConfig
 
 from vllm_cold import places
 from vllm_cold.errors import site
@@ -25,14 +27,11 @@ from vllm_cold.vllm.frontend.config import (
     uses_v2_runner,
 )
 
-if TYPE_CHECKING:
-    from vllm.config import VllmConfig
-
 logger = logging.getLogger("vllm." + __name__)
 
 
-def _make(original: Callable[..., "VllmConfig"]) -> Callable[..., "VllmConfig"]:
-    def create_engine_config(self: Any, *args: Any, **kwargs: Any) -> "VllmConfig":
+def _make(original: Callable[..., VllmConfig]) -> Callable[..., VllmConfig]:
+    def create_engine_config(self: Any, *args: Any, **kwargs: Any) -> VllmConfig:
         # First: whether contrastive decoding is available decides what the configuration becomes.
         _prepare_front_end(args[0] if args else kwargs.get("usage_context"))
         config = original(self, *args, **kwargs)
@@ -100,7 +99,7 @@ def _warn(defaults: ColdArgs) -> None:
     )
 
 
-def _warn_of_attention(config: "VllmConfig") -> None:
+def _warn_of_attention(config: VllmConfig) -> None:
     """Say which models vLLM computes differently on CPU, with a contrast or without."""
     from vllm.platforms import current_platform
 
@@ -112,7 +111,7 @@ def _warn_of_attention(config: "VllmConfig") -> None:
         )
 
 
-def configure(config: "VllmConfig") -> None:
+def configure(config: VllmConfig) -> None:
     """Prepare an engine for contrastive decoding if it can do it.
 
     Raises:

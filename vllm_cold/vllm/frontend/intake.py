@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from weakref import WeakKeyDictionary
 
 from vllm.sampling_params import SamplingParams
+from vllm.v1.engine import EngineCoreRequest
 
 from vllm_cold.patching import at_once
 from vllm_cold.vllm.frontend import media_cache
@@ -26,9 +27,6 @@ from vllm_cold.vllm.frontend.prompts import (
     source_of,
     with_contrast,
 )
-
-if TYPE_CHECKING:
-    from vllm.v1.engine import EngineCoreRequest
 
 
 @dataclass(slots=True)
@@ -94,10 +92,10 @@ class FrontEnd:
 FRONT_END = FrontEnd()
 
 
-def _make(original: Callable[..., "EngineCoreRequest"]) -> Callable[..., "EngineCoreRequest"]:
+def _make(original: Callable[..., EngineCoreRequest]) -> Callable[..., EngineCoreRequest]:
     def process_inputs(
         self: Any, request_id: str, prompt: Any, params: Any, *args: Any, **kwargs: Any
-    ) -> "EngineCoreRequest":
+    ) -> EngineCoreRequest:
         request = original(self, request_id, prompt, params, *args, **kwargs)
         if request.sampling_params is None or FRONT_END.is_search:
             return request

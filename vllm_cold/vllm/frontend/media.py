@@ -8,15 +8,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from vllm.config import VllmConfig
 
 from vllm_cold import places
 from vllm_cold.patching import in_form_of, result_of
 from vllm_cold.settings.amateurs import AmateurSpec, CannotLeaveOut, Distorted
 from vllm_cold.vllm import versions
-
-if TYPE_CHECKING:
-    from vllm.config import VllmConfig
 
 REFUSED = "vllm-cold does not support prompts with media here: "
 _OLD = "vLLM is older than 0.31; send text only."
@@ -145,7 +144,7 @@ def _changed() -> str | None:
     return places.problem(places.MEDIA)
 
 
-def unsupported(config: "VllmConfig") -> str | None:
+def unsupported(config: VllmConfig) -> str | None:
     """Why this engine cannot contrast prompts with media, with the remedy; None if it can."""
     if versions.is_before(0, 31):
         return _OLD

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from msgspec import structs
+from safetensors.torch import load
 from vllm.lora.request import LoRARequest
 from vllm.sampling_params import SamplingParams
 from vllm.v1.request import Request
@@ -37,8 +38,7 @@ def make_streams(expert: Request, stream: Stream) -> tuple[Request, ...]:
     args = expert.sampling_params.extra_args
     features = _take_features(expert, stream)
     # Workers need no more than the settings and the weights.
-    nothing = {"adapter": None, "prompt": None, "embeds": None, "num_features": 0}
-    weights = tuple(structs.replace(amateur, **nothing) for amateur in stream.amateurs)
+    weights = tuple(AmateurStream(amateur.weight) for amateur in stream.amateurs)
     of_workers = structs.replace(stream, amateurs=weights, method="")
     asked: SamplingParams = copy.copy(expert.sampling_params)
     asked.extra_args = structs.replace(of_workers, index=0).to_extra_args(args)
@@ -93,7 +93,7 @@ def _make_amateur(
 ) -> Request:
     ids, embeds, is_token_ids = amateur.prompt, None, None
     if amateur.embeds is not None:
-        embeds, is_token_ids = amateur.embeds.tensor(), amateur.embeds.is_token_ids
+        embeds, is_token_ids = load(amateur.embeds)["embeds"], amateur.is_token_ids
     elif ids is None:
         ids, embeds = expert.prompt_token_ids, expert.prompt_embeds
         is_token_ids = expert.prompt_is_token_ids

@@ -4,20 +4,19 @@ counted. vLLM sends a step's statistics to one front end, so with several API se
 added up once.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from vllm.v1.metrics.stats import SchedulerStats
+from vllm.v1.metrics.stats import SchedulerStats
 
 KEY = "cold"  # in kv_connector_stats
 
 
-def attach(stats: "SchedulerStats", payload: dict[str, Any]) -> None:
+def attach(stats: SchedulerStats, payload: dict[str, Any]) -> None:
     """Send ``payload`` to the front end along with these statistics."""
     stats.kv_connector_stats = {**(stats.kv_connector_stats or {}), KEY: payload}
 
 
-def detach(stats: "SchedulerStats | None") -> dict[str, Any] | None:
+def detach(stats: SchedulerStats | None) -> dict[str, Any] | None:
     """Take the payload out again, before vLLM sees it; None if there is none."""
     carried = stats.kv_connector_stats if stats is not None else None
     if stats is None or carried is None or KEY not in carried:

@@ -2,9 +2,10 @@
 """The logits processor of the V1 model runner: on CPU, on Ascend, and on GPUs before 0.32."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from vllm.config import VllmConfig
 from vllm.v1.sample.logits_processor.interface import (
     BatchUpdate,
     LogitsProcessor,
@@ -19,16 +20,11 @@ from vllm_cold.ops import registry
 from vllm_cold.settings.arguments import load_rules
 from vllm_cold.vllm.worker import outputs, ssm
 
-if TYPE_CHECKING:
-    from vllm.config import VllmConfig
-
 
 class ColdLogitsProcessorV1(LogitsProcessor):  # type: ignore[misc]
     """Scores the experts' rows of complete groups; leaves every other row alone."""
 
-    def __init__(
-        self, vllm_config: "VllmConfig", device: torch.device, is_pin_memory: bool
-    ) -> None:
+    def __init__(self, vllm_config: VllmConfig, device: torch.device, is_pin_memory: bool) -> None:
         # By row; with each its request's tokens so far, which vLLM adds to.
         self._streams: dict[int, tuple[Stream, Sequence[int]]] = {}
         self._num_drafts: Sequence[int] | None = None

@@ -5,17 +5,15 @@ good in a process that makes an engine with such a model that vllm-cold uses.
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
+from vllm.config import ModelConfig, VllmConfig
 
 from vllm_cold import patching, places
 
-if TYPE_CHECKING:
-    from vllm.config import ModelConfig, VllmConfig
 
-
-def has_states(model: "ModelConfig") -> bool:
+def has_states(model: ModelConfig) -> bool:
     """Whether some layers of a model keep a state of fixed size instead of keys and values."""
     return bool(model.is_hybrid or getattr(model, "is_attention_free", False))
 
@@ -43,7 +41,7 @@ def _make_forward(original: Callable[..., Any]) -> Callable[..., Any]:
     return forward_cpu
 
 
-def install(config: "VllmConfig") -> None:
+def install(config: VllmConfig) -> None:
     """Work around them in this process if the engine needs it: before its model is loaded."""
     if has_states(config.model_config):
         patching.install(places.rows(places.STATES))
