@@ -119,8 +119,6 @@ def test_a_key_stands_in_no_message(
     [
         ({"adapter": "two"}, r"--adapter=two: no such adapter on the server \(loaded: adapter, o"),
         ({"adapter": "base"}, "--adapter=base: no such adapter"),
-        ({"amateurs": ["two"]}, "--amateur=two: no such adapter"),
-        ({"amateurs": [ADAPTER]}, "--amateur=adapter: must differ"),
         ({"model": "mine"}, r"--model=mine: no such base .*\(there are: base"),
     ],
 )
@@ -133,7 +131,7 @@ def test_names_that_the_server_does_not_have(
 
 def test_a_server_of_ours(upstream: tuple[str, MadeUp]) -> None:
     url, made = upstream
-    found = Server(f"{url}/v1/", ADAPTER, ["base"])
+    found = Server(f"{url}/v1/", ADAPTER)
     assert (found.root, found.base, found.expert) == (url, "base", ADAPTER)
     assert found.loaded == [ADAPTER, "other"]
     assert Server(url).expert is None

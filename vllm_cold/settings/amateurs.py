@@ -68,17 +68,19 @@ class Messages(msgspec.Struct, frozen=True):
         return "messages"
 
 
-class Embeds(msgspec.Struct, frozen=True, eq=False):
+class _AsGiven(msgspec.Struct, frozen=True, eq=False):
+    prompt: Any
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and other.prompt is self.prompt
+
+
+class Embeds(_AsGiven, frozen=True, eq=False):
     """A prompt as embeddings.
 
     Attributes:
         prompt: A mapping with the tensor, or base64 text of what ``torch.save`` writes of one.
     """
-
-    prompt: Any
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Embeds) and other.prompt is self.prompt
 
     def __str__(self) -> str:
         return "embeddings"
@@ -91,17 +93,12 @@ class Embeds(msgspec.Struct, frozen=True, eq=False):
         return f"{tensor.dtype}{list(tensor.shape)}"
 
 
-class Media(msgspec.Struct, frozen=True, eq=False):
+class Media(_AsGiven, frozen=True, eq=False):
     """A prompt with media next to its text or token ids.
 
     Attributes:
         prompt: A mapping with ``prompt`` or ``prompt_token_ids``, and ``multi_modal_data``.
     """
-
-    prompt: Any
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Media) and other.prompt is self.prompt
 
     def __str__(self) -> str:
         return "a prompt with media"
@@ -167,7 +164,9 @@ class Without(msgspec.Struct, frozen=True):
         kept = list(messages)
         of_role: dict[Any, list[int]] = {}
         for i, message in enumerate(messages):
-            of_role.setdefault(_role(message), []).append(i)
+            is_dict = isinstance(message, Mapping)
+            role = message.get("role") if is_dict else getattr(message, "role", None)
+            of_role.setdefault(role, []).append(i)
         gone: set[int] = set()
         changed = False
         # Each once, however often it is listed: this runs on a server's event loop.
@@ -214,10 +213,6 @@ def _is_media(part: Any, names: frozenset[str]) -> bool:
     if (kind := part.get("type")) is None or part.get("uuid") is not None:
         return bool(names & part.keys())
     return isinstance(kind, str) and kind in names
-
-
-def _role(message: Any) -> Any:
-    return message.get("role") if isinstance(message, Mapping) else getattr(message, "role", None)
 
 
 class Part(msgspec.Struct, frozen=True):
@@ -384,10 +379,6 @@ def _not_empty(field: str, value: _Sized) -> _Sized:
     return value
 
 
-def _embeds_text(field: str, text: str) -> Embeds:
-    return Embeds(_not_empty(field, text))
-
-
 def _text(field: str, text: str) -> Text:
     try:
         text.encode()
@@ -512,7 +503,7 @@ def read_part(field: str, value: str | int | Sequence[str | int]) -> Part:
 _READERS: Mapping[str, Any] = {
     "amateur_prompt": _text,
     "amateur_messages": _json_messages,
-    "amateur_prompt_embeds": _embeds_text,
+    "amateur_prompt_embeds": lambda field, text: Embeds(_not_empty(field, text)),
     "without": read_without,
     "part": read_part,
     "images": read_images,
@@ -522,6 +513,33 @@ _READERS: Mapping[str, Any] = {
 def says_what(given: Mapping[str, Any]) -> bool:
     """Whether a request's values, by name, say what it is contrasted with."""
     return any(name in given for name in ("amateur", *_READERS))
+
+
+def left_out(
+    given: Mapping[str, Any], engine: Mapping[str, Any] | None = None
+) -> tuple[str, dict[str, Any]] | None:
+    """What a default leaves out of an amateur's prompt, where a request's values say nothing of
+    that: whose default it is, and the name and the value.
+
+    Args:
+        given: The request's values by name.
+        engine: Those of its engine.
+    """
+    preset, name = preset_of(given), given.get("preset", "")
+    if says_what(given) or (name and not preset.own_prompt):
+        return None
+    defaults = engine or {}
+    if not name and (images := preset_of(defaults).images) is not None:
+        return "the engine", {"images": images}
+    if preset.images is not None:
+        # A method about images: what an engine leaves out of chats would make another of it.
+        return name, {"images": preset.images}
+    own = preset.without
+    if isinstance(own, tuple):  # one for each of its amateurs
+        return name, {"without": list(own)}
+    if "without" in defaults:
+        return "the engine", {"without": defaults["without"]}
+    return None if own is None else (name, {"without": own})
 
 
 def describe(given: Mapping[str, Any]) -> tuple[AmateurSpec, ...]:

@@ -2,6 +2,7 @@
 """Models, adapters and the engine's options on a command line."""
 
 import argparse
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,6 +35,14 @@ class Adapter:
     name: str
     folder: str
     rank: int
+
+    @property
+    def module(self) -> str:
+        """As vllm serve's ``--lora-modules`` takes it."""
+        # vLLM splits NAME=PATH at "=" and takes anything with a comma for JSON.
+        if set("=,") & set(self.name + self.folder):
+            return json.dumps({"name": self.name, "path": self.folder})
+        return f"{self.name}={self.folder}"
 
 
 def read_adapter(option: str, text: str) -> Adapter:

@@ -49,9 +49,8 @@ def read_models(options: argparse.Namespace, **engine: Any) -> Models:
     check_options(options)
     amateurs = options.amateur or ()
     if options.url is not None:
-        names = [name for name in amateurs if name]
         key, insecure = options.api_key, options.insecure_http
-        server = Server(options.url, options.adapter, names, options.model, key, insecure)
+        server = Server(options.url, options.adapter, options.model, key, insecure)
         return Models(model=server.base, expert=server.expert, server=server)
     model = read_model(options.model)
     # What is no adapter: whichever the amateur has where none is named, and the base model.

@@ -77,9 +77,7 @@ def serving(
     """
     arguments = {**engine, "served_model_name": model}
     if adapters:
-        # As JSON: vLLM's NAME=FOLDER takes no comma.
-        modules = [{"name": one.name, "path": one.folder} for one in adapters]
-        arguments["lora_modules"] = list(map(json.dumps, modules))
+        arguments["lora_modules"] = [one.module for one in adapters]
     with socket.socket() as probe:
         probe.bind((_HOST, 0))
         port = probe.getsockname()[1]
@@ -102,7 +100,7 @@ def serving(
         url = f"http://{_HOST}:{port}"
         try:
             _wait(process, url, log, model)
-            with closing(Server(url, expert, (), model, key, own=model)) as server:
+            with closing(Server(url, expert, model, key, own=model)) as server:
                 try:
                     yield server
                 except ToolError:

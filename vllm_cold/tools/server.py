@@ -4,9 +4,10 @@
 import argparse
 import asyncio
 import copy
+import ipaddress
 import os
 import re
-from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Coroutine, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -16,7 +17,6 @@ import openai
 from pydantic import BaseModel, ValidationError
 
 from vllm_cold.tools.adapters import ENGINE_OPTIONS
-from vllm_cold.tools.address import is_loopback, without_openai
 from vllm_cold.tools.contrast import option_of
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.pictures import without_data
@@ -44,7 +44,6 @@ class Server:
     Args:
         url: The server's address, with or without ``/v1``.
         adapter: The name of the expert on the server, None for the base model.
-        amateurs: Names of amateurs' adapters, or the base model's.
         model: The base model's name on the server; None for the adapter's parent, or the first
             that is served.
         api_key: None for the environment's ``COLD_API_KEY``, if it is set.
@@ -68,7 +67,6 @@ class Server:
         self,
         url: str,
         adapter: str | None = None,
-        amateurs: Sequence[str] = (),
         model: str | None = None,
         api_key: str | None = None,
         insecure_http: bool | None = None,
@@ -106,7 +104,7 @@ class Server:
         self.loaded = sorted(name for name, parent in parents.items() if parent is not None)
         bases = sorted(parents.keys() - {*self.loaded})
         if adapter is not None:
-            self._check_adapter("--adapter", adapter)
+            self._check_adapter(adapter)
         first = next((name for name in parents if name in bases), None)
         base = model or (first if adapter is None else parents[adapter])
         if base is None or base not in bases:
@@ -114,14 +112,6 @@ class Server:
                 f"--model={base}: no such base model on the server (there are: {', '.join(bases)})"
             )
         self.base = base
-        for name in amateurs:
-            if name != base:
-                self._check_adapter("--amateur", name)
-            if name == adapter:
-                raise ToolError(
-                    f"--amateur={name}: must differ from the expert; leave it out: an amateur is "
-                    "the base model, or the expert's adapter if it has another prompt"
-                )
         self.title, self.about = base, f"server at {self.root}"
         if own is not None:
             self.title, self.about = Path(own).name, f"vLLM {vllm_version()} on this machine"
@@ -133,15 +123,15 @@ class Server:
     def with_expert(self, adapter: str | None) -> Self:
         """The same server with another expert; ToolError if it has not loaded the adapter."""
         if adapter is not None:
-            self._check_adapter("--adapter", adapter)
+            self._check_adapter(adapter)
         other = copy.copy(self)
         other.expert = adapter
         return other
 
-    def _check_adapter(self, option: str, name: str) -> None:
+    def _check_adapter(self, name: str) -> None:
         if name not in self.loaded:
             names = ", ".join(self.loaded) or "none"
-            raise ToolError(f"{option}={name}: no such adapter on the server (loaded: {names})")
+            raise ToolError(f"--adapter={name}: no such adapter on the server (loaded: {names})")
 
     def _list_models(self) -> dict[str, str | None]:
         """The models that are served, each with its parent."""
@@ -209,6 +199,26 @@ class Server:
                 f"{self.called}: the server does not return {what} as vLLM does; vLLM 0.23 or "
                 "newer is needed, without a proxy that strips fields"
             ) from error
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host's name or address stays on this machine."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+@contextmanager
+def without_openai() -> Iterator[None]:
+    """Hides from OpenAI's client what it would take from the environment and send to any address:
+    ``OPENAI_API_KEY``, ``OPENAI_ORG_ID``, ``OPENAI_CUSTOM_HEADERS`` and others.
+    """
+    hidden = {name: os.environ.pop(name) for name in list(os.environ) if name[:7] == "OPENAI_"}
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
 
 
 def _read_key(given: str | None) -> str | None:

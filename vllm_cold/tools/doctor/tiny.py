@@ -8,10 +8,7 @@ token ids. The same seeds give the same files.
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
+from typing import Any
 
 VOCAB_SIZE, SPECIAL_TOKENS = 512, 4  # <unk>, <pad>, <s>, </s>
 RANK = 8
@@ -87,7 +84,7 @@ def write_adapter(
 
     generator = torch.Generator().manual_seed(seed)
     std_b = scale / (2.0 * rank**0.5)  # 2 * B @ A sums as many products as the rank, hence the root
-    weights: dict[str, Tensor] = {}
+    weights: dict[str, torch.Tensor] = {}
     for name, layer in _without_weights(LlamaConfig.from_pretrained(model)).named_modules():
         if isinstance(layer, torch.nn.Linear) and name != "lm_head":
             prefix = f"base_model.model.{name}.lora_"
@@ -108,12 +105,11 @@ def write_adapter(
     return folder
 
 
-def _without_weights(config: Any) -> "nn.Module":
+def _without_weights(config: Any) -> Any:
     """The model's modules in their order, with shapes alone."""
     import torch
     from transformers import LlamaForCausalLM
 
     untyped: Any = LlamaForCausalLM
     with torch.device("meta"):
-        model: nn.Module = untyped(config)
-    return model
+        return untyped(config)

@@ -3,9 +3,9 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel
+from pydantic import AliasPath, BaseModel, Field
 
 from vllm_cold.settings.table import PREFIX
 from vllm_cold.tools.errors import ToolError
@@ -87,14 +87,6 @@ class ToldStep(BaseModel):
         )
 
 
-class _Steps(BaseModel):
-    steps: list[ToldStep]
-
-
-class _Transfer(BaseModel):
-    cold: _Steps
-
-
 def title_of(asked: Question, greedy: bool) -> str:
     """What the contrastive answer, or the expert's own, is called."""
     return "Greedy" if greedy else str(asked.args.get(PREFIX + "preset", "Contrastive"))
@@ -106,7 +98,9 @@ class ToldAnswer(BaseModel):
     token_ids: list[int]
     finish_reason: str
     prompt_token_ids: list[int]
-    kv_transfer_params: _Transfer
+    steps: Annotated[
+        list[ToldStep], Field(validation_alias=AliasPath("kv_transfer_params", "cold", "steps"))
+    ]
 
 
 def make_answer(asked: Question, greedy: bool, text: str, fields: Mapping[str, Any]) -> Answer:
@@ -123,7 +117,7 @@ def make_answer(asked: Question, greedy: bool, text: str, fields: Mapping[str, A
         ToolError: they tell nothing of one of the tokens.
     """
     end = ToldAnswer.model_validate(fields)
-    tokens, told = end.token_ids, end.kv_transfer_params.cold.steps
+    tokens, told = end.token_ids, end.steps
     if any(token not in one.tokens for token, one in zip(tokens, told, strict=True)):
         raise ToolError(
             f"a token was chosen that is not among the {LISTED} best by score; explain needs "

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from vllm_cold.errors import ColdError
-from vllm_cold.settings.amateurs import CannotLeaveOut, Messages, Text, says_what
+from vllm_cold.settings.amateurs import CannotLeaveOut, Messages, Text, left_out
 from vllm_cold.settings.arguments import parse_request_args
-from vllm_cold.settings.presets import preset_of
 from vllm_cold.settings.table import PREFIX
 from vllm_cold.tools.contrast import (
     Content,
@@ -71,8 +70,9 @@ def ask(
     of_preset: dict[str, Any] = {}
     try:
         args = merge(options, own)
-        if isinstance(reads, Messages):
-            of_preset = _left_out(args)
+        default = left_out(parse_request_args(args).given)
+        if isinstance(reads, Messages) and default is not None:  # as on a server
+            of_preset = {PREFIX + name: value for name, value in default[1].items()}
         args |= of_preset
         contrast = read_contrast(args)
         check_amateurs(where or "--prompt", reads, contrast.amateurs, expert, base)
@@ -85,18 +85,6 @@ def ask(
             )
         raise ToolError(without_data(f"{where}: {said}" if where else said)) from error
     return Question(reads, args, contrast)
-
-
-def _left_out(args: Mapping[str, Any]) -> dict[str, Any]:
-    """What a preset leaves out of a chat by default, as on a server."""
-    given = parse_request_args(args).given
-    preset = preset_of(given)
-    if says_what(given):
-        return {}
-    if preset.images is not None:
-        return {PREFIX + "images": preset.images}
-    own = preset.without
-    return {} if own is None else {PREFIX + "without": own if isinstance(own, str) else list(own)}
 
 
 def read_prompts(

@@ -24,7 +24,6 @@ from starlette.routing import Route
 
 from vllm_cold.settings.amateurs import Messages, Text
 from vllm_cold.settings.table import SETTINGS, read
-from vllm_cold.tools.address import is_loopback
 from vllm_cold.tools.contrast import Content, with_pictures
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.explain import page, visible
@@ -35,7 +34,7 @@ from vllm_cold.tools.explain.prompts import ask
 from vllm_cold.tools.explain.record import Answer, Report
 from vllm_cold.tools.explain.source import answer
 from vllm_cold.tools.pictures import picture_of_url
-from vllm_cold.tools.server import Server, side_by_side
+from vllm_cold.tools.server import Server, is_loopback, side_by_side
 
 _HEADERS = {
     "Cache-Control": "no-store",

@@ -8,11 +8,10 @@ from typing import Any
 import openai
 
 from vllm_cold.settings.amateurs import Messages
-from vllm_cold.tools.address import without_openai
 from vllm_cold.tools.contrast import request_args
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.pictures import as_sent
-from vllm_cold.tools.server import Server, side_by_side
+from vllm_cold.tools.server import Server, side_by_side, without_openai
 from vllm_cold.tools.tune.answers import Job, Output
 from vllm_cold.tools.tune.task import Task
 

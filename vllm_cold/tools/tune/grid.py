@@ -91,7 +91,7 @@ def make_grid(
     for name in presets.split(",") if presets is not None else ():
         points.append({"preset": check("preset", name.strip(), "--preset")})
     several = weights if isinstance(weights, list) else [weights]
-    ruled = [point for point in points if _names_a_rule(point)]
+    ruled = [point for point in points if "rule" in {**preset_of(point).settings, **point}]
     if not ruled or any(isinstance(one, str) and one for one in several):
         ruled = points
     for name, text in said.items():
@@ -100,7 +100,3 @@ def make_grid(
             # Parameters stay JSON text: settings are hashed.
             point[name] = text if name == "rule_parameters" else value
     return list(dict.fromkeys(Setting(**point) for point in points))
-
-
-def _names_a_rule(point: Mapping[str, Any]) -> bool:
-    return "rule" in {**preset_of(point).settings, **point}

@@ -133,7 +133,7 @@ def _judge_of(how: str, called: str) -> Callable[[Any], Judge]:
     """What makes a judge of what a row has: it raises ValueError for what the rule cannot use."""
     if ":" in how:
         function = _import(how, called)
-        return lambda said: lambda output: _call(function, output, said)
+        return lambda said: lambda output: function(output, said)
     if how in _RULES:
         return partial(_by_answers, how)
     if how != "ifeval":
@@ -172,11 +172,6 @@ def _as_text(value: Any) -> str:
     raise ValueError(f"{value!r}: must be text that is not empty, a number, or a list of these")
 
 
-def _call(function: Callable[[str, Any], Any], output: str, said: Any) -> Any:
-    with _importable():
-        return function(output, said)
-
-
 def _import(how: str, called: str) -> Callable[[str, Any], Any]:
     """The user's function."""
     try:
@@ -189,7 +184,8 @@ def _import(how: str, called: str) -> Callable[[str, Any], Any]:
         ) from error
     if not callable(function):
         raise ToolError(f"{called}: is not callable; give module:function")
-    return cast(Callable[[str, Any], Any], function)
+    # It may import its neighbours when it is called.
+    return cast(Callable[[str, Any], Any], _importable()(function))
 
 
 @contextlib.contextmanager

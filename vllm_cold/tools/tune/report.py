@@ -39,13 +39,6 @@ def server_defaults(args: Mapping[str, Any]) -> dict[str, Any] | None:
     return defaults
 
 
-def _module(adapter: Adapter) -> str:
-    # vLLM splits NAME=PATH at "=" and takes anything with a comma for JSON.
-    if set("=,") & set(adapter.name + adapter.folder):
-        return json.dumps({"name": adapter.name, "path": adapter.folder})
-    return f"{adapter.name}={adapter.folder}"
-
-
 def serve_line(
     model: str,
     adapters: Sequence[Adapter],
@@ -60,7 +53,7 @@ def serve_line(
     rest = {key: value for key, value in more.items() if key != "cold"} or None
     words = ["vllm", "serve", model, *words_of({**engine, "additional_config": rest})]
     if adapters:
-        words += ["--lora-modules", *map(_module, adapters)]
+        words += ["--lora-modules", *(one.module for one in adapters)]
     if defaults is not None:
         words += ["--sampler", "cold"]
         for path in more.get("cold", {}).get("rules", ()):

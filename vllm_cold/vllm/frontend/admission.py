@@ -28,11 +28,10 @@ from vllm_cold.settings.amateurs import (
     CannotLeaveOut,
     count,
     describe,
-    says_what,
+    left_out,
 )
 from vllm_cold.settings.arguments import ColdArgs, parse_request_args
 from vllm_cold.settings.params import ColdParams
-from vllm_cold.settings.presets import preset_of
 from vllm_cold.settings.table import (
     DEFAULT_BETA,
     DEFAULT_MEGAPIXELS,
@@ -154,18 +153,18 @@ class Admission:
     def _of_args(self, args: ColdArgs, expert: LoRARequest | None, unlimited: bool) -> Asked | None:
         if args.enabled is False:
             return None
-        left_out = self._left_out(args)
+        default = left_out(args.given, self.defaults.given)
         explicit = args.enabled is not None
-        wanted = self.defaults.enabled and (expert is not None or left_out is not None)
+        wanted = self.defaults.enabled and (expert is not None or default is not None)
         if not explicit and not wanted:
             return None
-        given = args.given if left_out is None else {**args.given, **left_out[1]}
+        given = args.given if default is None else {**args.given, **default[1]}
         counted_by, number = count(given)
         self._check_number(PREFIX + (counted_by or "amateur"), number)
         self._check_length(given)
         amateurs = describe(given)
-        if left_out is not None:
-            name = f"cold_{next(iter(left_out[1]))} ({left_out[0]}'s default)"
+        if default is not None:
+            name = f"cold_{next(iter(default[1]))} ({default[0]}'s default)"
             for one in amateurs:
                 one.prompt_field, one.lenient = name, True
         settings, weights = args.settings(self.defaults, [one.weight for one in amateurs])
@@ -176,32 +175,12 @@ class Admission:
             expert,
             given.get("preset") or self.defaults.given.get("preset"),
             # Only a server's header shows that a request was decoded without a contrast.
-            optional=left_out is not None
+            optional=default is not None
             and (not explicit or (self.is_server and "preset" in given)),
             explicit=explicit,
             unlimited=unlimited,
             explain=given.get("explain", 0),
         )
-
-    def _left_out(self, args: ColdArgs) -> tuple[str, dict[str, Any]] | None:
-        """What a default leaves out of an amateur's prompt, where the request says nothing of that:
-        whose default it is, and the key and its value.
-        """
-        preset, name = preset_of(args.given), args.given.get("preset", "")
-        if says_what(args.given) or (name and not preset.own_prompt):
-            return None
-        engine = self.defaults.given
-        if not name and (images := preset_of(engine).images) is not None:
-            return "the engine", {"images": images}
-        if preset.images is not None:
-            # A method about images: what an engine leaves out of chats would make another of it.
-            return name, {"images": preset.images}
-        own = preset.without
-        if isinstance(own, tuple):  # one for each of its amateurs
-            return name, {"without": list(own)}
-        if "without" in engine:
-            return "the engine", {"without": engine["without"]}
-        return None if own is None else (name, {"without": own})
 
     def _check_length(self, given: Mapping[str, Any]) -> None:
         """Refuse messages that are too long for the model before they are parsed, which takes much

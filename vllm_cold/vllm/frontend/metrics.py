@@ -37,7 +37,10 @@ class ColdMetrics:
     """
 
     def __init__(self, model_name: str, engines: Iterable[int], classes: Any) -> None:
-        _unregister()
+        # What an earlier engine in this process registered goes, as vLLM's own does.
+        for collector in tuple(REGISTRY._collector_to_names):
+            if getattr(collector, "_name", "").startswith(PREFIX):
+                REGISTRY.unregister(collector)
         self._model_name = model_name
         labels = (*LABELS, *KIND)
         self._counters = {
@@ -81,13 +84,6 @@ class ColdMetrics:
     def _set_gauges(self, report: ColdStats, engine: int) -> None:
         for name, gauge in self._gauges.items():
             gauge.labels(self._model_name, str(engine)).set(getattr(report, name))
-
-
-def _unregister() -> None:
-    """Take out what an earlier engine in this process registered, as vLLM does with its own."""
-    for collector in tuple(REGISTRY._collector_to_names):
-        if getattr(collector, "_name", "").startswith(PREFIX):
-            REGISTRY.unregister(collector)
 
 
 def _make_manager_init(original: Callable[..., None]) -> Callable[..., None]:
