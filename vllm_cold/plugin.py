@@ -10,13 +10,10 @@ it. It never raises: vLLM calls plugins unguarded.
 """
 
 import logging
-from typing import TYPE_CHECKING
+from typing import Any
 
 from vllm_cold import environment, patching, places
 from vllm_cold.vllm import availability
-
-if TYPE_CHECKING:
-    from vllm.config import VllmConfig
 
 logger = logging.getLogger("vllm." + __name__)
 
@@ -36,7 +33,7 @@ def register() -> None:
         availability.register(_unsupported_adapters)
 
 
-def _unsupported_adapters(config: "VllmConfig") -> str | None:
+def _unsupported_adapters(config: Any) -> str | None:
     """Why adapters cannot be contrasted on this hardware, with the remedy; None if they can."""
     from vllm_cold.cpu import cpu_platform
     from vllm_cold.npu import npu_platform

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vllm_cold import cpu_library
+from vllm_cold import cpu_library, environment
 from vllm_cold.ops import Groups, contrastive_scores, contrastive_topk, registry, scoring_cpu
 
 pytestmark = pytest.mark.unit
@@ -20,7 +20,7 @@ CPU = torch.device("cpu")
 @pytest.fixture(autouse=True)
 def _afresh(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Choices are made once in a process."""
-    monkeypatch.delenv(registry.ENV, raising=False)
+    monkeypatch.delenv(environment.SCORING, raising=False)
     registry._choose.cache_clear()
     yield
     registry._choose.cache_clear()
@@ -73,10 +73,10 @@ def test_a_backend_asked_for_is_used_or_an_error(monkeypatch: pytest.MonkeyPatch
             registry.choose(CPU, name)
     with pytest.raises(ValueError, match="'cuda'; there are torch, cpu, triton, ascend"):
         registry.choose(CPU, "cuda")
-    monkeypatch.setenv(registry.ENV, "torch")
+    monkeypatch.setenv(environment.SCORING, "torch")
     assert registry.choose(CPU) == "torch"
     assert registry.choose(CPU, "cpu") == "cpu"
-    monkeypatch.setenv(registry.ENV, "triton")
+    monkeypatch.setenv(environment.SCORING, "triton")
     with pytest.raises(RuntimeError, match="backend 'triton' was asked for"):
         registry.choose(CPU)
 

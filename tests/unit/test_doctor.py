@@ -16,8 +16,8 @@ from tests.docs.blocks import ROOT
 from tests.naive import Amateur, Group, NaiveCold, Trace
 from tests.places import add
 from tests.unit.test_own_server import gone
-from vllm_cold import __version__, cpu_library, places, plugin
-from vllm_cold.cpu import cpu_platform, operators
+from vllm_cold import __version__, cpu_library, environment, places, plugin
+from vllm_cold.cpu import operators
 from vllm_cold.ops import registry
 from vllm_cold.patching import Dependency
 from vllm_cold.tools.doctor import machine, report, sections, self_test, tiny
@@ -136,7 +136,7 @@ def test_plugin_that_is_unavailable_or_not_registered_is_a_problem(
 
 
 def test_scoring_says_why_it_falls_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(registry.ENV, raising=False)
+    monkeypatch.delenv(environment.SCORING, raising=False)
     monkeypatch.setattr(cpu_library, "missing", lambda: "Its library is gone.")
     monkeypatch.setattr(registry, "_choose", registry._choose.__wrapped__)
     entries = list(sections.scoring())
@@ -144,7 +144,7 @@ def test_scoring_says_why_it_falls_back(monkeypatch: pytest.MonkeyPatch) -> None
     assert entry.status is Status.WARNING
     assert entry.value == f"torch: {registry.BACKENDS['torch']}; not cpu: Its library is gone."
     assert find(entries, "C++ library").status is Status.WARNING
-    monkeypatch.setenv(registry.ENV, "triton")
+    monkeypatch.setenv(environment.SCORING, "triton")
     entry = find(report.examine(sections.scoring), "this section")
     assert entry.status is Status.PROBLEM and "'triton' was asked for. " in entry.value
 
@@ -166,9 +166,9 @@ def test_lora(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     plugin.register()
-    monkeypatch.delenv(cpu_platform.ENV, raising=False)
+    monkeypatch.delenv(environment.LORA, raising=False)
     if asked:
-        monkeypatch.setenv(cpu_platform.ENV, asked)
+        monkeypatch.setenv(environment.LORA, asked)
     monkeypatch.setattr(operators, "missing", lambda: missing)
     entry = find(sections.lora(), "LoRA")
     assert entry.status is status

@@ -7,12 +7,9 @@ import inspect
 import logging
 from collections.abc import Callable
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vllm_cold import environment, hardware, patching, places
-
-if TYPE_CHECKING:
-    from vllm.config import VllmConfig
 
 # Below "vllm." so that a server's logging shows it.
 logger = logging.getLogger("vllm." + __name__)
@@ -58,9 +55,9 @@ def choice() -> str:
     return "torch"
 
 
-def unsupported(config: "VllmConfig") -> str | None:
-    """Why rows with and without an adapter cannot share a batch, with the remedy; None if they can,
-    or if this is no CPU.
+def unsupported(config: Any) -> str | None:
+    """Why rows with and without an adapter cannot share a batch in the engine of a ``VllmConfig``,
+    with the remedy; None if they can, or if this is no CPU.
     """
     if config.lora_config is None or not hardware.is_on("cpu") or environment.read(ENV) != "stock":
         return None
@@ -92,7 +89,7 @@ def _make_wrapper(original: Callable[..., str]) -> Callable[..., str]:
 
 def _make_config(original: Callable[..., None]) -> Callable[..., None]:
     def check_and_update_config(
-        cls: type[Any], vllm_config: "VllmConfig", *args: Any, **kwargs: Any
+        cls: type[Any], vllm_config: Any, *args: Any, **kwargs: Any
     ) -> None:
         lora = vllm_config.lora_config
         # Whether the platform names vLLM's own wrapper, not one that it brings itself.

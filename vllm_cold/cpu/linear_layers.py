@@ -21,7 +21,6 @@ from vllm_cold.cpu import linear_ops
 # Below "vllm." so that a server's logging shows it.
 logger = logging.getLogger("vllm." + __name__)
 
-_ENV = environment.LINEAR
 _PACKED = "_vllm_cold_packed"  # of a weight that stays, as other layers may have it too
 _LINEARS = "_vllm_cold_linears"  # of a layer: without its bias, and with it
 
@@ -32,9 +31,9 @@ def problem() -> str | None:
     Raises:
         ValueError: ``COLD_LINEAR`` has an unknown value.
     """
-    if (asked := environment.read(_ENV)) not in (None, "packed", "stock"):
-        raise ValueError(f"{_ENV}={asked!r}: must be packed or stock.")
-    return f"{_ENV}=stock" if asked == "stock" else linear_ops.missing()
+    if (asked := environment.read(environment.LINEAR)) not in (None, "packed", "stock"):
+        raise ValueError(f"{environment.LINEAR}={asked!r}: must be packed or stock.")
+    return f"{environment.LINEAR}=stock" if asked == "stock" else linear_ops.missing()
 
 
 def _is_for_onednn(weight: Tensor) -> bool:

@@ -73,6 +73,15 @@ def expand_add(
         y[rows, columns] = y[rows, columns] + delta if add else delta
 
 
+def add_lora(
+    y: Tensor, x: Tensor, a: Tensor, b: Tensor, groups: Sequence[RowGroup], scale: float = 1.0
+) -> None:
+    """``y[rows] += scale * B[slot] @ A[slot] @ x[rows]`` for each group; see the two above."""
+    hidden = torch.empty(len(x), a.shape[-2], dtype=torch.float32)
+    shrink(x, a, groups, scale, hidden)
+    expand_add(hidden, b, groups, y, 0, y.shape[1])
+
+
 class GroupedPunicaWrapperCPU(PunicaWrapperCPU):  # type: ignore[misc]
     """With torch operations."""
 
@@ -112,10 +121,7 @@ class GroupedPunicaWrapperCPU(PunicaWrapperCPU):  # type: ignore[misc]
         self, y: Tensor, x: Tensor, a: Tensor, b: Tensor, scale: float, slots: Tensor
     ) -> None:
         """``y += scale * B @ A @ x`` with each row's adapter."""
-        if groups := group_rows(slots):
-            hidden = torch.empty((len(x), b.shape[-1]), dtype=torch.float32)
-            shrink(x, a, groups, scale, hidden)
-            expand_add(hidden, b, groups, y, 0, y.shape[-1])
+        add_lora(y, x, a, b, group_rows(slots), scale)
 
     def _logits_slots(self, x: Tensor) -> Tensor:
         """The adapter slot of each row of logits.

@@ -20,7 +20,7 @@ from torch.nn import functional
 from vllm.model_executor.layers.fused_moe.experts.lora_experts_mixin import LoRAExpertsMixin
 
 from vllm_cold.cpu import cpu_platform
-from vllm_cold.cpu.lora_fallback import RowGroup, expand_add, group_rows, shrink
+from vllm_cold.cpu.lora_fallback import add_lora, group_rows
 
 # Below "vllm." so that a server's logging shows it.
 logger = logging.getLogger("vllm." + __name__)
@@ -229,12 +229,13 @@ class LoRAExperts(LoRAExpertsMixin):  # type: ignore[misc]
             own, groups = x[rows], group_rows(slots[rows])
             y = self._product(own, w13[expert], self.w1_bias, expert)
             gate, up = _halves(y, -1, self._interleaved)
-            for part, adapters in zip((gate, up), self._gate_and_up, strict=True):
-                _add_lora(part, own, *adapters, expert, groups)
+            for part, (a, b) in zip((gate, up), self._gate_and_up, strict=True):
+                add_lora(part, own, a[:, expert], b[:, expert], groups)
             # Kernels may pad N with zeros.
             hidden = activate(gate, up).to(x.dtype)
             y = self._product(hidden, w2[expert], self.w2_bias, expert)
-            _add_lora(y, hidden[:, : self._down[0].shape[-1]], *self._down, expert, groups)
+            a, b = self._down
+            add_lora(y, hidden[:, : a.shape[-1]], a[:, expert], b[:, expert], groups)
             out.index_add_(0, rows, y * weights[rows, choice, None])
         return out
 
@@ -242,15 +243,6 @@ class LoRAExperts(LoRAExpertsMixin):  # type: ignore[misc]
         """[T, O] float32."""
         y = product(x, packed, self._order).float()
         return y if bias is None else y + bias[expert]
-
-
-def _add_lora(
-    y: Tensor, x: Tensor, a: Tensor, b: Tensor, expert: int, groups: Sequence[RowGroup]
-) -> None:
-    """``y += B @ A @ x`` with an expert's A of [S, E, r, K] and B of [S, E, N, r]."""
-    hidden = torch.empty(len(x), a.shape[-2], dtype=torch.float32)
-    shrink(x, a[:, expert], groups, 1.0, hidden)
-    expand_add(hidden, b[:, expert], groups, y, 0, y.shape[1])
 
 
 _layers: WeakValueDictionary[int, LoRAExperts] = WeakValueDictionary()

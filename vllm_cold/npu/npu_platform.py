@@ -2,13 +2,10 @@
 """Has vllm-ascend's platform name our class for LoRA (``lora_bgmv``) in engines that we serve."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vllm_cold import environment, hardware
 from vllm_cold.patching import original_of
-
-if TYPE_CHECKING:
-    from vllm.config import VllmConfig
 
 STOCK = "vllm_ascend.lora.punica_npu.PunicaWrapperNPU"
 OURS = "vllm_cold.npu.lora_bgmv.BgmvPunicaWrapperNPU"
@@ -32,9 +29,9 @@ def computes_with_torch(max_lora_rank: int) -> bool:
     return max_lora_rank >= 128 or get_ascend_device_type() == AscendDeviceType._310P
 
 
-def unsupported(config: "VllmConfig") -> str | None:
-    """Why contrastive decoding cannot use LoRA here, with the remedy; None if it can, or if this is
-    no NPU.
+def unsupported(config: Any) -> str | None:
+    """Why contrastive decoding cannot use LoRA in the engine of a ``VllmConfig``, with the remedy;
+    None if it can, or if this is no NPU.
     """
     if (lora := config.lora_config) is None or not hardware.is_on("npu"):
         return None

@@ -17,8 +17,6 @@ from vllm_cold.ops.interface import Backend
 # Below "vllm." so that a server's logging shows it.
 logger = logging.getLogger("vllm." + __name__)
 
-ENV = environment.SCORING
-
 BACKENDS = {
     "torch": "torch operations, on any device",
     "cpu": "C++ for CPUs (csrc/cpu)",
@@ -48,7 +46,7 @@ def choose(device: torch.device, name: str | None = None) -> str:
         ValueError: if a backend asked for by name does not exist.
         RuntimeError: if a backend asked for by name cannot run here.
     """
-    return _choose(device.type, name or environment.read(ENV))
+    return _choose(device.type, name or environment.read(environment.SCORING))
 
 
 @cache

@@ -6,7 +6,7 @@ with. A request can only name one of them.
 import importlib
 import importlib.metadata
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Any
 
@@ -16,17 +16,8 @@ from vllm_cold.rules.interface import Rule
 logger = logging.getLogger("vllm." + __name__)
 
 ENTRY_POINTS = "vllm_cold.rules"
-# Classes of ``vllm_cold.rules.built_in``, which imports torch.
-BUILT_IN = {
-    "acd": "ACD",
-    "adaptive": "Adaptive",
-    "arr": "ARR",
-    "cocoa": "CoCoA",
-    "grd": "GRD",
-    "judge": "Judge",
-    "m3id": "M3ID",
-    "mti": "MTI",
-}
+# Those of ``vllm_cold.rules.built_in``, which imports torch.
+BUILT_IN = ("acd", "adaptive", "arr", "cocoa", "grd", "judge", "m3id", "mti")
 _MOST_STATE = 16  # each group keeps 2 KiB for each
 _added: dict[str, Rule] = {}  # by --cold-rule
 
@@ -79,8 +70,8 @@ def load_installed() -> None:
 def _built_in(name: str) -> Rule:
     from vllm_cold.rules import built_in
 
-    rule: Rule = getattr(built_in, BUILT_IN[name])()
-    return rule
+    classes: Iterable[type[Rule]] = vars(built_in).values()
+    return next(each() for each in classes if getattr(each, "name", None) == name)
 
 
 @cache

@@ -129,10 +129,8 @@ def read_view(field: str, said: str) -> View:
     """What ``cold_images`` says, if it is not "none"; raises ColdError for anything else."""
     match = _SAID.fullmatch(said)
     try:
-        if match is not None and match[1] == "noise":
-            return Noise(int(match[2]))
         if match is not None:
-            return Blur(float(match[2]))
+            return Noise(int(match[2])) if match[1] == "noise" else Blur(float(match[2]))
     except ValueError:
         pass  # out of range, or a step that is no integer: as below
     raise ColdError(field, said, ALLOWED)

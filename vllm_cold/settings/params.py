@@ -77,9 +77,6 @@ class Amateur:
             )
         object.__setattr__(self, "weight", check("weight", self.weight))
 
-    def __copy__(self) -> Self:
-        return self
-
     def __deepcopy__(self, memo: Any) -> Self:
         return self  # vLLM copies the parameters of every request; nothing of it is changed
 

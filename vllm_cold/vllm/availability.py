@@ -19,24 +19,21 @@ import inspect
 import logging
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vllm_cold import environment, patching, places
 from vllm_cold.vllm import versions
 from vllm_cold.vllm.frontend import refusal
-
-if TYPE_CHECKING:
-    from vllm.config import VllmConfig
 
 logger = logging.getLogger("vllm." + __name__)
 
 _reason: str | None = None
 _verified = False
 # See ``unsupported_adapters``; None until vLLM has loaded the plugin.
-_adapters: "Callable[[VllmConfig], str | None] | None" = None
+_adapters: Callable[[Any], str | None] | None = None
 
 
-def register(adapters: "Callable[[VllmConfig], str | None]") -> None:
+def register(adapters: Callable[[Any], str | None]) -> None:
     """What the plugin does when vLLM loads it; counts once in a process.
 
     Args:
@@ -52,7 +49,7 @@ def register(adapters: "Callable[[VllmConfig], str | None]") -> None:
             patching.install(places.rows(places.DRAFTS))
 
 
-def unsupported_adapters(config: "VllmConfig") -> str | None:
+def unsupported_adapters(config: Any) -> str | None:
     """Why an engine's adapters cannot be contrasted on this hardware, with the remedy; None if they
     can, or if it has none.
     """

@@ -73,8 +73,8 @@ def scoring() -> Iterator[Entry]:
     device = torch.device(current_platform.device_type)
     chosen, best = registry.choose(device), registry.AUTOMATIC.get(device.type, "torch")
     said, status = f"{chosen}: {registry.BACKENDS[chosen]}", Status.OK
-    if environment.read(registry.ENV):
-        said += f", by {registry.ENV}"
+    if environment.read(environment.SCORING):
+        said += f", by {environment.SCORING}"
     elif chosen != best:
         said, status = f"{said}; not {best}: {registry.load(best).missing(device)}", Status.WARNING
     yield Entry(f"on {device}", said, status)

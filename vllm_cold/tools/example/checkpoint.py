@@ -77,14 +77,8 @@ def _find_gguf() -> Path:
 
 def _convert(gguf_file: Path, target: Path) -> None:
     """Write the model in ``gguf_file`` to the folder ``target`` as bfloat16 safetensors."""
-    needed = (*READERS, "torch", "transformers")
-    missing = [name for name in needed if importlib.util.find_spec(name) is None]
-    if missing:
-        raise ModuleNotFoundError(
-            f"converting {gguf_file.stem} needs {', '.join(missing)}: "
-            f"pip install {' '.join(missing)}",
-            name=missing[0],
-        )
+    for name in READERS:  # what is missing is said before the wait
+        importlib.import_module(name)
     # To stderr: stdout carries the path only.
     print(f"{gguf_file.stem}: converting, once", file=sys.stderr)
     import gguf

@@ -23,13 +23,7 @@ from vllm_cold.errors import ColdError
 from vllm_cold.group.media import why_never
 from vllm_cold.group.stream import without_cold
 from vllm_cold.rules import registry
-from vllm_cold.settings.amateurs import (
-    AmateurSpec,
-    CannotLeaveOut,
-    count,
-    describe,
-    left_out,
-)
+from vllm_cold.settings.amateurs import AmateurSpec, CannotLeaveOut, count, describe, left_out
 from vllm_cold.settings.arguments import ColdArgs, parse_request_args
 from vllm_cold.settings.params import ColdParams
 from vllm_cold.settings.table import (

@@ -12,14 +12,7 @@ from typing import Any
 from vllm_cold.errors import ColdError
 from vllm_cold.settings.amateurs import read_without
 from vllm_cold.settings.arguments import parse_engine_defaults
-from vllm_cold.settings.table import (
-    ENGINE,
-    REQUEST_KEYS,
-    RuleOption,
-    check,
-    merge,
-    read,
-)
+from vllm_cold.settings.table import ENGINE, REQUEST_KEYS, RuleOption, check, merge, read
 
 _SAMPLER = "--sampler"
 _RULE = "--cold-rule"

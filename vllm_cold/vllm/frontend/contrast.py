@@ -140,21 +140,22 @@ class RequestContrast:
         copies = {
             key: save({"embeds": one.embeds.contiguous()}) for key, one in with_embeds.items()
         }
-        return Stream(
-            asked.settings,
-            tuple(
+        amateurs = []
+        for one, weight, prompt in zip(asked.amateurs, asked.weights, self.prompts, strict=True):
+            own = prompt or Prompt(None)  # None: it reads the expert's
+            amateurs.append(
                 AmateurStream(
                     weight,
-                    _as_data(one.lora),
-                    prompt.ids if prompt else None,
-                    copies.get(id(prompt)),
-                    prompt.is_token_ids if prompt else None,
-                    len(prompt.features) if prompt else 0,
+                    None if one.lora is None else asdict(one.lora),
+                    own.ids,
+                    copies.get(id(own)),
+                    own.is_token_ids,
+                    len(own.features),
                 )
-                for one, weight, prompt in zip(
-                    asked.amateurs, asked.weights, self.prompts, strict=True
-                )
-            ),
+            )
+        return Stream(
+            asked.settings,
+            tuple(amateurs),
             method=asked.in_force or name or ("custom" if self.own else "cold"),
             rule_keeps_state=rule is not None and rule.state > 0,
             retires=rule is not None and rule.retires,
@@ -182,9 +183,3 @@ def same(one: LoRARequest | None, other: LoRARequest | None) -> bool:
     if one is None or other is None:
         return one is other
     return bool(one.lora_int_id == other.lora_int_id or one.lora_name == other.lora_name)
-
-
-def _as_data(adapter: LoRARequest | None) -> dict[str, Any] | None:
-    if adapter is None:
-        return None
-    return {name: value for name, value in asdict(adapter).items() if value is not None}

@@ -21,12 +21,7 @@ from vllm_cold.vllm.frontend import media_cache
 from vllm_cold.vllm.frontend.admission import Admission
 from vllm_cold.vllm.frontend.contrast import Asked, RequestContrast
 from vllm_cold.vllm.frontend.errors import refusals
-from vllm_cold.vllm.frontend.prompts import (
-    contrast_of,
-    is_decided,
-    source_of,
-    with_contrast,
-)
+from vllm_cold.vllm.frontend.prompts import contrast_of, is_decided, source_of, with_contrast
 
 
 @dataclass(slots=True)
