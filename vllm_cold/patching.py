@@ -261,6 +261,9 @@ def install(hooks: Iterable[Hook]) -> None:
     found = [(hook, each, each.problem()) for hook in hooks for each in hook.wraps if each.is_used]
     if missing := [said for hook, _, said in found if said is not None and not hook.lost]:
         raise DependencyMissing("; ".join(missing))
+    for _, each, problem in found:  # none is wrapped if a file of ours cannot be loaded
+        if problem is None:
+            each.made()
     for hook, each, problem in found:
         if problem is None:
             each.wrap()

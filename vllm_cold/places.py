@@ -26,7 +26,7 @@ WORKER, V1, V2 = "in its workers", "with the V1 model runner", "with the V2 mode
 DRAFTS = "with speculative decoding"
 DRAFTS_V1, DRAFTS_V2 = (f"{DRAFTS}, {runner}" for runner in (V1, V2))
 BLOCKS_V2 = V2 + ", on CPU"
-STATES = "in workers on CPU, for models with state-space layers"
+SSM = "in workers on CPU, for models with state-space layers"
 LORA = "in engines with LoRA, with contrastive decoding or without it"
 MODEL_ON_CPU = "in workers on CPU, before the model is loaded"
 WORKAROUNDS = "in workers on CPU with LoRA, with contrastive decoding or without it"
@@ -477,7 +477,7 @@ TABLE = (
         since="0.32",
     ),
     _workaround(
-        "vllm.worker.ssm", STATES,
+        "vllm.worker.ssm", SSM,
         "With prefix caching, a Mamba 2 layer declares that a prompt's last step also exports the "
         "state at the last block boundary before its end. The scan on CPU returns only the states "
         "at the prompts' ends: stock vLLM stops with an `IndexError` at the first prompt that is "
@@ -488,7 +488,7 @@ TABLE = (
         since="0.32",
     ),
     _workaround(
-        "vllm.worker.ssm", STATES,
+        "vllm.worker.ssm", SSM,
         "The kernel takes queries [T, heads * size] and, as LFM2 gives them, [T, heads, size]; of "
         "the latter it rotates only one head. Here it gets the former.",
         Dependency("vllm.model_executor.layers.rotary_embedding.base:RotaryEmbedding.forward_cpu",
@@ -640,6 +640,11 @@ def rows(*when: str) -> tuple[Hook, ...]:
     """The rows of these times, or of all, on this platform."""
     asked = (hook for hook in TABLE if not when or hook.when in when)
     return tuple(hook for hook in asked if not hook.platform or is_on(hook.platform))
+
+
+def since(*when: str) -> str:
+    """The release of vLLM from which on these times are supported, on any platform."""
+    return max(hook.since for hook in TABLE if hook.when in when)
 
 
 def problem(*when: str) -> str | None:

@@ -63,8 +63,6 @@ def set_in_init(owner: Any) -> dict[str, str]:
     return found
 
 
-def since(major: int, minor: int) -> pytest.MarkDecorator:
+def since(release: str) -> pytest.MarkDecorator:
     """Of a test of what came with this release."""
-    return pytest.mark.skipif(
-        versions.is_before(major, minor), reason=f"came with vLLM {major}.{minor}"
-    )
+    return pytest.mark.skipif(versions.is_before(release), reason=f"came with vLLM {release}")

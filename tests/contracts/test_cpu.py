@@ -75,7 +75,7 @@ def test_weights_stay_at_their_addresses() -> None:
         contains(f"{layer}.set_lora", ".copy_(")
 
 
-@since(0, 31)
+@since("0.31")
 def test_kernels_for_experts_take_adapters_as_ours_do() -> None:
     kernel = f"{_EXPERTS}.experts.cpu_moe:CPUUnquantizedExperts"
     assert parameters(f"{kernel}.apply") == [
@@ -100,7 +100,7 @@ def test_kernels_for_experts_take_adapters_as_ours_do() -> None:
 # ---- bugs that are worked around -----------------------------------------------------------------
 
 
-@pytest.mark.skipif(not versions.is_before(0, 33), reason="vLLM 0.33 masks these rows")
+@pytest.mark.skipif(not versions.is_before("0.33"), reason="vLLM 0.33 masks these rows")
 def test_cpu_lora_still_wraps_base_rows() -> None:
     """Where they are masked, ``lora_fallback`` is for speed alone."""
     import torch
@@ -127,7 +127,7 @@ def test_lora_device_is_still_of_the_weight() -> None:
     )
 
 
-@since(0, 31)
+@since("0.31")
 def test_experts_with_lora_still_get_triton() -> None:
     in_order(
         f"{_EXPERTS}.oracle.unquantized:select_unquantized_moe_backend",
@@ -149,7 +149,7 @@ def test_cpu_still_expands_into_a_copy() -> None:
     assert ".copy_(" not in source_of(find(kernel))
 
 
-@since(0, 31)
+@since("0.31")
 def test_v1_still_embeds_some_rows_as_if_they_were_the_first() -> None:
     in_order(
         _V1 + "._preprocess",
@@ -164,13 +164,13 @@ def test_v1_still_embeds_some_rows_as_if_they_were_the_first() -> None:
     )
 
 
-@since(0, 32)
+@since("0.32")
 def test_v2_still_maps_logits_by_request() -> None:
     told = parameters("vllm.v1.worker.gpu.lora_utils:LoraState.make_lora_inputs")
     assert told == ["req_ids", "idx_mapping", "num_scheduled_tokens"]
 
 
-@since(0, 32)
+@since("0.32")
 def test_cpu_scan_still_gives_the_last_states_alone() -> None:
     scan = "vllm.model_executor.layers.mamba.ops.cpu.mamba_ssm:_mamba_chunk_scan_combined_fwd_cpu"
     assert source_of(find(scan)).count("return_intermediate_states") == 1  # a parameter
@@ -179,7 +179,7 @@ def test_cpu_scan_still_gives_the_last_states_alone() -> None:
     assert "is_cpu" not in source_of(find(spec))
 
 
-@since(0, 32)
+@since("0.32")
 def test_cpu_still_turns_one_head_of_three_dimensions() -> None:
     import torch
     from vllm._custom_ops import rotary_embedding

@@ -13,7 +13,7 @@ from vllm_cold.settings.amateurs import MEDIA
 pytestmark = pytest.mark.unit
 
 
-@since(0, 32)
+@since("0.32")
 def test_a_logits_processor_does_not_choose_the_runner() -> None:
     """Else V1 would be given the V2 class; in 0.23 a processor means the V1 runner."""
     for name in ("use_v2_model_runner", "_get_v2_model_runner_unsupported_features"):
@@ -21,7 +21,7 @@ def test_a_logits_processor_does_not_choose_the_runner() -> None:
         assert "logits_processors" not in inspect.getsource(method)
 
 
-@since(0, 31)
+@since("0.31")
 def test_the_thread_of_media_forgets_them() -> None:
     """One thread, so what it forgets is gone before its next image."""
     made = set_in_init(find("vllm.renderers.base:BaseRenderer"))
@@ -37,7 +37,7 @@ def test_figures_come_with_their_engines_number() -> None:
     contains("vllm.v1.engine.async_llm:AsyncLLM", "engine_idx=outputs.engine_index")
 
 
-@since(0, 31)
+@since("0.31")
 def test_messages_have_these_types_of_media() -> None:
     read_by = inspect.getmodule(find("vllm.renderers.cohere:parse_chat_messages"))
     others = {"text", "input_text", "output_text", "thinking", "refusal", "prompt_embeds"}
@@ -45,7 +45,7 @@ def test_messages_have_these_types_of_media() -> None:
     assert read_by.MM_PARSER_MAP.keys() == others.union(*MEDIA.values())
 
 
-@since(0, 31)
+@since("0.31")
 def test_what_the_input_processor_checks_of_media() -> None:
     """Of the client's prompt alone; admission checks the amateurs'."""
     where = "vllm.v1.engine.input_processor:InputProcessor"

@@ -37,7 +37,7 @@ def test_what_is_used_is_there() -> None:
     for stated in (interface.Request, Tokens):
         of_methods = {name for name in vars(stated) if not name.startswith("_")}
         for name in of_methods | set(stated.__annotations__):
-            # Models with states are not for 0.23.
+            # Models with SSM layers are not for 0.23.
             assert hasattr(request, name) or name == "shared_prefix_boundary", name
 
 
@@ -75,7 +75,7 @@ def test_the_count_of_blocks_takes_what_is_given() -> None:
     assert set(inspect.signature(find(count)).parameters) in (known, later)
 
 
-@since(0, 32)
+@since("0.32")
 def test_what_states_are_counted_by_is_there() -> None:
     """``kv_blocks`` asks for some of it with a default, for older releases."""
     from vllm.config import VllmConfig
@@ -86,7 +86,7 @@ def test_what_states_are_counted_by_is_there() -> None:
     assert isinstance(VllmConfig.max_concurrent_batches, property)
 
 
-@since(0, 32)
+@since("0.32")
 def test_looking_a_prefix_up_counts_nothing() -> None:
     """Else the cache's hit rate would be wrong while contrastive requests wait, as in 0.23."""
     from vllm.v1.core.kv_cache_manager import KVCacheManager

@@ -14,15 +14,15 @@ _V2 = "vllm.v1.worker.gpu.model_runner:GPUModelRunner"
 _REJECTION_V2 = "vllm.v1.worker.gpu.spec_decode.rejection_sampler:RejectionSampler"
 
 
-def row(where: str, *parts: str, until: tuple[int, int] | None = None) -> typing.Any:
+def row(where: str, *parts: str, until: str | None = None) -> typing.Any:
     """A place, and what its source has in this order; ``until``: it came with this release."""
-    marks = () if until is None else since(*until)
+    marks = () if until is None else since(until)
     return pytest.param(where, parts, marks=marks, id=where.partition(":")[2])
 
 
 def later(where: str, *parts: str) -> typing.Any:
     """One that came with 0.32, as speculation with contrastive decoding did."""
-    return row(where, *parts, until=(0, 32))
+    return row(where, *parts, until="0.32")
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_changes_of_a_batch() -> None:
     assert len(typing.get_args(interface.MovedRequest)) == 3
 
 
-@since(0, 32)
+@since("0.32")
 def test_v2_processors_have_to_have_nothing_else() -> None:
     interface = find("vllm.v1.worker.gpu.sample.logits_processor.interface")
     assert set(interface.LogitsProcessor.__abstractmethods__) <= {"apply"}
@@ -113,7 +113,7 @@ def test_v2_processors_have_to_have_nothing_else() -> None:
     assert {"device", "max_num_reqs"} <= set(fields)
 
 
-@since(0, 32)
+@since("0.32")
 def test_v2_clears_blocks_of_some_caches() -> None:
     """What ``block_zeroer`` adds; it can go when V2 does it for all."""
     contains(f"{_V2}._init_kv_zero_meta", "self.kv_block_zeroer = ")

@@ -74,9 +74,9 @@ def _lora(tiny: Path) -> LoRARequest:
 
 
 def _reason() -> str | None:
-    from vllm_cold.vllm import availability
+    from vllm_cold import active
 
-    return availability.unavailable()
+    return active.unavailable
 
 
 def server(tiny: Path, arguments: tuple[str, ...] = (), own: Any = None) -> dict[str, Any]:

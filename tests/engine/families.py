@@ -122,7 +122,7 @@ FAMILIES = {
 
 _MIXED = ["linear_attention", "full_attention", "linear_attention", "linear_attention"]
 # With state-space layers.
-WITH_STATES = {
+WITH_SSM = {
     # Its states are no larger than what a block of 32 tokens takes in an attention layer: or vLLM
     # makes its blocks larger.
     "granite-4-hybrid": Family(
@@ -312,7 +312,7 @@ def write_traces(naive: NaiveCold, groups: Sequence[Group], folder: Path) -> Non
 def main(folder: Path, *names: str, long: bool) -> None:
     """Write a folder for each family: model, adapters and traces."""
     for name in names:
-        family, own = {**FAMILIES, **WITH_STATES}[name], folder / name
+        family, own = {**FAMILIES, **WITH_SSM}[name], folder / name
         model = make_model(family, own / "model")
         models = {
             None: load(model),

@@ -85,15 +85,15 @@ def test_engines_of_other_kinds(
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.skipif(versions.is_before(0, 32), reason="vllm-cold takes such models since vLLM 0.32")
+@pytest.mark.skipif(versions.is_before("0.32"), reason="vllm-cold takes these since vLLM 0.32")
 @pytest.mark.parametrize(
     ("family", "mode", "count"),
     [("granite-4-hybrid", "align", 99), ("granite-4-hybrid", "none", 6), ("lfm2", "align", 6)],
 )
-def test_states(family: str, mode: str, count: int, folders: Path, make_llm: Any) -> None:
+def test_ssm(family: str, mode: str, count: int, folders: Path, make_llm: Any) -> None:
     """With state-space layers, in small steps and a tight cache, which the prompts are in the
     second time if prefixes are cached: all groups once, and a few of them in other engines. In
-    full, ``test_states.py`` has others.
+    full, ``test_ssm.py`` has others.
     """
     folder, caches = folders / family, mode == "align"
     settings = {"enable_prefix_caching": caches, "num_gpu_blocks_override": 48}

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.docs.blocks import ROOT
-from tests.engine import ray_on_cpu, test_states
+from tests.engine import ray_on_cpu, test_ssm
 from tests.engine.conftest import free_blocks, scheduler
 from tests.engine.streams import RULES, decode, num_adapters, short_groups, short_rules
 from tests.naive import NaiveCold, assert_same_tokens
@@ -47,11 +47,11 @@ def test_tensor_parallel_with_states(family: str, name: str, folders: Path, make
     """Each process has half of a state. Mamba 2 layers whose groups cannot be divided have no
     adapters there.
     """
-    pairs = zip(*test_states.cases(folders / family, name), strict=True)
+    pairs = zip(*test_ssm.cases(folders / family, name), strict=True)
     chosen = [(group, trace) for group, trace in pairs if not num_adapters(group)]
     groups, expected = (list(each) for each in zip(*chosen, strict=True))
     options = {"enable_lora": False, "additional_config": {"cold": True}, **TWO}
-    llm = test_states.engine_of(make_llm, folders / family, name, **options)
+    llm = test_ssm.engine_of(make_llm, folders / family, name, **options)
     for _ in range(2):
         assert_same_tokens(decode(llm, folders / family, groups), expected)
 

@@ -45,7 +45,7 @@ from vllm.v1.structured_output.backend_types import StructuredOutputGrammar
 
 from tests.scheduler.connector import ConnectorWorkers, Ways
 from tests.scheduler.media import Media, seen
-from tests.scheduler.states import StateLayers
+from tests.scheduler.ssm import StateLayers
 from tests.scheduler.workers import RELEASE, WINDOW, FirstStage, Workers, solo, weights_of
 from vllm_cold.group import media as of_group
 from vllm_cold.group.drafting import DraftController
@@ -87,9 +87,9 @@ class Setup:
     windows: int = 0
     """KV cache groups with a sliding window, besides the one with full attention."""
     unit: int | None = None
-    """vLLM's ``prefix_match_unit``, without layers that have states; those have their own."""
+    """vLLM's ``prefix_match_unit``, without SSM layers; those have their own."""
     layers: StateLayers | None = None
-    """Layers with states."""
+    """Layers with SSM states."""
     max_model_len: int = MAX_MODEL_LEN
     drafts: int = 0
     """The most drafts that a request has in a step."""
@@ -269,7 +269,7 @@ def make_scheduler(model: Path, setup: Setup, classes: Sequence[type] | None = N
         sizes["hash_block_size"] = config.cache_config.prefix_match_unit = setup.unit
     how: dict[str, Any] = {}
     if (layers := setup.layers) is not None:
-        groups, how, sizes = _with_states(config, layers, groups)
+        groups, how, sizes = _with_ssm(config, layers, groups)
     scheduler: Any = (classes or (ColdScheduler, ColdAsyncScheduler))[setup.is_async](
         vllm_config=config,
         kv_cache_config=KVCacheConfig(
@@ -313,10 +313,10 @@ def transfer_config(ways: Ways | None) -> KVTransferConfig | None:
     )
 
 
-def _with_states(
+def _with_ssm(
     config: VllmConfig, layers: StateLayers, groups: list[KVCacheGroupSpec]
 ) -> tuple[list[KVCacheGroupSpec], dict[str, Any], dict[str, int]]:
-    """The KV cache groups of a model with states, what else its ``KVCacheConfig`` says, and the
+    """The KV cache groups of a model with SSM layers, what else its ``KVCacheConfig`` says, and the
     sizes of blocks that vLLM finds for it.
     """
     from vllm.v1.core.kv_cache_utils import resolve_kv_cache_block_sizes

@@ -12,12 +12,12 @@ from vllm.v1.core.sched.interface import PauseState
 from tests.scheduler.connector import Ways
 from tests.scheduler.harness import MAX_MODEL_LEN, Harness, Setup
 from tests.scheduler.media import LONGEST, random_media
-from tests.scheduler.states import StateLayers
+from tests.scheduler.ssm import StateLayers
 from tests.scheduler.workers import RELEASE
 
 
 def random_setup(rng: random.Random) -> Setup:
-    """Any engine that takes contrastive requests, without a KV connector and layers with states."""
+    """Any engine that takes contrastive requests, without a KV connector and SSM layers."""
     setup = _full_attention(rng)
     windows, size = rng.choice((0, 0, 1, 2)), setup.block_size
     if not windows or setup.dcp > 1:
@@ -104,8 +104,8 @@ def with_connector(rng: random.Random) -> Setup:
     )
 
 
-def random_states(rng: random.Random, mode: str) -> Setup:
-    """Any engine whose model has layers with states; those do without drafts."""
+def random_ssm(rng: random.Random, mode: str) -> Setup:
+    """Any engine whose model has layers with SSM states; those do without drafts."""
     setup = _full_attention(rng)
     while setup.drafts:
         setup = _full_attention(rng)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from vllm.v1.core.sched.interface import PauseState
 
-from tests.scheduler import cases, connector_cases, media_cases, state_cases
+from tests.scheduler import cases, connector_cases, media_cases, ssm_cases
 from tests.scheduler.cases import prompt
 from tests.scheduler.harness import (
     IS_0_23,
@@ -36,7 +36,7 @@ both = pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
 
 # And the first release of vLLM with which vllm-cold does what they are about.
 MODULES = {
-    cases: (0, 23), connector_cases: (0, 31), media_cases: (0, 31), state_cases: (0, 32)
+    cases: (0, 23), connector_cases: (0, 31), media_cases: (0, 31), ssm_cases: (0, 32)
 }  # fmt: skip
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.scheduler.harness import IS_0_23, Harness, Setup
-from tests.scheduler.states import supported
-from tests.scheduler.storm import IMAGES, random_states, storms, with_connector, with_images
+from tests.scheduler.ssm import supported
+from tests.scheduler.storm import IMAGES, random_ssm, storms, with_connector, with_images
 
 pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
@@ -40,16 +40,16 @@ def test_little_room(policy: str, is_async: bool, tiny: Path) -> None:
     assert harness.group_preemptions > 20
 
 
-@pytest.mark.skipif(not supported(), reason="vllm-cold takes models with states since vLLM 0.32")
+@pytest.mark.skipif(not supported(), reason="vllm-cold takes SSM layers since vLLM 0.32")
 @pytest.mark.parametrize("mode", ["align", "none"])
 @pytest.mark.parametrize(
     "first", [0, *(pytest.param(n, marks=pytest.mark.full) for n in range(15, 90, 15))]
 )
-def test_states(first: int, mode: str, tiny: Path) -> None:
-    """Models with states, where vLLM keeps one of a request, and where it keeps one of a block."""
+def test_ssm(first: int, mode: str, tiny: Path) -> None:
+    """Models with SSM layers, whose states vLLM keeps of a request, or of a block."""
     preemptions = group_preemptions = 0
-    of_states = partial(random_states, mode=mode)
-    for harness in storms(tiny / "model", range(first, first + 15), of_states):
+    of_ssm = partial(random_ssm, mode=mode)
+    for harness in storms(tiny / "model", range(first, first + 15), of_ssm):
         preemptions += harness.preemptions
         group_preemptions += harness.group_preemptions
     assert preemptions > 20
@@ -73,14 +73,14 @@ def test_images(first: int, kind: str, tiny: Path) -> None:
 
 
 @pytest.mark.full
-@pytest.mark.skipif(not supported(), reason="vllm-cold takes models with states since vLLM 0.32")
+@pytest.mark.skipif(not supported(), reason="vllm-cold takes SSM layers since vLLM 0.32")
 @pytest.mark.parametrize("kind", [kind for kind in IMAGES if kind != "whole"])
-@pytest.mark.parametrize("beside", ["states", "a connector"])
+@pytest.mark.parametrize("beside", ["SSM layers", "a connector"])
 def test_images_beside(beside: str, kind: str, tiny: Path) -> None:
-    """Images in prompts of a model with states, and of an engine with a KV connector."""
+    """Images in prompts of a model with SSM layers, and of an engine with a KV connector."""
 
     def setup_of(rng: random.Random) -> Setup:
-        of_engine = random_states(rng, "align") if beside == "states" else with_connector(rng)
+        of_engine = random_ssm(rng, "align") if beside == "SSM layers" else with_connector(rng)
         return with_images(rng, kind, of_engine)
 
     assert len(list(storms(tiny / "model", range(30), setup_of))) == 30

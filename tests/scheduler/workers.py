@@ -18,7 +18,7 @@ from vllm.v1.outputs import DraftTokenIds, KVConnectorOutput
 
 from tests.scheduler.connector import BAD, ConnectorWorkers
 from tests.scheduler.media import Encoder, seen
-from tests.scheduler.states import States
+from tests.scheduler.ssm import States
 from vllm_cold.group.step_stats import Explained, RowStats
 from vllm_cold.group.stream import Stream, from_extra_args
 from vllm_cold.rules import Parameter, Rule, registry
@@ -268,7 +268,7 @@ class Workers:
             self.states.copy(source, target)
 
     def _state_blocks(self, block_ids: Sequence[Sequence[int]]) -> list[list[int]]:
-        """Those of the groups with states, which are the last ones."""
+        """Those of the groups of SSM layers, which are the last ones."""
         groups = self.layers.groups if self.layers else 0
         return [list(ids) for ids in block_ids[len(block_ids) - groups :]]
 

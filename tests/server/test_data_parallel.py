@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Two data-parallel engines behind one port give the tokens of one, and both get work: of a Llama
-and of a model with states.
+and of a model with SSM layers.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ import pytest
 
 from tests.contracts.source import since
 from tests.docs.blocks import block
-from tests.engine.families import WITH_STATES, make_adapter, make_model
+from tests.engine.families import WITH_SSM, make_adapter, make_model
 from tests.naive import NaiveCold
 from tests.recipes.page import served
 from tests.server.clients import Asked, assert_right, references, storm
@@ -51,7 +51,7 @@ def by_engine(server: Server, name: str) -> Counter[str]:
 @pytest.fixture
 def hybrid(tmp_path: Path) -> Path:
     """A Granite 4 with two adapters."""
-    family = WITH_STATES["granite-4-hybrid"]
+    family = WITH_SSM["granite-4-hybrid"]
     model = make_model(family, tmp_path / "model")
     make_tokenizer().save_pretrained(model)
     for seed, name in enumerate(("one", "two"), 1):
@@ -65,7 +65,7 @@ def hybrid(tmp_path: Path) -> Path:
     ("fixture", "num_blocks"),
     [
         ("tiny", 13),
-        pytest.param("hybrid", 28, marks=since(0, 32)),
+        pytest.param("hybrid", 28, marks=since("0.32")),
     ],
 )
 def test_data_parallel(

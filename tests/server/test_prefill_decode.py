@@ -17,7 +17,7 @@ from tests.naive import NaiveCold
 from tests.server.clients import Asked, assert_right, references, storm
 from tests.server.conftest import arguments, serve
 
-pytestmark = [pytest.mark.server, pytest.mark.full, since(0, 31)]
+pytestmark = [pytest.mark.server, pytest.mark.full, since("0.31")]
 
 BLOCK = 32
 

@@ -9,7 +9,7 @@ import pytest
 from tests.contracts.source import since
 from vllm_cold.vllm.frontend.connectors import unsupported
 
-pytestmark = [pytest.mark.unit, since(0, 31)]
+pytestmark = [pytest.mark.unit, since("0.31")]
 
 
 def transfer(name: str, role: str = "kv_both", **fields: Any) -> dict[str, Any]:

@@ -16,14 +16,14 @@ from tests.docs.blocks import ROOT
 from tests.naive import Amateur, Group, NaiveCold, Trace
 from tests.places import add
 from tests.unit.test_own_server import gone
-from vllm_cold import __version__, cpu_library, environment, places, plugin
+from vllm_cold import __version__, active, cpu_library, environment, places, plugin
 from vllm_cold.cpu import operators
 from vllm_cold.ops import registry
 from vllm_cold.patching import Dependency
 from vllm_cold.tools.doctor import machine, report, sections, self_test, tiny
 from vllm_cold.tools.doctor.cases import CASES, Case
 from vllm_cold.tools.doctor.report import Entry, Status
-from vllm_cold.vllm import availability, versions
+from vllm_cold.vllm import versions
 
 pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
@@ -99,7 +99,7 @@ def test_without_vllm_there_is_one_problem_and_what_it_hides_is_listed(
     problem, left_out = listed["vLLM"]
     assert problem["status"] == "problem" and re.match(said, problem["value"])
     assert "vllm-cold" in [entry["name"] for entry in listed["Versions"]]
-    assert left_out["value"] == ", ".join([*sections.SECTIONS, "Self-test"])
+    assert left_out["value"] == "Devices, Plugin, Scoring, LoRA, vLLM's interfaces, Self-test"
     assert listed.keys() == {"vLLM", "Versions", "Environment variables"}
 
 
@@ -124,11 +124,11 @@ def test_plugin_that_is_unavailable_or_not_registered_is_a_problem(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("vllm.plugins.load_general_plugins", lambda: None)
-    monkeypatch.setattr(availability, "inactive", lambda: "this vLLM has changed; install another.")
+    monkeypatch.setattr(active, "inactive", lambda: "this vLLM has changed; install another.")
     entry = find(sections.plugin(), "contrastive decoding")
     assert entry.status is Status.PROBLEM
     assert entry.value == "unavailable: this vLLM has changed; install another."
-    monkeypatch.setattr(availability, "inactive", lambda: None)
+    monkeypatch.setattr(active, "inactive", lambda: None)
     assert find(sections.plugin(), "contrastive decoding").status is Status.OK
     monkeypatch.setattr("importlib.metadata.entry_points", lambda group: [])
     entry = find(sections.plugin(), "entry point")

@@ -34,7 +34,7 @@ from vllm_cold.vllm.worker.processor_v1 import ColdLogitsProcessorV1
 
 pytestmark = [
     pytest.mark.unit,
-    pytest.mark.skipif(versions.is_before(0, 32), reason="vllm-cold speculates since vLLM 0.32"),
+    pytest.mark.skipif(versions.is_before("0.32"), reason="vllm-cold speculates since vLLM 0.32"),
 ]
 
 VOCAB = 13

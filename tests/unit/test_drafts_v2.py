@@ -21,7 +21,7 @@ from vllm_cold.vllm.worker import drafts_v2
 
 pytestmark = [
     pytest.mark.unit,
-    pytest.mark.skipif(versions.is_before(0, 32), reason="vllm-cold speculates since vLLM 0.32"),
+    pytest.mark.skipif(versions.is_before("0.32"), reason="vllm-cold speculates since vLLM 0.32"),
 ]
 
 

@@ -95,7 +95,7 @@ def put(engine: Any, option: str, value: Any) -> None:
     setattr(getattr(engine, f"{owner[0]}_config") if owner else engine, name, value)
 
 
-def with_states() -> Any:
+def with_ssm() -> Any:
     """An engine that vllm-cold supports of a model with state-space layers."""
     engine = config(is_hybrid=True)
     engine.cache_config = SimpleNamespace(mamba_cache_mode="align")
@@ -147,39 +147,39 @@ ENGINES: list[tuple[Any, dict[str, Any], str | None]] = [
     (config, {STAGES: 3, "vllm": "0.27.0"}, None),
     (config, {STAGES: 3, "vllm": "dev"}, None),
     (config, {**CONNECTOR, "vllm": "0.23.0"}, "a KV connector, which vllm-cold supports with"),
-    # Models with states: by vLLM's release and options, not by family.
-    (with_states, {"cache.mamba_cache_mode": "none"}, None),
-    (with_states, {"cache.mamba_cache_mode": "all"}, "mode other than none and align together"),
-    (with_states, {"cache.use_replayssm": True}, "has --use-replayssm together"),
-    (with_states, {"cache.prefix_match_unit": 8}, "has --prefix-match-unit together"),
+    # Models with SSM layers: by vLLM's release and options, not by family.
+    (with_ssm, {"cache.mamba_cache_mode": "none"}, None),
+    (with_ssm, {"cache.mamba_cache_mode": "all"}, "mode other than none and align together"),
+    (with_ssm, {"cache.use_replayssm": True}, "has --use-replayssm together"),
+    (with_ssm, {"cache.prefix_match_unit": 8}, "has --prefix-match-unit together"),
     (
-        with_states,
+        with_ssm,
         {"parallel.decode_context_parallel_size": 2},
         "--decode-context-parallel-size tog",
     ),
-    (with_states, {RANKS: 2}, "that divides no groups of Mamba 2 together"),
-    (with_states, {RANKS: 2, **PROMPTS_ALONE}, None),
+    (with_ssm, {RANKS: 2}, "that divides no groups of Mamba 2 together"),
+    (with_ssm, {RANKS: 2, **PROMPTS_ALONE}, None),
     pytest.param(
-        with_states,
+        with_ssm,
         CONNECTOR,
         "a KV connector together with state-space layers",
-        marks=since(0, 31),
+        marks=since("0.31"),
     ),
     pytest.param(
-        with_states, MTP, "decoding (mtp) together with state-space layers", marks=since(0, 32)
+        with_ssm, MTP, "decoding (mtp) together with state-space layers", marks=since("0.32")
     ),
-    (with_states, {"vllm": "0.31.2"}, "supports with vLLM 0.32 and newer"),
+    (with_ssm, {"vllm": "0.31.2"}, "supports with vLLM 0.32 and newer"),
     (
-        with_states,
+        with_ssm,
         {"model.is_hybrid": False, "model.is_attention_free": True, "vllm": "0.31.2"},
         "supports with vLLM 0.32 and newer",
     ),
-    (with_states, of_groups(2, mamba_n_groups=8), None),
-    (with_states, of_groups(2, n_groups=2), None),
-    (with_states, of_groups(4, n_groups=2), "has LoRA and a --tensor-parallel-size that"),
-    (with_states, of_groups(2, mamba_ngroups=1), "has LoRA and a --tensor-parallel-size that"),
-    (with_states, of_groups(1, n_groups=1), None),
-    (with_states, of_groups(1, True, n_groups=1), "--fully-sharded-loras together"),
+    (with_ssm, of_groups(2, mamba_n_groups=8), None),
+    (with_ssm, of_groups(2, n_groups=2), None),
+    (with_ssm, of_groups(4, n_groups=2), "has LoRA and a --tensor-parallel-size that"),
+    (with_ssm, of_groups(2, mamba_ngroups=1), "has LoRA and a --tensor-parallel-size that"),
+    (with_ssm, of_groups(1, n_groups=1), None),
+    (with_ssm, of_groups(1, True, n_groups=1), "--fully-sharded-loras together"),
 ]
 DRAFTS = [
     ({"speculative.method": "ngram_gpu"}, "ngram_gpu on the V1 model runner (ngram is supp"),
@@ -198,7 +198,7 @@ DRAFTS = [
 
 @pytest.mark.parametrize(
     ("make", "changes", "said"),
-    [*ENGINES, *(pytest.param(speculating, *row, marks=since(0, 32)) for row in DRAFTS)],
+    [*ENGINES, *(pytest.param(speculating, *row, marks=since("0.32")) for row in DRAFTS)],
 )
 def test_which_engines_can(
     make: Callable[[], Any],
@@ -239,7 +239,7 @@ def test_which_engines_can(
             configure(engine)
 
 
-@since(0, 31)
+@since("0.31")
 def test_a_vllm_that_has_changed_what_a_connector_needs(monkeypatch: pytest.MonkeyPatch) -> None:
     from vllm.v1.core.sched.scheduler import Scheduler
 

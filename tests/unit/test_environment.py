@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from vllm_cold import environment, hardware
-from vllm_cold.vllm import availability
+from vllm_cold import active, environment, hardware
 
 pytestmark = pytest.mark.unit
 
@@ -47,4 +46,4 @@ def test_whom_kernels_serve(
 @pytest.mark.parametrize("name", ["COLD_ENABLED", "COLD_CONTRAST"])
 def test_who_asks_is_told_which_switch(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(name, "0")
-    assert availability.inactive() == f"{name}=0 is set; unset it to use contrastive decoding."
+    assert active.inactive() == f"{name}=0 is set; unset it to use contrastive decoding."

@@ -3,6 +3,7 @@
 there. tests/docs/test_quick_start.py decodes with it.
 """
 
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -89,6 +90,6 @@ def test_what_reads_the_model_is_fetched_too(
 ) -> None:
     """vLLM comes without it, and then transformers reads no GGUF file."""
     # Whatever is installed here.
-    monkeypatch.setitem(sys.modules, "gguf", None)
-    with pytest.raises(ModuleNotFoundError, match="gguf"):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda n: None if n == "gguf" else object())
+    with pytest.raises(ModuleNotFoundError, match="needs gguf: pip install gguf"):
         checkpoint._convert(tmp_path / "model.gguf", tmp_path / "target")

@@ -20,7 +20,7 @@ IMPORTS_VLLM = {"vllm", "cpu", "npu", "tools", "hardware", "plugin"}
 CORE = {"settings", "rules", "group", "ops"}
 # vLLM's SamplingParams and LoRARequest are what ColdParams is made of.
 PARAMS = "vllm_cold.settings.params"
-GROUND = {"environment", "errors", "adapter_config", "hardware", "patching", "places",
+GROUND = {"active", "environment", "errors", "adapter_config", "hardware", "patching", "places",
           "cpu_library"}  # fmt: skip
 
 
@@ -68,7 +68,7 @@ def arrows() -> set[tuple[str, str]]:
         (room(name), room(module) if module.startswith("vllm_cold") else "vLLM")
         for name, path in modules().items()
         for module in imported(path)
-        if module.partition(".")[0] in ("vllm", "vllm_cold") and name != PARAMS
+        if module.startswith("vllm_cold") or (module.partition(".")[0] == "vllm" and name != PARAMS)
     }
     return {(a, b) for a, b in found if a != b and a and b}
 

@@ -119,7 +119,7 @@ def test_what_is_set_aside_for_a_group_that_is_preempted_is_others() -> None:
 
 
 def test_a_part_is_taken_of_what_is_not_all() -> None:
-    """Whole blocks, where layers have states."""
+    """Whole blocks, where layers have SSM states."""
     step: Step[Stream] = Step(budget=64)
     group = make_group(35, 40)
     step.decide(group, [35, 40], False, False)

@@ -29,7 +29,7 @@ from vllm_cold.vllm.frontend.intake import FRONT_END
 
 pytestmark = [
     pytest.mark.unit,
-    pytest.mark.skipif(versions.is_before(0, 31), reason="prompts with media are refused"),
+    pytest.mark.skipif(versions.is_before("0.31"), reason="prompts with media are refused"),
 ]
 
 PATCHES = 9  # tokens of an image

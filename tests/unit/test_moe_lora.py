@@ -15,7 +15,7 @@ from vllm_cold.vllm import versions
 
 pytestmark = [
     pytest.mark.unit,
-    pytest.mark.skipif(versions.is_before(0, 31), reason="of another make before 0.31"),
+    pytest.mark.skipif(versions.is_before("0.31"), reason="of another make before 0.31"),
 ]
 
 EXPERTS, HIDDEN, RANK, SLOTS = 5, 64, 4, 3

@@ -17,7 +17,7 @@ import msgspec
 import pytest
 
 from tests.places import add, row
-from vllm_cold import patching, places, plugin
+from vllm_cold import active, patching, places, plugin
 from vllm_cold.patching import Dependency, DependencyMissing, Hook
 from vllm_cold.vllm import availability, versions
 from vllm_cold.vllm.frontend import refusal
@@ -281,7 +281,7 @@ def test_vllm_may_give_more_than_it_does_today() -> None:
     ids=lambda value: getattr(value, "where", ""),
 )
 def test_the_installed_vllm_has_all_of_it(hook: Hook, wanted: Dependency) -> None:
-    if versions.is_before(*map(int, hook.since.split("."))):
+    if versions.is_before(hook.since):
         pytest.skip("came with a later vLLM")
     assert wanted.problem() is None
 
@@ -293,7 +293,8 @@ def test_the_installed_vllm_has_all_of_it(hook: Hook, wanted: Dependency) -> Non
 def undecided(monkeypatch: pytest.MonkeyPatch) -> None:
     """The plugin is loaded, and has neither checked nor wrapped anything of this vLLM."""
     monkeypatch.setattr(availability, "_adapters", plugin._unsupported_adapters)
-    monkeypatch.setattr(availability, "_reason", None)
+    monkeypatch.setattr(active, "is_loaded", True)
+    monkeypatch.setattr(active, "unavailable", None)
     monkeypatch.setattr(availability, "_verified", False)
     monkeypatch.setattr(refusal, "install", lambda reason: None)
 
@@ -312,13 +313,13 @@ def test_the_first_reason_stays(
     ):
         add(monkeypatch, when, wanted)
     availability.install("first")
-    assert availability.unavailable() is None
+    assert active.unavailable is None
     for when in ("second", "third", "fourth"):
         availability.install(when)
-    reason = availability.unavailable()
+    reason = active.unavailable
     assert reason is not None and f"takes part: {NAME}.Owner.gone is gone. Install" in reason
     assert module.Owner().plain(1) == "plain 1 0"
-    assert availability.verify() == availability.unavailable() == reason
+    assert availability.verify() == active.unavailable == reason
     assert [r.getMessage() for r in logged] == [
         f"vllm-cold: contrastive decoding is unavailable; vLLM runs as without it. Reason: {reason}"
     ]
@@ -335,7 +336,7 @@ def test_a_configuration_without_what_is_looked_at_is_left_alone() -> None:
     )
     configure(config)
     assert scheduler.scheduler_cls is None and model.logits_processors is None
-    assert "runner_type" in str(availability.unavailable())
+    assert "runner_type" in str(active.unavailable)
     config.additional_config = {"cold": True}
     with pytest.raises(ValueError, match="default sampler, but this vLLM .*runner_type"):
         configure(config)

@@ -46,7 +46,7 @@ def test_a_version_counts_by_its_minor(version: str, validated: bool) -> None:
 
 @is_installed("0.23.0+empty", "0.23.0.post1")
 def test_023_is_validated_with_vllm_ascend(installed: None) -> None:
-    assert versions.unvalidated() is None and versions.is_before(0, 31)
+    assert versions.unvalidated() is None and versions.is_before("0.31")
     assert versions.RANGE == "0.31 to 0.33 (with vllm-ascend: 0.23)"
 
 
@@ -60,4 +60,4 @@ def test_what_is_not_validated_is_named(installed: None) -> None:
 
 @is_installed(None)
 def test_an_unknown_version_is_not_old(installed: None) -> None:
-    assert versions.vllm_version() == "unknown" and not versions.is_before(0, 32)
+    assert versions.vllm_version() == "unknown" and not versions.is_before("0.32")

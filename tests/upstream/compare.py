@@ -18,7 +18,7 @@ FILES = (
     "test_deferred_block_free.py",
     "test_priority_preemption_bug.py",
     "test_prefix_caching.py",
-    # Models with states.
+    # Models with SSM layers.
     "test_mamba_align_chunk_split.py",
     "prefix_cache/test_partial_prefix_cache_hits.py",
     "prefix_cache/test_mamba_eagle_resume_checkpoint.py",

@@ -14,7 +14,7 @@ FILES = (
     "tests/engine/test_pressure.py",
     "tests/engine/test_speculation.py",
     "tests/engine/test_sick_requests.py",
-    "tests/engine/test_families.py::test_states",
+    "tests/engine/test_families.py::test_ssm",
     "tests/server/test_serve.py",
 )
 

@@ -23,6 +23,12 @@ WRAPPERS = {
 }
 
 
+def _is_stock(cls: type[Any]) -> bool:
+    """Whether the platform names vLLM's own wrapper, not one that it brings itself."""
+    method = inspect.getattr_static(cls, "get_punica_wrapper").__func__
+    return bool(patching.original_of(method)(cls) == STOCK)
+
+
 @cache
 def _lacks() -> str | None:
     """What our classes need and this vLLM lacks; None if nothing."""
@@ -92,9 +98,7 @@ def _make_config(original: Callable[..., None]) -> Callable[..., None]:
         cls: type[Any], vllm_config: Any, *args: Any, **kwargs: Any
     ) -> None:
         lora = vllm_config.lora_config
-        # Whether the platform names vLLM's own wrapper, not one that it brings itself.
-        named = patching.original_of(inspect.getattr_static(cls, "get_punica_wrapper").__func__)
-        if lora is None or named(cls) != STOCK or choice() != "cpp":
+        if lora is None or not _is_stock(cls) or choice() != "cpp":
             original(cls, vllm_config, *args, **kwargs)
             return
         vllm_config.lora_config = None

@@ -72,7 +72,8 @@ class Bound(lora_ops.Layer):
         self, y: Tensor, x: Tensor, b: object, add_inputs: bool = True, **kwargs: Any
     ) -> None:
         """``y += B @ x`` for rows with an adapter; x [T, ranks] is looked up by vLLM in A."""
-        self.add_expand(y, x.to(torch.float32), b, (), 0, add_inputs)
+        hidden = x.to(torch.float32).contiguous()
+        torch.ops.vllm_cold.lora_expand(y, hidden, self.table, 0, add_inputs)
 
 
 class NativePunicaWrapperCPU(GroupedPunicaWrapperCPU):

@@ -28,7 +28,7 @@ class AmateurStream(msgspec.Struct, frozen=True, omit_defaults=True):
         prompt: Its token ids.
         embeds: Its embeddings, a tensor of this name as safetensors; without both it has the
             expert's prompt.
-        is_token_ids: Where the ids count and not the embeddings; None without one of them.
+        is_token_ids: With embeddings, where the ids count and not they; None without ids.
         num_features: Of the media of its own prompt. They travel after the expert's, at offsets
             past the end of its prompt and of the amateurs' before it.
     """

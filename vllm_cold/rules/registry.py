@@ -6,7 +6,7 @@ with. A request can only name one of them.
 import importlib
 import importlib.metadata
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
@@ -70,8 +70,8 @@ def load_installed() -> None:
 def _built_in(name: str) -> Rule:
     from vllm_cold.rules import built_in
 
-    classes: Iterable[type[Rule]] = vars(built_in).values()
-    return next(each() for each in classes if getattr(each, "name", None) == name)
+    rules = (each for each in vars(built_in).values() if isinstance(each, type))
+    return next(each() for each in rules if issubclass(each, Rule) and each.name == name)
 
 
 @cache

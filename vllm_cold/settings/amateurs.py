@@ -286,6 +286,10 @@ class AmateurSpec(msgspec.Struct):
         """The error that says what is wrong with its prompt."""
         return ColdError(self.prompt_field, self.source and self.source.value, problem)
 
+    def cannot(self, problem: str) -> CannotLeaveOut:
+        """The error that says why there is no prompt for it here."""
+        return CannotLeaveOut(self.prompt_field, self.source and self.source.value, problem)
+
 
 def read_source(prompt: object, without: Any, images: object) -> Source | None:
     """What an amateur reads, as Python programs give it: by one of these arguments, or by none.
@@ -516,20 +520,15 @@ def says_what(given: Mapping[str, Any]) -> bool:
 
 
 def left_out(
-    given: Mapping[str, Any], engine: Mapping[str, Any] | None = None
+    given: Mapping[str, Any], engine: Mapping[str, Any]
 ) -> tuple[str, dict[str, Any]] | None:
-    """What a default leaves out of an amateur's prompt, where a request's values say nothing of
-    that: whose default it is, and the name and the value.
-
-    Args:
-        given: The request's values by name.
-        engine: Those of its engine.
+    """What an engine's values, or a preset, leave out of an amateur's prompt where a request's
+    values say nothing of that: whose default it is, and the name and the value.
     """
     preset, name = preset_of(given), given.get("preset", "")
     if says_what(given) or (name and not preset.own_prompt):
         return None
-    defaults = engine or {}
-    if not name and (images := preset_of(defaults).images) is not None:
+    if not name and (images := preset_of(engine).images) is not None:
         return "the engine", {"images": images}
     if preset.images is not None:
         # A method about images: what an engine leaves out of chats would make another of it.
@@ -537,8 +536,8 @@ def left_out(
     own = preset.without
     if isinstance(own, tuple):  # one for each of its amateurs
         return name, {"without": list(own)}
-    if "without" in defaults:
-        return "the engine", {"without": defaults["without"]}
+    if "without" in engine:
+        return "the engine", {"without": engine["without"]}
     return None if own is None else (name, {"without": own})
 
 

@@ -11,6 +11,7 @@ from msgspec import UNSET, UnsetType
 from vllm.lora.request import LoRARequest
 from vllm.sampling_params import SamplingParams
 
+from vllm_cold import active
 from vllm_cold.errors import ColdError
 from vllm_cold.settings.amateurs import Source, check_preset, read_source
 from vllm_cold.settings.images import View, read_view
@@ -25,7 +26,6 @@ from vllm_cold.settings.table import (
     combine,
     merge,
 )
-from vllm_cold.vllm import availability
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,7 +226,7 @@ class ColdParams(SamplingParams, kw_only=True, omit_defaults=True, dict=True):  
         """Called by vLLM at admission. Refuses to run where the plugin is not active, because
         there the request would silently be decoded without contrast.
         """
-        availability.require_active()
+        active.require()
         super().verify(*args, **kwargs)
 
     def __repr__(self) -> str:

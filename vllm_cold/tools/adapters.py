@@ -39,8 +39,9 @@ class Adapter:
     @property
     def module(self) -> str:
         """As vllm serve's ``--lora-modules`` takes it."""
-        # vLLM splits NAME=PATH at "=" and takes anything with a comma for JSON.
-        if set("=,") & set(self.name + self.folder):
+        # vLLM splits NAME=PATH at "=" and takes anything with a comma for JSON, and a "-" in front
+        # for an option.
+        if self.name.startswith("-") or set("=,") & set(self.name + self.folder):
             return json.dumps({"name": self.name, "path": self.folder})
         return f"{self.name}={self.folder}"
 

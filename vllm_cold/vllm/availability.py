@@ -17,17 +17,15 @@ none of the kernels, and vLLM only when it looks at it.
 import contextlib
 import inspect
 import logging
-import os
 from collections.abc import Callable
 from typing import Any
 
-from vllm_cold import environment, patching, places
+from vllm_cold import active, patching, places
 from vllm_cold.vllm import versions
 from vllm_cold.vllm.frontend import refusal
 
 logger = logging.getLogger("vllm." + __name__)
 
-_reason: str | None = None
 _verified = False
 # See ``unsupported_adapters``; None until vLLM has loaded the plugin.
 _adapters: Callable[[Any], str | None] | None = None
@@ -40,11 +38,11 @@ def register(adapters: Callable[[Any], str | None]) -> None:
         adapters: See ``unsupported_adapters``.
     """
     global _adapters
-    if _adapters is not None:
+    if active.is_loaded:
         return
-    _adapters = adapters
+    active.is_loaded, _adapters = True, adapters
     install(places.START)
-    if _reason is None:
+    if active.unavailable is None:
         with contextlib.suppress(Exception):  # engines with speculation are refused then
             patching.install(places.rows(places.DRAFTS))
 
@@ -56,53 +54,26 @@ def unsupported_adapters(config: Any) -> str | None:
     return None if _adapters is None else _adapters(config)
 
 
-def unavailable() -> str | None:
-    """Why contrastive decoding is unavailable in this process, as far as is known; else None."""
-    return _reason
-
-
-def inactive() -> str | None:
-    """Why contrastive decoding is not active in this process: it is unavailable, or the plugin was
-    not loaded.
-    """
-    for name in (environment.ENABLED, environment.CONTRAST):
-        if environment.is_off(name):
-            return f"{name}=0 is set; unset it to use contrastive decoding."
-    if _adapters is not None:
-        return _reason
-    if os.environ.get("VLLM_PLUGINS") is None:
-        return (
-            "vLLM did not load its entry point; install the package "
-            "(from a checkout: pip install .)."
-        )
-    return f"VLLM_PLUGINS={os.environ.get('VLLM_PLUGINS')!r} leaves it out; add 'cold' to it."
-
-
-def require_active() -> None:
-    """Raise ValueError unless the plugin is active in this process."""
-    if (reason := inactive()) is not None:
-        raise ValueError(f"vllm-cold: the vllm-cold plugin is not active: {reason}")
-
-
 def install(*when: str) -> None:
     """Wrap all places of these times, or none and disable contrastive decoding."""
     _attempt(lambda: patching.install(places.rows(*when)))
 
 
 def verify() -> str | None:
-    """``unavailable()`` after a check of everything that an engine with vllm-cold needs, also later
-    and in other processes. Done once in a process, before the first such engine.
+    """Why contrastive decoding is unavailable, after a check of everything that an engine with
+    vllm-cold needs, also later and in other processes; None if it is not. Done once in a process,
+    before the first such engine.
     """
     global _verified
-    if not _verified and _adapters is not None:
+    if not _verified and active.is_loaded:
         _verified = True
         _attempt(_check)
-    return _reason
+    return active.unavailable
 
 
 def _attempt(act: Callable[[], None]) -> None:
     """Do it if contrastive decoding is available so far; disable that if it fails."""
-    if _reason is not None:
+    if active.unavailable is not None:
         return
     try:
         act()
@@ -135,15 +106,14 @@ def _check() -> None:
 
 def give_up(what: str) -> None:
     """Disable contrastive decoding in this process, because of ``what``; the first call counts."""
-    global _reason
-    if _reason is not None:
+    if active.unavailable is not None:
         return
-    _reason = (
+    active.unavailable = (
         f"this vLLM ({versions.vllm_version()}) has changed where vllm-cold takes part: {what}. "
         f"Install vLLM {versions.RANGE}, or a newer vllm-cold."
     )
     logger.warning(
         "vllm-cold: contrastive decoding is unavailable; vLLM runs as without it. Reason: %s",
-        _reason,
+        active.unavailable,
     )
-    refusal.install(_reason)
+    refusal.install(active.unavailable)

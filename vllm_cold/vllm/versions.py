@@ -52,10 +52,10 @@ def unvalidated() -> str | None:
     return ", and ".join(found) or None
 
 
-def is_before(first: int, second: int) -> bool:
-    """Whether the installed vLLM is known to be older than this release."""
+def is_before(release: str) -> bool:
+    """Whether the installed vLLM is known to be older than this release, such as "0.31"."""
     try:
-        here = tuple(int(part) for part in minor(vllm_version()).split("."))
+        here, there = (tuple(map(int, minor(v).split("."))) for v in (vllm_version(), release))
     except ValueError:
         return False
-    return here < (first, second)
+    return here < there

@@ -39,7 +39,13 @@ def run(options: argparse.Namespace) -> int:
         "Versions": machine.installed,
         "Environment variables": lambda: machine.environment(environment),
     }
-    with_vllm = {**sections.SECTIONS}
+    with_vllm: dict[str, Look] = {
+        "Devices": sections.devices,
+        "Plugin": sections.plugin,
+        "Scoring": sections.scoring,
+        "LoRA": sections.lora,
+        "vLLM's interfaces": sections.interfaces,
+    }
     if not options.no_self_test:
         with_vllm["Self-test"] = self_test.run
     if (reason := machine.unusable()) is None:

@@ -4,10 +4,10 @@ of one and may fail (``report.examine``).
 """
 
 import importlib.metadata
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
-from vllm_cold import environment
-from vllm_cold.tools.doctor.report import Entry, Look, Status, without_home
+from vllm_cold import active, environment
+from vllm_cold.tools.doctor.report import Entry, Status, without_home
 
 
 def devices() -> Iterator[Entry]:
@@ -40,8 +40,6 @@ def plugin() -> Iterator[Entry]:
     """Whether vLLM knows the plugin's entry point, and whether it is active after loading."""
     from vllm.plugins import load_general_plugins
 
-    from vllm_cold.vllm import availability
-
     points = importlib.metadata.entry_points(group="vllm.general_plugins")
     ours = [point for point in points if point.value.startswith("vllm_cold.")]
     for point in ours:
@@ -50,7 +48,7 @@ def plugin() -> Iterator[Entry]:
     if not ours:
         yield Entry("entry point", "not registered; install the package", Status.PROBLEM)
     load_general_plugins()
-    if (reason := availability.inactive()) is not None:
+    if (reason := active.inactive()) is not None:
         yield Entry("contrastive decoding", f"unavailable: {reason}", Status.PROBLEM)
     else:
         yield Entry("contrastive decoding", "available in this process")
@@ -117,7 +115,7 @@ def interfaces() -> Iterator[Entry]:
     always = (places.START, places.LORA, places.ONLINE, places.OFFLINE, *places.EVERY_ENGINE)
     count = changed = 0
     for hook in places.rows():
-        if versions.is_before(*map(int, hook.since.split("."))):
+        if versions.is_before(hook.since):
             continue
         status = Status.WARNING if hook.lost or hook.when not in always else Status.PROBLEM
         for dependency in hook.dependencies:
@@ -126,12 +124,3 @@ def interfaces() -> Iterator[Entry]:
                 changed += 1
                 yield Entry("changed", problem, status)
     yield Entry("hold", f"{count - changed} of {count}")
-
-
-SECTIONS: Mapping[str, Look] = {
-    "Devices": devices,
-    "Plugin": plugin,
-    "Scoring": scoring,
-    "LoRA": lora,
-    "vLLM's interfaces": interfaces,
-}

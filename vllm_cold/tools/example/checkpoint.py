@@ -77,8 +77,10 @@ def _find_gguf() -> Path:
 
 def _convert(gguf_file: Path, target: Path) -> None:
     """Write the model in ``gguf_file`` to the folder ``target`` as bfloat16 safetensors."""
-    for name in READERS:  # what is missing is said before the wait
-        importlib.import_module(name)
+    if missing := [name for name in READERS if importlib.util.find_spec(name) is None]:
+        what = " ".join(missing)
+        problem = f"converting {gguf_file.stem} needs {what}: pip install {what}"
+        raise ModuleNotFoundError(problem, name=missing[0])
     # To stderr: stdout carries the path only.
     print(f"{gguf_file.stem}: converting, once", file=sys.stderr)
     import gguf

@@ -3,7 +3,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import Any
 
 from pydantic import AliasPath, BaseModel, Field
 
@@ -98,9 +98,7 @@ class ToldAnswer(BaseModel):
     token_ids: list[int]
     finish_reason: str
     prompt_token_ids: list[int]
-    steps: Annotated[
-        list[ToldStep], Field(validation_alias=AliasPath("kv_transfer_params", "cold", "steps"))
-    ]
+    steps: list[ToldStep] = Field(validation_alias=AliasPath("kv_transfer_params", "cold", "steps"))
 
 
 def make_answer(asked: Question, greedy: bool, text: str, fields: Mapping[str, Any]) -> Answer:

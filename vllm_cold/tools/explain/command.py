@@ -53,15 +53,10 @@ def read_questions(options: argparse.Namespace, models: Models) -> list[Question
     return [question(with_pictures(Text(options.prompt), pictures))]
 
 
-def check_length(max_tokens: int) -> None:
-    """Refuse answers without tokens."""
-    if max_tokens < 1:
-        raise ToolError(f"--max-tokens={max_tokens}: must be >= 1")
-
-
 def start(options: argparse.Namespace) -> Models:
     """What decodes; ToolError as ``read_models``."""
-    check_length(options.max_tokens)
+    if options.max_tokens < 1:
+        raise ToolError(f"--max-tokens={options.max_tokens}: must be >= 1")
     if options.url is None and options.gpu_memory_utilization is None:  # which it would win over
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB: a few prompts
     # A prompt with 32 amateurs has 33 streams.

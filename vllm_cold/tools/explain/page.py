@@ -6,6 +6,7 @@ The answers are HTML; for a token's panel the page's script reads the report its
 
 import argparse
 from functools import cache
+from typing import Any
 
 import jinja2
 from jinja2.utils import htmlsafe_json_dumps
@@ -15,7 +16,6 @@ from vllm_cold.settings.presets import PRESETS
 from vllm_cold.settings.table import SETTINGS
 from vllm_cold.tools.explain import record, visible
 from vllm_cold.tools.explain.record import Report
-from vllm_cold.tools.server import Server
 
 
 def render(report: Report) -> str:
@@ -25,8 +25,10 @@ def render(report: Report) -> str:
     return _template("page").render(report=report, options=None, data=data)
 
 
-def render_live(options: argparse.Namespace, server: Server) -> str:
-    """The page of ``--serve``: without answers, with a form that starts with the options."""
+def render_live(options: argparse.Namespace, server: Any) -> str:
+    """The page of ``--serve``, which asks a ``Server``: without answers, with a form that starts
+    with the options.
+    """
     return _template("page").render(report=None, options=options, server=server)
 
 

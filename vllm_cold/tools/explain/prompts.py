@@ -70,7 +70,7 @@ def ask(
     of_preset: dict[str, Any] = {}
     try:
         args = merge(options, own)
-        default = left_out(parse_request_args(args).given)
+        default = left_out(parse_request_args(args).given, {})
         if isinstance(reads, Messages) and default is not None:  # as on a server
             of_preset = {PREFIX + name: value for name, value in default[1].items()}
         args |= of_preset

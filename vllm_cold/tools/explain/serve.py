@@ -29,7 +29,7 @@ from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.explain import page, visible
 from vllm_cold.tools.explain.account import title_of
 from vllm_cold.tools.explain.collect import make_report
-from vllm_cold.tools.explain.command import all_args, check_length, start
+from vllm_cold.tools.explain.command import all_args, start
 from vllm_cold.tools.explain.prompts import ask
 from vllm_cold.tools.explain.record import Answer, Report
 from vllm_cold.tools.explain.source import answer
@@ -57,7 +57,7 @@ class _Form(BaseModel):
     adapter: str = ""
     without: str = ""
     images: str = ""
-    max_tokens: int
+    max_tokens: Annotated[int, Field(ge=1)]
     preset: str = ""
     alpha: str = ""
     beta: str = ""
@@ -115,7 +115,6 @@ async def _events(
             where = ".".join(map(str, error.errors()[0]["loc"]))
             raise ToolError(f"{where or 'form'}: {error.errors()[0]['msg']}") from error
         given = form.on(options)
-        check_length(form.max_tokens)
         asking = server.with_expert(given.adapter)
         args = all_args(given, named)
         asked = ask(form.prompt_with(), args, form.chat, asking.expert, asking.base)

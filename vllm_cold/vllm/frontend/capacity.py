@@ -71,13 +71,13 @@ def fit(
 def _usable_blocks(config: VllmConfig) -> int | None:
     """How many of the KV cache's blocks a request can have. None where a stream's blocks do not
     grow with its length, or where it is not known yet: then the scheduler ends a request that does
-    not fit with an error. So it does where states of state-space layers, which are not counted
-    here, take what is left.
+    not fit with an error. So it does where SSM states, which are not counted here, take what is
+    left.
     """
     cache, parallel = config.cache_config, config.parallel_config
     if not cache.num_gpu_blocks or not cache.block_size:
         return None  # not known yet in this process
-    # A window in all layers: a stream frees blocks that it has passed. Without attention: states.
+    # A window in all layers: a stream frees blocks that it has passed. No attention: SSM states.
     if cache.sliding_window or getattr(config.model_config, "is_attention_free", False):
         return None
     local = getattr(parallel, "local_engines_only", False)

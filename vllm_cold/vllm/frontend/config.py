@@ -5,12 +5,12 @@ stands in the way. Changes nothing; ``engine_config`` does.
 
 from vllm.config import VllmConfig
 
-from vllm_cold import places
+from vllm_cold import active, places
 from vllm_cold.settings.arguments import ColdArgs, parse_engine_defaults
 from vllm_cold.vllm import availability, versions
 from vllm_cold.vllm.frontend import ascend, connectors
 from vllm_cold.vllm.worker import drafts_v1
-from vllm_cold.vllm.worker.ssm import has_states
+from vllm_cold.vllm.worker.ssm import has_ssm
 
 # Named as text: these modules are loaded where they are used, not in every process.
 SCHEDULER = "vllm_cold.vllm.scheduler.scheduler.ColdScheduler"
@@ -49,7 +49,7 @@ def model_runner(config: VllmConfig) -> str:
 
 def unsupported(config: VllmConfig) -> str | None:
     """Why vllm-cold cannot work in this engine, with the remedy; None if it can."""
-    if (reason := availability.unavailable()) is not None:
+    if (reason := active.unavailable) is not None:
         return reason
     model, scheduler = config.model_config, config.scheduler_config
     if model.runner_type == "pooling":
@@ -82,18 +82,18 @@ def unsupported(config: VllmConfig) -> str | None:
 
 def _needs_another_vllm(config: VllmConfig) -> str | None:
     """What the engine has that vllm-cold supports with other releases of vLLM only."""
-    v2, states = uses_v2_runner(config), has_states(config.model_config)
+    v2, ssm = uses_v2_runner(config), has_ssm(config.model_config)
     connector, drafts = connectors.has_one(config), config.speculative_config is not None
     of_drafts = [places.DRAFTS, places.DRAFTS_V2 if v2 else places.DRAFTS_V1]
-    for what, there, minor, times in (
-        ("the V2 model runner (VLLM_USE_V2_MODEL_RUNNER=0 chooses V1)", v2, 23, [places.V2]),
-        ("a KV connector", connector, 31, [places.CONNECTOR]),
-        ("state-space layers", states, 32, [places.STATES]),
-        ("speculative decoding", drafts, 32, of_drafts),
+    for what, there, times in (
+        ("the V2 model runner (VLLM_USE_V2_MODEL_RUNNER=0 chooses V1)", v2, [places.V2]),
+        ("a KV connector", connector, [places.CONNECTOR]),
+        ("state-space layers", ssm, [places.SSM]),
+        ("speculative decoding", drafts, of_drafts),
     ):
-        if there and versions.is_before(0, minor):
+        if there and versions.is_before(release := places.since(*times)):
             return (
-                f"it has {what}, which vllm-cold supports with vLLM 0.{minor} and newer; update "
+                f"it has {what}, which vllm-cold supports with vLLM {release} and newer; update "
                 "vLLM, or start it without."
             )
         if there and (changed := places.problem(*times)) is not None:
@@ -125,9 +125,9 @@ def _has_unsupported(config: VllmConfig) -> str | None:
         # It may put the streams on different ranks.
         "batch-sharded sampling": getattr(parallel, "enable_batch_sharded_sampling", False),
         # vLLM gives wrong tokens to requests that are preempted there.
-        "more than two pipeline stages before vLLM 0.27": stages > 2 and versions.is_before(0, 27),
+        "more than two pipeline stages before vLLM 0.27": stages > 2 and versions.is_before("0.27"),
         **_with_speculation(config),
-        **_with_states(config),
+        **_with_ssm(config),
     }
     if (found := next((what for what, there in features.items() if there), None)) is not None:
         return f"it has {found}, which vllm-cold does not support; start it without."
@@ -148,9 +148,9 @@ def _with_speculation(config: VllmConfig) -> dict[str, bool]:
         "enable_adaptive_verification": getattr(speculative, "enable_adaptive_verification", False),
         # They split prompts in a way that contrastive requests cannot follow.
         "several MTP modules": getattr(config, "num_prefill_lookahead_tokens", 0) > 1,
-        # Streams would lose states in steps that leave them out. V2 keeps these; that it is right
-        # was not shown.
-        "state-space layers": has_states(config.model_config),
+        # Streams would lose SSM states in steps that leave them out. V2 keeps these; that it is
+        # right was not shown.
+        "state-space layers": has_ssm(config.model_config),
         "ngram_gpu on the V1 model runner (ngram is supported)": not uses_v2_runner(config)
         and speculative.method == "ngram_gpu",
     }
@@ -158,14 +158,14 @@ def _with_speculation(config: VllmConfig) -> dict[str, bool]:
     return {f"{used} {what}": there for what, there in features.items()}
 
 
-def _with_states(config: VllmConfig) -> dict[str, bool]:
+def _with_ssm(config: VllmConfig) -> dict[str, bool]:
     """What is not supported with state-space layers, and whether the engine has it.
 
     Adapters were shown to be right in one process, and in several with Mamba 2 layers whose groups
     can be divided.
     """
     model, lora = config.model_config, config.lora_config
-    if not has_states(model):
+    if not has_ssm(model):
         return {}
     cache, parallel = config.cache_config, config.parallel_config
     ranks = 1 if lora is None else getattr(parallel, "tensor_parallel_size", 1)
@@ -177,7 +177,7 @@ def _with_states(config: VllmConfig) -> dict[str, bool]:
         "a --mamba-cache-mode other than none and align": cache.mamba_cache_mode
         not in ("none", "align"),
         "--use-replayssm": getattr(cache, "use_replayssm", False),
-        # vLLM may keep a wrong state then, also of requests without contrastive decoding.
+        # vLLM may keep a wrong SSM state then, also of requests without contrastive decoding.
         "--prefix-match-unit": getattr(cache, "prefix_match_unit", None) is not None,
         "--decode-context-parallel-size": getattr(parallel, "decode_context_parallel_size", 1) > 1,
         # Of these adapters vLLM leaves out a part.

@@ -146,7 +146,7 @@ class RequestContrast:
             amateurs.append(
                 AmateurStream(
                     weight,
-                    None if one.lora is None else asdict(one.lora),
+                    _as_data(one.lora),
                     own.ids,
                     copies.get(id(own)),
                     own.is_token_ids,
@@ -183,3 +183,9 @@ def same(one: LoRARequest | None, other: LoRARequest | None) -> bool:
     if one is None or other is None:
         return one is other
     return bool(one.lora_int_id == other.lora_int_id or one.lora_name == other.lora_name)
+
+
+def _as_data(adapter: LoRARequest | None) -> dict[str, Any] | None:
+    if adapter is None:
+        return None
+    return {name: value for name, value in asdict(adapter).items() if value is not None}

@@ -9,7 +9,7 @@ from typing import Any
 
 from vllm.config import VllmConfig
 
-from vllm_cold import places
+from vllm_cold import active, places
 from vllm_cold.errors import site
 from vllm_cold.settings.amateurs import read_without
 from vllm_cold.settings.arguments import ColdArgs, load_rules
@@ -124,7 +124,7 @@ def configure(config: VllmConfig) -> None:
         problem = unsupported(config) or availability.verify()
     except (AttributeError, ImportError) as error:  # the configuration is another one
         availability.give_up(f"{type(error).__name__}: {error}")
-        problem = availability.unavailable()
+        problem = active.unavailable
     if problem is not None:
         if defaults.enabled:
             raise ValueError(

@@ -14,11 +14,17 @@ from vllm.config import VllmConfig
 
 from vllm_cold import places
 from vllm_cold.patching import in_form_of, result_of
-from vllm_cold.settings.amateurs import AmateurSpec, CannotLeaveOut, Distorted
+from vllm_cold.settings.amateurs import AmateurSpec, Distorted
 from vllm_cold.vllm import versions
 
 REFUSED = "vllm-cold does not support prompts with media here: "
-_OLD = "vLLM is older than 0.31; send text only."
+_OLD = f"vLLM is older than {places.since(places.MEDIA)}; send text only."
+
+
+def is_old() -> bool:
+    """Whether vLLM is older than what is relied on for media."""
+    return versions.is_before(places.since(places.MEDIA))
+
 
 # ---- what is fetched -----------------------------------------------------------------------------
 
@@ -59,22 +65,22 @@ def of_prompt(prompt: Mapping[str, Any]) -> tuple[Any, ...]:
     """The media of what a renderer made of a prompt, as vLLM's InputProcessor describes them."""
     if prompt.get("type") != "multimodal":
         return ()
-    if versions.is_before(0, 31):
+    if is_old():
         raise ValueError(f"{REFUSED}{_OLD}")
     from vllm.multimodal.inputs import MultiModalFeatureSpec
     from vllm.multimodal.utils import argsort_mm_positions
 
-    places, hashes, data = prompt["mm_placeholders"], prompt["mm_hashes"], prompt["mm_kwargs"]
+    positions, hashes, data = prompt["mm_placeholders"], prompt["mm_hashes"], prompt["mm_kwargs"]
     return tuple(
         MultiModalFeatureSpec(
             data=data[modality][i],
             modality=modality,
             # With adapters of encoders it would be another: ``unsupported`` refuses them.
             identifier=hashes[modality][i],
-            mm_position=places[modality][i],
+            mm_position=positions[modality][i],
             mm_hash=hashes[modality][i],
         )
-        for modality, i in argsort_mm_positions(places)
+        for modality, i in argsort_mm_positions(positions)
     )
 
 
@@ -101,23 +107,21 @@ def distorted(image: Any, one: AmateurSpec, most_megapixels: float) -> Any:
 
     assert isinstance(one.source, Distorted)
     if image is None:
-        raise _cannot_be_seen(one, "is known by its uuid alone; send the image")
+        raise one.cannot("an image of the prompt is known by its uuid alone; send the image")
     if isinstance(image, MediaWithBytes):
         image = image.media
     if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3:
         image = Image.fromarray(image)
     if not isinstance(image, Image.Image):
-        raise _cannot_be_seen(
-            one,
-            f"is a {type(image).__name__}; send it as a PIL image or a URL, or say what the "
-            "amateur reads",
+        raise one.cannot(
+            f"an image of the prompt is a {type(image).__name__}; send it as a PIL image or a URL, "
+            "or say what the amateur reads"
         )
     if (megapixels := image.width * image.height / 1e6) > most_megapixels:
-        raise _cannot_be_seen(
-            one,
-            f"has {megapixels:.1f} megapixels, and at most {most_megapixels:g} are distorted here; "
-            "send a smaller one, or start the engine with a larger max_megapixels "
-            "(--cold-max-megapixels)",
+        raise one.cannot(
+            f"an image of the prompt has {megapixels:.1f} megapixels, and at most "
+            f"{most_megapixels:g} are distorted here; send a smaller one, or start the engine with "
+            "a larger max_megapixels (--cold-max-megapixels)"
         )
     # As vLLM reads the expert's: upright, on white.
     picture = convert_image_mode(normalize_image(image), "RGB")
@@ -130,12 +134,6 @@ def distorted(image: Any, one: AmateurSpec, most_megapixels: float) -> Any:
     return seen
 
 
-def _cannot_be_seen(one: AmateurSpec, problem: str) -> CannotLeaveOut:
-    return CannotLeaveOut(
-        one.prompt_field, one.source and one.source.value, f"an image of the prompt {problem}"
-    )
-
-
 # ---- what cannot be ------------------------------------------------------------------------------
 
 
@@ -146,7 +144,7 @@ def _changed() -> str | None:
 
 def unsupported(config: VllmConfig) -> str | None:
     """Why this engine cannot contrast prompts with media, with the remedy; None if it can."""
-    if versions.is_before(0, 31):
+    if is_old():
         return _OLD
     if (changed := _changed()) is not None:
         return (

@@ -15,13 +15,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from vllm_cold.vllm import versions
 from vllm_cold.vllm.frontend import media
 from vllm_cold.vllm.frontend.prompts import contrast_of, is_decided, source_of
 
 _SKIPS = "skip_mm_cache"
 # The arguments of vLLM's renderer for a prompt whose media are always sent.
-ALWAYS_SENT: Mapping[str, bool] = {} if versions.is_before(0, 31) else {_SKIPS: True}
+ALWAYS_SENT: Mapping[str, bool] = {} if media.is_old() else {_SKIPS: True}
 
 
 @contextmanager
@@ -65,7 +64,7 @@ def tell_sent(renderer: Any, prompt: Any) -> None:
 
 def _sender(renderer: Any) -> Any:
     """The sender's cache, where it keeps the order of what is sent; else None."""
-    if versions.is_before(0, 31):
+    if media.is_old():
         return None
     from vllm.multimodal.cache import LruKeyReplicatedSenderCache
 

@@ -23,6 +23,7 @@ from typing import Any
 
 from vllm.v1.request import RequestStatus
 
+from vllm_cold import places
 from vllm_cold.group import results
 from vllm_cold.group.lockstep import Group
 from vllm_cold.vllm import versions
@@ -53,8 +54,10 @@ class Loads:
         self._num_ended = num_ended
         self._blocks = blocks
         self._connector: Any = getattr(scheduler, "connector", None)
-        if self.possible and versions.is_before(0, 31):
-            raise ValueError("vllm-cold does not support KV connectors with vLLM before 0.31.")
+        if self.possible and versions.is_before(release := places.since(places.CONNECTOR)):
+            raise ValueError(
+                f"vllm-cold does not support KV connectors with vLLM before {release}."
+            )
         self.streams: dict[Request, None] = {}
         self._are_queued = True  # as it is between passes
         self._written: dict[Request, int] = {}  # see num_written; of steps that are not back yet

@@ -51,7 +51,7 @@ class KVBlocks:
 
     def look_up(self, request: Request) -> Found:
         """What the prefix cache has of a request that holds no blocks. As vLLM does where it looks,
-        it notes up to where some layers have more: there a step ends, and leaves a state.
+        it notes up to where some layers have more: there a step ends, and leaves an SSM state.
         """
         blocks, num_tokens, *junction = self._scheduler.kv_cache_manager.get_computed_blocks(
             request
@@ -90,8 +90,8 @@ class KVBlocks:
 
     def to_come(self, request: Request, found: Found | None = None, starts: bool = False) -> int:
         """Blocks that the request's known tokens still take from the free ones, as vLLM counts, and
-        those that vLLM does not; of these, maybe more than it takes. States' count if its group
-        starts: one that has begun holds up others until its other streams run.
+        those that vLLM does not; of these, maybe more than it takes. SSM states' count if its
+        group starts: one that has begun holds up others until its other streams run.
         """
         scheduler, manager = self._scheduler, self._scheduler.kv_cache_manager
         holds = request.status == RequestStatus.RUNNING or request.num_computed_tokens > 0
@@ -120,8 +120,8 @@ class KVBlocks:
             manager.coordinator.single_type_managers, found.blocks.blocks, strict=True
         ):
             if starts and getattr(kind, "mamba_cache_mode", "") == "align":
-                # A step's state is computed from that of the step before, which is given back when
-                # the step is over.
+                # A step's SSM state is computed from that of the step before, which is given back
+                # when the step is over.
                 counted += self._steps_at_once
             in_0_23 = getattr(kind, "_max_admission_blocks_per_request", None)
             most = getattr(kind, "max_admission_blocks_per_request", in_0_23)

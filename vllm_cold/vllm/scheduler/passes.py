@@ -92,7 +92,7 @@ class Pass:
         self._scheduler, self._groups, self._partial = scheduler, groups, partial
         self._blocks, self._loads, self._encoder = blocks, loads, encoder
         self.step, self._throttled, self._promote = step, throttled, promote
-        # vLLM's own rule of where a chunk of a prompt ends, for models with states.
+        # vLLM's own rule of where a chunk of a prompt ends, for models with SSM layers.
         splits = scheduler.need_mamba_block_aligned_split
         self._split = scheduler._mamba_block_aligned_split if splits else None
         self._capped: Request | None = None
@@ -232,7 +232,7 @@ class Pass:
         self, group: RequestGroup, left: Sequence[int], found: Mapping[Request, Found]
     ) -> bool:
         """Whether vLLM lets all streams get to their sampling positions in one step: it splits
-        prompts for their states, and admits nobody who finds one that another stream leaves.
+        prompts for their SSM states, and admits nobody who finds one that another leaves.
         """
         if self._split is None or max(left) == 1:
             return True
@@ -251,8 +251,8 @@ class Pass:
         if self._split is not None and begin_alike(group.streams):
             for each, one in found.items():
                 if tokens_left(each, self._blocks.restored(one.num_tokens)) == 1:
-                    # It is admitted in the step in which all sample, but not if it finds a state
-                    # there that another one leaves.
+                    # It is admitted in the step in which all sample, but not if it finds an SSM
+                    # state there that another one leaves.
                     each.skip_reading_prefix_cache = True
                     found[each] = self._loads.look_up(each)
         return found

@@ -85,7 +85,7 @@ class GroupScheduler(Scheduler):
         super().__init__(*args, **kwargs)
         self._groups = {}  # by the id of each stream
         self._num_groups = 0
-        self._is_old = versions.is_before(0, 31)
+        self._is_old = versions.is_before("0.31")
         self._failed: list[RequestGroup] = []  # groups that must end
         self._counters = CountersByKind()
         # In a group's id, so that no two engines have the same one: see ``worker.outputs``.

@@ -13,8 +13,8 @@ from vllm.config import ModelConfig, VllmConfig
 from vllm_cold import patching, places
 
 
-def has_states(model: ModelConfig) -> bool:
-    """Whether some layers of a model keep a state of fixed size instead of keys and values."""
+def has_ssm(model: ModelConfig) -> bool:
+    """Whether some layers of a model keep an SSM state, of fixed size, and not keys and values."""
     return bool(model.is_hybrid or getattr(model, "is_attention_free", False))
 
 
@@ -43,5 +43,5 @@ def _make_forward(original: Callable[..., Any]) -> Callable[..., Any]:
 
 def install(config: VllmConfig) -> None:
     """Work around them in this process if the engine needs it: before its model is loaded."""
-    if has_states(config.model_config):
-        patching.install(places.rows(places.STATES))
+    if has_ssm(config.model_config):
+        patching.install(places.rows(places.SSM))

@@ -17,7 +17,7 @@ from vllm_cold.vllm.versions import vllm_version
 
 @dataclass(frozen=True)
 class StateLayers:
-    """The KV cache groups with states of a model.
+    """The KV cache groups of SSM layers of a model.
 
     Attributes:
         mode: vLLM's ``mamba_cache_mode``, "none" or "align".
@@ -60,7 +60,7 @@ class StateLayers:
 
 
 def supported() -> bool:
-    """vllm-cold takes models with states since vLLM 0.32."""
+    """vllm-cold takes models with SSM layers since vLLM 0.32."""
     return tuple(int(part) for part in vllm_version().split(".")[:2]) >= (0, 32)
 
 

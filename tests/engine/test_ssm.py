@@ -17,7 +17,7 @@ import torch
 
 from tests.contracts.source import since
 from tests.engine.conftest import free_blocks
-from tests.engine.families import LONG_GROUPS, RANK, WITH_STATES
+from tests.engine.families import LONG_GROUPS, RANK, WITH_SSM
 from tests.engine.pressure import assert_idle, preempted_pairs
 from tests.engine.streams import LONGEST, MAX_TOKENS, decode, generate, length, tokens_of
 from tests.engine.test_families import traces_of
@@ -29,7 +29,7 @@ pytestmark = [
     pytest.mark.engine,
     pytest.mark.full,  # one of them is in test_families.py in every run
     pytest.mark.timeout(1200),
-    since(0, 32),
+    since("0.32"),
 ]
 
 SMALL_STEPS = {"max_num_batched_tokens": 64}
@@ -77,7 +77,7 @@ def cases(folder: Path, name: str) -> tuple[list[Group], list[Trace]]:
 
 
 @pytest.mark.parametrize("name", CONFIGURATIONS)
-@pytest.mark.parametrize("family", WITH_STATES)
+@pytest.mark.parametrize("family", WITH_SSM)
 def test_tokens_equal_the_reference(family: str, name: str, folders: Path, make_llm: Any) -> None:
     """The second time the prompts are in the prefix cache, in another order."""
     folder = folders / family

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Situations of models with states."""
+"""Situations of models with SSM layers."""
 
 from pathlib import Path
 from typing import Any
 
 from tests.scheduler.cases import prompt
 from tests.scheduler.harness import Harness, Setup
-from tests.scheduler.states import StateLayers
+from tests.scheduler.ssm import StateLayers
 
 ALL = StateLayers("align", retention=None)
 """One state for each block, all of them kept."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a worker does for models with state-space layers. ``tests/engine/test_states.py`` has the
+"""What a worker does for models with state-space layers. ``tests/engine/test_ssm.py`` has the
 same with engines.
 """
 
@@ -19,9 +19,9 @@ pytestmark = pytest.mark.unit
 
 
 def test_which_models_have_states() -> None:
-    assert ssm.has_states(SimpleNamespace(is_hybrid=True))
-    assert ssm.has_states(SimpleNamespace(is_hybrid=False, is_attention_free=True))
-    assert not ssm.has_states(SimpleNamespace(is_hybrid=False))
+    assert ssm.has_ssm(SimpleNamespace(is_hybrid=True))
+    assert ssm.has_ssm(SimpleNamespace(is_hybrid=False, is_attention_free=True))
+    assert not ssm.has_ssm(SimpleNamespace(is_hybrid=False))
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,6 @@ def test_rotary_embeddings_get_flat_heads() -> None:
 def test_they_are_worked_around_where_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     from vllm.platforms import current_platform
 
-    assert len(places.rows(places.STATES)) == 2
+    assert len(places.rows(places.SSM)) == 2
     monkeypatch.setattr(type(current_platform), "is_cpu", lambda self: False)
-    assert not places.rows(places.STATES)
+    assert not places.rows(places.SSM)
