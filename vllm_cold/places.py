@@ -126,6 +126,7 @@ TABLE = (
                    has="sampling_params lora_request mm_features resumable prompt_token_ids "
                    "prompt_embeds"),
         Dependency("vllm.lora.request:LoRARequest", has="lora_name lora_int_id lora_path"),
+        Dependency("vllm.exceptions", has="VLLMValidationError"),
     ),
     Hook(
         "vllm.frontend.prompts", FRONT_END,
@@ -139,6 +140,7 @@ TABLE = (
                    "conversations chat_params tok_params"),
         Dependency(_RENDERER + ".render_chat_async", "_make_chat",
                    "conversations chat_params tok_params"),
+        Dependency("vllm.renderers.params:ChatParams", has="with_defaults"),
     ),
     Hook(
         "vllm.frontend.explained", FRONT_END,
@@ -159,6 +161,8 @@ TABLE = (
                    "vllm_config"),
         Dependency("vllm.v1.metrics.loggers:StatLoggerManager.record", "_make_record",
                    "scheduler_stats"),
+        Dependency("vllm.v1.metrics.loggers:PrometheusStatLogger",
+                   has="_counter_cls _gauge_cls _histogram_cls"),
     ),
     Hook(
         "vllm.frontend.metrics", FRONT_END,
@@ -286,6 +290,11 @@ TABLE = (
                    "skip_drafts num_invalid_spec_tokens has_structured_output_requests "
                    "pending_structured_output_tokens"),
         Dependency(_SCHED + "output:NewRequestData", has="req_id mm_features"),
+        Dependency("vllm.v1.request:Request", like="vllm_cold.group.lockstep:Tokens"),
+        Dependency("vllm.v1.request:Request",
+                   has="client_index priority arrival_time status sampling_params lora_request "
+                   "num_preemptions num_prompt_tokens skip_reading_prefix_cache is_prefill_chunk "
+                   "trace_headers block_hashes mm_features take_events()"),
         Dependency("vllm.v1.request:RequestStatus",
                    has="WAITING RUNNING PREEMPTED FINISHED_ABORTED FINISHED_ERROR"),
         Dependency("vllm.v1.engine:EngineCoreOutput",
@@ -322,6 +331,8 @@ TABLE = (
                    has="evict_blocks(block_ids) get_block_ids(request_id) "
                    "get_computed_blocks(request)"),
         Dependency("vllm.v1.core.block_pool:BlockPool", has="evict_blocks get_num_free_blocks"),
+        Dependency("vllm.v1.core.kv_cache_coordinator:KVCacheCoordinator",
+                   has="get_num_blocks_to_allocate single_type_managers"),
     ),
     Hook(
         "vllm.scheduler.encoder", CONFIGURED,
@@ -534,6 +545,10 @@ TABLE = (
         "instead of two a slice.",
         "with `cpu.lora_fallback`.",
         Dependency("vllm.lora.layers:BaseLayerWithLoRA.set_mapping", "_make", "punica_wrapper"),
+        Dependency("vllm.lora.layers",
+                   has="LogitsProcessorWithLoRA VocabParallelEmbeddingWithLoRA"),
+        Dependency("vllm.lora.layers.base_linear:BaseLinearLayerWithLoRA",
+                   has="_apply_lora_to_output"),
         platform="cpu",
     ),
     Hook(
@@ -553,6 +568,8 @@ TABLE = (
         "LoRA, and that kernel learns to take adapters.",
         "when vLLM's kernels for CPUs support LoRA; nothing is changed then.",
         Dependency(_EXPERTS + "select_unquantized_moe_backend", "_make", "moe_config"),
+        Dependency("vllm.model_executor.layers.fused_moe.experts.lora_experts_mixin",
+                   has="LoRAExpertsMixin"),
         since="0.31", lost="LoRA on mixtures of experts does not run", platform="cpu",
     ),
     _workaround(

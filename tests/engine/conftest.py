@@ -97,7 +97,7 @@ class Pool:
         from vllm import LLM, envs
         from vllm.distributed import parallel_state
 
-        from vllm_cold.vllm.frontend.config import model_runner
+        from vllm_cold.vllm.frontend.config import uses_v2_runner
 
         leave_imports_alone()
         self._forget_the_dead()  # before an engine of other processes, which ends nothing here
@@ -116,7 +116,7 @@ class Pool:
         llm = LLM(**options)
         envs.disable_envs_cache()  # what tests set after this start is seen
         self._world = parallel_state._WORLD
-        assert model_runner(llm.llm_engine.vllm_config).lower() == self._runner
+        assert uses_v2_runner(llm.llm_engine.vllm_config) == (self._runner == "v2")
         client = llm.llm_engine.engine_core
         if hasattr(client, "engine_core"):  # not in a process of its own
             queue = client.engine_core.batch_queue

@@ -61,7 +61,7 @@ def test_mistakes(case: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ([], "--prompt: nothing to contrast with: give --adapter, or say what the amateur reads"),
+        ([], "--prompt: nothing to contrast with, as the amateur is the expert: give"),
         (["--amateur", "m"], "--prompt: nothing to contrast with"),
         (
             ["--preset", "cfg"],

@@ -176,7 +176,7 @@ def test_a_mistake_is_one_sentence_and_starts_nothing(
 def test_nothing_to_contrast_with(command: Command, capsys: Capture) -> None:
     for more in ((), ("--amateur", "org/model")):
         assert command(*more, without=["--adapter"]) == 2
-        said = "problem 'p0' (line 1): nothing to contrast with: give --adapter, or say what"
+        said = "problem 'p0' (line 1): nothing to contrast with, as the amateur is"
         assert said in capsys.readouterr().err
     assert not command.started
 

@@ -86,14 +86,14 @@ def _rule_rows(
             slots = []
         found.append(
             RuleRows(
-                name,
-                names,
-                _tensor(np.array(parameters, dtype=np.float32), device),
-                _tensor(np.array(at), device),
-                part.to(device),
-                _tensor(np.isnan(part.weights), device),
-                _tensor(np.array(slots), device) if slots else None,
-                1 + max(slots, default=-1),
+                rule=name,
+                names=names,
+                parameters=_tensor(np.array(parameters, dtype=np.float32), device),
+                at=_tensor(np.array(at), device),
+                groups=part.to(device),
+                chooses=_tensor(np.isnan(part.weights), device),
+                slots=_tensor(np.array(slots), device) if slots else None,
+                num_slots=1 + max(slots, default=-1),
             )
         )
     return tuple(found)

@@ -260,13 +260,8 @@ def check_amateurs(
     for one in amateurs:
         amateur_reads(reads, one)
         if one.source is None and adapter_of(one, expert, base) == expert:
-            if one.adapter and expert:
-                raise ToolError(
-                    f"--amateur={one.adapter}: must differ from the expert; leave it out: an "
-                    "amateur is the base model, or the expert's adapter if it has another prompt"
-                )
             raise ToolError(
-                f"{where}: nothing to contrast with: give --adapter, or say what the amateur "
-                "reads, with --without, --images, --part, --amateur-prompt, --amateur-messages or "
-                "the row's own cold_* keys"
+                f"{where}: nothing to contrast with, as the amateur is the expert: give another "
+                "--adapter or --amateur, or say what the amateur reads, with --without, --images, "
+                "--part, --amateur-prompt, --amateur-messages or the row's own cold_* keys"
             )

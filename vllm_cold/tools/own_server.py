@@ -95,7 +95,7 @@ def serving(
             stderr=None if verbose else subprocess.STDOUT,
             env=_environment(key),
             start_new_session=True,  # Ctrl-C is the command's
-            preexec_fn=_end_with_parent,
+            preexec_fn=lambda: ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM),
         )
         url = f"http://{_HOST}:{port}"
         try:
@@ -118,10 +118,6 @@ def _environment(key: str) -> dict[str, str]:
     paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
     defaults = {"VLLM_NO_USAGE_STATS": "1", "TOKENIZERS_PARALLELISM": "false"}
     return {**defaults, **os.environ, "VLLM_API_KEY": key, "PYTHONPATH": paths}
-
-
-def _end_with_parent() -> None:
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _wait(process: subprocess.Popen[Any], url: str, log: Any, model: str) -> None:

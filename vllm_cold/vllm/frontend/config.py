@@ -42,11 +42,6 @@ def uses_v2_runner(config: VllmConfig) -> bool:
     return bool(getattr(config, "use_v2_model_runner", False))
 
 
-def model_runner(config: VllmConfig) -> str:
-    """The engine's model runner as people know it: "V1" or "V2"."""
-    return "V2" if uses_v2_runner(config) else "V1"
-
-
 def unsupported(config: VllmConfig) -> str | None:
     """Why vllm-cold cannot work in this engine, with the remedy; None if it can."""
     if (reason := active.unavailable) is not None:

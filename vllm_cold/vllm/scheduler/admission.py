@@ -5,11 +5,6 @@ streams come one after the other.
 Between passes only a group's expert waits in ``waiting``, for all of its streams, so that lengths
 and order are those of the clients' requests. For the time of a pass a ``QueueView`` stands in the
 queues' places. It looks no further than vLLM does: one request at a time, until somebody stops it.
-
-Used of vLLM: ``RequestQueue``, of which ``Scheduler.waiting``, ``kv_holding_waiting`` (not in
-0.23) and ``skipped_waiting`` (only there) are some; ``deferred_waiting`` (not in 0.23). And when
-prompts are held back there: ``prefill_capacity_bound``; since 0.33 ``local_prefill_interval``,
-``num_executed_steps`` and ``last_prefill_step``.
 """
 
 from collections import deque

@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Makes the amateurs of a contrastive request: requests of vLLM's like their expert.
-
-Used of vLLM: ``Request``, ``SamplingParams`` and ``MultiModalFeatureSpec``.
-"""
+"""Makes the amateurs of a contrastive request: requests of vLLM's like their expert."""
 
 import copy
 from dataclasses import replace

@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The KV connector of vLLM's scheduler, which brings KV from elsewhere.
 
-The streams of a group wait for each other, so also for what a connector loads for one of
-them. Loads that a step waits for (synchronous) count as found in the prefix cache. Loads that take
-steps (asynchronous) are started for all streams as soon as there is room for the group, which goes
-on when all have come. Then a stream that has its last token left waits until its group goes, with
-its blocks. What it relies on, besides what ``scheduler`` lists:
+Loads that a step waits for (synchronous) count as found in the prefix cache. Loads that take steps
+(asynchronous) are started for all streams as soon as there is room for the group, which goes on
+when all have come. Then a stream that has its last token left waits until its group goes, with its
+blocks. What it relies on, besides what ``scheduler`` and the table say:
 
 - ``connector.get_num_new_matched_tokens`` may be asked any number of times before a request is
   admitted, and may say that it does not know yet (None).

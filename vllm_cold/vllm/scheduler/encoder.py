@@ -1,10 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Media (images, videos, audios): how much of a prompt the encoder lets a stream compute in a step.
 
-A step encodes so many embeddings, and the encoder's cache holds so many. vLLM takes tokens off
-a request whose next medium does not fit, *after* the cap that keeps a group in lockstep. It counts
-a medium as encoded when it has planned that, whether or not the request stays in the step. What
-this relies on:
+A step encodes so many embeddings, and the encoder's cache holds so many. What this relies on,
+besides what the table says:
 
 - ``_try_schedule_encoder_inputs(request, num_computed_tokens, num_new_tokens, budget, shift)`` says
   which media are to be encoded, and how many of the tokens are left. What it finds in the cache is

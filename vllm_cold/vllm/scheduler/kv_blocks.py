@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The KV cache as a group sees it: what is found in it, what still fits, what must leave it.
-
-Used of vLLM: ``KVCacheManager`` and its coordinator, which are asked the way vLLM's scheduler
-asks them (see ``scheduler``).
+"""The KV cache as a group sees it: what is found in it, what still fits, what must leave it. vLLM's
+``KVCacheManager`` and its coordinator are asked the way that vLLM's scheduler asks them.
 """
 
 import inspect

@@ -35,24 +35,19 @@ class Partial:
     """Groups that have started and of which not all streams run."""
 
     def __init__(self) -> None:
-        self._groups: list[RequestGroup] = []  # maybe more
+        self._groups: dict[RequestGroup, None] = {}  # maybe more
 
     def add(self, group: RequestGroup) -> None:
-        if group not in self._groups:
-            self._groups.append(group)
+        self._groups.setdefault(group)
 
     def discard(self, group: RequestGroup) -> None:
-        if group in self._groups:
-            self._groups.remove(group)
+        self._groups.pop(group, None)
 
     def groups(self) -> list[RequestGroup]:
-        if self._groups:
-            self._groups = [
-                group
-                for group in self._groups
-                if not (group.is_queued or all(map(runs, group.streams)))
-            ]
-        return self._groups
+        for group in tuple(self._groups):
+            if group.is_queued or all(map(runs, group.streams)):
+                del self._groups[group]
+        return list(self._groups)
 
     def begun(self) -> list[RequestGroup]:
         """Those of which some streams run: sequence and adapter slots are kept for the others."""
@@ -301,7 +296,7 @@ class Pass:
 
     def _loaded(self) -> Iterator[None]:
         """Ask the groups of which no stream runs and some have blocks, one after the other."""
-        for group in tuple(self._partial.groups()):
+        for group in self._partial.groups():
             if any(runs(each) or self._loads.is_under_way(each) for each in group.streams):
                 continue
             # Who starts might take what it waits for.

@@ -3,18 +3,16 @@
 
 A contrastive request is several requests that must be scheduled in lockstep. The rule is
 ``vllm_cold.group.lockstep``, and ``passes`` asks it; this file connects both to vLLM's scheduler,
-without a fork of ``schedule()``. What it relies on:
+without a fork of ``schedule()``. What it relies on, besides what the table says:
 
-- ``_mamba_block_aligned_split(request, num_new_tokens, num_local_cached, ...)``: called for every
-  request that is about to get tokens, in both loops of ``schedule()``, after the token budget and
-  before block allocation, whenever ``need_mamba_block_aligned_split`` is true; a 0 passes the
-  request over (running) or ends admission for this step (waiting). It is the one place where
-  tokens can be capped *before* blocks are allocated and hashed. It is replaced only during a pass
-  in which a group may get some; vLLM's own rule is asked after it.
+- ``_mamba_block_aligned_split(request, num_new_tokens, num_local_cached, ...)``: called in both
+  loops of ``schedule()``, after the token budget; a 0 passes the request over (running) or ends
+  admission for this step (waiting). It is replaced only during a pass in which a group may get
+  tokens; vLLM's own rule is asked after it.
 - ``waiting``, ``kv_holding_waiting``: views of ``admission`` take their places in such a pass.
 - ``_try_schedule_encoder_inputs(request, ...)``: called after the cap for requests with media, and
   takes tokens off those that cannot be encoded.
-- ``_update_after_schedule(output)``: the end of ``schedule()``, before counts advance.
+- ``_update_after_schedule(output)``: before counts advance.
 - ``_preempt_request`` puts a request into ``self.waiting``, which is another queue meanwhile for
   those that are not to wait there.
 - All streams are in ``self.requests``, but between passes only the expert waits in ``waiting``, and
@@ -266,8 +264,8 @@ class GroupScheduler(Scheduler):
                 if not any(map(self._loads.waits, group.streams)):
                     self._preempt_all(group)
         assert self._blocks is not None
-        parts = self._partial, self._blocks, self._loads, self._encoder
-        self._pass = Pass(self, self._groups, *parts, step, throttled, self._promote)
+        parts = self._groups, self._partial, self._blocks, self._loads, self._encoder
+        self._pass = Pass(self, *parts, step=step, throttled=throttled, promote=self._promote)
         self._encoder.begin_pass()
         try:
             if self._pass.takes_part():
@@ -283,7 +281,7 @@ class GroupScheduler(Scheduler):
 
     def _schedule_groups(self, this: Pass, *args: Any, **kwargs: Any) -> SchedulerOutput:
         self._loads.begin_pass(self._promote)
-        partial = tuple(self._partial.groups())
+        partial = self._partial.groups()
         place = {request: at for at, request in enumerate(self.running)} if partial else {}
         if may_go := {s for group in partial if this.may_go(group) for s in group.streams}:
             # Last, so that nobody takes blocks between its turn and the admission of the others.
