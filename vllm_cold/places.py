@@ -311,7 +311,7 @@ TABLE = (
                    "_eos_token_id _bad_words_token_ids"),
     ),
     Hook(
-        "vllm.scheduler.admission", CONFIGURED,
+        "vllm.scheduler.queue_view", CONFIGURED,
         "Only the expert of a group waits in a queue, so that counts and order are those of the "
         "clients' requests. During a pass, views replace the queues: they hold back who may not "
         "start, and keep a group's streams together.",

@@ -53,8 +53,8 @@ class ColdArgs:
 
 
 @dataclass(frozen=True, slots=True)
-class Contrast:
-    """What a request is decoded with.
+class ContrastSpec:
+    """A contrast as a request describes it.
 
     Attributes:
         settings: The method's settings.

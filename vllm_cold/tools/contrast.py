@@ -28,8 +28,7 @@ from vllm_cold.settings.amateurs import (
     media_parts,
     says_what,
 )
-from vllm_cold.settings.arguments import Contrast as Contrast  # for other tools, too
-from vllm_cold.settings.arguments import parse_request_args
+from vllm_cold.settings.arguments import ContrastSpec, parse_request_args
 from vllm_cold.settings.table import (
     CONTRAST,
     MAX_EXPERT_TOP_K,
@@ -146,7 +145,7 @@ def merge(defaults: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]
     return {**defaults, **row}
 
 
-def read_contrast(args: Mapping[str, Any]) -> Contrast:
+def read_contrast(args: Mapping[str, Any]) -> ContrastSpec:
     """What flat arguments ask for, on an engine without defaults of its own.
 
     Raises:
@@ -155,7 +154,7 @@ def read_contrast(args: Mapping[str, Any]) -> Contrast:
     request = parse_request_args(args)
     amateurs = describe(request.given)
     settings, weights = request.settings(weights=[one.weight for one in amateurs])
-    return Contrast(settings, amateurs, weights)
+    return ContrastSpec(settings, amateurs, weights)
 
 
 def request_args(args: Mapping[str, Any], base: str | None) -> dict[str, Any]:

@@ -8,11 +8,10 @@ from typing import Any
 
 from vllm_cold.errors import ColdError
 from vllm_cold.settings.amateurs import CannotLeaveOut, Messages, Text, left_out
-from vllm_cold.settings.arguments import parse_request_args
+from vllm_cold.settings.arguments import ContrastSpec, parse_request_args
 from vllm_cold.settings.table import PREFIX
 from vllm_cold.tools.contrast import (
     Content,
-    Contrast,
     as_chat,
     as_written,
     check_amateurs,
@@ -39,7 +38,7 @@ class Question:
 
     reads: Content
     args: Mapping[str, Any]
-    contrast: Contrast
+    contrast: ContrastSpec
 
 
 def ask(

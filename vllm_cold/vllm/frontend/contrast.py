@@ -13,8 +13,8 @@ from vllm.v1.engine import EngineCoreRequest
 
 from vllm_cold.group.stream import AmateurStream, Stream
 from vllm_cold.rules import registry
-from vllm_cold.settings import arguments
 from vllm_cold.settings.amateurs import AmateurSpec, CannotLeaveOut
+from vllm_cold.settings.arguments import ContrastSpec
 from vllm_cold.settings.params import ColdParams
 from vllm_cold.settings.presets import PRESETS, PresetName
 from vllm_cold.vllm.frontend.prompts import Prompt, PromptSource
@@ -23,7 +23,7 @@ _SHOWN = 100  # characters of what an amateur reads: a client decides how long t
 
 
 @dataclass(frozen=True, slots=True)
-class Asked(arguments.Contrast):
+class Asked(ContrastSpec):
     """What a request asks for, or its engine's default for it.
 
     Attributes:

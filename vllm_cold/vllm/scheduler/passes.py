@@ -13,11 +13,11 @@ from vllm.v1.core.sched.request_queue import SchedulingPolicy
 from vllm.v1.request import RequestStatus
 
 from vllm_cold.group.lockstep import Group, Step, tokens_left
-from vllm_cold.vllm.scheduler.admission import QueueView, Ruling
 from vllm_cold.vllm.scheduler.connectors import Loads
 from vllm_cold.vllm.scheduler.encoder import EncoderInputs
 from vllm_cold.vllm.scheduler.interface import Request, Scheduler
 from vllm_cold.vllm.scheduler.kv_blocks import Found, KVBlocks
+from vllm_cold.vllm.scheduler.queue_view import QueueView, Ruling
 
 # So many passes admit others in front of a group of whose adapters some find slots and others none,
 # or that would wait while another group does. Then nobody passes it any more.

@@ -9,7 +9,7 @@ without a fork of ``schedule()``. What it relies on, besides what the table says
   loops of ``schedule()``, after the token budget; a 0 passes the request over (running) or ends
   admission for this step (waiting). It is replaced only during a pass in which a group may get
   tokens; vLLM's own rule is asked after it.
-- ``waiting``, ``kv_holding_waiting``: views of ``admission`` take their places in such a pass.
+- ``waiting``, ``kv_holding_waiting``: those of ``queue_view`` take their places in such a pass.
 - ``_try_schedule_encoder_inputs(request, ...)``: called after the cap for requests with media, and
   takes tokens off those that cannot be encoded.
 - ``_update_after_schedule(output)``: before counts advance.
@@ -42,13 +42,13 @@ from vllm_cold.group.lockstep import Group, Step, is_split
 from vllm_cold.group.step_stats import CountersByKind, RowStats
 from vllm_cold.group.stream import from_extra_args, set_slot
 from vllm_cold.vllm import versions
-from vllm_cold.vllm.scheduler.admission import holds_prompts
 from vllm_cold.vllm.scheduler.amateurs import make_streams
 from vllm_cold.vllm.scheduler.connectors import Loads
 from vllm_cold.vllm.scheduler.encoder import EncoderInputs
 from vllm_cold.vllm.scheduler.interface import Request
 from vllm_cold.vllm.scheduler.kv_blocks import KVBlocks
 from vllm_cold.vllm.scheduler.passes import Partial, Pass, RequestGroup, runs
+from vllm_cold.vllm.scheduler.queue_view import holds_prompts
 from vllm_cold.vllm.scheduler.stats import attach
 from vllm_cold.vllm.worker import outputs as worker_outputs
 

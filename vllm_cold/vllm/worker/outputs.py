@@ -17,16 +17,16 @@ from vllm_cold.group.step_stats import RowStats, StepStats
 _pending = threading.local()
 
 
-def hand_over(tally: StepStats | None, *, in_front: bool = False) -> None:
+def hand_over(stats: StepStats | None, *, in_front: bool = False) -> None:
     """A processor's: the next output that this thread makes takes it along.
 
     Args:
-        tally: What was found; None for nothing.
+        stats: What was found; None for nothing.
         in_front: Whether its tokens come before those of which figures were handed over already.
     """
-    if tally is not None:
+    if stats is not None:
         found: list[StepStats] = vars(_pending).setdefault("step_stats", [])
-        found.insert(0 if in_front else len(found), tally)
+        found.insert(0 if in_front else len(found), stats)
 
 
 def _make_output_init(original: Callable[..., None]) -> Callable[..., None]:
@@ -41,7 +41,7 @@ def _make_output_init(original: Callable[..., None]) -> Callable[..., None]:
 def from_worker(output: Any) -> dict[str, list[RowStats]]:
     """What came with a ``ModelRunnerOutput``, by the group's id, in the order of its tokens."""
     found: dict[str, list[RowStats]] = {}
-    for tally in getattr(output, "cold", ()):
-        for group, figures in tally.figures():
+    for stats in getattr(output, "cold", ()):
+        for group, figures in stats.figures():
             found.setdefault(group, []).append(figures)
     return found

@@ -117,8 +117,8 @@ class ColdLogitsProcessorV1(LogitsProcessor):  # type: ignore[misc]
         if self._rows.rules:
             first = zip(self._steps(len(num_drafts), None), num_drafts, strict=True)
             steps = self._on_device([step + n for step, num in first for n in range(num)])
-        tally = self._rows.spread(num_drafts).score(logits, drafts, steps, self._states)
-        outputs.hand_over(tally, in_front=True)
+        stats = self._rows.spread(num_drafts).score(logits, drafts, steps, self._states)
+        outputs.hand_over(stats, in_front=True)
 
     def tell_amateurs(self, found: torch.Tensor | list[Any]) -> None:
         """Copy what each expert was given (tokens, drafts) over its amateurs'; ``found`` is

@@ -119,37 +119,37 @@ class QueueView:
 class View(RequestQueue):  # type: ignore[misc]
     """What vLLM sees of one queue."""
 
-    def __init__(self, admission: QueueView, queue: Any, ask: Callable[[Request], Ruling]) -> None:
-        self._admission, self._queue, self._ask = admission, queue, ask
+    def __init__(self, queues: QueueView, queue: Any, ask: Callable[[Request], Ruling]) -> None:
+        self._queues, self._queue, self._ask = queues, queue, ask
         self._skipped: list[Request] = []
 
     def __bool__(self) -> bool:
-        admission = self._admission
-        while not admission.has_next() and not admission.is_over and self._queue:
+        queues = self._queues
+        while not queues.has_next() and not queues.is_over and self._queue:
             answer = self._ask(self._queue.peek_request())
             if answer is Ruling.STOP:
                 return False
             if answer is Ruling.SKIP:
                 request = self.take()
-                admission.deferred.add(request)
+                queues.deferred.add(request)
                 self._skipped.append(request)
-            elif not admission.front:
+            elif not queues.front:
                 return True
-        return bool(admission.front)
+        return bool(queues.front)
 
     def take(self) -> Request:
         """Take the head of vLLM's queue."""
         request: Request = self._queue.pop_request()
-        self._admission.places[request] = len(self._admission.places)
+        self._queues.places[request] = len(self._queues.places)
         return request
 
     def peek_request(self) -> Request:
-        front = self._admission.front
+        front = self._queues.front
         head: Request = front[0] if front else self._queue.peek_request()
         return head
 
     def pop_request(self) -> Request:
-        return self._admission.take_next() if self._admission.front else self.take()
+        return self._queues.take_next() if self._queues.front else self.take()
 
     def prepend_request(self, request: Request) -> None:
         self._queue.prepend_request(request)
@@ -157,14 +157,14 @@ class View(RequestQueue):  # type: ignore[misc]
     def prepend_requests(self, requests: Iterable[Request]) -> None:
         """These were skipped."""
         for request in requests:
-            if request in self._admission.came:  # its group waits as a whole
-                self._admission.deferred.discard(request)
+            if request in self._queues.came:  # its group waits as a whole
+                self._queues.deferred.discard(request)
             else:
                 self._skipped.append(request)
 
     def restored(self) -> Any:
         """The queue after the pass."""
-        places = self._admission.places
+        places = self._queues.places
         for request in sorted(self._skipped, key=lambda r: places.get(r, -1), reverse=True):
             self._queue.prepend_request(request)
         return self._queue
