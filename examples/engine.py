@@ -12,10 +12,7 @@ from typing import Any
 
 from vllm_cold.tools.errors import ToolError
 
-_SPACE = (
-    "change --gpu-memory-utilization, or on a CPU set VLLM_CPU_KVCACHE_SPACE to the GiB that the "
-    "KV cache may have, such as 4"
-)
+_SPACE = "set VLLM_CPU_KVCACHE_SPACE to the GiB that the KV cache may have, such as 4"
 _TERSE = (AssertionError, ImportError, KeyError)  # their texts are no sentences
 
 
@@ -72,7 +69,7 @@ def start_llm(model: str, **engine: Any) -> Any:
             reason = f"{type(error).__name__}: {reason}".removesuffix(": ")
         if "memory utilization" in reason or "requested memory for kv" in reason:
             reason += f" ({_SPACE})"
-        raise ToolError(f"--model={model!r}: the engine does not start: {reason}") from error
+        raise ToolError(f"{model}: the engine does not start: {reason}") from error
 
 
 def _one_sentence(error: BaseException) -> str:
