@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The environment variables of vllm-cold. Imports no vLLM.
+"""The environment variables of the plugin. Imports no vLLM.
 
 Their names do not begin with ``VLLM_``: vLLM warns of variables of that kind that it does not know,
 or refuses to start.

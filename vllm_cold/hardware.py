@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the kernels for one kind of hardware (``cpu``, ``npu``) ask, which know nothing of the
-contrast: the platform, and which engines they serve.
+"""What the kernels for one kind of hardware (``cpu``, ``npu``) ask: the platform, and which engines
+they serve. Of the contrast this knows ``COLD_CONTRAST`` and our scheduler's name, no more.
 """
 
 from typing import Any

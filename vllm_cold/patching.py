@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a row of the table of vLLM's places (``places``) is made of, and the one place where methods
-of vLLM are wrapped: looked at first, recognisably, with the original still reachable.
+"""Rows of the table of vLLM's places (``places``); the one place where methods of vLLM are wrapped:
+looked at first, recognisably, the original still reachable; and coroutines run as functions.
 
 Imports no vLLM, and nothing else of this package.
 """

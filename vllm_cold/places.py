@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The table of all that vllm-cold wraps, extends or relies on in vLLM, by when it is needed.
-docs/reference/places.md is made from it.
+"""The table of what vllm-cold wraps or extends in vLLM, or relies on where a change would pass
+unnoticed, by when it is needed. docs/reference/places.md is made from it.
 
 Each process that makes or runs an engine with contrastive decoding checks its rows first
 (``availability.verify``): a vLLM that has changed one is refused in a sentence that names it, and
@@ -246,8 +246,8 @@ TABLE = (
         "vllm.frontend.serving", ONLINE,
         "A request that the scheduler ends with an error has the reason in `stop_reason`; vLLM's "
         'servers would say "Internal server error". The header `x-cold` tells a client what its '
-        "tokens were chosen with, and `kv_transfer_params` the weights of each step; before 0.33, "
-        "streams get the latter here.",
+        "tokens were chosen with, and `kv_transfer_params` what it asked for of each step; before "
+        "0.33, streams get the latter here.",
         "when vLLM reports the reason of an error and lets plugins add to a response.",
         Dependency("vllm.v1.engine.async_llm:AsyncLLM.generate", "_make_generate",
                    "prompt sampling_params request_id"),
@@ -631,7 +631,7 @@ TABLE = (
     ),
     Hook(
         "npu.npu_platform", PLATFORM,
-        "In engines with contrastive decoding `npu.lora_bgmv` runs LoRA on Ascend NPUs.",
+        "In engines that vllm-cold serves `npu.lora_bgmv` runs LoRA on Ascend NPUs.",
         "with `npu.lora_bgmv`.",
         Dependency("vllm.platforms:current_platform.get_punica_wrapper", "_make_wrapper",
                    kind=classmethod),

@@ -6,7 +6,7 @@ else.
 the request's flat arguments (``cold_<name>``), the engine's defaults, the options of ``vllm serve``
 and its YAML keys (``--cold-<name>``), and what the tools take.
 
-Plain Python without vLLM.
+``RuleOption`` reads the rule on a command line. Plain Python without vLLM.
 """
 
 import argparse
@@ -163,7 +163,7 @@ ENGINE: Mapping[str, SettingSpec] = {
         float,
     ),
 }
-MAX_EXPLAIN = 64  # as many as ``contrastive_topk`` finds
+MAX_EXPLAIN = 64  # the limit of ``contrastive_topk``, too
 _ALL = {
     **ENGINE,
     **CONTRAST,

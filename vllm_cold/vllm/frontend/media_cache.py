@@ -6,8 +6,8 @@ and relies on the engine core getting requests in the order in which their image
 contrastive request whose amateurs' prompts are still to be made would be overtaken: a later request
 would send the hash first, and fail. So on a server a contrastive request always sends its data, out
 of a cache without that order (``ALWAYS_SENT``), and the sender's cache is told when it is sent
-(``tell_sent``). Offline each prompt is sent before the next is processed. The media of a refused
-request were never sent, and are forgotten (``forgotten_if_refused``).
+(``tell_sent``). Offline each prompt is sent before the next is processed. There, and by async
+engines, media of a refused request were never sent, and are forgotten (``forgotten_if_refused``).
 """
 
 import asyncio
