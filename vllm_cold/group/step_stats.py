@@ -153,7 +153,7 @@ HISTOGRAMS = {
 }
 GAUGES = {
     "requests_running": "Contrastive requests of which all streams are in the batch.",
-    "requests_waiting": "Contrastive requests that wait for sequence slots.",
+    "requests_waiting": "Contrastive requests of which a stream, or all, wait.",
 }
 
 
