@@ -41,6 +41,7 @@ class Loads:
         num_ended: Says how many requests have ended and still hold blocks.
 
     Attributes:
+        possible: Whether there is a connector.
         streams: Those of groups whose KV is under way, or has come while they wait: between passes
             they wait in ``kv_holding_waiting``.
         asked_in_vain: Whether the connector did not know yet, in this pass.
@@ -53,6 +54,7 @@ class Loads:
         self._num_ended = num_ended
         self._blocks = blocks
         self._connector: Any = getattr(scheduler, "connector", None)
+        self.possible = self._connector is not None
         if self.possible and versions.is_before(release := places.since(places.CONNECTOR)):
             raise ValueError(
                 f"vllm-cold does not support KV connectors with vLLM before {release}."
@@ -61,11 +63,6 @@ class Loads:
         self._are_queued = True  # as it is between passes
         self._written: dict[Request, int] = {}  # see num_written; of steps that are not back yet
         self.asked_in_vain = False
-
-    @property
-    def possible(self) -> bool:
-        """Whether there is a connector."""
-        return self._connector is not None
 
     # ---- a pass ------------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ that is about to get tokens (``cap``), at the head of a waiting queue (``_may_st
 ``_may_go_on``), and before these for groups that wait with blocks (``_loaded``).
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from vllm.v1.core.sched.request_queue import SchedulingPolicy
@@ -31,23 +31,16 @@ def runs(request: Request) -> bool:
     return bool(request.status == RequestStatus.RUNNING)
 
 
-class Partial:
-    """Groups that have started and of which not all streams run."""
-
-    def __init__(self) -> None:
-        self._groups: dict[RequestGroup, None] = {}  # maybe more
-
-    def add(self, group: RequestGroup) -> None:
-        self._groups.setdefault(group)
-
-    def discard(self, group: RequestGroup) -> None:
-        self._groups.pop(group, None)
+class Partial(dict[RequestGroup, None]):
+    """Groups that have started and of which not all streams run, and maybe others: ``groups`` looks
+    at them. (Whether there are any is asked for each request that waits.)
+    """
 
     def groups(self) -> list[RequestGroup]:
-        for group in tuple(self._groups):
+        for group in tuple(self):
             if group.is_queued or all(map(runs, group.streams)):
-                del self._groups[group]
-        return list(self._groups)
+                del self[group]
+        return list(self)
 
     def begun(self) -> list[RequestGroup]:
         """Those of which some streams run: sequence and adapter slots are kept for the others."""
@@ -267,7 +260,7 @@ class Pass:
         """Whether the head of the queue may start: nobody while a group is there in part, but those
         that are more urgent; a group if there is room for all of it.
         """
-        if any(self._holds_up(group, request) for group in self._partial.groups()):
+        if self._partial and any(self._holds_up(g, request) for g in self._partial.groups()):
             return Ruling.STOP
         passed = self._passed
         if passed is not None and self._priority(request) > self._priority(passed.expert):
@@ -283,7 +276,7 @@ class Pass:
         if (answer := self._start(group)) is Ruling.START:
             self.view.take()
             group.is_queued, group.passed_over = False, 0
-            self._partial.add(group)  # until all of its streams run
+            self._partial[group] = None  # until all of its streams run
         return answer
 
     def _may_go_on(self, request: Request) -> Ruling:
@@ -312,12 +305,12 @@ class Pass:
             return Ruling.SKIP
         if not self._sequences_fit(len(group.streams)):
             return Ruling.STOP
-        if not self._adapters_fit(group.streams):
+        lacking, free = self._adapters_left(group.streams)
+        if len(lacking) > free:
             # Where one of them had a slot, those after it may keep the others taken for ever: in
             # the end it stops the queue. Else it waits as any request without a slot does.
-            if not any(s.lora_request and self._adapters_fit([s]) for s in group.streams):
-                return Ruling.SKIP
-            return self._pass_over(group)
+            some = free > 0 or len(lacking) < len(_adapters_of(group.streams))
+            return self._pass_over(group) if some else Ruling.SKIP
         found = self._look_up(group)
         if not all(one.is_known for one in found.values()):
             return Ruling.SKIP
@@ -370,7 +363,8 @@ class Pass:
 
     def _begun(self) -> list[RequestGroup]:
         """Those for which slots are kept: they have begun, or others pass them."""
-        return [*self._partial.begun(), *([self._passed] if self._passed else [])]
+        begun = self._partial.begun() if self._partial else []
+        return begun if self._passed is None else [*begun, self._passed]
 
     def _sequences_fit(self, more: int) -> bool:
         """Whether so many more streams find sequence slots, besides those that are kept."""
@@ -380,21 +374,28 @@ class Pass:
         taken = len(scheduler.running) + scheduler.num_waiting_for_streaming_input
         return taken + more <= self._max_active
 
-    def _adapters_fit(self, streams: Sequence[Request], beside_partial: bool = True) -> bool:
-        """Whether the adapters of these fit besides those of all running requests. vLLM counts the
-        scheduled ones only, but a stream that is held in this step needs its slot again.
+    def _adapters_left(
+        self, streams: Sequence[Request], beside_partial: bool = True
+    ) -> tuple[set[int], int]:
+        """Which adapters of these have no slot yet, besides those of all running requests, and how
+        many slots are free. vLLM counts the scheduled ones only, but a stream that is held in this
+        step needs its slot again.
         """
-        scheduler = self._scheduler
-        if scheduler.lora_config is None or not any(each.lora_request for each in streams):
-            return True
-        for each in scheduler.running[self._num_seen :]:
-            if each.lora_request:
-                self._adapters.add(each.lora_request.lora_int_id)
-        self._num_seen = len(scheduler.running)
-        of_partial = self._begun() if beside_partial else ()
-        all_streams = (*streams, *(s for other in of_partial for s in other.streams))
-        wanted = {s.lora_request.lora_int_id for s in all_streams if s.lora_request}
-        return bool(len(self._adapters | wanted) <= scheduler.lora_config.max_loras)
+        missing = _adapters_of(streams)
+        running, lora = self._scheduler.running, self._scheduler.lora_config
+        if not missing or lora is None:
+            return set(), 0
+        if self._num_seen < len(running):
+            self._adapters |= _adapters_of(running[self._num_seen :])
+            self._num_seen = len(running)
+        taken = self._adapters
+        for other in self._begun() if beside_partial else ():
+            taken = taken | _adapters_of(other.streams)
+        return missing - taken, lora.max_loras - len(taken)
+
+    def _adapters_fit(self, streams: Sequence[Request], beside_partial: bool = True) -> bool:
+        missing, free = self._adapters_left(streams, beside_partial)
+        return len(missing) <= free
 
     # ---- what vLLM does meanwhile --------------------------------------------------------------
 
@@ -407,6 +408,10 @@ class Pass:
         # Somebody runs no more, so what was seen of those who run holds no more.
         self._adapters.clear()
         self._num_seen = 0
+
+
+def _adapters_of(streams: Iterable[Request]) -> set[int]:
+    return {each.lora_request.lora_int_id for each in streams if each.lora_request}
 
 
 def is_late(request: Request) -> bool:

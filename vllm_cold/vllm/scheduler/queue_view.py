@@ -125,17 +125,16 @@ class View(RequestQueue):  # type: ignore[misc]
 
     def __bool__(self) -> bool:
         queues = self._queues
-        while not queues.has_next() and not queues.is_over and self._queue:
+        if queues.has_next():
+            return True
+        while self._queue and not queues.is_over:
             answer = self._ask(self._queue.peek_request())
-            if answer is Ruling.STOP:
-                return False
-            if answer is Ruling.SKIP:
-                request = self.take()
-                queues.deferred.add(request)
-                self._skipped.append(request)
-            elif not queues.front:
-                return True
-        return bool(queues.front)
+            if answer is not Ruling.SKIP:
+                return answer is Ruling.START
+            request = self.take()
+            queues.deferred.add(request)
+            self._skipped.append(request)
+        return False
 
     def take(self) -> Request:
         """Take the head of vLLM's queue."""

@@ -166,7 +166,7 @@ class GroupScheduler(Scheduler):
         for each in group.streams:
             self._groups.pop(each.request_id, None)
             self._loads.streams.pop(each, None)
-        self._partial.discard(group)
+        self._partial.pop(group, None)
 
     def _retire(self, group: RequestGroup, figures: Sequence[RowStats], new: int) -> None:
         """End the amateurs that the group's rule needs no more, now that it was given ``new``
@@ -345,7 +345,7 @@ class GroupScheduler(Scheduler):
         if group.is_queued:
             return
         if any(map(self._loads.waits, group.streams)):
-            self._partial.add(group)
+            self._partial[group] = None
             return
         group.is_queued = True
         queue = self.waiting if self._pass is None else self._pass.view.waiting
