@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Amateurs with prompts, as Python programs give them: ``LLM.generate`` and ``LLM.chat``. (All ways
-of saying it: ``tests/unit/test_admission.py`` and ``tests/server/test_streams.py``.)
+"""Amateurs with prompts, as Python programs give them: ``LLM.generate`` and ``LLM.chat``. (HTTP:
+``tests/server/test_streams.py``.)
 """
 
 from pathlib import Path
@@ -13,11 +13,12 @@ from tests.docs.blocks import block
 from tests.engine.conftest import lora
 from tests.engine.streams import Texts
 from tests.naive import Group, NaiveCold, assert_same_tokens
-from tests.requests import CHAT, SYSTEM, TEXT, TOOL, USER
+from tests.requests import CHAT, REQUESTS, SYSTEM, TEXT, TOOL, USER
 
 pytestmark = pytest.mark.engine
 
 OPTIONS: dict[str, Any] = {"temperature": 0.0, "max_tokens": 12}
+GUIDE = {"alpha": 0, "beta": 1, "without": "system"}
 
 
 @pytest.fixture(scope="module")
@@ -32,8 +33,19 @@ def check(outputs: Any, model: Texts, *groups: Group) -> None:
     assert len({tuple(trace.tokens) for trace in expected}) == len(expected)
 
 
-def test_an_engine_that_guides_every_chat(make_llm: Any, tiny: Path, model: Texts) -> None:
-    llm = make_llm(additional_config={"cold": {"alpha": 0, "beta": 1, "without": "system"}})
+def test_every_request(shared_llm: Any, tiny: Path, model: Texts) -> None:
+    """In one batch, by an engine whose default is another contrast."""
+    llm = shared_llm(additional_config={"cold": GUIDE})
+    for one in REQUESTS.values():
+        params = one.python(lambda name: lora(tiny, name), ignore_eos=True, **OPTIONS)
+        enqueue = llm.enqueue_chat if isinstance(one.prompt[0], dict) else llm.enqueue
+        enqueue(one.prompt, params, lora_request=lora(tiny, one.expert), use_tqdm=False)
+    outputs = llm.wait_for_completion(use_tqdm=False)
+    check(outputs, model, *map(model.asked, REQUESTS.values()))
+
+
+def test_an_engine_that_guides_every_chat(shared_llm: Any, tiny: Path, model: Texts) -> None:
+    llm = shared_llm(additional_config={"cold": GUIDE})
     regular = SamplingParams(**OPTIONS)
     asked = [
         regular,

@@ -21,7 +21,7 @@ FILES = (
 # In every run, by their ids.
 IN_EVERY_RUN = (
     "tests/engine/test_reference.py::test_tokens_equal_the_reference[pressure-sync]",
-    "tests/engine/test_requests.py::test_features_keep_their_meaning",  # a grammar, among others
+    "tests/engine/test_requests.py::test_features_keep_their_meaning",
     "tests/engine/test_runners.py::test_the_repetition_penalty_of_a_generation_config",
     "tests/engine/test_pressure.py::test_survivors_get_what_they_get_alone[async-0]",
     "tests/engine/test_speculation.py::test_a_group_is_never_verified_apart[in small chunks]",
