@@ -17,6 +17,7 @@ from tests.asked import Prompt, asked
 from tests.naive import Amateur, Group, NaiveCold
 from tests.naive import step as naive_step
 from tests.server.conftest import Server, arguments, serve
+from tests.tiny import make_tokenizer
 from vllm_cold.settings.amateurs import Messages
 from vllm_cold.tools.contrast import Content, adapter_of, amateur_reads
 from vllm_cold.tools.errors import ToolError
@@ -175,15 +176,30 @@ def test_nothing_to_contrast_with(server: Server) -> None:
         explained(server, None, TEXT)
 
 
-def test_masks_and_sampled_tokens(server: Server) -> None:
+def ids(characters: str) -> list[int]:
+    return list(make_tokenizer().convert_tokens_to_ids([*characters]))
+
+
+# What limits a request, and the tokens that it leaves at each step.
+LIMITS: dict[str, tuple[dict[str, Any], list[list[int]]]] = {
+    "a mask": ({"allowed_token_ids": list(range(30, 60))}, [list(range(30, 60))] * 6),
+    "a grammar": (
+        {"structured_outputs": {"regex": "[a-f]{3}-[0-9]{2}"}},
+        [*[ids("abcdef")] * 3, ids("-"), *[ids("0123456789")] * 2],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LIMITS)
+def test_masks_and_sampled_tokens(name: str, server: Server) -> None:
     """No forbidden token is told, and a sampled token comes with its score."""
+    limit, left = LIMITS[name]
     body = {
         "model": "one",
         "prompt": TEXT,
         "max_tokens": 6,
         "temperature": 0.7,
         "seed": 1,
-        "allowed_token_ids": list(range(30, 60)),
         "return_token_ids": True,
         "vllm_xargs": {
             "cold_amateur": "base",
@@ -193,13 +209,16 @@ def test_masks_and_sampled_tokens(server: Server) -> None:
             "cold_explain": 40,
         },
     }
-    status, text = server.post("/v1/completions", body)
+    status, text = server.post("/v1/completions", body | limit)
     assert status == 200, text
     found = json.loads(text)
     steps = found["kv_transfer_params"]["cold"]["steps"]
     tokens = found["choices"][0]["token_ids"]
-    assert len(steps) == len(tokens) == 6
-    for step, token in zip(steps, tokens, strict=True):
-        assert sorted(step["tokens"]) == list(range(30, 60)) and token in step["tokens"]
-        assert step["candidates"] == 30 and None not in step["scores"]
+    for step, token, allowed in zip(steps, tokens, left, strict=True):
+        assert sorted(step["tokens"]) == allowed and token in allowed
+        assert step["candidates"] == len(allowed) and step["weights"] == [-1.0]
         assert step["scores"] == sorted(step["scores"], reverse=True)
+        expert, amateur = map(torch.tensor, step["logits"])
+        assert step["scores"] == pytest.approx((2 * expert - amateur).tolist(), abs=1e-4)
+        for logits, log_sum in zip((expert, amateur), step["log_sums"], strict=True):
+            assert float((logits - log_sum).exp().sum()) == pytest.approx(1, abs=1e-4)
