@@ -33,7 +33,7 @@ def runs(request: Request) -> bool:
 
 class Partial(dict[RequestGroup, None]):
     """Groups that have started and of which not all streams run, and maybe others: ``groups`` looks
-    at them. (Whether there are any is asked for each request that waits.)
+    at them. Whether there are any is asked for each request that waits.
     """
 
     def groups(self) -> list[RequestGroup]:
