@@ -50,7 +50,7 @@ def test_features_keep_their_meaning(llm: Any, tiny: Path, naive: NaiveCold) -> 
     word = run(bad_words=[llm.get_tokenizer().decode([plain[0]])])
     assert word.token_ids[0] != plain[0]
     detok = run(stop=[llm.get_tokenizer().decode([plain[3]]).strip()])
-    assert len(detok.token_ids) <= 16
+    assert list(detok.token_ids) == plain[:4]
     assert not scheduler(llm).requests
 
 

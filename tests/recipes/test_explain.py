@@ -29,20 +29,20 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def read(page: Path) -> list[dict[str, Any]]:
-    """The answers of a page."""
+    """The two answers of a page."""
     text = page.read_text(encoding="utf-8")
     found = re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.S)
     assert found
     explained = json.loads(found[1])["explanations"]
-    return [{**one, **answer} for one in explained for answer in one["answers"]]
+    answers = [{**one, **answer} for one in explained for answer in one["answers"]]
+    assert [answer["title"] for answer in answers] == ["Contrastive", "Greedy"]
+    return answers
 
 
 @pytest.mark.engine
 def test_one_prompt(folder: Path, variables: dict[str, str]) -> None:
     printed = run(block(PAGE, "prompt").rstrip() + FLOAT32, folder, variables)
-    answers = read(folder / "sorting.html")
-    assert [answer["title"] for answer in answers] == ["Contrastive", "Greedy"]
-    assert all(answer["steps"] for answer in answers)
+    assert all(answer["steps"] for answer in read(folder / "sorting.html"))
     assert "against base model, weight -0.5" in printed and "page: sorting.html" in printed
 
 
@@ -114,9 +114,7 @@ def test_the_real_model(tmp_path: Path) -> None:
     os.symlink(ROOT / "examples", tmp_path / "examples")
     printed = run(f"{block(PAGE, 'setup')}\n{block(PAGE, 'prompt')}", tmp_path, {})
     assert "expert: sorting, SmolLM2" in printed and "against base model, weight -0.5" in printed
-    answers = read(tmp_path / "sorting.html")
-    assert [answer["title"] for answer in answers] == ["Contrastive", "Greedy"]
-    for answer in answers:
+    for answer in read(tmp_path / "sorting.html"):
         text = "".join(step["text"] for step in answer["steps"])
         numbers = re.findall(r"-?\d+\.\d+", answer["pieces"][0]["text"])
         listed = ast.literal_eval(text.removesuffix("<|im_end|>"))

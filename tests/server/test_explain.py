@@ -16,6 +16,7 @@ from transformers import AutoTokenizer
 from tests.asked import Prompt, asked
 from tests.naive import Amateur, Group, NaiveCold
 from tests.naive import step as naive_step
+from tests.requests import xargs
 from tests.server.conftest import Server, arguments, serve
 from tests.tiny import make_tokenizer
 from vllm_cold.settings.amateurs import Messages
@@ -194,22 +195,9 @@ LIMITS: dict[str, tuple[dict[str, Any], list[list[int]]]] = {
 def test_masks_and_sampled_tokens(name: str, server: Server) -> None:
     """No forbidden token is told, and a sampled token comes with its score."""
     limit, left = LIMITS[name]
-    body = {
-        "model": "one",
-        "prompt": TEXT,
-        "max_tokens": 6,
-        "temperature": 0.7,
-        "seed": 1,
-        "return_token_ids": True,
-        "vllm_xargs": {
-            "cold_amateur": "base",
-            "cold_beta": 1.0,
-            "cold_alpha": 0.0,
-            "cold_expert_top_k": 1000,
-            "cold_explain": 40,
-        },
-    }
-    status, text = server.post("/v1/completions", body | limit)
+    body = {"model": "one", "prompt": TEXT, "max_tokens": 6, "temperature": 0.7, "seed": 1, **limit}
+    asked = xargs(amateur="base", beta=1.0, alpha=0.0, expert_top_k=1000, explain=40)
+    status, text = server.post("/v1/completions", {**body, **asked, "return_token_ids": True})
     assert status == 200, text
     found = json.loads(text)
     steps = found["kv_transfer_params"]["cold"]["steps"]
