@@ -13,7 +13,7 @@ import torch
 
 from vllm_cold import environment
 
-# Below "vllm." so that a server's logging shows it.
+# Here and elsewhere below "vllm.", so that a server's logging shows it.
 logger = logging.getLogger("vllm." + __name__)
 
 # csrc/cpu/library.h

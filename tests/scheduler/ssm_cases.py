@@ -136,14 +136,17 @@ def long_and_short(model: Path, is_async: bool = False) -> None:
 
 
 def amateur_that_keeps_its_hit(model: Path) -> None:
-    """An amateur finds all of its prompt but the last token, up to the end of a block, and no other
-    stream begins with that block.
+    """An amateur finds all of its prompt but the last token, up to the end of a block. Its expert
+    begins with that block, too, and its last step begins after it, within the next one: no state
+    that the amateur would find is left then.
     """
     harness = Harness(model, setup())
     harness.add([*prompt(4), 200], 1, adapter=1)
     harness.until_idle()
     amateurs = [(1, [*prompt(4), 300])]
-    harness.add(prompt(8), 3, adapter=2, cold=True, amateurs=amateurs)
+    cold = harness.add(prompt(8), 3, adapter=1, cold=True, amateurs=amateurs)
+    before = harness.steps
     harness.drain()
+    assert harness.first_step[cold] - before <= 2
     sums = [sums for report in harness.reports for _, sums in report.sums]
     assert sum(each.amateur_cached_prompt_tokens for each in sums) == 4

@@ -11,7 +11,6 @@ from typing import Any
 
 from vllm_cold import environment, hardware, patching, places
 
-# Below "vllm." so that a server's logging shows it.
 logger = logging.getLogger("vllm." + __name__)
 
 ENV = environment.LORA

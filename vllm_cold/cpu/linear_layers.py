@@ -18,7 +18,6 @@ from torch import Tensor
 from vllm_cold import environment, hardware
 from vllm_cold.cpu import linear_ops
 
-# Below "vllm." so that a server's logging shows it.
 logger = logging.getLogger("vllm." + __name__)
 
 _PACKED = "_vllm_cold_packed"  # of a weight that stays, as other layers may have it too

@@ -22,7 +22,6 @@ from vllm.model_executor.layers.fused_moe.experts.lora_experts_mixin import LoRA
 from vllm_cold.cpu import cpu_platform
 from vllm_cold.cpu.lora_fallback import add_lora, group_rows
 
-# Below "vllm." so that a server's logging shows it.
 logger = logging.getLogger("vllm." + __name__)
 
 # Packed weights [O, I] of an expert are stored as [O / n, I / g, n, g]; (n, g) of the kernels with

@@ -14,7 +14,6 @@ import torch
 from vllm_cold import environment
 from vllm_cold.ops.interface import Backend
 
-# Below "vllm." so that a server's logging shows it.
 logger = logging.getLogger("vllm." + __name__)
 
 BACKENDS = {

@@ -12,7 +12,6 @@ from vllm.config import VllmConfig
 from vllm_cold import hardware
 from vllm_cold.vllm import versions
 
-# Below "vllm." so that a server's logging shows it.
 logger = logging.getLogger("vllm." + __name__)
 
 # Options that its layers with LoRA ignore: each computes part of a layer in a class that LoRA's

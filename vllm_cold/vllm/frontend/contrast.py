@@ -136,10 +136,8 @@ class RequestContrast:
         name = asked.settings.rule
         rule = None if name is None else registry.get(name)
         # A prompt that several read is copied once.
-        with_embeds = {id(one): one for _, one in self.own if one.embeds is not None}
-        copies = {
-            key: save({"embeds": one.embeds.contiguous()}) for key, one in with_embeds.items()
-        }
+        tensors = {id(one): one.embeds for _, one in self.own if one.embeds is not None}
+        copies = {key: save({"embeds": one.contiguous()}) for key, one in tensors.items()}
         amateurs = []
         for one, weight, prompt in zip(asked.amateurs, asked.weights, self.prompts, strict=True):
             own = prompt or Prompt(None)  # None: it reads the expert's

@@ -62,6 +62,19 @@ class KVBlocks:
         """Cached tokens that are not computed again: some models replay a window of the hit."""
         return max(num_cached - getattr(self._scheduler, "prefix_replay_tokens", 0), 0)
 
+    def leaves(self, stream: Request, start: int, later: Request, found: Found) -> bool:
+        """Of a model with SSM layers: whether a stream that gets from ``start`` to its sampling
+        position leaves a block in the prefix cache that ``later``, another one, would find after,
+        or in place of, what it finds now. An SSM state at the start counts as one of it.
+        """
+        unit: int = getattr(self._scheduler, "hash_block_size", self._scheduler.block_size)
+        first = max(-(-start // unit), found.num_tokens // unit, 1)
+        last = min(stream.num_tokens, later.num_tokens - 1) // unit
+        if stream is later or later.skip_reading_prefix_cache or first > last:
+            return False
+        # A block's hash is one of all tokens up to its end.
+        return stream.block_hashes[first - 1] == later.block_hashes[first - 1]
+
     def fit(self, group: Group[Request], found: Mapping[Request, Found], promised: int = 0) -> bool:
         """Whether all streams' known tokens fit the free blocks, of which so many are ``promised``
         to others. ``found``: of its streams that hold no blocks, as far as it is known.

@@ -224,11 +224,12 @@ class Pass:
         """
         if self._split is None or max(left) == 1:
             return True
-        if found and begin_alike(group.streams):
-            return False
         for stream, tokens in zip(group.streams, left, strict=True):
             start = stream.num_tokens + stream.num_output_placeholders - tokens
             if self._split(stream, tokens, start - stream.num_computed_tokens) < tokens:
+                return False
+            start -= getattr(stream, "num_in_flight_tokens", 0)
+            if any(self._blocks.leaves(stream, start, *other) for other in found.items()):
                 return False
         return True
 
@@ -236,13 +237,14 @@ class Pass:
         """What the prefix cache, or a connector, has of the streams that hold no blocks."""
         away = [s for s in group.streams if not runs(s)]
         found = {each: self._loads.look_up(each) for each in away if not each.num_computed_tokens}
-        if self._split is not None and begin_alike(group.streams):
-            for each, one in found.items():
-                if tokens_left(each, self._blocks.restored(one.num_tokens)) == 1:
-                    # It is admitted in the step in which all sample, but not if it finds an SSM
-                    # state there that another one leaves.
-                    each.skip_reading_prefix_cache = True
-                    found[each] = self._loads.look_up(each)
+        for each, one in found.items() if self._split is not None else ():
+            if tokens_left(each, self._blocks.restored(one.num_tokens)) == 1 and any(
+                self._blocks.leaves(s, s.num_tokens - 1, each, one) for s in group.streams
+            ):
+                # It is admitted in the step in which all sample, but not if it finds an SSM state
+                # there that another one leaves.
+                each.skip_reading_prefix_cache = True
+                found[each] = self._loads.look_up(each)
         return found
 
     def _load(self, group: RequestGroup, found: Mapping[Request, Found]) -> bool:
@@ -418,11 +420,3 @@ def is_late(request: Request) -> bool:
     """Whether tokens of before its preemption are still to come."""
     stale = getattr(request, "num_stale_output_tokens", 0) > 0
     return stale and not getattr(request, "drop_stale_output", False)
-
-
-def begin_alike(streams: Sequence[Request]) -> bool:
-    """Whether some streams' prompts begin with the same block, so that one may find in the prefix
-    cache what another one leaves there.
-    """
-    first = [each.block_hashes[0] for each in streams if each.block_hashes]
-    return len(set(first)) < len(first)
