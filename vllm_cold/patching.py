@@ -128,6 +128,7 @@ class Dependency:
             ours = vars(_named(self.like))
             names |= dict.fromkeys(ours["__annotations__"])
             names |= {n: _positional(m) for n, m in ours.items() if inspect.isfunction(m)}
+            names |= {n: None for n, m in ours.items() if isinstance(m, property)}
         return names
 
     def find(self) -> tuple[Any, str, Any]:
@@ -242,6 +243,11 @@ class Hook:
     def wraps(self) -> tuple[Dependency, ...]:
         return tuple(each for each in self.dependencies if each.make is not None)
 
+    def problem_with(self, one: Dependency) -> str | None:
+        """What is wrong with one that it wraps; if it can be lost, with what it relies on, too."""
+        relied = [each for each in self.dependencies if self.lost and each.make is None]
+        return next(filter(None, (each.problem() for each in (one, *relied))), None)
+
 
 def problems(hooks: Iterable[Hook]) -> str | None:
     """What is wrong with them in this process, in one sentence without its full stop; None if
@@ -258,7 +264,7 @@ def install(hooks: Iterable[Hook]) -> None:
     Raises:
         DependencyMissing: some cannot be wrapped; names them.
     """
-    found = [(hook, each, each.problem()) for hook in hooks for each in hook.wraps if each.is_used]
+    found = [(h, each, h.problem_with(each)) for h in hooks for each in h.wraps if each.is_used]
     if missing := [said for hook, _, said in found if said is not None and not hook.lost]:
         raise DependencyMissing("; ".join(missing))
     for _, each, problem in found:  # none is wrapped if a file of ours cannot be loaded

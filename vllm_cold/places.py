@@ -294,7 +294,8 @@ TABLE = (
         Dependency("vllm.v1.request:Request",
                    has="client_index priority arrival_time status sampling_params lora_request "
                    "num_preemptions num_prompt_tokens skip_reading_prefix_cache is_prefill_chunk "
-                   "trace_headers block_hashes mm_features take_events()"),
+                   "trace_headers block_hashes mm_features take_events _block_hasher prompt_embeds "
+                   "prompt_is_token_ids cache_salt"),
         Dependency("vllm.v1.request:RequestStatus",
                    has="WAITING RUNNING PREEMPTED FINISHED_ABORTED FINISHED_ERROR"),
         Dependency("vllm.v1.engine:EngineCoreOutput",
@@ -660,8 +661,9 @@ def rows(*when: str) -> tuple[Hook, ...]:
 
 
 def since(*when: str) -> str:
-    """The release of vLLM from which on these times are supported, on any platform."""
-    return max(hook.since for hook in TABLE if hook.when in when)
+    """The release of vLLM from which on these times are supported: that of their first rows."""
+    minors = [[int(h.since.split(".")[1]) for h in TABLE if h.when == one] for one in when]
+    return f"0.{max(map(min, minors))}"
 
 
 def problem(*when: str) -> str | None:

@@ -783,7 +783,7 @@ class Harness:
     def _sizes(self) -> dict[str, int]:
         """The size of everything that the scheduler keeps, but for rings of the last steps."""
         sched = self.sched
-        kept = {**vars(sched), **vars(sched._partial), "loads": sched._loads.streams}
+        kept = {**vars(sched), "loads": sched._loads.streams}
         return {
             name: len(value)
             for name, value in kept.items()

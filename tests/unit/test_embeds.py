@@ -46,7 +46,7 @@ def encoded(tensor: Any) -> str:
     return base64.b64encode(file.getvalue()).decode()
 
 
-SHAPE = "must be floating-point numbers of shape [1 or more tokens, 64]"
+SHAPE = "must be float16 or bfloat16 or float32 or float64 of shape [1 or more tokens, 64]"
 MASK = [True, False, True, False, False]
 IDS = {"prompt_token_ids": [5, 6], "prompt_is_token_ids": [True, False]}
 BOTH = {"prompt_embeds": rows(2), **IDS}
@@ -209,6 +209,7 @@ def test_chats_with_embeddings_in_them(front: Front) -> None:
     [
         (torch.zeros(2, 63), {}, f"'torch.float32[2, 63]': {SHAPE}"),
         (torch.zeros(2, 64, dtype=torch.int64), {}, f"'torch.int64[2, 64]': {SHAPE}"),
+        (rows(2).to(torch.float8_e4m3fn), {}, f"'torch.float8_e4m3fn[2, 64]': {SHAPE}"),
         (torch.zeros(0, 64), {}, f"'torch.float32[0, 64]': {SHAPE}"),
         (rows(3), IDS, "must have prompt_token_ids and prompt_is_token_ids of its 3 tokens"),
         (rows(2), {"prompt_token_ids": [5, 6]}, "of its 2 tokens, or neither"),

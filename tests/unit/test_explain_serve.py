@@ -183,7 +183,7 @@ def test_a_chat_with_context(upstream: tuple[str, MadeUp]) -> None:
         ),
         ({"adapter": "nobody"}, "--adapter=nobody: no such adapter on the server (loaded: "),
         ({"adapter": "", "preset": ""}, "--prompt: nothing to contrast with, as the amateur"),
-        ({"max_tokens": 0}, "--max-tokens=0: must be >= 1"),
+        ({"max_tokens": 0}, "max_tokens: Input should be greater than or equal to 1"),
         ({"preset": "cad", "chat": True}, "--preset=cad: leaves tool out of a chat"),
         ({"more": 1}, "more: Extra inputs are not permitted"),
     ],

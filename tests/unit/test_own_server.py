@@ -135,8 +135,7 @@ def test_what_is_served(fake: Path) -> None:
         (
             "ValueError: Available memory is less than desired CPU memory utilization (0.9)",
             "ValueError: Available memory is less than desired CPU memory utilization (0.9) "
-            "(change --gpu-memory-utilization, or on a CPU set VLLM_CPU_KVCACHE_SPACE to the GiB "
-            "that the KV cache may have, such as 4)",
+            "(change --gpu-memory-utilization, or on a CPU VLLM_CPU_KVCACHE_SPACE, in GiB)",
         ),
         ("killed", "status 1; the end of its log is above"),
     ],

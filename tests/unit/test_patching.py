@@ -253,6 +253,25 @@ def test_what_can_be_lost_is_warned_of_where_it_is_used(
     assert said == f"vllm-cold: LoRA is slow, as {NAME}.Owner.gone is gone."
 
 
+def test_what_can_be_lost_is_lost_with_what_it_relies_on(
+    module: Any, logged: list[logging.LogRecord]
+) -> None:
+    """The file with its maker may import that."""
+    unlike = Dependency(f"{NAME}:Owner.plain", "maker_of_a_file_that_would_not_load")
+    kept = Dependency(f"{NAME}:Owner.static", loud, kind=staticmethod)
+    relied = Dependency(f"{NAME}:Owner", has="gone")
+    patching.install([row("", unlike, relied, lost="LoRA is slow"), row("", kept)])
+    assert module.Owner().plain(1) == "plain 1 0" and "<" in module.Owner.static(1)
+    assert f"as {NAME}.Owner has no gone any more" in logged[0].getMessage()
+
+
+def test_files_of_ours_are_loaded_before_one_is_wrapped(module: Any) -> None:
+    lost = Dependency(f"{NAME}:Owner.static", "no_such_maker", kind=staticmethod)
+    with pytest.raises((ImportError, AttributeError)):
+        patching.install([row("", place("Owner.plain")), row("", lost)])
+    assert module.Owner().plain(1) == "plain 1 0"
+
+
 def test_a_place_that_has_moved_is_found_where_it_was(module: Any) -> None:
     for where in ("a_module_of_no_vllm:Owner.plain", "a_module.below:Owner.plain"):
         moved = Dependency(where, loud, "x", before=f"{NAME}:Owner.plain")
@@ -296,7 +315,7 @@ def undecided(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(active, "is_loaded", True)
     monkeypatch.setattr(active, "unavailable", None)
     monkeypatch.setattr(availability, "_verified", False)
-    monkeypatch.setattr(refusal, "install", lambda reason: None)
+    monkeypatch.setattr(refusal, "install", lambda: None)
 
 
 def test_the_first_reason_stays(

@@ -38,7 +38,7 @@ from vllm_cold.errors import ColdError
 from vllm_cold.group import results
 from vllm_cold.group.stream import from_extra_args
 from vllm_cold.vllm import versions
-from vllm_cold.vllm.frontend import serving
+from vllm_cold.vllm.frontend import errors, serving
 from vllm_cold.vllm.frontend.intake import FRONT_END
 
 pytestmark = pytest.mark.unit
@@ -81,6 +81,13 @@ def test_what_is_refused(wrong: dict[str, Any], message: str, online: Online) ->
         online.answer(wrong)
     assert type(caught.value).__name__ == "ColdRequestError"
     str(caught.value).encode()  # HTTP sends it
+
+
+def test_a_vllm_without_its_class_of_errors_still_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr("vllm.exceptions.VLLMValidationError")
+    monkeypatch.setattr(errors, "_request_error", errors._request_error.__wrapped__)
+    with pytest.raises(ValueError, match="unavailable, as"), errors.refusals():
+        raise ValueError("unavailable, as it has no VLLMValidationError")
 
 
 def test_errors_show_the_beginning_of_what_is_deep_or_long(online: Online) -> None:

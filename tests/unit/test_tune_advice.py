@@ -90,6 +90,7 @@ def test_the_line_says_what_was_measured() -> None:
     adapters = [
         Adapter("sql", "/data/it's here/sql", 16),
         Adapter("chat", "/data/a=b,c/chat", 16),
+        Adapter("-v2", "/data/-v2", 16),
     ]
     engine = {
         **engine_arguments(adapters),

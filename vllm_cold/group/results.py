@@ -16,7 +16,6 @@ NOT_THE_SAME_DRAFTS = (
     "vllm-cold: the streams of this request verified different drafts; the result would be wrong. "
     "Switch speculative decoding off, and please report this with the engine's log."
 )
-
 RULE_HAS_NO_WEIGHTS = (
     "vllm-cold: the rule of this request failed, or gave weights that are no numbers; the engine's "
     "log has the rule's error."

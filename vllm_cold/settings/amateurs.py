@@ -282,13 +282,9 @@ class AmateurSpec(msgspec.Struct):
     lora: Any = None
     lenient: bool = False
 
-    def refused(self, problem: str) -> ColdError:
-        """The error that says what is wrong with its prompt."""
-        return ColdError(self.prompt_field, self.source and self.source.value, problem)
-
-    def cannot(self, problem: str) -> CannotLeaveOut:
-        """The error that says why there is no prompt for it here."""
-        return CannotLeaveOut(self.prompt_field, self.source and self.source.value, problem)
+    def refused(self, problem: str, kind: type[ColdError] = ColdError) -> ColdError:
+        """The error that says what is wrong with its prompt, or why there is none."""
+        return kind(self.prompt_field, self.source and self.source.value, problem)
 
 
 def read_source(prompt: object, without: Any, images: object) -> Source | None:

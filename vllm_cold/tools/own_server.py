@@ -25,10 +25,7 @@ from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.server import Server
 
 _HOST = "127.0.0.1"
-_SPACE = (
-    " (change --gpu-memory-utilization, or on a CPU set VLLM_CPU_KVCACHE_SPACE to the GiB that the "
-    "KV cache may have, such as 4)"
-)
+_SPACE = " (change --gpu-memory-utilization, or on a CPU VLLM_CPU_KVCACHE_SPACE, in GiB)"
 _LOG_LINES = 100  # an engine's error may stand far above its server's
 _PATIENCE = 20.0  # seconds until a server that does not end is killed
 # pydantic writes an error's reason into a line of its own.

@@ -116,4 +116,4 @@ def give_up(what: str) -> None:
         "vllm-cold: contrastive decoding is unavailable; vLLM runs as without it. Reason: %s",
         active.unavailable,
     )
-    refusal.install(active.unavailable)
+    refusal.install()

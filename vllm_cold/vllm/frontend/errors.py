@@ -20,12 +20,11 @@ def refusals() -> Iterator[None]:
 
 @cache
 def _request_error() -> type[Exception]:
-    from vllm.exceptions import VLLMValidationError
+    from vllm import exceptions
 
-    class ColdRequestError(VLLMValidationError, ValueError):  # type: ignore[misc]
-        """A request that vllm-cold refuses."""
-
-    return ColdRequestError
+    # Also where vLLM lacks it: then requests are told why there is no contrastive decoding.
+    kind = getattr(exceptions, "VLLMValidationError", ValueError)
+    return type("ColdRequestError", tuple(dict.fromkeys((kind, ValueError))), {})
 
 
 @cache

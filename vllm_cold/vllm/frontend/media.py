@@ -14,7 +14,7 @@ from vllm.config import VllmConfig
 
 from vllm_cold import places
 from vllm_cold.patching import in_form_of, result_of
-from vllm_cold.settings.amateurs import AmateurSpec, Distorted
+from vllm_cold.settings.amateurs import AmateurSpec, CannotLeaveOut, Distorted
 from vllm_cold.vllm import versions
 
 REFUSED = "vllm-cold does not support prompts with media here: "
@@ -107,21 +107,24 @@ def distorted(image: Any, one: AmateurSpec, most_megapixels: float) -> Any:
 
     assert isinstance(one.source, Distorted)
     if image is None:
-        raise one.cannot("an image of the prompt is known by its uuid alone; send the image")
+        problem = "an image of the prompt is known by its uuid alone; send the image"
+        raise one.refused(problem, CannotLeaveOut)
     if isinstance(image, MediaWithBytes):
         image = image.media
     if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3:
         image = Image.fromarray(image)
     if not isinstance(image, Image.Image):
-        raise one.cannot(
+        raise one.refused(
             f"an image of the prompt is a {type(image).__name__}; send it as a PIL image or a URL, "
-            "or say what the amateur reads"
+            "or say what the amateur reads",
+            CannotLeaveOut,
         )
     if (megapixels := image.width * image.height / 1e6) > most_megapixels:
-        raise one.cannot(
+        raise one.refused(
             f"an image of the prompt has {megapixels:.1f} megapixels, and at most "
             f"{most_megapixels:g} are distorted here; send a smaller one, or start the engine with "
-            "a larger max_megapixels (--cold-max-megapixels)"
+            "a larger max_megapixels (--cold-max-megapixels)",
+            CannotLeaveOut,
         )
     # As vLLM reads the expert's: upright, on white.
     picture = convert_image_mode(normalize_image(image), "RGB")

@@ -12,6 +12,7 @@ from vllm_cold.errors import ColdError
 from vllm_cold.patching import in_form_of, result_of
 from vllm_cold.settings.amateurs import (
     AmateurSpec,
+    CannotLeaveOut,
     Distorted,
     Embeds,
     Without,
@@ -23,7 +24,7 @@ from vllm_cold.vllm.frontend.config import is_configured
 # Keys in what vLLM makes of a prompt.
 _SOURCE = "cold_prompt_source"
 _CONTRAST = "cold_contrast"
-_DTYPES = ("torch.float16", "torch.bfloat16", "torch.float32", "torch.float64")  # of embeddings
+_DTYPES = ("float16", "bfloat16", "float32", "float64")  # of embeddings
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +63,7 @@ class PromptSource:
         if isinstance(one.source, Without):
             one.source.of(one.prompt_field, self.messages, one.lenient)
         elif isinstance(one.source, Distorted) and not self.has_images:
-            raise one.cannot("the prompt has no image")
+            raise one.refused("the prompt has no image", CannotLeaveOut)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,8 +127,9 @@ class Prompt:
             return None
         hidden = model_config.get_inputs_embeds_size()
         rows, columns = self.embeds.shape
-        if not (rows and columns == hidden and str(self.embeds.dtype) in _DTYPES):
-            return f"must be floating-point numbers of shape [1 or more tokens, {hidden}]"
+        dtype = str(self.embeds.dtype).removeprefix("torch.")
+        if not (rows and columns == hidden and dtype in _DTYPES):
+            return f"must be {' or '.join(_DTYPES)} of shape [1 or more tokens, {hidden}]"
         if self.ids is self.is_token_ids is None:
             return None
         lengths = [None if each is None else len(each) for each in (self.ids, self.is_token_ids)]

@@ -5,17 +5,13 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from vllm_cold import patching, places
+from vllm_cold import active, patching, places
 from vllm_cold.settings.arguments import parse_engine_defaults, parse_request_args
 from vllm_cold.vllm.frontend.errors import refusals
 
-_reason = ""
 
-
-def install(reason: str) -> None:
-    """Tell from now on ``reason``, why contrastive decoding is unavailable."""
-    global _reason
-    _reason = reason
+def install() -> None:
+    """Tell from now on why contrastive decoding is unavailable."""
     patching.install(places.rows(places.NO_COLD))
 
 
@@ -23,7 +19,7 @@ def _make_verify(original: Callable[..., None]) -> Callable[..., None]:
     def verify(self: Any, *args: Any, **kwargs: Any) -> None:
         with refusals():
             if parse_request_args(self.extra_args).enabled:
-                raise ValueError(f"Contrastive decoding is unavailable: {_reason}")
+                raise ValueError(f"Contrastive decoding is unavailable: {active.unavailable}")
         original(self, *args, **kwargs)
 
     return verify
@@ -37,7 +33,9 @@ def _make_parse(original: Callable[..., Any]) -> Callable[..., Any]:
             name = name.replace("_", "-")
             chosen = name == "--sampler" and (value if assigned else following) == "cold"
             if chosen or name.startswith("--cold-"):
-                self.error(f"argument {name}: contrastive decoding is unavailable: {_reason}")
+                self.error(
+                    f"argument {name}: contrastive decoding is unavailable: {active.unavailable}"
+                )
         return original(self, args, *further, **kwargs)
 
     return parse_known_args
@@ -51,7 +49,7 @@ def _make_post_init(original: Callable[..., None]) -> Callable[..., None]:
         if parse_engine_defaults(cold).enabled:
             raise ValueError(
                 "Contrastive decoding is this engine's default sampler, but it is unavailable: "
-                f"{_reason}"
+                f"{active.unavailable}"
             )
 
     return __post_init__

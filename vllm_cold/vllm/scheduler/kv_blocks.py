@@ -5,7 +5,7 @@
 
 import inspect
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from vllm.v1.request import RequestStatus
 
@@ -67,7 +67,7 @@ class KVBlocks:
         position leaves a block in the prefix cache that ``later``, another one, would find after,
         or in place of, what it finds now. An SSM state at the start counts as one of it.
         """
-        unit: int = getattr(self._scheduler, "hash_block_size", self._scheduler.block_size)
+        unit: int = cast(Any, self._scheduler).hash_block_size  # not in 0.23
         first = max(-(-start // unit), found.num_tokens // unit, 1)
         last = min(stream.num_tokens, later.num_tokens - 1) // unit
         if stream is later or later.skip_reading_prefix_cache or first > last:
