@@ -37,9 +37,7 @@ EVERYWHERE = {
 }
 # Of tests/unit/test_drafts_v1.py: by vLLM's samplers, which on CPU are in C++.
 _SAMPLED = (
-    "greedy_verifies_what_the_plain_sampler_gives",
-    "a_candidate_alone_is_what_a_random_request_gets",
-    "random_tokens_have_the_scores_probabilities",
+    "greedy_verifies_what_the_sampler_gives",
     "requests_without_a_group_are_vllms",
     "vllms_processors_for_drafts_are_applied_once",
 )

@@ -259,8 +259,10 @@ class GroupScheduler(Scheduler):
         )
         throttled = holds_prompts(self, throttle)
         if self.pause_state == PauseState.PAUSED_NEW:
+            # Who was loaded goes on: vLLM admits those in a pause, too, since 0.32.
+            for stream in self._loads.holding() if versions.is_before("0.32") else ():
+                self._begin_anew(self._groups[stream.request_id])
             for group in self._partial.groups():  # it must not hold what it cannot use
-                # Who was loaded goes on: vLLM admits those in a pause, too.
                 if not any(map(self._loads.waits, group.streams)):
                     self._preempt_all(group)
         assert self._blocks is not None
