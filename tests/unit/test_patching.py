@@ -93,6 +93,13 @@ class Unlike(Like):
     gone: int
 
 
+class UnlikeProperty:
+    waiting: int
+
+    @property
+    def lost(self) -> int: ...
+
+
 class UnlikeMethod:
     waiting: int
 
@@ -108,7 +115,7 @@ def function(x: int) -> str:
 def module(monkeypatch: pytest.MonkeyPatch) -> Any:
     """The classes above in a module, of which those that are wrapped are copies."""
     made: Any = types.ModuleType(NAME)
-    for cls in (Base, Interface, Colour, Row, Struct, Like, Unlike, UnlikeMethod):
+    for cls in (Base, Interface, Colour, Row, Struct, Like, Unlike, UnlikeProperty, UnlikeMethod):
         setattr(made, cls.__name__, cls)
     made.Owner = type("Owner", (Base,), {k: v for k, v in vars(Owner).items() if k[:2] != "__"})
     made.Child = type("Child", (made.Owner,), {})
@@ -165,6 +172,7 @@ def relied_on(path: str, **what: Any) -> Dependency:
         (relied_on("Owner", has="running gone waiting"), ".Owner has no gone any more"),
         (relied_on("Owner", like=f"{NAME}:Like"), None),
         (relied_on("Owner", like=f"{NAME}:Unlike"), ".Owner has no gone any more"),
+        (relied_on("Owner", like=f"{NAME}:UnlikeProperty"), ".Owner has no lost any more"),
         (relied_on("Owner", like=f"{NAME}:UnlikeMethod"), ".Owner.plain takes (x), not (y)"),
         (relied_on("Owner.score", uses="mask penalties"), None),
         (relied_on("Owner.score", uses="penalties mask"),
@@ -263,6 +271,11 @@ def test_what_can_be_lost_is_lost_with_what_it_relies_on(
     patching.install([row("", unlike, relied, lost="LoRA is slow"), row("", kept)])
     assert module.Owner().plain(1) == "plain 1 0" and "<" in module.Owner.static(1)
     assert f"as {NAME}.Owner has no gone any more" in logged[0].getMessage()
+
+
+def test_a_time_is_supported_since_its_first_rows() -> None:
+    assert places.since(places.FRONT_END) == "0.23"  # some of its rows came later
+    assert places.since(places.FRONT_END, places.SSM) == "0.32"
 
 
 def test_files_of_ours_are_loaded_before_one_is_wrapped(module: Any) -> None:
