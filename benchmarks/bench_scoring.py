@@ -38,8 +38,7 @@ from benchmarks.rounds import (
     table,
 )
 from tests.ops.conformance import Case, check_dense, make_case
-from vllm_cold import cpu_library
-from vllm_cold.ops import registry
+from vllm_cold.ops import backend_registry, cpu_library
 from vllm_cold.ops.interface import Backend, Groups
 
 FORMS = ("dense", "inplace")
@@ -276,9 +275,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--check-only", action="store_true", help="compare, measure nothing")
     options = parser.parse_args(arguments)
     device = torch.device(options.device)
-    ours = registry.choose(device, options.backend)
-    backends = {ours: registry.load(ours)}
-    backends[EAGER] = registry.load("torch")
+    ours = backend_registry.choose(device, options.backend)
+    backends = {ours: backend_registry.load(ours)}
+    backends[EAGER] = backend_registry.load("torch")
     if not options.no_compile and not options.check_only:
         backends[COMPILED] = compiled(backends[EAGER])
     print(describe(device, ours))

@@ -113,9 +113,9 @@ class OnDevice:
     """A backend of scoring, with tensors that come from the CPU and go back there."""
 
     def __init__(self, device: str) -> None:
-        from vllm_cold.ops import registry
+        from vllm_cold.ops import backend_registry
 
-        self._device, self._backend = device, registry.load(BACKENDS[device])
+        self._device, self._backend = device, backend_registry.load(BACKENDS[device])
 
     def scores(self, logits: Any, groups: Any, out: Any, statistics: Any) -> None:
         """As of a ``Backend``."""

@@ -119,7 +119,7 @@ def load() -> str:
 
 def machine() -> str:
     """Versions and processor."""
-    from vllm_cold.vllm.versions import vllm_version
+    from vllm_cold.compat.versions import vllm_version
 
     names = ("vllm-cold", "torch", "transformers", "peft")
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names)

@@ -3,14 +3,14 @@
 
 from pathlib import Path
 
-from vllm_cold import places
-from vllm_cold.patching import Dependency, Hook
+from vllm_cold.compat import places
+from vllm_cold.compat.patching import Dependency, Hook
 
 PAGE = Path(__file__).parent / "reference" / "places.md"
 _HEAD = """# What it hooks in vLLM
 
-Made from `vllm_cold/places.py`, which the plugin, `vllm-cold doctor` and the tests read, by `python
--m docs.places`. Where vLLM lacks a place, contrastive decoding is unavailable in that engine and
+Made from `vllm_cold/compat/places.py`, which the plugin, `vllm-cold doctor` and the tests read,
+by `python -m docs.places`. Where vLLM lacks a place, contrastive decoding is unavailable there and
 says which one it is, or does without as the row says. What would let most of it go: [for vLLM's
 maintainers](../for-vllm.md).
 """

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
-from vllm_cold.tools.errors import ToolError
+from vllm_cold.tools.command_error import ToolError
 
 _SPACE = "set VLLM_CPU_KVCACHE_SPACE to the GiB that the KV cache may have, such as 4"
 _TERSE = (AssertionError, ImportError, KeyError)  # their texts are no sentences

@@ -130,7 +130,7 @@ def check_kernels(wheel: Path, machine: str) -> None:
         if machine == os.uname().machine:
             code = (
                 "import sys, pytest; from pathlib import Path; "
-                "from vllm_cold import cpu_library; "
+                "from vllm_cold.ops import cpu_library; "
                 f"built = cpu_library.best_isa(); cpu_library.library.cache_clear(); "
                 f"cpu_library.PATH = Path({str(library)!r}); "
                 "assert cpu_library.best_isa() == built, 'another instruction set'; "

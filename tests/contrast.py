@@ -12,9 +12,9 @@ from vllm.sampling_params import SamplingParams
 
 from tests import naive_rules
 from tests.formula import group_scores
-from vllm_cold.group.stream import AmateurStream, Stream
 from vllm_cold.rules import registry
 from vllm_cold.settings.table import DEFAULT_BETA, ColdSettings
+from vllm_cold.wire.stream import AmateurStream, Stream
 
 
 @dataclass(frozen=True)

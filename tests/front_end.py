@@ -18,10 +18,10 @@ from vllm.renderers.inputs.preprocess import prompt_to_seq
 
 from tests.places import wrapped
 from tests.requests import ids, xargs
-from vllm_cold import patching, places
-from vllm_cold.group.stream import Stream, from_extra_args
-from vllm_cold.vllm.frontend import serving
-from vllm_cold.vllm.frontend.intake import FRONT_END
+from vllm_cold.compat import patching, places
+from vllm_cold.frontend import serving
+from vllm_cold.frontend.intake import FRONT_END
+from vllm_cold.wire.stream import Stream, from_extra_args
 
 MAX_LEN = 64
 ONE, TWO, THREE = (

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from vllm_cold import places
-from vllm_cold.patching import Dependency, Hook
+from vllm_cold.compat import places
+from vllm_cold.compat.patching import Dependency, Hook
 
 
 def wrapped(name: str) -> Dependency:

@@ -9,8 +9,8 @@ plugin entry points. Importing this package imports neither vLLM nor torch.
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vllm_cold.params import Amateur, ColdParams
     from vllm_cold.settings.images import Blur, Noise
-    from vllm_cold.settings.params import Amateur, ColdParams
 
 __version__ = "0.1.0"
 __all__ = ["Amateur", "Blur", "ColdParams", "Noise", "__version__"]
@@ -18,7 +18,7 @@ __all__ = ["Amateur", "Blur", "ColdParams", "Noise", "__version__"]
 
 def __getattr__(name: str) -> Any:
     if name in ("Amateur", "ColdParams"):
-        from vllm_cold.settings import params
+        from vllm_cold import params
 
         return getattr(params, name)
     if name in ("Blur", "Noise"):

@@ -12,8 +12,7 @@ it. It never raises: vLLM calls plugins unguarded.
 import logging
 from typing import Any
 
-from vllm_cold import environment, patching, places
-from vllm_cold.vllm import availability
+from vllm_cold.compat import availability, environment, patching, places
 
 logger = logging.getLogger("vllm." + __name__)
 

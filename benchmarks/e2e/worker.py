@@ -115,7 +115,7 @@ class Engine:
 
         scheduler = type(self.core.scheduler).__module__
         wrapper = current_platform.get_punica_wrapper()
-        plugin = sys.modules.get("vllm_cold.vllm.availability")
+        plugin = sys.modules.get("vllm_cold.compat.availability")
         if with_plugin:
             if plugin is None:
                 raise RuntimeError("vLLM did not load the plugin: is vllm-cold installed?")

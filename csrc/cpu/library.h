@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // What the CPU library's C interfaces (scoring.h, lora.h) have in common.
 //
-// The library needs neither Python nor torch to be built or loaded: vllm_cold/cpu_library.py loads it
+// The library needs neither Python nor torch to be built or loaded: vllm_cold/ops/cpu_library.py loads it
 // through ctypes, and tensors come as addresses, so one build serves every release of both. Its one
 // requirement is an OpenMP runtime with GNU's interface (GOMP_parallel), which torch brings.
 #pragma once

@@ -18,7 +18,7 @@ from rich.spinner import Spinner
 from examples.demo import ADAPTERS, adapted, documents, instructions, page, quiet
 from examples.engine import start_llm
 from vllm_cold.tools.adapters import engine_arguments, read_adapters
-from vllm_cold.tools.errors import ToolError
+from vllm_cold.tools.command_error import ToolError
 
 FOLDER = Path("results")
 NEEDED_GIB = 3.0  # an engine and its KV cache

@@ -31,7 +31,7 @@ def write_page(llm: Any, model: str, case: Case, file: Path) -> None:
     from vllm_cold.settings.amateurs import Messages
     from vllm_cold.tools.explain import collect, page
     from vllm_cold.tools.explain.account import LISTED, make_answer
-    from vllm_cold.tools.explain.prompts import ask
+    from vllm_cold.tools.explain.explain_prompts import ask
 
     asked = ask(
         Messages(case.messages),

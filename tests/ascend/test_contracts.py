@@ -2,7 +2,7 @@
 """vllm-ascend's source against what the package expects of it."""
 
 from tests.contracts.source import find
-from vllm_cold import patching, places
+from vllm_cold.compat import patching, places
 from vllm_cold.npu import npu_platform
 
 _PUNICA = "vllm_ascend.lora.punica_npu:PunicaWrapperNPU"

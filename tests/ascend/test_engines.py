@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from vllm_cold.vllm.frontend.config import is_configured, unsupported
+from vllm_cold.compat.engine import is_configured
+from vllm_cold.frontend.support import unsupported
 
 ROOT = Path(__file__).parents[2]
 
@@ -56,7 +57,7 @@ def test_options_of_vllm_ascend(
 def test_full_graphs_are_warned_of(
     make_engine: Any, options: dict[str, Any], said: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    logger = "vllm.vllm_cold.vllm.frontend.ascend"
+    logger = "vllm.vllm_cold.frontend.ascend"
     caplog.set_level(logging.WARNING, logger)
     logging.getLogger(logger).addHandler(caplog.handler)
     make_engine(**options)

@@ -13,7 +13,7 @@ import torch
 from vllm_ascend.patch.platform.patch_balance_schedule import BalanceScheduler
 
 from tests.scheduler.harness import Harness, Setup
-from vllm_cold.vllm.scheduler.scheduler import ColdAsyncScheduler, ColdScheduler
+from vllm_cold.scheduler.scheduler import ColdAsyncScheduler, ColdScheduler
 
 both = pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from vllm_cold.patching import original_of
-from vllm_cold.vllm import versions
+from vllm_cold.compat import versions
+from vllm_cold.compat.patching import original_of
 
 
 def find(where: str) -> Any:

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from tests.contracts.source import contains, find, in_order, parameters, since, source_of
+from vllm_cold.compat import versions
 from vllm_cold.cpu.cpu_platform import STOCK
-from vllm_cold.vllm import versions
 
 pytestmark = pytest.mark.unit
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Configuration and front ends: what goes wrong without a word. The rest of what is relied on there
-stands in the table (``vllm_cold.places``), or a server of the tests would not answer.
+stands in the table (``vllm_cold.compat.places``), or a server of the tests would not answer.
 """
 
 import inspect

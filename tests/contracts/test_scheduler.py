@@ -15,10 +15,10 @@ import pytest
 
 from tests.contracts.source import find, set_in_init, since, source_of
 from tests.scheduler.harness import Asked, make_hasher, make_request
-from vllm_cold.group.lockstep import Tokens
-from vllm_cold.vllm.scheduler import interface
-from vllm_cold.vllm.scheduler.amateurs import _EXPERTS_ALONE
-from vllm_cold.vllm.scheduler.passes import Pass
+from vllm_cold.scheduler import vllm_scheduler
+from vllm_cold.scheduler.amateur_requests import _EXPERTS_ALONE
+from vllm_cold.scheduler.lockstep import Tokens
+from vllm_cold.scheduler.passes import Pass
 
 pytestmark = pytest.mark.unit
 
@@ -34,7 +34,7 @@ def scheduler() -> Any:
 def test_what_is_used_is_there() -> None:
     """What ``interface`` says of a request; the rest stands in the table."""
     request = make_request("r", Asked([1, 2], 3), make_hasher(4), 0.0)
-    for stated in (interface.Request, Tokens):
+    for stated in (vllm_scheduler.Request, Tokens):
         of_methods = {name for name in vars(stated) if not name.startswith("_")}
         for name in of_methods | set(stated.__annotations__):
             # Models with SSM layers are not for 0.23.
@@ -113,7 +113,7 @@ def test_the_encoders_cache_is_counted_as_is_known() -> None:
     from vllm.multimodal.inputs import MultiModalFeatureSpec, PlaceholderRange
     from vllm.v1.core.encoder_cache_manager import EncoderCacheManager
 
-    from vllm_cold.vllm.scheduler.encoder import EncoderInputs
+    from vllm_cold.scheduler.encoder_inputs import EncoderInputs
 
     def with_images(request_id: str, *names: str) -> Any:
         request = make_request(request_id, Asked([1, 2, 3], 4), make_hasher(4), 0.0)

@@ -13,13 +13,7 @@ import pytest
 
 from tests.docs.blocks import block, story
 from tests.naive import NaiveCold
-from vllm_cold.vllm.frontend.metrics import (
-    CANDIDATE_BUCKETS,
-    COUNTERS,
-    GAUGES,
-    HISTOGRAMS,
-    PREFIX,
-)
+from vllm_cold.frontend.metrics import CANDIDATE_BUCKETS, COUNTERS, GAUGES, HISTOGRAMS, PREFIX
 
 ADAPTERS = {"sql": "one", "chat": "two"}  # of the pages, and of the tiny model
 

@@ -7,7 +7,7 @@ import pytest
 
 from docs import places as page
 from tests.docs.blocks import ROOT
-from vllm_cold import places
+from vllm_cold.compat import places
 
 pytestmark = pytest.mark.unit
 

@@ -7,7 +7,7 @@ import pytest
 
 from tests.docs.blocks import ROOT
 from tests.upstream.versions import RELEASES
-from vllm_cold.vllm.versions import RANGE, VALIDATED, minor
+from vllm_cold.compat.versions import RANGE, VALIDATED, minor
 
 pytestmark = pytest.mark.unit
 

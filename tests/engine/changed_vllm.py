@@ -44,7 +44,7 @@ def run(
 
 def lose(where: str) -> None:
     """To the package, vLLM has not this place; vLLM itself is whole, and goes on using it."""
-    from vllm_cold.patching import Dependency
+    from vllm_cold.compat.patching import Dependency
 
     look = Dependency.problem
 
@@ -74,7 +74,7 @@ def _lora(tiny: Path) -> LoRARequest:
 
 
 def _reason() -> str | None:
-    from vllm_cold import active
+    from vllm_cold.compat import active
 
     return active.unavailable
 

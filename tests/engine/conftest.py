@@ -32,7 +32,7 @@ def allow_async_scheduling(patch: pytest.MonkeyPatch) -> None:
     """
     from vllm.platforms.cpu import CpuPlatform
 
-    from vllm_cold import patching, places
+    from vllm_cold.compat import patching, places
 
     # Now, or it would be undone together with the patch.
     patching.install(places.rows(places.PLATFORM))
@@ -97,7 +97,7 @@ class Pool:
         from vllm import LLM, envs
         from vllm.distributed import parallel_state
 
-        from vllm_cold.vllm.frontend.config import uses_v2_runner
+        from vllm_cold.compat.engine import uses_v2_runner
 
         leave_imports_alone()
         self._forget_the_dead()  # before an engine of other processes, which ends nothing here

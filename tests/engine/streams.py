@@ -14,7 +14,7 @@ from typing import Any
 from tests.engine.conftest import lora
 from tests.naive import Amateur, Group, NaiveCold, Trace
 from tests.requests import ids
-from vllm_cold.group.results import steps_in
+from vllm_cold.wire.transfer_params import steps_in
 
 MAX_TOKENS = 12
 LONGEST = 1025  # of the prompts in ``make_groups``

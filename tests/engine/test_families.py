@@ -19,7 +19,7 @@ from tests.engine.families import FAMILIES, GROUPS, RANK
 from tests.engine.pressure import preempted_pairs
 from tests.engine.streams import decode
 from tests.naive import Group, Trace, assert_same_tokens
-from vllm_cold.vllm import versions
+from vllm_cold.compat import versions
 
 pytestmark = pytest.mark.engine
 

@@ -30,7 +30,7 @@ from tests.engine.media import (
 from tests.engine.pressure import assert_idle, preempted_pairs, some
 from tests.engine.streams import Job, generate, tokens_of
 from tests.naive import Trace, assert_same_tokens
-from vllm_cold.group.drafting import DraftController
+from vllm_cold.scheduler.drafting import DraftController
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
 

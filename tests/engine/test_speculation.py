@@ -21,8 +21,8 @@ from tests.engine.streams import decode, generate, short_groups
 from tests.engine.test_features_under_pressure import BARE, FEATURES, UNCHANGED
 from tests.engine.test_reference import CONFIGURATIONS
 from tests.naive import NaiveCold, Trace, assert_same_tokens
-from vllm_cold.group.drafting import DraftController
 from vllm_cold.rules import registry
+from vllm_cold.scheduler.drafting import DraftController
 
 __all__ = ["engines"]
 
@@ -226,9 +226,9 @@ def test_a_seed_reproduces_its_answers(drafter: Drafters, make_llm: Any, tiny: P
 
 def spoil(what: str, runner: str, patch: pytest.MonkeyPatch) -> None:
     """Take a part away that keeps a group's rows together, or gives them the same drafts."""
-    from vllm_cold.group.rows import GroupRows
-    from vllm_cold.vllm.worker import drafts_v2
-    from vllm_cold.vllm.worker.processor_v1 import ColdLogitsProcessorV1
+    from vllm_cold.worker import drafts_v2
+    from vllm_cold.worker.group_rows import GroupRows
+    from vllm_cold.worker.processor_v1 import ColdLogitsProcessorV1
 
     if what == "amateurs have other drafts":
         tell = GroupRows.tell_amateurs

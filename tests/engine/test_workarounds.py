@@ -20,8 +20,8 @@ TOKENS = 24
 @pytest.fixture
 def stock(monkeypatch: pytest.MonkeyPatch) -> None:
     """Places are as in a process that has had no engine yet."""
-    from vllm_cold import places
-    from vllm_cold.patching import original_of
+    from vllm_cold.compat import places
+    from vllm_cold.compat.patching import original_of
 
     for hook in places.rows(places.WORKAROUNDS, places.EMBEDS):
         for place in hook.wraps:

@@ -195,7 +195,7 @@ class TestAsAProgram:
 
     def test_the_three_commands_work(self, shown: str, monkeypatch: pytest.MonkeyPatch) -> None:
         from examples.smollm2 import model_path
-        from vllm_cold import patching, places
+        from vllm_cold.compat import patching, places
         from vllm_cold.settings.amateurs import describe
         from vllm_cold.settings.arguments import parse_request_args
 

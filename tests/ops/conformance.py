@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from tests.formula import group_scores
-from vllm_cold.ops import Groups, registry
+from vllm_cold.ops import Groups, backend_registry
 from vllm_cold.ops.interface import MAX_STREAMS
 
 INF = math.inf
@@ -321,7 +321,7 @@ def check_backend(backend: str | Any, case: Case) -> None:
     ``vllm_cold.ops.scoring``, which straightens out layouts (so "transposed" is not for here).
     """
     if isinstance(backend, str):
-        backend = registry.load(backend)
+        backend = backend_registry.load(backend)
     num_groups, vocab = len(case.rows), case.logits.shape[1]
     before = case.base.clone()
     dense = torch.full((num_groups, vocab), math.nan)
@@ -402,7 +402,7 @@ def check_not_finite(
     sampled from and are told of; the others are the same bits as without them.
     """
     if isinstance(backend, str):
-        backend = registry.load(backend)
+        backend = backend_registry.load(backend)
     case = make_case(seed, num_groups, vocab, dtype)
 
     def scores(out: Tensor | None, counts: Tensor | None) -> None:

@@ -30,12 +30,12 @@ from tests.ops.conformance import (
     make_case,
     statistics_of,
 )
-from vllm_cold import cpu_library
 from vllm_cold.ops import (
     Groups,
+    backend_registry,
     contrastive_scores,
     contrastive_topk,
-    registry,
+    cpu_library,
     scoring,
     scoring_cpu,
 )
@@ -152,7 +152,7 @@ def test_many_scores_to_any_address(offset: int) -> None:
     case = make_case(2, 9, 128_000, kinds=["normal", "ties"])
     memory = torch.full((9 * 128_000 + 32,), math.nan)
     out = memory[offset : offset + 9 * 128_000].view(9, 128_000)
-    registry.load("cpu").scores(case.logits, case.groups, out, None)
+    backend_registry.load("cpu").scores(case.logits, case.groups, out, None)
     check_dense(case, out)
     assert int(memory.isnan().sum()) == 32
 

@@ -8,7 +8,7 @@ from unittest import mock
 import pytest
 
 from benchmarks import bench_scoring as bench
-from vllm_cold.ops import registry
+from vllm_cold.ops import backend_registry
 
 pytestmark = pytest.mark.unit
 
@@ -17,13 +17,13 @@ SMALL = ["--groups", "2", "--streams", "2", "3", "--vocab", "1500", "--rounds", 
 
 
 def test_no_speed_beside_a_wrong_result(capsys: pytest.CaptureFixture[str]) -> None:
-    right = registry.load("torch")
+    right = backend_registry.load("torch")
 
     def scores(logits: Any, groups: Any, out: Any, statistics: Any) -> None:
         if out is not None:  # wrong in the last form alone
             right.scores(logits, groups, out, statistics)
 
-    with mock.patch.object(registry, "load", return_value=replace(right, scores=scores)):
+    with mock.patch.object(backend_registry, "load", return_value=replace(right, scores=scores)):
         assert bench.main(SMALL) == 1
     printed = capsys.readouterr().out
     assert "form='inplace'" in printed and "form='dense'" not in printed

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from tests.ops import lora_cases
 from tests.ops.lora_cases import Case
-from vllm_cold import cpu_library
 from vllm_cold.cpu import lora_ops, operators
+from vllm_cold.ops import cpu_library
 
 pytestmark = pytest.mark.unit
 

@@ -27,7 +27,7 @@ from tests.ops.ascend_host import clean_environment
 from tests.ops.conformance import DTYPES, LAYOUTS, Case, make_case
 from tests.ops.lora_cases import Case as LoraCase
 from tests.ops.test_backends import CpuWith
-from vllm_cold import cpu_library
+from vllm_cold.ops import cpu_library
 from vllm_cold.ops.scoring_torch import replace_nonfinite
 
 pytestmark = [pytest.mark.unit, pytest.mark.slow]

@@ -9,8 +9,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from vllm_cold import cpu_library, environment
-from vllm_cold.ops import Groups, contrastive_scores, contrastive_topk, registry, scoring_cpu
+from vllm_cold.compat import environment
+from vllm_cold.ops import (
+    Groups,
+    backend_registry,
+    contrastive_scores,
+    contrastive_topk,
+    cpu_library,
+    scoring_cpu,
+)
 
 pytestmark = pytest.mark.unit
 
@@ -21,14 +28,14 @@ CPU = torch.device("cpu")
 def _afresh(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Choices are made once in a process."""
     monkeypatch.delenv(environment.SCORING, raising=False)
-    registry._choose.cache_clear()
+    backend_registry._choose.cache_clear()
     yield
-    registry._choose.cache_clear()
+    backend_registry._choose.cache_clear()
 
 
 def test_the_kernel_is_built_here() -> None:
     assert scoring_cpu.BACKEND.missing(CPU) is None
-    assert registry.choose(CPU) == "cpu"
+    assert backend_registry.choose(CPU) == "cpu"
 
 
 def test_a_fallback_is_logged_once_with_its_reason(
@@ -37,7 +44,7 @@ def test_a_fallback_is_logged_once_with_its_reason(
     missing = replace(scoring_cpu.BACKEND, missing=lambda device: "It is not built: build it.")
     monkeypatch.setattr(scoring_cpu, "BACKEND", missing)
     for _ in range(3):
-        assert registry.choose(CPU) == "torch"
+        assert backend_registry.choose(CPU) == "torch"
     assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
         (
             "WARNING",
@@ -67,25 +74,25 @@ def test_a_missing_library_is_named_with_the_remedy(
 
 
 def test_a_backend_asked_for_is_used_or_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert registry.choose(CPU, "torch") == "torch"
+    assert backend_registry.choose(CPU, "torch") == "torch"
     for name in ("ascend", "triton"):
         with pytest.raises(RuntimeError, match=f"backend '{name}' was asked for"):
-            registry.choose(CPU, name)
+            backend_registry.choose(CPU, name)
     with pytest.raises(ValueError, match="'cuda'; there are torch, cpu, triton, ascend"):
-        registry.choose(CPU, "cuda")
+        backend_registry.choose(CPU, "cuda")
     monkeypatch.setenv(environment.SCORING, "torch")
-    assert registry.choose(CPU) == "torch"
-    assert registry.choose(CPU, "cpu") == "cpu"
+    assert backend_registry.choose(CPU) == "torch"
+    assert backend_registry.choose(CPU, "cpu") == "cpu"
     monkeypatch.setenv(environment.SCORING, "triton")
     with pytest.raises(RuntimeError, match="backend 'triton' was asked for"):
-        registry.choose(CPU)
+        backend_registry.choose(CPU)
 
 
 def test_each_device_has_its_own() -> None:
-    assert {"torch", *registry.AUTOMATIC.values()} == set(registry.BACKENDS)
-    assert registry.choose(torch.device("meta")) == "torch"
+    assert {"torch", *backend_registry.AUTOMATIC.values()} == set(backend_registry.BACKENDS)
+    assert backend_registry.choose(torch.device("meta")) == "torch"
     for name in ("cpu", "triton", "ascend"):
-        assert registry.load(name).missing(torch.device("meta"))
+        assert backend_registry.load(name).missing(torch.device("meta"))
 
 
 def arguments(logits: Tensor | None = None, **changes: Any) -> dict[str, Any]:

@@ -9,8 +9,8 @@ from vllm.v1.request import RequestStatus
 
 from tests.scheduler.harness import Harness, Setup, stats_of
 from tests.scheduler.workers import RELEASE
-from vllm_cold.group.step_stats import RowStats
 from vllm_cold.ops.interface import NOT_FINITE
+from vllm_cold.wire.step_stats import RowStats
 
 
 def prompt(length: int, first: int = 100) -> list[int]:

@@ -47,12 +47,13 @@ from tests.scheduler.connector import ConnectorWorkers, Ways
 from tests.scheduler.media import Media, seen
 from tests.scheduler.ssm import StateLayers
 from tests.scheduler.workers import RELEASE, WINDOW, FirstStage, Workers, solo, weights_of
-from vllm_cold.group import media as of_group
-from vllm_cold.group.drafting import DraftController
-from vllm_cold.group.step_stats import ColdStats, RowStats
-from vllm_cold.group.stream import AmateurStream, Stream
+from vllm_cold.scheduler.drafting import DraftController
+from vllm_cold.scheduler.scheduler import ColdAsyncScheduler, ColdScheduler
+from vllm_cold.settings import encoder_room as of_group
 from vllm_cold.settings.table import ColdSettings
-from vllm_cold.vllm.scheduler.scheduler import ColdAsyncScheduler, ColdScheduler
+from vllm_cold.wire.counters import ColdStats
+from vllm_cold.wire.step_stats import RowStats
+from vllm_cold.wire.stream import AmateurStream, Stream
 
 MAX_MODEL_LEN = 64
 

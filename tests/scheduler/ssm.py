@@ -12,7 +12,7 @@ from collections.abc import Iterable, MutableMapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from vllm_cold.vllm.versions import vllm_version
+from vllm_cold.compat.versions import vllm_version
 
 
 @dataclass(frozen=True)

@@ -19,15 +19,11 @@ from tests.scheduler.harness import (
     stats_of,
 )
 from tests.scheduler.workers import RELEASE
-from vllm_cold.group.drafting import DraftController
-from vllm_cold.group.results import NOT_SCORED
-from vllm_cold.group.step_stats import (
-    ColdStats,
-    Counters,
-    Kind,
-    RowStats,
-)
 from vllm_cold.ops.interface import NOT_FINITE, OUT_OF_RANGE
+from vllm_cold.scheduler.drafting import DraftController
+from vllm_cold.scheduler.output_checks import NOT_SCORED
+from vllm_cold.wire.counters import ColdStats, Counters, Kind
+from vllm_cold.wire.step_stats import RowStats
 
 pytestmark = pytest.mark.unit
 

@@ -19,11 +19,11 @@ from tests.scheduler.harness import (
     make_request,
 )
 from tests.scheduler.storm import storms, with_connector
-from vllm_cold.group import results
-from vllm_cold.group.stream import from_extra_args
-from vllm_cold.vllm import versions
-from vllm_cold.vllm.scheduler.amateurs import make_streams
-from vllm_cold.vllm.scheduler.connectors import Loads
+from vllm_cold.compat import versions
+from vllm_cold.scheduler.amateur_requests import make_streams
+from vllm_cold.scheduler.kv_loads import Loads
+from vllm_cold.wire import transfer_params
+from vllm_cold.wire.stream import from_extra_args
 
 pytestmark = [
     pytest.mark.unit,
@@ -98,7 +98,7 @@ def test_what_another_engine_needs_of_amateurs_goes_with_their_experts(tiny: Pat
     harness.drain()
     amateurs = [{"of": f"{cold}-amateur-{index}"} for index in (1, 2)]
     assert seen == [{"of": cold, "cold": {"amateurs": amateurs}}, {"of": "r2"}]
-    assert results.steps_in(seen[0]) is None
+    assert transfer_params.steps_in(seen[0]) is None
 
 
 def test_older_vllm_has_connectors_without_us(monkeypatch: pytest.MonkeyPatch) -> None:

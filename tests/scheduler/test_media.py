@@ -18,9 +18,9 @@ from tests.scheduler.harness import (
     make_scheduler,
 )
 from tests.scheduler.media import Media, random_media
-from vllm_cold.group.media import EncoderRoom
-from vllm_cold.vllm.scheduler import scheduler as ours
-from vllm_cold.vllm.scheduler.encoder import EncoderInputs, room_of
+from vllm_cold.scheduler import scheduler as ours
+from vllm_cold.scheduler.encoder_inputs import EncoderInputs
+from vllm_cold.settings.encoder_room import EncoderRoom, room_of
 
 pytestmark = pytest.mark.unit
 

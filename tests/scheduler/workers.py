@@ -19,10 +19,10 @@ from vllm.v1.outputs import DraftTokenIds, KVConnectorOutput
 from tests.scheduler.connector import BAD, ConnectorWorkers
 from tests.scheduler.media import Encoder, seen
 from tests.scheduler.ssm import States
-from vllm_cold.group.step_stats import Explained, RowStats
-from vllm_cold.group.stream import Stream, from_extra_args
+from vllm_cold.compat.versions import vllm_version
 from vllm_cold.rules import Parameter, Rule, registry
-from vllm_cold.vllm.versions import vllm_version
+from vllm_cold.wire.step_stats import Explained, RowStats
+from vllm_cold.wire.stream import Stream, from_extra_args
 
 if TYPE_CHECKING:
     from tests.scheduler.harness import Setup

@@ -13,7 +13,7 @@ import pytest
 from tests import naive_rules
 from tests.naive import NaiveCold, assert_same_tokens
 from tests.server.conftest import Server
-from vllm_cold.group.results import RULE_HAS_NO_WEIGHTS
+from vllm_cold.scheduler.output_checks import RULE_HAS_NO_WEIGHTS
 
 pytestmark = pytest.mark.server
 

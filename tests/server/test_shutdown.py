@@ -13,7 +13,7 @@ import pytest
 from tests.naive import NaiveCold
 from tests.server.clients import LIMITS, Asked, Got, assert_right, references, stream
 from tests.server.conftest import Server, arguments, serve
-from vllm_cold.vllm.frontend.serving import Header, _looked_at
+from vllm_cold.frontend.serving import Header, _looked_at
 
 pytestmark = pytest.mark.server
 

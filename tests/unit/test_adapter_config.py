@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from vllm_cold.adapter_config import AdapterConfigError, read_rank
+from vllm_cold.frontend.adapter_config import AdapterConfigError, read_rank
 
 pytestmark = pytest.mark.unit
 

@@ -22,12 +22,12 @@ from vllm.renderers.base import BaseRenderer
 from tests.front_end import MAX_LEN, ONE, THREE, TWO, Front
 from tests.requests import CHAT, MISTAKES, REQUESTS, SYSTEM, USER, xargs
 from tests.tiny import BOS_ID
-from vllm_cold import Amateur, ColdParams, adapter_config
-from vllm_cold.group.stream import from_extra_args
+from vllm_cold import Amateur, ColdParams
+from vllm_cold.frontend import adapter_config, intake
+from vllm_cold.frontend.admission import Admission
+from vllm_cold.frontend.intake import FRONT_END
 from vllm_cold.settings.table import ColdSettings, combine
-from vllm_cold.vllm.frontend import intake
-from vllm_cold.vllm.frontend.admission import Admission
-from vllm_cold.vllm.frontend.intake import FRONT_END
+from vllm_cold.wire.stream import from_extra_args
 
 pytestmark = pytest.mark.unit
 

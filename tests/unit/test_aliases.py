@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from vllm_cold.patching import original_of
-from vllm_cold.vllm.frontend import aliases
+from vllm_cold.compat.patching import original_of
+from vllm_cold.frontend import aliases
 
 pytestmark = pytest.mark.unit
 

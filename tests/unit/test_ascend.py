@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 
 from tests.engine_config import config
-from vllm_cold import hardware, places, plugin
+from vllm_cold import plugin
+from vllm_cold.compat import availability, hardware, places, versions
+from vllm_cold.frontend import ascend
+from vllm_cold.frontend.support import unsupported
 from vllm_cold.npu import npu_platform
-from vllm_cold.vllm import availability, versions
-from vllm_cold.vllm.frontend import ascend
-from vllm_cold.vllm.frontend.config import unsupported
 
 pytestmark = pytest.mark.unit
 

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from vllm_cold.vllm.worker import block_zeroer
+from vllm_cold.compat import engine
+from vllm_cold.worker import block_zeroer
 
 pytestmark = pytest.mark.unit
 
@@ -14,19 +15,19 @@ pytestmark = pytest.mark.unit
 def test_v2_without_it_clears_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from vllm.v1.worker.cpu.model_runner import CPUModelRunner
 
-    assert block_zeroer.can_clear(v2=False) and block_zeroer.can_clear(v2=True)
+    assert engine.can_clear(v2=False) and engine.can_clear(v2=True)
     for kind in CPUModelRunner.__mro__:  # another test may have wrapped it, below where it is from
         if name in vars(kind):
             monkeypatch.delattr(kind, name)
-    assert not block_zeroer.can_clear(v2=True)
-    assert block_zeroer.can_clear(v2=False)
+    assert not engine.can_clear(v2=True)
+    assert engine.can_clear(v2=False)
 
 
 def test_other_platforms_clear_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     from vllm.platforms import current_platform
 
     monkeypatch.setattr(type(current_platform), "is_cpu", lambda self: False)
-    assert not block_zeroer.can_clear(v2=False)
+    assert not engine.can_clear(v2=False)
 
 
 @pytest.mark.parametrize("profiling", [False, True])

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.contracts.source import since
-from vllm_cold.vllm.frontend.connectors import unsupported
+from vllm_cold.frontend.kv_connectors import unsupported
 
 pytestmark = [pytest.mark.unit, since("0.31")]
 

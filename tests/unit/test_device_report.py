@@ -38,16 +38,16 @@ def test_what_is_wrong_has_no_speed() -> None:
 def test_a_wrong_kernel_is_seen(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from vllm_cold.ops import registry
+    from vllm_cold.ops import backend_registry
 
-    right = registry.load("torch")
+    right = backend_registry.load("torch")
 
     def scores(logits: Any, groups: Any, out: Any, statistics: Any) -> None:
         right.scores(logits, groups, out, statistics)
         if out is None:
             logits[0, -1] = 1e4
 
-    monkeypatch.setattr(registry, "load", lambda name: SimpleNamespace(scores=scores))
+    monkeypatch.setattr(backend_registry, "load", lambda name: SimpleNamespace(scores=scores))
     assert report.check_kernels("cpu", dry=True) == 1
     first, *others = capsys.readouterr().out.strip().splitlines()
     count, total = int(first.split()[0]), int(first.split()[2])

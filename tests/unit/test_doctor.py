@@ -16,14 +16,14 @@ from tests.docs.blocks import ROOT
 from tests.naive import Amateur, Group, NaiveCold, Trace
 from tests.places import add
 from tests.unit.test_own_server import gone
-from vllm_cold import __version__, active, cpu_library, environment, places, plugin
+from vllm_cold import __version__, plugin
+from vllm_cold.compat import active, environment, places, versions
+from vllm_cold.compat.patching import Dependency
 from vllm_cold.cpu import operators
-from vllm_cold.ops import registry
-from vllm_cold.patching import Dependency
-from vllm_cold.tools.doctor import machine, report, sections, self_test, tiny
+from vllm_cold.ops import backend_registry, cpu_library
+from vllm_cold.tools.doctor import doctor_report, machine, sections, self_test, tiny
 from vllm_cold.tools.doctor.cases import CASES, Case
-from vllm_cold.tools.doctor.report import Entry, Status
-from vllm_cold.vllm import versions
+from vllm_cold.tools.doctor.doctor_report import Entry, Status
 
 pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
@@ -39,7 +39,7 @@ def test_a_section_that_fails_is_a_problem_and_not_the_end() -> None:
         yield Entry("first", "well")
         raise RuntimeError(f"{Path.home()}/lib.so\nsecond " + "x " * 1000)
 
-    first, entry = report.examine(look)
+    first, entry = doctor_report.examine(look)
     assert first == Entry("first", "well")
     assert entry.status is Status.PROBLEM
     assert entry.value.startswith("failed with RuntimeError: ~/lib.so second x x")
@@ -138,14 +138,16 @@ def test_plugin_that_is_unavailable_or_not_registered_is_a_problem(
 def test_scoring_says_why_it_falls_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(environment.SCORING, raising=False)
     monkeypatch.setattr(cpu_library, "missing", lambda: "Its library is gone.")
-    monkeypatch.setattr(registry, "_choose", registry._choose.__wrapped__)
+    monkeypatch.setattr(backend_registry, "_choose", backend_registry._choose.__wrapped__)
     entries = list(sections.scoring())
     entry = find(entries, "on cpu")
     assert entry.status is Status.WARNING
-    assert entry.value == f"torch: {registry.BACKENDS['torch']}; not cpu: Its library is gone."
+    assert (
+        entry.value == f"torch: {backend_registry.BACKENDS['torch']}; not cpu: Its library is gone."
+    )
     assert find(entries, "C++ library").status is Status.WARNING
     monkeypatch.setenv(environment.SCORING, "triton")
-    entry = find(report.examine(sections.scoring), "this section")
+    entry = find(doctor_report.examine(sections.scoring), "this section")
     assert entry.status is Status.PROBLEM and "'triton' was asked for. " in entry.value
 
 

@@ -25,12 +25,13 @@ from vllm.v1.spec_decode.metadata import SpecDecodeMetadata
 
 from tests import engine_config
 from tests.contrast import Contrast
-from vllm_cold import patching, places
+from vllm_cold.compat import patching, places, versions
+from vllm_cold.compat.engine import PROCESSOR_V1
+from vllm_cold.compat.patching import original_of
 from vllm_cold.cpu import workarounds
-from vllm_cold.patching import original_of
-from vllm_cold.vllm import versions
-from vllm_cold.vllm.worker import amateur_tokens, drafts_v1, outputs
-from vllm_cold.vllm.worker.processor_v1 import ColdLogitsProcessorV1
+from vllm_cold.wire import worker_output
+from vllm_cold.worker import amateur_tokens, drafts_v1
+from vllm_cold.worker.processor_v1 import ColdLogitsProcessorV1
 
 pytestmark = [
     pytest.mark.unit,
@@ -78,7 +79,7 @@ def _use_cpu_kernel(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
 class Output:
     """As vLLM makes it, with what this thread carries."""
 
-    __init__ = outputs._make_output_init(lambda self: None)
+    __init__ = worker_output._make_output_init(lambda self: None)
 
 
 @dataclass
@@ -181,7 +182,7 @@ def one_by_one(
         ]
         metadata = metadata_of(known, options, [processor_of(requests)])
         sampled = Sampler()(logits[rows].clone(), metadata).sampled_token_ids.flatten().tolist()
-        for group, (found,) in outputs.from_worker(Output()).items():
+        for group, (found,) in worker_output.from_worker(Output()).items():
             expert = next(r for r in requests if r.params is EXPERTS[group])
             if place <= len(expert.drafts):
                 figures.setdefault(group, []).append(found)
@@ -265,7 +266,7 @@ def test_greedy_verifies_what_the_sampler_gives(
         requests, logits = right(counts, seed, options, wrong)
         expected, figures = one_by_one(requests, logits, options)
         sampled = given(verify(requests, logits, options))
-        carried = outputs.from_worker(Output())
+        carried = worker_output.from_worker(Output())
         for name, row in EXPERT.items():
             assert sampled[row] == expected[row]
             assert len(sampled[row]) == 1 + wrong.get(name, counts[name])
@@ -297,7 +298,7 @@ def test_requests_without_a_group_are_vllms(
         monkeypatch.setattr(RejectionSampler, name, stock)
     torch.manual_seed(1)
     assert torch.equal(ours, verify(requests, logits, options))
-    assert outputs.from_worker(Output()) == {}
+    assert worker_output.from_worker(Output()) == {}
 
 
 def test_vllms_processors_for_drafts_are_applied_once() -> None:
@@ -352,7 +353,7 @@ def test_it_is_loaded_beside_min_tokens(build: tuple[Any, list[Any]]) -> None:
     make, installed = build
     config = engine_config.config()
     config.speculative_config = object()
-    for custom in ([drafts_v1.PROCESSOR], (drafts_v1.PROCESSOR,)):
+    for custom in ([PROCESSOR_V1], (PROCESSOR_V1,)):
         found = make(config, CPU, False, False, custom)
         assert isinstance(found, LogitsProcessors)
         assert [type(p) for p in found.all] == [MinTokensLogitsProcessor, ColdLogitsProcessorV1]
@@ -365,7 +366,7 @@ def test_other_processors_end_with_vllms_sentence(build: tuple[Any, list[Any]]) 
     """Under speculation; theirs know nothing of the rows of drafts."""
     make, _ = build
     config = SimpleNamespace(speculative_config=object(), additional_config={})
-    for custom in (["other:Processor"], ["other:Processor", drafts_v1.PROCESSOR]):
+    for custom in (["other:Processor"], ["other:Processor", PROCESSOR_V1]):
         with pytest.raises(ValueError, match=logits_processor.STR_SPEC_DEC_REJECTS_LOGITSPROCS):
             make(config, CPU, False, False, custom)
 

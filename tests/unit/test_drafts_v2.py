@@ -14,10 +14,10 @@ from vllm.sampling_params import SamplingParams
 
 from tests import engine_config
 from tests.contrast import Contrast
-from vllm_cold.group.rows import GroupRows
-from vllm_cold.patching import original_of
-from vllm_cold.vllm import versions
-from vllm_cold.vllm.worker import drafts_v2
+from vllm_cold.compat import versions
+from vllm_cold.compat.patching import original_of
+from vllm_cold.worker import drafts_v2
+from vllm_cold.worker.group_rows import GroupRows
 
 pytestmark = [
     pytest.mark.unit,
@@ -97,7 +97,7 @@ ONE = Contrast((-0.5,))
 @pytest.fixture
 def processor() -> Any:
     """Slots: 5 and 2 are x's, 1 and 7 are y's, 3 is a regular request's."""
-    from vllm_cold.vllm.worker.processor_v2 import ColdLogitsProcessorV2
+    from vllm_cold.worker.processor_v2 import ColdLogitsProcessorV2
 
     states: Any = SimpleNamespace(device=torch.device("cpu"), max_num_reqs=8, prompt_len=None)
     made = ColdLogitsProcessorV2(engine_config.config(), states)

@@ -24,10 +24,10 @@ from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 from tests.front_end import MAX_LEN, Front, Online
 from tests.requests import chat, xargs
 from vllm_cold import Amateur, ColdParams
-from vllm_cold.group.stream import AmateurStream, from_extra_args
-from vllm_cold.vllm.frontend import admission, contrast
-from vllm_cold.vllm.frontend.intake import FRONT_END
-from vllm_cold.vllm.scheduler.amateurs import make_streams
+from vllm_cold.frontend import admission, contrast
+from vllm_cold.frontend.intake import FRONT_END
+from vllm_cold.scheduler.amateur_requests import make_streams
+from vllm_cold.wire.stream import AmateurStream, from_extra_args
 
 pytestmark = pytest.mark.unit
 

@@ -12,16 +12,15 @@ import pytest
 from tests.contracts.source import since
 from tests.engine_config import config
 from tests.places import add
-from vllm_cold import places
+from vllm_cold.compat import places, versions
+from vllm_cold.compat.patching import Dependency
 from vllm_cold.errors import ColdError
-from vllm_cold.patching import Dependency
+from vllm_cold.frontend import cli, engine_config
+from vllm_cold.frontend.capacity import fit
+from vllm_cold.frontend.engine_config import configure
+from vllm_cold.frontend.support import lacks_slots, unsupported
 from vllm_cold.settings.amateurs import AmateurSpec
 from vllm_cold.settings.arguments import parse_engine_defaults
-from vllm_cold.vllm import versions
-from vllm_cold.vllm.frontend import cli, engine_config
-from vllm_cold.vllm.frontend.capacity import fit
-from vllm_cold.vllm.frontend.config import lacks_slots, unsupported
-from vllm_cold.vllm.frontend.engine_config import configure
 
 pytestmark = pytest.mark.unit
 
@@ -40,7 +39,7 @@ def test_engines_of_the_v2_runner_miss_its_sampler(monkeypatch: pytest.MonkeyPat
     """The others do not."""
     add(monkeypatch, places.V2, Dependency("vllm.v1.worker.gpu.sample.sampler:Sampler.call", ""))
     assert unsupported(config()) is None
-    monkeypatch.setattr("vllm_cold.vllm.frontend.config.uses_v2_runner", lambda config: True)
+    monkeypatch.setattr("vllm_cold.frontend.support.uses_v2_runner", lambda config: True)
     said = str(unsupported(config()))
     assert "it has the V2 model runner" in said
     assert "vllm.v1.worker.gpu.sample.sampler.Sampler.call is gone" in said
@@ -319,7 +318,7 @@ def test_options_of_a_server(options: dict[str, Any], said: Any, cold: Any) -> N
     args = argparse.Namespace(additional_config=more, middleware=["mine"], **options)
     made = cli._make_from(lambda cls, args: SimpleNamespace(**vars(args)))(None, args)
     assert made.additional_config == {"other": 1} | ({} if cold is None else {"cold": cold})
-    header = ["vllm_cold.vllm.frontend.serving.Header"] if options or cold else []
+    header = ["vllm_cold.frontend.serving.Header"] if options or cold else []
     assert made.middleware == ["mine", *header]
     assert more == {"other": 1} | ({} if said is None else {"cold": said})
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from vllm_cold import active, environment, hardware
+from vllm_cold.compat import active, environment, hardware
 
 pytestmark = pytest.mark.unit
 
@@ -29,7 +29,7 @@ def test_switch(monkeypatch: pytest.MonkeyPatch, value: str, off: bool) -> None:
 @pytest.mark.parametrize(
     ("contrast", "scheduler", "lora", "serves"),
     [
-        ("", "vllm_cold.vllm.scheduler.scheduler.ColdScheduler", None, True),
+        ("", "vllm_cold.scheduler.scheduler.ColdScheduler", None, True),
         ("", None, object(), False),
         ("0", None, object(), True),
         ("0", None, None, False),

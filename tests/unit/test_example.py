@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from vllm_cold.adapter_config import read_rank
+from vllm_cold.frontend.adapter_config import read_rank
 from vllm_cold.tools.example import checkpoint
 from vllm_cold.tools.main import main
 

@@ -11,7 +11,7 @@ import pytest
 from tests.asked import Prompt, asked
 from tests.browser.reports import end_of
 from tests.unit.test_explain_images import BOTH, PICTURED
-from vllm_cold.tools.errors import ToolError
+from vllm_cold.tools.command_error import ToolError
 from vllm_cold.tools.explain import account, visible
 from vllm_cold.tools.explain.collect import make_report
 from vllm_cold.tools.explain.record import Answer

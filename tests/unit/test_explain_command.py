@@ -12,9 +12,9 @@ import pytest
 
 from vllm_cold.settings.amateurs import Messages
 from vllm_cold.tools import explain, models
-from vllm_cold.tools.errors import ToolError
-from vllm_cold.tools.explain.command import read_questions, run, start
-from vllm_cold.tools.explain.prompts import MAX_PROMPTS, Question, ask, read_prompts
+from vllm_cold.tools.command_error import ToolError
+from vllm_cold.tools.explain.explain_command import read_questions, run, start
+from vllm_cold.tools.explain.explain_prompts import MAX_PROMPTS, Question, ask, read_prompts
 from vllm_cold.tools.models import Models
 
 pytestmark = pytest.mark.unit

@@ -22,11 +22,11 @@ from tests.made_up_server import ADAPTER, MadeUp
 from tests.unit.test_explain_command import parse
 from vllm_cold.settings.amateurs import describe, says_what
 from vllm_cold.settings.arguments import parse_request_args
-from vllm_cold.tools.errors import ToolError
+from vllm_cold.tools.command_error import ToolError
 from vllm_cold.tools.explain import page, serve
 from vllm_cold.tools.explain.collect import explain
-from vllm_cold.tools.explain.command import run
-from vllm_cold.tools.explain.source import LISTED, xargs
+from vllm_cold.tools.explain.explain_command import run
+from vllm_cold.tools.explain.explain_source import LISTED, xargs
 from vllm_cold.tools.server import Server
 
 pytestmark = [pytest.mark.unit, pytest.mark.slow]

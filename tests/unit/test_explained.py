@@ -17,8 +17,8 @@ from vllm.v1.engine.output_processor import (
 from vllm.v1.engine.parallel_sampling import ParentRequest
 
 from tests.contracts.source import find
-from vllm_cold.group import results
-from vllm_cold.vllm.frontend import explained
+from vllm_cold.frontend import explain_output
+from vllm_cold.wire import transfer_params
 
 pytestmark = pytest.mark.unit
 
@@ -27,7 +27,7 @@ WHERE = "vllm.v1.engine.output_processor:RequestState.make_request_output"
 
 @pytest.fixture(autouse=True)
 def patched(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(RequestState, "make_request_output", explained._make(find(WHERE)))
+    monkeypatch.setattr(RequestState, "make_request_output", explain_output._make(find(WHERE)))
 
 
 class Request:
@@ -53,7 +53,7 @@ class Request:
         """``rows``: what comes with them; None for a request that does not ask."""
         told = {"theirs": 1} if finish else None
         if rows is not None:
-            told = results.with_ours(told, steps=rows)
+            told = transfer_params.with_ours(told, steps=rows)
         output = EngineCoreOutput("r", list(tokens), finish_reason=finish, kv_transfer_params=told)
         self.processor.process_outputs([output])
         if not self.late:
@@ -66,7 +66,7 @@ class Request:
 
     def told(self) -> list[Any]:
         """What comes with each."""
-        return [results.steps_in(output.kv_transfer_params) for output in self.seen]
+        return [transfer_params.steps_in(output.kv_transfer_params) for output in self.seen]
 
 
 kinds = pytest.mark.parametrize("kind", RequestOutputKind, ids=lambda kind: kind.name)
@@ -142,10 +142,10 @@ def test_several_answers_have_a_list_each(kind: RequestOutputKind, tiny: Path) -
             name,
             [token],
             finish_reason=FinishReason.LENGTH,
-            kv_transfer_params=results.with_ours(None, steps=[{"tokens": [token]}]),
+            kv_transfer_params=transfer_params.with_ours(None, steps=[{"tokens": [token]}]),
         )
         processor.process_outputs([output])
     last = queue.get_nowait()
     assert last is not None and last.finished
-    found: Any = results.steps_in(last.kv_transfer_params)
+    found: Any = transfer_params.steps_in(last.kv_transfer_params)
     assert [[step["tokens"] for step in steps] for steps in found] == [[[20]], [[21]]]

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import pytest
 
-from vllm_cold.group.drafting import AcceptanceStats, DraftController, Drafting
+from vllm_cold.scheduler.drafting import AcceptanceStats, DraftController, Drafting
 
 pytestmark = pytest.mark.unit
 

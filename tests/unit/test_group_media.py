@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from vllm_cold.group.media import EncoderRoom, num_embeds, why_never
+from vllm_cold.settings.encoder_room import EncoderRoom, num_embeds, why_never
 
 pytestmark = pytest.mark.unit
 

@@ -10,15 +10,15 @@ pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
 PLAIN = [
     "vllm_cold",
-    "vllm_cold.adapter_config",
+    "vllm_cold.frontend.adapter_config",
     "vllm_cold.settings.table",
-    "vllm_cold.group.stream",
+    "vllm_cold.wire.stream",
 ]
 WITHOUT_VLLM = [
-    "vllm_cold.group.lockstep",
+    "vllm_cold.scheduler.lockstep",
     "vllm_cold.ops",
     "vllm_cold.ops.scoring_torch",
-    "vllm_cold.group.rows",
+    "vllm_cold.worker.group_rows",
 ]
 
 

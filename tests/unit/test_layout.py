@@ -16,12 +16,17 @@ pytestmark = pytest.mark.unit
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "vllm_cold"
 TABLES = "docs/design.md"
-IMPORTS_VLLM = {"vllm", "cpu", "npu", "tools", "hardware", "plugin"}
-CORE = {"settings", "rules", "group", "ops"}
-# vLLM's SamplingParams and LoRARequest are what ColdParams is made of.
-PARAMS = "vllm_cold.settings.params"
-GROUND = {"active", "environment", "errors", "adapter_config", "hardware", "patching", "places",
-          "cpu_library"}  # fmt: skip
+PROCESSES = {"frontend", "scheduler", "worker"}
+KERNELS = {"cpu", "npu"}
+WITHOUT_VLLM = {"settings", "rules", "ops", "wire", "errors"}
+# What the rest stands on.
+GROUND = WITHOUT_VLLM | {"compat", "params"}
+# Files of a process's folder that run without vLLM, and are tested so.
+PLAIN = {
+    "scheduler": {"lockstep", "drafting", "output_checks", "explain_steps"},
+    "worker": {"group_rows", "rule_weights", "explain_step"},
+    "frontend": {"adapter_config"},
+}
 
 
 @cache
@@ -62,30 +67,50 @@ def room(module: str) -> str:
     return module.split(".")[1] if "." in module else ""
 
 
+def is_vllm(module: str) -> bool:
+    return module.partition(".")[0] == "vllm"
+
+
+@cache
 def arrows() -> set[tuple[str, str]]:
-    """Which room imports which other; ``vllm``'s own name for vLLM."""
+    """Which room imports which other."""
     found = {
-        (room(name), room(module) if module.startswith("vllm_cold") else "vLLM")
+        (room(name), room(module))
         for name, path in modules().items()
         for module in imported(path)
-        if module.startswith("vllm_cold") or (module.partition(".")[0] == "vllm" and name != PARAMS)
+        if module.startswith("vllm_cold")
     }
     return {(a, b) for a, b in found if a != b and a and b}
 
 
-def test_vllm_is_imported_under_its_roof_alone() -> None:
-    assert {a for a, b in arrows() if b == "vLLM"} <= IMPORTS_VLLM
+def test_no_process_imports_another() -> None:
+    """What crosses between them is in ``wire``."""
+    for process in PROCESSES:
+        assert {b for a, b in arrows() if a == process} <= GROUND
 
 
-def test_the_floors() -> None:
-    """No arrow runs back up: the plugin puts the contrast and the kernels together."""
-    found = arrows()
-    for kernels in ("cpu", "npu"):
-        assert {b for a, b in found if a == kernels} <= GROUND | {"vLLM"}
-        assert (kernels in {b for a, b in found if a == "tools"}) and ("plugin", kernels) in found
-    assert {b for a, b in found if a in GROUND} <= GROUND | {"vLLM"}
-    assert {b for a, b in found if a in CORE} <= GROUND | CORE
-    assert {b for a, b in found if a == "vllm"} <= GROUND | CORE | {"vLLM"}
+def test_what_has_no_vllm_imports_none() -> None:
+    plain = {f"vllm_cold.{folder}.{name}" for folder, names in PLAIN.items() for name in names}
+    assert plain <= modules().keys()
+    for name, path in modules().items():
+        if room(name) in WITHOUT_VLLM or name in plain:
+            assert not any(map(is_vllm, imported(path))), name
+
+
+def test_the_ground_knows_no_process() -> None:
+    assert {b for a, b in arrows() if a in GROUND} <= GROUND
+    assert {b for a, b in arrows() if a in WITHOUT_VLLM} <= WITHOUT_VLLM | {"compat"}
+
+
+def test_kernels_and_contrast_do_not_know_each_other() -> None:
+    for kernels in KERNELS:
+        assert {b for a, b in arrows() if a == kernels} <= {"compat", "ops"}
+        assert {a for a, b in arrows() if b == kernels} <= {"plugin", "tools"}
+
+
+def test_each_name_of_a_file_stands_once() -> None:
+    names = [path.stem for path in modules().values() if path.stem != "__init__"]
+    assert sorted(names) == sorted(set(names))
 
 
 def table_rows(page: str, heading: str) -> list[str]:

@@ -20,7 +20,7 @@ pytestmark = [
 
 # With fewer, oneDNN 3.10, of vLLM 0.23's torch, does not pack float32 weights on some CPUs.
 INPUTS = 1024
-OURS = "vllm_cold.vllm.scheduler.scheduler.ColdScheduler"
+OURS = "vllm_cold.scheduler.scheduler.ColdScheduler"
 
 
 @pytest.fixture

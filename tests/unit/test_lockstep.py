@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vllm_cold.group.drafting import AcceptanceStats
-from vllm_cold.group.lockstep import Group, Step, is_split, tokens_left
+from vllm_cold.scheduler.drafting import AcceptanceStats
+from vllm_cold.scheduler.lockstep import Group, Step, is_split, tokens_left
 
 pytestmark = pytest.mark.unit
 

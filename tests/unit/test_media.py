@@ -21,11 +21,11 @@ from vllm import SamplingParams
 
 from tests.front_end import ONE, TWO, Front, Online, make_seeing, protocol
 from tests.requests import chat, xargs
-from vllm_cold import Amateur, Blur, ColdParams, Noise, adapter_config, patching, places
-from vllm_cold.group.stream import from_extra_args
-from vllm_cold.vllm import versions
-from vllm_cold.vllm.frontend import intake, media, media_cache
-from vllm_cold.vllm.frontend.intake import FRONT_END
+from vllm_cold import Amateur, Blur, ColdParams, Noise
+from vllm_cold.compat import patching, places, versions
+from vllm_cold.frontend import adapter_config, intake, media_cache, request_media
+from vllm_cold.frontend.intake import FRONT_END
+from vllm_cold.wire.stream import from_extra_args
 
 pytestmark = [
     pytest.mark.unit,
@@ -83,7 +83,7 @@ def as_new(front: Front, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     front.renderer.clear_mm_cache()
     front.renderer._mm_processor_only_cache.clear_cache()
     yield
-    assert media._fetched.get() is None
+    assert request_media._fetched.get() is None
 
 
 @pytest.fixture
@@ -180,7 +180,7 @@ def _data(image: Any) -> dict[str, Any]:
 def test_media_are_described_as_vllm_does(front: Front) -> None:
     prompt = made(front, seen("<image> w1<image>", picture(1), picture(2)))
     theirs = front.request(prompt, SamplingParams(max_tokens=2)).mm_features
-    both = (media.of_prompt(prompt), theirs)
+    both = (request_media.of_prompt(prompt), theirs)
     ours, wanted = ([replace(one, data=None) for one in each] for each in both)
     assert ours == wanted and len(ours) == 2
 
@@ -342,7 +342,7 @@ def test_what_cannot_be(front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
     ):
         with monkeypatch.context() as patched:
             patched.setattr(owner, name, value)
-            found = media.unsupported(config)
+            found = request_media.unsupported(config)
             assert found is None if why is None else why in str(found)
     with monkeypatch.context() as patched:
         patched.setattr(versions, "is_before", lambda *_: True)
@@ -529,7 +529,7 @@ def test_no_client_waits_for_anothers_large_images(online: Online, front: Front)
 
     front.serve()
     running, most, threads = 0, 0, set[str]()
-    seen = media.distorted
+    seen = request_media.distorted
 
     def slow(*args: Any) -> Any:
         nonlocal running, most
@@ -555,7 +555,7 @@ def test_no_client_waits_for_anothers_large_images(online: Online, front: Front)
         return order
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(media, "distorted", slow)
+        patch.setattr(request_media, "distorted", slow)
         assert front.run(first_done()) == ["one image", "three images"]
     assert most == 2 and len(threads) == 2
 

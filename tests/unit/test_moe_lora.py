@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vllm_cold.vllm import versions
+from vllm_cold.compat import versions
 
 pytestmark = [
     pytest.mark.unit,

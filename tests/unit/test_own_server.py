@@ -18,7 +18,7 @@ import pytest
 from tests.vllm_parser import serve_parser
 from vllm_cold.tools import own_server
 from vllm_cold.tools.adapters import Adapter, engine_arguments
-from vllm_cold.tools.errors import ToolError
+from vllm_cold.tools.command_error import ToolError
 from vllm_cold.tools.own_server import serving
 
 pytestmark = [pytest.mark.unit, pytest.mark.slow]

@@ -17,10 +17,9 @@ import msgspec
 import pytest
 
 from tests.places import add, row
-from vllm_cold import active, patching, places, plugin
-from vllm_cold.patching import Dependency, DependencyMissing, Hook
-from vllm_cold.vllm import availability, versions
-from vllm_cold.vllm.frontend import refusal
+from vllm_cold import plugin
+from vllm_cold.compat import active, availability, patching, places, versions
+from vllm_cold.compat.patching import Dependency, DependencyMissing, Hook
 
 pytestmark = pytest.mark.unit
 
@@ -328,7 +327,7 @@ def undecided(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(active, "is_loaded", True)
     monkeypatch.setattr(active, "unavailable", None)
     monkeypatch.setattr(availability, "_verified", False)
-    monkeypatch.setattr(refusal, "install", lambda: None)
+    monkeypatch.setattr(availability, "_tell_who_asks", lambda: None)
 
 
 def test_the_first_reason_stays(
@@ -359,7 +358,7 @@ def test_the_first_reason_stays(
 
 @pytest.mark.usefixtures("undecided")
 def test_a_configuration_without_what_is_looked_at_is_left_alone() -> None:
-    from vllm_cold.vllm.frontend.engine_config import configure
+    from vllm_cold.frontend.engine_config import configure
 
     scheduler = types.SimpleNamespace(scheduler_cls=None)
     model = types.SimpleNamespace(logits_processors=None)  # has no runner_type
@@ -379,7 +378,7 @@ def test_what_an_engine_relies_on_is_checked(monkeypatch: pytest.MonkeyPatch) ->
     """And what vLLM wants of our classes."""
     from vllm.v1.core.kv_cache_manager import KVCacheManager
 
-    from vllm_cold.vllm.worker.processor_v1 import ColdLogitsProcessorV1
+    from vllm_cold.worker.processor_v1 import ColdLogitsProcessorV1
 
     with monkeypatch.context() as patch:
         patch.setattr(ColdLogitsProcessorV1, "__abstractmethods__", frozenset({"reset"}))

@@ -3,7 +3,7 @@
 
 import pytest
 
-from vllm_cold.vllm.worker.penalties_v2 import in_order
+from vllm_cold.worker.penalties_v2 import in_order
 
 pytestmark = pytest.mark.unit
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vllm_cold.tools.errors import ToolError
+from vllm_cold.tools.command_error import ToolError
 from vllm_cold.tools.pictures import (
     as_sent,
     make_picture,

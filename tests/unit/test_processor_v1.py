@@ -17,11 +17,11 @@ from vllm.v1.sample.logits_processor.state import BatchUpdateBuilder
 
 from tests import engine_config
 from tests.contrast import Contrast, assert_scored, of_size
+from vllm_cold.compat.engine import PROCESSOR_V1
 from vllm_cold.errors import ColdError
-from vllm_cold.group.step_stats import OTHER_DRAFTS
-from vllm_cold.vllm.frontend.config import PROCESSOR_V1
-from vllm_cold.vllm.worker import outputs
-from vllm_cold.vllm.worker.processor_v1 import ColdLogitsProcessorV1
+from vllm_cold.wire import worker_output
+from vllm_cold.wire.step_stats import OTHER_DRAFTS
+from vllm_cold.worker.processor_v1 import ColdLogitsProcessorV1
 
 pytestmark = pytest.mark.unit
 
@@ -88,10 +88,10 @@ def test_other_drafts_are_reported_at_their_place() -> None:
     requests = [params("x", 0), REGULAR, params("x", 1), params("y", 1)]
     added = [(row, asked, None, []) for row, asked in enumerate(requests)]
     processor.update_state(BatchUpdate(4, [], added, []))
-    vars(outputs._pending).clear()
+    vars(worker_output._pending).clear()
     processor.apply_to_drafts(draw(6), [3, 0, 3, 0], torch.tensor([5, 6, 7, 5, 6, 8]))
     processor.apply_to_drafts(draw(6), [3, 0, 3, 0], torch.tensor([5, 6, 7, 5, 6, 7]))
-    tallies = vars(outputs._pending).pop("step_stats")
+    tallies = vars(worker_output._pending).pop("step_stats")
     found = [[figures.nonfinite for _, figures in tally.figures()] for tally in tallies]
     assert found == [[0, 0, 0], [0, 0, OTHER_DRAFTS]]
 
@@ -232,7 +232,7 @@ def start(v2: bool, **given: Any) -> Any:
     if v2:
         interface = "vllm.v1.worker.gpu.sample.logits_processor.interface"
         pytest.importorskip(interface, reason="came with vLLM 0.31")
-        from vllm_cold.vllm.worker.processor_v2 import ColdLogitsProcessorV2
+        from vllm_cold.worker.processor_v2 import ColdLogitsProcessorV2
 
         return ColdLogitsProcessorV2(config, states)
     return ColdLogitsProcessorV1(config, torch.device("cpu"), False)

@@ -21,12 +21,12 @@ from vllm.v1.worker.gpu.sample.logits_processor.loader import (
 
 from tests import engine_config
 from tests.contrast import Contrast, assert_scored, of_size
-from vllm_cold.group import rows as rows_module
-from vllm_cold.group.step_stats import OTHER_DRAFTS
+from vllm_cold.compat.engine import PROCESSOR_V2
 from vllm_cold.rules.registry import BUILT_IN
-from vllm_cold.vllm.frontend.config import PROCESSOR_V2
-from vllm_cold.vllm.worker import outputs
-from vllm_cold.vllm.worker.processor_v2 import ColdLogitsProcessorV2
+from vllm_cold.wire import worker_output
+from vllm_cold.wire.step_stats import OTHER_DRAFTS
+from vllm_cold.worker import group_rows as rows_module
+from vllm_cold.worker.processor_v2 import ColdLogitsProcessorV2
 
 pytestmark = pytest.mark.unit
 
@@ -162,7 +162,7 @@ def mixed(device: str = "cpu") -> ColdLogitsProcessorV2:
 def test_other_drafts_are_reported_where_they_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
     """A request's first row reads the last token of its text, which is its own."""
     carried: list[Any] = []
-    monkeypatch.setattr(outputs, "hand_over", carried.append)
+    monkeypatch.setattr(worker_output, "hand_over", carried.append)
     processor = mixed()
     order, counts = [1, 4, 3, 8, 6], [3, 2, 3, 2, 3]
     expect(processor, order, counts)

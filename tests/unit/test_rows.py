@@ -14,15 +14,16 @@ from torch import Tensor
 from tests import naive_rules
 from tests.contrast import Contrast, assert_scored
 from tests.formula import group_scores
-from vllm_cold.group import explained, results
-from vllm_cold.group.explained import Told
-from vllm_cold.group.rows import GroupRows
-from vllm_cold.group.step_stats import RULE_FAILED, Explained, RowStats
-from vllm_cold.group.stream import AmateurStream, Stream
-from vllm_cold.group.weights import RuleStates
 from vllm_cold.ops.interface import Groups
 from vllm_cold.rules import Choice, Parameter, Rule, registry
+from vllm_cold.scheduler import output_checks
+from vllm_cold.scheduler.explain_steps import Told
 from vllm_cold.settings.table import ColdSettings
+from vllm_cold.wire.step_stats import RULE_FAILED, Explained, RowStats
+from vllm_cold.wire.stream import AmateurStream, Stream
+from vllm_cold.worker import explain_step
+from vllm_cold.worker.group_rows import GroupRows
+from vllm_cold.worker.rule_weights import RuleStates
 
 pytestmark = pytest.mark.unit
 
@@ -478,11 +479,11 @@ def test_a_rule_that_fails_ends_its_own_groups(how: int, monkeypatch: pytest.Mon
     for name in bad:  # something can be sampled, and is not given to anybody
         row = one[with_them.rows[name][0]]
         assert (row < math.inf).all() and (row > -math.inf).any()
-        assert results.problem(figures[name], 1, 0, 0b11) == results.RULE_HAS_NO_WEIGHTS
+        assert output_checks.problem(figures[name], 1, 0, 0b11) == output_checks.RULE_HAS_NO_WEIGHTS
     for name, (figure,) in expected.items():
         amateurs = 2 ** len(good[name].weights) - 1
-        assert results.problem([figure], 1, 0, amateurs) is None
-        assert results.problem([figure], 1, 0, amateurs - 1) == results.NOT_SCORED
+        assert output_checks.problem([figure], 1, 0, amateurs) is None
+        assert output_checks.problem([figure], 1, 0, amateurs - 1) == output_checks.NOT_SCORED
 
 
 def test_a_rule_that_admission_knew_and_this_process_does_not() -> None:
@@ -534,7 +535,7 @@ def test_of_many_groups_is_told_in_slices(monkeypatch: pytest.MonkeyPatch) -> No
     logits = torch.randn(21, 50, generator=torch.Generator().manual_seed(0))
     rows = torch.arange(21).view(7, 3)
     groups = Groups(rows, torch.full((7, 2), -0.5), torch.full((7,), -2.0))
-    whole = explained.explain(logits, groups, [0, 2, 3, 5, 6], 4)
-    monkeypatch.setattr(explained, "_AT_ONCE", 2)
-    told = explained.explain(logits, groups, [0, 2, 3, 5, 6], 4)
+    whole = explain_step.explain(logits, groups, [0, 2, 3, 5, 6], 4)
+    monkeypatch.setattr(explain_step, "_AT_ONCE", 2)
+    told = explain_step.explain(logits, groups, [0, 2, 3, 5, 6], 4)
     assert all(torch.equal(one, other) for one, other in zip(told, whole, strict=True))

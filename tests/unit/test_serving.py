@@ -34,12 +34,12 @@ from tests.requests import (
     ids,
     xargs,
 )
+from vllm_cold.compat import versions
 from vllm_cold.errors import ColdError
-from vllm_cold.group import results
-from vllm_cold.group.stream import from_extra_args
-from vllm_cold.vllm import versions
-from vllm_cold.vllm.frontend import errors, serving
-from vllm_cold.vllm.frontend.intake import FRONT_END
+from vllm_cold.frontend import serving, vllm_errors
+from vllm_cold.frontend.intake import FRONT_END
+from vllm_cold.wire import transfer_params
+from vllm_cold.wire.stream import from_extra_args
 
 pytestmark = pytest.mark.unit
 
@@ -85,8 +85,8 @@ def test_what_is_refused(wrong: dict[str, Any], message: str, online: Online) ->
 
 def test_a_vllm_without_its_class_of_errors_still_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr("vllm.exceptions.VLLMValidationError")
-    monkeypatch.setattr(errors, "_request_error", errors._request_error.__wrapped__)
-    with pytest.raises(ValueError, match="unavailable, as"), errors.refusals():
+    monkeypatch.setattr(vllm_errors, "_request_error", vllm_errors._request_error.__wrapped__)
+    with pytest.raises(ValueError, match="unavailable, as"), vllm_errors.refusals():
         raise ValueError("unavailable, as it has no VLLMValidationError")
 
 
@@ -237,7 +237,11 @@ def test_weights_follow_a_streamed_answer(
 
     async def outputs() -> AsyncGenerator[Any, None]:
         for num in (1, 2):
-            told = results.with_ours({"theirs": 1}, steps=rows[:num]) if asks else {"theirs": 1}
+            told = (
+                transfer_params.with_ours({"theirs": 1}, steps=rows[:num])
+                if asks
+                else {"theirs": 1}
+            )
             yield SimpleNamespace(outputs=[], kv_transfer_params=told)
         yield SimpleNamespace(outputs=[], kv_transfer_params=None)
 

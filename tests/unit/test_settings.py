@@ -17,7 +17,6 @@ from vllm.sampling_params import SamplingParams
 
 from vllm_cold import Amateur, ColdParams
 from vllm_cold.errors import ColdError
-from vllm_cold.group.stream import without_cold
 from vllm_cold.ops.interface import MAX_STREAMS
 from vllm_cold.rules.registry import BUILT_IN, get, names
 from vllm_cold.settings.arguments import (
@@ -37,6 +36,7 @@ from vllm_cold.settings.table import (
     ColdSettings,
     combine,
 )
+from vllm_cold.wire.stream import without_cold
 
 pytestmark = pytest.mark.unit
 

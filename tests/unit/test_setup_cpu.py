@@ -11,9 +11,9 @@ from unittest.mock import Mock
 
 import pytest
 
+from vllm_cold.compat import versions
 from vllm_cold.tools import main, setup_cpu
 from vllm_cold.tools.doctor import machine
-from vllm_cold.vllm import versions
 
 pytestmark = pytest.mark.unit
 

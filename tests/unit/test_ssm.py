@@ -12,16 +12,15 @@ import torch
 from torch import Tensor
 
 from tests.places import wrapped
-from vllm_cold import places
-from vllm_cold.vllm.worker import ssm
+from vllm_cold.compat import engine, places
 
 pytestmark = pytest.mark.unit
 
 
 def test_which_models_have_states() -> None:
-    assert ssm.has_ssm(SimpleNamespace(is_hybrid=True))
-    assert ssm.has_ssm(SimpleNamespace(is_hybrid=False, is_attention_free=True))
-    assert not ssm.has_ssm(SimpleNamespace(is_hybrid=False))
+    assert engine.has_ssm(SimpleNamespace(is_hybrid=True))
+    assert engine.has_ssm(SimpleNamespace(is_hybrid=False, is_attention_free=True))
+    assert not engine.has_ssm(SimpleNamespace(is_hybrid=False))
 
 
 @dataclass(frozen=True)

@@ -19,27 +19,23 @@ from vllm.v1.metrics.stats import SchedulerStats
 
 from tests.front_end import ONE, Front
 from vllm_cold import Amateur, ColdParams
-from vllm_cold.group import results
-from vllm_cold.group.step_stats import (
+from vllm_cold.frontend import metrics
+from vllm_cold.frontend.metrics import PREFIX, ColdMetrics
+from vllm_cold.ops.interface import NOT_FINITE, OUT_OF_RANGE
+from vllm_cold.scheduler import output_checks
+from vllm_cold.wire import transfer_params, worker_output
+from vllm_cold.wire.counters import (
     COUNTERS,
     GAUGES,
     HISTOGRAMS,
     MAX_ADAPTERS,
     OTHER,
-    OTHER_DRAFTS,
-    RULE_FAILED,
     ColdStats,
     Counters,
     CountersByKind,
-    Explained,
-    RowStats,
-    StepStats,
 )
-from vllm_cold.ops.interface import NOT_FINITE, OUT_OF_RANGE
-from vllm_cold.vllm.frontend import metrics
-from vllm_cold.vllm.frontend.metrics import PREFIX, ColdMetrics
-from vllm_cold.vllm.scheduler.stats import attach, detach
-from vllm_cold.vllm.worker import outputs
+from vllm_cold.wire.stats_channel import attach, detach
+from vllm_cold.wire.step_stats import OTHER_DRAFTS, RULE_FAILED, Explained, RowStats, StepStats
 
 pytestmark = pytest.mark.unit
 
@@ -64,7 +60,7 @@ def counts_of(**sums: Any) -> CountersByKind:
 class Output:
     """As vLLM makes it, with what this thread carries."""
 
-    __init__ = outputs._make_output_init(lambda self: None)
+    __init__ = worker_output._make_output_init(lambda self: None)
 
 
 @pytest.fixture(autouse=True)
@@ -84,24 +80,24 @@ def array(*rows: Any) -> np.ndarray:
 def test_figures_are_in_the_order_of_the_tokens() -> None:
     """Where drafts are verified a group has several, and V1 asks about the last row first."""
     # Where a rule chooses, with what it said.
-    outputs.hand_over(StepStats(("b", "a"), array([5, 0, 0, 2, 0], [3, 1, 0, 0, 1]), (3, 1)))
+    worker_output.hand_over(StepStats(("b", "a"), array([5, 0, 0, 2, 0], [3, 1, 0, 0, 1]), (3, 1)))
     told = [explained(0.5), explained(1.0)]  # what somebody asks for
     first = StepStats(
         ("a", "a"), array([1, 0, 0], [2, 1, 0]), (1, 1), (0, 1), list(map(array, *told))
     )
-    outputs.hand_over(first, in_front=True)
-    outputs.hand_over(StepStats(("c",), array([9, 0, 1]), (0,)))
+    worker_output.hand_over(first, in_front=True)
+    worker_output.hand_over(StepStats(("c",), array([9, 0, 1]), (0,)))
     carried: Any = Output()
     for output in (carried, pickle.loads(pickle.dumps(SimpleNamespace(cold=carried.cold)))):
-        assert outputs.from_worker(output) == {
+        assert worker_output.from_worker(output) == {
             "a": [
                 RowStats(1, 0, 0, 0, 0, 1, told[0]), RowStats(2, 1, 0, 0, 0, 1, told[1]),
                 RowStats(3, 1, 0, 0, 1, 1),
             ],
             "b": [RowStats(5, 0, 0, 2, 0, 3)], "c": [RowStats(9, 0, 1, 0, 1, 0)],
         }  # fmt: skip
-    outputs.hand_over(StepStats(("a",), array([4, 0, 0]), (1,)), in_front=True)
-    assert outputs.from_worker(Output()) == {"a": [RowStats(4, 0, 0, 0, 0, 1)]}
+    worker_output.hand_over(StepStats(("a",), array([4, 0, 0]), (1,)), in_front=True)
+    assert worker_output.from_worker(Output()) == {"a": [RowStats(4, 0, 0, 0, 0, 1)]}
 
 
 def test_figures_on_a_device_are_waited_for_when_they_are_read(
@@ -149,14 +145,14 @@ def test_figures_on_a_device_are_waited_for_when_they_are_read(
 def test_steps_stand_beside_what_a_connector_says() -> None:
     rows = [{"weights": [-0.5, 0.0]}, {"weights": [None, 0.5]}]
     theirs = {"remote_block_ids": [1]}
-    given = results.with_ours(theirs, steps=rows)
+    given = transfer_params.with_ours(theirs, steps=rows)
     assert given == {**theirs, "cold": {"steps": rows}} and theirs.keys() == {*theirs}
-    assert results.steps_in(given) == rows
-    assert results.steps_in(theirs) is results.steps_in(None) is None
-    assert results.without_steps(given) == theirs
-    assert results.without_steps(results.with_ours(None, steps=rows)) is None
-    of_all = results.with_ours(theirs, amateurs=[{"remote_block_ids": [2]}])
-    assert results.without_steps(results.with_ours(of_all, steps=rows)) == of_all
+    assert transfer_params.steps_in(given) == rows
+    assert transfer_params.steps_in(theirs) is transfer_params.steps_in(None) is None
+    assert transfer_params.without_steps(given) == theirs
+    assert transfer_params.without_steps(transfer_params.with_ours(None, steps=rows)) is None
+    of_all = transfer_params.with_ours(theirs, amateurs=[{"remote_block_ids": [2]}])
+    assert transfer_params.without_steps(transfer_params.with_ours(of_all, steps=rows)) == of_all
 
 
 def test_counts_are_taken_once() -> None:
@@ -221,19 +217,25 @@ def test_adapters_are_counted_apart_up_to_a_number() -> None:
     [
         (0, None),
         (1, NOT_FINITE),
-        (OTHER_DRAFTS, results.NOT_THE_SAME_DRAFTS),
-        (OUT_OF_RANGE, results.NOT_SCORED),
-        (RULE_FAILED, results.RULE_HAS_NO_WEIGHTS),
+        (OTHER_DRAFTS, output_checks.NOT_THE_SAME_DRAFTS),
+        (OUT_OF_RANGE, output_checks.NOT_SCORED),
+        (RULE_FAILED, output_checks.RULE_HAS_NO_WEIGHTS),
     ],
 )
 def test_what_is_told_of_tokens_that_must_not_be_given(nonfinite: int, said: str | None) -> None:
     """Of the tokens that were given, not of drafts that were wrong."""
     good, bad = RowStats(3, 0, 0, present=1), RowStats(3, 0, nonfinite, present=1)
-    assert results.problem([good, bad], 2, 1, 1) == results.problem([bad, good], 1, 1, 1) == said
-    assert results.problem([good, bad], 1, 1, 1) is None
+    assert (
+        output_checks.problem([good, bad], 2, 1, 1)
+        == output_checks.problem([bad, good], 1, 1, 1)
+        == said
+    )
+    assert output_checks.problem([good, bad], 1, 1, 1) is None
     # A row that nobody scored, and one without an amateur that was in the step.
     assert (
-        results.problem([good], 1, 1, 1) == results.problem([good], 1, 0, 3) == results.NOT_SCORED
+        output_checks.problem([good], 1, 1, 1)
+        == output_checks.problem([good], 1, 0, 3)
+        == output_checks.NOT_SCORED
     )
 
 
@@ -312,7 +314,7 @@ def test_the_dashboard_shows_metrics_that_exist() -> None:
 
 def test_threads_do_not_see_each_others_steps() -> None:
     """An engine in a thread of its own."""
-    outputs.hand_over(StepStats(("a",), array([1, 0, 0]), (1,)))
+    worker_output.hand_over(StepStats(("a",), array([1, 0, 0]), (1,)))
     with ThreadPoolExecutor() as other:
-        assert outputs.from_worker(other.submit(Output).result()) == {}
-    assert outputs.from_worker(Output()) == {"a": [RowStats(1, 0, 0, present=1)]}
+        assert worker_output.from_worker(other.submit(Output).result()) == {}
+    assert worker_output.from_worker(Output()) == {"a": [RowStats(1, 0, 0, present=1)]}

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from vllm.sampling_params import SamplingParams
 
-from vllm_cold.group.stream import KEY, AmateurStream, Stream, from_extra_args, without_cold
 from vllm_cold.rules.registry import BUILT_IN
 from vllm_cold.settings.table import ColdSettings
+from vllm_cold.wire.stream import KEY, AmateurStream, Stream, from_extra_args, without_cold
 
 pytestmark = pytest.mark.unit
 

@@ -15,7 +15,7 @@ from vllm_cold.tools.adapters import (
     read_adapters,
     read_model,
 )
-from vllm_cold.tools.errors import ToolError
+from vllm_cold.tools.command_error import ToolError
 
 pytestmark = pytest.mark.unit
 

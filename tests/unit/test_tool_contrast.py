@@ -11,7 +11,7 @@ from tests.asked import content
 from vllm_cold.errors import ColdError
 from vllm_cold.rules import registry
 from vllm_cold.settings.amateurs import Messages, Text
-from vllm_cold.tools.contrast import (
+from vllm_cold.tools.asked_contrast import (
     Content,
     adapter_of,
     add_rule_option,
@@ -22,7 +22,7 @@ from vllm_cold.tools.contrast import (
     read_contrast,
     row_args,
 )
-from vllm_cold.tools.errors import ToolError
+from vllm_cold.tools.command_error import ToolError
 
 pytestmark = pytest.mark.unit
 

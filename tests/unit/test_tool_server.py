@@ -9,8 +9,8 @@ import pytest
 
 from tests.made_up_server import ADAPTER, MadeUp
 from tests.unit.test_explain_command import parse
-from vllm_cold.tools.errors import ToolError
-from vllm_cold.tools.explain.command import run
+from vllm_cold.tools.command_error import ToolError
+from vllm_cold.tools.explain.explain_command import run
 from vllm_cold.tools.server import Server
 
 pytestmark = [pytest.mark.unit, pytest.mark.slow]

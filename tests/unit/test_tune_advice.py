@@ -10,9 +10,9 @@ import pytest
 from tests.vllm_parser import serve_parser
 from vllm_cold.settings.arguments import parse_engine_defaults, parse_request_args
 from vllm_cold.tools.adapters import Adapter, engine_arguments
-from vllm_cold.tools.contrast import read_contrast
+from vllm_cold.tools.asked_contrast import read_contrast
 from vllm_cold.tools.tune.grid import AXES, Setting, make_grid
-from vllm_cold.tools.tune.report import serve_line, server_defaults
+from vllm_cold.tools.tune.tune_report import serve_line, server_defaults
 
 pytestmark = pytest.mark.unit
 
@@ -78,7 +78,7 @@ def test_weights_take_the_place_of_beta() -> None:
 
 def parse(line: str) -> Any:
     """The line, as ``vllm serve`` reads it with the plugin."""
-    from vllm_cold import patching, places
+    from vllm_cold.compat import patching, places
 
     words = shlex.split(line)
     assert words[:2] == ["vllm", "serve"]

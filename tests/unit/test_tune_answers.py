@@ -10,7 +10,7 @@ import pytest
 
 from tests.asked import content
 from vllm_cold.settings.amateurs import Text
-from vllm_cold.tools.errors import ToolError
+from vllm_cold.tools.command_error import ToolError
 from vllm_cold.tools.tune.answers import Job, Output, open_answers
 from vllm_cold.tools.tune.grid import GREEDY, Setting
 from vllm_cold.tools.tune.problems import Problem

@@ -16,7 +16,7 @@ from tests.docs.blocks import ROOT, block, blocks
 from vllm_cold.settings.table import ENGINE, MAX_EXPERT_TOP_K
 from vllm_cold.tools import models, tune
 from vllm_cold.tools.main import build_parser, main
-from vllm_cold.tools.tune import command as tune_command
+from vllm_cold.tools.tune import tune_command as tune_command
 from vllm_cold.tools.tune.answers import Job, Output
 from vllm_cold.tools.tune.grid import GREEDY, Setting
 from vllm_cold.tools.tune.problems import load_problems

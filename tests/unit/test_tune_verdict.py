@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 from scipy import stats
 
-from vllm_cold.tools.tune import report, verdict
+from vllm_cold.tools.tune import tune_report, verdict
 from vllm_cold.tools.tune.grid import Setting, make_grid
 from vllm_cold.tools.tune.verdict import FEWEST, LEVEL, Outcome, Result, Verdict, compare, findings
 
@@ -316,7 +316,9 @@ def test_the_terminal_shows_all_and_what_is_pasted_in_one_piece(width: int, keep
     serve = "vllm serve '/models/a long name' --sampler cold --cold-alpha 0.1 --cold-beta 0.5"
     said: dict[str, Any] = {"first": ["The text helps."], "notes": [hostile], "serve": serve}
     console = Console(file=io.StringIO(), width=width)
-    report.show(console, {**said, "headline": headline, "run": {"server": None}}, found, "out.json")
+    tune_report.show(
+        console, {**said, "headline": headline, "run": {"server": None}}, found, "out.json"
+    )
     text = console.file.getvalue()  # type: ignore[attr-defined]
     for part in (hostile, "Serve it with contrastive decoding:", "Written: out.json"):
         assert part in " ".join(text.split())

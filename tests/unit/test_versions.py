@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from vllm_cold.vllm import versions
+from vllm_cold.compat import versions
 
 pytestmark = pytest.mark.unit
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from vllm_cold.compat.patching import original_of
 from vllm_cold.cpu import workarounds
-from vllm_cold.patching import original_of
 
 pytestmark = pytest.mark.unit
 

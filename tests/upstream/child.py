@@ -61,9 +61,7 @@ class Run:
         init, schedule = Scheduler.__init__, Scheduler.schedule
 
         def counted(this: Any, *args: Any, **kwargs: Any) -> None:
-            ours = any(
-                c.__module__ == "vllm_cold.vllm.scheduler.scheduler" for c in type(this).mro()
-            )
+            ours = any(c.__module__ == "vllm_cold.scheduler.scheduler" for c in type(this).mro())
             self.built[("ours " if ours else "vLLM's ") + type(this).__name__] += 1
             init(this, *args, **kwargs)
 
@@ -89,8 +87,8 @@ class Run:
                 importlib.import_module(name)
         from vllm.v1.core.sched import async_scheduler, scheduler
 
-        from vllm_cold.vllm.scheduler.passes import Pass
-        from vllm_cold.vllm.scheduler.scheduler import ColdAsyncScheduler, ColdScheduler
+        from vllm_cold.scheduler.passes import Pass
+        from vllm_cold.scheduler.scheduler import ColdAsyncScheduler, ColdScheduler
 
         classes: tuple[type[Any], type[Any]] = (ColdScheduler, ColdAsyncScheduler)
         if self.mode == "hooks":

@@ -18,7 +18,7 @@ def pytest_sessionstart() -> None:
     """After conftest.py, which sets what vLLM reads when it is imported."""
     import vllm
 
-    from vllm_cold.vllm.versions import vllm_version
+    from vllm_cold.compat.versions import vllm_version
 
     wanted = os.environ[WANTED]
     file = Path(vllm.__file__)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
-from vllm_cold import environment, hardware, patching, places
+from vllm_cold.compat import environment, hardware, patching, places
 
 logger = logging.getLogger("vllm." + __name__)
 

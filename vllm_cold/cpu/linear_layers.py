@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vllm_cold import environment, hardware
+from vllm_cold.compat import environment, hardware
 from vllm_cold.cpu import linear_ops
 
 logger = logging.getLogger("vllm." + __name__)

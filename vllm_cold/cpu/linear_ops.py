@@ -17,8 +17,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from vllm_cold import cpu_library
 from vllm_cold.cpu import memory, operators
+from vllm_cold.ops import cpu_library
 
 FEW_ROWS = 8
 _BLOCK = 64  # adjacent outputs

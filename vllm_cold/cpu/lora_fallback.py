@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 
-from vllm_cold import patching, places
+from vllm_cold.compat import patching, places
 from vllm_cold.cpu import workarounds
 
 # (adapter slot, rows): rows is a slice where they are contiguous (no copy), else an index tensor.

@@ -13,8 +13,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from vllm_cold import cpu_library
 from vllm_cold.cpu import memory, operators
+from vllm_cold.ops import cpu_library
 
 MAX_RANK = 512
 TORCH = "set COLD_LORA=torch to go without the C++ kernels"  # a remedy

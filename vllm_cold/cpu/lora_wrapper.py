@@ -17,7 +17,7 @@ from vllm.lora.layers import (
 )
 from vllm.lora.layers.base_linear import BaseLinearLayerWithLoRA
 
-from vllm_cold import patching, places
+from vllm_cold.compat import patching, places
 from vllm_cold.cpu import linear_layers, lora_ops, memory, operators
 from vllm_cold.cpu.lora_fallback import GroupedPunicaWrapperCPU
 

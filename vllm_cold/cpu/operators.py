@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from vllm_cold import cpu_library
+from vllm_cold.ops import cpu_library
 
 # Their kernels are the library's ``vllm_cold_{name}_op``; ``lora_ops`` and ``linear_ops`` say what
 # they compute.

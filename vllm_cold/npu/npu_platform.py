@@ -4,8 +4,8 @@
 from collections.abc import Callable
 from typing import Any
 
-from vllm_cold import environment, hardware
-from vllm_cold.patching import original_of
+from vllm_cold.compat import environment, hardware
+from vllm_cold.compat.patching import original_of
 
 STOCK = "vllm_ascend.lora.punica_npu.PunicaWrapperNPU"
 OURS = "vllm_cold.npu.lora_bgmv.BgmvPunicaWrapperNPU"

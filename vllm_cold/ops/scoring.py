@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vllm_cold.ops import registry
+from vllm_cold.ops import backend_registry
 from vllm_cold.ops.interface import NOT_FINITE, OUT_OF_RANGE, Groups, row_outside
 
 MAX_K = 64
@@ -89,7 +89,7 @@ def contrastive_scores(
             f"contrastive_scores: logits has strides {logits.stride()}; with inplace=True its "
             f"rows of {vocab} must be contiguous, and not overlap"
         )
-    implementation = registry.load(registry.choose(device, backend))
+    implementation = backend_registry.load(backend_registry.choose(device, backend))
     if check and statistics is None:
         statistics = torch.empty(len(groups), 3, dtype=torch.int64, device=device)
     rows = logits if straight else logits.contiguous()

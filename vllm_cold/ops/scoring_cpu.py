@@ -7,7 +7,7 @@ See ``cpu_library`` for the library and how it is called.
 import torch
 from torch import Tensor
 
-from vllm_cold import cpu_library
+from vllm_cold.ops import cpu_library
 from vllm_cold.ops.interface import Backend, Groups, row_outside
 
 _ROW_OUTSIDE, _NO_MEMORY = 1, 2  # csrc/cpu/scoring.h

@@ -6,6 +6,6 @@ A method of this field is mostly a way to choose the weights ``w_i`` of
 ``statistics`` what it may look at, ``built_in`` has ours.
 """
 
-from vllm_cold.rules.interface import Choice, Parameter, Rule
+from vllm_cold.rules.rule import Choice, Parameter, Rule
 
 __all__ = ["Choice", "Parameter", "Rule"]

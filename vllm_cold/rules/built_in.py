@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vllm_cold.rules.interface import Choice, Parameter, Rule
+from vllm_cold.rules.rule import Choice, Parameter, Rule
 from vllm_cold.rules.statistics import Statistics
 
 _CERTAIN = 1e-20  # nats, of two that are certain

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from vllm_cold.ops.interface import describe
-from vllm_cold.rules.interface import Choice, Rule
+from vllm_cold.rules.rule import Choice, Rule
 
 
 def checked(rule: Rule, returned: Tensor | Choice, groups: int, streams: int) -> Choice:

@@ -11,7 +11,7 @@ from functools import cache
 from typing import Any
 
 from vllm_cold.errors import ColdError
-from vllm_cold.rules.interface import Rule
+from vllm_cold.rules.rule import Rule
 
 logger = logging.getLogger("vllm." + __name__)
 

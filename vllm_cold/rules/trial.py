@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 
 from vllm_cold.ops.interface import MAX_STREAMS, Groups
 from vllm_cold.rules.check import checked
-from vllm_cold.rules.interface import LARGEST, Rule, by_name
+from vllm_cold.rules.rule import LARGEST, Rule, by_name
 from vllm_cold.rules.statistics import Statistics
 
 _ROWS, _VOCABULARY = 67, 40

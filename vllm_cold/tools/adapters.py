@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vllm_cold import adapter_config
-from vllm_cold.tools.errors import ToolError
+from vllm_cold.frontend import adapter_config
+from vllm_cold.tools.command_error import ToolError
 
 _DTYPES = ("auto", "half", "float16", "bfloat16", "float", "float32")
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # vLLM's choices for --max-lora-rank

@@ -12,9 +12,9 @@ import traceback
 from collections.abc import Sequence
 
 from vllm_cold import __version__
+from vllm_cold.compat.versions import vllm_version
 from vllm_cold.tools import doctor, example, explain, setup_cpu, tune
-from vllm_cold.tools.errors import ToolError
-from vllm_cold.vllm.versions import vllm_version
+from vllm_cold.tools.command_error import ToolError
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -5,7 +5,7 @@ import argparse
 
 from vllm_cold.settings.table import CONTRAST
 from vllm_cold.tools.adapters import ENGINE_OPTIONS
-from vllm_cold.tools.contrast import OPTIONS, option_of
+from vllm_cold.tools.asked_contrast import OPTIONS, option_of
 
 
 def add_models(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:

@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.text import Text
 
 from vllm_cold.tools.adapters import Adapter, read_model
-from vllm_cold.tools.errors import ToolError
+from vllm_cold.tools.command_error import ToolError
 from vllm_cold.tools.server import Server
 
 _HOST = "127.0.0.1"

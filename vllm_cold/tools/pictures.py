@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from vllm_cold.settings.images import View
-from vllm_cold.tools.errors import ToolError
+from vllm_cold.tools.command_error import ToolError
 
 _DATA = re.compile(r"(data:[\w.+-]*/?[\w.+-]*;base64,)[\w+/=-]+")
 

@@ -17,8 +17,8 @@ from pydantic import (
 )
 
 from vllm_cold.settings.amateurs import Messages, Text
-from vllm_cold.tools.contrast import Content, row_args, with_pictures
-from vllm_cold.tools.errors import ToolError
+from vllm_cold.tools.asked_contrast import Content, row_args, with_pictures
+from vllm_cold.tools.command_error import ToolError
 from vllm_cold.tools.pictures import Picture, read_picture
 
 Whole = Annotated[str, StringConstraints(min_length=1)]

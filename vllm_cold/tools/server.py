@@ -16,11 +16,11 @@ import httpx
 import openai
 from pydantic import BaseModel, ValidationError
 
+from vllm_cold.compat.versions import vllm_version
 from vllm_cold.tools.adapters import ENGINE_OPTIONS
-from vllm_cold.tools.contrast import option_of
-from vllm_cold.tools.errors import ToolError
+from vllm_cold.tools.asked_contrast import option_of
+from vllm_cold.tools.command_error import ToolError
 from vllm_cold.tools.pictures import without_data
-from vllm_cold.vllm.versions import vllm_version
 
 _T = TypeVar("_T")
 

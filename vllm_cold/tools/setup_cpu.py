@@ -16,7 +16,7 @@ from importlib.metadata import Distribution
 from pathlib import Path
 from typing import Any
 
-from vllm_cold.tools.errors import ToolError
+from vllm_cold.tools.command_error import ToolError
 
 COMMAND = "vllm-cold setup-cpu"
 _INSTALLER = "vllm-cold"

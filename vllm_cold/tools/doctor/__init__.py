@@ -32,8 +32,8 @@ def run(options: argparse.Namespace) -> int:
     environment = dict(os.environ)  # before anything is imported that changes it
     # vLLM's log would interrupt the report, which says the same.
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    from vllm_cold.tools.doctor import machine, report, sections, self_test
-    from vllm_cold.tools.doctor.report import Entry, Look, Status
+    from vllm_cold.tools.doctor import doctor_report, machine, sections, self_test
+    from vllm_cold.tools.doctor.doctor_report import Entry, Look, Status
 
     looks: dict[str, Look] = {
         "Versions": machine.installed,
@@ -53,6 +53,6 @@ def run(options: argparse.Namespace) -> int:
     else:  # one cause is one problem, whatever depends on it
         problem = Entry("import", reason, Status.PROBLEM)
         looks["vLLM"] = lambda: [problem, Entry("not checked without it", ", ".join(with_vllm))]
-    found = {title: report.examine(look) for title, look in looks.items()}
-    print(report.to_json(found) if options.json else report.to_markdown(found))
-    return int(report.count(found, Status.PROBLEM) > 0)
+    found = {title: doctor_report.examine(look) for title, look in looks.items()}
+    print(doctor_report.to_json(found) if options.json else doctor_report.to_markdown(found))
+    return int(doctor_report.count(found, Status.PROBLEM) > 0)

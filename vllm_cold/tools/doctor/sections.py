@@ -6,8 +6,8 @@ of one and may fail (``report.examine``).
 import importlib.metadata
 from collections.abc import Iterator
 
-from vllm_cold import active, environment
-from vllm_cold.tools.doctor.report import Entry, Status, without_home
+from vllm_cold.compat import active, environment
+from vllm_cold.tools.doctor.doctor_report import Entry, Status, without_home
 
 
 def devices() -> Iterator[Entry]:
@@ -59,8 +59,7 @@ def scoring() -> Iterator[Entry]:
     import torch
     from vllm.platforms import current_platform
 
-    from vllm_cold import cpu_library
-    from vllm_cold.ops import registry
+    from vllm_cold.ops import backend_registry, cpu_library
 
     if (reason := cpu_library.missing()) is not None:
         yield Entry("C++ library", reason, Status.WARNING)
@@ -69,12 +68,18 @@ def scoring() -> Iterator[Entry]:
         library = without_home(str(cpu_library.PATH))
         yield Entry("C++ library", f"{library}, instruction set {isa}")
     device = torch.device(current_platform.device_type)
-    chosen, best = registry.choose(device), registry.AUTOMATIC.get(device.type, "torch")
-    said, status = f"{chosen}: {registry.BACKENDS[chosen]}", Status.OK
+    chosen, best = (
+        backend_registry.choose(device),
+        backend_registry.AUTOMATIC.get(device.type, "torch"),
+    )
+    said, status = f"{chosen}: {backend_registry.BACKENDS[chosen]}", Status.OK
     if environment.read(environment.SCORING):
         said += f", by {environment.SCORING}"
     elif chosen != best:
-        said, status = f"{said}; not {best}: {registry.load(best).missing(device)}", Status.WARNING
+        said, status = (
+            f"{said}; not {best}: {backend_registry.load(best).missing(device)}",
+            Status.WARNING,
+        )
     yield Entry(f"on {device}", said, status)
 
 
@@ -82,7 +87,7 @@ def lora() -> Iterator[Entry]:
     """The kernels that compute LoRA."""
     from vllm.platforms import current_platform
 
-    from vllm_cold import hardware
+    from vllm_cold.compat import hardware
     from vllm_cold.cpu import cpu_platform, operators
     from vllm_cold.npu import npu_platform
 
@@ -109,8 +114,7 @@ def lora() -> Iterator[Entry]:
 
 def interfaces() -> Iterator[Entry]:
     """Whether the installed vLLM has what the package relies on."""
-    from vllm_cold import places
-    from vllm_cold.vllm import versions
+    from vllm_cold.compat import places, versions
 
     always = (places.START, places.LORA, places.ONLINE, places.OFFLINE, *places.EVERY_ENGINE)
     count = changed = 0

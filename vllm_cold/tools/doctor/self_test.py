@@ -21,7 +21,7 @@ from typing import Any
 
 from vllm_cold.tools.doctor import tiny
 from vllm_cold.tools.doctor.cases import CASES
-from vllm_cold.tools.doctor.report import Entry, Status, without_home
+from vllm_cold.tools.doctor.doctor_report import Entry, Status, without_home
 
 _RESULT = "tokens.json"
 _LOG_LINES = 30
@@ -45,7 +45,7 @@ def main(folder: Path) -> None:
     from vllm.lora.request import LoRARequest
 
     from vllm_cold import ColdParams
-    from vllm_cold.vllm.frontend.config import uses_v2_runner
+    from vllm_cold.compat.engine import uses_v2_runner
 
     adapters: dict[str | None, LoRARequest] = {
         name: LoRARequest(name, number, str(folder / name))

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from vllm_cold.tools.errors import ToolError, named_libraries
+from vllm_cold.tools.command_error import ToolError, named_libraries
 from vllm_cold.tools.example import checkpoint
 
 ADAPTER = Path(__file__).with_name("sorting-adapter")

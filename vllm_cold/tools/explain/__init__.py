@@ -8,8 +8,8 @@ from functools import partial
 from pathlib import Path
 
 from vllm_cold.settings.table import CONTRAST, SETTINGS, read
-from vllm_cold.tools.contrast import add_rule_option, add_rules, option_of
-from vllm_cold.tools.errors import named_libraries
+from vllm_cold.tools.asked_contrast import add_rule_option, add_rules, option_of
+from vllm_cold.tools.command_error import named_libraries
 from vllm_cold.tools.options import add_contrast, add_models
 
 DESCRIPTION = """\
@@ -104,6 +104,6 @@ def _run(options: argparse.Namespace) -> int:
         if options.serve:
             from vllm_cold.tools.explain.serve import run
         else:
-            from vllm_cold.tools.explain.command import run
+            from vllm_cold.tools.explain.explain_command import run
         add_rules(options.rules)
     return run(options)

@@ -8,9 +8,9 @@ from typing import Any
 from pydantic import AliasPath, BaseModel, Field
 
 from vllm_cold.settings.table import PREFIX
-from vllm_cold.tools.errors import ToolError
+from vllm_cold.tools.command_error import ToolError
 from vllm_cold.tools.explain import visible
-from vllm_cold.tools.explain.prompts import Question
+from vllm_cold.tools.explain.explain_prompts import Question
 from vllm_cold.tools.explain.record import Answer, Candidate, ShownStep
 
 LISTED = 20  # tokens that are asked for: the best by score, and the expert's most probable

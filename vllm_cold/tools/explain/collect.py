@@ -5,10 +5,10 @@ import sys
 from collections.abc import Sequence
 
 from vllm_cold.settings.amateurs import Messages, Text, Without
-from vllm_cold.tools.contrast import Content, adapter_of, amateur_reads
-from vllm_cold.tools.explain.prompts import Question
+from vllm_cold.tools.asked_contrast import Content, adapter_of, amateur_reads
+from vllm_cold.tools.explain.explain_prompts import Question
+from vllm_cold.tools.explain.explain_source import answer
 from vllm_cold.tools.explain.record import BASE, Answer, Explanation, Piece, Report, ShownAmateur
-from vllm_cold.tools.explain.source import answer
 from vllm_cold.tools.pictures import text_of
 from vllm_cold.tools.server import Server, side_by_side
 

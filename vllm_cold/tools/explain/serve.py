@@ -24,15 +24,15 @@ from starlette.routing import Route
 
 from vllm_cold.settings.amateurs import Messages, Text
 from vllm_cold.settings.table import SETTINGS, read
-from vllm_cold.tools.contrast import Content, with_pictures
-from vllm_cold.tools.errors import ToolError
+from vllm_cold.tools.asked_contrast import Content, with_pictures
+from vllm_cold.tools.command_error import ToolError
 from vllm_cold.tools.explain import page, visible
 from vllm_cold.tools.explain.account import title_of
 from vllm_cold.tools.explain.collect import make_report
-from vllm_cold.tools.explain.command import all_args, start
-from vllm_cold.tools.explain.prompts import ask
+from vllm_cold.tools.explain.explain_command import all_args, start
+from vllm_cold.tools.explain.explain_prompts import ask
+from vllm_cold.tools.explain.explain_source import answer
 from vllm_cold.tools.explain.record import Answer, Report
-from vllm_cold.tools.explain.source import answer
 from vllm_cold.tools.pictures import picture_of_url
 from vllm_cold.tools.server import Server, is_loopback, side_by_side
 

@@ -12,8 +12,8 @@ import json
 from typing import Any
 
 from vllm_cold.settings.table import CONTRAST, SETTINGS
-from vllm_cold.tools.contrast import add_rule_option, add_rules, option_of
-from vllm_cold.tools.errors import named_libraries
+from vllm_cold.tools.asked_contrast import add_rule_option, add_rules, option_of
+from vllm_cold.tools.command_error import named_libraries
 from vllm_cold.tools.options import add_contrast, add_models
 from vllm_cold.tools.tune.baselines import BETTER
 from vllm_cold.tools.tune.grid import AXES
@@ -124,7 +124,7 @@ def run(options: argparse.Namespace) -> int:
         ToolError: a mistake in the options, the files or the scoring callable.
     """
     with named_libraries():  # before anything is decoded
-        from vllm_cold.tools.tune import command
+        from vllm_cold.tools.tune import tune_command
 
         add_rules(options.rules)
-    return command.run(options)
+    return tune_command.run(options)

@@ -8,8 +8,8 @@ from typing import Any
 import openai
 
 from vllm_cold.settings.amateurs import Messages
-from vllm_cold.tools.contrast import request_args
-from vllm_cold.tools.errors import ToolError
+from vllm_cold.tools.asked_contrast import request_args
+from vllm_cold.tools.command_error import ToolError
 from vllm_cold.tools.pictures import as_sent
 from vllm_cold.tools.server import Server, side_by_side, without_openai
 from vllm_cold.tools.tune.answers import Job, Output

@@ -8,7 +8,7 @@ import msgspec
 
 from vllm_cold.settings.presets import PresetName, preset_of
 from vllm_cold.settings.table import PREFIX, SETTINGS, check, read
-from vllm_cold.tools.contrast import option_of
+from vllm_cold.tools.asked_contrast import option_of
 
 # The axes of the grid, with what is tried where nothing else is said.
 AXES = {"alpha": "0.05,0.1,0.3", "beta": "0.25,0.5,1"}

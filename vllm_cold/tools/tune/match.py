@@ -24,7 +24,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-from vllm_cold.tools.errors import ToolError
+from vllm_cold.tools.command_error import ToolError
 from vllm_cold.tools.tune import ifeval
 from vllm_cold.tools.tune.problems import Problem
 

@@ -12,8 +12,8 @@ import numpy as np
 from pydantic import BeforeValidator
 
 from vllm_cold.errors import site
-from vllm_cold.tools.contrast import Content, as_chat, kept, merge
-from vllm_cold.tools.errors import ToolError
+from vllm_cold.tools.asked_contrast import Content, as_chat, kept, merge
+from vllm_cold.tools.command_error import ToolError
 from vllm_cold.tools.rows import Given, Whole, read_lines, read_row
 from vllm_cold.tools.tune.verdict import FEWEST
 

@@ -15,14 +15,14 @@ from vllm_cold.errors import ColdError
 from vllm_cold.settings.amateurs import AmateurSpec, Messages, media_parts
 from vllm_cold.settings.presets import PRESETS
 from vllm_cold.settings.table import PREFIX, SETTINGS
-from vllm_cold.tools.contrast import (
+from vllm_cold.tools.asked_contrast import (
     as_written,
     check_amateurs,
     option_args,
     option_of,
     read_contrast,
 )
-from vllm_cold.tools.errors import ToolError
+from vllm_cold.tools.command_error import ToolError
 from vllm_cold.tools.models import Models, read_models
 from vllm_cold.tools.tune.baselines import Lacks, add_baselines
 from vllm_cold.tools.tune.grid import Setting, make_grid
@@ -49,7 +49,7 @@ class Task(Models):
 
     def made_with(self) -> dict[str, Any]:
         """All that answers depend on besides problem and setting, as JSON."""
-        from vllm_cold.vllm.versions import vllm_version
+        from vllm_cold.compat.versions import vllm_version
 
         made_with: dict[str, Any] = {
             "server": self.server and self.server.root,

@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What each process has to know of an engine: the names of vllm-cold's classes in its
+configuration, and what its runner and its model are.
+
+The classes are named as text: they are loaded where they are used, not in every process.
+"""
+
+from typing import Any
+
+from vllm_cold.compat import places
+from vllm_cold.compat.hardware import is_on
+from vllm_cold.compat.patching import problems
+
+SCHEDULER = "vllm_cold.scheduler.scheduler.ColdScheduler"
+ASYNC_SCHEDULER = "vllm_cold.scheduler.scheduler.ColdAsyncScheduler"
+PROCESSOR_V1 = "vllm_cold.worker.processor_v1:ColdLogitsProcessorV1"
+PROCESSOR_V2 = "vllm_cold.worker.processor_v2:ColdLogitsProcessorV2"
+# They extend classes of vLLM: a method that vLLM declares and they lack fails when one is made.
+CLASSES = (
+    "vllm_cold.scheduler.scheduler:ColdScheduler",
+    "vllm_cold.scheduler.queue_view:View",
+    PROCESSOR_V1,
+)
+
+
+def is_configured(config: Any) -> bool:
+    """Whether the engine of a ``VllmConfig`` is prepared for contrastive decoding: both halves, the
+    scheduler and a logits processor.
+    """
+    return config.scheduler_config.scheduler_cls in (SCHEDULER, ASYNC_SCHEDULER) and any(
+        processor in (PROCESSOR_V1, PROCESSOR_V2)
+        for processor in config.model_config.logits_processors or ()
+    )
+
+
+def uses_v2_runner(config: Any) -> bool:
+    """Whether the engine of a ``VllmConfig`` runs vLLM's V2 model runner."""
+    return bool(getattr(config, "use_v2_model_runner", False))  # not in 0.23
+
+
+def has_ssm(model: Any) -> bool:
+    """Whether some layers of a model (``ModelConfig``) keep an SSM state, of fixed size, and not
+    keys and values.
+    """
+    return bool(model.is_hybrid or getattr(model, "is_attention_free", False))
+
+
+def can_clear(v2: bool) -> bool:
+    """Whether workers clear the blocks that the scheduler lists; ``v2``: of the V2 runner."""
+    return is_on("cpu") and not (v2 and problems(places.rows(places.BLOCKS_V2)))

@@ -1,0 +1,433 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Decides, once for each request, whether it is decoded with a contrast, and against what.
+
+A request is read (``Asked``) before its prompt is made, decided about (``RequestContrast``) when it
+is made, and admitted (``Stream``) when its parameters are known. A wrong one is refused with
+HTTP 400 (online) or ValueError (offline) before it costs anything. ``intake`` and ``serving`` call
+this where requests come in.
+"""
+
+import math
+import os
+from collections.abc import Mapping
+from itertools import chain
+from typing import Any
+
+import msgspec
+from msgspec import structs
+from vllm.lora.request import LoRARequest
+from vllm.v1.engine import EngineCoreRequest
+
+from vllm_cold.compat.engine import is_configured, uses_v2_runner
+from vllm_cold.errors import ColdError
+from vllm_cold.frontend import adapter_config, request_media
+from vllm_cold.frontend.capacity import fit
+from vllm_cold.frontend.contrast import Asked, RequestContrast, same
+from vllm_cold.frontend.prompts import Prompt, PromptSource
+from vllm_cold.frontend.rendering import aside, render
+from vllm_cold.frontend.support import engine_defaults, lacks_slots, unsupported
+from vllm_cold.params import ColdParams
+from vllm_cold.rules import registry
+from vllm_cold.settings.amateurs import AmateurSpec, CannotLeaveOut, count, describe, left_out
+from vllm_cold.settings.arguments import ColdArgs, parse_request_args
+from vllm_cold.settings.encoder_room import room_of, why_never
+from vllm_cold.settings.table import (
+    DEFAULT_BETA,
+    DEFAULT_MEGAPIXELS,
+    MAX_AMATEURS,
+    MOST_ITEMS,
+    PREFIX,
+    is_ours,
+    named_by,
+)
+from vllm_cold.wire.stream import without_cold
+
+# Numbers told of a request's steps: some 50 bytes each in the front end, some 20 in an answer that
+# is written at once.
+_MOST_TOLD = 200_000
+ASKED = "cold_asked"  # in flat arguments: the ``Asked`` of a request that was read before
+_LONG = 2**15  # characters, which are read in about a millisecond
+_MOST_QUOTES = 16  # for each token
+
+
+class Admission:
+    """Decides about the requests of one engine.
+
+    Args:
+        processor: vLLM's InputProcessor of the engine.
+        models: vLLM's OpenAIServingModels of a server; None where there is none.
+    """
+
+    def __init__(self, processor: Any, models: Any = None) -> None:
+        self.config = processor.vllm_config
+        self.renderer = processor.renderer
+        # 0 for models that read no media.
+        self.encoder_cache_size: int = getattr(processor, "mm_encoder_cache_size", 0)
+        self.defaults = engine_defaults(self.config)
+        limits = self.defaults.given
+        # A request waits until all its streams have sequence slots, and others wait after it: by
+        # default it may not have the engine emptied for that.
+        quarter = min(max(self.config.scheduler_config.max_num_seqs // 4, 2), MAX_AMATEURS)
+        self.most_amateurs: int = limits.get("max_amateurs", quarter)
+        self.most_megapixels: float = limits.get("max_megapixels", DEFAULT_MEGAPIXELS)
+        # The live dict: adapters that are loaded later can be named too.
+        self.adapters: Mapping[str, LoRARequest] = {} if models is None else models.lora_requests
+        self.is_server = models is not None
+
+    # ---- what is asked for -----------------------------------------------------------------------
+
+    def read(
+        self,
+        said: Mapping[str, Any] | None,
+        expert: LoRARequest | None,
+        params: Any = None,
+        unlimited: bool = False,
+    ) -> Asked | None:
+        """What a request asks for, or its engine's default for it; None for a regular request.
+
+        Args:
+            said: Its flat arguments.
+            expert: Its adapter.
+            params: The caller's SamplingParams or ColdParams; None for an HTTP request.
+            unlimited: Whether nobody said how many tokens it gets.
+
+        Raises:
+            ValueError: the request asks for contrastive decoding and cannot have it; says why.
+        """
+        if isinstance(known := (said or {}).get(ASKED), Asked):
+            return known
+        if isinstance(params, ColdParams):
+            asked: Asked | None = Asked.of_params(params, expert)
+            self._check_number("amateurs", len(params.contrast()))
+        else:
+            asked = self._of_args(parse_request_args(said), expert, unlimited)
+            if params is None and is_configured(self.config):
+                _check_sendable(said)
+        if asked is None:
+            return None
+        self._check_adapters(asked)
+        rule = asked.settings.rule
+        drafts = self.config.speculative_config is not None
+        if rule is not None and drafts and registry.get(rule).state:
+            prefix = "" if isinstance(params, ColdParams) else PREFIX
+            raise ColdError(
+                prefix + named_by([one.weight for one in asked.amateurs]),
+                rule,
+                "this rule keeps state from step to step, which speculative decoding may have to "
+                "take back; use a rule without, or an engine without speculative decoding",
+            )
+        return asked
+
+    async def read_aside(self, said: Mapping[str, Any] | None, *rest: Any) -> Asked | None:
+        """As ``read``, off the event loop where there is much to parse."""
+        return await aside(not is_long(said), self.read, said, *rest)
+
+    def _check_number(self, field: str, amateurs: int) -> None:
+        """Refuse, before any prompt is read, more amateurs than this engine allows."""
+        if not is_configured(self.config):
+            raise ValueError(f"vllm-cold cannot be used in this engine: {unsupported(self.config)}")
+        if amateurs > self.most_amateurs:
+            raise ColdError(
+                field,
+                amateurs,
+                "is how many amateurs the request has, and this engine allows "
+                f"{self.most_amateurs}; name fewer, or start it with max_amateurs "
+                f"(--cold-max-amateurs) {amateurs}",
+            )
+        if (problem := lacks_slots(self.config, 1 + amateurs)) is not None:
+            raise ValueError(problem)
+
+    def _of_args(self, args: ColdArgs, expert: LoRARequest | None, unlimited: bool) -> Asked | None:
+        if args.enabled is False:
+            return None
+        default = left_out(args.given, self.defaults.given)
+        explicit = args.enabled is not None
+        wanted = self.defaults.enabled and (expert is not None or default is not None)
+        if not explicit and not wanted:
+            return None
+        given = args.given if default is None else {**args.given, **default[1]}
+        counted_by, number = count(given)
+        self._check_number(PREFIX + (counted_by or "amateur"), number)
+        self._check_length(given)
+        amateurs = describe(given)
+        if default is not None:
+            name = f"cold_{next(iter(default[1]))} ({default[0]}'s default)"
+            for one in amateurs:
+                one.prompt_field, one.lenient = name, True
+        settings, weights = args.settings(self.defaults, [one.weight for one in amateurs])
+        return Asked(
+            settings,
+            tuple(structs.replace(one, lora=self._adapter(one, expert)) for one in amateurs),
+            weights,
+            expert,
+            given.get("preset") or self.defaults.given.get("preset"),
+            # Only a server's header shows that a request was decoded without a contrast.
+            optional=default is not None
+            and (not explicit or (self.is_server and "preset" in given)),
+            explicit=explicit,
+            unlimited=unlimited,
+            explain=given.get("explain", 0),
+        )
+
+    def _check_length(self, given: Mapping[str, Any]) -> None:
+        """Refuse messages that are too long for the model before they are parsed, which takes much
+        longer than parsing the body did.
+        """
+        said, limit = given.get("amateur_messages"), self.config.model_config.max_model_len
+        for text in [said] if isinstance(said, str) else said or ():
+            # A token has a few quotes at most, and around each message and part are some.
+            if text.count('"') > _MOST_QUOTES * limit:
+                problem = f"is more than max_model_len={limit} tokens; shorten it"
+                raise ColdError(PREFIX + "amateur_messages", text, problem)
+
+    def _adapter(self, one: AmateurSpec, expert: LoRARequest | None) -> LoRARequest | None:
+        """The adapter that an amateur names; without a name, the expert's if it has another
+        prompt.
+        """
+        if one.adapter is None:
+            return None if one.source is None else expert
+        found = self.adapters.get(one.adapter)
+        names: Any = getattr(self.config.model_config, "served_model_name", None) or ()
+        if found is None and one.adapter not in ([names] if isinstance(names, str) else names):
+            loaded = ", ".join(sorted(self.adapters)) or "none"
+            raise ColdError(
+                one.field,
+                one.adapter,
+                f"no such adapter is loaded (loaded: {loaded}); load it, or name one of these",
+            )
+        return found
+
+    def _check_adapters(self, asked: Asked) -> None:
+        expert = asked.expert
+        used = {} if expert is None else {expert.lora_int_id: expert}
+        for one in asked.amateurs:
+            if one.source is None and same(one.lora, expert):
+                if expert is None:
+                    raise ValueError(
+                        "vllm-cold needs an adapter as expert, and this request has none: pass "
+                        "lora_request (over HTTP: name the adapter as the model), or give the "
+                        "amateur a prompt of its own."
+                    )
+                raise ColdError(
+                    one.field,
+                    expert.lora_name,
+                    "must differ from the expert; leave it out to contrast with the base model",
+                )
+            if one.lora is None:
+                continue
+            name = one.lora.lora_name
+            if self.config.lora_config is None:
+                raise ColdError(
+                    one.field,
+                    name,
+                    "LoRA is off; start the engine with enable_lora=True (--enable-lora)",
+                )
+            used.setdefault(one.lora.lora_int_id, one.lora)
+            if len(used) > (most := self.config.lora_config.max_loras):
+                raise ColdError(
+                    one.field,
+                    name,
+                    f"expert and amateurs are {len(used)} adapters in one batch, but max_loras="
+                    f"{most}; start the engine with max_loras (--max-loras) >= {len(used)}",
+                )
+
+    # ---- what is contrasted with what ------------------------------------------------------------
+
+    async def decide(
+        self,
+        asked: Asked | None,
+        source: PromptSource,
+        made: Any,
+        online: Any = None,
+        offline: bool = False,
+    ) -> RequestContrast | None:
+        """What a request is decoded with: makes the amateurs' prompts. None for a regular request,
+        and where a default has nothing to leave out.
+
+        Args:
+            asked: What it asks for.
+            source: How its prompt was made.
+            made: The prompt, or the request, that vLLM made.
+            online: As in ``rendering.render``.
+            offline: As there.
+
+        Raises:
+            ValueError: what was asked for is not possible with this prompt; says why.
+        """
+        if asked is None or not asked.applies(source):
+            return None
+        for one in asked.amateurs:
+            if one.adapter is None and one.lora is not None and one.lora is not asked.expert:
+                # A worker that cannot load an adapter takes the engine down with it.
+                await aside(offline, _check_file, self.config.lora_config.max_lora_rank, one)
+        try:
+            prompts = await render(
+                self.renderer,
+                source,
+                asked.amateurs,
+                online,
+                most_megapixels=math.inf if offline else self.most_megapixels,
+                offline=offline,
+            )
+        except CannotLeaveOut:
+            if asked.by_default:
+                return None
+            raise
+        contrast = RequestContrast(asked, Prompt.of(made), prompts)
+        for one, own in contrast.own:
+            # A template may put in what was left out, or cut it off.
+            if same(one.lora, asked.expert) and contrast.expert.equals(own):
+                if asked.by_default:
+                    return None
+                raise one.refused(
+                    "the amateur is the expert, prompt and adapter; give it another prompt or "
+                    "adapter"
+                )
+        if (never := self._check_media(contrast)) is not None:
+            if asked.by_default:
+                return None
+            raise ValueError(f"vllm-cold: this request {never}.")
+        _check_drafter(self.config, contrast)
+        if (problem := contrast.expert.problem(self.config.model_config)) is not None:
+            raise contrast.expert.refused(problem)
+        return contrast
+
+    def _check_media(self, contrast: RequestContrast) -> str | None:
+        """Refuse media that vllm-cold does not support. Why the streams' media could never be
+        encoded in lockstep; None if they can.
+        """
+        streams = contrast.streams
+        if not any(one.features for one in streams):
+            return None
+        if (problem := request_media.unsupported(self.config)) is not None:
+            raise ValueError(f"{request_media.REFUSED}{problem}")
+        if any("address" in (each.data or ()) for one in streams for each in one.features):
+            raise ValueError(  # vLLM would write over them once the first stream has read them
+                f"{request_media.REFUSED}they are in shared memory; start the engine with "
+                'mm_processor_cache_type="lru", or send text only.'
+            )
+        if any(one.embeds is not None for one in streams):
+            raise ValueError(
+                "vllm-cold does not support media in one request with prompt_embeds; send text or "
+                "token ids."
+            )
+        room = room_of(self.config, self.encoder_cache_size)
+        return why_never([(s.num_tokens, s.features) for s in streams], room)
+
+    # ---- with the parameters ---------------------------------------------------------------------
+
+    def check(
+        self, contrast: RequestContrast, params: Any, most: int, unlimited: bool = False
+    ) -> int:
+        """How many tokens, ``most`` or fewer, a request with these parameters gets.
+
+        Raises:
+            ColdError: the parameters do not fit what it is decoded with, or its streams have no
+                room.
+        """
+        asked = contrast.asked
+        if contrast.expert.embeds is not None and params.repetition_penalty != 1.0:
+            raise ColdError(  # vLLM would penalise other tokens
+                "repetition_penalty",
+                params.repetition_penalty,
+                "is for the tokens of a prompt, and prompt_embeds has none; set it to 1, or use "
+                "presence_penalty or frequency_penalty",
+            )
+        unlimited = unlimited or asked.unlimited
+        lengths = [one.num_tokens for one in contrast.streams]
+        most = fit(self.config, asked.amateurs, lengths, most, unlimited)
+        numbers = 2 * asked.explain * (2 + len(asked.amateurs)) * most * (params.n or 1)
+        if numbers > _MOST_TOLD:
+            raise ColdError(
+                "cold_explain",
+                asked.explain,
+                f"would tell of {most} tokens by some {numbers} numbers, more than {_MOST_TOLD}; "
+                "ask for fewer of each token, or set max_tokens",
+            )
+        return most
+
+    def admit(
+        self, contrast: RequestContrast | None, params: Any, request: EngineCoreRequest
+    ) -> None:
+        """Give a contrastive request its ``Stream`` in ``extra_args``.
+
+        Args:
+            contrast: What was decided.
+            params: What the caller passed: SamplingParams or ColdParams.
+            request: What vLLM made of its prompt and ``params``; changed in place.
+
+        Raises:
+            ValueError: as in ``check``, or the request is a session.
+        """
+        sampling = request.sampling_params
+        if contrast is None:
+            if any(map(is_ours, sampling.extra_args or ())):
+                sampling.extra_args = without_cold(sampling.extra_args)
+            return
+        if request.resumable:
+            raise ValueError(
+                "vllm-cold does not support streaming-input sessions; send the whole prompt."
+            )
+        most = self.check(contrast, params, sampling.max_tokens, params.max_tokens is None)
+        sampling.max_tokens = most
+        sampling.min_tokens = min(sampling.min_tokens, most)
+        sampling.extra_args = contrast.stream().to_extra_args(sampling.extra_args)
+        contrast.append_media(request)
+        if isinstance(sampling, ColdParams):
+            # This request's own copy, whose stream says all now. The rest must be valid together:
+            # workers, which unpickle it, check it again.
+            sampling.amateur = sampling.amateurs = None
+            sampling.beta, sampling.rule = DEFAULT_BETA, None
+            sampling.beta_max, sampling.rule_parameters = None, None
+
+
+def is_long(said: Mapping[str, Any] | None) -> bool:
+    """Whether parsing flat arguments would keep other requests waiting."""
+    values = [value for key, value in (said or {}).items() if is_ours(key)]
+    lists = [each[: 2 * MOST_ITEMS] if isinstance(each, list) else [each] for each in values]
+    return sum(len(text) for text in chain(*lists) if isinstance(text, str)) > _LONG
+
+
+def _check_sendable(said: Mapping[str, Any] | None) -> None:
+    """Refuse what a body may hold, as vLLM takes any JSON, but vLLM then answers with HTTP 500."""
+    try:
+        msgspec.msgpack.encode(said)
+    except (UnicodeEncodeError, OverflowError) as error:
+        raise ValueError(
+            f"vllm_xargs cannot be sent to the engine ({error}): use valid Unicode text, and "
+            "integers from -2^63 to 2^64 - 1."
+        ) from error
+
+
+def _check_drafter(config: Any, contrast: RequestContrast) -> None:
+    """On V1, a drafter that is a model reads the ids of prompts. A worker ends where there are
+    none, or where those next to embeddings are not in the vocabulary.
+    """
+    of_embeds: list[AmateurSpec | Prompt] = [o for o, p in contrast.own if p.embeds is not None]
+    of_embeds += [contrast.expert] if contrast.expert.embeds is not None else []
+    speculative = config.speculative_config
+    if not of_embeds or speculative is None or uses_v2_runner(config):
+        return
+    if (method := speculative.method) not in ("ngram", "suffix"):
+        raise of_embeds[0].refused(
+            f"speculative decoding is on ({method}) with the V1 model runner, whose drafter reads "
+            "the token ids of prompts; send text or token ids, or start the engine with ngram or "
+            "without speculative decoding"
+        )
+
+
+def _check_file(max_rank: int, one: AmateurSpec) -> None:
+    name, path = one.lora.lora_name, os.path.expanduser(one.lora.lora_path)
+    if not (os.path.isabs(path) or os.path.exists(path) or os.environ.get("HF_HUB_OFFLINE") == "1"):
+        return  # a name on a hub
+    try:
+        rank = adapter_config.read_rank(path)
+    except ValueError as error:
+        raise ColdError(one.field, name, str(error)) from error
+    if rank > max_rank:
+        raise ColdError(
+            one.field,
+            name,
+            f"its rank {rank} is above the engine's max_lora_rank={max_rank}; start the engine "
+            "with a max_lora_rank (--max-lora-rank) of that or more",
+        )

@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``vllm serve --sampler cold --cold-alpha ... --cold-beta ...``, for vLLM's parser and its engine
+arguments. ``AsyncEngineArgs.add_cli_args`` loads the plugins itself, so the first call in a process
+runs before it could be wrapped; it calls the one that is right after that.
+"""
+
+import argparse
+import re
+from collections.abc import Callable
+from typing import Any
+
+from vllm_cold.errors import ColdError
+from vllm_cold.settings.amateurs import read_without
+from vllm_cold.settings.arguments import parse_engine_defaults
+from vllm_cold.settings.table import ENGINE, REQUEST_KEYS, RuleOption, check, merge, read
+
+_SAMPLER = "--sampler"
+_RULE = "--cold-rule"
+_MIDDLEWARE = "vllm_cold.frontend.serving.Header"
+
+
+def _checked(name: str) -> Callable[[str], Any]:
+    """Argparse's ``type`` of a setting; argparse puts the option's name in front of the error."""
+
+    def checked(text: str) -> Any:
+        said = read(name, text)
+        if name == "beta" and isinstance(said, str):
+            return said  # a rule, which --cold-rule may have to load first
+        try:
+            value = check(name, said, "")
+            if name == "without":
+                read_without("", value)
+            return value
+        except ColdError as error:
+            raise argparse.ArgumentTypeError(f"{text!r}: {error.problem}") from error
+
+    return checked
+
+
+def _option(name: str) -> str:
+    return "--cold-" + name.replace("_", "-")
+
+
+def _make_add(original: Callable[..., Any]) -> Callable[..., Any]:
+    def add_cli_args(parser: Any, *args: Any, **kwargs: Any) -> Any:
+        parser = original(parser, *args, **kwargs)
+        group = parser.add_argument_group(
+            title="contrastive decoding (vllm-cold)",
+            description="Defaults for requests that name a LoRA adapter, or, with "
+            f"{_option('without')}, for chats; each request can override them with vllm_xargs "
+            f"({', '.join(REQUEST_KEYS)}).",
+        )
+        if _SAMPLER not in parser._option_string_actions:  # else it is vLLM's own
+            group.add_argument(
+                _SAMPLER,
+                choices=("cold",),
+                default=None,
+                help="'cold': decode every request that names an adapter with a contrast.",
+            )
+        for name, setting in ENGINE.items():
+            if name != "rule":
+                option = _option(name)
+                group.add_argument(option, type=_checked(name), default=None, help=setting.about)
+                continue
+            group.set_defaults(cold_rules=None)
+            group.add_argument(
+                _RULE,
+                action=RuleOption,
+                metavar="NAME or MODULE:CLASS",
+                help=f"{setting.about} Or a rule of your own, which can then be named; may be "
+                "given again.",
+            )
+        return parser
+
+    return add_cli_args
+
+
+def _make_from(original: Callable[..., Any]) -> Callable[..., Any]:
+    def from_cli_args(
+        cls: type[Any], args: argparse.Namespace, *further: Any, **kwargs: Any
+    ) -> Any:
+        said = {key: getattr(args, f"cold_{key}", None) for key in ENGINE}
+        said["rules"] = getattr(args, "cold_rules", None)
+        said["enabled"] = True if getattr(args, "sampler", None) == "cold" else None
+        given = {key: value for key, value in said.items() if value is not None}
+        additional = getattr(args, "additional_config", None)
+        cold = additional.get("cold") if isinstance(additional, dict) else None
+        may_be_used = given or cold not in (None, False) or getattr(args, "enable_lora", False)
+        if may_be_used and isinstance(middleware := getattr(args, "middleware", None), list):
+            args.middleware = [*(m for m in middleware if m != _MIDDLEWARE), _MIDDLEWARE]
+        engine_args = original(cls, args, *further, **kwargs)
+        additional = dict(engine_args.additional_config or {})
+        base = additional.get("cold")
+        if base is None or isinstance(base, bool):
+            base = {"enabled": bool(base)}
+        if not given or not isinstance(base, dict):
+            return engine_args  # what is no mapping is refused when the engine is configured
+        try:
+            cold = merge(given, prefix="--cold-", defaults=base)
+            if given.get("rules") and isinstance(base.get("rules"), list):
+                cold["rules"] = [*base["rules"], *given["rules"]]
+            parse_engine_defaults(cold)
+        except ColdError as error:
+            key = re.findall(r"\w+", error.field)[-1]  # of additional_config["cold"]["key"]
+            option = _RULE if key == "rules" else _option(key)
+            wrong = ColdError(option, error.value, error.problem)
+            raise SystemExit(f"vllm: error: {wrong}") from error
+        additional["cold"] = cold
+        engine_args.additional_config = additional
+        return engine_args
+
+    return from_cli_args

@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Prepares engines for contrastive decoding when their configuration is final: those with LoRA, and
+those that ask for it. Others, and engines in which vllm-cold cannot work, are left as they are.
+"""
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from vllm.config import VllmConfig
+
+from vllm_cold.compat import active, availability, places
+from vllm_cold.compat.engine import (
+    ASYNC_SCHEDULER,
+    PROCESSOR_V1,
+    PROCESSOR_V2,
+    SCHEDULER,
+    is_configured,
+    uses_v2_runner,
+)
+from vllm_cold.errors import site
+from vllm_cold.frontend import ascend
+from vllm_cold.frontend.support import engine_defaults, unsupported
+from vllm_cold.settings.amateurs import read_without
+from vllm_cold.settings.arguments import ColdArgs, load_rules
+from vllm_cold.settings.presets import preset_of
+
+logger = logging.getLogger("vllm." + __name__)
+
+
+def _make(original: Callable[..., VllmConfig]) -> Callable[..., VllmConfig]:
+    def create_engine_config(self: Any, *args: Any, **kwargs: Any) -> VllmConfig:
+        # First: whether contrastive decoding is available decides what the configuration becomes.
+        _prepare_front_end(args[0] if args else kwargs.get("usage_context"))
+        config = original(self, *args, **kwargs)
+        configure(config)
+        if is_configured(config):
+            availability.install(places.FRONT_END)
+            load_rules(config.additional_config)
+            _say(defaults := engine_defaults(config))
+            _warn(defaults)
+            _warn_of_attention(config)
+            ascend.warn(config)
+        return config
+
+    return create_engine_config
+
+
+def _prepare_front_end(usage_context: Any) -> None:
+    context = getattr(usage_context, "name", None)  # of vLLM's UsageContext
+    if context in ("OPENAI_API_SERVER", "OPENAI_BATCH_RUNNER"):
+        availability.install(places.ONLINE)
+    elif context == "LLM_CLASS":
+        availability.install(places.OFFLINE)
+
+
+def _say(defaults: ColdArgs) -> None:
+    if defaults.enabled:
+        values = ", ".join(f"{k}={v}" for k, v in defaults.settings()[0].as_dict().items())
+        which = "requests that name an adapter"
+        if (without := defaults.given.get("without")) is not None:
+            which = f"chats (against the same without {without}), not for completions"
+        elif (images := preset_of(defaults.given).images) is not None:
+            which = f"prompts with images (against the same with {images}), not for others"
+        what = f"the default for {which}, with {values}"
+    else:
+        what = "used for requests that ask for it (ColdParams, cold_* in vllm_xargs)"
+    logger.info(
+        "Contrastive decoding is %s. vLLM's warning about a custom scheduler class is expected: "
+        "vllm-cold's extends the class that vLLM would use.",
+        what,
+    )
+
+
+def _warn(defaults: ColdArgs) -> None:
+    """Say what a default does that leaves out a chat's texts, and not its instructions alone.
+    System prompts count as instructions, unless the preset is for texts.
+    """
+    without, preset = defaults.given.get("without"), preset_of(defaults.given)
+    if not defaults.enabled or without is None:
+        return
+    roles = set(read_without("without", without).items)
+    if roles <= {"system", "developer"} and not preset.of_texts:
+        return
+    does = "is followed whether it answers or not: where it does not"
+    rows = 'that say "answers": false'
+    if defaults.settings()[0].rule in ("acd", "arr", "grd"):
+        does = "is followed less: where it contradicts what the model remembers"
+        rows = "of such texts"
+    logger.warning(
+        "vllm-cold: with this default a chat's text (%s) %s, mostly fewer answers are right than "
+        "without a contrast (%s). Measure it on your data: vllm-cold tune, with rows %s.",
+        without,
+        does,
+        site("accuracy.html"),
+        rows,
+    )
+
+
+def _warn_of_attention(config: VllmConfig) -> None:
+    """Say which models vLLM computes differently on CPU, with a contrast or without."""
+    from vllm.platforms import current_platform
+
+    if current_platform.is_cpu() and getattr(config.model_config, "is_mm_prefix_lm", False):
+        logger.warning(
+            "vllm-cold: vLLM's CPU attention is causal within images, but this model expects "
+            "bidirectional attention: its answers about images differ from the reference "
+            "implementation, with a contrast or without."
+        )
+
+
+def configure(config: VllmConfig) -> None:
+    """Prepare an engine for contrastive decoding if it can do it.
+
+    Raises:
+        ValueError: if the engine's defaults ask for contrastive decoding and it cannot; says why.
+    """
+    defaults = engine_defaults(config)
+    if is_configured(config):
+        return
+    try:
+        problem = unsupported(config) or availability.verify()
+    except (AttributeError, ImportError) as error:  # the configuration is another one
+        availability.give_up(f"{type(error).__name__}: {error}")
+        problem = active.unavailable
+    if problem is not None:
+        if defaults.enabled:
+            raise ValueError(
+                f"Contrastive decoding is this engine's default sampler, but {problem}"
+            )
+        return
+    scheduler, models = config.scheduler_config, config.model_config
+    models.logits_processors = [*(models.logits_processors or ()), PROCESSOR_V1]
+    if uses_v2_runner(config):  # asked now: before 0.31 an engine with processors falls back to V1
+        models.logits_processors[-1] = PROCESSOR_V2
+    # async_scheduling is resolved by now; a scheduler of the wrong kind breaks placeholders.
+    scheduler.scheduler_cls = ASYNC_SCHEDULER if scheduler.async_scheduling else SCHEDULER

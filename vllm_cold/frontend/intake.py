@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where every request comes in, offline and online: a contrastive request leaves with its
+``Stream``.
+
+What a server decided when the prompt was made (``serving``) travels in the made prompt. Other
+requests are decided about here; on an event loop, prompts are made and files are read elsewhere.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from vllm.sampling_params import SamplingParams
+from vllm.v1.engine import EngineCoreRequest
+
+from vllm_cold.compat.patching import at_once
+from vllm_cold.frontend import media_cache
+from vllm_cold.frontend.admission import Admission
+from vllm_cold.frontend.contrast import Asked, RequestContrast
+from vllm_cold.frontend.prompts import contrast_of, is_decided, source_of, with_contrast
+from vllm_cold.frontend.vllm_errors import refusals
+
+
+@dataclass(slots=True)
+class Exchange:
+    """The HTTP request that is being answered.
+
+    Attributes:
+        is_search: Whether it is a beam search, which was admitted without contrastive decoding and
+            makes requests of its own.
+        decided: The bodies that were decided about (a batch of chats is several), by their ids,
+            with what each prompt is decoded with.
+        used: What each prompt that was sent to the engine asked for; None for no contrast. For the
+            header.
+        steps: What is told of each token, where the client asks; known with the last token.
+        path: Where the request was sent.
+    """
+
+    is_search: bool = False
+    decided: dict[int, tuple[Any, Iterator[RequestContrast | None]]] = field(default_factory=dict)
+    used: list[Asked | None] = field(default_factory=list)
+    steps: list[dict[str, Any]] | None = None
+    path: str = ""
+
+
+class FrontEnd:
+    """What this process knows of its engines' requests.
+
+    Attributes:
+        server: The admission of this process's API server, if it is one.
+    """
+
+    def __init__(self) -> None:
+        self.server: Admission | None = None
+        self._admissions: WeakKeyDictionary[Any, Admission] = WeakKeyDictionary()
+        self._exchange: ContextVar[Exchange | None] = ContextVar("exchange", default=None)
+
+    def of(self, processor: Any) -> Admission:
+        """The admission of the engine of this InputProcessor."""
+        if (found := self._admissions.get(processor)) is None:
+            found = self._admissions[processor] = Admission(processor)
+        return found
+
+    def serve(self, models: Any) -> None:
+        """An API server begins to serve these ``OpenAIServingModels``."""
+        processor = models.engine_client.input_processor
+        self.server = self._admissions[processor] = Admission(processor, models)
+
+    @property
+    def is_search(self) -> bool:
+        """Whether a beam search makes the requests that come in now."""
+        return (exchange := self._exchange.get()) is not None and exchange.is_search
+
+    def exchange(self) -> Exchange:
+        """The HTTP request that is being answered."""
+        return self._exchange.get() or self.begin()
+
+    def begin(self) -> Exchange:
+        """An HTTP request has come in."""
+        self._exchange.set(exchange := Exchange())
+        return exchange
+
+
+FRONT_END = FrontEnd()
+
+
+def _make(original: Callable[..., EngineCoreRequest]) -> Callable[..., EngineCoreRequest]:
+    def process_inputs(
+        self: Any, request_id: str, prompt: Any, params: Any, *args: Any, **kwargs: Any
+    ) -> EngineCoreRequest:
+        request = original(self, request_id, prompt, params, *args, **kwargs)
+        if request.sampling_params is None or FRONT_END.is_search:
+            return request
+        admission = FRONT_END.of(self)
+        with refusals():
+            if is_decided(prompt):  # by a server or an async engine, which see to its media
+                admission.admit(contrast_of(prompt), params, request)
+                return request
+            source = source_of(prompt)
+            with media_cache.forgotten_if_refused(self.renderer, offline=True):
+                asked = admission.read(params.extra_args, request.lora_request, params)
+                contrast = at_once(admission.decide(asked, source, request, offline=True))
+                admission.admit(contrast, params, request)
+        source.fetched.clear()  # no further prompt is made of decoded media
+        return request
+
+    return process_inputs
+
+
+def _make_add_request(original: Callable[..., Any]) -> Callable[..., Any]:
+    async def add_request(
+        self: Any,
+        request_id: str,
+        prompt: Any,
+        params: Any,
+        arrival_time: Any = None,
+        lora_request: Any = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        rest = (arrival_time, lora_request, *args)
+        # vLLM makes other prompts in a thread of its own, where ``process_inputs`` is wrapped.
+        is_made = isinstance(prompt, dict) and "type" in prompt
+        if not is_made or not isinstance(params, SamplingParams):
+            return await original(self, request_id, prompt, params, *rest, **kwargs)
+        renderer = self.input_processor.renderer
+        # A server has decided about its prompts, and about a beam search as a whole. What it
+        # refuses has not passed the sender's cache, or is vLLM's alone.
+        decided = is_decided(prompt) or FRONT_END.is_search
+        guard = media_cache.forgotten_if_refused(renderer, offline=False)
+        with nullcontext() if decided else guard:
+            if not decided:
+                admission = FRONT_END.of(self.input_processor)
+                with refusals():
+                    asked = await admission.read_aside(params.extra_args, lora_request, params)
+                    contrast = await admission.decide(asked, source_of(prompt), prompt)
+                prompt = with_contrast(prompt, contrast)
+            queue = await original(self, request_id, prompt, params, *rest, **kwargs)
+        media_cache.tell_sent(renderer, prompt)
+        return queue
+
+    return add_request

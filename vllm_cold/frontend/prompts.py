@@ -1,0 +1,236 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How a prompt was made: ``rendering`` makes an amateur's as its expert's was made, or of what the
+expert reads. So what vLLM makes of a prompt carries along how it was made (``PromptSource``), and
+then what was decided about its request (``with_contrast``).
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from vllm_cold.compat.engine import is_configured
+from vllm_cold.compat.patching import in_form_of, result_of
+from vllm_cold.errors import ColdError
+from vllm_cold.frontend import request_media
+from vllm_cold.settings.amateurs import (
+    AmateurSpec,
+    CannotLeaveOut,
+    Distorted,
+    Embeds,
+    Without,
+    has_media,
+)
+
+# Keys in what vLLM makes of a prompt.
+_SOURCE = "cold_prompt_source"
+_CONTRAST = "cold_contrast"
+_DTYPES = ("float16", "bfloat16", "float32", "float64")  # of embeddings
+
+
+@dataclass(frozen=True, slots=True)
+class PromptSource:
+    """How a prompt was made.
+
+    Attributes:
+        prompt: The text or ids of a completion; None if it was neither.
+        messages: The conversation of a chat; None for a completion.
+        tok_params: vLLM's TokenizeParams; None for its default.
+        chat_params: vLLM's ChatParams; None for a completion.
+        whole: A completion with media, as vLLM was given it.
+        keywords: vLLM's ``prompt_extras`` and ``skip_mm_cache``, where it was given them: all
+            prompts of the request are made so.
+        fetched: The media that were fetched for it.
+    """
+
+    prompt: str | list[int] | None = None
+    messages: list[Any] | None = None
+    tok_params: Any = None
+    chat_params: Any = None
+    whole: Mapping[str, Any] | None = None
+    keywords: Mapping[str, Any] = field(default_factory=dict)
+    fetched: dict[Any, Any] = field(default_factory=dict)
+
+    @property
+    def has_images(self) -> bool:
+        """Whether the chat, or the completion's ``multi_modal_data``, has an image."""
+        if self.messages is not None:
+            return any(has_media(message, "images") for message in self.messages)
+        images = None if self.whole is None else self.whole["multi_modal_data"].get("image")
+        return images is not None and not (isinstance(images, (list, tuple)) and not images)
+
+    def check_differs(self, one: AmateurSpec) -> None:
+        """Raise CannotLeaveOut if an amateur's prompt would not differ from this."""
+        if isinstance(one.source, Without):
+            one.source.of(one.prompt_field, self.messages, one.lenient)
+        elif isinstance(one.source, Distorted) and not self.has_images:
+            raise one.refused("the prompt has no image", CannotLeaveOut)
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A prompt as vLLM made it: token ids, or embeddings.
+
+    Attributes:
+        ids: Token ids; with embeddings only if these are for a part of the prompt.
+        embeds: A tensor, [tokens, hidden size]; None for token ids alone.
+        is_token_ids: Where the ids count and not the embeddings; None without one of them.
+        features: Its media, vLLM's MultiModalFeatureSpec, in their order.
+    """
+
+    ids: list[int] | None
+    embeds: Any = None
+    is_token_ids: list[bool] | None = None
+    features: tuple[Any, ...] = ()
+
+    @classmethod
+    def of(cls, made: Any) -> "Prompt":
+        """The prompt that a renderer made, or that an EngineCoreRequest has."""
+        if isinstance(made, Mapping):
+            ids, embeds = made.get("prompt_token_ids"), made.get("prompt_embeds")
+            return cls(ids, embeds, made.get("is_token_ids"), request_media.of_prompt(made))
+        return cls(
+            made.prompt_token_ids,
+            made.prompt_embeds,
+            made.prompt_is_token_ids,
+            tuple(made.mm_features or ()),
+        )
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.ids or ()) if self.embeds is None else len(self.embeds)
+
+    def equals(self, other: "Prompt") -> bool:
+        """Whether both are the same prompt. ``is_token_ids`` does not matter where ids and
+        embeddings are equal, as vLLM's prefix cache before 0.31 does not look at it either.
+        """
+        mine, theirs = (
+            [(f.modality, f.mm_hash or f.identifier, f.mm_position.offset) for f in one.features]
+            for one in (self, other)
+        )
+        if mine != theirs or self.ids != other.ids:
+            return False
+        if self.embeds is None or other.embeds is None:
+            return self.embeds is other.embeds
+        if (self.embeds.dtype, self.embeds.shape) != (other.embeds.dtype, other.embeds.shape):
+            return False
+        return bool(self.embeds.equal(other.embeds))
+
+    def refused(self, problem: str) -> ColdError:
+        """The error about an expert's embeddings."""
+        return ColdError("prompt_embeds", Embeds({"prompt_embeds": self.embeds}).value, problem)
+
+    def problem(self, model_config: Any) -> str | None:
+        """What is wrong with its embeddings; None if nothing is. vLLM does not check all of it, and
+        its workers would end.
+        """
+        if self.embeds is None:
+            return None
+        hidden = model_config.get_inputs_embeds_size()
+        rows, columns = self.embeds.shape
+        dtype = str(self.embeds.dtype).removeprefix("torch.")
+        if not (rows and columns == hidden and dtype in _DTYPES):
+            return f"must be {' or '.join(_DTYPES)} of shape [1 or more tokens, {hidden}]"
+        if self.ids is self.is_token_ids is None:
+            return None
+        lengths = [None if each is None else len(each) for each in (self.ids, self.is_token_ids)]
+        if lengths != [rows, rows]:
+            return (
+                f"must have prompt_token_ids and prompt_is_token_ids of its {rows} tokens, or "
+                "neither"
+            )
+        assert self.ids is not None and self.is_token_ids is not None
+        used = [i for i, is_id in zip(self.ids, self.is_token_ids, strict=True) if is_id]
+        return unknown_token(used, model_config.get_vocab_size())
+
+
+def unknown_token(ids: Sequence[int], size: int) -> str | None:
+    """What is wrong with token ids of a vocabulary of this size; None if nothing is."""
+    for extreme in (max(ids), min(ids)) if ids else ():
+        if not 0 <= extreme < size:
+            return f"token {extreme} is none of the model's {size}, which are from 0"
+    return None
+
+
+# ---- what a prompt carries along ----------------------------------------------------------------
+
+
+def source_of(prompt: Any) -> PromptSource:
+    """How a prompt was made, or would be."""
+    found = prompt.get(_SOURCE) if isinstance(prompt, dict) else None
+    return found or _completion(prompt)
+
+
+def with_contrast(prompt: Mapping[str, Any], contrast: Any) -> dict[str, Any]:
+    """A copy of a made prompt that says what its request is decoded with: a ``RequestContrast``, or
+    None for no contrast. Of how it was made it keeps only what ``media_cache`` needs.
+    """
+    source = PromptSource(keywords=source_of(prompt).keywords)
+    return {**prompt, _SOURCE: source, _CONTRAST: contrast}
+
+
+def is_decided(prompt: Any) -> bool:
+    """Whether a prompt says what its request is decoded with."""
+    return isinstance(prompt, dict) and _CONTRAST in prompt
+
+
+def contrast_of(prompt: Mapping[str, Any]) -> Any:
+    """What ``with_contrast`` has put into a prompt."""
+    return prompt[_CONTRAST]
+
+
+# ---- noting how a prompt is made ----------------------------------------------------------------
+
+
+def _completion(prompt: Any, **more: Any) -> PromptSource:
+    if not isinstance(prompt, dict):
+        return PromptSource(prompt if isinstance(prompt, (str, list)) else None, **more)
+    ids = prompt.get("prompt_token_ids")  # vLLM reads these where there is a text, too
+    text_or_ids = prompt.get("prompt") if ids is None else list(ids)
+    if "prompt_embeds" in prompt:
+        text_or_ids = None  # ids next to them stand for a part of the prompt only
+    whole = dict(prompt) if prompt.get("multi_modal_data") else None
+    return PromptSource(text_or_ids, whole=whole, **more)
+
+
+def _completions(
+    prompts: Sequence[Any], tok_params: Any = None, **kwargs: Any
+) -> list[PromptSource]:
+    known = _keywords(kwargs)
+    return [_completion(p, tok_params=tok_params, keywords=known) for p in prompts]
+
+
+def _chats(
+    conversations: Sequence[list[Any]], chat_params: Any, tok_params: Any = None, **kwargs: Any
+) -> list[PromptSource]:
+    for conversation in conversations:
+        request_media.make_readable(conversation)
+    known = {"tok_params": tok_params, "chat_params": chat_params, "keywords": _keywords(kwargs)}
+    return [PromptSource(messages=list(c), **known) for c in conversations]
+
+
+def _keywords(given: Mapping[str, Any]) -> dict[str, Any]:
+    names = ("prompt_extras", "skip_mm_cache")
+    return {name: given[name] for name in names if given.get(name)}
+
+
+def _noting(sources_of: Callable[..., list[PromptSource]]) -> Callable[..., Any]:
+    """Makes a renderer's method put into each prompt how it was made."""
+
+    def make(original: Callable[..., Any]) -> Callable[..., Any]:
+        async def render(self: Any, *args: Any, **kwargs: Any) -> Any:
+            if not is_configured(self.config):
+                return await result_of(original(self, *args, **kwargs))
+            sources = sources_of(*args, **kwargs)
+            with request_media.remembering() as fetched:
+                made = await result_of(original(self, *args, **kwargs))
+            prompts = made[1] if isinstance(made, tuple) else made  # of a chat
+            for prompt, source in zip(prompts, sources, strict=True):
+                prompt[_SOURCE] = replace(source, fetched=fetched)
+            return made
+
+        return in_form_of(original, render)
+
+    return make
+
+
+_make_cmpl, _make_chat = _noting(_completions), _noting(_chats)

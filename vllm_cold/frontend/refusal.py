@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where contrastive decoding is unavailable: tells whoever asks for it why."""
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from vllm_cold.compat import active
+from vllm_cold.frontend.vllm_errors import refusals
+from vllm_cold.settings.arguments import parse_engine_defaults, parse_request_args
+
+
+def _make_verify(original: Callable[..., None]) -> Callable[..., None]:
+    def verify(self: Any, *args: Any, **kwargs: Any) -> None:
+        with refusals():
+            if parse_request_args(self.extra_args).enabled:
+                raise ValueError(f"Contrastive decoding is unavailable: {active.unavailable}")
+        original(self, *args, **kwargs)
+
+    return verify
+
+
+def _make_parse(original: Callable[..., Any]) -> Callable[..., Any]:
+    def parse_known_args(self: Any, args: Any = None, *further: Any, **kwargs: Any) -> Any:
+        given = list(sys.argv[1:] if args is None else args)
+        for option, following in zip(given, [*given[1:], ""], strict=True):
+            name, assigned, value = option.partition("=")
+            name = name.replace("_", "-")
+            chosen = name == "--sampler" and (value if assigned else following) == "cold"
+            if chosen or name.startswith("--cold-"):
+                self.error(
+                    f"argument {name}: contrastive decoding is unavailable: {active.unavailable}"
+                )
+        return original(self, args, *further, **kwargs)
+
+    return parse_known_args
+
+
+def _make_post_init(original: Callable[..., None]) -> Callable[..., None]:
+    def __post_init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        original(self, *args, **kwargs)
+        additional = self.additional_config
+        cold = additional.get("cold") if isinstance(additional, dict) else None
+        if parse_engine_defaults(cold).enabled:
+            raise ValueError(
+                "Contrastive decoding is this engine's default sampler, but it is unavailable: "
+                f"{active.unavailable}"
+            )
+
+    return __post_init__

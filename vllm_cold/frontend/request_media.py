@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Media of amateurs' prompts: fetched once (``remembering``), sent after their expert's
+(``contrast``), split off by the scheduler (``scheduler.amateurs``). ``admission`` checks in them
+what vLLM checks in a client's.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import cache
+from typing import Any
+
+from vllm.config import VllmConfig
+
+from vllm_cold.compat import places, versions
+from vllm_cold.compat.patching import in_form_of, result_of
+from vllm_cold.settings.amateurs import AmateurSpec, CannotLeaveOut, Distorted
+
+REFUSED = "vllm-cold does not support prompts with media here: "
+_OLD = f"vLLM is older than {places.since(places.MEDIA)}; send text only."
+
+
+def is_old() -> bool:
+    """Whether vLLM is older than what is relied on for media."""
+    return versions.is_before(places.since(places.MEDIA))
+
+
+# ---- what is fetched -----------------------------------------------------------------------------
+
+_fetched: ContextVar[dict[Any, Any] | None] = ContextVar("fetched", default=None)
+
+
+@contextmanager
+def remembering(fetched: dict[Any, Any] | None = None) -> Iterator[dict[Any, Any]]:
+    """Makes vLLM fetch and decode each URL once, however often this is entered with this dict; with
+    None, that of the ``remembering`` around this or a new one.
+    """
+    if fetched is None:
+        fetched = {} if (around := _fetched.get()) is None else around
+    token = _fetched.set(fetched)
+    try:
+        yield fetched
+    finally:
+        _fetched.reset(token)
+
+
+def _make_load(original: Callable[..., Any]) -> Callable[..., Any]:
+    async def load(self: Any, url: str, media_io: Any, **kwargs: Any) -> Any:
+        if (fetched := _fetched.get()) is None:
+            return await result_of(original(self, url, media_io, **kwargs))
+        # What it is decoded with comes from the connector's keywords.
+        key = url, type(media_io), repr(self.media_io_kwargs)
+        if key not in fetched:
+            fetched[key] = await result_of(original(self, url, media_io, **kwargs))
+        return fetched[key]
+
+    return in_form_of(original, load)
+
+
+# ---- what prompts have ---------------------------------------------------------------------------
+
+
+def of_prompt(prompt: Mapping[str, Any]) -> tuple[Any, ...]:
+    """The media of what a renderer made of a prompt, as vLLM's InputProcessor describes them."""
+    if prompt.get("type") != "multimodal":
+        return ()
+    if is_old():
+        raise ValueError(f"{REFUSED}{_OLD}")
+    from vllm.multimodal.inputs import MultiModalFeatureSpec
+    from vllm.multimodal.utils import argsort_mm_positions
+
+    positions, hashes, data = prompt["mm_placeholders"], prompt["mm_hashes"], prompt["mm_kwargs"]
+    return tuple(
+        MultiModalFeatureSpec(
+            data=data[modality][i],
+            modality=modality,
+            # With adapters of encoders it would be another: ``unsupported`` refuses them.
+            identifier=hashes[modality][i],
+            mm_position=positions[modality][i],
+            mm_hash=hashes[modality][i],
+        )
+        for modality, i in argsort_mm_positions(positions)
+    )
+
+
+def make_readable(messages: Sequence[Any]) -> None:
+    """Make lists of messages' contents, which pydantic gives as iterators."""
+    for message in messages:
+        if isinstance(message, dict) and not isinstance(
+            content := message.get("content"), (str, list, type(None))
+        ):
+            message["content"] = list(content)
+
+
+def distorted(image: Any, one: AmateurSpec, most_megapixels: float) -> Any:
+    """What an amateur with a ``Distorted`` prompt sees of a decoded image; slow.
+
+    Raises:
+        ColdError: it is not an image, one that would keep other clients waiting, or the amateur's
+            function fails.
+    """
+    import numpy as np
+    from PIL import Image
+    from vllm.multimodal.image import convert_image_mode, normalize_image
+    from vllm.multimodal.media import MediaWithBytes
+
+    assert isinstance(one.source, Distorted)
+    if image is None:
+        problem = "an image of the prompt is known by its uuid alone; send the image"
+        raise one.refused(problem, CannotLeaveOut)
+    if isinstance(image, MediaWithBytes):
+        image = image.media
+    if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3:
+        image = Image.fromarray(image)
+    if not isinstance(image, Image.Image):
+        raise one.refused(
+            f"an image of the prompt is a {type(image).__name__}; send it as a PIL image or a URL, "
+            "or say what the amateur reads",
+            CannotLeaveOut,
+        )
+    if (megapixels := image.width * image.height / 1e6) > most_megapixels:
+        raise one.refused(
+            f"an image of the prompt has {megapixels:.1f} megapixels, and at most "
+            f"{most_megapixels:g} are distorted here; send a smaller one, or start the engine with "
+            "a larger max_megapixels (--cold-max-megapixels)",
+            CannotLeaveOut,
+        )
+    # As vLLM reads the expert's: upright, on white.
+    picture = convert_image_mode(normalize_image(image), "RGB")
+    try:
+        seen = one.source.view(picture)
+    except Exception as error:
+        raise one.refused(f"{type(error).__name__}: {error}") from error
+    if not isinstance(seen, Image.Image):
+        raise one.refused(f"must make a PIL image, and made a {type(seen).__name__}")
+    return seen
+
+
+# ---- what cannot be ------------------------------------------------------------------------------
+
+
+@cache
+def _changed() -> str | None:
+    return places.problem(places.MEDIA)
+
+
+def unsupported(config: VllmConfig) -> str | None:
+    """Why this engine cannot contrast prompts with media, with the remedy; None if it can."""
+    if is_old():
+        return _OLD
+    if (changed := _changed()) is not None:
+        return (
+            f"this vLLM has changed where vllm-cold takes part: {changed}. Send text only, or "
+            f"install vLLM {versions.RANGE}, or a newer vllm-cold."
+        )
+    lora, speculative = config.lora_config, config.speculative_config
+    if getattr(lora, "enable_tower_connector_lora", False):
+        return (
+            "enable_tower_connector_lora is on, with which the same image is another one for each "
+            "adapter; start the engine without, or send text only."
+        )
+    if getattr(lora, "default_mm_loras", None):
+        return (
+            "default_mm_loras gives such prompts adapters of its own; start the engine without, or "
+            "send text only."
+        )
+    if speculative is not None and (method := speculative.method) not in ("ngram", "suffix"):
+        return (
+            f"speculative decoding is on ({method}), whose drafter reads the media, too; start the "
+            "engine with ngram or without speculative decoding, or send text only."
+        )
+    return None

@@ -1,0 +1,277 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What API servers and ``LLM`` do with requests outside the engine: how a prompt gets there, beam
+search, errors, and what a client is told.
+
+Before the renderer a body is read; right after the renderer the request is decided about and its
+amateurs' prompts are made. In ``to_sampling_params`` the length of each prompt's answer is known,
+and no response has begun. (gpt-oss's prompts vLLM makes elsewhere; their requests are read there.)
+The header ``x-cold`` tells a client what its tokens were chosen with, and ``kv_transfer_params``
+what it asked for of each step.
+"""
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import aclosing
+from functools import cache
+from importlib import import_module
+from typing import Any
+
+from vllm_cold.errors import ColdError
+from vllm_cold.frontend import media_cache
+from vllm_cold.frontend.admission import ASKED, Admission, is_long
+from vllm_cold.frontend.contrast import Asked, RequestContrast
+from vllm_cold.frontend.intake import FRONT_END, Exchange
+from vllm_cold.frontend.prompts import contrast_of, is_decided, source_of, with_contrast
+from vllm_cold.frontend.vllm_errors import generation_error, refusals
+from vllm_cold.params import ColdParams
+from vllm_cold.settings.amateurs import Part
+from vllm_cold.settings.arguments import check_placement
+from vllm_cold.wire import transfer_params
+
+HEADER = b"x-cold"
+_LISTED = 100  # choices in it
+_DONE = b"data: [DONE]"
+
+
+def _make_models_init(original: Callable[..., None]) -> Callable[..., None]:
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        original(self, *args, **kwargs)
+        FRONT_END.serve(self)
+
+    return __init__
+
+
+def _make_preprocess(original: Callable[..., Any]) -> Callable[..., Any]:
+    async def preprocess(self: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
+        if (server := FRONT_END.server) is None or not hasattr(request, "vllm_xargs"):
+            return await original(self, request, *args, **kwargs)
+        with refusals():
+            asked = await server.read_aside(*_said(server, request))
+        if asked is not None:
+            kwargs |= media_cache.ALWAYS_SENT
+        found = await original(self, request, *args, **kwargs)
+        made = found[1] if isinstance(found, tuple) else found
+        with refusals():
+            _check_prompts(asked, request, len(made))
+            for i, one in enumerate(made):
+                if i:
+                    await asyncio.sleep(0)  # other requests' turn: token ids wait for nothing
+                made[i] = with_contrast(
+                    one, await server.decide(asked, source_of(one), one, online=self)
+                )
+        FRONT_END.exchange().decided[id(request)] = request, map(contrast_of, made)
+        return found
+
+    return preprocess
+
+
+def _said(server: Admission, request: Any) -> tuple[Any, ...]:
+    """The arguments of ``Admission.read`` for a body."""
+    check_placement(request.model_extra)
+    limits = ("max_tokens", "max_completion_tokens", "max_output_tokens")
+    unlimited = not any(getattr(request, name, None) for name in limits)
+    return request.vllm_xargs, server.adapters.get(request.model), None, unlimited
+
+
+def _check_prompts(asked: Asked | None, request: Any, num_prompts: int) -> None:
+    """Refuse positions in a prompt that is not the client's one text, and steps of several
+    prompts.
+    """
+    if asked is None:
+        return
+    if asked.explain and num_prompts > 1:
+        raise ColdError(
+            "prompts", num_prompts, "must be 1 with cold_explain; send a request for each"
+        )
+    path = FRONT_END.exchange().path
+    streamed = path.endswith("/messages") and getattr(request, "stream", False)
+    if asked.explain and (path.endswith("/batch") or streamed):
+        raise ColdError(
+            "cold_explain",
+            asked.explain,
+            f"vLLM's answers of {path} have no room for it; send a chat completion",
+        )
+    for one in asked.amateurs:
+        if not isinstance(one.source, Part):
+            continue
+        if num_prompts > 1:
+            raise ColdError(
+                "cold_part",
+                num_prompts,
+                "is for one prompt, and this is how many there are; send a request for each",
+            )
+        if getattr(request, "suffix", None) is not None:
+            raise one.refused(
+                "is for a prompt without a suffix; leave one of them out, or say with "
+                "cold_amateur_prompt what the amateur reads"
+            )
+
+
+def _make_sampling_params(original: Callable[..., Any]) -> Callable[..., Any]:
+    def to_sampling_params(self: Any, *args: Any, **kwargs: Any) -> Any:
+        params = original(self, *args, **kwargs)
+        if (server := FRONT_END.server) is None:
+            return params
+        exchange = FRONT_END.exchange()
+        with refusals():
+            asked, contrast = _asked(server, exchange, self)
+            if contrast is not None:
+                server.check(contrast, params, params.max_tokens)
+            elif asked is not None:
+                params.extra_args = {**(params.extra_args or {}), ASKED: asked}
+        exchange.used.append(asked)
+        return params
+
+    return to_sampling_params
+
+
+def _make_beam_params(original: Callable[..., Any]) -> Callable[..., Any]:
+    def to_beam_search_params(self: Any, *args: Any, **kwargs: Any) -> Any:
+        exchange = FRONT_END.exchange()
+        if (server := FRONT_END.server) is not None:
+            with refusals():
+                if _asked(server, exchange, self)[0] is not None:
+                    raise ColdError(
+                        "use_beam_search",
+                        True,
+                        "vllm-cold does not support beam search; leave it out, or send "
+                        '{"cold": 0} in vllm_xargs to search with the adapter alone',
+                    )
+        # The parameters that beam search makes for its steps do not carry vllm_xargs.
+        exchange.is_search = True
+        return original(self, *args, **kwargs)
+
+    return to_beam_search_params
+
+
+_NO_TEMPLATE = (
+    "vLLM makes this model's chats without a chat template, so an amateur cannot have a prompt of "
+    "its own there; send the prompt as a completion"
+)
+
+
+def _asked(
+    server: Admission, exchange: Exchange, request: Any
+) -> tuple[Asked | None, RequestContrast | None]:
+    """What a body asks for and what its next prompt, of several, is decoded with: None for no
+    contrast, and where its prompts did not pass ``preprocess``.
+    """
+    if (decided := exchange.decided.get(id(request))) is not None:
+        contrast = next(decided[1], None)
+        return (None if contrast is None else contrast.asked), contrast
+    has_none = server.config.model_config.hf_config.model_type == "gpt_oss"
+    if has_none and is_long(request.vllm_xargs):
+        raise ColdError("vllm_xargs", request.vllm_xargs, _NO_TEMPLATE)
+    asked = server.read(*_said(server, request))
+    if asked is None or asked.by_default:
+        return None, None
+    for one in asked.amateurs:
+        if one.source is not None and has_none:
+            raise one.refused(_NO_TEMPLATE)
+    return asked, None
+
+
+def _make_generate(original: Callable[..., Any]) -> Callable[..., Any]:
+    def generate(
+        self: Any, prompt: Any, sampling_params: Any, request_id: str, *args: Any, **kwargs: Any
+    ) -> Any:
+        outputs = original(self, prompt, sampling_params, request_id, *args, **kwargs)
+        is_regular = is_decided(prompt) and contrast_of(prompt) is None
+        if is_regular or FRONT_END.is_search or not FRONT_END.of(self.input_processor).is_server:
+            return outputs
+        return _looked_at(outputs, FRONT_END.exchange())
+
+    return generate
+
+
+async def _looked_at(
+    outputs: AsyncGenerator[Any, None], exchange: Exchange
+) -> AsyncGenerator[Any, None]:
+    """The outputs, with an error's own reason. What they tell of steps is kept: a streamed answer
+    ends with it.
+    """
+    async with aclosing(outputs):  # which aborts an unfinished request
+        async for output in outputs:
+            exchange.steps = transfer_params.steps_in(output.kv_transfer_params) or exchange.steps
+            for one in output.outputs:
+                if one.finish_reason == "error" and str(one.stop_reason).startswith("vllm-cold"):
+                    raise generation_error()(one.stop_reason)
+            yield output
+
+
+class Header:
+    """ASGI middleware that adds the header, and a streamed answer's steps at its end. ``cli`` names
+    it in vLLM's option ``--middleware``.
+    """
+
+    def __init__(self, app: Any) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        exchange = FRONT_END.begin()
+        exchange.path = scope.get("path", "")
+
+        async def send_with_header(message: Any) -> None:
+            if exchange.used and message["type"] == "http.response.start":
+                headers = [*message["headers"], (HEADER, header(exchange.used))]
+                message = {**message, "headers": headers}
+            if exchange.steps is not None and not _streams_have_them():
+                body = bytes(message.get("body", b""))
+                if body.startswith(_DONE):
+                    message = {**message, "body": _event(exchange.steps) + body}
+            await send(message)
+
+        await self._app(scope, receive, send_with_header)
+
+
+@cache
+def _streams_have_them() -> bool:
+    """Whether vLLM itself puts ``kv_transfer_params`` into streams."""
+    protocol = import_module("vllm.entrypoints.openai.completion.protocol")
+    return "kv_transfer_params" in protocol.CompletionStreamResponse.model_fields
+
+
+def _event(steps: Sequence[Mapping[str, Any]]) -> bytes:
+    """A part of a streamed answer, without choices, that tells of steps as a body does."""
+    told = {"choices": [], "kv_transfer_params": transfer_params.with_ours(None, steps=steps)}
+    return b"data: " + json.dumps(told).encode() + b"\n\n"
+
+
+def header(used: Sequence[Asked | None]) -> bytes:
+    """What all the answers of a response were decoded with. The chats of a batch differ only by
+    whether they have what a default leaves out: then it says which of them do, or how many if they
+    are many, as proxies and clients take headers of a few thousand characters.
+    """
+    cold = [i for i, one in enumerate(used) if one is not None]
+    first = used[cold[0]] if cold else None
+    told: dict[str, Any] = {"cold": 0} if first is None else {"cold": 1, **first.as_dict()}
+    if 0 < len(cold) < len(used):
+        told["choices"] = cold if len(cold) <= _LISTED else len(cold)
+    return json.dumps(told).encode()
+
+
+def _make_beam_search(original: Callable[..., Any]) -> Callable[..., Any]:
+    def beam_search(
+        self: Any, prompts: Any, params: Any, lora_request: Any = None, *args: Any, **kwargs: Any
+    ) -> Any:
+        read = FRONT_END.of(self.llm_engine.input_processor).read
+        several = isinstance(lora_request, (list, tuple))
+        adapters = lora_request if several else [lora_request] * len(prompts)
+        wanted = (read(None, adapter) for adapter in adapters)
+        if isinstance(params, ColdParams) or any(
+            asked is not None and asked.applies(source_of(prompt))
+            for prompt, asked in zip(prompts, wanted, strict=False)  # vLLM looks at their number
+        ):
+            raise ColdError(
+                "beam_search",
+                type(params).__name__,
+                "vllm-cold does not support beam search; use generate(), or an engine whose "
+                "default sampler is not contrastive decoding",
+            )
+        return original(self, prompts, params, lora_request, *args, **kwargs)
+
+    return beam_search

@@ -1,0 +1,249 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The KV connector of vLLM's scheduler, which brings KV from elsewhere.
+
+Loads that a step waits for (synchronous) count as found in the prefix cache. Loads that take steps
+(asynchronous) are started for all streams as soon as there is room for the group, which goes on
+when all have come. Then a stream that has its last token left waits until its group goes, with its
+blocks. What it relies on, besides what ``scheduler`` and the table say:
+
+- ``connector.get_num_new_matched_tokens`` may be asked any number of times before a request is
+  admitted, and may say that it does not know yet (None).
+- A request whose KV is under way has the status WAITING_FOR_REMOTE_KVS and waits in
+  ``kv_holding_waiting``, where vLLM looks for it when its load has failed.
+- ``_handle_blocked_waiting_request`` makes it an ordinary one that waits when its KV has come.
+- ``_build_kv_connector_meta(connector, output)``: called when all requests of a step are chosen; so
+  it is where groups that were split are taken out, before the connector hears of the step.
+- ``_handle_invalid_blocks(ids, num_scheduled_tokens)``: the requests that ran on KV that did not
+  come, of which vLLM drops the step's tokens.
+"""
+
+from collections.abc import Callable, Container, Iterable, Mapping
+from typing import Any
+
+from vllm.v1.request import RequestStatus
+
+from vllm_cold.compat import places, versions
+from vllm_cold.scheduler.kv_blocks import Found, KVBlocks
+from vllm_cold.scheduler.lockstep import Group
+from vllm_cold.scheduler.vllm_scheduler import Request, Scheduler
+from vllm_cold.wire import transfer_params
+
+_WAITS = (RequestStatus.WAITING, RequestStatus.PREEMPTED)
+
+
+class Loads:
+    """What the connector of one scheduler brings; nothing where there is none.
+
+    Args:
+        scheduler: The engine's.
+        blocks: Its KV cache.
+        num_ended: Says how many requests have ended and still hold blocks.
+
+    Attributes:
+        possible: Whether there is a connector.
+        streams: Those of groups whose KV is under way, or has come while they wait: between passes
+            they wait in ``kv_holding_waiting``.
+        asked_in_vain: Whether the connector did not know yet, in this pass.
+    """
+
+    def __init__(
+        self, scheduler: Scheduler, blocks: KVBlocks, num_ended: Callable[[], int]
+    ) -> None:
+        self._scheduler = scheduler
+        self._num_ended = num_ended
+        self._blocks = blocks
+        self._connector: Any = getattr(scheduler, "connector", None)
+        self.possible = self._connector is not None
+        if self.possible and versions.is_before(release := places.since(places.CONNECTOR)):
+            raise ValueError(
+                f"vllm-cold does not support KV connectors with vLLM before {release}."
+            )
+        self.streams: dict[Request, None] = {}
+        self._are_queued = True  # as it is between passes
+        self._written: dict[Request, int] = {}  # see num_written; of steps that are not back yet
+        self.asked_in_vain = False
+
+    # ---- a pass ------------------------------------------------------------------------------
+
+    def begin_pass(self, promote: Callable[[Request], bool]) -> None:
+        """Streams leave vLLM's queue, and those whose KV has come, or has not, are ``promote``d to
+        ordinary ones that wait.
+        """
+        for request in [r for r in self._written if r.status != RequestStatus.RUNNING]:
+            del self._written[request]
+        self.asked_in_vain = False
+        self._are_queued = False
+        if not self.streams:
+            return
+        self._scheduler.kv_holding_waiting.remove_requests(list(self.streams))
+        for stream in tuple(self.streams):
+            if stream.status == RequestStatus.WAITING_FOR_REMOTE_KVS:
+                promote(stream)
+            if not self.waits(stream):
+                self.forget_promise(stream)
+                del self.streams[stream]
+
+    def end_pass(self, came: Iterable[Request]) -> None:
+        """``came``: the streams that vLLM was to admit in this pass."""
+        if self._are_queued:
+            return  # no group took part
+        for stream in came:
+            if stream.status == RequestStatus.WAITING_FOR_REMOTE_KVS:
+                self.streams[stream] = None
+        for stream in [each for each in self.streams if not self.waits(each)]:
+            del self.streams[stream]
+
+    def queue(self) -> None:
+        """After the pass they wait where vLLM looks for them."""
+        self._are_queued = True
+        for stream in self.streams:
+            self._scheduler.kv_holding_waiting.add_request(stream)
+
+    def end_step(self, request_ids: Container[str]) -> None:
+        """The results of a step with these requests are here: what it loaded is there, or not."""
+        for request in [r for r in self._written if r.request_id in request_ids]:
+            del self._written[request]
+
+    def abort(self, request_ids: Container[str]) -> None:
+        """These requests end. What is loaded for them in a step that is not back yet may not come:
+        vLLM hears of it when they have no blocks any more, and nobody may find these.
+        """
+        for request, num_local in self._written.items():
+            if request.request_id in request_ids and not request.is_finished():
+                self._blocks.uncache_unwritten(request, num_local)
+
+    @property
+    def num_queued(self) -> int:
+        """How many of ``streams`` are in vLLM's queue."""
+        return len(self.streams) if self._are_queued else 0
+
+    def look_up(self, request: Request) -> Found:
+        """What the prefix cache and the connector have of a request that holds no blocks."""
+        found = self._blocks.look_up(request)
+        if self._connector is None or request.skip_reading_prefix_cache:
+            return found
+        external, takes_steps = self._connector.get_num_new_matched_tokens(
+            request, found.num_tokens
+        )
+        if external is None:
+            self.asked_in_vain = True
+            return found._replace(is_known=False)
+        return found._replace(num_external=external, takes_steps=takes_steps and external > 0)
+
+    def forget_promise(self, request: Request) -> None:
+        """One whose load has failed holds no blocks any more. vLLM still keeps free what it lacks,
+        also from itself: where that is more than half of the cache it never loads or runs again.
+        """
+        if self.possible:
+            self._scheduler._inflight_prefills.discard(request)
+
+    def admitted(self, request: Request, num_local: int, num_external: int) -> None:
+        """A request is given tokens of which ``num_external`` are loaded at the step's start."""
+        if num_external:
+            self._written[request] = num_local
+
+    def num_written(self, request: Request) -> int:
+        """Of the request's computed tokens those whose KV is in its blocks before this step."""
+        return self._written.get(request, request.num_computed_tokens)
+
+    # ---- streams that are loaded or under way ------------------------------------------------
+
+    def is_under_way(self, request: Request) -> bool:
+        """Whether a request's KV is."""
+        return (
+            request.status == RequestStatus.WAITING_FOR_REMOTE_KVS
+            and request.request_id not in self._scheduler.finished_recving_kv_req_ids
+        )
+
+    def waits(self, request: Request) -> bool:
+        """Whether a stream waits with blocks, or for them to be filled."""
+        loads = request.status == RequestStatus.WAITING_FOR_REMOTE_KVS
+        return loads or self.waits_with_blocks(request)
+
+    def waits_with_blocks(self, request: Request) -> bool:
+        """Whether a request's KV has come and it does not run yet."""
+        return self.possible and request.status in _WAITS and request.num_computed_tokens > 0
+
+    def frees_blocks(self) -> bool:
+        """Whether blocks get free without anybody being scheduled, or requests can go on."""
+        return self.possible and (
+            self._connector.has_pending_block_frees()
+            or any(map(self.is_under_way, self._waiting()))
+            or self._num_ended() > 0
+        )
+
+    def release(self, request: Request) -> None:
+        """A stream that waits with blocks loses them, and begins anew."""
+        if request in self.streams and self.waits_with_blocks(request):
+            self._scheduler._free_request_blocks(request)
+            self._scheduler._inflight_prefills.discard(request)
+            request.num_computed_tokens = 0
+            del self.streams[request]
+            if self._are_queued:
+                self._scheduler.kv_holding_waiting.remove_request(request)
+
+    def holding(self) -> list[Request]:
+        """Streams that wait with blocks."""
+        return [each for each in self.streams if self.waits_with_blocks(each)]
+
+    def _waiting(self) -> Iterable[Request]:
+        """All that wait with blocks, or for them to be filled, also those of no group."""
+        waiting = self._scheduler.kv_holding_waiting
+        return waiting if self._are_queued else (*waiting, *self.streams)
+
+    def fit(self, group: Group[Request], found: Mapping[Request, Found]) -> bool:
+        """Whether all streams' tokens fit besides what is promised to others that load or prefill:
+        a load holds its blocks until the group can begin.
+        """
+        others = self._scheduler._inflight_prefills.difference(group.streams)
+        promised = sum(map(self._scheduler._request_remaining_blocks, others))
+        return self._blocks.fit(group, found, promised)
+
+    def hand_on(self, outputs: Iterable[Any], groups: Mapping[str, Group[Request]]) -> None:
+        """What the engine that decodes needs to find the amateurs' KV goes to the client with what
+        it needs for their expert's. Of a step: all ``outputs``, and ``groups`` by the expert's id.
+        """
+        told = {o.request_id: o.kv_transfer_params for o in outputs if o.kv_transfer_params}
+        for output in outputs:
+            group = groups.get(output.request_id)
+            if group is not None and output.request_id in told:
+                of_amateurs = [told.get(request_id) for request_id in group.bits]
+                if any(of_amateurs):
+                    output.kv_transfer_params = transfer_params.with_ours(
+                        output.kv_transfer_params, amateurs=of_amateurs
+                    )
+
+    # ---- loads that failed -------------------------------------------------------------------
+
+    def not_loaded(self, model_runner_output: Any) -> set[int]:
+        """Blocks that were to be loaded and were not."""
+        told = getattr(model_runner_output, "kv_connector_output", None)
+        return set(told.invalid_block_ids or ()) if self.possible and told is not None else set()
+
+    def cut(self, invalid: set[int]) -> None:
+        """Loads that are under way count as failed if they hold a block that is not there: they
+        found it in the prefix cache, and it was to be loaded in time, or written. Of several such
+        vLLM lets the first compute it, and the others may run before.
+
+        Args:
+            invalid: Blocks that were not loaded; or of a request that was taken out of its step.
+        """
+        for request in self._waiting():
+            loads = request.status == RequestStatus.WAITING_FOR_REMOTE_KVS
+            if loads and self.uses(request, invalid):
+                request.num_computed_tokens = 0
+                self._scheduler.failed_recving_kv_req_ids.add(request.request_id)
+                # Or a stream that finds more once another one has blocks holds it up for ever.
+                request.skip_reading_prefix_cache = True
+
+    def uses(self, request: Request, blocks: set[int]) -> bool:
+        """Whether a request has one of these blocks."""
+        ids = self._scheduler.kv_cache_manager.get_block_ids(request.request_id)
+        return any(not blocks.isdisjoint(of_kind) for of_kind in ids)
+
+    def uncache(self, request: Request, invalid: set[int]) -> None:
+        """What was computed from a block that was not loaded on is not to be found any more."""
+        manager = self._scheduler.kv_cache_manager
+        for ids in manager.get_block_ids(request.request_id):
+            first = next((at for at, block in enumerate(ids) if block in invalid), len(ids))
+            manager.evict_blocks({block for block in ids[first:] if block})

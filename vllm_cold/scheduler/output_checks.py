@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether what came back of a step may be given to a client. Imports no vLLM."""
+
+from collections.abc import Sequence
+
+from vllm_cold.ops.interface import NOT_FINITE, OUT_OF_RANGE
+from vllm_cold.scheduler.lockstep import Tokens
+from vllm_cold.wire.step_stats import OTHER_DRAFTS, RULE_FAILED, RowStats
+
+NOT_SCORED = (
+    "vllm-cold: a token was sampled from rows that nobody scored; the result would be wrong. "
+    "Please report this with the engine's log."
+)
+NOT_THE_SAME_DRAFTS = (
+    "vllm-cold: the streams of this request verified different drafts; the result would be wrong. "
+    "Switch speculative decoding off, and please report this with the engine's log."
+)
+RULE_HAS_NO_WEIGHTS = (
+    "vllm-cold: the rule of this request failed, or gave weights that are no numbers; the engine's "
+    "log has the rule's error."
+)
+
+
+def problem(
+    figures: Sequence[RowStats], num_tokens: int, num_drafts: int, amateurs: int
+) -> str | None:
+    """Why a group's tokens must not be given; None if they may.
+
+    Args:
+        figures: What a worker found of the group, for each row that was scored.
+        num_tokens: How many tokens the step gave.
+        num_drafts: How many drafts it verified.
+        amateurs: Those that were in the step, in bits as ``RowStats.present``.
+    """
+    if len(figures) != 1 + num_drafts or any(each.present != amateurs for each in figures):
+        return NOT_SCORED
+    wrong = {each.nonfinite for each in figures[:num_tokens]} - {0}
+    if OTHER_DRAFTS in wrong:
+        return NOT_THE_SAME_DRAFTS
+    if RULE_FAILED in wrong:
+        return RULE_HAS_NO_WEIGHTS
+    if wrong:
+        return NOT_SCORED if OUT_OF_RANGE in wrong else NOT_FINITE
+    return None
+
+
+def is_desynchronised(expert: Tokens, amateur: Tokens, most: int) -> bool:
+    """Whether an amateur has other tokens than its expert, of which a step gives ``most`` at most.
+
+    Of drafts that were right, an expert that stops keeps those up to its end; its amateurs, which
+    know no stops, keep all.
+    """
+    known = expert.num_output_tokens
+    if expert.is_finished():
+        same_length = amateur.num_output_tokens >= known
+    else:
+        same_length = amateur.num_output_tokens == known and not amateur.is_finished()
+    last = slice(max(known - most, 0), known)
+    return not same_length or expert.output_token_ids[last] != amateur.output_token_ids[last]

@@ -1,0 +1,266 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a prompt is contrasted with, in a file or on a command line, and what each stream reads.
+
+A row's ``cold_*`` keys are those of ``vllm_xargs``: it is what a client would send. A command's
+options are their defaults. Imports no vLLM.
+"""
+
+import argparse
+import json
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from vllm_cold.errors import ColdError
+from vllm_cold.rules import registry
+from vllm_cold.settings.amateurs import (
+    AmateurSpec,
+    Distorted,
+    Embeds,
+    Media,
+    Messages,
+    Part,
+    Text,
+    TokenIds,
+    Without,
+    describe,
+    media_parts,
+    says_what,
+)
+from vllm_cold.settings.arguments import ContrastSpec, parse_request_args
+from vllm_cold.settings.table import (
+    CONTRAST,
+    MAX_EXPERT_TOP_K,
+    PREFIX,
+    SETTINGS,
+    RuleOption,
+    check,
+    is_known,
+    is_ours,
+    read,
+)
+from vllm_cold.tools.command_error import ToolError
+from vllm_cold.tools.pictures import Picture, changed
+
+Content = Text | Messages
+"""What a stream reads, before it is token ids. In messages a picture is a ``Picture``."""
+
+# Options that say what is contrasted with; a preset says how.
+OPTIONS = tuple(name for name in CONTRAST if name not in ("preset", "amateur_prompt_embeds"))
+# What may differ from prompt to prompt: what the amateur reads.
+ROW_KEYS = tuple(
+    PREFIX + name for name in ("amateur_prompt", "amateur_messages", "without", "part", "images")
+)
+
+
+def option_of(name: str) -> str:
+    """What a setting's option is called."""
+    return "--" + name.replace("_", "-")
+
+
+def add_rule_option(group: argparse._ArgumentGroup, about: str = "") -> None:
+    """Describe a command's option for a rule, and for rules of the user's own."""
+    group.set_defaults(rules=None)
+    group.add_argument(
+        "--rule",
+        action=RuleOption,
+        metavar="NAME or MODULE:CLASS",
+        help=f"{SETTINGS['rule'].about}{about} Or a rule of your own, as vllm serve's --cold-rule "
+        "takes it, which a server must have been started with; may be repeated",
+    )
+
+
+def add_rules(paths: Sequence[str] | None) -> None:
+    """Register the user's own rules, given as "module:Class"; ToolError for anything else."""
+    try:
+        for path in paths or ():
+            registry.add(path)
+    except ColdError as error:
+        raise ToolError(f"--rule={error.value!r}: {error.problem}") from error
+
+
+def as_written(error: ColdError, own: Collection[str] = ()) -> str:
+    """The message of an error about flat arguments, with the names that the user has written: the
+    command's options, or the keys of a file's row, which are ``own``.
+    """
+    if error.field.partition("[")[0] in own:
+        return str(error)
+    return re.sub(rf"\b{PREFIX}([a-z_]+)", lambda found: option_of(found[1]), str(error))
+
+
+def option_args(options: argparse.Namespace, named: Mapping[str, str]) -> dict[str, Any]:
+    """The options about the contrast as flat arguments; those that are not given are left out.
+
+    Args:
+        options: Each of ``OPTIONS`` is None, or a list of texts.
+        named: Adapters' names by the value of ``--amateur``.
+
+    Raises:
+        ToolError: one is out of range.
+    """
+    args: dict[str, Any] = {}
+    try:
+        for name in OPTIONS:
+            if (given := getattr(options, name)) is None:
+                continue
+            values = [
+                read(name, named.get(text, text) if name == "amateur" else text) for text in given
+            ]
+            value = values if len(values) > 1 else values[0]
+            args[PREFIX + name] = check(name, value, PREFIX + name)
+    except ColdError as error:
+        raise ToolError(as_written(error)) from None
+    return args
+
+
+def row_args(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The ``cold_*`` keys of a row, as flat arguments.
+
+    Args:
+        row: An object of a JSONL file; messages may stand there as JSON, not as text with JSON.
+
+    Raises:
+        ColdError: for a key that must be the same for all rows, or is unknown.
+    """
+    args: dict[str, Any] = {}
+    for key, value in row.items():
+        if value is None or not (is_known(key) or is_ours(key)):
+            continue
+        if key not in ROW_KEYS:
+            raise ColdError(key, value, f"a row may have {', '.join(ROW_KEYS)}")
+        is_json = key == PREFIX + "amateur_messages" and isinstance(value, list)
+        if is_json and not all(isinstance(one, str) for one in value):
+            value = json.dumps(value)
+        args[key] = value
+    return args
+
+
+def merge(defaults: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
+    """Flat arguments of a row on top of those of the command's options. If the row says what its
+    amateur reads, the options do not.
+    """
+    if row.keys() & set(ROW_KEYS):
+        defaults = {key: value for key, value in defaults.items() if key not in ROW_KEYS}
+    return {**defaults, **row}
+
+
+def read_contrast(args: Mapping[str, Any]) -> ContrastSpec:
+    """What flat arguments ask for, on an engine without defaults of its own.
+
+    Raises:
+        ColdError: they contradict each other, or a value is out of range.
+    """
+    request = parse_request_args(args)
+    amateurs = describe(request.given)
+    settings, weights = request.settings(weights=[one.weight for one in amateurs])
+    return ContrastSpec(settings, amateurs, weights)
+
+
+def request_args(args: Mapping[str, Any], base: str | None) -> dict[str, Any]:
+    """``vllm_xargs`` with a value for everything that would otherwise be the server's default.
+    ``base`` is the base model's name, to contrast with if ``args`` name nothing else.
+    """
+    sent = {"cold": 1, PREFIX + "expert_top_k": MAX_EXPERT_TOP_K, **args}
+    if base is not None and not says_what(parse_request_args(args).given):
+        sent[PREFIX + "amateur"] = base
+    settings = read_contrast(args).settings
+    if settings.rule is not None:
+        sent.pop(PREFIX + "beta_max", None)  # is one of the parameters
+        sent[PREFIX + "rule_parameters"] = json.dumps(settings.rule_parameters)
+    return sent
+
+
+def adapter_of(one: AmateurSpec, expert: str | None, base: str) -> str | None:
+    """The name of an amateur's adapter, None for the base model, which is called ``base``. The
+    default is the expert's if the amateur has another prompt, else none.
+    """
+    if one.adapter is None:
+        return None if one.source is None else expert
+    return None if one.adapter == base else one.adapter
+
+
+def as_chat(reads: Content) -> Messages:
+    """A text as a user's message, and messages as they are."""
+    if isinstance(reads, Messages):
+        return reads
+    return Messages([{"role": "user", "content": reads.value}])
+
+
+def with_pictures(reads: Content, pictures: Sequence[Picture]) -> Content:
+    """A prompt with pictures, if there are any: a chat, in which they stand before the text of the
+    first user's message; ValueError where there is none.
+    """
+    if not pictures:
+        return reads
+    messages = [*as_chat(reads).value]
+    for place, message in enumerate(messages):
+        if message["role"] == "user":
+            parts = [{"type": "image_url", "image_url": picture} for picture in pictures]
+            content = [*parts, {"type": "text", "text": message["content"]}]
+            messages[place] = {**message, "content": content}
+            return Messages(messages)
+    raise ValueError(
+        "pictures stand before the text of the first user's message, and there is none"
+    )
+
+
+def kept(reads: Content, named: bool = True) -> Any:
+    """A prompt as JSON, with digests of its pictures and, if ``named``, their names."""
+    if isinstance(reads, Text):
+        return reads.value
+
+    def shown(picture: Picture) -> dict[str, str]:
+        names = {"name": picture.name} if named else {}
+        return {**names, "sha256": picture.digest}
+
+    return changed(reads.value, shown)
+
+
+def reads_args(reads: Content) -> dict[str, Any]:
+    """An amateur's prompt as flat arguments."""
+    if isinstance(reads, Text):
+        return {PREFIX + "amateur_prompt": reads.value}
+    return {PREFIX + "amateur_messages": json.dumps(reads.value)}
+
+
+def amateur_reads(whole: Content, one: AmateurSpec) -> Content | None:
+    """What an amateur reads if its expert reads ``whole``; None for the same.
+
+    Raises:
+        ColdError: it cannot be made of this prompt.
+    """
+    field, source = one.prompt_field, one.source
+    # Flat arguments cannot say the first, nor options and rows the others.
+    assert not isinstance(source, (TokenIds, Embeds, Media))
+    match source:
+        case None | Text() | Messages():
+            return source
+        case Part():
+            return Text(source.of(field, whole.value if isinstance(whole, Text) else None))
+        case Without():
+            left = source.of(field, whole.value if isinstance(whole, Messages) else None)
+            return Messages(left)
+        case Distorted():
+            if isinstance(whole, Text) or not any(map(media_parts, whole.value)):
+                raise ColdError(field, source.value, "is for prompts with an image; give one")
+            return Messages(changed(whole.value, lambda one: replace(one, view=source.view)))
+
+
+def check_amateurs(
+    where: str, reads: Content, amateurs: Iterable[AmateurSpec], expert: str | None, base: str
+) -> None:
+    """Refuse an amateur that is its expert: that also reads ``reads``, with the same adapter.
+
+    Raises:
+        ColdError: what an amateur reads cannot be made of ``reads``.
+        ToolError: one is refused; it begins with ``where``.
+    """
+    for one in amateurs:
+        amateur_reads(reads, one)
+        if one.source is None and adapter_of(one, expert, base) == expert:
+            raise ToolError(
+                f"{where}: nothing to contrast with, as the amateur is the expert: give another "
+                "--adapter or --amateur, or say what the amateur reads, with --without, --images, "
+                "--part, --amateur-prompt, --amateur-messages or the row's own cold_* keys"
+            )

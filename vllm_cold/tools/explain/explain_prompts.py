@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Prompts to explain, each with what it is contrasted with."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vllm_cold.errors import ColdError
+from vllm_cold.settings.amateurs import CannotLeaveOut, Messages, Text, left_out
+from vllm_cold.settings.arguments import ContrastSpec, parse_request_args
+from vllm_cold.settings.table import PREFIX
+from vllm_cold.tools.asked_contrast import (
+    Content,
+    as_chat,
+    as_written,
+    check_amateurs,
+    merge,
+    read_contrast,
+    with_pictures,
+)
+from vllm_cold.tools.command_error import ToolError
+from vllm_cold.tools.pictures import Picture, without_data
+from vllm_cold.tools.rows import Given, read_lines, read_row
+
+MAX_PROMPTS = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A prompt and what its answer is contrasted with.
+
+    Attributes:
+        reads: What the expert reads.
+        args: All ``cold_*`` keys, as a client would send them.
+        contrast: The same, read.
+    """
+
+    reads: Content
+    args: Mapping[str, Any]
+    contrast: ContrastSpec
+
+
+def ask(
+    prompt: Content,
+    options: Mapping[str, Any],
+    chat: bool,
+    expert: str | None,
+    base: str,
+    own: Mapping[str, Any] | None = None,
+    where: str = "",
+) -> Question:
+    """Put a prompt together with a command's options.
+
+    Args:
+        prompt: Text or messages.
+        options: Flat arguments, for all prompts.
+        chat: Whether a text goes through the chat template.
+        expert: The name of the expert's adapter, None for the base model.
+        base: The base model's name.
+        own: Its own ``cold_*`` keys.
+        where: The file and the line; "" for the command line.
+
+    Raises:
+        ToolError: what its amateurs read contradicts itself, does not fit the prompt, or is what
+            the expert reads; it names what the user has written (``as_written``).
+    """
+    reads, own = as_chat(prompt) if chat else prompt, own or {}
+    of_preset: dict[str, Any] = {}
+    try:
+        args = merge(options, own)
+        default = left_out(parse_request_args(args).given, {})
+        if isinstance(reads, Messages) and default is not None:  # as on a server
+            of_preset = {PREFIX + name: value for name, value in default[1].items()}
+        args |= of_preset
+        contrast = read_contrast(args)
+        check_amateurs(where or "--prompt", reads, contrast.amateurs, expert, base)
+    except ColdError as error:
+        said = as_written(error, own)
+        if isinstance(error, CannotLeaveOut) and of_preset:
+            said = (
+                f"--preset={args[PREFIX + 'preset']}: leaves {error.value} out of a chat, and "
+                f"{error.problem}; add one, or name with --without what the amateur does not read"
+            )
+        raise ToolError(without_data(f"{where}: {said}" if where else said)) from error
+    return Question(reads, args, contrast)
+
+
+def read_prompts(
+    path: Path, pictures: Sequence[Picture], question: Callable[..., Question]
+) -> list[Question]:
+    """The prompts of a file: one a line, or in a .jsonl file the ``prompt`` or the ``messages`` of
+    each object, with its pictures and its ``cold_*`` keys.
+
+    Args:
+        path: The file.
+        pictures: For prompts without pictures of their own.
+        question: ``ask`` with what is the same for all.
+
+    Raises:
+        ToolError: names the file and the line.
+    """
+    found = []
+    for number, line in read_lines(path, f"--prompts={path}"):
+        where = f"--prompts={path}: line {number}"
+        if path.suffix != ".jsonl":
+            found.append(question(with_pictures(Text(line), pictures), where=where))
+            continue
+        try:
+            given, own = read_row(Given, line)
+            prompt = given.read(path.parent, pictures)
+        except (ValueError, ToolError) as error:
+            raise ToolError(f"{where}: {without_data(str(error))}") from error
+        found.append(question(prompt, own=own, where=where))
+    if not found:
+        raise ToolError(f"--prompts={path}: holds no prompt; put one on each line")
+    if len(found) > MAX_PROMPTS:
+        raise ToolError(
+            f"--prompts={path}: holds {len(found)} prompts; one page takes up to {MAX_PROMPTS}: "
+            "split the file"
+        )
+    return found

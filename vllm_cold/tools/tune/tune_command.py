@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``vllm-cold tune`` from its options to its report."""
+
+import argparse
+import itertools
+import math
+import sys
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+from rich.text import Text
+
+from vllm_cold.tools.asked_contrast import kept
+from vllm_cold.tools.command_error import ToolError
+from vllm_cold.tools.server import Server
+from vllm_cold.tools.tune import tune_report, verdict
+from vllm_cold.tools.tune.answers import Answers, Job, Output, open_answers
+from vllm_cold.tools.tune.decode import ask
+from vllm_cold.tools.tune.grid import GREEDY, Setting
+from vllm_cold.tools.tune.problems import Problem
+from vllm_cold.tools.tune.task import Task, read_task
+
+CUT = 0.05  # above this share of answers that --max-tokens cut off, a note says so
+
+
+@dataclass
+class Tuning:
+    """One run: which answers are wanted, which are there, and how they score."""
+
+    task: Task
+    answers: Answers
+    console: Console  # for progress
+    stack: ExitStack  # ends a server that is started
+    scored: dict[tuple[Setting, str], tuple[float, ...]] = field(default_factory=dict)
+
+    @cached_property
+    def server(self) -> Server:
+        """What is asked; it starts when it is needed."""
+        return self.stack.enter_context(self.task.opened(self.task.options.verbose))
+
+    def _score(self, setting: Setting, problem: Problem) -> tuple[float, ...]:
+        """The scores of ``--match`` and, if something must be kept, of ``--keep``."""
+        at = (setting, problem.id)
+        if at not in self.scored:
+            text = self.answers[Job(setting, problem).key].text
+            self.scored[at] = tuple(rule(text, problem) for rule in self.task.matchers)
+        return self.scored[at]
+
+    def _scores(self, setting: Setting, problems: Sequence[Problem]) -> verdict.Scores:
+        """Those of problems [problems, 1 or 2]."""
+        return np.array([self._score(setting, problem) for problem in problems])
+
+    def _results(
+        self, settings: Sequence[Setting], problems: Sequence[Problem], than: Setting = GREEDY
+    ) -> dict[Setting, verdict.Result]:
+        """Settings against another one."""
+        other = self._scores(than, problems)
+        answers = np.array([problem.has_answer for problem in problems])
+        return {
+            one: verdict.result(one, self._scores(one, problems), other, answers)
+            for one in settings
+        }
+
+    def judge(self) -> tuple[list[str], verdict.Verdict]:
+        """Decode what is missing: greedy and the baselines on all problems, whose findings it
+        prints; the grid on the dev ones, also with the best baseline if that gains there; and the
+        picked setting on the held-out ones.
+
+        The other settings are never decoded on held-out problems: it saves time, and nobody can
+        pick by them. A problem comes first with each: what is refused is refused at once.
+        """
+        task, dev, held_out = self.task, self.task.dev, self.task.held_out
+        self._need(
+            [
+                *itertools.product(task.grid, dev[:1]),
+                *itertools.product([GREEDY, *task.baselines], task.problems),
+            ]
+        )
+        untested = task.lacks == "text" and all(problem.has_answer for problem in task.problems)
+        told = list(self._results(task.baselines, task.problems).values())
+        findings = verdict.findings(told, task.lacks or "", untested) + task.untried
+        for said in findings:
+            Console().print(Text(said))
+        rows = self._results(task.baselines, dev)
+        added = list(rows.values())[1:]  # the first one lacks what the amateur lacks
+        gains = [one for one in added if one.score.whole.cold > one.score.whole.greedy]
+        grid = list(task.grid)
+        if gains:
+            more = verdict.pick(gains).setting.baseline
+            grid += [msgspec.structs.replace(one, baseline=more) for one in task.single]
+        self._need(itertools.product(grid, dev))
+        rows |= self._results(grid, dev)
+        best = verdict.pick([rows[one] for one in grid]).setting
+        self._need(itertools.product([best], held_out))
+        return findings, verdict.Verdict(
+            dev=rows,
+            picked=best,
+            held_out=self._results([*task.baselines, best], held_out),
+            against={
+                one: self._results([best], held_out, one)[best].score.found
+                for one in task.baselines
+            },
+            untested=untested,
+        )
+
+    def _need(self, wanted: Iterable[tuple[Setting, Problem]]) -> None:
+        """Decode what is missing."""
+        jobs = itertools.starmap(Job, wanted)
+        missing = {job.key: job for job in jobs if job.key not in self.answers}.values()
+        if not missing:
+            return
+        server = self.server  # starts before the bar, over which it would print
+        columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        hidden = not self.console.is_terminal
+        with Progress(*columns, console=self.console, disable=hidden) as progress:
+            bar = progress.add_task("answers", total=len(missing))
+
+            def done(job: Job, answer: Output) -> None:
+                self.answers.add(job, answer)
+                # At once, so that a callable that fails does so now and not in an hour.
+                self._score(*job)
+                progress.advance(bar)
+
+            ask(self.task, server, list(missing), done)
+
+    def changes(self, best: Setting) -> list[dict[str, Any]]:
+        """The held-out problems on which ``best`` scores higher than greedy decoding, then those
+        where it scores lower.
+        """
+        changes = []
+        kinds = ("match", "keep") if len(self.task.matchers) > 1 else ()
+        for problem in self.task.held_out:
+            said = {"id": problem.id, "prompt": kept(problem.prompt), "answer": problem.answer}
+            said |= {"keep": problem.keep} if kinds else {}
+            for name, setting in (("greedy", GREEDY), ("cold", best)):
+                scores = self._score(setting, problem)
+                said[name] = self.answers[Job(setting, problem).key].text
+                said[f"{name}_score"] = math.prod(scores)
+                said |= {f"{name}_{kind}": each for kind, each in zip(kinds, scores, strict=False)}
+            if said["greedy_score"] != said["cold_score"]:
+                changes.append(said)
+        return sorted(changes, key=lambda one: one["cold_score"] < one["greedy_score"])
+
+    def notes(self, best: Setting) -> list[str]:
+        """What a reader has to know of the answers."""
+        notes, problems = [], self.task.problems
+        for setting, name in ((GREEDY, "greedy"), (best, "the picked setting")):
+            ends = [self.answers[Job(setting, problem).key].finish for problem in problems]
+            if (cut := ends.count("length") / len(ends)) > CUT:
+                notes.append(
+                    f"{verdict.percent(cut)} of the answers of {name} were cut off at "
+                    f"{self.task.options.max_tokens} tokens; a larger --max-tokens may change "
+                    "scores."
+                )
+        columns = zip(*self.scored.values(), strict=True)
+        what = (("right", "--match"), ("kept", "--keep"))
+        for (name, option), found in zip(what, columns, strict=False):
+            if not any(found):
+                notes.append(
+                    f"Nothing is {name}, with or without a contrast. Compare answers.jsonl with "
+                    f"the answers that you expect: {option}, --chat, --stop or --max-tokens may be "
+                    "wrong."
+                )
+        return notes
+
+
+def run(options: argparse.Namespace) -> int:
+    """Decode what is missing, judge, write the report and print it; see ``tune.run``."""
+    task = read_task(options)
+    progress = Console(stderr=True, highlight=False, soft_wrap=True)
+    with open_answers(options.output, task.made_with()) as answers, ExitStack() as stack:
+        more = (
+            ", and again with a baseline that gains" if task.baselines[1:] and task.single else ""
+        )
+        progress.print(
+            f"{len(task.problems)} problems ({len(task.dev)} dev, {len(task.held_out)} held out), "
+            f"{len(task.grid)} settings{more}. {len(answers)} answers are there already."
+        )
+        tuning = Tuning(task, answers, progress, stack)
+        try:
+            first, judged = tuning.judge()
+        except KeyboardInterrupt:
+            print(
+                f"vllm-cold tune: stopped; {len(answers)} answers are kept in {answers.path}, and "
+                "the same command goes on from there",
+                file=sys.stderr,
+            )
+            raise
+    best = judged.best.setting
+    found = tune_report.make_report(task, first, judged, tuning.changes(best), tuning.notes(best))
+    path = Path(options.output, "report.json")
+    try:
+        path.write_bytes(msgspec.json.format(msgspec.json.encode(found), indent=2) + b"\n")
+    except OSError as error:
+        raise ToolError(f"{path}: cannot be written: {error.strerror}") from error
+    tune_report.show(Console(), found, judged, str(path))
+    return 0 if judged.gain else 1

@@ -1,0 +1,224 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What was found: ``report.json``, the terminal, and the line that serves it."""
+
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from vllm_cold.errors import ColdError
+from vllm_cold.settings.arguments import parse_engine_defaults
+from vllm_cold.settings.table import PREFIX
+from vllm_cold.tools.adapters import Adapter
+from vllm_cold.tools.asked_contrast import ROW_KEYS, reads_args, request_args
+from vllm_cold.tools.own_server import words_of
+from vllm_cold.tools.tune.answers import Job
+from vllm_cold.tools.tune.baselines import BETTER, STRONGER
+from vllm_cold.tools.tune.match import KEEP
+from vllm_cold.tools.tune.task import Task
+from vllm_cold.tools.tune.verdict import Verdict, interval, loss, percent, points
+
+FORMAT = 8  # of report.json
+
+
+def server_defaults(args: Mapping[str, Any]) -> dict[str, Any] | None:
+    """A request's flat arguments as a server's defaults, by the setting's name; None where a server
+    has no defaults for them, and each request has to send them.
+    """
+    defaults = {key.removeprefix(PREFIX): value for key, value in args.items()}
+    try:
+        parse_engine_defaults(defaults)
+    except ColdError:
+        return None
+    return defaults
+
+
+def serve_line(
+    model: str,
+    adapters: Sequence[Adapter],
+    engine: Mapping[str, Any],
+    defaults: Mapping[str, Any] | None,
+) -> str:
+    """The command that serves what was measured, quoted for a shell. vllm-cold's defaults are those
+    of ``server_defaults``; None for a server that decodes greedily.
+    """
+    more = engine.get("additional_config") or {}
+    # What is said of contrastive decoding there is for the server that tunes.
+    rest = {key: value for key, value in more.items() if key != "cold"} or None
+    words = ["vllm", "serve", model, *words_of({**engine, "additional_config": rest})]
+    if adapters:
+        words += ["--lora-modules", *(one.module for one in adapters)]
+    if defaults is not None:
+        words += ["--sampler", "cold"]
+        for path in more.get("cold", {}).get("rules", ()):
+            words += ["--cold-rule", path]
+        for name, value in defaults.items():
+            text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+            words += ["--cold-" + name.replace("_", "-"), text]
+    return shlex.join(words)
+
+
+def _advice(task: Task, judged: Verdict) -> tuple[str, list[str]]:
+    """What to paste, a command or the fields of a request's body, and what contrastive requests
+    have to send in addition.
+    """
+    setting, problem = judged.picked, task.problems[0]
+    own = any(each.own_keys for each in task.problems) or setting.baseline is not None
+    told = request_args(Job(setting, problem).args, None if own else task.model)
+    rows = [f"the cold_* keys of its problem's row, in place of other {', '.join(ROW_KEYS)}"]
+    if setting.baseline is not None:
+        # A stream's JSON text for a chat; as it stands here, a server refuses it.
+        told |= dict.fromkeys(reads_args(problem.lacking), f"<the prompt without the {task.lacks}>")
+        rows = [f"a prompt with {setting.baseline}, as answers.jsonl has it for this setting"]
+    elif own:
+        told = {key: value for key, value in told.items() if key not in problem.own_keys}
+    must = [f'"vllm_xargs": {json.dumps(told)}', *(rows if own else [])]
+    if task.server is not None:
+        sent = told if judged.gain else {"cold": 0}
+        line = json.dumps({"model": task.expert or task.model, "vllm_xargs": sent})
+        return line, must if judged.only else must[1:]
+    defaults = None if own else server_defaults({**task.args, **setting.args})
+    said = (defaults or {}) if judged.gain else None
+    line = serve_line(task.model, task.adapters, task.engine, said)
+    return line, [] if defaults is not None and not judged.only else must
+
+
+def make_report(
+    task: Task, first: list[str], judged: Verdict, changes: list[Any], more: list[str]
+) -> dict[str, Any]:
+    """The content of report.json, for msgspec: ``first`` is what the baselines showed, ``changes``
+    the held-out problems whose score changed, ``more`` further notes.
+    """
+    options, best = task.options, judged.best
+    serve, must = _advice(task, judged)
+    return {
+        "format": FORMAT,
+        "gain": judged.gain,
+        "headline": judged.headline(),
+        "first": first,
+        "best": {"name": str(best.setting), **best.setting.values},
+        "test": best,
+        "settings": [
+            {
+                "name": str(setting),
+                "picked": setting == judged.picked,
+                "dev": row,
+                "test": judged.held_out.get(setting),
+            }
+            for setting, row in judged.dev.items()
+        ],
+        "changes": changes,
+        "notes": [*_notes(task, judged, must), *more],
+        "serve": serve,
+        "run": {
+            "data": Path(options.data).name,
+            "contrast": task.args,
+            "match": options.match,
+            "keep": (options.keep or KEEP) if best.keep else None,
+            "seed": options.seed,
+            "test_fraction": options.test_fraction,
+            **{name: what for name, what in task.made_with().items() if name != "files"},
+        },
+    }
+
+
+def _notes(task: Task, judged: Verdict, must: Sequence[str]) -> list[str]:
+    """What a reader has to know of the verdict; ``must``: what contrastive requests must send."""
+    options, best, found = task.options, judged.best, judged.best.score.found
+    notes = [
+        f"On the {found.count} held-out problems greedy scores {percent(found.greedy)} and "
+        f"{best.setting} {percent(found.cold)}: better on {found.better}, worse on {found.worse} "
+        "(two-sided sign test, for right and wrong McNemar's exact one)."
+    ]
+    if best.match is not None and best.keep is not None:
+        each = [
+            f"{percent(one.found.greedy)} and {percent(one.found.cold)} are {name} (better on "
+            f"{one.found.better}, worse on {one.found.worse}, p = {one.found.p:.2g})"
+            for name, one in (("matched", best.match), ("kept", best.keep))
+        ]
+        notes.append(f"These scores are of both at once; {', '.join(each)}.")
+    stop = f", stop {json.dumps(options.stop)}" if options.stop else ""
+    notes.append(
+        "Measured with temperature 0 in each request; sampling was not tested. The requests had "
+        f"max_tokens {options.max_tokens}{stop}."
+    )
+    losing = [loss(row) for row in judged.held_out.values() if row is not best]
+    notes += [f"On the held-out problems {said}, so it is not advised." for said in losing if said]
+    advised = judged.gain or judged.only
+    if must and (advised or (best.setting.baseline is None and best.lost is None)):
+        who = (
+            "Where the text is known to answer, requests" if judged.only else "Contrastive requests"
+        )
+        notes.append(f"{who} must also send {' and '.join(must)}.")
+    if task.repeated:
+        notes.append(f"Rows that repeat an earlier prompt and were left out: {task.repeated}.")
+    if task.lacks is not None and any(one.baseline == STRONGER for one in task.baselines):
+        said = json.dumps(options.better or BETTER[task.lacks])
+        notes.append(f"The stronger prompt has {said} before the question (--better).")
+    return notes
+
+
+def show(console: Console, report: Mapping[str, Any], judged: Verdict, path: str) -> None:
+    """Print table, notes and the line to paste, and at the end the verdict."""
+    if report["first"]:
+        console.print()
+    console.print(_table(judged))
+    console.print()
+    for note in report["notes"]:
+        console.print(Text(f"Note: {note}", style="dim"))
+    console.print()
+    how = "Serve it" if report["run"]["server"] is None else "Ask for it"
+    console.print(
+        Text(f"{how} {'with' if judged.gain else 'without'} contrastive decoding:", style="bold")
+    )
+    # As it is, without wrapping: it is to be copied.
+    console.print(Text(report["serve"]), soft_wrap=True)
+    console.print()
+    console.print(Text(f"Written: {path}"), soft_wrap=True)
+    style = "bold green" if judged.gain else "bold yellow"
+    console.print(Text(report["headline"], style=style), soft_wrap=True)
+
+
+def _table(judged: Verdict) -> Table:
+    """All settings on the dev problems."""
+    first = next(iter(judged.dev.values()))
+    dev, silent, match, keep = first.score.found, first.score.silent, first.match, first.keep
+    title = f"{dev.count} dev problems, which pick a setting; greedy: {percent(dev.greedy)}"
+    if match and keep:
+        title += f" (matched {percent(match.found.greedy)}, kept {percent(keep.found.greedy)})"
+    if silent:
+        title += f"\n{silent.count} whose text does not answer; greedy: {percent(silent.greedy)}"
+    table = Table(
+        title=title,
+        caption="points: difference to greedy; the best of several looks better than it is",
+        title_justify="left",
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+    )
+    table.add_column("setting", overflow="fold")
+    more = ("no answer: points",) if silent else ()
+    scores = ("matched", "kept", "both") if keep else ("score",)
+    for name in (*scores, "points", "better/worse", "95 % interval", *more):
+        table.add_column(name, justify="right", overflow="fold")
+    for setting, row in judged.dev.items():
+        dev, silent = row.score.found, row.score.silent
+        is_picked = setting == judged.picked
+        table.add_row(
+            f"{setting} (picked)" if is_picked else str(setting),
+            *(percent(one.found.cold) for one in (row.match, row.keep) if one),
+            percent(dev.cold),
+            points(dev.difference),
+            f"{dev.better}/{dev.worse}",
+            interval(dev),
+            *([points(silent.difference)] if silent else []),
+            style="bold" if is_picked else "",
+        )
+    return table

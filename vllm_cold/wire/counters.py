@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a scheduler counts of contrastive requests, and tells the process that serves /metrics
+(``stats_channel``). Imports neither vLLM nor torch.
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import msgspec
+
+if TYPE_CHECKING:
+    from vllm_cold.wire.step_stats import RowStats  # which needs torch
+
+Kind: TypeAlias = tuple[str, str]
+"""What a request is counted under: its method and its expert's adapter, "" for the base model."""
+MAX_ADAPTERS = 100  # that an engine counts apart: a server may load new ones for ever
+OTHER = "other"  # stands for further ones
+
+
+# Metrics by name, with their help: the fields of ``Counters`` and ``ColdStats``.
+COUNTERS = {
+    "requests": "Contrastive requests that the engine has taken on.",
+    "generation_tokens": "Tokens that contrastive requests were given.",
+    "draft_tokens": "Tokens that were drafted for contrastive requests and verified.",
+    "accepted_draft_tokens": "Drafts of contrastive requests that were right.",
+    "changed_tokens": "Tokens of contrastive requests at whose position the best token is not the "
+    "expert's.",
+    "idle_tokens": "Tokens of contrastive requests whose rule gave all amateurs the weight 0.",
+    "retired_streams": "Amateurs that ended before their request, as its rule said.",
+    "preemptions": "Times that a contrastive request was preempted.",
+    "amateur_prompt_tokens": "Prompt tokens of amateurs.",
+    "amateur_cached_prompt_tokens": "Prompt tokens of amateurs that were found in the prefix "
+    "cache.",
+}
+HISTOGRAMS = {
+    "candidates": "Tokens that the expert finds plausible, for each token that was given."
+}
+GAUGES = {
+    "requests_running": "Contrastive requests of which all streams are in the batch.",
+    "requests_waiting": "Contrastive requests of which a stream, or all, wait.",
+}
+
+
+class Counters(msgspec.Struct, omit_defaults=True):
+    """What the scheduler counted of one kind of requests since its last report."""
+
+    requests: int = 0
+    generation_tokens: int = 0
+    draft_tokens: int = 0
+    accepted_draft_tokens: int = 0
+    changed_tokens: int = 0
+    idle_tokens: int = 0
+    retired_streams: int = 0
+    preemptions: int = 0
+    amateur_prompt_tokens: int = 0
+    amateur_cached_prompt_tokens: int = 0
+    candidates: list[int] = []
+
+    def give(self, tokens: int, figures: "Sequence[RowStats]") -> None:
+        """A request is given so many tokens; ``figures``: what a worker found where it sampled
+        them, and maybe after them; empty if they do not matter.
+        """
+        self.generation_tokens += tokens
+        for each in figures[:tokens]:
+            self.candidates.append(each.candidates)
+            self.changed_tokens += each.changed
+            self.idle_tokens += each.idle
+
+
+class ColdStats(msgspec.Struct, omit_defaults=True):
+    """What a scheduler tells the front ends."""
+
+    requests_running: int = 0
+    requests_waiting: int = 0
+    sums: list[tuple[Kind, Counters]] = []
+
+
+class CountersByKind:
+    """What a scheduler counts."""
+
+    def __init__(self) -> None:
+        self.sums: defaultdict[Kind, Counters] = defaultdict(Counters)  # since the last report
+        self._adapters: set[str] = set()
+
+    def kind(self, method: str, adapter: str) -> Kind:
+        """What a request is counted under; ``adapter``: its expert's, "" for the base model."""
+        if adapter and adapter not in self._adapters:
+            if len(self._adapters) == MAX_ADAPTERS:
+                return method, OTHER
+            self._adapters.add(adapter)
+        return method, adapter
+
+    def take(self, running: int, waiting: int) -> dict[str, Any]:
+        """A ``ColdStats`` with these numbers of groups, as plain data; the sums begin anew."""
+        report = ColdStats(running, waiting, list(self.sums.items()))
+        self.sums.clear()
+        payload: dict[str, Any] = msgspec.to_builtins(report)
+        return payload

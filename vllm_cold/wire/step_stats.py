@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Figures about contrastive decoding on their way from workers to the scheduler and to /metrics.
+Imports no vLLM.
+
+There are three stages. A worker's processor makes ``StepStats`` of each step. They hold of each
+scored group how many candidates there were, whether contrastive decoding changed the token, and
+whether the logits were numbers at all (``RowStats``). The scheduler adds requests, tokens and
+groups (``CountersByKind``) and sends them as a ``ColdStats``. The front end makes metrics of these
+(``metrics``). Each stage hands over only what is new, so that the next one can add it up. What
+clients that ask are told of their tokens goes with them (``explained``).
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+OTHER_DRAFTS, RULE_FAILED = 2, 4  # in ``RowStats.nonfinite``, besides 1 and ``OUT_OF_RANGE``
+
+
+class Explained(NamedTuple):
+    """What is told of E groups of up to S streams at one position: tensors, or the same as lists.
+    In both amateurs that have ended leave no gap, as in ``Groups``.
+
+    Attributes:
+        tokens: [E, 2k] int64: the k best by score, then the k that the expert finds most probable,
+            each the best first, ties to the lower id; -1 where there are fewer.
+        scores: [E, 2k] float32, theirs; -inf for what is no candidate.
+        logits: [E, S, 2k] float32, theirs in each stream; -inf where a token is not allowed.
+        log_sums: [E, S] float32: ln of the sum of a stream's exp(logit), over the tokens that the
+            expert may take.
+        weights: [E, S - 1] float32, the amateurs'.
+        divergences: [E, S - 1] float32: see ``Statistics.divergence``.
+    """
+
+    tokens: Any
+    scores: Any
+    logits: Any
+    log_sums: Any
+    weights: Any
+    divergences: Any
+
+
+class RowStats(NamedTuple):
+    """What was found of one group at one position: a row of the op's statistics, and
+    what its rule said.
+
+    Attributes:
+        candidates: How many tokens the expert finds plausible.
+        changed: 1 if another token than the expert's best had the best score.
+        nonfinite: 1 if a row of the group held NaN or +inf; then the other two say nothing. 2 if
+            the rows follow different drafts. ``OUT_OF_RANGE`` if a row number was, so that
+            nobody scored. 4 if the group's rule had no weights for it.
+        done: Amateurs that its rule needs no more: bit i for the i-th.
+        idle: 1 if its rule gave each amateur the weight 0, or has ended them all.
+        present: Amateurs that were there, in bits as ``done``.
+        explained: What the group's client is told, as lists; None where it does not ask.
+    """
+
+    candidates: int
+    changed: int
+    nonfinite: int
+    done: int = 0
+    idle: int = 0
+    present: int = 0
+    explained: Explained | None = None
+
+
+class StepStats:
+    """What a worker found of the groups that it scored in one step.
+
+    The host does not wait for the device while the step runs. On an accelerator the figures are
+    copied asynchronously, and whoever reads or pickles them waits for the copy. That happens after
+    the step's tokens have arrived, which were made later, so the copy is done by then.
+
+    Args:
+        ids: The group's id of each row of figures. Where drafts are verified, a group has several
+            rows, in the order of its tokens.
+        statistics: [rows, 3 or 5] int64, the columns of ``RowStats`` up to ``idle``, which the
+            device has written or will write; a tensor, or an array as all below when unpickled.
+        present: The amateurs that were there, of each row of figures.
+        asked: The rows whose clients ask for explanations.
+        explained: These explanations; empty if nobody asks.
+    """
+
+    def __init__(
+        self,
+        ids: tuple[str, ...],
+        statistics: Any,
+        present: tuple[int, ...],
+        asked: Sequence[int] = (),
+        explained: Sequence[Any] = (),
+    ) -> None:
+        self._ids = ids
+        self._present = present
+        self._asked = asked
+        self._arrives: Any = None  # an event of the device; None for what is there already
+        self._found = [self._to_host(each) for each in (statistics, *explained)]
+
+    def _to_host(self, found: Any) -> Any:
+        if isinstance(found, np.ndarray) or found.device.type == "cpu":
+            return found
+        host = torch.empty(found.shape, dtype=found.dtype, pin_memory=True)
+        host.copy_(found, non_blocking=True)
+        self._arrives = torch.get_device_module(found.device).Event()
+        self._arrives.record()
+        return host
+
+    def _arrived(self) -> list[Any]:
+        if self._arrives is not None:
+            self._arrives.synchronize()
+        return self._found
+
+    def figures(self) -> Iterator[tuple[str, RowStats]]:
+        """Each row's group and figures."""
+        rows, *explained = (each.tolist() for each in self._arrived())
+        told = dict(zip(self._asked, map(Explained, *explained), strict=True)) if explained else {}
+        for at, (group, row) in enumerate(zip(self._ids, rows, strict=True)):
+            present = self._present[at]
+            found = RowStats(*row)._replace(present=present, explained=told.get(at))
+            yield group, found if present else found._replace(idle=1)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Arrays: a tensor may be sent as a handle, which somebody has to keep open.
+        statistics, *explained = map(np.asarray, self._arrived())
+        return StepStats, (self._ids, statistics, self._present, self._asked, explained)

@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Speculative decoding on V1: the rows in which drafts are verified are scored too, before
+penalties as everywhere on V1.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from vllm_cold.compat import patching, places
+from vllm_cold.compat.engine import PROCESSOR_V1
+
+
+def _ours(logitsprocs: Any) -> list[Any]:
+    """vllm-cold's, if a group is complete in this step."""
+    found = logitsprocs.non_argmax_invariant
+    return [p for p in found if hasattr(p, "apply_to_drafts") and p.has_groups()]
+
+
+def _make_apply(original: Callable[..., Any]) -> Callable[..., Any]:
+    def apply_logits_processors(
+        self: Any, logits: Any, sampling_metadata: Any, metadata: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        ours = _ours(sampling_metadata.logitsprocs)
+        if not ours:
+            return original(self, logits, sampling_metadata, metadata, *args, **kwargs)
+        masks = replace(sampling_metadata, no_penalties=True)
+        logits = original(self, logits, masks, metadata, *args, **kwargs)
+        for processor in ours:
+            processor.apply_to_drafts(logits, metadata.num_draft_tokens, metadata.draft_token_ids)
+        if sampling_metadata.no_penalties:
+            return logits
+        penalties = replace(
+            sampling_metadata,
+            allowed_token_ids_mask=None,
+            bad_words_token_ids={},
+            logitsprocs=type(sampling_metadata.logitsprocs)(),
+            thinking_budget_state_holder=None,
+        )
+        return original(self, logits, penalties, metadata, *args, **kwargs)
+
+    return apply_logits_processors
+
+
+def _make_forward(original: Callable[..., Any]) -> Callable[..., Any]:
+    def forward(
+        self: Any,
+        metadata: Any,
+        draft_probs: Any,
+        logits: Any,
+        sampling_metadata: Any,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        for processor in _ours(sampling_metadata.logitsprocs):
+            processor.expect_drafts(metadata.num_draft_tokens)
+        output = original(self, metadata, draft_probs, logits, sampling_metadata, *args, **kwargs)
+        for processor in _ours(sampling_metadata.logitsprocs):
+            processor.tell_amateurs(output.sampled_token_ids)
+        return output
+
+    return forward
+
+
+def _make_propose(original: Callable[..., Any]) -> Callable[..., Any]:
+    def propose_draft_token_ids(self: Any, *args: Any, **kwargs: Any) -> Any:
+        drafts = original(self, *args, **kwargs)
+        for processor in _ours(self.input_batch.logitsprocs):
+            processor.tell_amateurs(drafts)
+        return drafts
+
+    return propose_draft_token_ids
+
+
+def _make_build(original: Callable[..., Any]) -> Callable[..., Any]:
+    def build_logitsprocs(
+        vllm_config: Any,
+        device: Any,
+        is_pin_memory: bool,
+        is_pooling_model: bool,
+        custom_logitsprocs: Any = (),
+    ) -> Any:
+        args = vllm_config, device, is_pin_memory, is_pooling_model
+        if vllm_config.speculative_config is None or PROCESSOR_V1 not in custom_logitsprocs:
+            return original(*args, custom_logitsprocs)
+        from vllm_cold.worker.processor_v1 import ColdLogitsProcessorV1
+
+        patching.install(places.rows(places.DRAFTS_V1, places.WORKAROUNDS, places.EMBEDS))
+        found = original(*args, [p for p in custom_logitsprocs if p != PROCESSOR_V1])
+        ours = ColdLogitsProcessorV1(vllm_config, device, is_pin_memory)
+        return type(found)([*found.all, ours])
+
+    return build_logitsprocs

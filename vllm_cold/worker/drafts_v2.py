@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Speculative decoding on V2, where a request has a row of logits for each draft and one more. A
+drafter may have other drafts for amateurs than for their expert: it may read their hidden states,
+or prompts of their own. So they are told the expert's.
+"""
+
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from typing import Any
+
+import numpy as np
+import torch
+
+from vllm_cold.worker.group_rows import GroupRows
+
+# The groups of the batch that this thread verifies, if it has any.
+_verified: ContextVar[GroupRows | None] = ContextVar("_verified", default=None)
+
+
+def _ours(sampler: Any) -> list[Any]:
+    return [p for p in sampler.logits_processors if hasattr(p, "expect_rows")]
+
+
+def _bounds(num_requests: int, groups: GroupRows) -> np.ndarray:
+    """Positions between which no group is split, 0 and ``num_requests`` among them."""
+    inside = np.zeros(num_requests + 1, dtype=np.int64)
+    for members in groups.members:
+        inside[min(members) + 1 : max(members) + 1] = 1
+    return np.flatnonzero(inside == 0)
+
+
+def _make_chunks(original: Callable[..., Any]) -> Callable[..., Any]:
+    def _iter_request_chunks(
+        cu_num_logits: np.ndarray, max_chunk_logits: int, *args: Any, **kwargs: Any
+    ) -> Iterator[tuple[int, int]]:
+        if (groups := _verified.get()) is None:
+            yield from original(cu_num_logits, max_chunk_logits, *args, **kwargs)
+            return
+        bounds = _bounds(len(cu_num_logits) - 1, groups)
+        for start, end in original(cu_num_logits[bounds], max_chunk_logits, *args, **kwargs):
+            yield int(bounds[start]), int(bounds[end])
+
+    return _iter_request_chunks
+
+
+def _make_call(original: Callable[..., Any]) -> Callable[..., Any]:
+    def __call__(self: Any, logits: Any, input_batch: Any, *args: Any, **kwargs: Any) -> Any:
+        slots = input_batch.idx_mapping_np
+        ours = _ours(self.sampler)
+        for processor in ours:
+            processor.expect_rows(slots, np.diff(input_batch.cu_num_logits_np))
+            _verified.set(processor.groups_of(slots))
+        try:
+            output = original(self, logits, input_batch, *args, **kwargs)
+        finally:
+            _verified.set(None)
+        for processor in ours:
+            for found in (output.sampled_token_ids, output.num_sampled, output.num_rejected):
+                processor.tell_amateurs(found, slots)
+        return output
+
+    return __call__
+
+
+def _make_sample(original: Callable[..., Any]) -> Callable[..., Any]:
+    @torch.inference_mode()
+    def sample_tokens(self: Any, *args: Any, **kwargs: Any) -> Any:
+        state = self.execute_model_state
+        output = original(self, *args, **kwargs)
+        if state is None or self.speculator is None or self.sampler is None:
+            return output
+        batch, drafts = state.input_batch, self.req_states.draft_tokens
+        for processor in _ours(self.sampler):
+            if (groups := processor.groups_of(batch.idx_mapping_np)) is not None:
+                of_batch = drafts[batch.idx_mapping]
+                groups.tell_amateurs(of_batch)
+                drafts[batch.idx_mapping] = of_batch
+        return output
+
+    return sample_tokens

@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What ``cold_explain`` tells a client of each token: the best candidates, and the logits and
+weights that their scores follow from. Needs no vLLM.
+
+A worker computes it for the groups whose clients ask (``explain``), next to the scores that tokens
+are sampled from. The scheduler turns it into plain data (``Told``), which goes with the tokens.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from vllm_cold.ops import contrastive_scores
+from vllm_cold.ops.interface import Groups
+from vllm_cold.ops.scoring import best
+from vllm_cold.rules.statistics import Statistics
+from vllm_cold.wire.step_stats import Explained
+
+_AT_ONCE = 16  # groups: each takes some eight rows of the vocabulary for the time of it
+
+
+def explain(logits: Tensor, groups: Groups, at: Sequence[int], k: int) -> Explained:
+    """Explain some groups, before scores replace their experts' logits; no host sync. Many groups
+    are explained in slices, which bounds the memory.
+
+    Args:
+        logits: [rows, V] float32.
+        groups: All that are scored, with their weights.
+        at: Which of them.
+        k: How many tokens.
+    """
+    which = torch.tensor(at).to(logits.device, non_blocking=True)
+    told = [_explain(logits, groups.at(part), k) for part in torch.split(which, _AT_ONCE)]
+    return Explained(*map(torch.cat, zip(*told, strict=True)))
+
+
+def _explain(logits: Tensor, asked: Groups, k: int) -> Explained:
+    scores = contrastive_scores(logits, asked, check=False)
+    rows = torch.where(asked.rows < 0, asked.rows[:, :1], asked.rows)
+    tokens = torch.cat([best(each, k)[1] for each in (scores, logits[rows[:, 0]])], 1)
+    ids = tokens.clamp(min=0)
+    theirs = logits[rows.unsqueeze(2), ids.unsqueeze(1)]
+    no_step = torch.zeros_like(asked.rows[:, 0])
+    statistics = Statistics(logits, asked, no_step, theirs[:, 1:, :0])
+    log_sums = logits[rows, statistics.argmax] - statistics.max_probability.log()
+    told = tokens, scores.gather(1, ids), theirs, log_sums, asked.weights, statistics.divergence
+    return Explained(*told)

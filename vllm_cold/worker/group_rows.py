@@ -1,0 +1,278 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From the streams of a batch to the tensors that rules and the scoring op take. Needs no vLLM."""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vllm_cold.ops import contrastive_scores
+from vllm_cold.ops.interface import Groups
+from vllm_cold.wire.step_stats import OTHER_DRAFTS, RULE_FAILED, StepStats
+from vllm_cold.wire.stream import Stream
+from vllm_cold.worker.explain_step import explain
+from vllm_cold.worker.rule_weights import RuleRows, RuleStates
+
+
+class _Host(NamedTuple):
+    """What is scored of groups of up to S streams, on the host: N rows of each stream.
+
+    Attributes:
+        rows: [N, S] int64 row numbers of the logits, the expert's first; -1 for none.
+        weights: [N, S - 1] float32, of the amateurs; 0 for none, NaN where a rule chooses.
+        log_alpha: [N] float32.
+        caps: [N] int64 caps on the candidates, 0 for none.
+        group: [N] int64: which of the batch's groups it is.
+    """
+
+    rows: NDArray[Any]
+    weights: NDArray[Any]
+    log_alpha: NDArray[Any]
+    caps: NDArray[Any]
+    group: NDArray[Any]
+
+    def to(self, device: torch.device) -> Groups:
+        """On the device of the logits; weights that a rule chooses are 0."""
+        most = int(self.caps.max())
+        return Groups(
+            _tensor(self.rows, device),
+            _tensor(np.nan_to_num(self.weights), device),
+            _tensor(self.log_alpha, device),
+            _tensor(self.caps, device) if most else None,
+            most,
+        )
+
+    def without_gaps(self) -> Self:
+        """As the op takes them: amateurs that have ended leave no gap. An expert without any is its
+        own amateur: it has candidates, too.
+        """
+        order = np.argsort(self.rows[:, 1:] < 0, axis=1, kind="stable")
+        amateurs = np.take_along_axis(self.rows[:, 1:], order, 1)
+        amateurs[:, 0] = np.where(amateurs[:, 0] < 0, self.rows[:, 0], amateurs[:, 0])
+        rows = np.concatenate([self.rows[:, :1], amateurs], 1)
+        return self._replace(rows=rows, weights=np.take_along_axis(self.weights, order, 1))
+
+
+def _tensor(values: NDArray[Any], device: torch.device) -> Tensor:
+    return torch.from_numpy(values).to(device, non_blocking=True)
+
+
+def _rule_rows(
+    host: _Host, streams: Sequence[Stream], device: torch.device
+) -> tuple[RuleRows, ...]:
+    """The groups of each rule, but for those whose amateurs have all ended."""
+    if all(each.settings.rule is None for each in streams):
+        return ()
+    by_rule: dict[str, list[int]] = {}
+    for row in np.flatnonzero((host.rows[:, 1:] >= 0).any(axis=1)).tolist():
+        if (name := streams[host.group[row]].settings.rule) is not None:
+            by_rule.setdefault(name, []).append(row)
+    found = []
+    for name, at in by_rule.items():
+        part = _Host(*(column[at] for column in host))
+        of = [streams[i] for i in part.group.tolist()]
+        width = 1 + max(len(each.amateurs) for each in of)
+        part = part._replace(rows=part.rows[:, :width], weights=part.weights[:, : width - 1])
+        given = [each.settings.rule_parameters or {} for each in of]
+        names = tuple(given[0])  # what the rule of this process lacks, it will say itself
+        parameters = [[[each[key]] for each in given] for key in names]
+        slots = [each.slot for each in of if each.slot is not None]
+        if len(slots) < len(of):  # then a rule with state fails
+            slots = []
+        found.append(
+            RuleRows(
+                rule=name,
+                names=names,
+                parameters=_tensor(np.array(parameters, dtype=np.float32), device),
+                at=_tensor(np.array(at), device),
+                groups=part.to(device),
+                chooses=_tensor(np.isnan(part.weights), device),
+                slots=_tensor(np.array(slots), device) if slots else None,
+                num_slots=1 + max(slots, default=-1),
+            )
+        )
+    return tuple(found)
+
+
+@dataclass(frozen=True, slots=True)
+class GroupRows:
+    """The groups of a batch that are scored, in no particular order.
+
+    Attributes:
+        streams: Of each group, one of its streams.
+        members: Of each group, the positions of its streams in the batch, the expert's first.
+        experts: [A] int64, of each amateur the expert's position.
+        amateurs: [A] int64, the amateurs' positions.
+        host: What is written.
+        ids: Of each row that is written, the group's id; a group's rows in the order of its tokens.
+        present: Of each row that is written, the amateurs that are there: bit i for the i-th.
+        groups: The rows and settings; None if no group has one.
+        rules: Those whose weights are chosen.
+    """
+
+    streams: tuple[Stream, ...]
+    members: tuple[Sequence[int], ...]
+    experts: Tensor
+    amateurs: Tensor
+    host: _Host
+    ids: tuple[str, ...] = ()
+    present: tuple[int, ...] = ()
+    groups: Groups | None = None
+    rules: tuple[RuleRows, ...] = ()
+
+    def _with(self, host: _Host) -> Self:
+        """These groups with other rows that are written."""
+        device, bits = self.experts.device, 1 << np.arange(host.rows.shape[1] - 1)
+        return replace(
+            self,
+            host=host,
+            ids=tuple(self.streams[g].group for g in host.group.tolist()),
+            present=tuple(((host.rows[:, 1:] >= 0) @ bits).tolist()),
+            groups=host.without_gaps().to(device) if len(host.rows) else None,
+            rules=_rule_rows(host, self.streams, device),
+        )
+
+    def score(
+        self,
+        logits: Tensor,
+        drafts: Tensor | None = None,
+        steps: Tensor | None = None,
+        states: RuleStates | None = None,
+    ) -> StepStats | None:
+        """Write the scores over the experts' rows, without a host sync on accelerators.
+
+        Args:
+            logits: [rows, V] float32; changed in place.
+            drafts: [rows] the draft that belongs to each row, -1 for none; None if there is none.
+                All rows of a group must have the same, or its scores are of different texts.
+            steps: [rows] int64: how many tokens the request of each row has got before. Needed
+                where there are rules, as is ``states``.
+            states: What rules keep.
+
+        Returns:
+            What was found there; None if no group has a row.
+        """
+        groups = self.groups
+        if groups is None:
+            return None
+        found = []
+        for rule in self.rules:
+            assert steps is not None and states is not None
+            chosen = rule.choose(logits, steps, states)
+            # Where the op has the weights of amateurs that are there.
+            order = (rule.groups.rows[:, 1:] < 0).long().argsort(dim=1, stable=True)
+            groups.weights[rule.at, : order.shape[1]] = chosen.weights.gather(1, order)
+            found.append((rule, chosen))
+        statistics = torch.empty(len(self.ids), 3, dtype=torch.int64, device=logits.device)
+        asking = {stream.group for stream in self.streams if stream.explain}
+        asked = [i for i, group in enumerate(self.ids) if group in asking] if asking else []
+        told: Sequence[Tensor] = ()
+        if asked:
+            most = max(stream.explain for stream in self.streams)
+            told = explain(logits, groups, asked, most)
+        contrastive_scores(logits, groups, inplace=True, statistics=statistics, check=False)
+        if found:
+            choices = torch.zeros(len(self.ids), 2, dtype=torch.int64, device=logits.device)
+            for rule, chosen in found:
+                # Where logits are no numbers, that is the reason, and stays.
+                nonfinite = statistics[rule.at, 2]
+                failed = chosen.failed & (nonfinite == 0)
+                statistics[rule.at, 2] = torch.where(failed, RULE_FAILED, nonfinite)
+                idle = (chosen.weights == 0).all(1)
+                choices[rule.at] = torch.stack([chosen.done, idle.long()], 1)
+            statistics = torch.cat([statistics, choices], 1)
+        if drafts is not None:
+            rows = groups.rows
+            drafted = drafts[torch.where(rows < 0, rows[:, :1], rows)]
+            statistics[:, 2].masked_fill_((drafted != drafted[:, :1]).any(1), OTHER_DRAFTS)
+        return StepStats(self.ids, statistics, self.present, asked, told)
+
+    def tell_amateurs(self, found: Tensor | list[Any]) -> None:
+        """What the experts were given becomes the amateurs' too: tokens, drafts, counts of them.
+
+        On the device, before anything reads them: with async scheduling the next step's input
+        comes from there.
+
+        Args:
+            found: [requests, ...] by position; changed in place.
+        """
+        if isinstance(found, Tensor):
+            found[self.amateurs] = found[self.experts]
+            return
+        for expert, *amateurs in self.members:
+            for amateur in amateurs:
+                found[amateur] = list(found[expert])
+
+    def spread(self, num_rows: Sequence[int] | NDArray[Any]) -> Self:
+        """The same where requests have several rows of logits, or none.
+
+        Args:
+            num_rows: Of each position, how many rows it has, which follow those of the position
+                before. A group whose streams do not have the same number gets none.
+        """
+        members = self.host.rows
+        counts = np.asarray(num_rows, dtype=np.int64)
+        first = np.cumsum(counts) - counts
+        positions = np.where(members < 0, members[:, :1], members)
+        of_each = counts[positions]
+        repeats = np.where((of_each == of_each[:, :1]).all(1), of_each[:, 0], 0)
+        group = np.repeat(np.arange(len(repeats)), repeats)
+        nth = np.arange(len(group)) - np.repeat(np.cumsum(repeats) - repeats, repeats)
+        rows = first[positions[group]] + nth[:, None]
+        rows[members[group] < 0] = -1
+        return self._with(_Host(rows, *(column[group] for column in self.host[1:])))
+
+    @classmethod
+    def of(cls, streams: Iterable[tuple[int, Stream]], device: torch.device) -> Self | None:
+        """Match the streams by group, with a row of logits each; None if no group is complete.
+
+        A stream without the others in the batch is prefilling: its sample is discarded by the
+        scheduler, so its row needs no scores. Not so if the group's rule may have ended the others:
+        then what is there is scored, and the scheduler, which knows, compares (``present``).
+
+        Args:
+            streams: With their positions in the batch.
+            device: Of the logits.
+        """
+        positions: dict[str, list[int]] = {}
+        experts: list[tuple[list[int], Stream]] = []
+        for position, stream in streams:
+            of_group = positions.setdefault(stream.group, [-1] * (1 + len(stream.amateurs)))
+            assert stream.index is not None
+            of_group[stream.index] = position
+            if stream.index == 0:
+                experts.append((of_group, stream))
+        complete = [
+            (of_group, stream)
+            for of_group, stream in experts
+            if min(of_group) >= 0 or stream.retires
+        ]
+        if not complete:
+            return None
+        num, most = len(complete), max(len(of_group) for of_group, _ in complete)
+        host = _Host(
+            np.full((num, most), -1, dtype=np.int64),
+            np.zeros((num, most - 1), dtype=np.float32),
+            np.empty(num, dtype=np.float32),
+            np.empty(num, dtype=np.int64),
+            np.arange(num),
+        )
+        for g, (of_group, stream) in enumerate(complete):
+            settings, amateurs = stream.settings, stream.amateurs
+            host.rows[g, : len(of_group)] = of_group
+            host.weights[g, : len(amateurs)] = [
+                math.nan if a.weight is None else a.weight for a in amateurs
+            ]
+            host.log_alpha[g] = math.log(settings.alpha) if settings.alpha else -math.inf
+            host.caps[g] = settings.expert_top_k or 0
+        members = tuple([at for at in of_group if at >= 0] for of_group, _ in complete)
+        pairs = [(there[0], each) for there in members for each in there[1:]]
+        at = torch.tensor(pairs, dtype=torch.int64).view(-1, 2).to(device, non_blocking=True)
+        of = tuple(stream for _, stream in complete)
+        found = cls(of, members, at[:, 0].contiguous(), at[:, 1].contiguous(), host)
+        return found._with(host)

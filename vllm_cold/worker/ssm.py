@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Workarounds for bugs on CPU in models with state-space layers; the table says which. Wrapped for
+good in a process that makes an engine with such a model that vllm-cold uses.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+from vllm.config import VllmConfig
+
+from vllm_cold.compat import patching, places
+from vllm_cold.compat.engine import has_ssm
+
+
+def _make_spec(original: Callable[..., Any]) -> Callable[..., Any]:
+    def get_kv_cache_spec(self: Any, *args: Any, **kwargs: Any) -> Any:
+        spec = original(self, *args, **kwargs)
+        if not getattr(spec, "num_prefill_checkpoint_blocks", 0):
+            return spec
+        return replace(spec, num_prefill_checkpoint_blocks=0, prefill_checkpoint_alignment=None)
+
+    return get_kv_cache_spec
+
+
+def _make_forward(original: Callable[..., Any]) -> Callable[..., Any]:
+    def forward_cpu(
+        self: Any, positions: Tensor, query: Tensor, key: Tensor | None = None, **kwargs: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        if query.dim() < 3:
+            return original(self, positions, query, key, **kwargs)  # type: ignore[no-any-return]
+        flat = query.flatten(-2), None if key is None else key.flatten(-2)
+        turned, keys = original(self, positions, *flat, **kwargs)
+        return turned.view_as(query), keys if key is None else keys.view_as(key)
+
+    return forward_cpu
+
+
+def install(config: VllmConfig) -> None:
+    """Work around them in this process if the engine needs it: before its model is loaded."""
+    if has_ssm(config.model_config):
+        patching.install(places.rows(places.SSM))
