@@ -534,7 +534,7 @@ def test_a_library_that_is_missing_is_named_before_anything_starts(
 ) -> None:
     monkeypatch.setitem(sys.modules, "scipy", None)
     # As in a process that has imported none of them.
-    for name in ("command", "report", "verdict", "task"):
+    for name in ("tune_command", "tune_report", "verdict", "task"):
         monkeypatch.delitem(sys.modules, f"vllm_cold.tools.tune.{name}", raising=False)
         monkeypatch.delattr(tune, name, raising=False)
     assert command() == 2
