@@ -52,10 +52,18 @@ def unvalidated() -> str | None:
     return ", and ".join(found) or None
 
 
+def numbers(version: str) -> tuple[int, ...]:
+    """Return the first two numbers of a version, to compare; (1, 0) of "1.0".
+
+    Raises:
+        ValueError: it does not begin with numbers.
+    """
+    return tuple(map(int, minor(version).split(".")))
+
+
 def is_before(release: str) -> bool:
     """Whether the installed vLLM is known to be older than this release, such as "0.31"."""
     try:
-        here, there = (tuple(map(int, minor(v).split("."))) for v in (vllm_version(), release))
+        return numbers(vllm_version()) < numbers(release)
     except ValueError:
         return False
-    return here < there

@@ -278,7 +278,9 @@ def with_lora(kernel: type[Any]) -> type[Any]:
     return type(f"{kernel.__name__}WithLoRA", (LoRAExperts, kernel), {})
 
 
-def _make(original: Callable[..., Any]) -> Callable[..., Any]:
+def wrap_select_moe_backend(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap ``select_unquantized_moe_backend``."""
+
     def select_unquantized_moe_backend(moe_config: Any, *args: Any, **kwargs: Any) -> Any:
         from vllm.model_executor.layers.fused_moe.experts.cpu_moe import CPUUnquantizedExperts
 

@@ -59,7 +59,9 @@ def unsupported(config: Any) -> str | None:
     return None
 
 
-def _make_wrapper(original: Callable[..., str]) -> Callable[..., str]:
+def wrap_npu_punica_wrapper(original: Callable[..., str]) -> Callable[..., str]:
+    """Wrap ``Platform.get_punica_wrapper``."""
+
     def get_punica_wrapper(cls: type[Any], *args: Any, **kwargs: Any) -> str:
         name = original(cls, *args, **kwargs)
         return OURS if name == STOCK and _is_for_ours() else name
@@ -74,4 +76,4 @@ def _is_for_ours() -> bool:
     from vllm.config import get_current_vllm_config_or_none
 
     config = get_current_vllm_config_or_none()
-    return config is None or hardware.serves(config)
+    return config is None or hardware.is_contrastive(config)
