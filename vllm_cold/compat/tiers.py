@@ -26,8 +26,8 @@ EXPERIMENTAL = (GPUS, NPUS, CONNECTORS, DRAFTS_V2, EMBEDS)
 def warn(part: str) -> None:
     """Log, once in a process, that a part of ``EXPERIMENTAL`` is used."""
     logger.warning(
-        "vllm-cold: contrastive decoding with %s is experimental: emulated or tested on CPUs alone, "
-        "and hardly used yet. `vllm-cold doctor` checks its tokens on this machine (%s).",
+        "vllm-cold: contrastive decoding with %s is experimental: emulated or tested on CPUs "
+        "alone, and hardly used yet. `vllm-cold doctor` checks its tokens on this machine (%s).",
         part,
         site("hardware.html#features"),
     )
