@@ -6,7 +6,7 @@ from typing import Any
 
 from vllm_cold.settings.amateurs import Messages, Text
 from vllm_cold.settings.table import PREFIX, ColdSettings
-from vllm_cold.tools.asked_contrast import Content
+from vllm_cold.tools.contrast_args import Content
 from vllm_cold.tools.explain.explain_prompts import Question, ask
 
 Prompt = str | tuple[tuple[str, str], ...] | Content

@@ -20,7 +20,7 @@ from tests.recipes.page import run
 from tests.recipes.recorder import Recorder, record
 from tests.recipes.test_recipes import run_python
 from tests.server.conftest import Server, serve
-from vllm_cold.tools.asked_contrast import Content, request_args, with_pictures
+from vllm_cold.tools.contrast_args import Content, request_args, with_pictures
 from vllm_cold.tools.explain.collect import explain
 from vllm_cold.tools.pictures import as_sent, read_picture
 from vllm_cold.tools.server import Server as Asking

@@ -20,8 +20,8 @@ from tests.requests import xargs
 from tests.server.conftest import Server, arguments, serve
 from tests.tiny import make_tokenizer
 from vllm_cold.settings.amateurs import Messages
-from vllm_cold.tools.asked_contrast import Content, adapter_of, amateur_reads
 from vllm_cold.tools.command_error import ToolError
+from vllm_cold.tools.contrast_args import Content, adapter_of, amateur_reads
 from vllm_cold.tools.explain.collect import explain
 from vllm_cold.tools.explain.record import Report, ShownStep
 from vllm_cold.tools.server import Server as Asking

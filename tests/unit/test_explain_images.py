@@ -18,8 +18,8 @@ from tests.made_up_server import ADAPTER, MadeUp
 from tests.unit.test_explain_command import asks, parse
 from tests.unit.test_explain_serve import ask
 from tests.unit.test_pictures import file, pixels
-from vllm_cold.tools.asked_contrast import Content, with_pictures
 from vllm_cold.tools.command_error import ToolError
+from vllm_cold.tools.contrast_args import Content, with_pictures
 from vllm_cold.tools.explain import page, serve, terminal
 from vllm_cold.tools.explain.collect import explain
 from vllm_cold.tools.explain.explain_command import run

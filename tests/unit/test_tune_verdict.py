@@ -100,7 +100,7 @@ def test_significant_is_better_by_number_and_by_size() -> None:
     cold, greedy = np.array([0.6] * 20 + [0.0] * 3), np.array([0.5] * 20 + [1.0] * 3)
     for found in (compare(cold, greedy), compare(1 - cold, 1 - greedy)):
         assert found.p < 0.01 and found.difference * (found.better - found.worse) < 0
-        assert not verdict.is_better(found) and not verdict.is_worse(found)
+        assert not found.is_better and not found.is_worse
 
 
 # What is advised
@@ -265,8 +265,8 @@ def test_nothing_advised_loses_what_must_be_kept(said: list[Three], one: Pair, o
     found = judged(said[0], tried, said[1], setting=BOTH)
     if use := found.use:
         assert use.keep is not None
-        for kept in (use.keep.found, use.keep.silent, use.keep.whole):
-            assert kept is None or not verdict.is_worse(kept)
+        for kept in (use.keep.answered, use.keep.silent, use.keep.whole):
+            assert kept is None or not kept.is_worse
 
 
 def test_what_the_dev_problems_pick() -> None:

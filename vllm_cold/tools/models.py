@@ -30,14 +30,14 @@ class Models:
     named: Mapping[str, str] = field(default_factory=dict)  # what requests call an --amateur
 
     def opened(self, verbose: bool = False) -> AbstractContextManager[Server]:
-        """The server, which is started if need be; ``verbose`` shows its log."""
+        """Open the server, which is started if need be; ``verbose`` shows its log."""
         if self.server is not None:
             return closing(self.server)
         return serving(self.model, self.adapters, self.expert, verbose=verbose, **self.engine)
 
 
 def read_models(options: argparse.Namespace, **engine: Any) -> Models:
-    """What the options of ``options.add_models`` and ``--amateur`` say.
+    """Read the options of ``options.add_models`` and ``--amateur``.
 
     Args:
         options: The command's.
@@ -60,7 +60,7 @@ def read_models(options: argparse.Namespace, **engine: Any) -> Models:
     names = [adapter.name for adapter in adapters]
     expert = None if options.adapter is None else names[0]
     named |= zip(folders, names[expert is not None :], strict=True)
-    given = {name: getattr(options, name) for name in ENGINE_OPTIONS}
+    engine_options = {name: getattr(options, name) for name in ENGINE_OPTIONS}
     engine = engine_arguments(adapters, options.rules) | engine
-    engine |= {name: value for name, value in given.items() if value is not None}
+    engine |= {name: value for name, value in engine_options.items() if value is not None}
     return Models(model=model, expert=expert, adapters=adapters, engine=engine, named=named)

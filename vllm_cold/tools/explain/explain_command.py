@@ -14,8 +14,8 @@ from rich.console import Console
 from vllm_cold.errors import ColdError
 from vllm_cold.settings.amateurs import Text, read_prompt
 from vllm_cold.settings.table import PREFIX, SETTINGS
-from vllm_cold.tools.asked_contrast import option_args, with_pictures
 from vllm_cold.tools.command_error import ToolError
+from vllm_cold.tools.contrast_args import option_args, with_pictures
 from vllm_cold.tools.explain import page, terminal
 from vllm_cold.tools.explain.collect import explain
 from vllm_cold.tools.explain.explain_prompts import Question, ask, read_prompts
@@ -24,7 +24,7 @@ from vllm_cold.tools.pictures import read_picture
 
 
 def all_args(options: argparse.Namespace, named: Mapping[str, str]) -> dict[str, Any]:
-    """All that the options say of the contrast as flat arguments; as ``option_args``."""
+    """Return all that the options say of the contrast as flat arguments; as ``option_args``."""
     args = option_args(options, named)
     for name in (*SETTINGS, "preset"):
         if (value := getattr(options, name)) is not None:
@@ -33,8 +33,8 @@ def all_args(options: argparse.Namespace, named: Mapping[str, str]) -> dict[str,
 
 
 def read_questions(options: argparse.Namespace, models: Models) -> list[Question]:
-    """The prompts of the options, and what they are contrasted with; ToolError names the option, or
-    the file and the line.
+    """Read the prompts of the options, and what they are contrasted with; ToolError names the
+    option, or the file and the line.
     """
     question = partial(
         ask,
@@ -54,7 +54,7 @@ def read_questions(options: argparse.Namespace, models: Models) -> list[Question
 
 
 def start(options: argparse.Namespace) -> Models:
-    """What decodes; ToolError as ``read_models``."""
+    """Return what decodes; ToolError as ``read_models``."""
     if options.max_tokens < 1:
         raise ToolError(f"--max-tokens={options.max_tokens}: must be >= 1")
     if options.url is None and options.gpu_memory_utilization is None:  # which it would win over
@@ -70,12 +70,12 @@ def check_page(path: Path) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Explain; returns the exit status."""
+    """Explain; return the exit status."""
     models = start(options)
-    asked = read_questions(options, models)
+    questions = read_questions(options, models)
     check_page(options.html)
     with models.opened() as server:
-        report = asyncio.run(explain(server, asked, options.max_tokens))
+        report = asyncio.run(explain(server, questions, options.max_tokens))
     try:
         options.html.write_text(page.render(report), encoding="utf-8")
     except OSError as error:

@@ -74,7 +74,7 @@ class ShownStep(_Record):
     @property
     def divergence(self) -> float:
         """Between the expert and the amateur farthest from it."""
-        return max((one for one in self.divergences if one is not None), default=0.0)
+        return max((bits for bits in self.divergences if bits is not None), default=0.0)
 
     @property
     def level(self) -> int:
@@ -132,7 +132,7 @@ class Explanation(_Record):
     answers: tuple[Answer, Answer]
 
     def summary(self, answer: Answer) -> str:
-        """One of the answers in a line."""
+        """Sum up one of the answers in a line."""
         steps = answer.steps
         if not steps:
             return "decoding"
@@ -140,17 +140,17 @@ class Explanation(_Record):
         ended = (
             "finished (EOS or stop)" if answer.finish_reason == "stop" else "cut at --max-tokens"
         )
-        said = [f"{len(steps)} tokens, {ended}"]
+        facts = [f"{len(steps)} tokens, {ended}"]
         if not answer.greedy:
-            said.append(f"{sum(step.differs for step in steps)} differ from greedy's choice")
-        said.append(f"mean disagreement {mean:.3f} bits")
-        cold, greedy = ([step.token for step in one.steps] for one in self.answers)
+            facts.append(f"{sum(step.differs for step in steps)} differ from greedy's choice")
+        facts.append(f"mean disagreement {mean:.3f} bits")
+        cold, greedy = ([step.token for step in either.steps] for either in self.answers)
         if not answer.greedy and cold != greedy:
             # One of them may only be longer.
             same = [a == b for a, b in zip(cold, greedy, strict=False)]
             first = (*same, False).index(False) + 1
-            said.append(f"first differs from the greedy answer at token {first}")
-        return " · ".join(said)
+            facts.append(f"first differs from the greedy answer at token {first}")
+        return " · ".join(facts)
 
 
 class Report(_Record):

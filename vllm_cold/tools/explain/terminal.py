@@ -42,14 +42,14 @@ def show(console: Console, report: Report) -> None:
         console.print()
         console.print(Rule(f"prompt {number} of {len(report.explanations)}", align="left"))
         console.print(_pieces(explanation.pieces))
-        for one in explanation.amateurs:
-            console.print(Text(f"{report.method} ({report.settings}) against {one.label}"))
-            if one.pieces:
-                console.print(Padding.indent(_pieces(one.pieces), 2))
+        for amateur in explanation.amateurs:
+            console.print(Text(f"{report.method} ({report.settings}) against {amateur.label}"))
+            if amateur.pieces:
+                console.print(Padding.indent(_pieces(amateur.pieces), 2))
         for answer in explanation.answers:
             console.print()
-            said = explanation.summary(answer)
-            console.print(Text.assemble((answer.title, "bold"), f"  {said}"))
+            summary = explanation.summary(answer)
+            console.print(Text.assemble((answer.title, "bold"), f"  {summary}"))
             console.print(Padding.indent(_tokens(answer, colours), 2))
             if any(step.weights for step in answer.steps):
                 console.print(Padding.indent(_weights(answer), 2))
@@ -69,9 +69,9 @@ def _legend(colours: bool) -> Text:
     return text.append(f": {_DIFFERENT}")
 
 
-def _pieces(found: Sequence[Piece]) -> Text:
+def _pieces(pieces: Sequence[Piece]) -> Text:
     lines = []
-    for piece in found:
+    for piece in pieces:
         role = "" if piece.role is None else f"{visible.alone(piece.role)}: "
         lines.append(Text.assemble(role, (visible.in_text(piece.text), "dim")))
     return Text("\n").join(lines)
@@ -93,17 +93,17 @@ def _tokens(answer: Answer, colours: bool) -> Text:
 
 
 def _weights(answer: Answer) -> Text:
-    """The amateurs' weights at each token."""
+    """Return the amateurs' weights at each token."""
     text = Text("weights: ", style="dim")
     for step in answer.steps:
-        said = ["ended" if one is None else f"{one:.3g}" for one in step.weights]
+        weights = ["ended" if weight is None else f"{weight:.3g}" for weight in step.weights]
         text.append(visible.alone(step.text, step.token), style="bold")
-        text.append(f" {', '.join(said)}{' ⊣' if step.ends else ''}   ")
+        text.append(f" {', '.join(weights)}{' ⊣' if step.ends else ''}   ")
     return text
 
 
 def _table(report: Report, explanation: Explanation, answer: Answer) -> Table:
-    """The best candidates where the method and greedy differ, and greedy's own."""
+    """Return the best candidates where the method and greedy differ, and greedy's own."""
     table = Table(
         title=f"Where {report.method} and greedy decoding differ",
         title_justify="left",

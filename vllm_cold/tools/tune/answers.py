@@ -14,8 +14,8 @@ from typing import Any, BinaryIO, NamedTuple
 
 import msgspec
 
-from vllm_cold.tools.asked_contrast import Content, kept, merge, reads_args
 from vllm_cold.tools.command_error import ToolError
+from vllm_cold.tools.contrast_args import Content, kept, merge, reads_args
 from vllm_cold.tools.tune.grid import Setting
 from vllm_cold.tools.tune.problems import Problem
 

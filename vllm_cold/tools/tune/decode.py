@@ -8,8 +8,8 @@ from typing import Any
 import openai
 
 from vllm_cold.settings.amateurs import Messages
-from vllm_cold.tools.asked_contrast import request_args
 from vllm_cold.tools.command_error import ToolError
+from vllm_cold.tools.contrast_args import request_args
 from vllm_cold.tools.pictures import as_sent
 from vllm_cold.tools.server import Server, side_by_side, without_openai
 from vllm_cold.tools.tune.answers import Job, Output
@@ -43,27 +43,27 @@ def ask(
 
 async def _answer(task: Task, server: Server, client: openai.AsyncOpenAI, job: Job) -> Output:
     reads = job.reads
-    told = request_args(job.args, task.model) if job.args else {"cold": 0}
+    xargs = request_args(job.args, task.model) if job.args else {"cold": 0}
     most = task.options.max_tokens
     common: dict[str, Any] = {
         "model": task.expert or task.model,
         "temperature": 0.0,
         "max_tokens": most,
         "stop": task.options.stop or [],
-        "extra_body": {"vllm_xargs": told},
+        "extra_body": {"vllm_xargs": xargs},
     }
     try:
         with server.errors():
             if isinstance(reads, Messages):
                 messages: Any = as_sent(reads.value)
                 chat = await client.chat.completions.create(messages=messages, **common)
-                found, text, usage = chat.choices[0], chat.choices[0].message.content, chat.usage
+                choice, text, usage = chat.choices[0], chat.choices[0].message.content, chat.usage
             else:
                 reply = await client.completions.create(prompt=reads.value, **common)
-                found, text, usage = reply.choices[0], reply.choices[0].text, reply.usage
+                choice, text, usage = reply.choices[0], reply.choices[0].text, reply.usage
     except ToolError as error:
         raise ToolError(f"{job.problem.place}: {error}") from error
-    finish = found.finish_reason
+    finish = choice.finish_reason
     if finish == "length" and usage is not None and usage.completion_tokens < most:
         raise ToolError(
             f"{job.problem.place}: its prompt has {usage.prompt_tokens} tokens, with --max-tokens "

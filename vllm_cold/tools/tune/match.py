@@ -51,12 +51,12 @@ _NUMBER = re.compile(
 
 
 def numbers(text: str) -> list[Decimal]:
-    """All numbers in ``text``, in order, as ``_NUMBER`` finds them."""
-    found = []
-    for item in _NUMBER.finditer(text):
-        sign = "-" if item["sign"] in ("-", "\u2212") else ""
-        found.append(Decimal(sign + item["figure"].replace(",", "") + (item["exponent"] or "")))
-    return found
+    """Find all numbers in ``text``, in order."""
+    values = []
+    for match in _NUMBER.finditer(text):
+        sign = "-" if match["sign"] in ("-", "\u2212") else ""
+        values.append(Decimal(sign + match["figure"].replace(",", "") + (match["exponent"] or "")))
+    return values
 
 
 _RULES: dict[str, Callable[[str, str], bool]] = {
@@ -68,8 +68,8 @@ _RULES: dict[str, Callable[[str, str], bool]] = {
 
 
 def load_matcher(how: str, problems: Sequence[Problem], option: str = "match") -> Matcher:
-    """The scoring rule of an option: a function of an output and its problem, with a score in
-    [0, 1].
+    """Return the scoring rule of an option: a function of an output and its problem, with a score
+    in [0, 1].
 
     Raises:
         ToolError: no such rule, an answer that the rule cannot use, or a callable that cannot be
@@ -107,13 +107,15 @@ def load_matcher(how: str, problems: Sequence[Problem], option: str = "match") -
 
 
 def load_keeper(how: str | None, problems: Sequence[Problem]) -> Matcher | None:
-    """The scoring rule of ``--keep``; None where nothing is to be kept.
+    """Return the scoring rule of ``--keep``; None where nothing is to be kept.
 
     Raises:
         ToolError: as ``load_matcher``, or not all rows have what the rule needs.
     """
     having = [problem for problem in problems if problem.keep is not None]
-    if having and (lacking := next((one for one in problems if one.keep is None), None)):
+    if having and (
+        lacking := next((problem for problem in problems if problem.keep is None), None)
+    ):
         raise ToolError(
             f'line {lacking.line}: has no "keep", and line {having[0].line} has one; give it to '
             "all rows, or to none"
@@ -130,10 +132,10 @@ def load_keeper(how: str | None, problems: Sequence[Problem]) -> Matcher | None:
 
 
 def _judge_of(how: str, called: str) -> Callable[[Any], Judge]:
-    """What makes a judge of what a row has: it raises ValueError for what the rule cannot use."""
+    """Return what makes a judge of a row's answer; ValueError from it if the rule cannot use it."""
     if ":" in how:
         function = _import(how, called)
-        return lambda said: lambda output: function(output, said)
+        return lambda answer: lambda output: function(output, answer)
     if how in _RULES:
         return partial(_by_answers, how)
     if how != "ifeval":
@@ -146,22 +148,22 @@ def _judge_of(how: str, called: str) -> Callable[[Any], Judge]:
     except ModuleNotFoundError as error:
         name = str(error.name).partition(".")[0]
         raise ToolError(f"{called}: needs {name}: pip install 'vllm-cold[ifeval]'") from error
-    return lambda said: partial(ifeval.follows, ifeval.checkers(said, known))
+    return lambda answer: partial(ifeval.follows, ifeval.checkers(answer, known))
 
 
-def _by_answers(how: str, said: Any) -> Judge:
-    if said == []:
+def _by_answers(how: str, answer: Any) -> Judge:
+    if answer == []:
         raise ValueError("[]: an empty list can never be matched; give at least one answer")
-    answers = [_as_text(item) for item in (said if isinstance(said, list) else [said])]
-    for answer in answers:
+    texts = [_as_text(item) for item in (answer if isinstance(answer, list) else [answer])]
+    for text in texts:
         if how == "regex":
             try:
-                re.compile(answer)
+                re.compile(text)
             except re.error as error:
-                raise ValueError(f"{answer!r}: {error}") from None
-        if how == "number" and (count := len(numbers(answer))) != 1:
-            raise ValueError(f"{answer!r} must have exactly one number, and has {count or 'none'}")
-    return lambda output: any(_RULES[how](output, answer) for answer in answers)
+                raise ValueError(f"{text!r}: {error}") from None
+        if how == "number" and (count := len(numbers(text))) != 1:
+            raise ValueError(f"{text!r} must have exactly one number, and has {count or 'none'}")
+    return lambda output: any(_RULES[how](output, text) for text in texts)
 
 
 def _as_text(value: Any) -> str:
@@ -173,7 +175,7 @@ def _as_text(value: Any) -> str:
 
 
 def _import(how: str, called: str) -> Callable[[str, Any], Any]:
-    """The user's function."""
+    """Import the user's function."""
     try:
         with _importable():
             function = pkgutil.resolve_name(how)
@@ -190,7 +192,7 @@ def _import(how: str, called: str) -> Callable[[str, Any], Any]:
 
 @contextlib.contextmanager
 def _importable() -> Iterator[None]:
-    """The modules of the working directory can be imported, before all others, while the block
+    """Let the modules of the working directory be imported, before all others, while the block
     runs.
 
     An installed command does not look there by itself; ``python -m`` does. Only meanwhile: vLLM's
