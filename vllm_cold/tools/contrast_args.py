@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from vllm_cold.errors import ColdError
@@ -41,7 +42,7 @@ from vllm_cold.settings.table import (
     read,
 )
 from vllm_cold.tools.command_error import ToolError
-from vllm_cold.tools.pictures import Picture, changed
+from vllm_cold.tools.pictures import Picture, as_sent, changed
 
 Content = Text | Messages
 """What a stream reads, before it is token ids. In messages a picture is a ``Picture``."""
@@ -205,6 +206,13 @@ def with_pictures(reads: Content, pictures: Sequence[Picture]) -> Content:
     )
 
 
+def endpoint(reads: Content) -> tuple[str, dict[str, Any]]:
+    """Return the path of a server that takes a prompt, and the prompt as a request's field."""
+    if isinstance(reads, Messages):
+        return "/chat/completions", {"messages": as_sent(reads.value)}
+    return "/completions", {"prompt": reads.value}
+
+
 def kept(reads: Content, named: bool = True) -> Any:
     """Return a prompt as JSON, with digests of its pictures and, if ``named``, their names."""
     if isinstance(reads, Text):
@@ -244,9 +252,7 @@ def amateur_reads(whole: Content, amateur: AmateurSpec) -> Content | None:
         case Distorted():
             if isinstance(whole, Text) or not any(map(media_parts, whole.value)):
                 raise ColdError(field, source.value, "is for prompts with an image; give one")
-            return Messages(
-                changed(whole.value, lambda picture: replace(picture, view=source.view))
-            )
+            return Messages(changed(whole.value, partial(replace, view=source.view)))
 
 
 def check_amateurs(

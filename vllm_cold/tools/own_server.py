@@ -131,9 +131,8 @@ def _wait(process: subprocess.Popen[Any], url: str, log: Any, model: str) -> Non
             except httpx.HTTPError:
                 pass  # not yet
             last_line = (_lines(log) or [""])[-1]
-            status.update(
-                Text(f"vllm serve starts, {time.monotonic() - start:.0f} s  {last_line:.100}")
-            )
+            seconds = time.monotonic() - start
+            status.update(Text(f"vllm serve starts, {seconds:.0f} s  {last_line:.100}"))
             time.sleep(0.2)
     _fail(process, log, model, "did not start")
 

@@ -21,21 +21,13 @@ _DATA = re.compile(r"(data:[\w.+-]*/?[\w.+-]*;base64,)[\w+/=-]+")
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture.
+    """A picture."""
 
-    Attributes:
-        name: The file's.
-        data: The file's bytes.
-        size: Width and height in pixels.
-        kind: Its media type, such as "image/png".
-        view: What an amateur sees of it, which a server makes; None for the file itself.
-    """
-
-    name: str = field(compare=False)
-    data: bytes = field(repr=False)
-    size: tuple[int, int]
-    kind: str
-    view: View | None = None
+    name: str = field(compare=False)  # the file's
+    data: bytes = field(repr=False)  # the file's
+    size: tuple[int, int]  # width and height in pixels
+    kind: str  # its media type, such as "image/png"
+    view: View | None = None  # what an amateur sees of it, made by a server; None for the file
 
     def __str__(self) -> str:
         width, height = self.size
@@ -55,15 +47,7 @@ class Picture:
 
 
 def read_picture(path: Path, called: str) -> Picture:
-    """Read a file.
-
-    Args:
-        path: The file.
-        called: What an error calls it.
-
-    Raises:
-        ToolError: it cannot be read, or is no picture.
-    """
+    """Read a file, which errors call ``called``; ToolError if it is no picture that can be read."""
     try:
         return make_picture(path.name, path.read_bytes())
     except OSError as error:

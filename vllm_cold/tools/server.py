@@ -25,8 +25,6 @@ from vllm_cold.tools.pictures import without_data
 _T = TypeVar("_T")
 
 _KEY_VARIABLE = "COLD_API_KEY"
-# Options of a command that are for a server; None: not given.
-_OPTIONS = ("api_key", "insecure_http")
 
 
 class _Card(BaseModel):
@@ -240,12 +238,13 @@ def _without_user(url: str) -> str:
 
 def check_options(options: argparse.Namespace) -> None:
     """Refuse what would be ignored: with --url an engine's options, without it a server's."""
-    if options.url is None and options.model is None:
+    starts = options.url is None
+    if starts and options.model is None:
         raise ToolError("--model is missing: name the base model, or a server with --url")
-    for name in _OPTIONS if options.url is None else (*ENGINE_OPTIONS, "engine_args"):
+    for name in ("api_key", "insecure_http") if starts else (*ENGINE_OPTIONS, "engine_args"):
         if getattr(options, name, None) is None:
             continue
-        if options.url is None:
+        if starts:
             raise ToolError(f"{option_of(name)}: is for a server; add --url, or leave it out")
         raise ToolError(
             f"{option_of(name)}: is for an engine that is started, and --url asks a server that is "

@@ -68,18 +68,14 @@ def scoring() -> Iterator[Entry]:
         library = without_home(str(cpu_library.PATH))
         yield Entry("C++ library", f"{library}, instruction set {isa}")
     device = torch.device(current_platform.device_type)
-    chosen, best = (
-        backend_registry.choose(device),
-        backend_registry.AUTOMATIC.get(device.type, "torch"),
-    )
+    chosen = backend_registry.choose(device)
+    best = backend_registry.AUTOMATIC.get(device.type, "torch")
     text, status = f"{chosen}: {backend_registry.BACKENDS[chosen]}", Status.OK
     if environment.read(environment.SCORING):
         text += f", by {environment.SCORING}"
     elif chosen != best:
-        text, status = (
-            f"{text}; not {best}: {backend_registry.load(best).missing(device)}",
-            Status.WARNING,
-        )
+        text += f"; not {best}: {backend_registry.load(best).missing(device)}"
+        status = Status.WARNING
     yield Entry(f"on {device}", text, status)
 
 

@@ -19,26 +19,17 @@ LISTED = 20  # tokens that are asked for: the best by score, and the expert's mo
 class EngineStep(BaseModel):
     """What the engine tells of a step. Lists about tokens are parallel; None stands for an amateur
     that has ended.
-
-    Attributes:
-        candidates: The number of valid tokens.
-        tokens: Ids.
-        texts: Each token decoded alone.
-        scores: None for tokens that are not valid.
-        logits: By stream, the expert's first; None for forbidden tokens.
-        log_sums: By stream, ln of the sum of exp(logit).
-        weights: By amateur.
-        divergences: By amateur, from the expert, in bits.
     """
 
-    candidates: int
-    tokens: list[int]
-    texts: list[str | None]
-    scores: list[float | None]
+    candidates: int  # the number of valid tokens
+    tokens: list[int]  # ids
+    texts: list[str | None]  # each token decoded alone
+    scores: list[float | None]  # None for tokens that are not valid
+    # By stream, the expert's first; None for forbidden tokens.
     logits: list[list[float | None] | None]
-    log_sums: list[float | None]
-    weights: list[float | None]
-    divergences: list[float | None]
+    log_sums: list[float | None]  # by stream, ln of the sum of exp(logit)
+    weights: list[float | None]  # by amateur
+    divergences: list[float | None]  # by amateur, from the expert, in bits
 
     def text(self, token: int) -> str:
         """Return the token decoded alone; "" for a part of a character."""
@@ -102,10 +93,6 @@ class EngineAnswer(BaseModel):
         validation_alias=AliasPath("kv_transfer_params", "cold", "steps")
     )
 
-    def pairs(self) -> list[tuple[int, EngineStep]]:
-        """Return the tokens with their steps."""
-        return list(zip(self.token_ids, self.steps, strict=True))
-
 
 def make_answer(question: Question, greedy: bool, text: str, fields: Mapping[str, Any]) -> Answer:
     """Make the contrastive answer, or the expert's own, of what an engine returned.
@@ -121,17 +108,18 @@ def make_answer(question: Question, greedy: bool, text: str, fields: Mapping[str
         ToolError: they tell nothing of one of the tokens.
     """
     reply = EngineAnswer.model_validate(fields)
-    if any(token not in step.tokens for token, step in reply.pairs()):
+    positions = list(zip(reply.token_ids, reply.steps, strict=True))
+    if any(token not in step.tokens for token, step in positions):
         raise ToolError(
             f"a token was chosen that is not among the {LISTED} best by score; explain needs "
             "temperature 0, no penalties and no other logits processors"
         )
     title = title_of(question, greedy)
     ruled = not greedy and question.contrast.settings.rule is not None
-    pieces = spread(text, [step.text(token) for token, step in reply.pairs()])
+    pieces = spread(text, [step.text(token) for token, step in positions])
     shown = []
     followers = reply.steps[1:] + reply.steps[-1:]
-    for (token, step), follower, piece in zip(reply.pairs(), followers, pieces, strict=True):
+    for (token, step), follower, piece in zip(positions, followers, pieces, strict=True):
         weights = enumerate(zip(step.weights, follower.weights, strict=True), 1)
         ends = [i for i, (now, then) in weights if now is not None and then is None]
         shown.append(step.shown(token, piece, title.lower(), ruled, ends))

@@ -14,15 +14,8 @@ from vllm_cold.tools.server import Server, side_by_side
 
 
 async def explain(server: Server, questions: Sequence[Question], max_tokens: int) -> Report:
-    """Decode and explain prompts; say on stderr what is decoded.
-
-    Args:
-        server: What is asked.
-        questions: Prompts with what each is contrasted with, and the same settings.
-        max_tokens: The length of answers.
-
-    Raises:
-        ToolError: the server refuses a prompt, or cannot answer.
+    """Decode and explain prompts that have the same settings; say on stderr what is decoded.
+    ToolError if the server refuses a prompt, or cannot answer.
     """
     async with server.client:
         print("decoding with the contrast ...", file=sys.stderr, flush=True)

@@ -63,24 +63,21 @@ def start(options: argparse.Namespace) -> Models:
     return read_models(options, enforce_eager=True, max_num_seqs=64)
 
 
-def check_page(path: Path) -> None:
-    """Refuse a page that cannot be written before an engine is started."""
-    if path.is_dir() or not os.access(path if path.exists() else path.absolute().parent, os.W_OK):
-        raise ToolError(f"--html={path}: cannot be written; name a file in a folder that is there")
-
-
 def run(options: argparse.Namespace) -> int:
     """Explain; return the exit status."""
     models = start(options)
     questions = read_questions(options, models)
-    check_page(options.html)
+    path: Path = options.html
+    # Before an engine is started.
+    if path.is_dir() or not os.access(path if path.exists() else path.absolute().parent, os.W_OK):
+        raise ToolError(f"--html={path}: cannot be written; name a file in a folder that is there")
     with models.opened() as server:
         report = asyncio.run(explain(server, questions, options.max_tokens))
     try:
-        options.html.write_text(page.render(report), encoding="utf-8")
+        path.write_text(page.render(report), encoding="utf-8")
     except OSError as error:
-        raise ToolError(f"--html={options.html}: cannot be written: {error}") from error
+        raise ToolError(f"--html={path}: cannot be written: {error}") from error
     console = Console(highlight=False)
     terminal.show(console, report)
-    console.print(f"page: {options.html}", markup=False, soft_wrap=True)
+    console.print(f"page: {path}", markup=False, soft_wrap=True)
     return 0

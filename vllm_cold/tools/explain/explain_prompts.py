@@ -28,17 +28,11 @@ MAX_PROMPTS = 50
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A prompt and what its answer is contrasted with.
+    """A prompt and what its answer is contrasted with."""
 
-    Attributes:
-        reads: What the expert reads.
-        args: All ``cold_*`` keys, as a client would send them.
-        contrast: The same, read.
-    """
-
-    reads: Content
-    args: Mapping[str, Any]
-    contrast: ContrastSpec
+    reads: Content  # what the expert reads
+    args: Mapping[str, Any]  # all ``cold_*`` keys, as a client would send them
+    contrast: ContrastSpec  # the same, read
 
 
 def ask(

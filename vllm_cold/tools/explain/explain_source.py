@@ -6,14 +6,12 @@ from typing import Any
 
 import openai
 
-from vllm_cold.settings.amateurs import Messages
 from vllm_cold.settings.table import EXPLAIN, PREFIX, SETTINGS
 from vllm_cold.tools.command_error import ToolError
-from vllm_cold.tools.contrast_args import request_args
+from vllm_cold.tools.contrast_args import endpoint, request_args
 from vllm_cold.tools.explain.account import LISTED, make_answer
 from vllm_cold.tools.explain.explain_prompts import Question
 from vllm_cold.tools.explain.record import Answer
-from vllm_cold.tools.pictures import as_sent
 from vllm_cold.tools.server import Server
 
 # A server takes what a request leaves out from the model's generation_config.json.
@@ -43,12 +41,10 @@ async def answer(
     Raises:
         ToolError: the server refuses the prompt, or its answer breaks off.
     """
-    path, kind, sent = "/completions", "prompt", question.reads.value
-    if isinstance(question.reads, Messages):
-        path, kind, sent = "/chat/completions", "messages", as_sent(question.reads.value)
+    path, prompt = endpoint(question.reads)
     body = {
         "model": server.expert or server.base,
-        kind: sent,
+        **prompt,
         "vllm_xargs": xargs(question, greedy, server.base),
         "return_token_ids": True,
         "max_tokens": max_tokens,
@@ -58,12 +54,9 @@ async def answer(
     tokens: list[int] = []
     text, last = "", dict[str, Any]()
     with server.errors():
+        stream_cls = openai.AsyncStream[Any]
         parts = await server.client.post(
-            path,
-            body=body,
-            cast_to=object,
-            stream=True,
-            stream_cls=openai.AsyncStream[Any],
+            path, body=body, cast_to=object, stream=True, stream_cls=stream_cls
         )
         async with parts:
             async for part in parts:

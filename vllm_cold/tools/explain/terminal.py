@@ -14,14 +14,8 @@ from vllm_cold.tools.explain import record, visible
 from vllm_cold.tools.explain.record import Answer, Explanation, Piece, Report
 
 # Black on these is readable, whatever the terminal's own colours are.
-_HEAT = (
-    "",
-    "black on #fdf3dc",
-    "black on #fbe2ae",
-    "black on #f8c97c",
-    "black on #f2a65a",
-    "black on #e67b42",
-)
+_COLOURS = ("fdf3dc", "fbe2ae", "f8c97c", "f2a65a", "e67b42")
+_HEAT = ("", *(f"black on #{colour}" for colour in _COLOURS))
 _LISTED = 4  # candidates of a step in the short table
 _DIFFERENT = "greedy decoding would choose another token"
 
@@ -30,10 +24,6 @@ def show(console: Console, report: Report) -> None:
     """Print the report, with the best candidates where the method and greedy differ.
 
     Without colours (``NO_COLOR``, a pipe) tokens at which they differ are put in brackets.
-
-    Args:
-        console: Where to print.
-        report: What to print.
     """
     colours = not (console.no_color or console.color_system is None)
     console.print(Text(f"expert: {report.adapter}, {report.model}; {report.source}"))

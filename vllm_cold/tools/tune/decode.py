@@ -7,10 +7,8 @@ from typing import Any
 
 import openai
 
-from vllm_cold.settings.amateurs import Messages
 from vllm_cold.tools.command_error import ToolError
-from vllm_cold.tools.contrast_args import request_args
-from vllm_cold.tools.pictures import as_sent
+from vllm_cold.tools.contrast_args import endpoint, request_args
 from vllm_cold.tools.server import Server, side_by_side, without_openai
 from vllm_cold.tools.tune.answers import Job, Output
 from vllm_cold.tools.tune.task import Task
@@ -42,32 +40,30 @@ def ask(
 
 
 async def _answer(task: Task, server: Server, client: openai.AsyncOpenAI, job: Job) -> Output:
-    reads = job.reads
+    path, prompt = endpoint(job.reads)
     xargs = request_args(job.args, task.model) if job.args else {"cold": 0}
     most = task.options.max_tokens
-    common: dict[str, Any] = {
+    body = {
         "model": task.expert or task.model,
+        **prompt,
         "temperature": 0.0,
         "max_tokens": most,
         "stop": task.options.stop or [],
-        "extra_body": {"vllm_xargs": xargs},
+        "vllm_xargs": xargs,
     }
     try:
         with server.errors():
-            if isinstance(reads, Messages):
-                messages: Any = as_sent(reads.value)
-                chat = await client.chat.completions.create(messages=messages, **common)
-                choice, text, usage = chat.choices[0], chat.choices[0].message.content, chat.usage
-            else:
-                reply = await client.completions.create(prompt=reads.value, **common)
-                choice, text, usage = reply.choices[0], reply.choices[0].text, reply.usage
+            reply: Any = await client.post(path, body=body, cast_to=object)
     except ToolError as error:
         raise ToolError(f"{job.problem.place}: {error}") from error
-    finish = choice.finish_reason
-    if finish == "length" and usage is not None and usage.completion_tokens < most:
+    choice, usage = reply["choices"][0], reply.get("usage")
+    finish = choice["finish_reason"]
+    if finish == "length" and usage is not None and usage["completion_tokens"] < most:
+        tokens = usage["prompt_tokens"]
         raise ToolError(
-            f"{job.problem.place}: its prompt has {usage.prompt_tokens} tokens, with --max-tokens "
-            f"{usage.prompt_tokens + most} in all, which exceeds the model's length; shorten the "
+            f"{job.problem.place}: its prompt has {tokens} tokens, with --max-tokens "
+            f"{tokens + most} in all, which exceeds the model's length; shorten the "
             "prompt, lower --max-tokens or raise --max-model-len"
         )
+    text = choice["message"]["content"] if "message" in choice else choice["text"]
     return Output(text or "", finish)

@@ -26,14 +26,8 @@ def kinds() -> Mapping[str, Any]:
 
 
 def checkers(answer: Any, known: Mapping[str, Any]) -> list[Any]:
-    """Make what checks an answer's instructions.
-
-    Args:
-        answer: The row's.
-        known: The checkers by kind.
-
-    Raises:
-        ValueError: it is none, or no output could be checked by it.
+    """Make what checks an answer's instructions, of ``known`` checkers by kind; ValueError if it is
+    no such answer, or no output could be checked by it.
     """
     answer = answer if isinstance(answer, dict) else {}
     names, several = answer.get("instruction_id_list"), answer.get("kwargs")
@@ -77,9 +71,7 @@ def _checker(name: Any, kwargs: dict[str, Any], known: Mapping[str, Any]) -> Any
             raise ValueError(
                 f"{name}: needs a file of NLTK's: python -m nltk.downloader punkt_tab"
             ) from None
-        problem = (
-            str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
-        )
+        problem = error if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
         raise ValueError(f"{name}: {problem}") from None
     return checker
 

@@ -32,7 +32,6 @@ Matcher = Callable[[str, Problem], float]
 Judge = Callable[[str], Any]  # of an output
 
 KEEP = "contains"  # the rule where rows have something to keep, and --keep is not given
-FIELDS = {"match": "answer", "keep": "keep"}  # of a row, by option
 
 _NUMBER = re.compile(
     r"""
@@ -75,7 +74,7 @@ def load_matcher(how: str, problems: Sequence[Problem], option: str = "match") -
         ToolError: no such rule, an answer that the rule cannot use, or a callable that cannot be
             imported; the function raises one if a callable fails.
     """
-    called, field = f"--{option}={how!r}", FIELDS[option]
+    called, field = f"--{option}={how!r}", "answer" if option == "match" else "keep"
     judge_of = _judge_of(how, called)
     judges = dict[str, Judge]()
     for problem in problems:
@@ -113,11 +112,10 @@ def load_keeper(how: str | None, problems: Sequence[Problem]) -> Matcher | None:
         ToolError: as ``load_matcher``, or not all rows have what the rule needs.
     """
     having = [problem for problem in problems if problem.keep is not None]
-    if having and (
-        lacking := next((problem for problem in problems if problem.keep is None), None)
-    ):
+    lacking = [problem for problem in problems if problem.keep is None]
+    if having and lacking:
         raise ToolError(
-            f'line {lacking.line}: has no "keep", and line {having[0].line} has one; give it to '
+            f'line {lacking[0].line}: has no "keep", and line {having[0].line} has one; give it to '
             "all rows, or to none"
         )
     if not having:

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 import vllm_cold
+from vllm_cold.compat.versions import vllm_version
 from vllm_cold.errors import ColdError
 from vllm_cold.settings.amateurs import AmateurSpec, Messages, media_parts
 from vllm_cold.settings.presets import PRESETS
@@ -28,6 +29,10 @@ from vllm_cold.tools.tune.baselines import Lacks, add_baselines
 from vllm_cold.tools.tune.grid import Setting, make_grid
 from vllm_cold.tools.tune.match import Matcher, load_keeper, load_matcher
 from vllm_cold.tools.tune.problems import Problem, load_problems, split_problems
+
+# What --engine-args may not have, with the remedy: a token would stand in results and reports.
+_ELSEWHERE = {"model": "use --model", "hf_token": "set HF_TOKEN"}
+_ELSEWHERE |= dict.fromkeys(("host", "port", "api_key"), "leave it out")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +54,6 @@ class Task(Models):
 
     def made_with(self) -> dict[str, Any]:
         """Return all that answers depend on besides problem and setting, as JSON."""
-        from vllm_cold.compat.versions import vllm_version
-
         made_with: dict[str, Any] = {
             "server": self.server and self.server.root,
             "model": self.model,
@@ -146,9 +149,8 @@ def _other_reader(
     if isinstance(problem.prompt, Messages) and any(map(media_parts, problem.prompt.value)):
         return None
     ordered = sorted(by_preset.values(), key=len)
-    return next(
-        (amateur for amateur in chain.from_iterable(ordered) if amateur.source is not None), None
-    )
+    others = (amateur for amateur in chain.from_iterable(ordered) if amateur.source is not None)
+    return next(others, None)
 
 
 def _with_more(engine: Mapping[str, Any], text: str | None) -> dict[str, Any]:
@@ -157,12 +159,8 @@ def _with_more(engine: Mapping[str, Any], text: str | None) -> dict[str, Any]:
         more = msgspec.json.decode(text or "{}", type=dict[str, Any])
     except msgspec.DecodeError as error:
         raise ToolError(f"--engine-args={text!r}: must be a JSON object ({error})") from None
-    for name, remedy in (
-        ("model", "use --model"),
-        ("hf_token", "set HF_TOKEN"),
-        *((name, "leave it out") for name in ("host", "port", "api_key")),
-    ):
-        if name in more:  # a token would stand in results and reports
+    for name, remedy in _ELSEWHERE.items():
+        if name in more:
             raise ToolError(f"--engine-args: {name} does not belong there; {remedy}")
     theirs = more.get("additional_config") or {}
     if not isinstance(theirs, dict):

@@ -144,9 +144,8 @@ class Tuning:
                 scores = self._score(setting, problem)
                 change[name] = self.answers[Job(setting, problem).key].text
                 change[f"{name}_score"] = math.prod(scores)
-                change |= {
-                    f"{name}_{kind}": score for kind, score in zip(kinds, scores, strict=False)
-                }
+                for kind, score in zip(kinds, scores, strict=False):
+                    change[f"{name}_{kind}"] = score
             if change["greedy_score"] != change["cold_score"]:
                 changes.append(change)
         return sorted(changes, key=lambda change: change["cold_score"] < change["greedy_score"])
@@ -179,9 +178,8 @@ def run(options: argparse.Namespace) -> int:
     task = read_task(options)
     progress = Console(stderr=True, highlight=False, soft_wrap=True)
     with open_answers(options.output, task.made_with()) as answers, ExitStack() as stack:
-        more = (
-            ", and again with a baseline that gains" if task.baselines[1:] and task.single else ""
-        )
+        is_combined = task.baselines[1:] and task.single
+        more = ", and again with a baseline that gains" if is_combined else ""
         progress.print(
             f"{len(task.problems)} problems ({len(task.dev)} dev, {len(task.held_out)} held out), "
             f"{len(task.grid)} settings{more}. {len(answers)} answers are there already."

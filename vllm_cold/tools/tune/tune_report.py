@@ -153,9 +153,9 @@ def _notes(task: Task, judged: Verdict, must: Sequence[str]) -> list[str]:
     notes += [f"On the held-out problems {text}, so it is not advised." for text in losing if text]
     advised = judged.gain or judged.only
     if must and (advised or (best.setting.baseline is None and best.lost is None)):
-        who = (
-            "Where the text is known to answer, requests" if judged.only else "Contrastive requests"
-        )
+        who = "Contrastive requests"
+        if judged.only:
+            who = "Where the text is known to answer, requests"
         notes.append(f"{who} must also send {' and '.join(must)}.")
     if task.repeated:
         notes.append(f"Rows that repeat an earlier prompt and were left out: {task.repeated}.")
@@ -192,9 +192,8 @@ def _table(judged: Verdict) -> Table:
     dev, silent, match, keep = first.score.answered, first.score.silent, first.match, first.keep
     title = f"{dev.count} dev problems, which pick a setting; greedy: {percent(dev.greedy)}"
     if match and keep:
-        title += (
-            f" (matched {percent(match.answered.greedy)}, kept {percent(keep.answered.greedy)})"
-        )
+        matched, kept = percent(match.answered.greedy), percent(keep.answered.greedy)
+        title += f" (matched {matched}, kept {kept})"
     if silent:
         title += f"\n{silent.count} whose text does not answer; greedy: {percent(silent.greedy)}"
     table = Table(

@@ -249,10 +249,8 @@ class Verdict:
         """Whether it beats greedy decoding: significantly on the held-out problems, and at all on
         the dev ones; and does not lose what must be kept.
         """
-        gains = (
-            row.score.answered.is_better and self.dev[row.setting].score.answered.difference > 0.0
-        )
-        return gains and row.lost is None
+        dev = self.dev[row.setting].score.answered
+        return row.score.answered.is_better and dev.difference > 0.0 and row.lost is None
 
     def _rivals(self, baseline: Result) -> bool:
         """Whether a baseline does as well as the picked setting.
@@ -331,9 +329,8 @@ class Verdict:
             if lost:
                 text += f"; {lost}"
             elif best.score.answered.is_better:
-                text += (
-                    f"; {best.setting} ({points(best.score.answered.difference)}) does not beat it"
-                )
+                gain = points(best.score.answered.difference)
+                text += f"; {best.setting} ({gain}) does not beat it"
         if silent is not None:
             return f"{text}; where the text does not answer, {row.figures('silent')}."
         return text + ("; irrelevant context was not tested." if self.untested else ".")
