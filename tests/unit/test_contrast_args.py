@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.asked import content
+from tests.questions import content
 from vllm_cold.errors import ColdError
 from vllm_cold.rules import registry
 from vllm_cold.settings.amateurs import Messages, Text

@@ -17,8 +17,8 @@ import pytest
 from msgspec.structs import replace
 from starlette.testclient import TestClient
 
-from tests.asked import asked
 from tests.made_up_server import ADAPTER, MadeUp
+from tests.questions import questions
 from tests.unit.test_explain_command import parse
 from vllm_cold.settings.amateurs import describe, says_what
 from vllm_cold.settings.arguments import parse_request_args
@@ -72,7 +72,7 @@ def ask(url: str, **form: Any) -> list[dict[str, Any]]:
 )  # fmt: skip
 def test_a_servers_defaults_have_no_say(contrast: dict[str, Any]) -> None:
     """What it makes of a request is what the numbers are made with."""
-    [given] = asked(["xy"], **contrast)
+    [given] = questions(["xy"], **contrast)
     cold, greedy = (xargs(given, alone, "base") for alone in (False, True))
     sent = [*cold.values(), *greedy.values()]
     assert all(isinstance(v, (str, int, float, list)) for v in sent)  # as vLLM wants
@@ -110,7 +110,7 @@ def test_what_a_server_does_not_return_is_named(
     made.changed = fields
     said = f"--url={url}: the server does not return {what}"
     with pytest.raises(ToolError, match=f"^{said}.* as vLLM does; vLLM 0.23 or newer is"):
-        asyncio.run(explain(Server(url, ADAPTER), asked(["x"]), 2))
+        asyncio.run(explain(Server(url, ADAPTER), questions(["x"]), 2))
 
 
 def test_the_command(
@@ -147,7 +147,7 @@ def test_the_answers_come_while_they_are_decoded(upstream: tuple[str, MadeUp]) -
     assert {event["place"] for event in events[first : first + 6]} == {0, 1}  # side by side
     assert events[0]["html"].count('role="listbox"') == 2
     assert 'role="option"' not in events[0]["html"]
-    prompts = asked(["ab"], preset="cold", beta=3.0)
+    prompts = questions(["ab"], preset="cold", beta=3.0)
     report = asyncio.run(explain(Server(url, ADAPTER), prompts, 6))
     assert events[-1]["report"] == json.loads(report.model_dump_json())
     assert events[-1]["html"] == page.fragment(report)

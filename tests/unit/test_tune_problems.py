@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.asked import content
+from tests.questions import content
 from tests.unit.test_pictures import file, pixels
 from vllm_cold.settings.amateurs import Text
 from vllm_cold.tools.command_error import ToolError

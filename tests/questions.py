@@ -17,11 +17,11 @@ def content(prompt: Prompt) -> Content:
     if isinstance(prompt, str):
         return Text(prompt)
     if isinstance(prompt, tuple):
-        return Messages([{"role": role, "content": said} for role, said in prompt])
+        return Messages([{"role": role, "content": text} for role, text in prompt])
     return prompt
 
 
-def asked(
+def questions(
     prompts: Sequence[Prompt],
     settings: ColdSettings | None = None,
     chat: bool = False,
