@@ -7,7 +7,7 @@ from typing import Any
 from vllm_cold.settings.amateurs import Messages, Text
 from vllm_cold.settings.table import PREFIX, ColdSettings
 from vllm_cold.tools.contrast_args import Content
-from vllm_cold.tools.explain.explain_prompts import Question, ask
+from vllm_cold.tools.explain.explain_prompts import Question, make_question
 
 Prompt = str | tuple[tuple[str, str], ...] | Content
 
@@ -32,4 +32,4 @@ def questions(
     """
     settings = {} if settings is None else settings.as_dict()
     args = {PREFIX + name: value for name, value in {**settings, **contrast}.items()}
-    return [ask(content(prompt), args, chat, "", "") for prompt in prompts]
+    return [make_question(content(prompt), args, chat, "", "") for prompt in prompts]

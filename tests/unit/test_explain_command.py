@@ -14,7 +14,12 @@ from vllm_cold.settings.amateurs import Messages
 from vllm_cold.tools import explain, models
 from vllm_cold.tools.command_error import ToolError
 from vllm_cold.tools.explain.explain_command import read_questions, run, start
-from vllm_cold.tools.explain.explain_prompts import MAX_PROMPTS, Question, ask, read_prompts
+from vllm_cold.tools.explain.explain_prompts import (
+    MAX_PROMPTS,
+    Question,
+    make_question,
+    read_prompts,
+)
 from vllm_cold.tools.models import Models
 
 pytestmark = pytest.mark.unit
@@ -94,7 +99,7 @@ def test_the_share_of_memory_counts_on_cpu_too(
         run(parse("--model", "org/model", "--adapter", str(tmp_path), "--prompt", "x", *given))
 
 
-ASK = partial(ask, options={}, chat=False, expert="one", base="base")
+ASK = partial(make_question, options={}, chat=False, expert="one", base="base")
 
 
 def test_prompt_files(tmp_path: Path) -> None:

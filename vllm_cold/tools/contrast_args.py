@@ -42,7 +42,7 @@ from vllm_cold.settings.table import (
     read,
 )
 from vllm_cold.tools.command_error import ToolError
-from vllm_cold.tools.pictures import Picture, as_sent, changed
+from vllm_cold.tools.pictures import Picture, as_sent, replace_pictures
 
 Content = Text | Messages
 """What a stream reads, before it is token ids. In messages a picture is a ``Picture``."""
@@ -90,12 +90,12 @@ def as_written(error: ColdError, row_keys: Collection[str] = ()) -> str:
     return re.sub(rf"\b{PREFIX}([a-z_]+)", lambda match: option_of(match[1]), str(error))
 
 
-def option_args(options: argparse.Namespace, named: Mapping[str, str]) -> dict[str, Any]:
+def option_args(options: argparse.Namespace, names: Mapping[str, str]) -> dict[str, Any]:
     """Return the options about the contrast as flat arguments, without those that are not given.
 
     Args:
         options: Each of ``OPTIONS`` is None, or a list of texts.
-        named: Adapters' names by the value of ``--amateur``.
+        names: Adapters' names by the value of ``--amateur``.
 
     Raises:
         ToolError: one is out of range.
@@ -106,7 +106,7 @@ def option_args(options: argparse.Namespace, named: Mapping[str, str]) -> dict[s
             if (texts := getattr(options, name)) is None:
                 continue
             values = [
-                read(name, named.get(text, text) if name == "amateur" else text) for text in texts
+                read(name, names.get(text, text) if name == "amateur" else text) for text in texts
             ]
             value = values if len(values) > 1 else values[0]
             args[PREFIX + name] = check(name, value, PREFIX + name)
@@ -213,16 +213,16 @@ def endpoint(reads: Content) -> tuple[str, dict[str, Any]]:
     return "/completions", {"prompt": reads.value}
 
 
-def kept(reads: Content, named: bool = True) -> Any:
-    """Return a prompt as JSON, with digests of its pictures and, if ``named``, their names."""
+def as_json(reads: Content, with_names: bool = True) -> Any:
+    """Return a prompt as JSON, with digests of its pictures and, if ``with_names``, their names."""
     if isinstance(reads, Text):
         return reads.value
 
     def shown(picture: Picture) -> dict[str, str]:
-        names = {"name": picture.name} if named else {}
+        names = {"name": picture.name} if with_names else {}
         return {**names, "sha256": picture.digest}
 
-    return changed(reads.value, shown)
+    return replace_pictures(reads.value, shown)
 
 
 def reads_args(reads: Content) -> dict[str, Any]:
@@ -252,7 +252,7 @@ def amateur_reads(whole: Content, amateur: AmateurSpec) -> Content | None:
         case Distorted():
             if isinstance(whole, Text) or not any(map(media_parts, whole.value)):
                 raise ColdError(field, source.value, "is for prompts with an image; give one")
-            return Messages(changed(whole.value, partial(replace, view=source.view)))
+            return Messages(replace_pictures(whole.value, partial(replace, view=source.view)))
 
 
 def check_amateurs(

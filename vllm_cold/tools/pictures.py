@@ -46,14 +46,14 @@ class Picture:
         return f"data:{self.kind};base64,{base64.b64encode(self.data).decode()}"
 
 
-def read_picture(path: Path, called: str) -> Picture:
-    """Read a file, which errors call ``called``; ToolError if it is no picture that can be read."""
+def read_picture(path: Path, where: str) -> Picture:
+    """Read a file, which errors call ``where``; ToolError if it is no picture that can be read."""
     try:
         return make_picture(path.name, path.read_bytes())
     except OSError as error:
-        raise ToolError(f"{called}: cannot be read ({error.strerror})") from error
+        raise ToolError(f"{where}: cannot be read ({error.strerror})") from error
     except ValueError as error:
-        raise ToolError(f"{called}: {error}") from error
+        raise ToolError(f"{where}: {error}") from error
 
 
 @lru_cache(maxsize=4096)  # many rows ask about one picture, which may change between runs
@@ -83,10 +83,10 @@ def picture_of_url(name: str, url: str) -> Picture:
 
 def as_sent(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return messages as a request carries them, with pictures as data URLs."""
-    return changed(messages, lambda picture: {"url": picture.url})
+    return replace_pictures(messages, lambda picture: {"url": picture.url})
 
 
-def changed(
+def replace_pictures(
     messages: Sequence[Mapping[str, Any]], change: Callable[[Picture], Any]
 ) -> list[dict[str, Any]]:
     """Return messages with something else in place of each picture."""

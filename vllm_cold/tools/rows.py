@@ -65,17 +65,17 @@ class PromptRow(BaseModel):
         return with_pictures(reads, pictures)
 
 
-def read_lines(path: Path, called: str) -> list[tuple[int, str]]:
+def read_lines(path: Path, where: str) -> list[tuple[int, str]]:
     """Read the lines of a UTF-8 file that are not blank, with their numbers from 1; a ToolError
-    calls the file ``called``.
+    calls the file ``where``.
     """
     try:
         # Not splitlines(): JSON strings may hold other line separators, such as U+2028.
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except OSError as error:
-        raise ToolError(f"{called}: cannot be read ({error.strerror})") from error
+        raise ToolError(f"{where}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
-        raise ToolError(f"{called}: is no UTF-8 text (byte {error.start})") from error
+        raise ToolError(f"{where}: is no UTF-8 text (byte {error.start})") from error
     return [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
 
 

@@ -53,7 +53,7 @@ class Server:
         base, expert, loaded: The names of the base model, of the expert's adapter and of all
             adapters.
         root: The address without ``/v1``, name and password.
-        called: What errors begin with: the option that names the server.
+        where: What errors begin with: the option that names the server.
         title, about: The base model's name and where answers come from, as they are shown.
 
     Raises:
@@ -71,7 +71,7 @@ class Server:
         started: str | None = None,
     ) -> None:
         self._url = _without_user(url)
-        self.called = f"--url={self._url}" if started is None else f"--model={started!r}"
+        self.where = f"--url={self._url}" if started is None else f"--model={started!r}"
         root = url.rstrip("/").removesuffix("/v1")
         self.root = _without_user(root)
         self._key = _read_key(api_key)
@@ -90,11 +90,11 @@ class Server:
                 self._client = openai.OpenAI(**options)
                 self.client = openai.AsyncOpenAI(**options)
         except (ValueError, httpx.InvalidURL):
-            raise ToolError(f"{self.called}: must be like http://localhost:8000") from None
+            raise ToolError(f"{self.where}: must be like http://localhost:8000") from None
         allowed = target.scheme == "https" or is_loopback(target.host) or insecure_http
         if (self._key or self._url != url) and not allowed:
             raise ToolError(
-                f"{self.called}: a key or password would cross the network unencrypted; use "
+                f"{self.where}: a key or password would cross the network unencrypted; use "
                 "https://, or --insecure-http to send it anyway"
             )
         parents = self._list_models()
@@ -140,7 +140,7 @@ class Server:
                 return {card.id: card.parent for card in cards}
             except (ValidationError, openai.NotFoundError) as error:
                 raise ToolError(
-                    f"{self.called}: no vLLM server answers there; give the address of one, like "
+                    f"{self.where}: no vLLM server answers there; give the address of one, like "
                     "http://localhost:8000"
                 ) from error
 
@@ -161,7 +161,7 @@ class Server:
                 return
             raise
         raise ToolError(
-            f"{self.called}: this server ignores cold_alpha, so vllm-cold is not active there; "
+            f"{self.where}: this server ignores cold_alpha, so vllm-cold is not active there; "
             "install it next to the server's vLLM, and unset COLD_ENABLED=0 if it is set"
         )
 
@@ -172,14 +172,14 @@ class Server:
             yield
         except openai.AuthenticationError as error:
             raise ToolError(
-                f"{self.called}: wants {'another' if self._key else 'an'} API key; set "
+                f"{self.where}: wants {'another' if self._key else 'an'} API key; set "
                 f"{_KEY_VARIABLE}, or give --api-key"
             ) from error
         # The second in a stream, the last of a name that no resolver takes.
         except (openai.APIConnectionError, httpx.HTTPError, UnicodeError) as error:
             reason = str(error.__cause__ or "") or error
             raise ToolError(
-                f"{self.called}: no server answers there ({reason}); start it with vllm serve, "
+                f"{self.where}: no server answers there ({reason}); start it with vllm serve, "
                 "look at its log, or correct the address"
             ) from error
         except openai.APIError as error:
@@ -190,11 +190,11 @@ class Server:
                 message = message.replace(self._key, "...")
             if isinstance(error, openai.APIStatusError):  # not in a stream
                 message = f"HTTP {error.status_code}: {message}"
-            raise ToolError(f"{self.called}: {message}") from error
+            raise ToolError(f"{self.where}: {message}") from error
         except ValidationError as error:
             what = ".".join(map(str, error.errors()[0]["loc"])) or "JSON"
             raise ToolError(
-                f"{self.called}: the server does not return {what} as vLLM does; vLLM 0.23 or "
+                f"{self.where}: the server does not return {what} as vLLM does; vLLM 0.23 or "
                 "newer is needed, without a proxy that strips fields"
             ) from error
 

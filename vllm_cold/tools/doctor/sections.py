@@ -88,10 +88,10 @@ def lora() -> Iterator[Entry]:
     from vllm_cold.npu import npu_platform
 
     if hardware.is_on("npu"):
-        if (named := npu_platform.named()) != npu_platform.STOCK:
-            yield Entry("LoRA", f"not known to vllm-cold: {named}", Status.PROBLEM)
+        if (wrapper := npu_platform.named()) != npu_platform.STOCK:
+            yield Entry("LoRA", f"not known to vllm-cold: {wrapper}", Status.PROBLEM)
         else:
-            yield Entry("LoRA", f"bgmv in engines with contrastive decoding, else {named}")
+            yield Entry("LoRA", f"bgmv in engines with contrastive decoding, else {wrapper}")
         return
     wrapper = current_platform.get_punica_wrapper()
     if wrapper not in cpu_platform.WRAPPERS.values():

@@ -13,6 +13,7 @@ from vllm_cold.tools.explain import visible
 from vllm_cold.tools.explain.explain_prompts import Question
 from vllm_cold.tools.explain.record import Answer, Candidate, ShownStep
 
+_STEPS = AliasPath("kv_transfer_params", "cold", "steps")
 LISTED = 20  # tokens that are asked for: the best by score, and the expert's most probable
 
 
@@ -89,9 +90,7 @@ class EngineAnswer(BaseModel):
     token_ids: list[int]
     finish_reason: str
     prompt_token_ids: list[int]
-    steps: list[EngineStep] = Field(
-        validation_alias=AliasPath("kv_transfer_params", "cold", "steps")
-    )
+    steps: list[EngineStep] = Field(validation_alias=_STEPS)
 
 
 def make_answer(question: Question, greedy: bool, text: str, fields: Mapping[str, Any]) -> Answer:

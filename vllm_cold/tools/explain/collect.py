@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from vllm_cold.settings.amateurs import Messages, Text, Without
 from vllm_cold.tools.contrast_args import Content, adapter_of, amateur_reads
 from vllm_cold.tools.explain.explain_prompts import Question
-from vllm_cold.tools.explain.explain_source import answer
+from vllm_cold.tools.explain.explain_source import fetch_answer
 from vllm_cold.tools.explain.record import BASE, Answer, Explanation, Piece, Report, ShownAmateur
 from vllm_cold.tools.pictures import text_of
 from vllm_cold.tools.server import Server, side_by_side
@@ -20,11 +20,11 @@ async def explain(server: Server, questions: Sequence[Question], max_tokens: int
     async with server.client:
         print("decoding with the contrast ...", file=sys.stderr, flush=True)
         cold = await side_by_side(
-            answer(server, question, False, max_tokens) for question in questions
+            fetch_answer(server, question, False, max_tokens) for question in questions
         )
         print("decoding greedily ...", file=sys.stderr, flush=True)
         greedy = await side_by_side(
-            answer(server, question, True, max_tokens) for question in questions
+            fetch_answer(server, question, True, max_tokens) for question in questions
         )
     return make_report(server, questions, list(zip(cold, greedy, strict=True)))
 

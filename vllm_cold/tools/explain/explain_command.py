@@ -18,14 +18,14 @@ from vllm_cold.tools.command_error import ToolError
 from vllm_cold.tools.contrast_args import option_args, with_pictures
 from vllm_cold.tools.explain import page, terminal
 from vllm_cold.tools.explain.collect import explain
-from vllm_cold.tools.explain.explain_prompts import Question, ask, read_prompts
+from vllm_cold.tools.explain.explain_prompts import Question, make_question, read_prompts
 from vllm_cold.tools.models import Models, read_models
 from vllm_cold.tools.pictures import read_picture
 
 
-def all_args(options: argparse.Namespace, named: Mapping[str, str]) -> dict[str, Any]:
+def all_args(options: argparse.Namespace, names: Mapping[str, str]) -> dict[str, Any]:
     """Return all that the options say of the contrast as flat arguments; as ``option_args``."""
-    args = option_args(options, named)
+    args = option_args(options, names)
     for name in (*SETTINGS, "preset"):
         if (value := getattr(options, name)) is not None:
             args[PREFIX + name] = value
@@ -37,8 +37,8 @@ def read_questions(options: argparse.Namespace, models: Models) -> list[Question
     option, or the file and the line.
     """
     question = partial(
-        ask,
-        options=all_args(options, models.named),
+        make_question,
+        options=all_args(options, models.amateur_names),
         chat=options.chat,
         expert=models.expert,
         base=models.model,
@@ -71,7 +71,7 @@ def run(options: argparse.Namespace) -> int:
     # Before an engine is started.
     if path.is_dir() or not os.access(path if path.exists() else path.absolute().parent, os.W_OK):
         raise ToolError(f"--html={path}: cannot be written; name a file in a folder that is there")
-    with models.opened() as server:
+    with models.open() as server:
         report = asyncio.run(explain(server, questions, options.max_tokens))
     try:
         path.write_text(page.render(report), encoding="utf-8")

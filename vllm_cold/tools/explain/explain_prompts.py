@@ -35,7 +35,7 @@ class Question:
     contrast: ContrastSpec  # the same, read
 
 
-def ask(
+def make_question(
     prompt: Content,
     options: Mapping[str, Any],
     chat: bool,
@@ -89,7 +89,7 @@ def read_prompts(
     Args:
         path: The file.
         pictures: For prompts without pictures of their own.
-        question: ``ask`` with what is the same for all.
+        question: ``make_question`` with what is the same for all.
 
     Raises:
         ToolError: names the file and the line.

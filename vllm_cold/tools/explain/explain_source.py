@@ -28,7 +28,7 @@ _GREEDY: dict[str, Any] = {
 _HOW = {PREFIX + name for name in (*SETTINGS, "preset", "weights")}
 
 
-async def answer(
+async def fetch_answer(
     server: Server,
     question: Question,
     greedy: bool,
@@ -69,7 +69,7 @@ async def answer(
                     tell(new)
     if "finish_reason" not in last:
         raise ToolError(
-            f"{server.called}: the server's answer broke off; look at its log, and ask again"
+            f"{server.where}: the server's answer broke off; look at its log, and ask again"
         )
     if tokens:
         last["token_ids"] = tokens

@@ -30,8 +30,8 @@ from vllm_cold.tools.explain import page, visible
 from vllm_cold.tools.explain.account import title_of
 from vllm_cold.tools.explain.collect import make_report
 from vllm_cold.tools.explain.explain_command import all_args, start
-from vllm_cold.tools.explain.explain_prompts import ask
-from vllm_cold.tools.explain.explain_source import answer
+from vllm_cold.tools.explain.explain_prompts import make_question
+from vllm_cold.tools.explain.explain_source import fetch_answer
 from vllm_cold.tools.explain.record import Answer, Report
 from vllm_cold.tools.pictures import picture_of_url
 from vllm_cold.tools.server import Server, is_loopback, side_by_side
@@ -103,7 +103,7 @@ def _shown(event: str, report: Report) -> str:
 
 
 async def _events(
-    server: Server, options: argparse.Namespace, named: Mapping[str, str], body: bytes
+    server: Server, options: argparse.Namespace, names: Mapping[str, str], body: bytes
 ) -> AsyncIterator[str]:
     """Yield what the page shows, in lines of JSON: "start" with empty answers, "text" of them and
     "report" with all of it, or "error" with a sentence. When the page is closed, its requests end.
@@ -116,8 +116,8 @@ async def _events(
             raise ToolError(f"{where or 'form'}: {error.errors()[0]['msg']}") from error
         wanted = form.on(options)
         chosen = server.with_expert(wanted.adapter)
-        args = all_args(wanted, named)
-        question = ask(form.prompt_with(), args, form.chat, chosen.expert, chosen.base)
+        args = all_args(wanted, names)
+        question = make_question(form.prompt_with(), args, form.chat, chosen.expert, chosen.base)
         cold, greedy = (
             Answer(title=title_of(question, greedy), greedy=greedy) for greedy in (False, True)
         )
@@ -129,7 +129,7 @@ async def _events(
 
         work = asyncio.create_task(
             side_by_side(
-                answer(chosen, question, greedy, wanted.max_tokens, partial(tell, place))
+                fetch_answer(chosen, question, greedy, wanted.max_tokens, partial(tell, place))
                 for place, greedy in enumerate((False, True))
             )
         )
@@ -156,8 +156,8 @@ def _is_ours(request: Request, name: str) -> bool:
         return False
 
 
-def make_app(options: argparse.Namespace, server: Server, named: Mapping[str, str]) -> Starlette:
-    """Make the application that serves the page and asks ``server``; ``named`` as in ``Models``."""
+def make_app(options: argparse.Namespace, server: Server, names: Mapping[str, str]) -> Starlette:
+    """Make the application that serves the page; ``names`` are ``Models.amateur_names``."""
 
     async def home(request: Request) -> Response:
         if not _is_ours(request, options.host):
@@ -170,7 +170,7 @@ def make_app(options: argparse.Namespace, server: Server, named: Mapping[str, st
         # A foreign page may send a form here, but this type only with our leave (CORS).
         if request.headers.get("content-type") != "application/json":
             return Response(status_code=415)
-        events = _events(server, options, named, await request.body())
+        events = _events(server, options, names, await request.body())
         return StreamingResponse(events, media_type="application/x-ndjson", headers=_HEADERS)
 
     return Starlette(routes=[Route("/", home), Route("/answer", reply, methods=["POST"])])
@@ -184,8 +184,8 @@ def run(options: argparse.Namespace) -> int:
     if options.image:
         raise ToolError("--image: the page has a field for it; leave it out")
     models = start(options)
-    with models.opened() as server:
-        return _serve(options, make_app(options, server, models.named))
+    with models.open() as server:
+        return _serve(options, make_app(options, server, models.amateur_names))
 
 
 def _serve(options: argparse.Namespace, app: Starlette) -> int:

@@ -18,16 +18,16 @@ _OWN_CONCURRENCY = 256  # so that batches are full
 
 
 def ask(
-    task: Task, server: Server, jobs: Sequence[Job], done: Callable[[Job, Output], None]
+    task: Task, server: Server, jobs: Sequence[Job], on_answer: Callable[[Job, Output], None]
 ) -> None:
-    """Have a server decode jobs at temperature 0; ``done`` is called for each as soon as it is
+    """Have a server decode jobs at temperature 0; ``on_answer`` is called for each as soon as it is
     finished. ToolError where a request is refused or ends with an error.
     """
     waiting = iter(jobs)
 
     async def work(client: openai.AsyncOpenAI) -> None:
         for job in waiting:  # all take the next one of the same
-            done(job, await _answer(task, server, client, job))
+            on_answer(job, await _answer(task, server, client, job))
 
     async def run() -> None:
         async with openai.DefaultAsyncHttpxClient() as http:  # of this event loop

@@ -59,8 +59,8 @@ def _strengths(betas: list[Any], rules: list[str]) -> list[dict[str, Any]]:
     request.
     """
     numbers = sorted(beta for beta in betas if not isinstance(beta, str))
-    named = sorted({*rules, *(beta for beta in betas if isinstance(beta, str))})
-    return [*({"beta": beta} for beta in numbers), *({"rule": rule} for rule in named)]
+    names = sorted({*rules, *(beta for beta in betas if isinstance(beta, str))})
+    return [*({"beta": beta} for beta in numbers), *({"rule": rule} for rule in names)]
 
 
 def make_grid(

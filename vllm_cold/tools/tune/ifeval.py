@@ -41,7 +41,7 @@ def checkers(answer: Any, known: Mapping[str, Any]) -> list[Any]:
             'must be an object as in IFEval\'s data: "instruction_id_list", names of instructions, '
             'and "kwargs", an object for each'
         )
-    return [_checker(*named, known) for named in zip(names, several, strict=True)]
+    return [_checker(*pair, known) for pair in zip(names, several, strict=True)]
 
 
 def _checker(name: Any, kwargs: dict[str, Any], known: Mapping[str, Any]) -> Any:

@@ -74,15 +74,15 @@ def load_matcher(how: str, problems: Sequence[Problem], option: str = "match") -
         ToolError: no such rule, an answer that the rule cannot use, or a callable that cannot be
             imported; the function raises one if a callable fails.
     """
-    called, field = f"--{option}={how!r}", "answer" if option == "match" else "keep"
-    judge_of = _judge_of(how, called)
+    where, field = f"--{option}={how!r}", "answer" if option == "match" else "keep"
+    judge_of = _judge_of(how, where)
     judges = dict[str, Judge]()
     for problem in problems:
         try:
             judges[problem.id] = judge_of(getattr(problem, field))
         except ValueError as error:
             raise ToolError(
-                f"{called}: line {problem.line}: cannot use the {field}: {error}"
+                f"{where}: line {problem.line}: cannot use the {field}: {error}"
             ) from None
 
     def score(output: str, problem: Problem) -> float:
@@ -90,14 +90,14 @@ def load_matcher(how: str, problems: Sequence[Problem], option: str = "match") -
             value = judges[problem.id](output)
         except Exception as error:  # whatever a callable raises
             raise ToolError(
-                f"{called}: raised {type(error).__name__}: {error} on {problem.place} with "
+                f"{where}: raised {type(error).__name__}: {error} on {problem.place} with "
                 f"output {output!r}"
             ) from error
         value = value.item() if hasattr(value, "item") else value  # numpy and torch scalars
         # NaN compares false.
         if not isinstance(value, (bool, int, float)) or not 0.0 <= value <= 1.0:
             raise ToolError(
-                f"{called}: returned {value!r} on {problem.place}; must be a bool or a "
+                f"{where}: returned {value!r} on {problem.place}; must be a bool or a "
                 "number from 0 to 1"
             )
         return float(value)
@@ -129,23 +129,22 @@ def load_keeper(how: str | None, problems: Sequence[Problem]) -> Matcher | None:
     return load_matcher(how or KEEP, problems, "keep")
 
 
-def _judge_of(how: str, called: str) -> Callable[[Any], Judge]:
+def _judge_of(how: str, where: str) -> Callable[[Any], Judge]:
     """Return what makes a judge of a row's answer; ValueError from it if the rule cannot use it."""
     if ":" in how:
-        function = _import(how, called)
+        function = _import(how, where)
         return lambda answer: lambda output: function(output, answer)
     if how in _RULES:
         return partial(_by_answers, how)
     if how != "ifeval":
         raise ToolError(
-            f"{called}: must be one of {', '.join(_RULES)}, ifeval, or a callable as "
-            "module:function"
+            f"{where}: must be one of {', '.join(_RULES)}, ifeval, or a callable as module:function"
         )
     try:
         known = ifeval.kinds()
     except ModuleNotFoundError as error:
         name = str(error.name).partition(".")[0]
-        raise ToolError(f"{called}: needs {name}: pip install 'vllm-cold[ifeval]'") from error
+        raise ToolError(f"{where}: needs {name}: pip install 'vllm-cold[ifeval]'") from error
     return lambda answer: partial(ifeval.follows, ifeval.checkers(answer, known))
 
 
@@ -172,18 +171,18 @@ def _as_text(value: Any) -> str:
     raise ValueError(f"{value!r}: must be text that is not empty, a number, or a list of these")
 
 
-def _import(how: str, called: str) -> Callable[[str, Any], Any]:
+def _import(how: str, where: str) -> Callable[[str, Any], Any]:
     """Import the user's function."""
     try:
         with _importable():
             function = pkgutil.resolve_name(how)
     except Exception as error:  # whatever the user's module raises when it is imported
         raise ToolError(
-            f"{called}: cannot be imported ({type(error).__name__}: {error}); give "
+            f"{where}: cannot be imported ({type(error).__name__}: {error}); give "
             "module:function, with the module in the working directory or installed"
         ) from error
     if not callable(function):
-        raise ToolError(f"{called}: is not callable; give module:function")
+        raise ToolError(f"{where}: is not callable; give module:function")
     # It may import its neighbours when it is called.
     return cast(Callable[[str, Any], Any], _importable()(function))
 

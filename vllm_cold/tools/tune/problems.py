@@ -13,7 +13,7 @@ from pydantic import BeforeValidator
 
 from vllm_cold.errors import site
 from vllm_cold.tools.command_error import ToolError
-from vllm_cold.tools.contrast_args import Content, as_chat, kept, merge
+from vllm_cold.tools.contrast_args import Content, as_chat, as_json, merge
 from vllm_cold.tools.rows import PromptRow, Whole, read_lines, read_row
 from vllm_cold.tools.tune.verdict import FEWEST
 
@@ -92,7 +92,8 @@ def load_problems(
                 has_answer=row.answers,
                 keep=row.keep,
             )
-            first = by_prompt.setdefault(json.dumps(kept(problem.prompt, named=False)), problem)
+            key = json.dumps(as_json(problem.prompt, with_names=False))
+            first = by_prompt.setdefault(key, problem)
             if first is problem:
                 same = by_id.setdefault(problem.id, problem)
                 if same is not problem:

@@ -89,7 +89,7 @@ def read_task(options: argparse.Namespace) -> Task:
             f"--test-fraction={options.test_fraction:g}: must be between 0 and 1, both excluded"
         )
     models = read_models(options)
-    args = option_args(options, models.named)
+    args = option_args(options, models.amateur_names)
     try:
         settings = {name: getattr(options, name) for name in SETTINGS}
         grid = make_grid(settings, options.preset, args.get(PREFIX + "weights"))

@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemaining
 from rich.text import Text
 
 from vllm_cold.tools.command_error import ToolError
-from vllm_cold.tools.contrast_args import kept
+from vllm_cold.tools.contrast_args import as_json
 from vllm_cold.tools.server import Server
 from vllm_cold.tools.tune import tune_report, verdict
 from vllm_cold.tools.tune.answers import Answers, Job, Output, open_answers
@@ -44,7 +44,7 @@ class Tuning:
     @cached_property
     def server(self) -> Server:
         """What is asked; it starts when it is needed."""
-        return self.stack.enter_context(self.task.opened(self.task.options.verbose))
+        return self.stack.enter_context(self.task.open(self.task.options.verbose))
 
     def _score(self, setting: Setting, problem: Problem) -> tuple[float, ...]:
         """Return the scores of ``--match`` and, if something must be kept, of ``--keep``."""
@@ -138,7 +138,7 @@ class Tuning:
         changes = []
         kinds = ("match", "keep") if len(self.task.matchers) > 1 else ()
         for problem in self.task.held_out:
-            change = {"id": problem.id, "prompt": kept(problem.prompt), "answer": problem.answer}
+            change = {"id": problem.id, "prompt": as_json(problem.prompt), "answer": problem.answer}
             change |= {"keep": problem.keep} if kinds else {}
             for name, setting in (("greedy", GREEDY), ("cold", best)):
                 scores = self._score(setting, problem)
