@@ -114,14 +114,14 @@ async def _events(
         except ValidationError as error:
             where = ".".join(map(str, error.errors()[0]["loc"]))
             raise ToolError(f"{where or 'form'}: {error.errors()[0]['msg']}") from error
-        wanted = form.on(options)
-        chosen = server.with_expert(wanted.adapter)
-        args = all_args(wanted, names)
-        question = make_question(form.prompt_with(), args, form.chat, chosen.expert, chosen.base)
+        options = form.on(options)
+        server = server.with_expert(options.adapter)
+        args = all_args(options, names)
+        question = make_question(form.prompt_with(), args, form.chat, server.expert, server.base)
         cold, greedy = (
             Answer(title=title_of(question, greedy), greedy=greedy) for greedy in (False, True)
         )
-        yield _shown("start", make_report(chosen, [question], [(cold, greedy)]))
+        yield _shown("start", make_report(server, [question], [(cold, greedy)]))
         texts: asyncio.Queue[str | None] = asyncio.Queue()
 
         def tell(place: int, text: str) -> None:
@@ -129,7 +129,7 @@ async def _events(
 
         work = asyncio.create_task(
             side_by_side(
-                fetch_answer(chosen, question, greedy, wanted.max_tokens, partial(tell, place))
+                fetch_answer(server, question, greedy, options.max_tokens, partial(tell, place))
                 for place, greedy in enumerate((False, True))
             )
         )
@@ -140,7 +140,7 @@ async def _events(
             cold, greedy = await work
         finally:
             work.cancel()
-        yield _shown("report", make_report(chosen, [question], [(cold, greedy)]))
+        yield _shown("report", make_report(server, [question], [(cold, greedy)]))
     except ToolError as error:
         yield _line("error", text=str(error))
 

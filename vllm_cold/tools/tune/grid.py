@@ -87,7 +87,9 @@ def make_grid(
         if not strengths and weights is None:
             strengths = _strengths(_values("beta", AXES["beta"]), [])
         alphas = sorted(axes.get("alpha") or _values("alpha", AXES["alpha"]), reverse=True)
-        points = [{"alpha": alpha, **how} for how in strengths or [{}] for alpha in alphas]
+        points = [
+            {"alpha": alpha, **strength} for strength in strengths or [{}] for alpha in alphas
+        ]
     for name in presets.split(",") if presets is not None else ():
         points.append({"preset": check("preset", name.strip(), "--preset")})
     several = weights if isinstance(weights, list) else [weights]

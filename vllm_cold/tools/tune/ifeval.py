@@ -50,22 +50,22 @@ def _checker(name: Any, kwargs: dict[str, Any], known: Mapping[str, Any]) -> Any
     checker = known[name](name)
     needed = checker.get_instruction_args_keys()
     # Where data are a table, each row has all columns.
-    wanted = {key: value for key, value in kwargs.items() if value is not None}
-    if wanted.keys() != set(needed):
+    kwargs = {key: value for key, value in kwargs.items() if value is not None}
+    if kwargs.keys() != set(needed):
         raise ValueError(
             f"{name}: kwargs must be {', '.join(needed) or 'none'}, and are "
-            f"{', '.join(wanted) or 'none'}"
+            f"{', '.join(kwargs) or 'none'}"
         )
     try:
         before = random.getstate()
-        checker.build_description(**wanted)
+        checker.build_description(**kwargs)
         # A checker replaces arguments that it refuses by random ones, and a text by its letters.
         used = checker.get_instruction_args() or {}
-        kept = (isinstance(used[key], list) == isinstance(wanted[key], list) for key in wanted)
+        kept = (isinstance(used[key], list) == isinstance(kwargs[key], list) for key in kwargs)
         if random.getstate() != before or not all(kept):
-            raise ValueError(f"does not take {wanted}")
+            raise ValueError(f"does not take {kwargs}")
         # With the arguments in it, so that each pattern is looked for.
-        checker.check_following(f"an answer {wanted}")
+        checker.check_following(f"an answer {kwargs}")
     except Exception as error:  # whatever a checker raises for what it cannot use
         if type(error) is LookupError:
             raise ValueError(
