@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 PAGE = "docs/benchmarking.md"
+SHELL = ["bash", "-euo", "pipefail", "-c"]
 
 
 def words(command: str, variables: Mapping[str, str]) -> list[str]:
@@ -41,8 +42,26 @@ def run(script: str, folder: Path, variables: Mapping[str, str], timeout: float 
     Raises:
         AssertionError: a command failed; with the end of what was printed.
     """
-    done = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", script],
+    done = finished([*SHELL, script], folder, variables, timeout)
+    assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-5000:]}"
+    return done.stdout
+
+
+def run_python(text: str, url: str, python: Path | str = sys.executable, **own: str) -> str:
+    """What a block prints that talks to the server of the pages, here that at ``url``."""
+    assert "http://localhost:8000" in text
+    text = text.replace("http://localhost:8000", url)
+    done = finished([str(python), "-c", text], None, own, 200)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout.strip()
+
+
+def finished(
+    command: list[str], folder: Path | None, variables: Mapping[str, str], timeout: float = 280
+) -> subprocess.CompletedProcess[str]:
+    """A recipe's process, once it has ended."""
+    return subprocess.run(
+        command,
         cwd=folder,
         env=offline(variables),
         capture_output=True,
@@ -50,5 +69,3 @@ def run(script: str, folder: Path, variables: Mapping[str, str], timeout: float 
         timeout=timeout,
         check=False,
     )
-    assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-5000:]}"
-    return done.stdout

@@ -18,7 +18,6 @@ from tests.engine.media import Picture as Stripes
 from tests.recipes import page
 from tests.recipes.page import run
 from tests.recipes.recorder import Recorder, record
-from tests.recipes.test_recipes import run_python
 from tests.server.conftest import Server, serve
 from vllm_cold.tools.asked_contrast import Content, request_args, with_pictures
 from vllm_cold.tools.explain.collect import explain
@@ -102,7 +101,7 @@ def test_the_recipe(
     recorder, url, _ = served
     recorder.take()
     monkeypatch.chdir(folder)
-    printed = run_python(block("docs/images.md", "image-openai"), url)
+    printed = page.run_python(block("docs/images.md", "image-openai"), url)
     first, second = recorder.take()
     assert (first["model"], first["vllm_xargs"]) == ("base:vcd", {})
     url_ = first["messages"][0]["content"][0]["image_url"]["url"]
