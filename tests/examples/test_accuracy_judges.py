@@ -9,7 +9,6 @@ from benchmarks.accuracy.models import Model
 from benchmarks.accuracy.problem import Problem, Split
 from benchmarks.accuracy.tasks import CELLS, code, memory
 from benchmarks.accuracy.tasks.instructions import KINDS, Judged, instruction
-from benchmarks.accuracy.tasks.text import is_fluent
 from examples import tasks
 
 pytestmark = pytest.mark.unit
@@ -46,12 +45,6 @@ def test_an_answer_is_right_if_it_names_no_wrong_one(
     judged = memory.Judged(right, wrong, subject)
     outcome = memory.score(text.replace("[", "").replace("]", ""), Problem("", "", judged))
     assert (outcome["right"], outcome["named"]) == expected
-
-
-def test_what_a_near_text_names_is_wrong() -> None:
-    for problem in CELLS["near"].make(CHAT, "test", 20):
-        both = f"{problem.judged.right[0]} or {problem.judged.wrong[0]}"
-        assert CELLS["near"].score(both, problem) == {"right": False, "named": True}
 
 
 def test_articles_and_short_names() -> None:
@@ -97,27 +90,6 @@ def test_instructions(split: Split) -> None:
     assert not set(KINDS["dev"]) & set(KINDS["test"])
 
 
-FLUENT = [
-    ("en", "To make soup, boil the tomatoes and add some salt and a little cream."),
-    ("en", "Paris."),
-    ("en", '{"topic": "tomato soup", "answer": "Boil the tomatoes."}'),
-    ("de", "Schneide die Tomaten und koche sie mit Knoblauch, bis sie weich sind."),
-]
-GIBBERISH = [
-    ("en", ""),
-    ("en", "the soup is good " * 6),
-    ("en", "Florb quazzle the grintle of snorp and beedle with trimbly wozzes."),
-    ("en", "アニンゴラストラジアルコロッラバスでは、ドラハスト"),
-    ("en", "Coupez les tomates et faites-les cuire avec de l'ail."),
-]
-
-
-def test_fluency() -> None:
-    for fluent, answers in ((True, FLUENT), (False, GIBBERISH)):
-        for language, answer in answers:
-            assert is_fluent(answer, ("en", language)) is fluent, answer
-
-
 # Code
 
 
@@ -150,13 +122,6 @@ ADD = code.Judged(HEAD, TEST, "add")
 def test_programs(answer: str, right: bool, parses: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(code, "SECONDS", 1)
     assert code.score(answer, Problem("", "", ADD)) == {"right": right, "parses": parses}
-
-
-def test_a_head_without_its_docstring() -> None:
-    assert code.bare(HEAD) == HEAD[: HEAD.index('"""')].rstrip() + "\n"
-    two = HEAD + "    return a + b\n\n\ndef more(a):\n    '''More.'''\n"
-    assert code.bare(two) == two[: two.index("'''")].rstrip() + "\n"
-    assert code.bare("def f():\n") == "def f():\n"
 
 
 # Numbers

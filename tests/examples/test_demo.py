@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The demo: its parts with stand-ins, and as a person runs it, with a real engine."""
+"""The demo: its documents, and as a person runs it, with a real engine."""
 
 import json
 import os
@@ -13,7 +13,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 from benchmarks.accuracy.problem import split_of
 from examples.demo import __main__ as demo
@@ -27,65 +26,20 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.parametrize("beside", [False, True], ids=["contradicts", "does not answer"])
 def test_documents(beside: bool) -> None:
     """They say what is false, or something else that is true; held out ones are of other facts."""
-    shown, counted = picked(beside)
+    if beside:
+        shown, counted = documents.picked_beside(), documents.held_out_beside()
+    else:
+        shown, counted = documents.picked(), documents.held_out()
     assert len({case.fact for case in counted}) == len(counted) == (50 if beside else 100)
     assert {split_of(case.fact.subject) for case in shown} == {"dev"}
     assert {split_of(case.fact.subject) for case in counted} == {"test"}
     for case in [*shown, *counted]:
-        right, wrong = rights(case)
+        right, wrong = case.claim, case.fact.answers[0]
+        if beside:
+            right, wrong = wrong, right
         assert case.right(right) and not case.right(wrong) and not case.right("")
         assert not case.right(f"It is {right}. Or {wrong}.")
         assert (case.fact.subject not in case.document) == beside
-
-
-def picked(beside: bool) -> tuple[Any, Any]:
-    """The cases that are shown, and those that are counted."""
-    if beside:
-        return documents.picked_beside(), documents.held_out_beside()
-    return documents.picked(), documents.held_out()
-
-
-def rights(case: Any) -> tuple[str, str]:
-    """What is right to answer, and what is wrong."""
-    answers = case.claim, case.fact.answers[0]
-    return answers if case.beside is None else answers[::-1]
-
-
-def cells(table: Any) -> list[list[str]]:
-    """A table's rows as they are printed, at 80 columns."""
-    console = Console(width=80, color_system=None)
-    with console.capture() as capture:
-        console.print(table)
-    lines = capture.get().splitlines()
-    assert max(map(len, lines)) <= 80
-    return [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines]
-
-
-@pytest.mark.unit
-@pytest.mark.parametrize(
-    ("beside", "totals"),
-    [
-        (False, ["10 held out", "6 remembered", "✓ 2 of 10", "✓ 5 of 10"]),
-        (True, ["10 held out", "✓ 6 of 10", "✓ 2 of 10", "✓ 5 of 10"]),
-    ],
-)
-def test_the_counts_are_those_of_the_cases(beside: bool, totals: list[str]) -> None:
-    shown, counted = picked(beside)
-    del counted[10:]
-    for i, case in enumerate(counted):
-        right, wrong = rights(case)
-        case.memory = case.fact.answers[0] if i < 6 else "no idea"
-        case.greedy = right if i in (0, 8) else wrong
-        case.contrast = right if i in (0, 1, 2, 8, 9) else f"{right} or {wrong}"
-    right, wrong = rights(shown[0])
-    shown[0].greedy, shown[0].contrast = f"So:\n{wrong}.", f"In {right}."
-    rows = cells(documents.table(shown, counted))
-    assert totals in rows
-    first = next(row for row in rows if len(row) == 4)
-    assert first[2].startswith("✗ So: ") and first[3] == f"✓ In {right}."
-
-
-# As a program
 
 
 @pytest.mark.unit
