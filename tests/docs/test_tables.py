@@ -24,12 +24,3 @@ def test_every_table_is_on_a_page_that_is_written() -> None:
     }
     assert {page for page, names in marked.items() if names} == set(tables.PAGES)
     assert {name for names in marked.values() for name in names} == tables.TABLES.keys()
-
-
-def test_marks() -> None:
-    """What is significant is bold, what only was before the correction has a dagger."""
-    found = tables.compared(tables.JOINT)["smollm2", "told-facts"]
-    assert tables.marked(found["part repeated + cad: right"]) == "**-30.0**"
-    assert tables.marked(found["cad: right"]) == "-6.3†"
-    assert tables.marked(found["cad, beta 1"]) == "+5.0", "not declared"
-    assert tables.marked(None) == tables.whole(None) == ""

@@ -8,17 +8,6 @@ from examples.facts import Fact, facts, names, others
 pytestmark = pytest.mark.unit
 
 
-def test_every_fact_is_there_once() -> None:
-    assert len(facts()) == len({(fact.relation, fact.subject) for fact in facts()}) > 800
-
-
-def test_a_fact_is_asked_and_said() -> None:
-    fact = next(f for f in facts() if f.subject == "the United Kingdom")
-    assert fact.question == "What is the capital of the United Kingdom?"
-    assert fact.said() == "The capital of the United Kingdom is London."
-    assert fact.said("Lima") == "The capital of the United Kingdom is Lima."
-
-
 def test_a_wrong_answer_is_none_of_the_right_ones() -> None:
     for fact in facts():
         found = others(fact, facts())

@@ -189,14 +189,6 @@ def test_rules(front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
         assert refused(front, text, **args).startswith(f"{name}={said}")
 
 
-def test_a_preset_whose_rule_is_replaced_is_not_in_force(front: Front) -> None:
-    """By a number or by another rule; it is counted under what it is decoded by."""
-    text = front.text(" w1 w2")
-    own = {"amateur_prompt": " w1"}
-    for said, method in (({}, "acd"), ({"beta": 0.7}, "custom"), ({"rule": "mti"}, "mti")):
-        assert front.streams(text, preset="acd", **own, **said).method == method
-
-
 def test_whose_steps_are_told(front: Front) -> None:
     """Of requests that ask."""
     text = front.text(" w1 w2")
