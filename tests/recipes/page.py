@@ -1,15 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs the shell blocks of docs/benchmarking.md as a reader does."""
+"""Runs the blocks of pages as a reader does, and reads what lm_eval leaves behind."""
 
+import json
 import os
 import shlex
 import string
 import subprocess
 import sys
+import venv
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-PAGE = "docs/benchmarking.md"
+from tests.docs.blocks import ROOT
+
 SHELL = ["bash", "-euo", "pipefail", "-c"]
 
 
@@ -69,3 +73,32 @@ def finished(
         timeout=timeout,
         check=False,
     )
+
+
+def python_with(requirement: str) -> Path:
+    """The interpreter of an environment for a client that cannot live next to vLLM's packages,
+    under .venv/recipes; made once, from pip's index.
+    """
+    folder = ROOT / ".venv" / "recipes" / requirement
+    python, done = folder / "bin" / "python", folder / ".installed"
+    if not done.exists():
+        venv.create(folder, symlinks=True)
+        pip = [sys.executable, "-m", "pip", "--python", str(python)]
+        subprocess.run([*pip, "install", "--quiet", "--no-compile", requirement], check=True)
+        done.touch()
+    return python
+
+
+def accuracy(folder: Path, task: str) -> float:
+    """The share of right answers in the one results file of lm_eval below ``folder``."""
+    (file,) = folder.rglob("results_*.json")
+    results: dict[str, Any] = json.loads(file.read_text())["results"][task]
+    return float(results["exact_match,answer"])
+
+
+def answers(folder: Path, task: str) -> list[str]:
+    """The generated texts of a task, by document, before any filter."""
+    (file,) = folder.rglob(f"samples_{task}_*.jsonl")
+    samples = [json.loads(line) for line in file.read_text().splitlines()]
+    texts = {sample["doc_id"]: sample["resps"][0][0] for sample in samples}
+    return [texts[document] for document in sorted(texts)]

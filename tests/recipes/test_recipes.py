@@ -16,7 +16,6 @@ import pytest
 
 from tests.docs.blocks import ROOT, block
 from tests.recipes import page
-from tests.recipes.environment import python_with
 from tests.recipes.recorder import Recorder, record
 from tests.server.conftest import Server, serve
 
@@ -79,7 +78,7 @@ def test_rag(client: str, served: tuple[Recorder, str, Server]) -> None:
     recorder, url, _ = served
     recorder.take()
     name, _, version = client.partition("==")
-    python = python_with(client) if version else sys.executable
+    python = page.python_with(client) if version else sys.executable
     text, by_keys = CLIENTS[client]
     shown = (ROOT / PAGE).read_text()
     assert f"{name} {version or importlib.metadata.version(name)}" in shown
