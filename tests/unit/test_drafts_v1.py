@@ -342,10 +342,8 @@ def build(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Any, list[Any]]]:
     """vllm-cold's ``build_logitsprocs``, and what is installed by it; nothing is."""
     installed: list[Any] = []
     monkeypatch.setattr(patching, "install", installed.extend)
-    yield (
-        drafts_v1.wrap_build_logitsprocs(original_of(logits_processor.build_logitsprocs)),
-        installed,
-    )
+    original = original_of(logits_processor.build_logitsprocs)
+    yield drafts_v1.wrap_build_logitsprocs(original), installed
 
 
 def test_it_is_loaded_beside_min_tokens(build: tuple[Any, list[Any]]) -> None:

@@ -5,9 +5,10 @@ alone.
 
 from typing import TYPE_CHECKING
 
+from vllm_cold.compat import places
 from vllm_cold.compat.patching import Hook, Relies, Wraps, lazy
-from vllm_cold.compat.places import CPU, CPU_LORA, CPU_MODEL, CPU_WORKAROUNDS, workaround
 
+# fmt: off
 # A module is loaded when one of its functions wraps something.
 if TYPE_CHECKING:
     from vllm_cold.compat import draft_rows
@@ -21,12 +22,8 @@ if TYPE_CHECKING:
     )
 else:
     globals().update(lazy("vllm_cold.compat", "draft_rows"))
-    globals().update(
-        lazy(
-            "vllm_cold.cpu",
-            "cpu_platform linear_layers lora_fallback lora_wrapper moe_lora workarounds",
-        )
-    )
+    globals().update(lazy("vllm_cold.cpu",
+        "cpu_platform linear_layers lora_fallback lora_wrapper moe_lora workarounds"))
 
 _SCHED, _SAMPLE = "vllm.v1.core.sched.", "vllm.v1.sample."
 _GPU = "vllm.v1.worker.gpu."
@@ -36,10 +33,9 @@ _DRAFTER = "vllm.v1.spec_decode.llm_base_proposer:SpecDecodeBaseProposer."
 _LINEAR = "y x lora_a_stacked lora_b_stacked scale"
 _EXPERTS = "vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method:"
 
-# fmt: off
 TABLE = (
     Hook(
-        cpu_platform, CPU,
+        cpu_platform, places.CPU,
         "vllm-cold's class runs LoRA on CPU. vLLM's operations cannot be compiled, so it switches "
         "compilation off for LoRA; vllm-cold's can, and a compiled model is up to twice as fast. "
         "So the configuration is made as if there were no LoRA. Only engines with LoRA see a "
@@ -52,7 +48,7 @@ TABLE = (
         lost="LoRA on CPU is vLLM's", platform="cpu",
     ),
     Hook(
-        cpu_platform, CPU,
+        cpu_platform, places.CPU,
         "Workers ask their platform for kernels of its own before they load a model, with either "
         "model runner. There the rows of workers are wrapped, and not in every process.",
         "with `cpu.linear_layers` and `cpu.moe_lora`.",
@@ -63,7 +59,7 @@ TABLE = (
         platform="cpu",
     ),
     Hook(
-        lora_fallback, CPU_LORA,
+        lora_fallback, places.CPU_LORA,
         "vLLM's operations index the stacked adapter weights with each row's slot number, and a "
         "base-model row's -1 wraps around to the last slot: in a batch with an adapter row, base "
         "rows silently get the adapter. vLLM 0.33 masks these rows; there these classes only "
@@ -81,7 +77,7 @@ TABLE = (
         platform="cpu",
     ),
     Hook(
-        lora_wrapper, CPU_LORA,
+        lora_wrapper, places.CPU_LORA,
         "All linear layers would share one wrapper and pass it their weights at each call. Here "
         "each layer has an object that knows them: a compiled model looks up one tensor a layer "
         "instead of two a slice.",
@@ -93,7 +89,7 @@ TABLE = (
         platform="cpu",
     ),
     Hook(
-        linear_layers, CPU_MODEL,
+        linear_layers, places.CPU_MODEL,
         "vLLM computes all products with oneDNN. With up to 8 rows, as in decoding at small "
         "batches, that takes half as long again as reading the weights. The results here are the "
         "same, bit for bit.",
@@ -103,7 +99,7 @@ TABLE = (
         lost="small-M GEMMs are not faster here", platform="cpu",
     ),
     Hook(
-        moe_lora, CPU_MODEL,
+        moe_lora, places.CPU_MODEL,
         "In engines with LoRA, vLLM gives a mixture of experts Triton's kernel, which cannot run "
         "on a CPU: no such engine starts. Here it is asked for the kernel that it takes without "
         "LoRA, and that kernel learns to take adapters.",
@@ -114,8 +110,8 @@ TABLE = (
                has="LoRAExpertsMixin"),
         since="0.31", lost="LoRA on mixtures of experts does not run", platform="cpu",
     ),
-    workaround(
-        workarounds, CPU_WORKAROUNDS,
+    places.workaround(
+        workarounds, places.CPU_WORKAROUNDS,
         "V1 rewinds the random generator of each seeded request that is still prefilling with "
         "`Generator.set_offset`, which CPU generators lack: a seeded request whose prompt is "
         "split over steps kills the engine. Here such rows keep their generator out of the step: "
@@ -123,8 +119,8 @@ TABLE = (
         Wraps("vllm.v1.worker.cpu_model_runner:CPUModelRunner.sample_tokens",
               workarounds.wrap_cpu_sample_tokens, if_loaded=True),
     ),
-    workaround(
-        draft_rows, CPU_WORKAROUNDS,
+    places.workaround(
+        draft_rows, places.CPU_WORKAROUNDS,
         "V1 gives each draft's row the temperature, top-k and top-p of its request. The kernel "
         "writes into an int64 copy of the output, and what it returns is uninitialised memory: as "
         "soon as one request of a batch samples at random, the tokens of all are wrong, greedy "
@@ -133,8 +129,8 @@ TABLE = (
               draft_rows.wrap_expand_batch_to_tokens,
               "x cu_num_tokens num_tokens replace_from replace_to", if_loaded=True),
     ),
-    workaround(
-        workarounds, CPU_WORKAROUNDS,
+    places.workaround(
+        workarounds, places.CPU_WORKAROUNDS,
         "A linear LoRA layer takes the device of the base layer's weight. Where weights and "
         "inputs are int8, oneDNN's kernel leaves None in its place, so that no engine with LoRA "
         "starts on a CPU without AMX.",
@@ -142,8 +138,8 @@ TABLE = (
               "base_layer", if_loaded=True),
         can_go="when 0.32 is no longer supported.",
     ),
-    workaround(
-        workarounds, CPU_WORKAROUNDS,
+    places.workaround(
+        workarounds, places.CPU_WORKAROUNDS,
         "Drafters such as EAGLE and MTP compute with the target's embedding, which is a LoRA "
         "layer. It would take the adapters of the last step's rows, whose number differs: LoRA "
         "raises. Here drafts are made without adapters; right or wrong, they are verified.",
@@ -154,8 +150,8 @@ TABLE = (
               "TargetDependentARSpeculator.propose", workarounds.wrap_drafter, if_loaded=True),
         can_go="when its test in `tests/unit/test_workarounds.py` says so.", since="0.32",
     ),
-    workaround(
-        workarounds, CPU_WORKAROUNDS,
+    places.workaround(
+        workarounds, places.CPU_WORKAROUNDS,
         "V2 tells the LoRA layers one adapter for each request, but with speculative decoding a "
         "request has a row of logits for each draft and one more: LoRA of the output layer takes "
         "other requests' adapters. Here each request's adapter is repeated for each of its rows, "

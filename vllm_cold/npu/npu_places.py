@@ -3,12 +3,10 @@
 
 from typing import TYPE_CHECKING
 
+from vllm_cold.compat import places
 from vllm_cold.compat.patching import Hook, Relies, Wraps, lazy
-from vllm_cold.compat.places import (
-    NPU,
-    NPU_LORA,
-)
 
+# fmt: off
 # A module is loaded when one of its functions wraps something.
 if TYPE_CHECKING:
     from vllm_cold.npu import lora_bgmv, npu_platform
@@ -16,10 +14,9 @@ else:
     globals().update(lazy("vllm_cold.npu", "lora_bgmv npu_platform"))
 
 
-# fmt: off
 TABLE = (
     Hook(
-        npu_platform, NPU,
+        npu_platform, places.NPU,
         "In engines that vllm-cold serves `npu.lora_bgmv` runs LoRA on Ascend NPUs.",
         "with `npu.lora_bgmv`.",
         Wraps("vllm.platforms:current_platform.get_punica_wrapper",
@@ -27,7 +24,7 @@ TABLE = (
         lost="LoRA on NPUs is vllm-ascend's", platform="npu",
     ),
     Hook(
-        lora_bgmv, NPU_LORA,
+        lora_bgmv, places.NPU_LORA,
         "vLLM's V1 runner says `prefill` in every step, so that vllm-ascend uses its SGMV "
         "kernels. These are told how many runs of equal adapters the batch's rows form, as a "
         "Python number, which a compiled model keeps from its tracing: the rows after the first "

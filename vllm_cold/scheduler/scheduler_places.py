@@ -3,14 +3,10 @@
 
 from typing import TYPE_CHECKING
 
+from vllm_cold.compat import places
 from vllm_cold.compat.patching import Hook, Relies, lazy
-from vllm_cold.compat.places import (
-    CHANNEL,
-    CONFIGURED,
-    CONNECTOR,
-    GROUPS,
-)
 
+# fmt: off
 # A module is loaded when one of its functions wraps something.
 if TYPE_CHECKING:
     from vllm_cold.scheduler import (
@@ -23,26 +19,21 @@ if TYPE_CHECKING:
     )
     from vllm_cold.wire import stats_channel
 else:
-    globals().update(
-        lazy(
-            "vllm_cold.scheduler",
-            "amateur_requests encoder_inputs kv_blocks kv_loads queue_view scheduler",
-        )
-    )
+    globals().update(lazy("vllm_cold.scheduler",
+        "amateur_requests encoder_inputs kv_blocks kv_loads queue_view scheduler"))
     globals().update(lazy("vllm_cold.wire", "stats_channel"))
 
 _SCHED, _SAMPLE = "vllm.v1.core.sched.", "vllm.v1.sample."
 
-# fmt: off
 TABLE = (
     Hook(
-        scheduler, CONFIGURED,
+        scheduler, places.CONFIGURED,
         "A contrastive request is several requests that are scheduled in lockstep. "
         "`_mamba_block_aligned_split` is called for every request that is about to get tokens, if "
         "`need_mamba_block_aligned_split` is true: only there can tokens be capped *before* "
         "blocks are allocated and hashed. `_update_after_schedule`, the end of `schedule()`, "
         "removes what is left of a group that was split.",
-        GROUPS,
+        places.GROUPS,
         Relies(_SCHED + "scheduler:Scheduler", like="vllm_cold.scheduler.vllm_scheduler:Scheduler"),
         Relies(_SCHED + "interface:PauseState", has="UNPAUSED PAUSED_NEW PAUSED_ALL"),
         # A group that is held back takes its requests out of all columns of a step.
@@ -74,20 +65,20 @@ TABLE = (
                "kv_transfer_params"),
     ),
     Hook(
-        amateur_requests, CONFIGURED,
+        amateur_requests, places.CONFIGURED,
         "Amateurs are requests like their expert, without what would be done twice or for nobody.",
-        GROUPS,
+        places.GROUPS,
         Relies("vllm.sampling_params:SamplingParams",
                has="extra_args top_p top_k min_p logprobs prompt_logprobs structured_outputs "
                "stop_token_ids repetition_detection min_tokens bad_words allowed_token_ids "
                "_eos_token_id _bad_words_token_ids"),
     ),
     Hook(
-        queue_view, CONFIGURED,
+        queue_view, places.CONFIGURED,
         "Only the expert of a group waits in a queue, so that counts and order are those of the "
         "clients' requests. During a pass, views replace the queues: they hold back who may not "
         "start, and keep a group's streams together.",
-        GROUPS,
+        places.GROUPS,
         Relies(_SCHED + "request_queue", has="create_request_queue"),
         Relies(_SCHED + "request_queue:RequestQueue",
                has="add_request peek_request pop_request prepend_request prepend_requests "
@@ -95,10 +86,10 @@ TABLE = (
         Relies(_SCHED + "request_queue:SchedulingPolicy", has="FCFS PRIORITY"),
     ),
     Hook(
-        kv_blocks, CONFIGURED,
+        kv_blocks, places.CONFIGURED,
         "A group is admitted if all its streams fit the KV cache; blocks that a step hashed and "
         "will not write leave the prefix cache.",
-        GROUPS,
+        places.GROUPS,
         Relies("vllm.v1.core.kv_cache_manager:KVCacheManager",
                has="evict_blocks(block_ids) get_block_ids(request_id) "
                "get_computed_blocks(request)"),
@@ -107,11 +98,11 @@ TABLE = (
                has="get_num_blocks_to_allocate single_type_managers"),
     ),
     Hook(
-        encoder_inputs, CONFIGURED,
+        encoder_inputs, places.CONFIGURED,
         "vLLM takes tokens off a request whose next medium does not fit the encoder, after the "
         "cap that keeps a group in lockstep. It counts a medium as encoded once that is planned, "
         "whether or not the request stays in the step.",
-        GROUPS,
+        places.GROUPS,
         Relies("vllm.v1.core.encoder_cache_manager:EncoderCacheManager",
                has="check_and_update_cache(request input_id) free(request) "
                "free_encoder_input(request input_id) get_cached_input_ids(request) "
@@ -121,17 +112,17 @@ TABLE = (
         Relies("vllm.multimodal.inputs:PlaceholderRange", has="get_num_embeds offset length"),
     ),
     Hook(
-        stats_channel, CONFIGURED,
+        stats_channel, places.CONFIGURED,
         "What the scheduler counted reaches the process that serves /metrics in a dictionary, "
         "next to what a KV connector counted.",
-        CHANNEL,
+        places.CHANNEL,
         Relies("vllm.v1.metrics.stats:SchedulerStats", has="kv_connector_stats"),
     ),
     Hook(
-        kv_loads, CONNECTOR,
+        kv_loads, places.CONNECTOR,
         "The streams of a group wait for each other, so also for what a connector loads for one "
         "of them.",
-        GROUPS,
+        places.GROUPS,
         Relies(_SCHED + "scheduler:Scheduler",
                like="vllm_cold.scheduler.vllm_scheduler:WithConnector"),
         Relies(_SCHED + "output:KVConnectorBlockState", has="req_ids"),
