@@ -207,7 +207,7 @@ class TestAsAProgram:
         options = serve_parser().parse_args(words[words.index("serve") + 1 :])
         assert (options.model_tag, options.sampler) == (str(model_path()), "cold")
         request = json.loads(Path(shlex.split(curl)[-1].removeprefix("@")).read_text())
-        (amateur,) = describe(parse_request_args(request["vllm_xargs"]).given)
+        (amateur,) = describe(parse_request_args(request["vllm_xargs"]))
         assert str(amateur.source) == "without 0"
         done = subprocess.run(["bash", "-c", explain], capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr

@@ -32,7 +32,6 @@ pytestmark = pytest.mark.unit
 
 VOCAB = 37
 SLOTS = 16
-NEEDED = {"judge": {"token": 7.0}}
 REGULAR = SamplingParams()
 
 
@@ -273,8 +272,7 @@ def test_no_sync(counts: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     for rule in (None, *BUILT_IN):
         processor = mixed("meta")
         if rule is not None:
-            given = NEEDED.get(rule, {})
-            asked = Contrast((None, None), rule=rule, parameters=given, slot=3, explain=1)
+            asked = Contrast((None, None), rule=rule, slot=3, explain=1)
             for index, slot in enumerate(MIXED["z"][1]):
                 processor.add_request(slot, params("z", index, asked))
         expect(processor, range(10), counts)

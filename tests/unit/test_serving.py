@@ -93,8 +93,8 @@ def test_a_vllm_without_its_class_of_errors_still_says_why(monkeypatch: pytest.M
 def test_errors_show_the_beginning_of_what_is_deep_or_long(online: Online) -> None:
     deep, wide = "[" * 600 + "]" * 600, json.dumps([[[1] * 99] * 99] * 99)
     for wrong in (
-        xargs(beta="mti", rule_parameters=f'{{"a": {deep}}}'),
-        xargs(beta="mti", rule_parameters=f'{{"beta": {deep}}}'),
+        xargs(rule="mti", rule_parameters=f'{{"a": {deep}}}'),
+        xargs(rule="mti", rule_parameters=f'{{"beta": {deep}}}'),
         {"cold_beta": json.loads(deep)},
         {"cold_beta": json.loads(wide)},
     ):

@@ -10,7 +10,7 @@ import pytest
 from tests.asked import content
 from vllm_cold.errors import ColdError
 from vllm_cold.rules import registry
-from vllm_cold.settings.amateurs import Messages, Text
+from vllm_cold.settings.sources import Messages, Text
 from vllm_cold.tools.asked_contrast import (
     Content,
     adapter_of,

@@ -146,9 +146,10 @@ MISTAKES = """
 --better x                         | --better: every amateur must read another prompt
 --weights -1                       | (line 1): --beta=0.5: no amateur uses it, as each has
 --alpha 0.1,                       | --alpha='': must be a number
---beta 1,mti,half                  | --beta='half': must be a number, or the name of a rule: acd,
---beta-max 2                       | (line 1): --beta-max=2.0: is for a rule, and beta is 0.5; leave
---rule-parameters {"taw":2} --beta 1,mti | (line 1): --rule-parameters['taw']=2
+--beta 1,mti                       | --beta='mti': must be a number >= 0, at most 1e6
+--rule half                        | --rule='half': must be the name of a rule: acd,
+--rule-parameters {"tau":2}        | (line 1): --rule-parameters={'tau': 2}: is for a rule, and
+--rule-parameters {"taw":2} --rule mti | (line 1): --rule-parameters['taw']=2
 --preset what                      | --preset='what': must be one of cold, cad
 --preset cad                       | (line 1): --preset='cad': contrasts with another prompt; say
 --preset dexperts                  | (line 1): --preset='dexperts': is for 2 amateurs: list their

@@ -6,7 +6,7 @@ from typing import Any
 
 import openai
 
-from vllm_cold.settings.amateurs import Messages
+from vllm_cold.settings.sources import Messages
 from vllm_cold.settings.table import EXPLAIN, PREFIX, SETTINGS
 from vllm_cold.tools.asked_contrast import request_args
 from vllm_cold.tools.command_error import ToolError

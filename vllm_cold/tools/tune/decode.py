@@ -7,7 +7,7 @@ from typing import Any
 
 import openai
 
-from vllm_cold.settings.amateurs import Messages
+from vllm_cold.settings.sources import Messages
 from vllm_cold.tools.asked_contrast import request_args
 from vllm_cold.tools.command_error import ToolError
 from vllm_cold.tools.pictures import as_sent
