@@ -58,28 +58,17 @@ class ContrastSpec:
 
 
 class Omission(NamedTuple):
-    """What a default leaves out of an amateur's prompt.
+    """A value that a default has for what an amateur's prompt lacks."""
 
-    Attributes:
-        whose: Whose default it is: a preset's name, or "the engine".
-        name: Of the value that says it.
-        value: Says it.
-    """
-
-    whose: str
+    whose: str  # the preset's name, or "the engine"
     name: str
     value: Any
 
 
 class AmateurCount(NamedTuple):
-    """How many amateurs a request has.
+    """How many amateurs a request has."""
 
-    Attributes:
-        name: Of the value that decides it; None without such a one.
-        number: It.
-    """
-
-    name: str | None
+    name: str | None  # of the value that decides it, if one does
     number: int
 
 

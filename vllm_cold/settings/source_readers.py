@@ -36,18 +36,19 @@ def read_source(prompt: object, without: Any, images: object) -> Source | None:
     """
     arguments = {"prompt": prompt, "without": without, "images": images}
     values = {name: (name, value) for name, value in arguments.items() if value is not None}
-    if (choice := pick_source(values, arguments)) is None:
-        return None
-    name, field, value = choice
-    if name == "without":
-        return read_without(field, check(name, value))
-    if name == "prompt":
-        return read_prompt(field, value)
-    if not callable(value):
-        raise ColdError(
-            field, value, "must be Noise, Blur or a function that makes a PIL image of one"
-        )
-    return Distorted(value)
+    match pick_source(values, arguments):
+        case None:
+            return None
+        case "without", field, value:
+            return read_without(field, check("without", value))
+        case "prompt", field, value:
+            return read_prompt(field, value)
+        case _, field, value:
+            if callable(value):
+                return Distorted(value)
+            raise ColdError(
+                field, value, "must be Noise, Blur or a function that makes a PIL image of one"
+            )
 
 
 def read_prompt(field: str, prompt: object) -> Source:
