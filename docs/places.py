@@ -4,27 +4,32 @@
 from pathlib import Path
 
 from vllm_cold.compat import places
-from vllm_cold.compat.patching import Dependency, Hook
+from vllm_cold.compat.patching import Hook, Relies, Time, Wraps
 
+HOOKS = [h for name in (*places.TABLES, places.CPU_TABLE) for h in places.table(name)]
 PAGE = Path(__file__).parent / "reference" / "places.md"
 _HEAD = """# What it hooks in vLLM
 
-Made from `vllm_cold/compat/places.py`, which the plugin, `vllm-cold doctor` and the tests read,
-by `python -m docs.places`. Where vLLM lacks a place, contrastive decoding is unavailable there and
-says which one it is, or does without as the row says. What would let most of it go: [for vLLM's
-maintainers](../for-vllm.md).
+Made from the tables that `vllm_cold/compat/places.py` names, which the plugins, `vllm-cold doctor`
+and the tests read, by `python -m docs.places`. Where vLLM lacks a place, contrastive decoding is
+unavailable in that engine and says which one it is, or does without as the row says. What would let
+most of it go: [for vLLM's maintainers](../for-vllm.md).
 """
 
 
 def text() -> str:
     """The page."""
-    times = dict.fromkeys(hook.when for hook in places.TABLE)
+    times = dict.fromkeys(hook.when for hook in HOOKS)
     return _HEAD + "\n".join(line for when in times for line in _section(when)) + "\n"
 
 
-def _section(when: str) -> list[str]:
-    rows = [hook for hook in places.TABLE if hook.when == when]
-    return ["", f"## {when[0].upper()}{when[1:]}", *(line for row in rows for line in _row(row))]
+def _section(when: Time) -> list[str]:
+    rows = [hook for hook in HOOKS if hook.when == when]
+    return [
+        "",
+        f"## {when.text[0].upper()}{when.text[1:]}",
+        *(line for row in rows for line in _row(row)),
+    ]
 
 
 def _row(hook: Hook) -> list[str]:
@@ -35,24 +40,24 @@ def _row(hook: Hook) -> list[str]:
         f"### `{hook.file}`",
         f"{hook.why} Since {hook.since}.{platform}{lost} *Can go*: {hook.can_go}",
         "",
-        *map(_dependency, hook.dependencies),
+        *map(_place, hook.places),
     ]
 
 
-def _dependency(dependency: Dependency) -> str:
-    where = dependency.where.replace(":", ".")
-    if dependency.make is not None:
-        taken = f"({', '.join(dependency.takes.split())}, ...)" if dependency.takes else ""
-        before = f"; before, `{dependency.before.replace(':', '.')}`" if dependency.before else ""
+def _place(place: Wraps | Relies) -> str:
+    where = place.where.replace(":", ".")
+    if isinstance(place, Wraps):
+        taken = f"({', '.join(place.takes.split())}, ...)" if place.takes else ""
+        before = f"; before, `{place.before.replace(':', '.')}`" if place.before else ""
         return f"- wrapped: `{where}{taken}`{before}"
-    said = [dependency.has.replace(" ", ", ")] if dependency.has else []
-    if dependency.others is not None:
-        said.append("and no field that is not known")
-    if dependency.uses:
-        said.append(f"in this order: {', '.join(dependency.uses.split())}")
-    if dependency.like:
-        said.append(f"what `{dependency.like.replace(':', '.')}` has")
-    return f"- relied on: `{where}`: {', '.join(said)}"
+    parts = [place.has.replace(" ", ", ")] if place.has else []
+    if place.others is not None:
+        parts.append("and no field that is not known")
+    if place.uses:
+        parts.append(f"in this order: {', '.join(place.uses.split())}")
+    if place.like:
+        parts.append(f"what `{place.like.replace(':', '.')}` has")
+    return f"- relied on: `{where}`: {', '.join(parts)}"
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ def config(**model: Any) -> Any:
         "runner_type": "generate",
         "is_encoder_decoder": False,
         "is_hybrid": False,
+        "is_attention_free": False,
         "logits_processors": None,
         "max_model_len": 64,
         **model,

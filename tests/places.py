@@ -1,25 +1,35 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The table of vLLM's places, changed for a test."""
+"""The tables of vLLM's places, changed for a test."""
 
-from typing import Any
+import importlib
+from types import ModuleType
 
 import pytest
 
 from vllm_cold.compat import places
-from vllm_cold.compat.patching import Dependency, Hook
+from vllm_cold.compat.patching import Hook, Relies, Time, Wraps
+
+TABLES = (*places.TABLES, places.CPU_TABLE)
+NOWHERE = Time(places.TABLES[0], "at a time of a test")
 
 
-def wrapped(name: str) -> Dependency:
+def hooks() -> list[Hook]:
+    """All rows, of every platform."""
+    return [hook for name in TABLES for hook in places.table(name)]
+
+
+def wrapped(name: str) -> Wraps:
     """The one place whose path ends like this."""
-    (found,) = [p for hook in places.TABLE for p in hook.wraps if p.here.endswith(name)]
-    return found
+    (place,) = {p.where: p for h in hooks() for p in h.wraps if p.here.endswith(name)}.values()
+    return place
 
 
-def row(when: str, *own: Dependency, lost: str = "") -> Hook:
+def row(when: Time, *own: Wraps | Relies, lost: str = "") -> Hook:
     """A row without a file, for makers that are functions."""
-    return Hook("", when, "", "", *own, lost=lost)
+    return Hook(ModuleType("vllm_cold."), when, "", "", *own, lost=lost)
 
 
-def add(patch: pytest.MonkeyPatch, when: str, *own: Any, lost: str = "") -> None:
-    """Give the table one more row."""
-    patch.setattr(places, "TABLE", (*places.TABLE, row(when, *own, lost=lost)))
+def add(patch: pytest.MonkeyPatch, when: Time, *own: Wraps | Relies, lost: str = "") -> None:
+    """Give a table one more row."""
+    table = importlib.import_module(when.table)
+    patch.setattr(table, "TABLE", (*table.TABLE, row(when, *own, lost=lost)))

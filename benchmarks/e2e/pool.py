@@ -131,7 +131,7 @@ class Workers:
 def environment(family: str, kv_gib: int, base: Mapping[str, str]) -> dict[str, str]:
     """The environment of a worker: plugin on or off, a small KV cache, idle threads that sleep."""
     # These would switch the plugin on or off, or make threads spin while another process runs.
-    unwanted = {"VLLM_PLUGINS", "COLD_ENABLED", "COLD_CONTRAST", "VLLM_COLD"}
+    unwanted = {"VLLM_PLUGINS", "COLD_ENABLED", "VLLM_COLD"}
     unwanted |= {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"}
     env = {key: value for key, value in base.items() if key not in unwanted}
     env["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # all prompts are queued before the first step

@@ -129,7 +129,7 @@ def prefix_cache(page: str) -> tuple[int, int]:
 
 def environment(kind: str, base: Mapping[str, str]) -> dict[str, str]:
     """A server's environment: plugin on or off, and an endpoint to empty the prefix cache."""
-    unwanted = {"VLLM_PLUGINS", "COLD_ENABLED", "COLD_CONTRAST", "VLLM_COLD"}
+    unwanted = {"VLLM_PLUGINS", "COLD_ENABLED", "VLLM_COLD"}
     unwanted |= {"VLLM_ENABLE_V1_MULTIPROCESSING"}
     env = {key: value for key, value in base.items() if key not in unwanted}
     env |= {

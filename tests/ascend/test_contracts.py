@@ -9,8 +9,8 @@ _PUNICA = "vllm_ascend.lora.punica_npu:PunicaWrapperNPU"
 
 
 def test_names_and_parameters() -> None:
-    kernels = places.rows(places.PLATFORM, places.LORA)
-    assert _PUNICA in {each.where for hook in kernels for each in hook.dependencies}
+    kernels = places.rows(places.NPU, places.NPU_LORA)
+    assert _PUNICA in {place.where for hook in kernels for place in hook.places}
     assert patching.problems(kernels) is None and places.problem(*places.EVERY_ENGINE) is None
     assert hasattr(find("vllm.config"), "get_current_vllm_config_or_none")
     assert npu_platform.named() == npu_platform.STOCK

@@ -28,6 +28,6 @@ def test_the_page_is_made_from_the_table() -> None:
 def test_what_each_seam_would_end(heading: str, can_go: str) -> None:
     text = (ROOT / "docs" / "for-vllm.md").read_text(encoding="utf-8")
     section = text.partition(f"## {heading}\n")[2].partition("\n## ")[0]
-    named = re.findall(r"`((?:frontend|scheduler|worker)\.\w+)`", section)
-    ended = {hook.file.removeprefix("vllm.") for hook in places.TABLE if hook.can_go == can_go}
+    named = re.findall(r"`((?:frontend|scheduler|worker|wire)\.\w+)`", section)
+    ended = {hook.file for hook in page.HOOKS if hook.can_go == can_go}
     assert set(named) == ended and len(named) >= 4

@@ -44,14 +44,14 @@ def run(
 
 def lose(where: str) -> None:
     """To the package, vLLM has not this place; vLLM itself is whole, and goes on using it."""
-    from vllm_cold.compat.patching import Dependency
+    from vllm_cold.compat.patching import Place
 
-    look = Dependency.problem
+    look = Place.problem
 
-    def problem(self: Dependency) -> str | None:
+    def problem(self: Place) -> str | None:
         return f"{where.replace(':', '.')} is gone" if self.where == where else look(self)
 
-    Dependency.problem = problem  # type: ignore[method-assign]
+    Place.problem = problem  # type: ignore[method-assign]
 
 
 def said(call: Callable[[], Any]) -> str | None:

@@ -128,8 +128,8 @@ def test_it_can_be_switched_off(stock: Result) -> None:
 
 def test_the_contrast_can_be_switched_off_alone(run: Run, stock: Result) -> None:
     """Kernels are ours: the model is compiled, with LoRA in its products."""
-    result = run("engine", environment={"COLD_CONTRAST": "0"}, enforce_eager=False)
-    assert "COLD_CONTRAST=0 is set" in result["ColdParams"]
+    result = run("engine", environment={"VLLM_PLUGINS": "cold_cpu"}, enforce_eager=False)
+    assert "VLLM_PLUGINS='cold_cpu' leaves it out" in result["ColdParams"]
     assert result["scheduler"] == stock["scheduler"] and result["compiled"]
     assert result["products"] == (linear_ops.missing() is None)
     check_regular(result, stock)

@@ -422,7 +422,7 @@ def test_nothing_that_takes_time_is_done_on_the_event_loop(
     ) -> Any:
         return from_extra_args(front.request(prompt, params, lora).sampling_params.extra_args)
 
-    add_request = intake._make_add_request(original)
+    add_request = intake.wrap_add_request(original)
 
     def run(prompt: Any, params: Any) -> Any:
         return front.run(add_request(engine, "r", prompt, params, lora_request=ONE))

@@ -51,7 +51,7 @@ def check(models: Models, request: Any) -> Any:
     original = original_of(original)
     serving = object.__new__(OpenAIServingCompletion)
     serving.models, serving.request_logger = models, None  # type: ignore[assignment]
-    return asyncio.run(aliases._make(original)(serving, request))
+    return asyncio.run(aliases.wrap_check_model(original)(serving, request))
 
 
 OWN = {"cold_preset": "cfg", "cold_beta": 2, "mine": "x"}

@@ -42,6 +42,6 @@ def test_every_new_cache_gets_one(profiling: bool) -> None:
         def _init_kv_zero_meta(self) -> None:
             done.append("zeroer")
 
-    wrapped = block_zeroer._make_initialize(Runner.initialize_kv_cache)
+    wrapped = block_zeroer.wrap_initialize_kv_cache(Runner.initialize_kv_cache)
     wrapped(Runner(), "config", is_profiling=profiling)
     assert done == [("config", profiling), "zeroer"]

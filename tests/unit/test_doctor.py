@@ -18,7 +18,7 @@ from tests.places import add
 from tests.unit.test_own_server import gone
 from vllm_cold import __version__, plugin
 from vllm_cold.compat import active, environment, places, versions
-from vllm_cold.compat.patching import Dependency
+from vllm_cold.compat.patching import Relies
 from vllm_cold.cpu import operators
 from vllm_cold.ops import backend_registry, cpu_library
 from vllm_cold.tools.doctor import doctor_report, machine, sections, self_test, tiny
@@ -179,14 +179,14 @@ def test_lora(
 
 def test_what_changed_in_vllm_is_a_problem_or_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [entry.name for entry in sections.interfaces()] == ["hold"]
-    lost = Dependency("vllm:LLM", has="gone")
+    lost = Relies("vllm:LLM", has="gone")
     add(monkeypatch, places.DRAFTS, lost)
     entry, hold = sections.interfaces()
     assert (entry.status, hold.status) == (Status.WARNING, Status.OK)
     assert entry.value == "vllm.LLM has no gone any more"
     add(monkeypatch, places.CONFIGURED, lost)
     first, second, _ = sections.interfaces()
-    assert (first.status, second.status) == (Status.WARNING, Status.PROBLEM)
+    assert (first.status, second.status) == (Status.PROBLEM, Status.WARNING)
 
 
 def test_the_tokens_are_the_references_and_the_cases_differ(tmp_path: Path) -> None:

@@ -25,10 +25,9 @@ from vllm.v1.spec_decode.metadata import SpecDecodeMetadata
 
 from tests import engine_config
 from tests.contrast import Contrast
-from vllm_cold.compat import patching, places, versions
+from vllm_cold.compat import draft_rows, patching, places, versions
 from vllm_cold.compat.engine import PROCESSOR_V1
 from vllm_cold.compat.patching import original_of
-from vllm_cold.cpu import workarounds
 from vllm_cold.wire import worker_output
 from vllm_cold.worker import amateur_tokens, drafts_v1
 from vllm_cold.worker.processor_v1 import ColdLogitsProcessorV1
@@ -51,10 +50,10 @@ def original(function: Any) -> Any:
 def _wrapped(monkeypatch: pytest.MonkeyPatch) -> None:
     """vLLM's classes as an engine with speculation has them, for one test; no figures are left."""
     for owner, name, make in (
-        (Sampler, "forward", amateur_tokens._make_forward),
-        (RejectionSampler, "forward", drafts_v1._make_forward),
-        (RejectionSampler, "apply_logits_processors", drafts_v1._make_apply),
-        (rejection_sampler, "expand_batch_to_tokens", workarounds._make_expand),
+        (Sampler, "forward", amateur_tokens.wrap_sampler_forward),
+        (RejectionSampler, "forward", drafts_v1.wrap_rejection_forward),
+        (RejectionSampler, "apply_logits_processors", drafts_v1.wrap_apply_logits_processors),
+        (rejection_sampler, "expand_batch_to_tokens", draft_rows.wrap_expand_batch_to_tokens),
     ):
         monkeypatch.setattr(owner, name, make(original(getattr(owner, name))))
     for name in ("greedy_sample", "random_sample"):
@@ -79,7 +78,7 @@ def _use_cpu_kernel(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
 class Output:
     """As vLLM makes it, with what this thread carries."""
 
-    __init__ = worker_output._make_output_init(lambda self: None)
+    __init__ = worker_output.wrap_output_init(lambda self: None)
 
 
 @dataclass
@@ -328,7 +327,7 @@ def test_drafts_of_either_kind_are_told() -> None:
     """vLLM has lists of drafters on the host, and a tensor of others."""
     processor = processor_of(batch({"x": [], "y": [], "p": []}, {"x": [], "y": [], "p": []}))
     lists = [[row] * row for row in range(6)]
-    propose = drafts_v1._make_propose(lambda self, drafts: drafts)
+    propose = drafts_v1.wrap_propose_draft_token_ids(lambda self, drafts: drafts)
     runner = SimpleNamespace(input_batch=SimpleNamespace(logitsprocs=LogitsProcessors([processor])))
     told = [[4] * 4, [1], [2, 2], [1], [4] * 4, [1]]
     assert propose(runner, lists) is lists
@@ -346,7 +345,7 @@ def build(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Any, list[Any]]]:
     """vllm-cold's ``build_logitsprocs``, and what is installed by it; nothing is."""
     installed: list[Any] = []
     monkeypatch.setattr(patching, "install", installed.extend)
-    yield drafts_v1._make_build(original(logits_processor.build_logitsprocs)), installed
+    yield drafts_v1.wrap_build_logitsprocs(original(logits_processor.build_logitsprocs)), installed
 
 
 def test_it_is_loaded_beside_min_tokens(build: tuple[Any, list[Any]]) -> None:
@@ -358,7 +357,7 @@ def test_it_is_loaded_beside_min_tokens(build: tuple[Any, list[Any]]) -> None:
         assert isinstance(found, LogitsProcessors)
         assert [type(p) for p in found.all] == [MinTokensLogitsProcessor, ColdLogitsProcessorV1]
         assert found.argmax_invariant == []
-    wanted = places.rows(places.DRAFTS_V1, places.WORKAROUNDS, places.EMBEDS, places.V1)
+    wanted = places.rows(places.DRAFTS_V1, places.EMBEDS, places.V1)
     assert set(wanted) <= set(installed)
 
 

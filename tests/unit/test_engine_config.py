@@ -12,10 +12,12 @@ import pytest
 from tests.contracts.source import since
 from tests.engine_config import config
 from tests.places import add
-from vllm_cold.compat import places, versions
-from vllm_cold.compat.patching import Dependency
+from vllm_cold import plugin
+from vllm_cold.compat import availability, places, versions
+from vllm_cold.compat.patching import Relies
+from vllm_cold.cpu import cpu_platform
 from vllm_cold.errors import ColdError
-from vllm_cold.frontend import cli, engine_config
+from vllm_cold.frontend import engine_config, start_hooks
 from vllm_cold.frontend.capacity import fit
 from vllm_cold.frontend.engine_config import configure
 from vllm_cold.frontend.support import lacks_slots, unsupported
@@ -23,6 +25,25 @@ from vllm_cold.settings.amateurs import AmateurSpec
 from vllm_cold.settings.arguments import parse_engine_defaults
 
 pytestmark = pytest.mark.unit
+
+
+@pytest.fixture(autouse=True)
+def kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM has loaded the plugin ``cold_cpu``."""
+    monkeypatch.setattr(cpu_platform, "is_loaded", True)
+
+
+def test_adapters_need_the_kernels_for_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM's own LoRA gives rows of the base model an adapter."""
+    engine = config()
+    monkeypatch.setattr(availability, "_adapters", plugin._unsupported_adapters)
+    assert unsupported(engine) is None
+    monkeypatch.setattr(cpu_platform, "is_loaded", False)
+    monkeypatch.setenv("VLLM_PLUGINS", "cold")
+    reason = str(unsupported(engine))
+    assert "(VLLM_PLUGINS=cold)" in reason and "add cold_cpu to VLLM_PLUGINS" in reason
+    engine.lora_config, engine.additional_config = None, {"cold": True}
+    assert unsupported(engine) is None
 
 
 def test_an_ordinary_engine_is_prepared() -> None:
@@ -37,7 +58,7 @@ def test_an_ordinary_engine_is_prepared() -> None:
 
 def test_engines_of_the_v2_runner_miss_its_sampler(monkeypatch: pytest.MonkeyPatch) -> None:
     """The others do not."""
-    add(monkeypatch, places.V2, Dependency("vllm.v1.worker.gpu.sample.sampler:Sampler.call", ""))
+    add(monkeypatch, places.V2, Relies("vllm.v1.worker.gpu.sample.sampler:Sampler.call"))
     assert unsupported(config()) is None
     monkeypatch.setattr("vllm_cold.frontend.support.uses_v2_runner", lambda config: True)
     said = str(unsupported(config()))
@@ -316,7 +337,9 @@ def test_what_fits_the_kv_cache(
 def test_options_of_a_server(options: dict[str, Any], said: Any, cold: Any) -> None:
     more = {"other": 1} | ({} if said is None else {"cold": said})
     args = argparse.Namespace(additional_config=more, middleware=["mine"], **options)
-    made = cli._make_from(lambda cls, args: SimpleNamespace(**vars(args)))(None, args)
+    made = start_hooks.wrap_from_cli_args(lambda cls, args: SimpleNamespace(**vars(args)))(
+        None, args
+    )
     assert made.additional_config == {"other": 1} | ({} if cold is None else {"cold": cold})
     header = ["vllm_cold.frontend.serving.Header"] if options or cold else []
     assert made.middleware == ["mine", *header]
@@ -326,14 +349,14 @@ def test_options_of_a_server(options: dict[str, Any], said: Any, cold: Any) -> N
 def test_options_that_do_not_fit_together() -> None:
     args = argparse.Namespace(cold_rule_parameters={"tau": 2.0}, additional_config=None)
     with pytest.raises(SystemExit, match="vllm: error: --cold-rule-parameters={'tau': 2.0}: "):
-        cli._make_from(lambda cls, args: SimpleNamespace(**vars(args)))(None, args)
+        start_hooks.wrap_from_cli_args(lambda cls, args: SimpleNamespace(**vars(args)))(None, args)
 
 
 # ---- what computes LoRA on CPU -------------------------------------------------------------------
 
 
 def test_a_choice_of_lora_that_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
-    from vllm_cold.cpu import cpu_platform, operators
+    from vllm_cold.cpu import operators
 
     monkeypatch.setenv("COLD_LORA", "0")
     with pytest.raises(ValueError, match="COLD_LORA='0': must be one of cpp, torch, stock"):
@@ -347,12 +370,12 @@ def test_a_choice_of_lora_that_cannot_be(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_the_wrapper_that_the_platform_names(
     monkeypatch: pytest.MonkeyPatch, logged: list[logging.LogRecord]
 ) -> None:
-    from vllm_cold.cpu import cpu_platform, operators
+    from vllm_cold.cpu import operators
 
     monkeypatch.delenv("COLD_LORA", raising=False)
-    stock = cpu_platform._make_wrapper(lambda cls: cpu_platform.STOCK)
+    stock = cpu_platform.wrap_get_punica_wrapper(lambda cls: cpu_platform.STOCK)
     assert stock(None) == cpu_platform.WRAPPERS["cpp"]
-    assert cpu_platform._make_wrapper(lambda cls: "their.own")(None) == "their.own"
+    assert cpu_platform.wrap_get_punica_wrapper(lambda cls: "their.own")(None) == "their.own"
     monkeypatch.setattr(operators, "missing", lambda: "It is not built: build it.")
     logged.clear()
     assert stock(None) == cpu_platform.WRAPPERS["torch"]

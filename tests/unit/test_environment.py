@@ -1,12 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The environment variables."""
 
-from types import SimpleNamespace
-from typing import Any
-
 import pytest
 
-from vllm_cold.compat import active, environment, hardware
+from vllm_cold.compat import active, environment
 
 pytestmark = pytest.mark.unit
 
@@ -27,23 +24,16 @@ def test_switch(monkeypatch: pytest.MonkeyPatch, value: str, off: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("contrast", "scheduler", "lora", "serves"),
+    ("name", "value", "says"),
     [
-        ("", "vllm_cold.scheduler.scheduler.ColdScheduler", None, True),
-        ("", None, object(), False),
-        ("0", None, object(), True),
-        ("0", None, None, False),
+        ("COLD_ENABLED", "0", "COLD_ENABLED=0 is set; unset it to use contrastive decoding."),
+        ("VLLM_PLUGINS", "cold_cpu", "VLLM_PLUGINS='cold_cpu' leaves it out; add 'cold' to it."),
+        ("VLLM_PLUGINS", "other,cold", "vLLM did not load its entry point; install the package"),
     ],
 )
-def test_whom_kernels_serve(
-    contrast: str, scheduler: str | None, lora: Any, serves: bool, monkeypatch: pytest.MonkeyPatch
+def test_who_asks_is_told_why_it_is_not_active(
+    name: str, value: str, says: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("COLD_CONTRAST", contrast)
-    engine = SimpleNamespace(scheduler_cls=scheduler)
-    assert hardware.serves(SimpleNamespace(scheduler_config=engine, lora_config=lora)) is serves
-
-
-@pytest.mark.parametrize("name", ["COLD_ENABLED", "COLD_CONTRAST"])
-def test_who_asks_is_told_which_switch(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(name, "0")
-    assert active.inactive() == f"{name}=0 is set; unset it to use contrastive decoding."
+    monkeypatch.setattr(active, "is_loaded", False)
+    monkeypatch.setenv(name, value)
+    assert str(active.inactive()).startswith(says)

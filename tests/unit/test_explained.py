@@ -27,7 +27,9 @@ WHERE = "vllm.v1.engine.output_processor:RequestState.make_request_output"
 
 @pytest.fixture(autouse=True)
 def patched(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(RequestState, "make_request_output", explain_output._make(find(WHERE)))
+    monkeypatch.setattr(
+        RequestState, "make_request_output", explain_output.wrap_make_request_output(find(WHERE))
+    )
 
 
 class Request:

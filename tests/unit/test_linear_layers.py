@@ -26,7 +26,8 @@ OURS = "vllm_cold.scheduler.scheduler.ColdScheduler"
 @pytest.fixture
 def engine(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """The engine whose model is loaded."""
-    config = SimpleNamespace(scheduler_config=SimpleNamespace(scheduler_cls=OURS))
+    scheduler = SimpleNamespace(scheduler_cls=OURS)
+    config = SimpleNamespace(scheduler_config=scheduler, lora_config=None)
     monkeypatch.setattr("vllm.config.get_current_vllm_config_or_none", lambda: config)
     monkeypatch.setattr(utils.ops, "_supports_onednn", True)
     monkeypatch.delenv("COLD_LINEAR", raising=False)
@@ -48,7 +49,7 @@ def layer_of(outputs: int = 128, bias: bool = False) -> Any:
 def dispatch(layer: Any, remove_weight: bool = True) -> list[Any]:
     """Call it as vLLM does; the layers that were left to vLLM."""
     left: list[Any] = []
-    linear_layers._make(lambda layer, _: left.append(layer))(layer, remove_weight)
+    linear_layers.wrap_dispatch_gemm(lambda layer, _: left.append(layer))(layer, remove_weight)
     return left
 
 

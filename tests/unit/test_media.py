@@ -642,7 +642,7 @@ def test_the_sender_is_told_when_it_is_sent(
     async def add() -> Any:
         prompt = (await online.prepare(_request(ASKED | xargs(preset="vcd"))))[0]
         engine = SimpleNamespace(input_processor=front.processor)
-        wrapped = intake._make_add_request(add_request)
+        wrapped = intake.wrap_add_request(add_request)
         return await wrapped(engine, "r", prompt, SamplingParams(max_tokens=2))
 
     one = hash_of_url(front, 1)
@@ -664,7 +664,7 @@ def test_what_a_server_refuses_empties_no_cache(online: Online, front: Front) ->
     for body in ({"prompt": " w1"}, ASKED, ASKED | xargs(preset="vcd")):
         (prompt,) = front.run(online.prepare(_request(body)))
         with pytest.raises(ValueError, match="too long"):
-            front.run(intake._make_add_request(add_request)(engine, "r", prompt, SamplingParams()))
+            front.run(intake.wrap_add_request(add_request)(engine, "r", prompt, SamplingParams()))
     front.renderer._mm_executor.submit(bool).result()
     assert front.renderer.mm_processor_cache.is_cached_item(hash_of_url(front, 1))
 
@@ -685,7 +685,7 @@ def test_the_sender_is_told_of_a_beam_searchs_images(online: Online, front: Fron
         return None
 
     engine = SimpleNamespace(input_processor=front.processor)
-    front.run(intake._make_add_request(add_request)(engine, "r", step, SamplingParams()))
+    front.run(intake.wrap_add_request(add_request)(engine, "r", step, SamplingParams()))
     front.renderer._mm_executor.submit(bool).result()
     assert front.renderer.mm_processor_cache.is_cached_item(hash_of_url(front, 1))
 

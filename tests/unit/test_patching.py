@@ -16,10 +16,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from tests.places import add, row
+from tests.places import NOWHERE, add, hooks, row
 from vllm_cold import plugin
 from vllm_cold.compat import active, availability, patching, places, versions
-from vllm_cold.compat.patching import Dependency, DependencyMissing, Hook
+from vllm_cold.compat.patching import DependencyMissing, Hook, Place, Reference, Relies, Time, Wraps
 
 pytestmark = pytest.mark.unit
 
@@ -131,12 +131,12 @@ def loud(original: Callable[..., Any]) -> Callable[..., Any]:
     return replacement
 
 
-def place(path: str, takes: str = "", kind: type | None = None) -> Dependency:
-    return Dependency(f"{NAME}:{path}", loud, takes, kind)
+def place(path: str, takes: str = "", kind: type | None = None) -> Wraps:
+    return Wraps(f"{NAME}:{path}", loud, takes, kind)
 
 
-def relied_on(path: str, **what: Any) -> Dependency:
-    return Dependency(f"{NAME}:{path}" if path else NAME, **what)
+def relied_on(path: str, **what: Any) -> Relies:
+    return Relies(f"{NAME}:{path}" if path else NAME, **what)
 
 
 @pytest.mark.parametrize(
@@ -208,7 +208,7 @@ def test_each_kind_is_wrapped_once(module: Any) -> None:
         place("Child.plain"),  # inherits the wrapped method
     )
     for _ in range(2):
-        patching.install([row("", *wanted)])
+        patching.install([row(NOWHERE, *wanted)])
     owner = module.Owner()
     assert owner.plain(1, y=2) == module.Child().plain(1, y=2) == "<plain 1 2>"
     assert module.Owner.static(1) == owner.static(1) == "<static 1>"
@@ -226,9 +226,9 @@ def test_two_reasons_to_wrap_a_method_stack(module: Any) -> None:
     def louder(original: Callable[..., Any]) -> Callable[..., Any]:
         return lambda *args, **kwargs: f"{original(*args, **kwargs)}!"
 
-    inner, outer = place("Owner.plain"), Dependency(f"{NAME}:Owner.plain", louder)
+    inner, outer = place("Owner.plain"), Wraps(f"{NAME}:Owner.plain", louder)
     for one in (inner, outer, inner, outer):
-        patching.install([row("", one)])
+        patching.install([row(NOWHERE, one)])
     assert module.Owner().plain(1) == "<plain 1 0>!"
     assert patching.original_of(module.Owner.plain) is Owner.plain
 
@@ -236,7 +236,7 @@ def test_two_reasons_to_wrap_a_method_stack(module: Any) -> None:
 def test_all_are_looked_at_before_one_is_wrapped(module: Any) -> None:
     with pytest.raises(DependencyMissing) as caught:
         wanted = place("Owner.plain"), place("Owner.gone"), place("Owner.prop")
-        patching.install([row("", *wanted)])
+        patching.install([row(NOWHERE, *wanted)])
     assert str(caught.value) == (
         f"{NAME}.Owner.gone is gone; {NAME}.Owner.prop is no plain method any more"
     )
@@ -247,14 +247,14 @@ def test_what_can_be_lost_is_warned_of_where_it_is_used(
     module: Any, logged: list[logging.LogRecord]
 ) -> None:
     points = [
-        Dependency(where, loud, if_loaded=True)
+        Wraps(where, loud, if_loaded=True)
         for where in (
             f"{NAME}:Owner.plain",
             f"{NAME}:Owner.gone",
             "a_module_not_loaded:Owner.plain",
         )
     ]
-    patching.install([row("", *points, lost="LoRA is slow")])
+    patching.install([row(NOWHERE, *points, lost="LoRA is slow")])
     assert module.Owner().plain(1) == "<plain 1 0>"
     (said,) = [record.getMessage() for record in logged]
     assert said == f"vllm-cold: LoRA is slow, as {NAME}.Owner.gone is gone."
@@ -264,10 +264,10 @@ def test_what_can_be_lost_is_lost_with_what_it_relies_on(
     module: Any, logged: list[logging.LogRecord]
 ) -> None:
     """The file with its maker may import that."""
-    unlike = Dependency(f"{NAME}:Owner.plain", "maker_of_a_file_that_would_not_load")
-    kept = Dependency(f"{NAME}:Owner.static", loud, kind=staticmethod)
-    relied = Dependency(f"{NAME}:Owner", has="gone")
-    patching.install([row("", unlike, relied, lost="LoRA is slow"), row("", kept)])
+    unlike = Wraps(f"{NAME}:Owner.plain", Reference("no_such_file:wrap_plain"))
+    kept = Wraps(f"{NAME}:Owner.static", loud, kind=staticmethod)
+    relied = Relies(f"{NAME}:Owner", has="gone")
+    patching.install([row(NOWHERE, unlike, relied, lost="LoRA is slow"), row(NOWHERE, kept)])
     assert module.Owner().plain(1) == "plain 1 0" and "<" in module.Owner.static(1)
     assert f"as {NAME}.Owner has no gone any more" in logged[0].getMessage()
 
@@ -278,17 +278,19 @@ def test_a_time_is_supported_since_its_first_rows() -> None:
 
 
 def test_files_of_ours_are_loaded_before_one_is_wrapped(module: Any) -> None:
-    lost = Dependency(f"{NAME}:Owner.static", "no_such_maker", kind=staticmethod)
+    lost = Wraps(f"{NAME}:Owner.static", Reference("no_such_file:wrap"), kind=staticmethod)
     with pytest.raises((ImportError, AttributeError)):
-        patching.install([row("", place("Owner.plain")), row("", lost)])
+        patching.install([row(NOWHERE, place("Owner.plain")), row(NOWHERE, lost)])
     assert module.Owner().plain(1) == "plain 1 0"
 
 
 def test_a_place_that_has_moved_is_found_where_it_was(module: Any) -> None:
     for where in ("a_module_of_no_vllm:Owner.plain", "a_module.below:Owner.plain"):
-        moved = Dependency(where, loud, "x", before=f"{NAME}:Owner.plain")
+        moved = Wraps(where, loud, "x", before=f"{NAME}:Owner.plain")
         assert moved.problem() is None and moved.find()[0] is module.Owner
 
+
+HERE = (*places.rows(), *places.rows(*places.KERNELS_ON_CPU))  # on this platform
 
 # ---- the table -----------------------------------------------------------------------------------
 
@@ -299,8 +301,8 @@ CLOSED = {"build_logitsprocs", "LLMEngine.get_metrics", "expand_batch_to_tokens"
 def test_vllm_may_give_more_than_it_does_today() -> None:
     """A release adds parameters; who wraps passes them on. Each row's maker is there."""
     closed = set()
-    for point in (point for hook in places.TABLE for point in hook.wraps):
-        made = inspect.signature(point.made()(lambda *args, **kwargs: None))
+    for point in (point for hook in hooks() for point in hook.wraps):
+        made = inspect.signature(point.load_maker()(lambda *args, **kwargs: None))
         if not any(p.kind is p.VAR_KEYWORD for p in made.parameters.values()):
             closed.add(point.where.partition(":")[2])
     assert closed == CLOSED
@@ -308,10 +310,10 @@ def test_vllm_may_give_more_than_it_does_today() -> None:
 
 @pytest.mark.parametrize(
     ("hook", "wanted"),
-    [(hook, wanted) for hook in places.rows() for wanted in hook.dependencies],
+    [(h, wanted) for h in hooks() if h in HERE for wanted in h.places],
     ids=lambda value: getattr(value, "where", ""),
 )
-def test_the_installed_vllm_has_all_of_it(hook: Hook, wanted: Dependency) -> None:
+def test_the_installed_vllm_has_all_of_it(hook: Hook, wanted: Place) -> None:
     if versions.is_before(hook.since):
         pytest.skip("came with a later vLLM")
     assert wanted.problem() is None
@@ -336,16 +338,17 @@ def test_the_first_reason_stays(
     monkeypatch: pytest.MonkeyPatch,
     logged: list[logging.LogRecord],
 ) -> None:
+    first, second, third, fourth = (Time(places.TABLES[0], text) for text in "1234")
     for when, wanted in (
-        ("first", place("Owner.static", "", staticmethod)),
-        ("second", place("Owner.gone")),
-        ("third", place("Owner.prop")),
-        ("fourth", place("Owner.plain")),  # it would be of no use
+        (first, place("Owner.static", "", staticmethod)),
+        (second, place("Owner.gone")),
+        (third, place("Owner.prop")),
+        (fourth, place("Owner.plain")),  # it would be of no use
     ):
         add(monkeypatch, when, wanted)
-    availability.install("first")
+    availability.install(first)
     assert active.unavailable is None
-    for when in ("second", "third", "fourth"):
+    for when in (second, third, fourth):
         availability.install(when)
     reason = active.unavailable
     assert reason is not None and f"takes part: {NAME}.Owner.gone is gone. Install" in reason

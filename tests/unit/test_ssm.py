@@ -20,7 +20,7 @@ pytestmark = pytest.mark.unit
 def test_which_models_have_states() -> None:
     assert engine.has_ssm(SimpleNamespace(is_hybrid=True))
     assert engine.has_ssm(SimpleNamespace(is_hybrid=False, is_attention_free=True))
-    assert not engine.has_ssm(SimpleNamespace(is_hybrid=False))
+    assert not engine.has_ssm(SimpleNamespace(is_hybrid=False, is_attention_free=False))
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Spec:
 def test_a_layer_on_cpu_declares_no_checkpoint() -> None:
     place = wrapped("MambaMixer2.get_kv_cache_spec")
     own: list[Any] = [Spec(1, 1), Spec(0, None), object(), None]
-    spec_of = place.made()(lambda layer, config: own[config])
+    spec_of = place.load_maker()(lambda layer, config: own[config])
     assert spec_of(None, 0) == Spec(0, None)
     for index in (1, 2, 3):
         assert spec_of(None, index) is own[index]
@@ -49,7 +49,7 @@ def test_rotary_embeddings_get_flat_heads() -> None:
         assert query.dim() == 2 and (key is None or key.dim() == 2)
         return query.mul_(2), None if key is None else key + 1
 
-    turn = place.made()(kernel)
+    turn = place.load_maker()(kernel)
     query, key = torch.ones(3, 4, 8), torch.ones(3, 2, 8)
     turned, keys = turn(None, None, query.clone(), key)
     assert torch.equal(turned, 2 * query) and torch.equal(keys, key + 1)

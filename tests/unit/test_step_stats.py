@@ -60,7 +60,7 @@ def counts_of(**sums: Any) -> CountersByKind:
 class Output:
     """As vLLM makes it, with what this thread carries."""
 
-    __init__ = worker_output._make_output_init(lambda self: None)
+    __init__ = worker_output.wrap_output_init(lambda self: None)
 
 
 @pytest.fixture(autouse=True)
@@ -264,7 +264,7 @@ def test_metrics_add_up() -> None:
     assert sample("candidates_count", 1, method="cfg", adapter="a") == 0
     assert sample("requests_total", 0, **KIND) is None
     # Offline, as vLLM's reader shows its own: one of each kind.
-    shown = metrics._make_get_metrics(lambda self: [])(None)
+    shown = metrics.wrap_get_metrics(lambda self: [])(None)
     found = {(one.name, one.labels.get("method")): one for one in shown}
     assert found[PREFIX + "requests", "cfg"].value == 5
     candidates = found[PREFIX + "candidates", "cold"]
@@ -276,7 +276,7 @@ def test_metrics_add_up() -> None:
 def test_the_front_end_takes_the_figures_out() -> None:
     """vLLM's loggers would look for a KV connector."""
     seen: list[Any] = []
-    record = metrics._make_record(lambda self, stats, **_: seen.append(stats.kv_connector_stats))
+    record = metrics.wrap_record(lambda self, stats, **_: seen.append(stats.kv_connector_stats))
     stats = SimpleNamespace(kv_connector_stats=None)
     manager = SimpleNamespace(cold_metrics=ColdMetrics("m", [0, 1], PrometheusStatLogger))
     attach(stats, counts_of(requests=4).take(0, 0))

@@ -13,17 +13,16 @@ unavailable: str | None = None  # why contrastive decoding is, as far as is know
 
 def inactive() -> str | None:
     """Why it is not active: it is unavailable, or the plugin was not loaded; None if it is."""
-    for name in (environment.ENABLED, environment.CONTRAST):
-        if environment.is_off(name):
-            return f"{name}=0 is set; unset it to use contrastive decoding."
+    if environment.is_off(environment.ENABLED):
+        return f"{environment.ENABLED}=0 is set; unset it to use contrastive decoding."
     if is_loaded:
         return unavailable
-    if os.environ.get("VLLM_PLUGINS") is None:
-        return (
-            "vLLM did not load its entry point; install the package "
-            "(from a checkout: pip install .)."
-        )
-    return f"VLLM_PLUGINS={os.environ.get('VLLM_PLUGINS')!r} leaves it out; add 'cold' to it."
+    plugins = os.environ.get("VLLM_PLUGINS")
+    if plugins is not None and "cold" not in plugins.split(","):  # as vLLM reads it
+        return f"VLLM_PLUGINS={plugins!r} leaves it out; add 'cold' to it."
+    return (
+        "vLLM did not load its entry point; install the package (from a checkout: pip install .)."
+    )
 
 
 def require() -> None:

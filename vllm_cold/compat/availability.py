@@ -52,7 +52,7 @@ def unsupported_adapters(config: Any) -> str | None:
     return None if _adapters is None else _adapters(config)
 
 
-def install(*when: str) -> None:
+def install(*when: patching.Time) -> None:
     """Wrap all places of these times, or none and disable contrastive decoding."""
     _attempt(lambda: patching.install(places.rows(*when)))
 
@@ -83,9 +83,8 @@ def _attempt(act: Callable[[], None]) -> None:
 
 def _check() -> None:
     """Raise DependencyMissing if vLLM lacks what an engine with contrastive decoding needs."""
-    kernels = places.rows(places.PLATFORM, places.LORA)
-    if said := places.problem(*places.EVERY_ENGINE) or patching.problems(kernels):
-        raise patching.DependencyMissing(said)
+    if (problem := places.problem(*places.EVERY_ENGINE)) is not None:
+        raise patching.DependencyMissing(problem)
     for ours in map(patching.named, engine.CLASSES):
         if inspect.isabstract(ours):
             wanted = ", ".join(sorted(ours.__abstractmethods__))

@@ -9,7 +9,6 @@ import os
 from typing import Final
 
 ENABLED: Final = "COLD_ENABLED"  # everything
-CONTRAST: Final = "COLD_CONTRAST"
 CPU_KERNELS: Final = "COLD_CPU_KERNELS"
 SCORING: Final = "COLD_SCORING"
 LORA: Final = "COLD_LORA"

@@ -44,18 +44,26 @@ def minor(version: str) -> str:
 
 def unvalidated() -> str | None:
     """Which installed versions our tests did not run on; None if they ran on both."""
-    said, found = "{} {} is not among the validated versions ({})", []
+    sentence, problems = "{} {} is not among the validated versions ({})", []
     if minor(version := vllm_version()) not in VALIDATED:
-        found.append(said.format("vLLM", version, ", ".join(VALIDATED)))
+        problems.append(sentence.format("vLLM", version, ", ".join(VALIDATED)))
     if (ascend := ascend_version()) is not None and minor(ascend) not in VALIDATED_ASCEND:
-        found.append(said.format("vllm-ascend", ascend, ", ".join(VALIDATED_ASCEND)))
-    return ", and ".join(found) or None
+        problems.append(sentence.format("vllm-ascend", ascend, ", ".join(VALIDATED_ASCEND)))
+    return ", and ".join(problems) or None
+
+
+def numbers(version: str) -> tuple[int, ...]:
+    """Return the first two numbers of a version, to compare; (1, 0) of "1.0".
+
+    Raises:
+        ValueError: it does not begin with numbers.
+    """
+    return tuple(map(int, minor(version).split(".")))
 
 
 def is_before(release: str) -> bool:
     """Whether the installed vLLM is known to be older than this release, such as "0.31"."""
     try:
-        here, there = (tuple(map(int, minor(v).split("."))) for v in (vllm_version(), release))
+        return numbers(vllm_version()) < numbers(release)
     except ValueError:
         return False
-    return here < there

@@ -5,11 +5,12 @@
 
 import inspect
 import logging
+import os
 from collections.abc import Callable
 from functools import cache
 from typing import Any
 
-from vllm_cold.compat import environment, hardware, patching, places
+from vllm_cold.compat import environment, hardware, patching, places, versions
 
 logger = logging.getLogger("vllm." + __name__)
 
@@ -21,6 +22,26 @@ WRAPPERS = {
     "stock": STOCK,
 }
 
+is_loaded = False  # whether vLLM has loaded the plugin ``cold_cpu``
+
+
+def register() -> None:
+    """Be the plugin ``cold_cpu`` of vLLM's entry point ``vllm.general_plugins``: on CPUs, LoRA and
+    products of few rows, with the contrast or without it.
+
+    It wraps a few methods of vLLM's platform; workers load the rest. It never raises: vLLM calls
+    plugins unguarded, several times in every process. ``COLD_ENABLED=0`` switches it off, as does
+    leaving ``cold_cpu`` out of vLLM's own ``VLLM_PLUGINS``.
+    """
+    global is_loaded
+    if environment.is_off(environment.ENABLED) or is_loaded:
+        return
+    is_loaded = True
+    try:
+        patching.install(places.rows(places.CPU))
+    except Exception as error:  # whatever vLLM raises when it is imported
+        logger.warning("vllm-cold: LoRA is vLLM's own (%s: %s).", type(error).__name__, error)
+
 
 def _is_stock(cls: type[Any]) -> bool:
     """Whether the platform names vLLM's own wrapper, not one that it brings itself."""
@@ -31,7 +52,7 @@ def _is_stock(cls: type[Any]) -> bool:
 @cache
 def _lacks() -> str | None:
     """What our classes need and this vLLM lacks; None if nothing."""
-    if (problem := patching.problems(places.rows(places.PLATFORM, places.LORA))) is not None:
+    if (problem := patching.problems(places.rows(places.CPU, places.CPU_LORA))) is not None:
         logger.warning("vllm-cold: LoRA on CPU is left to vLLM, as %s.", problem)
     return problem
 
@@ -64,7 +85,21 @@ def unsupported(config: Any) -> str | None:
     """Why rows with and without an adapter cannot share a batch in the engine of a ``VllmConfig``,
     with the remedy; None if they can, or if this is no CPU.
     """
-    if config.lora_config is None or not hardware.is_on("cpu") or environment.read(ENV) != "stock":
+    if config.lora_config is None or not hardware.is_on("cpu"):
+        return None
+    if not is_loaded:
+        return (
+            "vLLM did not load the plugin cold_cpu (VLLM_PLUGINS="
+            f"{os.environ.get('VLLM_PLUGINS', 'not set')}), and with its own LoRA for CPUs rows of "
+            "the base model may get an adapter; add cold_cpu to VLLM_PLUGINS, or install vllm-cold "
+            "again."
+        )
+    if (lacking := _lacks()) is not None:
+        return (
+            f"this vLLM has changed where vllm-cold's LoRA for CPUs takes part: {lacking}. Install "
+            f"vLLM {versions.RANGE}, or a newer vllm-cold."
+        )
+    if environment.read(ENV) != "stock":
         return None
     return (
         f"{ENV}=stock leaves LoRA on CPU to vLLM's own operations, which vllm-cold does not use "
@@ -72,7 +107,9 @@ def unsupported(config: Any) -> str | None:
     )
 
 
-def _make_wrapper(original: Callable[..., str]) -> Callable[..., str]:
+def wrap_get_punica_wrapper(original: Callable[..., str]) -> Callable[..., str]:
+    """Wrap ``Platform.get_punica_wrapper``."""
+
     def get_punica_wrapper(cls: type[Any], *args: Any, **kwargs: Any) -> str:
         name = original(cls, *args, **kwargs)
         if name != STOCK:
@@ -92,7 +129,19 @@ def _make_wrapper(original: Callable[..., str]) -> Callable[..., str]:
     return get_punica_wrapper
 
 
-def _make_config(original: Callable[..., None]) -> Callable[..., None]:
+def wrap_register_overrides(original: Callable[..., None]) -> Callable[..., None]:
+    """Wrap ``Platform.register_triton_kernel_overrides``."""
+
+    def register_triton_kernel_overrides(cls: type[Any], *args: Any, **kwargs: Any) -> None:
+        original(cls, *args, **kwargs)
+        patching.install(places.rows(places.CPU_MODEL))
+
+    return register_triton_kernel_overrides
+
+
+def wrap_check_and_update_config(original: Callable[..., None]) -> Callable[..., None]:
+    """Wrap ``Platform.check_and_update_config``."""
+
     def check_and_update_config(
         cls: type[Any], vllm_config: Any, *args: Any, **kwargs: Any
     ) -> None:

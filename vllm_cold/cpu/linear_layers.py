@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Products of linear layers with few rows on CPU, by ``linear_ops``, in engines that ``hardware``
-says we serve.
+"""Products of linear layers with few rows on CPU, by ``linear_ops``, in engines with LoRA or with
+contrastive decoding.
 
 Layers that vLLM would not give to oneDNN, and weights that ``linear_ops`` does not fit, are left
 alone. Weights that are shared (of the embedding and the logits) are packed once.
@@ -30,13 +30,14 @@ def problem() -> str | None:
     Raises:
         ValueError: ``COLD_LINEAR`` has an unknown value.
     """
-    if (asked := environment.read(environment.LINEAR)) not in (None, "packed", "stock"):
-        raise ValueError(f"{environment.LINEAR}={asked!r}: must be packed or stock.")
-    return f"{environment.LINEAR}=stock" if asked == "stock" else linear_ops.missing()
+    if (choice := environment.read(environment.LINEAR)) not in (None, "packed", "stock"):
+        raise ValueError(f"{environment.LINEAR}={choice!r}: must be packed or stock.")
+    return f"{environment.LINEAR}=stock" if choice == "stock" else linear_ops.missing()
 
 
 def _is_for_onednn(weight: Tensor) -> bool:
-    """Whether vLLM would have oneDNN compute a product with a weight, in an engine that we serve.
+    """Whether vLLM would have oneDNN compute a product with a weight, in an engine that gets our
+    products.
 
     Raises:
         ImportError, AttributeError: this vLLM does not say.
@@ -46,11 +47,13 @@ def _is_for_onednn(weight: Tensor) -> bool:
     from vllm.platforms import current_platform
 
     engine = get_current_vllm_config_or_none()
-    if engine is None or not hardware.serves(engine):  # those of a process may differ
+    if engine is None:
+        return False
+    if engine.lora_config is None and not hardware.is_contrastive(engine):  # it did not ask
         return False
     if weight.is_meta or weight.ndim != 2 or not utils.ops._supports_onednn:
         return False
-    if getattr(current_platform, "is_zen_cpu", bool)():
+    if current_platform.is_zen_cpu():
         return False
     return not utils.check_cpu_sgl_kernel(*weight.shape, weight.dtype)
 
@@ -147,7 +150,9 @@ def _say(error: str) -> None:
     logger.info("vllm-cold: products of linear layers are vLLM's. %s", error)
 
 
-def _make(original: Callable[..., None]) -> Callable[..., None]:
+def wrap_dispatch_gemm(original: Callable[..., None]) -> Callable[..., None]:
+    """Wrap ``dispatch_cpu_unquantized_gemm``."""
+
     def dispatch_cpu_unquantized_gemm(
         layer: Any, remove_weight: bool, *args: Any, **kwargs: Any
     ) -> None:

@@ -85,7 +85,7 @@ class NativePunicaWrapperCPU(GroupedPunicaWrapperCPU):
         super().__init__(max_num_batched_tokens, max_batches, *args, **kwargs)
         if (reason := operators.missing()) is not None:
             raise RuntimeError(f"vllm-cold: no C++ kernels for LoRA. {reason}")
-        patching.install(places.rows(places.LORA))  # the layers are made after this
+        patching.install(places.rows(places.CPU_LORA))  # the layers are made after this
         self._tokens = lora_ops.Plan(max_num_batched_tokens)
         self._of_logits = lora_ops.Plan(max_num_batched_tokens)
         # By the address of B and the columns of logits; they keep the weights alive.
@@ -145,7 +145,9 @@ class NativePunicaWrapperCPU(GroupedPunicaWrapperCPU):
             self._logits[key].add_lora_linear(y, x, a, b, scale)
 
 
-def _make(original: Callable[..., None]) -> Callable[..., None]:
+def wrap_set_mapping(original: Callable[..., None]) -> Callable[..., None]:
+    """Wrap ``BaseLayerWithLoRA.set_mapping``."""
+
     def set_mapping(
         self: BaseLayerWithLoRA, punica_wrapper: Any, *args: Any, **kwargs: Any
     ) -> None:

@@ -9,7 +9,9 @@ from typing import Any
 from vllm_cold.settings.presets import PRESETS
 
 
-def _make(original: Callable[..., Any]) -> Callable[..., Any]:
+def wrap_check_model(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap ``BaseServing._check_model``."""
+
     async def _check_model(self: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
         error = await original(self, request, *args, **kwargs)
         asked = request.model or ""

@@ -58,72 +58,79 @@ def _option(name: str) -> str:
     return "--cold-" + name.replace("_", "-")
 
 
-def _make_add(original: Callable[..., Any]) -> Callable[..., Any]:
-    def add_cli_args(parser: Any, *args: Any, **kwargs: Any) -> Any:
-        parser = original(parser, *args, **kwargs)
-        group = parser.add_argument_group(
-            title="contrastive decoding (vllm-cold)",
-            description="Defaults for requests that name a LoRA adapter, or, with "
-            f"{_option('without')}, for chats; each request can override them with vllm_xargs "
-            f"({', '.join(REQUEST_KEYS)}).",
+def add_options(parser: Any) -> Any:
+    """Add vllm-cold's options to vLLM's parser, and return it."""
+    group = parser.add_argument_group(
+        title="contrastive decoding (vllm-cold)",
+        description="Defaults for requests that name a LoRA adapter, or, with "
+        f"{_option('without')}, for chats; each request can override them with vllm_xargs "
+        f"({', '.join(REQUEST_KEYS)}).",
+    )
+    if _SAMPLER not in parser._option_string_actions:  # else it is vLLM's own
+        group.add_argument(
+            _SAMPLER,
+            choices=("cold",),
+            default=None,
+            help="'cold': decode every request that names an adapter with a contrast.",
         )
-        if _SAMPLER not in parser._option_string_actions:  # else it is vLLM's own
-            group.add_argument(
-                _SAMPLER,
-                choices=("cold",),
-                default=None,
-                help="'cold': decode every request that names an adapter with a contrast.",
-            )
-        for name, setting in ENGINE.items():
-            if name != "rule":
-                option = _option(name)
-                group.add_argument(option, type=_checked(name), default=None, help=setting.about)
-                continue
-            group.set_defaults(cold_rules=None)
-            group.add_argument(
-                _RULE,
-                action=RuleOption,
-                metavar="NAME or MODULE:CLASS",
-                help=f"{setting.about} Or a rule of your own, which can then be named; may be "
-                "given again.",
-            )
-        return parser
-
-    return add_cli_args
+    for name, setting in ENGINE.items():
+        if name != "rule":
+            option = _option(name)
+            group.add_argument(option, type=_checked(name), default=None, help=setting.about)
+            continue
+        group.set_defaults(cold_rules=None)
+        group.add_argument(
+            _RULE,
+            action=RuleOption,
+            metavar="NAME or MODULE:CLASS",
+            help=f"{setting.about} Or a rule of your own, which can then be named; may be "
+            "given again.",
+        )
+    return parser
 
 
-def _make_from(original: Callable[..., Any]) -> Callable[..., Any]:
-    def from_cli_args(
-        cls: type[Any], args: argparse.Namespace, *further: Any, **kwargs: Any
-    ) -> Any:
-        said = {key: getattr(args, f"cold_{key}", None) for key in ENGINE}
-        said["rules"] = getattr(args, "cold_rules", None)
-        said["enabled"] = True if getattr(args, "sampler", None) == "cold" else None
-        given = {key: value for key, value in said.items() if value is not None}
-        additional = getattr(args, "additional_config", None)
-        cold = additional.get("cold") if isinstance(additional, dict) else None
-        may_be_used = given or cold not in (None, False) or getattr(args, "enable_lora", False)
-        if may_be_used and isinstance(middleware := getattr(args, "middleware", None), list):
-            args.middleware = [*(m for m in middleware if m != _MIDDLEWARE), _MIDDLEWARE]
-        engine_args = original(cls, args, *further, **kwargs)
-        additional = dict(engine_args.additional_config or {})
-        base = additional.get("cold")
-        if base is None or isinstance(base, bool):
-            base = {"enabled": bool(base)}
-        if not given or not isinstance(base, dict):
-            return engine_args  # what is no mapping is refused when the engine is configured
-        try:
-            cold = merge(given, prefix="--cold-", defaults=base)
-            if given.get("rules") and isinstance(base.get("rules"), list):
-                cold["rules"] = [*base["rules"], *given["rules"]]
-            parse_engine_defaults(cold)
-        except ColdError as error:
-            key = re.findall(r"\w+", error.field)[-1]  # of additional_config["cold"]["key"]
-            option = _RULE if key == "rules" else _option(key)
-            wrong = ColdError(option, error.value, error.problem)
-            raise SystemExit(f"vllm: error: {wrong}") from error
-        additional["cold"] = cold
-        engine_args.additional_config = additional
-        return engine_args
+def _given_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the settings that the command line has, by their keys."""
+    settings = {key: getattr(args, f"cold_{key}", None) for key in ENGINE}
+    settings["rules"] = getattr(args, "cold_rules", None)
+    settings["enabled"] = True if getattr(args, "sampler", None) == "cold" else None
+    return {key: value for key, value in settings.items() if value is not None}
 
-    return from_cli_args
+
+def add_middleware(args: argparse.Namespace) -> None:
+    """Have the server tell clients what was used, if contrastive decoding may be used there."""
+    additional = getattr(args, "additional_config", None)
+    cold = additional.get("cold") if isinstance(additional, dict) else None
+    asks = _given_options(args) or cold not in (None, False)
+    if not asks and not getattr(args, "enable_lora", False):
+        return
+    if isinstance(middleware := getattr(args, "middleware", None), list):
+        args.middleware = [*(m for m in middleware if m != _MIDDLEWARE), _MIDDLEWARE]
+
+
+def with_defaults(engine_args: Any, args: argparse.Namespace) -> Any:
+    """Return vLLM's engine arguments with the command line's settings as the engine's defaults.
+
+    Raises:
+        SystemExit: one of them is wrong.
+    """
+    options = _given_options(args)
+    additional = dict(engine_args.additional_config or {})
+    base = additional.get("cold")
+    if base is None or isinstance(base, bool):
+        base = {"enabled": bool(base)}
+    if not options or not isinstance(base, dict):
+        return engine_args  # what is no mapping is refused when the engine is configured
+    try:
+        cold = merge(options, prefix="--cold-", defaults=base)
+        if options.get("rules") and isinstance(base.get("rules"), list):
+            cold["rules"] = [*base["rules"], *options["rules"]]
+        parse_engine_defaults(cold)
+    except ColdError as error:
+        key = re.findall(r"\w+", error.field)[-1]  # of additional_config["cold"]["key"]
+        option = _RULE if key == "rules" else _option(key)
+        wrong = ColdError(option, error.value, error.problem)
+        raise SystemExit(f"vllm: error: {wrong}") from error
+    additional["cold"] = cold
+    engine_args.additional_config = additional
+    return engine_args

@@ -4,12 +4,11 @@ those that ask for it. Others, and engines in which vllm-cold cannot work, are l
 """
 
 import logging
-from collections.abc import Callable
 from typing import Any
 
 from vllm.config import VllmConfig
 
-from vllm_cold.compat import active, availability, places
+from vllm_cold.compat import active, availability, places, tiers
 from vllm_cold.compat.engine import (
     ASYNC_SCHEDULER,
     PROCESSOR_V1,
@@ -28,30 +27,32 @@ from vllm_cold.settings.source_readers import read_without
 logger = logging.getLogger("vllm." + __name__)
 
 
-def _make(original: Callable[..., VllmConfig]) -> Callable[..., VllmConfig]:
-    def create_engine_config(self: Any, *args: Any, **kwargs: Any) -> VllmConfig:
-        # First: whether contrastive decoding is available decides what the configuration becomes.
-        _prepare_front_end(args[0] if args else kwargs.get("usage_context"))
-        config = original(self, *args, **kwargs)
-        configure(config)
-        if is_configured(config):
-            availability.install(places.FRONT_END)
-            load_rules(config.additional_config)
-            _say(defaults := engine_defaults(config))
-            _warn(defaults)
-            _warn_of_attention(config)
-            ascend.warn(config)
-        return config
-
-    return create_engine_config
-
-
-def _prepare_front_end(usage_context: Any) -> None:
-    context = getattr(usage_context, "name", None)  # of vLLM's UsageContext
+def prepare_front_end(usage_context: Any) -> None:
+    """Wrap what this kind of front end needs; ``usage_context``: vLLM's UsageContext, or None."""
+    context = getattr(usage_context, "name", None)
     if context in ("OPENAI_API_SERVER", "OPENAI_BATCH_RUNNER"):
         availability.install(places.ONLINE)
     elif context == "LLM_CLASS":
         availability.install(places.OFFLINE)
+
+
+def prepare_engine(config: VllmConfig) -> None:
+    """Prepare an engine, and its front end, if it is to have contrastive decoding; log what that
+    means.
+
+    Raises:
+        ValueError: see ``configure``.
+    """
+    configure(config)
+    if not is_configured(config):
+        return
+    availability.install(places.FRONT_END)
+    load_rules(config.additional_config)
+    _say(defaults := engine_defaults(config))
+    _warn(defaults)
+    _warn_of_attention(config)
+    ascend.warn(config)
+    tiers.warn_of_engine(config)
 
 
 def _say(defaults: ColdArgs) -> None:

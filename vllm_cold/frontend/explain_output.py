@@ -7,7 +7,9 @@ from typing import Any
 from vllm_cold.wire import transfer_params
 
 
-def _make(original: Callable[..., Any]) -> Callable[..., Any]:
+def wrap_make_request_output(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap ``RequestState.make_request_output``."""
+
     def make_request_output(
         self: Any,
         new_token_ids: Sequence[int],

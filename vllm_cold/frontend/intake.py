@@ -87,30 +87,31 @@ class FrontEnd:
 FRONT_END = FrontEnd()
 
 
-def _make(original: Callable[..., EngineCoreRequest]) -> Callable[..., EngineCoreRequest]:
-    def process_inputs(
-        self: Any, request_id: str, prompt: Any, params: Any, *args: Any, **kwargs: Any
-    ) -> EngineCoreRequest:
-        request = original(self, request_id, prompt, params, *args, **kwargs)
-        if request.sampling_params is None or FRONT_END.is_search:
-            return request
-        admission = FRONT_END.of(self)
-        with refusals():
-            if is_decided(prompt):  # by a server or an async engine, which see to its media
-                admission.admit(contrast_of(prompt), params, request)
-                return request
-            source = source_of(prompt)
-            with media_cache.forgotten_if_refused(self.renderer, offline=True):
-                asked = admission.read(params.extra_args, request.lora_request, params)
-                contrast = at_once(admission.decide(asked, source, request, offline=True))
-                admission.admit(contrast, params, request)
-        source.fetched.clear()  # no further prompt is made of decoded media
-        return request
+def admit_request(processor: Any, request: EngineCoreRequest, prompt: Any, params: Any) -> None:
+    """Decide about a request that vLLM's InputProcessor has made of a prompt; a contrastive one
+    gets its ``Stream``.
 
-    return process_inputs
+    Raises:
+        ValueError: it asks for contrastive decoding and cannot have it.
+    """
+    if FRONT_END.is_search:
+        return
+    admission = FRONT_END.of(processor)
+    with refusals():
+        if is_decided(prompt):  # by a server or an async engine, which see to its media
+            admission.admit(contrast_of(prompt), params, request)
+            return
+        source = source_of(prompt)
+        with media_cache.forgotten_if_refused(processor.renderer, offline=True):
+            asked = admission.read(params.extra_args, request.lora_request, params)
+            contrast = at_once(admission.decide(asked, source, request, offline=True))
+            admission.admit(contrast, params, request)
+    source.fetched.clear()  # no further prompt is made of decoded media
 
 
-def _make_add_request(original: Callable[..., Any]) -> Callable[..., Any]:
+def wrap_add_request(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap ``AsyncLLM.add_request``."""
+
     async def add_request(
         self: Any,
         request_id: str,

@@ -86,7 +86,9 @@ class ColdMetrics:
             gauge.labels(self._model_name, str(engine)).set(getattr(report, name))
 
 
-def _make_manager_init(original: Callable[..., None]) -> Callable[..., None]:
+def wrap_logger_manager_init(original: Callable[..., None]) -> Callable[..., None]:
+    """Wrap ``StatLoggerManager.__init__``."""
+
     def __init__(self: Any, vllm_config: Any, *args: Any, **kwargs: Any) -> None:
         original(self, vllm_config, *args, **kwargs)
         self.cold_metrics = None
@@ -100,7 +102,9 @@ def _make_manager_init(original: Callable[..., None]) -> Callable[..., None]:
     return __init__
 
 
-def _make_record(original: Callable[..., None]) -> Callable[..., None]:
+def wrap_record(original: Callable[..., None]) -> Callable[..., None]:
+    """Wrap ``StatLoggerManager.record``."""
+
     def record(
         self: Any, scheduler_stats: "SchedulerStats | None", *args: Any, **kwargs: Any
     ) -> None:
@@ -113,7 +117,9 @@ def _make_record(original: Callable[..., None]) -> Callable[..., None]:
     return record
 
 
-def _make_get_metrics(original: Callable[[Any], "list[Metric]"]) -> Callable[..., "list[Metric]"]:
+def wrap_get_metrics(original: Callable[[Any], "list[Metric]"]) -> Callable[..., "list[Metric]"]:
+    """Wrap ``LLMEngine.get_metrics``."""
+
     def get_metrics(self: Any) -> "list[Metric]":
         families = (one for one in REGISTRY.collect() if one.name.startswith(PREFIX))
         return [*original(self), *(each for one in families for each in _as_vllms(one))]

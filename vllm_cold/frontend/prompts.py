@@ -207,24 +207,30 @@ def _keywords(given: Mapping[str, Any]) -> dict[str, Any]:
     return {name: given[name] for name in names if given.get(name)}
 
 
-def _noting(sources_of: Callable[..., list[PromptSource]]) -> Callable[..., Any]:
-    """Makes a renderer's method put into each prompt how it was made."""
-
-    def make(original: Callable[..., Any]) -> Callable[..., Any]:
-        async def render(self: Any, *args: Any, **kwargs: Any) -> Any:
-            if not is_configured(self.config):
-                return await result_of(original(self, *args, **kwargs))
-            sources = sources_of(*args, **kwargs)
-            with request_media.remembering() as fetched:
-                made = await result_of(original(self, *args, **kwargs))
-            prompts = made[1] if isinstance(made, tuple) else made  # of a chat
-            for prompt, source in zip(prompts, sources, strict=True):
-                prompt[_SOURCE] = replace(source, fetched=fetched)
-            return made
-
-        return in_form_of(original, render)
-
-    return make
+def wrap_render_cmpl(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap ``BaseRenderer.render_cmpl`` and ``render_cmpl_async``."""
+    return _note_sources(original, _completions)
 
 
-_make_cmpl, _make_chat = _noting(_completions), _noting(_chats)
+def wrap_render_chat(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap ``BaseRenderer.render_chat`` and ``render_chat_async``."""
+    return _note_sources(original, _chats)
+
+
+def _note_sources(
+    original: Callable[..., Any], sources_of: Callable[..., list[PromptSource]]
+) -> Callable[..., Any]:
+    """Have a renderer's method put into each prompt how it was made."""
+
+    async def render(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if not is_configured(self.config):
+            return await result_of(original(self, *args, **kwargs))
+        sources = sources_of(*args, **kwargs)
+        with request_media.remembering() as fetched:
+            rendered = await result_of(original(self, *args, **kwargs))
+        prompts = rendered[1] if isinstance(rendered, tuple) else rendered  # of a chat
+        for prompt, source in zip(prompts, sources, strict=True):
+            prompt[_SOURCE] = replace(source, fetched=fetched)
+        return rendered
+
+    return in_form_of(original, render)

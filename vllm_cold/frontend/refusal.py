@@ -10,7 +10,9 @@ from vllm_cold.frontend.vllm_errors import refusals
 from vllm_cold.settings.arguments import parse_engine_defaults, parse_request_args
 
 
-def _make_verify(original: Callable[..., None]) -> Callable[..., None]:
+def wrap_verify(original: Callable[..., None]) -> Callable[..., None]:
+    """Wrap ``SamplingParams.verify``."""
+
     def verify(self: Any, *args: Any, **kwargs: Any) -> None:
         with refusals():
             if parse_request_args(self.extra_args).enabled:
@@ -20,7 +22,9 @@ def _make_verify(original: Callable[..., None]) -> Callable[..., None]:
     return verify
 
 
-def _make_parse(original: Callable[..., Any]) -> Callable[..., Any]:
+def wrap_parse_known_args(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap ``FlexibleArgumentParser.parse_known_args``."""
+
     def parse_known_args(self: Any, args: Any = None, *further: Any, **kwargs: Any) -> Any:
         given = list(sys.argv[1:] if args is None else args)
         for option, following in zip(given, [*given[1:], ""], strict=True):
@@ -36,7 +40,9 @@ def _make_parse(original: Callable[..., Any]) -> Callable[..., Any]:
     return parse_known_args
 
 
-def _make_post_init(original: Callable[..., None]) -> Callable[..., None]:
+def wrap_post_init(original: Callable[..., None]) -> Callable[..., None]:
+    """Wrap ``EngineArgs.__post_init__``."""
+
     def __post_init__(self: Any, *args: Any, **kwargs: Any) -> None:
         original(self, *args, **kwargs)
         additional = self.additional_config

@@ -45,7 +45,9 @@ def remembering(fetched: dict[Any, Any] | None = None) -> Iterator[dict[Any, Any
         _fetched.reset(token)
 
 
-def _make_load(original: Callable[..., Any]) -> Callable[..., Any]:
+def wrap_load_from_url(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap ``MediaConnector.load_from_url_async`` and ``MediaConnector.load_from_url``."""
+
     async def load(self: Any, url: str, media_io: Any, **kwargs: Any) -> Any:
         if (fetched := _fetched.get()) is None:
             return await result_of(original(self, url, media_io, **kwargs))

@@ -34,7 +34,9 @@ _LISTED = 100  # choices in it
 _DONE = b"data: [DONE]"
 
 
-def _make_models_init(original: Callable[..., None]) -> Callable[..., None]:
+def wrap_models_init(original: Callable[..., None]) -> Callable[..., None]:
+    """Wrap ``OpenAIServingModels.__init__``."""
+
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
         original(self, *args, **kwargs)
         FRONT_END.serve(self)
@@ -42,7 +44,9 @@ def _make_models_init(original: Callable[..., None]) -> Callable[..., None]:
     return __init__
 
 
-def _make_preprocess(original: Callable[..., Any]) -> Callable[..., Any]:
+def wrap_preprocess(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap ``OnlineRenderer.preprocess_cmpl`` and ``OnlineRenderer.preprocess_chat``."""
+
     async def preprocess(self: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
         if (server := FRONT_END.server) is None or not hasattr(request, "vllm_xargs"):
             return await original(self, request, *args, **kwargs)
@@ -108,7 +112,9 @@ def _check_prompts(asked: Asked | None, request: Any, num_prompts: int) -> None:
             )
 
 
-def _make_sampling_params(original: Callable[..., Any]) -> Callable[..., Any]:
+def wrap_to_sampling_params(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap ``ResponsesRequest.to_sampling_params`` and the like."""
+
     def to_sampling_params(self: Any, *args: Any, **kwargs: Any) -> Any:
         params = original(self, *args, **kwargs)
         if (server := FRONT_END.server) is None:
@@ -126,7 +132,9 @@ def _make_sampling_params(original: Callable[..., Any]) -> Callable[..., Any]:
     return to_sampling_params
 
 
-def _make_beam_params(original: Callable[..., Any]) -> Callable[..., Any]:
+def wrap_to_beam_search_params(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap ``to_beam_search_params`` of ``ChatCompletionRequest`` and ``CompletionRequest``."""
+
     def to_beam_search_params(self: Any, *args: Any, **kwargs: Any) -> Any:
         exchange = FRONT_END.exchange()
         if (server := FRONT_END.server) is not None:
@@ -172,7 +180,9 @@ def _asked(
     return asked, None
 
 
-def _make_generate(original: Callable[..., Any]) -> Callable[..., Any]:
+def wrap_generate(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap ``AsyncLLM.generate``."""
+
     def generate(
         self: Any, prompt: Any, sampling_params: Any, request_id: str, *args: Any, **kwargs: Any
     ) -> Any:
@@ -254,7 +264,9 @@ def header(used: Sequence[Asked | None]) -> bytes:
     return json.dumps(told).encode()
 
 
-def _make_beam_search(original: Callable[..., Any]) -> Callable[..., Any]:
+def wrap_beam_search(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap ``LLM.beam_search``."""
+
     def beam_search(
         self: Any, prompts: Any, params: Any, lora_request: Any = None, *args: Any, **kwargs: Any
     ) -> Any:

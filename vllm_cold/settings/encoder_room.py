@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 
-class Place(Protocol):
+class Placeholder(Protocol):
     """``vllm.multimodal.inputs.PlaceholderRange``: tokens of a prompt that stand for a medium."""
 
     offset: int
@@ -26,7 +26,7 @@ class Feature(Protocol):
     """``vllm.multimodal.inputs.MultiModalFeatureSpec``: one medium of a prompt."""
 
     identifier: str  # the same for the same embeddings
-    mm_position: Place
+    mm_position: Placeholder
 
 
 @dataclass(frozen=True, slots=True)

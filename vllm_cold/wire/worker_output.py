@@ -29,7 +29,9 @@ def hand_over(stats: StepStats | None, *, in_front: bool = False) -> None:
         found.insert(0 if in_front else len(found), stats)
 
 
-def _make_output_init(original: Callable[..., None]) -> Callable[..., None]:
+def wrap_output_init(original: Callable[..., None]) -> Callable[..., None]:
+    """Wrap ``ModelRunnerOutput.__init__``."""
+
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
         original(self, *args, **kwargs)
         if found := vars(_pending).pop("step_stats", None):

@@ -5,7 +5,9 @@ from collections.abc import Callable
 from typing import Any
 
 
-def _make_forward(original: Callable[..., Any]) -> Callable[..., Any]:
+def wrap_sampler_forward(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap ``Sampler.forward``."""
+
     def forward(self: Any, logits: Any, sampling_metadata: Any, *args: Any, **kwargs: Any) -> Any:
         output = original(self, logits, sampling_metadata, *args, **kwargs)
         for processor in sampling_metadata.logitsprocs.non_argmax_invariant:
@@ -16,7 +18,9 @@ def _make_forward(original: Callable[..., Any]) -> Callable[..., Any]:
     return forward
 
 
-def _make_call(original: Callable[..., Any]) -> Callable[..., Any]:
+def wrap_sampler_call(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap ``Sampler.__call__``."""
+
     def __call__(self: Any, logits: Any, input_batch: Any, *args: Any, **kwargs: Any) -> Any:
         output = original(self, logits, input_batch, *args, **kwargs)
         for processor in self.logits_processors:

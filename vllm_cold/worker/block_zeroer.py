@@ -7,7 +7,9 @@ from typing import Any
 from vllm_cold.compat.engine import can_clear
 
 
-def _make_initialize(original: Callable[..., None]) -> Callable[..., None]:
+def wrap_initialize_kv_cache(original: Callable[..., None]) -> Callable[..., None]:
+    """Wrap ``CPUModelRunner.initialize_kv_cache``."""
+
     def initialize_kv_cache(self: Any, *args: Any, **kwargs: Any) -> None:
         original(self, *args, **kwargs)
         if can_clear(v2=True):

@@ -17,7 +17,9 @@ def _ours(logitsprocs: Any) -> list[Any]:
     return [p for p in found if hasattr(p, "apply_to_drafts") and p.has_groups()]
 
 
-def _make_apply(original: Callable[..., Any]) -> Callable[..., Any]:
+def wrap_apply_logits_processors(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap ``RejectionSampler.apply_logits_processors``."""
+
     def apply_logits_processors(
         self: Any, logits: Any, sampling_metadata: Any, metadata: Any, *args: Any, **kwargs: Any
     ) -> Any:
@@ -42,7 +44,9 @@ def _make_apply(original: Callable[..., Any]) -> Callable[..., Any]:
     return apply_logits_processors
 
 
-def _make_forward(original: Callable[..., Any]) -> Callable[..., Any]:
+def wrap_rejection_forward(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap ``RejectionSampler.forward``."""
+
     def forward(
         self: Any,
         metadata: Any,
@@ -62,7 +66,9 @@ def _make_forward(original: Callable[..., Any]) -> Callable[..., Any]:
     return forward
 
 
-def _make_propose(original: Callable[..., Any]) -> Callable[..., Any]:
+def wrap_propose_draft_token_ids(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap ``GPUModelRunner.propose_draft_token_ids``."""
+
     def propose_draft_token_ids(self: Any, *args: Any, **kwargs: Any) -> Any:
         drafts = original(self, *args, **kwargs)
         for processor in _ours(self.input_batch.logitsprocs):
@@ -72,7 +78,9 @@ def _make_propose(original: Callable[..., Any]) -> Callable[..., Any]:
     return propose_draft_token_ids
 
 
-def _make_build(original: Callable[..., Any]) -> Callable[..., Any]:
+def wrap_build_logitsprocs(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap ``build_logitsprocs``."""
+
     def build_logitsprocs(
         vllm_config: Any,
         device: Any,
@@ -85,7 +93,7 @@ def _make_build(original: Callable[..., Any]) -> Callable[..., Any]:
             return original(*args, custom_logitsprocs)
         from vllm_cold.worker.processor_v1 import ColdLogitsProcessorV1
 
-        patching.install(places.rows(places.DRAFTS_V1, places.WORKAROUNDS, places.EMBEDS))
+        patching.install(places.rows(places.DRAFTS_V1))
         found = original(*args, [p for p in custom_logitsprocs if p != PROCESSOR_V1])
         ours = ColdLogitsProcessorV1(vllm_config, device, is_pin_memory)
         return type(found)([*found.all, ours])

@@ -29,7 +29,9 @@ def _bounds(num_requests: int, groups: GroupRows) -> np.ndarray:
     return np.flatnonzero(inside == 0)
 
 
-def _make_chunks(original: Callable[..., Any]) -> Callable[..., Any]:
+def wrap_iter_request_chunks(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap ``_iter_request_chunks``."""
+
     def _iter_request_chunks(
         cu_num_logits: np.ndarray, max_chunk_logits: int, *args: Any, **kwargs: Any
     ) -> Iterator[tuple[int, int]]:
@@ -43,7 +45,9 @@ def _make_chunks(original: Callable[..., Any]) -> Callable[..., Any]:
     return _iter_request_chunks
 
 
-def _make_call(original: Callable[..., Any]) -> Callable[..., Any]:
+def wrap_rejection_call(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap ``RejectionSampler.__call__``."""
+
     def __call__(self: Any, logits: Any, input_batch: Any, *args: Any, **kwargs: Any) -> Any:
         slots = input_batch.idx_mapping_np
         ours = _ours(self.sampler)
@@ -62,7 +66,9 @@ def _make_call(original: Callable[..., Any]) -> Callable[..., Any]:
     return __call__
 
 
-def _make_sample(original: Callable[..., Any]) -> Callable[..., Any]:
+def wrap_sample_tokens(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap ``GPUModelRunner.sample_tokens``."""
+
     @torch.inference_mode()
     def sample_tokens(self: Any, *args: Any, **kwargs: Any) -> Any:
         state = self.execute_model_state

@@ -5,7 +5,9 @@ from collections.abc import Callable
 from typing import Any
 
 
-def _make_init(original: Callable[..., None]) -> Callable[..., None]:
+def wrap_sampler_init(original: Callable[..., None]) -> Callable[..., None]:
+    """Wrap ``Sampler.__init__``."""
+
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
         original(self, *args, **kwargs)
         self.logits_processors = in_order(self.logits_processors)

@@ -14,7 +14,9 @@ from vllm_cold.compat import patching, places
 from vllm_cold.compat.engine import has_ssm
 
 
-def _make_spec(original: Callable[..., Any]) -> Callable[..., Any]:
+def wrap_get_kv_cache_spec(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap ``MambaMixer2.get_kv_cache_spec``."""
+
     def get_kv_cache_spec(self: Any, *args: Any, **kwargs: Any) -> Any:
         spec = original(self, *args, **kwargs)
         if not getattr(spec, "num_prefill_checkpoint_blocks", 0):
@@ -24,7 +26,9 @@ def _make_spec(original: Callable[..., Any]) -> Callable[..., Any]:
     return get_kv_cache_spec
 
 
-def _make_forward(original: Callable[..., Any]) -> Callable[..., Any]:
+def wrap_rotary_forward(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap ``RotaryEmbedding.forward_cpu``."""
+
     def forward_cpu(
         self: Any, positions: Tensor, query: Tensor, key: Tensor | None = None, **kwargs: Any
     ) -> tuple[Tensor, Tensor | None]:

@@ -116,15 +116,15 @@ def interfaces() -> Iterator[Entry]:
     """Whether the installed vLLM has what the package relies on."""
     from vllm_cold.compat import places, versions
 
-    always = (places.START, places.LORA, places.ONLINE, places.OFFLINE, *places.EVERY_ENGINE)
+    always = (places.START, places.ONLINE, places.OFFLINE, places.CPU_LORA, *places.EVERY_ENGINE)
     count = changed = 0
-    for hook in places.rows():
+    for hook in (*places.rows(), *places.rows(*places.KERNELS_ON_CPU)):
         if versions.is_before(hook.since):
             continue
         status = Status.WARNING if hook.lost or hook.when not in always else Status.PROBLEM
-        for dependency in hook.dependencies:
+        for place in hook.places:
             count += 1
-            if (problem := dependency.problem()) is not None:
+            if (problem := place.problem()) is not None:
                 changed += 1
                 yield Entry("changed", problem, status)
     yield Entry("hold", f"{count - changed} of {count}")

@@ -1,0 +1,246 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What vllm-cold wraps and relies on in vLLM's front ends, and in every process when vLLM loads the
+plugin; ``compat.places`` says how it is used. Data alone.
+"""
+
+from typing import TYPE_CHECKING
+
+from vllm_cold.compat.patching import Hook, Relies, Wraps, lazy
+from vllm_cold.compat.places import (
+    CHANNEL,
+    DERIVED,
+    FRONT_END,
+    MEDIA,
+    NO_COLD,
+    OFFLINE,
+    ONLINE,
+    START,
+)
+
+# A module is loaded when one of its functions wraps something.
+if TYPE_CHECKING:
+    from vllm_cold.frontend import (
+        aliases,
+        explain_output,
+        intake,
+        media_cache,
+        metrics,
+        prompts,
+        refusal,
+        request_media,
+        serving,
+        start_hooks,
+    )
+else:
+    globals().update(
+        lazy(
+            "vllm_cold.frontend",
+            "aliases explain_output intake media_cache metrics prompts refusal request_media "
+            "serving start_hooks",
+        )
+    )
+
+_ENGINE_ARGS = "vllm.engine.arg_utils:EngineArgs."
+_OPENAI = "vllm.entrypoints.openai."
+_COMPLETION = _OPENAI + "completion.protocol:CompletionRequest."
+_CHAT = _OPENAI + "chat_completion.protocol:ChatCompletionRequest."
+_ONLINE = "vllm.renderers.online_renderer:OnlineRenderer."
+_ONLINE_023 = "vllm.entrypoints.serve.render.serving:OpenAIServingRender."
+_RENDERER = "vllm.renderers.base:BaseRenderer"
+_MEDIA_CONNECTOR = "vllm.multimodal.media.connector:MediaConnector."
+
+# fmt: off
+TABLE = (
+    Hook(
+        start_hooks, START,
+        "Here an engine's configuration is final. An engine with LoRA, or that asks for "
+        "contrastive decoding, gets vllm-cold's scheduler and the logits processor of its model "
+        "runner, by the public options `scheduler_cls` and `logits_processors`. (The entry point "
+        "`vllm.logits_processors` would break every engine on the machine: each model runner "
+        "refuses the other's class.)",
+        "when vLLM lets plugins set these options.",
+        Wraps(_ENGINE_ARGS + "create_engine_config", start_hooks.wrap_create_engine_config,
+              "usage_context"),
+    ),
+    Hook(
+        start_hooks, START,
+        "`vllm serve --sampler cold --cold-beta ...`, also as keys of vLLM's `--config` YAML. The "
+        'values end up in `additional_config["cold"]`. `from_cli_args` also adds the middleware '
+        "that tells clients what was used.",
+        "when plugins can add arguments.",
+        Wraps(_ENGINE_ARGS + "add_cli_args", start_hooks.wrap_add_cli_args, "parser", staticmethod),
+        Wraps(_ENGINE_ARGS + "from_cli_args", start_hooks.wrap_from_cli_args, "args", classmethod),
+    ),
+    Hook(
+        start_hooks, START,
+        "Every request passes it, and only it sees a request's parameters, adapter and prompt's "
+        "length before the engine core does. (`LogitsProcessor.validate_params` sees the "
+        "parameters only.)",
+        DERIVED,
+        Wraps("vllm.v1.engine.input_processor:InputProcessor.process_inputs",
+              start_hooks.wrap_process_inputs, "request_id prompt params"),
+    ),
+    Hook(
+        refusal, NO_COLD,
+        "Who asks for contrastive decoding must be told why it is not there, and must not "
+        "silently get regular decoding. Contrastive decoding itself hooks none of these, so that "
+        "a change of vLLM hardly ever breaks both.",
+        "never; it is the net.",
+        Wraps("vllm.sampling_params:SamplingParams.verify", refusal.wrap_verify),
+        Wraps("vllm.utils.argparse_utils:FlexibleArgumentParser.parse_known_args",
+              refusal.wrap_parse_known_args, "args"),
+        Wraps(_ENGINE_ARGS + "__post_init__", refusal.wrap_post_init),
+        lost="who asks for contrastive decoding is not always told why it is unavailable",
+    ),
+    Hook(
+        intake, FRONT_END,
+        "It calls `process_inputs` on an event loop. Before that call, an amateur's prompt is "
+        "made and the file of its adapter is read.",
+        DERIVED,
+        Wraps("vllm.v1.engine.async_llm:AsyncLLM.add_request", intake.wrap_add_request,
+              "request_id prompt params arrival_time lora_request"),
+        Relies("vllm.v1.engine:EngineCoreRequest",
+               has="sampling_params lora_request mm_features resumable prompt_token_ids "
+               "prompt_embeds"),
+        Relies("vllm.lora.request:LoRARequest", has="lora_name lora_int_id lora_path"),
+        Relies("vllm.exceptions", has="VLLMValidationError"),
+    ),
+    Hook(
+        prompts, FRONT_END,
+        "An amateur's prompt becomes token ids as its expert's did: with the same chat template, "
+        "tools, template arguments and tokenizer's arguments. Only here are these together, for "
+        "`LLM.generate`, `LLM.chat` and all endpoints.",
+        DERIVED,
+        Wraps(_RENDERER + ".render_cmpl", prompts.wrap_render_cmpl, "prompts tok_params"),
+        Wraps(_RENDERER + ".render_cmpl_async", prompts.wrap_render_cmpl, "prompts tok_params"),
+        Wraps(_RENDERER + ".render_chat", prompts.wrap_render_chat,
+              "conversations chat_params tok_params"),
+        Wraps(_RENDERER + ".render_chat_async", prompts.wrap_render_chat,
+              "conversations chat_params tok_params"),
+        Relies("vllm.renderers.params:ChatParams", has="with_defaults"),
+    ),
+    Hook(
+        explain_output, FRONT_END,
+        "The engine explains each token once, with the token; a client that asks gets all "
+        "explanations with the last one. A stop string that ends an answer is known here first. "
+        "Tokens have the texts that logprobs have.",
+        CHANNEL,
+        Relies("vllm.tokenizers.detokenizer_utils", has="convert_ids_list_to_tokens"),
+        Wraps("vllm.v1.engine.output_processor:RequestState.make_request_output",
+              explain_output.wrap_make_request_output,
+              "new_token_ids pooling_output finish_reason stop_reason kv_transfer_params"),
+    ),
+    Hook(
+        metrics, FRONT_END,
+        "The figures that a scheduler sent become metrics. (vLLM's entry point for such loggers "
+        "would switch statistics on in engines that have them off.)",
+        CHANNEL,
+        Wraps("vllm.v1.metrics.loggers:StatLoggerManager.__init__",
+              metrics.wrap_logger_manager_init, "vllm_config"),
+        Wraps("vllm.v1.metrics.loggers:StatLoggerManager.record", metrics.wrap_record,
+              "scheduler_stats"),
+        Relies("vllm.v1.metrics.loggers:PrometheusStatLogger",
+               has="_counter_cls _gauge_cls _histogram_cls"),
+    ),
+    Hook(
+        metrics, FRONT_END,
+        "The same figures, offline; prometheus_client's registry has them all the same.",
+        CHANNEL,
+        Wraps("vllm.v1.engine.llm_engine:LLMEngine.get_metrics", metrics.wrap_get_metrics),
+        lost="LLM.get_metrics() shows no metrics of contrastive decoding",
+    ),
+    Hook(
+        request_media, FRONT_END,
+        "Media of a prompt that is rendered for an amateur, too, are fetched and decoded once.",
+        DERIVED,
+        Wraps(_MEDIA_CONNECTOR + "load_from_url", request_media.wrap_load_from_url, "url media_io"),
+        Wraps(_MEDIA_CONNECTOR + "load_from_url_async", request_media.wrap_load_from_url,
+              "url media_io"),
+        since="0.31",
+        lost="media of prompts that amateurs share with their expert are fetched again",
+    ),
+    Hook(
+        media_cache, MEDIA,
+        "The media of amateurs' prompts travel after their expert's in "
+        "`EngineCoreRequest.mm_features`, so that vLLM treats them as the request's own. vLLM's "
+        "front end sends an image once and then its hash, in the order of processing, which a "
+        "request that waits for its amateurs' prompts does not keep. So a contrastive request "
+        "brings its data along, and the sender is told when it leaves.",
+        DERIVED,
+        # They are made anew.
+        Relies("vllm.multimodal.inputs:MultiModalFeatureSpec",
+               has="data modality identifier mm_position mm_hash", others=""),
+        Relies("vllm.multimodal.utils", has="argsort_mm_positions"),
+        Relies("vllm.multimodal.image", has="convert_image_mode normalize_image"),
+        Relies("vllm.multimodal.media", has="MediaWithBytes"),
+        Relies("vllm.multimodal.cache", has="LruKeyReplicatedSenderCache"),
+        Relies(_RENDERER,
+               has="mm_processor_cache render_messages_async "
+               "_mm_processor_only_cache _mm_executor"),
+        Relies("vllm.v1.engine.input_processor:InputProcessor",
+               has="mm_encoder_cache_size renderer"),
+        Relies("vllm.config:SchedulerConfig",
+               has="max_num_batched_tokens long_prefill_token_threshold "
+               "disable_chunked_mm_input"),
+        since="0.31",
+    ),
+    Hook(
+        serving, ONLINE,
+        "Right after the renderer, the amateurs' prompts are made: the body and the template's "
+        "arguments are known, a wrong request gets its HTTP 400 before a streamed response "
+        "starts, and it is off the event loop. `to_sampling_params` says which prompts are sent "
+        "to the engine; for some models, vLLM makes the prompts elsewhere, and their requests are "
+        "decided about there.",
+        DERIVED,
+        Wraps(_ONLINE + "preprocess_chat", serving.wrap_preprocess, "request",
+              before=_ONLINE_023 + "preprocess_chat"),
+        Wraps(_ONLINE + "preprocess_cmpl", serving.wrap_preprocess, "request",
+              before=_ONLINE_023 + "preprocess_cmpl"),
+        Wraps(_COMPLETION + "to_sampling_params", serving.wrap_to_sampling_params),
+        Wraps(_CHAT + "to_sampling_params", serving.wrap_to_sampling_params),
+        Wraps(_OPENAI + "responses.protocol:ResponsesRequest.to_sampling_params",
+              serving.wrap_to_sampling_params),
+    ),
+    Hook(
+        serving, ONLINE,
+        "`cold_amateur` names an adapter, and only the server's list of loaded adapters resolves "
+        "it.",
+        "when vLLM resolves names of adapters for extensions.",
+        Wraps(_OPENAI + "models.serving:OpenAIServingModels.__init__", serving.wrap_models_init),
+    ),
+    Hook(
+        serving, ONLINE,
+        "Beam search makes its own sampling parameters: a request for both would silently lose "
+        "contrastive decoding.",
+        "when vLLM passes `vllm_xargs` on in beam search.",
+        Wraps(_COMPLETION + "to_beam_search_params", serving.wrap_to_beam_search_params),
+        Wraps(_CHAT + "to_beam_search_params", serving.wrap_to_beam_search_params),
+    ),
+    Hook(
+        serving, OFFLINE,
+        "The same, offline.",
+        "when vLLM passes `extra_args` on in beam search.",
+        Wraps("vllm:LLM.beam_search", serving.wrap_beam_search, "prompts params lora_request"),
+    ),
+    Hook(
+        serving, ONLINE,
+        "A request that the scheduler ends with an error has the reason in `stop_reason`; vLLM's "
+        'servers would say "Internal server error". The header `x-cold` tells a client what its '
+        "tokens were chosen with, and `kv_transfer_params` what it asked for of each step; before "
+        "0.33, streams get the latter here.",
+        "when vLLM reports the reason of an error and lets plugins add to a response.",
+        Wraps("vllm.v1.engine.async_llm:AsyncLLM.generate", serving.wrap_generate,
+              "prompt sampling_params request_id"),
+    ),
+    Hook(
+        aliases, ONLINE,
+        "A client that cannot send `cold_preset` names the model `NAME:PRESET` instead. Every "
+        "endpoint asks here first whether a request's model is served.",
+        "when vLLM lets plugins resolve the names of models.",
+        Wraps("vllm.entrypoints.serve.engine.serving:BaseServing._check_model",
+              aliases.wrap_check_model, "request",
+              before=_OPENAI + "engine.serving:OpenAIServing._check_model"),
+        lost="names of models with a preset (sql:cold) are unknown here",
+    ),
+)
+# fmt: on

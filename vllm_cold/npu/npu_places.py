@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What LoRA on Ascend NPUs wraps and relies on in vLLM and vllm-ascend. Data alone."""
+
+from typing import TYPE_CHECKING
+
+from vllm_cold.compat.patching import Hook, Relies, Wraps, lazy
+from vllm_cold.compat.places import (
+    NPU,
+    NPU_LORA,
+)
+
+# A module is loaded when one of its functions wraps something.
+if TYPE_CHECKING:
+    from vllm_cold.npu import lora_bgmv, npu_platform
+else:
+    globals().update(lazy("vllm_cold.npu", "lora_bgmv npu_platform"))
+
+
+# fmt: off
+TABLE = (
+    Hook(
+        npu_platform, NPU,
+        "In engines that vllm-cold serves `npu.lora_bgmv` runs LoRA on Ascend NPUs.",
+        "with `npu.lora_bgmv`.",
+        Wraps("vllm.platforms:current_platform.get_punica_wrapper",
+              npu_platform.wrap_npu_punica_wrapper, kind=classmethod),
+        lost="LoRA on NPUs is vllm-ascend's", platform="npu",
+    ),
+    Hook(
+        lora_bgmv, NPU_LORA,
+        "vLLM's V1 runner says `prefill` in every step, so that vllm-ascend uses its SGMV "
+        "kernels. These are told how many runs of equal adapters the batch's rows form, as a "
+        "Python number, which a compiled model keeps from its tracing: the rows after the first "
+        "runs get no adapter. The BGMV kernels read each row's own adapter from a tensor.",
+        "when vllm-ascend passes no Python number to its kernels.",
+        Relies("vllm_ascend.lora.punica_npu:PunicaWrapperNPU",
+               has="_shrink_decode _expand_decode _expand_slice_decode _get_token_lora_indices "
+               "update_metadata(mapping)"),
+        platform="npu",
+    ),
+)
+# fmt: on

@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What vllm-cold relies on in vLLM's scheduler; ``compat.places`` says how it is used."""
+
+from typing import TYPE_CHECKING
+
+from vllm_cold.compat.patching import Hook, Relies, lazy
+from vllm_cold.compat.places import (
+    CHANNEL,
+    CONFIGURED,
+    CONNECTOR,
+    GROUPS,
+)
+
+# A module is loaded when one of its functions wraps something.
+if TYPE_CHECKING:
+    from vllm_cold.scheduler import (
+        amateur_requests,
+        encoder_inputs,
+        kv_blocks,
+        kv_loads,
+        queue_view,
+        scheduler,
+    )
+    from vllm_cold.wire import stats_channel
+else:
+    globals().update(
+        lazy(
+            "vllm_cold.scheduler",
+            "amateur_requests encoder_inputs kv_blocks kv_loads queue_view scheduler",
+        )
+    )
+    globals().update(lazy("vllm_cold.wire", "stats_channel"))
+
+_SCHED, _SAMPLE = "vllm.v1.core.sched.", "vllm.v1.sample."
+
+# fmt: off
+TABLE = (
+    Hook(
+        scheduler, CONFIGURED,
+        "A contrastive request is several requests that are scheduled in lockstep. "
+        "`_mamba_block_aligned_split` is called for every request that is about to get tokens, if "
+        "`need_mamba_block_aligned_split` is true: only there can tokens be capped *before* "
+        "blocks are allocated and hashed. `_update_after_schedule`, the end of `schedule()`, "
+        "removes what is left of a group that was split.",
+        GROUPS,
+        Relies(_SCHED + "scheduler:Scheduler", like="vllm_cold.scheduler.vllm_scheduler:Scheduler"),
+        Relies(_SCHED + "interface:PauseState", has="UNPAUSED PAUSED_NEW PAUSED_ALL"),
+        # A group that is held back takes its requests out of all columns of a step.
+        Relies(_SCHED + "output:CachedRequestData",
+               has="req_ids resumed_req_ids new_token_ids all_token_ids new_block_ids "
+               "num_computed_tokens num_output_tokens", others=""),
+        Relies(_SCHED + "output:SchedulerOutput",
+               has="scheduled_new_reqs scheduled_cached_reqs num_scheduled_tokens "
+               "total_num_scheduled_tokens preempted_req_ids scheduled_spec_decode_tokens "
+               "scheduled_encoder_inputs free_encoder_mm_hashes",
+               others="scheduled_encoder_input_stats encoder_input_updates "
+               "kv_connector_metadata kv_connector_block_state ec_connector_metadata "
+               "ec_manager_metadata aux_output_connector_metadata has_sync_kv_loads "
+               "block_table_updates num_common_prefix_blocks finished_req_ids "
+               "new_block_ids_to_zero kv_cache_block_copies num_spec_tokens_to_schedule "
+               "skip_drafts num_invalid_spec_tokens has_structured_output_requests "
+               "pending_structured_output_tokens"),
+        Relies(_SCHED + "output:NewRequestData", has="req_id mm_features"),
+        Relies("vllm.v1.request:Request", like="vllm_cold.scheduler.lockstep:Tokens"),
+        Relies("vllm.v1.request:Request",
+               has="client_index priority arrival_time status sampling_params lora_request "
+               "num_preemptions num_prompt_tokens skip_reading_prefix_cache is_prefill_chunk "
+               "trace_headers block_hashes mm_features take_events _block_hasher prompt_embeds "
+               "prompt_is_token_ids cache_salt"),
+        Relies("vllm.v1.request:RequestStatus",
+               has="WAITING RUNNING PREEMPTED FINISHED_ABORTED FINISHED_ERROR"),
+        Relies("vllm.v1.engine:EngineCoreOutput",
+               has="request_id new_token_ids finish_reason stop_reason events trace_headers "
+               "kv_transfer_params"),
+    ),
+    Hook(
+        amateur_requests, CONFIGURED,
+        "Amateurs are requests like their expert, without what would be done twice or for nobody.",
+        GROUPS,
+        Relies("vllm.sampling_params:SamplingParams",
+               has="extra_args top_p top_k min_p logprobs prompt_logprobs structured_outputs "
+               "stop_token_ids repetition_detection min_tokens bad_words allowed_token_ids "
+               "_eos_token_id _bad_words_token_ids"),
+    ),
+    Hook(
+        queue_view, CONFIGURED,
+        "Only the expert of a group waits in a queue, so that counts and order are those of the "
+        "clients' requests. During a pass, views replace the queues: they hold back who may not "
+        "start, and keep a group's streams together.",
+        GROUPS,
+        Relies(_SCHED + "request_queue", has="create_request_queue"),
+        Relies(_SCHED + "request_queue:RequestQueue",
+               has="add_request peek_request pop_request prepend_request prepend_requests "
+               "remove_request remove_requests"),
+        Relies(_SCHED + "request_queue:SchedulingPolicy", has="FCFS PRIORITY"),
+    ),
+    Hook(
+        kv_blocks, CONFIGURED,
+        "A group is admitted if all its streams fit the KV cache; blocks that a step hashed and "
+        "will not write leave the prefix cache.",
+        GROUPS,
+        Relies("vllm.v1.core.kv_cache_manager:KVCacheManager",
+               has="evict_blocks(block_ids) get_block_ids(request_id) "
+               "get_computed_blocks(request)"),
+        Relies("vllm.v1.core.block_pool:BlockPool", has="evict_blocks get_num_free_blocks"),
+        Relies("vllm.v1.core.kv_cache_coordinator:KVCacheCoordinator",
+               has="get_num_blocks_to_allocate single_type_managers"),
+    ),
+    Hook(
+        encoder_inputs, CONFIGURED,
+        "vLLM takes tokens off a request whose next medium does not fit the encoder, after the "
+        "cap that keeps a group in lockstep. It counts a medium as encoded once that is planned, "
+        "whether or not the request stays in the step.",
+        GROUPS,
+        Relies("vllm.v1.core.encoder_cache_manager:EncoderCacheManager",
+               has="check_and_update_cache(request input_id) free(request) "
+               "free_encoder_input(request input_id) get_cached_input_ids(request) "
+               "get_freed_mm_hashes() cache_size num_free_slots num_freeable_slots cached "
+               "freeable freed"),
+        Relies("vllm.multimodal.inputs:MultiModalFeatureSpec", has="data identifier mm_position"),
+        Relies("vllm.multimodal.inputs:PlaceholderRange", has="get_num_embeds offset length"),
+    ),
+    Hook(
+        stats_channel, CONFIGURED,
+        "What the scheduler counted reaches the process that serves /metrics in a dictionary, "
+        "next to what a KV connector counted.",
+        CHANNEL,
+        Relies("vllm.v1.metrics.stats:SchedulerStats", has="kv_connector_stats"),
+    ),
+    Hook(
+        kv_loads, CONNECTOR,
+        "The streams of a group wait for each other, so also for what a connector loads for one "
+        "of them.",
+        GROUPS,
+        Relies(_SCHED + "scheduler:Scheduler",
+               like="vllm_cold.scheduler.vllm_scheduler:WithConnector"),
+        Relies(_SCHED + "output:KVConnectorBlockState", has="req_ids"),
+        Relies("vllm.distributed.kv_transfer.kv_connector.v1.base:KVConnectorBase_V1",
+               has="get_num_new_matched_tokens has_pending_block_frees "
+               "on_new_request(request)"),
+        Relies("vllm.v1.outputs:ModelRunnerOutput", has="kv_connector_output"),
+        Relies("vllm.v1.outputs:KVConnectorOutput", has="invalid_block_ids"),
+        Relies("vllm.v1.request:RequestStatus", has="WAITING_FOR_REMOTE_KVS"),
+        since="0.31",
+    ),
+)
+# fmt: on
