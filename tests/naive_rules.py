@@ -163,6 +163,17 @@ def grd(step: Step, parameters: Parameters) -> float:
     return 1 - (1 - parameters["lam"]) * tau
 
 
+def judge(
+    parameters: Parameters, rows: Sequence[list[float]], memory: dict[str, Any]
+) -> list[float]:
+    """-beta for the first amateur if the second one's first word is ``token``, with at least the
+    probability ``threshold``; a rule of the engines' tests (tests/engine/judge.py).
+    """
+    if "yes" not in memory:
+        memory["yes"] = softmax(rows[2])[int(parameters["token"])] >= parameters["threshold"]
+    return [-parameters["beta"] if memory["yes"] else 0.0, 0.0]
+
+
 RULES: dict[str, tuple[Callable[[Step, Parameters], float], dict[str, float]]] = {
     "adaptive": (adaptive, {"beta_max": 1.0}),
     "arr": (arr, {"beta_max": 1.0}),
@@ -196,6 +207,8 @@ def weights(
     """
     if name != "adaptive":  # what the expert may not say, nobody is asked about
         logits = [row.masked_fill(logits[0] == -math.inf, -math.inf) for row in logits]
+    if name == "judge":
+        return judge(parameters, [row.double().tolist() for row in logits], memory)
     rule, defaults = RULES[name]
     if unknown := parameters.keys() - defaults.keys():
         raise ValueError(f"{name} takes {sorted(defaults)}, not {sorted(unknown)}")

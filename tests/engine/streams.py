@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.engine.conftest import lora
+from tests.engine.judge import Judge
 from tests.naive import Amateur, Group, NaiveCold, Trace
 from tests.requests import ids
 from vllm_cold.wire.transfer_params import steps_in
@@ -28,7 +29,7 @@ KINDS = (
     "two adapters",
     "a rule",
     "a rule and fixed",
-    "a rule that ends",
+    "a judge",
     "four streams",
     "contrastive decoding",
     "regular",
@@ -46,8 +47,8 @@ RULES: tuple[tuple[str, dict[str, float]], ...] = (
     ("mti", {"beta": 2.0, "tau": 3.9}),
 )
 
-# Ends amateurs, one after the other.
-ENDS = ("grd", {"lam": 0.6})
+# What the tiny model answers to half of the prompts.
+JUDGE = (Judge.name, {"token": 438.0, "threshold": 0.004, "beta": 2.0})
 
 
 def make_groups(count: int = 72) -> list[Group]:
@@ -74,7 +75,7 @@ def _group(
 ) -> Group:
     whole = context + text
     weight = (-0.5, -2.0)[number % 2]
-    rule, parameters = ENDS if kind == "a rule that ends" else RULES[number % len(RULES)]
+    rule, parameters = JUDGE if kind == "a judge" else RULES[number % len(RULES)]
     by_rule = Amateur(None, expert, text)
     adapter = expert or "one"
     other = "one" if adapter == "two" else "two"
@@ -85,7 +86,7 @@ def _group(
         "two adapters": (text, 0.0, None, [Amateur(0.7, "one"), Amateur(-0.7, "two")]),
         "a rule": (whole, 0.0, None, [by_rule]),
         "a rule and fixed": (whole, 0.05, 9, [Amateur(0.3, None, context), by_rule]),
-        "a rule that ends": (whole, 0.0, None, [by_rule, Amateur(None, expert, (*whole, 7))]),
+        "a judge": (whole, 0.0, None, [by_rule, Amateur(None, expert, (*whole, 7))]),
         "four streams": (
             whole,
             0.02,

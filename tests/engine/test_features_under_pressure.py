@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.engine.pressure import Engines, drive, engines, preempted_pairs
-from tests.engine.streams import ENDS, Job
+from tests.engine.streams import JUDGE, Job
 from tests.naive import Amateur, Group, pair
 from tests.tiny import EOS_ID
 
@@ -84,14 +84,14 @@ def from_result(make: Callable[[list[int], Any], dict[str, Any]]) -> Callable[[E
     return jobs
 
 
-def ending(_: Engines) -> list[Job]:
-    """The rule keeps what it decided about amateurs that are gone when the group is preempted."""
-    name, parameters = ENDS
+def judged(_: Engines) -> list[Job]:
+    """The rule keeps what the judge said, who is gone when the group is preempted."""
+    name, parameters = JUDGE
     jobs = []
     for job in BARE:
         prompt = job.group.prompt_ids
-        longer = Amateur(None, job.group.expert, (*prompt, 7))
-        amateurs = [replace(job.group.amateurs[0], weight=None), longer]
+        judge = Amateur(None, job.group.expert, (*prompt, 7))
+        amateurs = [replace(job.group.amateurs[0], weight=None), judge]
         group = replace(job.group, amateurs=amateurs, rule=name, rule_parameters=parameters)
         jobs.append(replace(job, group=group))
     return jobs
@@ -125,7 +125,7 @@ FEATURES: dict[str, Callable[[Engines], list[Job]]] = {
     "prompt_logprobs": everywhere(prompt_logprobs=2, logprobs=0),
     "n": everywhere(n=2, temperature=1.1, seed=17),
     "top_p, top_k, min_p": everywhere(temperature=1.4, seed=3, top_p=0.8, top_k=9, min_p=0.02),
-    "a rule's state": ending,
+    "a rule's state": judged,
 }
 UNCHANGED = ("logprobs", "prompt_logprobs")  # these add to a result
 

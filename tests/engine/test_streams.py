@@ -43,10 +43,10 @@ def test_a_prompt_is_cached_for_whoever_has_it(shared_llm: Any, tiny: Path) -> N
     assert first_step(Group(shared, "one", (), 0.0, 2)) == [65]  # another adapter's
     swapped = Group(shared, "one", [Amateur(-0.5, "two", prompt(3, 99))], 0.0, 2)
     assert first_step(swapped) == [1, 3]
-    # Where an amateur's prompt goes on where its expert's ends, the expert reads all.
+    # Of a judge, whose prompt goes on where its expert's ends, the expert reads all.
     new = prompt(4, 2 * BLOCK + 1)
-    longer = [Amateur(-0.5, None, OTHER), Amateur(0.0, None, (*new, 7))]
-    assert first_step(Group(new, None, longer, 0.0, 2)) == [2, len(OTHER), len(new)]
+    judged = [Amateur(-0.5, None, OTHER), Amateur(0.0, None, (*new, 7))]
+    assert first_step(Group(new, None, judged, 0.0, 2)) == [2, len(OTHER), len(new)]
 
 
 def guided(expert: str | None, **changes: Any) -> Group:
