@@ -42,7 +42,7 @@ _NAMES = ["amateur", "amateur_prompt", "amateur_messages", "amateur_prompt_embed
           "part", "images", "weights", "preset"]  # fmt: skip
 # Flat arguments of a request, without ``cold_``, that make some sense or none.
 JUNK = st.dictionaries(
-    st.sampled_from([*_NAMES, "alpha", "beta", "beta_max", "rule_parameters"]),
+    st.sampled_from([*_NAMES, "alpha", "beta", "rule_parameters"]),
     _SCALAR | st.lists(_SCALAR, max_size=4),
     max_size=4,
 )

@@ -59,9 +59,9 @@ class MadeUp:
     def choice(self, body: dict[str, Any], prompt: Any) -> dict[str, Any]:
         """The answer, with what is told of its steps."""
         request = parse_request_args(body["vllm_xargs"])
-        given = [one.weight for one in describe(request.given)]
+        given = [one.weight for one in describe(request)]
         settings, weights = request.settings(weights=given)
-        explain = request.given.get("explain", 0)
+        explain = request.values.get("explain", 0)
         steps = tell_all(prompt, settings, weights, body["max_tokens"], explain)
         tokens = [step["tokens"][0] for step in steps]
         ids = list(range(len(str(prompt))))

@@ -167,7 +167,7 @@ def judge(
     parameters: Parameters, rows: Sequence[list[float]], memory: dict[str, Any]
 ) -> list[float]:
     """-beta for the first amateur if the second one's first word is ``token``, with at least the
-    probability ``threshold``; nobody's rule.
+    probability ``threshold``; a rule of the engines' tests (tests/engine/judge.py).
     """
     if "yes" not in memory:
         memory["yes"] = softmax(rows[2])[int(parameters["token"])] >= parameters["threshold"]

@@ -4,7 +4,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from vllm_cold.settings.amateurs import Messages, Text
+from vllm_cold.settings.sources import Messages, Text
 from vllm_cold.settings.table import PREFIX, ColdSettings
 from vllm_cold.tools.contrast_args import Content
 from vllm_cold.tools.explain.explain_prompts import Question, make_question

@@ -14,7 +14,7 @@ _SITE = "https://vllm-cold.github.io/vllm-cold/"
 
 
 def site(page: str) -> str:
-    """The address of a page of the documentation, which users of a wheel do not have."""
+    """Return the address of a page of the documentation, which users of a wheel do not have."""
     return _SITE + page
 
 
@@ -31,7 +31,7 @@ class ColdError(ValueError):
 
 
 def sendable(message: str) -> str:
-    """The message as HTTP can carry it: what a client sent may be no valid Unicode."""
+    """Return the message as HTTP can carry it: what a client sent may be no valid Unicode."""
     return message.encode("utf-8", "backslashreplace").decode()
 
 

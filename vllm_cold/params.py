@@ -13,9 +13,11 @@ from vllm.sampling_params import SamplingParams
 
 from vllm_cold.compat import active
 from vllm_cold.errors import ColdError
-from vllm_cold.settings.amateurs import Source, check_preset, read_source
+from vllm_cold.settings.amateurs import check_preset
 from vllm_cold.settings.images import View, read_view
-from vllm_cold.settings.presets import PresetName, preset_of
+from vllm_cold.settings.presets import PRESETS, PresetName
+from vllm_cold.settings.source_readers import read_source
+from vllm_cold.settings.sources import Source
 from vllm_cold.settings.table import (
     DEFAULT_ALPHA,
     DEFAULT_BETA,
@@ -86,32 +88,32 @@ class Amateur:
         return read_source(self.prompt, self.without, self.images)
 
     def adapter(self, expert: LoRARequest | None) -> LoRARequest | None:
-        """Its adapter next to this expert's."""
+        """Return its adapter next to this expert's."""
         if self.lora_request is UNSET:
             return None if self.source is None else expert
         return self.lora_request
 
 
-def _amateurs(one: Any, several: Any) -> tuple[Amateur, ...]:
-    """The amateurs that ``amateur`` or ``amateurs`` say; raises ColdError for anything else."""
-    if one is not None and not isinstance(one, (LoRARequest, Amateur)):
+def _check_amateurs(amateur: Any, amateurs: Any) -> tuple[Amateur, ...]:
+    """Return the amateurs that one of the two fields has; raises ColdError for anything else."""
+    if amateur is not None and not isinstance(amateur, (LoRARequest, Amateur)):
         raise ColdError(
-            "amateur", one, "must be a LoRARequest or an Amateur, or None for the base model"
+            "amateur", amateur, "must be a LoRARequest or an Amateur, or None for the base model"
         )
-    if several is None:
-        return (one if isinstance(one, Amateur) else Amateur(lora_request=one),)
+    if amateurs is None:
+        return (amateur if isinstance(amateur, Amateur) else Amateur(lora_request=amateur),)
     problem = ""
-    if one is not None:
+    if amateur is not None:
         problem = "amateur is given too; give one of the two"
-    elif not isinstance(several, (list, tuple)) or not all(
-        isinstance(each, Amateur) for each in several
+    elif not isinstance(amateurs, (list, tuple)) or not all(
+        isinstance(entry, Amateur) for entry in amateurs
     ):
         problem = "must be a list of Amateur"
-    elif not 1 <= len(several) <= MAX_AMATEURS:
-        problem = f"has {len(several)} entries; must have 1 to {MAX_AMATEURS}"
+    elif not 1 <= len(amateurs) <= MAX_AMATEURS:
+        problem = f"has {len(amateurs)} entries; must have 1 to {MAX_AMATEURS}"
     if problem:
-        raise ColdError("amateurs", several, problem)
-    return tuple(several)
+        raise ColdError("amateurs", amateurs, problem)
+    return tuple(amateurs)
 
 
 class ColdParams(SamplingParams, kw_only=True, omit_defaults=True, dict=True):  # type: ignore
@@ -131,9 +133,8 @@ class ColdParams(SamplingParams, kw_only=True, omit_defaults=True, dict=True):  
         beta: Contrast strength, >= 0 (at most 1e6); default 0.5. 0 equals the adapter alone.
         rule: The name of a rule, such as "adaptive", which chooses the strength at each step in
             place of ``beta``.
-        beta_max: The rule's parameter of this name, >= 0 (at most 1e6); None for its default. An
-            error without a rule that has one.
         rule_parameters: The rule's parameters by name; those that are left out have their defaults.
+            An error without a rule.
         expert_top_k: Optional cap on the candidates: the expert's k most probable tokens.
         amateur: What to contrast with: None for the base model, another adapter, or an ``Amateur``.
         amateurs: The same for 1 to 32 of them, instead of ``amateur``.
@@ -152,9 +153,8 @@ class ColdParams(SamplingParams, kw_only=True, omit_defaults=True, dict=True):  
     """
 
     alpha: float = DEFAULT_ALPHA
-    beta: float | str = DEFAULT_BETA
+    beta: float = DEFAULT_BETA
     rule: str | None = None
-    beta_max: float | None = None
     rule_parameters: dict[str, float] | None = None
     expert_top_k: int | None = None
     amateur: LoRARequest | Amateur | None = None
@@ -168,7 +168,7 @@ class ColdParams(SamplingParams, kw_only=True, omit_defaults=True, dict=True):  
 
     @classmethod
     def preset(cls, name: PresetName, **fields: Any) -> Self:
-        """The parameters of a method by its name (``settings.presets``).
+        """Return the parameters of a method by its name (``settings.presets``).
 
         Args:
             name: The method's.
@@ -181,59 +181,60 @@ class ColdParams(SamplingParams, kw_only=True, omit_defaults=True, dict=True):  
         Examples:
             >>> params = ColdParams.preset("cad", amateur=Amateur(prompt="Who?"), max_tokens=64)
         """
-        preset = preset_of({"preset": check("preset", name)})
+        preset = PRESETS[check("preset", name)]
         if preset.images is not None and not fields.keys() & {"amateur", "amateurs"}:
             fields["amateur"] = Amateur(images=read_view("images", preset.images))
-        amateurs = _amateurs(fields.get("amateur"), fields.get("amateurs"))
+        amateurs = _check_amateurs(fields.get("amateur"), fields.get("amateurs"))
         check_preset(
             ("preset", name),
             preset,
-            [one.source for one in amateurs],
+            [amateur.source for amateur in amateurs],
             "give amateur=Amateur(prompt=...), or its without or images",
             "; give amateurs=[...]",
         )
         if preset.weights:
             fields["amateurs"] = amateurs = tuple(
-                one if one.weight is not None else replace(one, weight=weight)
-                for one, weight in zip(amateurs, preset.weights, strict=True)
+                amateur if amateur.weight is not None else replace(amateur, weight=weight)
+                for amateur, weight in zip(amateurs, preset.weights, strict=True)
             )
-        own = {setting: fields.pop(setting) for setting in SETTINGS if setting in fields}
+        settings = {setting: fields.pop(setting) for setting in SETTINGS if setting in fields}
         # What the caller's fields leave nothing to do for is left out.
-        values = merge(own, [one.weight for one in amateurs], defaults=preset.settings)
+        weights = [amateur.weight for amateur in amateurs]
+        values = merge(settings, weights, defaults=preset.settings)
         return cls(**{"method": name, **values, **fields})
 
     def contrast(self) -> tuple[Amateur, ...]:
-        """What it contrasts with, whichever way that was said, checked."""
-        return _amateurs(self.amateur, self.amateurs)
+        """Return what it contrasts with, checked."""
+        return _check_amateurs(self.amateur, self.amateurs)
 
     def combine(self) -> tuple[ColdSettings, tuple[float | None, ...]]:
-        """The method's settings and the amateurs' weights, checked (fields may have been assigned
-        after construction).
+        """Return the method's settings and the amateurs' weights, checked (fields may have been
+        assigned after construction).
         """
-        weights = [one.weight for one in self.contrast()]
+        weights = [amateur.weight for amateur in self.contrast()]
         check("preset", self.method, "method")
         check("explain", self.explain)
-        own = {name: getattr(self, name) for name in SETTINGS}
+        values = {name: getattr(self, name) for name in SETTINGS}
         if self.beta == DEFAULT_BETA:
-            del own["beta"]  # nobody may have said it
-        return combine(own, weights)
+            del values["beta"]  # nobody may have set it
+        return combine(values, weights)
 
     def settings(self) -> ColdSettings:
-        """The method's settings, checked."""
+        """Return the method's settings, checked."""
         return self.combine()[0]
 
     def verify(self, *args: Any, **kwargs: Any) -> None:
-        """Called by vLLM at admission. Refuses to run where the plugin is not active, because
-        there the request would silently be decoded without contrast.
+        """Refuse to run where the plugin is not active: there the request would silently be decoded
+        without a contrast. vLLM calls this at admission.
         """
         active.require()
         super().verify(*args, **kwargs)
 
     def __repr__(self) -> str:
         settings = ", ".join(f"{name}={getattr(self, name)!r}" for name in SETTINGS)
-        one = self.amateur
-        said = repr(one.lora_name if isinstance(one, LoRARequest) else one)
+        amateur = self.amateur
+        contrast = repr(amateur.lora_name if isinstance(amateur, LoRARequest) else amateur)
         if self.amateurs is not None:
-            said += f", amateurs={self.amateurs!r}"
+            contrast += f", amateurs={self.amateurs!r}"
         rest = super().__repr__().removeprefix("SamplingParams(")
-        return f"ColdParams({settings}, amateur={said}, {rest}"
+        return f"ColdParams({settings}, amateur={contrast}, {rest}"

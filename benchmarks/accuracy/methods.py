@@ -216,7 +216,7 @@ ADAPTED = (
     Method("base model", bare=True),
     preset("cold", amateur="base"),
     Method(f"adapter x {ONE_STREAM:g}", scale=ONE_STREAM),
-    Method("adaptive", {"alpha": 0.1, "beta": "adaptive", "beta_max": 1.0}, amateur="base"),
+    Method("adaptive", {"alpha": 0.1, "rule": "adaptive"}, amateur="base"),
     preset("cold", "cold, amateur: quarter", amateur="quarter"),
     Method("drawn", sampling=_DRAWN),
     preset("cold", "drawn, cold", amateur="base", sampling=_DRAWN),

@@ -28,7 +28,7 @@ def write_page(llm: Any, model: str, case: Case, file: Path) -> None:
         file: Where to.
     """
     from vllm_cold import Amateur, ColdParams
-    from vllm_cold.settings.amateurs import Messages
+    from vllm_cold.settings.sources import Messages
     from vllm_cold.tools.explain import collect, page
     from vllm_cold.tools.explain.account import LISTED, make_answer
     from vllm_cold.tools.explain.explain_prompts import make_question

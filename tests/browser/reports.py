@@ -36,7 +36,7 @@ SEVERAL: dict[str, Any] = {
     "without": ["system", ""],
     "amateur_prompt": ["", f"Who? {HOSTILE}"],
     "weights": ["adaptive", 0.25],
-    "beta_max": 6.0,
+    "rule_parameters": {"beta_max": 6.0},
 }
 KNOWN = 12
 ENDS = 29  # the step at which the rule's amateur ends

@@ -8,7 +8,7 @@ import inspect
 import pytest
 
 from tests.contracts.source import contains, find, in_order, parameters, set_in_init, since
-from vllm_cold.settings.amateurs import MEDIA
+from vllm_cold.settings.sources import MEDIA
 
 pytestmark = pytest.mark.unit
 

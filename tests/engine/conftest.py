@@ -97,6 +97,7 @@ class Pool:
         from vllm import LLM, envs
         from vllm.distributed import parallel_state
 
+        from tests.engine import judge
         from vllm_cold.compat.engine import uses_v2_runner
 
         leave_imports_alone()
@@ -106,7 +107,8 @@ class Pool:
         cold = more.get("cold", False)
         if options["enable_lora"] or cold:  # more than a quarter of few sequences
             cold = {"enabled": cold} if isinstance(cold, bool) else cold
-            options["additional_config"] = {**more, "cold": {"max_amateurs": 32, **cold}}
+            cold = {"max_amateurs": 32, "rules": [judge.PATH], **cold}
+            options["additional_config"] = {**more, "cold": cold}
         if options["speculative_config"] and "max_num_batched_tokens" in options:
             # vLLM wants room for the drafts of all, and contrastive decoding for a request that
             # comes.

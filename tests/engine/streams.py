@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.engine.conftest import lora
+from tests.engine.judge import Judge
 from tests.naive import Amateur, Group, NaiveCold, Trace
 from tests.requests import ids
 from vllm_cold.wire.transfer_params import steps_in
@@ -47,7 +48,7 @@ RULES: tuple[tuple[str, dict[str, float]], ...] = (
 )
 
 # What the tiny model answers to half of the prompts.
-JUDGE = ("judge", {"token": 438.0, "threshold": 0.004, "beta": 2.0})
+JUDGE = (Judge.name, {"token": 438.0, "threshold": 0.004, "beta": 2.0})
 
 
 def make_groups(count: int = 72) -> list[Group]:

@@ -124,7 +124,7 @@ def test_the_three_commands_work(shown: str, monkeypatch: pytest.MonkeyPatch) ->
     options = serve_parser().parse_args(words[words.index("serve") + 1 :])
     assert (options.model_tag, options.sampler) == (str(model_path()), "cold")
     request = json.loads(Path(shlex.split(curl)[-1].removeprefix("@")).read_text())
-    (amateur,) = describe(parse_request_args(request["vllm_xargs"]).given)
+    (amateur,) = describe(parse_request_args(request["vllm_xargs"]))
     assert str(amateur.source) == "without 0"
     done = subprocess.run(["bash", "-c", explain], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr

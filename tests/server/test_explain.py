@@ -19,7 +19,7 @@ from tests.questions import Prompt, questions
 from tests.requests import xargs
 from tests.server.conftest import Server, arguments, serve
 from tests.tiny import make_tokenizer
-from vllm_cold.settings.amateurs import Messages
+from vllm_cold.settings.sources import Messages
 from vllm_cold.tools.contrast_args import Content, adapter_of, amateur_reads
 from vllm_cold.tools.explain.collect import explain
 from vllm_cold.tools.explain.record import Report, ShownStep

@@ -192,7 +192,8 @@ FIELDS: dict[str, list[str]] = {
     "vllm_xargs": [
         *('{"cold": 0}', '{"cold": 1}', '{"cold_beta": 0}', '{"cold_beta": 1e6}', "[" * 5000),
         *('{"cold_alpha": 1}', '{"cold_alpha": 1e-45}', '{"cold_alpha": 1e-300}'),
-        *('{"cold_rule": "adaptive", "cold_beta_max": 1e6}', '{"cold_amateur": "two"}'),
+        r'{"cold_rule": "adaptive", "cold_rule_parameters": "{\"beta_max\": 1e6}"}',
+        '{"cold_amateur": "two"}',
         *('{"cold_expert_top_k": 1}', '{"cold_expert_top_k": 2147483647}', '{"other": 1}', *ODD),
         # Others are refused before anything is scored: tests/unit/test_settings.py.
         *(r'{"cold_\ud800": 1}', r'{"cold_amateur": "\u0000"}', "[" * 5000 + "]" * 5000),

@@ -202,7 +202,7 @@ def test_the_pages_first_client(default_server: Server, naive: NaiveCold, model:
     assert begins(ask(), cold())
     strong = ask(cold_alpha=0.2, cold_beta=1.0, cold_expert_top_k=20)
     assert begins(strong, cold(alpha=0.2, beta=1.0, expert_top_k=20))
-    adaptive = ask(cold_rule="adaptive", cold_beta_max=2.0)
+    adaptive = ask(cold_rule="adaptive", cold_rule_parameters='{"beta_max": 2}')
     assert begins(adaptive, by_rule("adaptive", beta_max=2.0)) and not begins(adaptive, cold())
     unsure = ask(cold_rule="mti", cold_rule_parameters='{"tau": 2.0}')
     assert begins(unsure, by_rule("mti", tau=2.0))

@@ -118,9 +118,11 @@ def test_what_the_engine_core_gets(front: Front) -> None:
 def test_workers_can_unpickle_it(front: Front) -> None:
     """Which is to make it anew, checks included."""
     for params in (
-        ColdParams(beta_max=1.0, amateur=Amateur(prompt=" w1", weight="adaptive")),
+        ColdParams(
+            rule_parameters={"beta_max": 1.0}, amateur=Amateur(prompt=" w1", weight="adaptive")
+        ),
         ColdParams(amateur=Amateur(prompt=" w1", weight=-1)),
-        ColdParams(rule="adaptive", beta_max=2.0),
+        ColdParams(rule="adaptive", rule_parameters={"beta_max": 2.0}),
         ColdParams(rule="mti", rule_parameters={"tau": 2.0}),
     ):
         found = front.request(front.text(" w2"), params).sampling_params
@@ -171,7 +173,7 @@ def test_wrong_requests(front: Front) -> None:
 def test_rules(front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
     """The request's replaces the engine's; none keeps state that drafts would confuse."""
     text = front.text(" w1 w2")
-    front.serve(default={"rule": "adaptive", "beta_max": 3})
+    front.serve(default={"rule": "adaptive", "rule_parameters": {"beta_max": 3}})
     own = ColdSettings(rule="adaptive", rule_parameters={"beta_max": 3.0})
     assert front.streams(text).settings == own
     assert front.streams(text, rule="acd").settings == combine({"rule": "acd"})[0]

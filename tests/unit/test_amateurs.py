@@ -14,19 +14,18 @@ from hypothesis import strategies as st
 
 from tests.long_bodies import long_arguments
 from vllm_cold.errors import ColdError
-from vllm_cold.settings.amateurs import (
+from vllm_cold.settings.amateurs import describe
+from vllm_cold.settings.arguments import parse_request_args
+from vllm_cold.settings.source_readers import read_part, read_without
+from vllm_cold.settings.sources import (
     MEDIA,
     CannotLeaveOut,
     Messages,
     Part,
     Text,
     Without,
-    describe,
     has_media,
-    read_part,
-    read_without,
 )
-from vllm_cold.settings.arguments import parse_request_args
 from vllm_cold.settings.table import MAX_AMATEURS
 
 pytestmark = pytest.mark.unit
@@ -42,8 +41,8 @@ CHAT = [
 
 def amateurs(**args: Any) -> Any:
     """The adapter, the prompt and the weight of each."""
-    given = parse_request_args({f"cold_{k}": v for k, v in args.items()}).given
-    return [(one.adapter, one.source, one.weight) for one in describe(given)]
+    request = parse_request_args({f"cold_{k}": v for k, v in args.items()})
+    return [(one.adapter, one.source, one.weight) for one in describe(request)]
 
 
 def test_one_amateur() -> None:
@@ -192,7 +191,7 @@ def test_long_arguments_cost_what_their_length_costs(number: int) -> None:
 
     def look(args: dict[str, Any]) -> None:
         with suppress(ColdError):
-            describe(parse_request_args(args).given)
+            describe(parse_request_args(args))
 
     slow = {}
     for kind, args in long_arguments(300_000, number).items():

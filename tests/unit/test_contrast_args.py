@@ -10,7 +10,7 @@ import pytest
 from tests.questions import content
 from vllm_cold.errors import ColdError
 from vllm_cold.rules import registry
-from vllm_cold.settings.amateurs import Messages, Text
+from vllm_cold.settings.sources import Messages, Text
 from vllm_cold.tools.command_error import ToolError
 from vllm_cold.tools.contrast_args import (
     Content,

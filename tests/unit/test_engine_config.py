@@ -330,7 +330,7 @@ def test_what_fits_the_kv_cache(
         ({"cold_beta": 2.0, "sampler": "cold"}, {"alpha": 0.3, "beta": 1.0},
          {"alpha": 0.3, "beta": 2.0, "enabled": True}),
         ({"cold_rule": "mti"}, {"beta": 1.0}, {"rule": "mti"}),
-        ({"cold_beta": "mti"}, {"rule": "acd"}, {"rule": "mti"}),
+        ({"cold_beta": 2.0}, {"rule": "acd"}, {"beta": 2.0}),
         ({"cold_beta": 2.0}, "x", "x"),  # refused when the engine is configured
     ],
 )  # fmt: skip
@@ -347,8 +347,8 @@ def test_options_of_a_server(options: dict[str, Any], said: Any, cold: Any) -> N
 
 
 def test_options_that_do_not_fit_together() -> None:
-    args = argparse.Namespace(cold_beta=1.0, cold_beta_max=2.0, additional_config=None)
-    with pytest.raises(SystemExit, match="vllm: error: --cold-beta-max=2.0: "):
+    args = argparse.Namespace(cold_rule_parameters={"tau": 2.0}, additional_config=None)
+    with pytest.raises(SystemExit, match="vllm: error: --cold-rule-parameters={'tau': 2.0}: "):
         start_hooks.wrap_from_cli_args(lambda cls, args: SimpleNamespace(**vars(args)))(None, args)
 
 

@@ -81,7 +81,7 @@ SEEN = "[image one.png, 5 × 4, blur:2]\n[image two.png, 7 × 9, blur:2]\ncd"
 @pytest.mark.parametrize(
     ("prompt", "contrast", "said"),
     [
-        ("ab", {"beta": "adaptive"}, [("base model, weight adaptive", [])]),
+        ("ab", {"rule": "adaptive"}, [("base model, weight adaptive", [])]),
         (
             "ab",
             {**TWO, "weights": ["mti", 0.25]},

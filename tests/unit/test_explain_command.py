@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from vllm_cold.settings.amateurs import Messages
+from vllm_cold.settings.sources import Messages
 from vllm_cold.tools import explain, models
 from vllm_cold.tools.command_error import ToolError
 from vllm_cold.tools.explain.explain_command import read_questions, run, start

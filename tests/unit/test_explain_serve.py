@@ -20,7 +20,7 @@ from starlette.testclient import TestClient
 from tests.made_up_server import ADAPTER, MadeUp
 from tests.questions import questions
 from tests.unit.test_explain_command import parse
-from vllm_cold.settings.amateurs import describe, says_what
+from vllm_cold.settings.amateurs import describe, names_contrast
 from vllm_cold.settings.arguments import parse_request_args
 from vllm_cold.tools.command_error import ToolError
 from vllm_cold.tools.explain import page, serve
@@ -59,7 +59,7 @@ def ask(url: str, **form: Any) -> list[dict[str, Any]]:
     [
         {"beta": 1.0},
         {"part": "0:1", "preset": "adacad"},
-        {"part": "0:1", "rule": "adaptive", "beta_max": 3.0},
+        {"part": "0:1", "rule": "adaptive", "rule_parameters": {"beta_max": 3.0}},
         {"amateur": ["", "two"], "weights": [-0.5, 0.25], "preset": "dexperts"},
         {
             "amateur": ["", "two", ""],
@@ -77,12 +77,12 @@ def test_a_servers_defaults_have_no_say(contrast: dict[str, Any]) -> None:
     sent = [*cold.values(), *greedy.values()]
     assert all(isinstance(v, (str, int, float, list)) for v in sent)  # as vLLM wants
     request, other = parse_request_args(cold), parse_request_args(greedy)
-    weights, zeros = ([one.weight for one in describe(each.given)] for each in (request, other))
+    weights, zeros = ([one.weight for one in describe(each)] for each in (request, other))
     for defaults in (
         {},
         {"cold_alpha": 0.7, "cold_beta": 3.0, "cold_expert_top_k": 1},
         {"cold_rule": "mti", "cold_rule_parameters": {"tau": 9}, "cold_preset": "cfg"},
-        {"cold_rule": "adaptive", "cold_beta_max": 9.0},
+        {"cold_rule": "adaptive", "cold_rule_parameters": {"beta_max": 9.0}},
     ):
         settings, found = request.settings(parse_request_args(defaults), weights)
         assert settings.expert_top_k == 2**31 - 1
@@ -92,8 +92,8 @@ def test_a_servers_defaults_have_no_say(contrast: dict[str, Any]) -> None:
         assert (alone.rule, alone.alpha) == (None, settings.alpha)
         assert alone.expert_top_k == 2**31 - 1 and found == (0.0,) * len(weights)
     for each in (request, other):
-        assert says_what(each.given)  # so that nothing else is left out
-        assert each.given["explain"] == LISTED
+        assert names_contrast(each)  # so that nothing else is left out
+        assert each.values["explain"] == LISTED
 
 
 @pytest.mark.parametrize(

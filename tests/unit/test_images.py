@@ -9,8 +9,9 @@ from PIL import Image, ImageFilter
 
 from vllm_cold import Blur, Noise
 from vllm_cold.errors import ColdError
-from vllm_cold.settings.amateurs import Distorted, Without, read_images
 from vllm_cold.settings.images import name_of, read_view
+from vllm_cold.settings.source_readers import read_images
+from vllm_cold.settings.sources import Distorted, Without
 
 pytestmark = pytest.mark.unit
 

@@ -49,7 +49,7 @@ def test_our_fields_are_keywords() -> None:
 @pytest.mark.parametrize(
     "changed",
     [
-        {"amateur": OTHER, "beta": 0.5, "rule": "adaptive", "beta_max": 3.0},
+        {"amateur": OTHER, "beta": 0.5, "rule": "mti", "rule_parameters": {"tau": 2.0}},
         {
             "amateurs": [Amateur(prompt=MESSAGES), Amateur(weight="mti")],
             "rule_parameters": {"tau": 2.0},
@@ -69,8 +69,7 @@ def test_copies_keep_everything(changed: dict[str, Any]) -> None:
 
 def test_repr() -> None:
     text = repr(cold(amateur=OTHER))
-    start = "ColdParams(alpha=0.3, beta=2.0, rule=None, beta_max=None, rule_parameters=None, "
-    start += "expert_top_k=5, "
+    start = "ColdParams(alpha=0.3, beta=2.0, rule=None, rule_parameters=None, expert_top_k=5, "
     assert text.startswith(start + "amateur='other', n=2, ")
     assert "temperature=0.7" in text and text.count("(") == text.count(")")
     several = repr(ColdParams(amateurs=[Amateur(prompt="Who?")]))
@@ -140,7 +139,7 @@ def test_presets() -> None:
     # What the caller's fields leave nothing to do for is left out.
     for given, wanted in (
         ({"beta": 0.5}, ColdSettings(0.0, 0.5)),
-        *(({name: "mti"}, combine({"alpha": 0.0, "rule": "mti"})[0]) for name in ("rule", "beta")),
+        ({"rule": "mti"}, combine({"alpha": 0.0, "rule": "mti"})[0]),
         (
             {"rule_parameters": {"beta_max": 2}},
             ColdSettings(0.0, rule="adaptive", rule_parameters={"beta_max": 2.0}),

@@ -33,7 +33,6 @@ pytestmark = pytest.mark.unit
 
 VOCAB = 37
 SLOTS = 16
-NEEDED = {"judge": {"token": 7.0}}
 REGULAR = SamplingParams()
 
 
@@ -263,8 +262,7 @@ def test_no_sync(counts: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     for rule in (None, *BUILT_IN):
         processor = mixed("meta")
         if rule is not None:
-            needed = NEEDED.get(rule, {})
-            contrast = Contrast((None, None), rule=rule, parameters=needed, slot=3, explain=1)
+            contrast = Contrast((None, None), rule=rule, slot=3, explain=1)
             for index, slot in enumerate(MIXED["z"][1]):
                 processor.add_request(slot, params("z", index, contrast))
         expect(processor, range(10), counts)

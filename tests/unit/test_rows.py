@@ -414,13 +414,10 @@ def test_amateurs_that_have_ended() -> None:
         assert spread.groups.rows.tolist() == [[i, i, *[-1] * 2] for i in range(3)]
 
 
-NEEDED = {"judge": {"token": 7.0}}
-
-
 @pytest.mark.parametrize("rule", sorted(registry.BUILT_IN))
 def test_a_group_that_prefills_is_not_scored(rule: str) -> None:
     """Its amateurs are missing; of a rule that ends amateurs the scheduler has to tell."""
-    asks = Contrast((None,), rule=rule, parameters=NEEDED.get(rule, {}), slot=0)
+    asks = Contrast((None,), rule=rule, slot=0)
     found = GroupRows.of([(0, asks.stream("x", 0))], CPU)
     assert (found is None) is not registry.get(rule).retires
     assert GroupRows.of([(0, asks.stream("x", 1))], CPU) is None

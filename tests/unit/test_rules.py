@@ -8,7 +8,7 @@ import itertools
 import math
 import sys
 import types
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from tests import naive_rules
 from vllm_cold.errors import ColdError
-from vllm_cold.ops.interface import Groups
+from vllm_cold.ops.interface import MAX_STREAMS, Groups
 from vllm_cold.rules import Choice, Parameter, Rule, registry
 from vllm_cold.rules.check import checked
 from vllm_cold.rules.statistics import Statistics
@@ -26,6 +26,8 @@ from vllm_cold.rules.trial import try_out
 
 pytestmark = pytest.mark.unit
 
+WAITED = "it asks for a value of a tensor .* waited for"
+ACD, MTI = registry.get("acd"), registry.get("mti")
 VOCABULARY = 60
 # By which random logits fall on both sides of a gate.
 PARAMETERS: dict[str, dict[str, float]] = {
@@ -34,7 +36,6 @@ PARAMETERS: dict[str, dict[str, float]] = {
     "acd": {},
     "cocoa": {"gamma": 1.5},
     "grd": {"lam": 0.6},
-    "judge": {"token": 7.0, "threshold": 0.01, "beta": 1.5},
     "m3id": {"gamma": 0.3, "threshold": 0.4},
     "mti": {"beta": 2.0, "tau": 1.5},
 }
@@ -188,13 +189,10 @@ def test_weights_are_the_naive_ones(name: str, alpha: float, caps: tuple[int, ..
             )
             assert choice.weights[group].tolist() == pytest.approx(want, rel=2e-4, abs=4e-5)
             unlike.update(round(weight, 4) for weight in want)
-            if name == "judge":
-                assert choice.done is not None
-                assert choice.done[group].tolist() == [not memory["yes"], True]
-            elif choice.done is not None:
+            if choice.done is not None:
                 done = [bool(own.get("done")) for own in memory["amateurs"]]
                 assert choice.done[group].tolist() == done
-    assert len(unlike) > (1 if name in ("mti", "judge") else 3)
+    assert len(unlike) > (1 if name == "mti" else 3)
 
 
 def draw(seed: int, groups: int = 40, streams: int = 3) -> Tensor:
@@ -214,20 +212,6 @@ def test_an_amateur_as_unsure_as_the_expert_is_not_trusted() -> None:
     choice = asked(registry.get("grd"), logits, {})
     assert choice.weights.tolist() == [[0.0]]
     assert choice.done is not None and choice.done.tolist() == [[True]]
-
-
-@pytest.mark.parametrize(("threshold", "weight"), [(1.0, -0.5), (0.5, -0.5), (0.51, 0.0)])
-def test_a_judge_says_yes_from_its_threshold_on(threshold: float, weight: float) -> None:
-    certain, half = [0.0, -math.inf, -math.inf], [0.0, -math.inf, 0.0]
-    logits = torch.tensor([[[0.0] * 3] * 2 + [certain if threshold == 1 else half]])
-    choice = asked(registry.get("judge"), logits, {"token": 0.0, "threshold": threshold})
-    assert choice.weights.tolist() == [[weight, 0.0]]
-
-
-def test_a_token_that_the_model_does_not_have_is_never_said() -> None:
-    for token, weight in ((VOCABULARY - 1, -0.5), (VOCABULARY, 0.0)):
-        choice = asked(registry.get("judge"), draw(1), {"token": float(token), "threshold": 0.0})
-        assert (choice.weights[:, 0] == weight).all()
 
 
 def test_what_grows_without_bound_stays_finite() -> None:
@@ -276,213 +260,99 @@ def test_a_rule_of_a_module(monkeypatch: pytest.MonkeyPatch) -> None:
         registry.add(f"{__name__}:Same")
 
 
-def faulty(weights: Any, **attributes: Any) -> type[Rule]:
-    """A rule with these weights, of statistics and parameters."""
-    body = {"name": "faulty", "weights": lambda self, s, p: weights(s, p)}
-    return type("Faulty", (Half,), body | attributes)
-
-
-def refused(rule: Any, why: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setattr(sys.modules[__name__], "Faulty", rule, raising=False)
-    with pytest.raises(ColdError, match=f"(?i){why}") as raised:
-        registry.add(f"{__name__}:Faulty")
-    assert "faulty" not in registry.names()
-    return str(raised.value)
-
-
 def amateurs(s: Statistics) -> Tensor:
     """[G, S - 1], of each amateur by itself."""
     return s.entropy[:, 1:]
 
 
-@pytest.mark.parametrize(
-    ("weights", "attributes", "why"),
-    [
-        (lambda s, p: {}["nothing there"], {}, "raises KeyError: 'nothing there'"),
-        (lambda s, p: amateurs(s) * math.nan, {}, "not finite"),
-        (lambda s, p: s.entropy, {}, r"weights .* torch.float32 on .*; must be .* torch.float32"),
-        (lambda s, p: amateurs(s).double(), {}, "must be .* torch.float32"),
-        (
-            lambda s, p: Choice(amateurs(s), done=amateurs(s)),
-            {"retires": True},
-            "must be .* torch.bool",
-        ),
-        (lambda s, p: Choice(amateurs(s), done=amateurs(s) > 0), {}, "retires is False"),
-        (lambda s, p: amateurs(s) * torch.ones(1, 1), {}, "same device|different devices"),
-        (
-            lambda s, p: Choice(amateurs(s), done=amateurs(s) > 0),
-            {"retires": True},
-            "has a weight after the step where it was done",
-        ),
-        (lambda s, p: amateurs(s), {"state": 1}, "its state is 1 numbers"),
-        (lambda s, p: amateurs(s), {"state": 17}, "its state must be at most 16"),
-        (lambda s, p: amateurs(s), {"name": "a b"}, "must be an identifier"),
-    ],
-)
-def test_what_a_rule_must_not_return(
+def ends(s: Statistics, p: Any) -> Choice:
+    """The first of two amateurs, which counts for the second's weight all the same."""
+    mean = amateurs(s).mean(1, keepdim=True)
+    first = (torch.arange(2, device=mean.device) == 0).expand(len(mean), -1)
+    return Choice(torch.where(first, 0.0, mean), done=first)
+
+
+RETIRES = {"retires": True}
+UP_TO_100 = {"parameters": {"most": Parameter(1.0, 0.0, 100.0)}}
+ENDLESS = {"parameters": {"most": Parameter(1.0, 0.0, math.inf)}}
+NOT_FINITE = "weights that are not finite, .*most=100; keep them .* or allow less"
+MIXES = "depends on the other groups, .* in place of .* most="
+TOO_FEW = "groups of one amateur, .* must say how many"
+calls, known = itertools.count(1), dict[Any, Tensor]()
+# What a rule returns, its attributes, and why it is refused.
+FAULTS: list[tuple[Callable[[Statistics, Any], Any], dict[str, Any], str]] = [
+    (lambda s, p: amateurs(s), {"state": 17}, "its state must be at most 16"),
+    (lambda s, p: amateurs(s), {"name": "a b"}, "must be an identifier"),
+    (lambda s, p: {}["nothing there"], {}, "raises KeyError: 'nothing there'"),
+    (lambda s, p: amateurs(s).index_fill(1, torch.ones_like(s.step[:1]), 0.0), {}, TOO_FEW),
+    (lambda s, p: amateurs(s) * s.log_probabilities(1).gather(1, s.step[:, None] + 60), {},
+     "a vocabulary may lack a token: clamp ids of tokens"),
+    # Shapes and dtypes.
+    (lambda s, p: s.entropy, {}, r"weights .* torch.float32 on .*; must be .* torch.float32"),
+    (lambda s, p: Choice(amateurs(s), done=amateurs(s)), RETIRES, "must be .* torch.bool"),
+    (lambda s, p: Choice(amateurs(s), done=amateurs(s) > 0), {}, "retires is False"),
+    (lambda s, p: amateurs(s), {"state": 1}, "its state is 1 numbers"),
+    (lambda s, p: amateurs(s) * torch.ones(1, 1), {}, "same device|different devices"),
+    # Values.
+    (lambda s, p: amateurs(s) - (p.most * (s.step[:, None] + 1)).exp(), UP_TO_100, NOT_FINITE),
+    (lambda s, p: -9 * p.most + amateurs(s), ENDLESS, "most=3e"),
+    (lambda s, p: Choice(amateurs(s), done=amateurs(s) > 0), RETIRES, "weight after the step whe"),
+    (ends, RETIRES | {"amateurs": 2}, "whether or not another one has ended .*group of 2 amateurs"),
+    (lambda s, p: amateurs(s) * next(calls), {}, "must return the same of the same rows"),
+    (lambda s, p: known.setdefault((s.step.device, s.entropy.shape), amateurs(s)), {}, MIXES),
+    # Other groups, or how many amateurs they have.
+    (lambda s, p: amateurs(s) - amateurs(s).mean(), {}, MIXES),
+    (lambda s, p: amateurs(s) * p.most[0], {}, MIXES),
+    (lambda s, p: amateurs(s) * p.most.sort(0).values, {}, MIXES),
+    (lambda s, p: torch.where(s.step.min() > 0, amateurs(s), -amateurs(s)), {}, MIXES),
+    (lambda s, p: amateurs(s) / (s.num_streams - 1), {}, MIXES),
+    (lambda s, p: Choice((s.state.sum(1, True)[..., 0] + amateurs(s)) * p.most, s.state + 1),
+     {"state": 1}, MIXES),
+    # What it writes into.
+    *(
+        (writes, {}, f"it writes into {what}, .*clone")
+        for what, writes in (
+            ("parameters", lambda s, p: p.most.data.mul_(0.5) * amateurs(s)),
+            ("logits", lambda s, p: s._logits[:, :1].zero_() + amateurs(s)[:1]),
+            ("entropy", lambda s, p: amateurs(s).add_(1)),
+            ("cached", lambda s, p: s.log_probabilities(1).exp_()[:, :1] * amateurs(s)),
+        )
+    ),
+    # What a device is waited for: values, shapes, copies to the host and from it.
+    *(
+        (lambda s, p, wait=wait: (wait(amateurs(s)), -amateurs(s))[1], {}, WAITED)
+        for wait in (
+            lambda x: x.max().item(),
+            lambda x: 1 if x.max() > 1 else 2,
+            lambda x: x.nonzero(),
+            lambda x: x.tolist(),
+            lambda x: np.asarray(x),
+            lambda x: f"{x.max():.1f}",
+            lambda x: torch.zeros(x.shape).copy_(x),
+            lambda x: torch.tensor([1.0, 2.0], device=x.device),
+            lambda x: x[:, [0, 0]],
+            lambda x: x.clone().__setitem__(x > 0, x[0]),
+        )
+    ),
+    # For groups of one size alone.
+    *(
+        (lambda s, p, n=n: amateurs(s) * (p.most.max().item() if s.num_streams == n else 1), {},
+         WAITED)
+        for n in (2, MAX_STREAMS)
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("weights", "attributes", "why"), FAULTS)
+def test_what_a_rule_must_not_do(
     weights: Any, attributes: dict[str, Any], why: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    refused(faulty(weights, **attributes), why, monkeypatch)
-
-
-@pytest.mark.parametrize(
-    "weights",
-    [
-        lambda s, p: amateurs(s) - amateurs(s).mean(),
-        lambda s, p: amateurs(s) * p.most[0],
-        lambda s, p: amateurs(s) * p.most[-1],
-        lambda s, p: amateurs(s) * p.most.max(),
-        lambda s, p: amateurs(s) * p.most.sort(0).values,
-        lambda s, p: amateurs(s) * s.step.float().mean(),
-        lambda s, p: amateurs(s) * s.candidates.sum(),
-        lambda s, p: torch.where(s.step.min() > 0, amateurs(s), -amateurs(s)),
-        # How many others have.
-        lambda s, p: amateurs(s) / (s.num_streams - 1),
-        lambda s, p: amateurs(s) - amateurs(s).mean(1, keepdim=True),
-        lambda s, p: amateurs(s) * (s.step + 1 - len(s.step)).unsqueeze(1),
-    ],
-)
-def test_a_rule_must_not_mix_requests(weights: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    said = refused(faulty(weights), "depends on the other groups", monkeypatch)
-    assert "in place of" in said and "most=" in said
-
-
-@pytest.mark.parametrize(
-    "state",
-    [
-        lambda s: s.state.mean(),
-        lambda s: s.state[:1],
-        lambda s: s.state.sum(1, keepdim=True),  # of amateurs that a group does not have, too
-    ],
-)
-def test_a_rule_must_not_mix_states(state: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    def weights(s: Statistics, p: Any) -> Choice:
-        return Choice((state(s) * p.most.unsqueeze(-1))[..., 0] + 0 * amateurs(s), s.state + 1)
-
-    refused(faulty(weights, state=1), "depends on the other groups", monkeypatch)
-
-
-def test_who_has_ended_must_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    def weights(s: Statistics, p: Any) -> Choice:
-        mean = amateurs(s).mean(1, keepdim=True)
-        first = (torch.arange(2, device=mean.device) == 0).expand(len(mean), -1)
-        return Choice(torch.where(first, 0.0, mean), done=first)
-
-    rule = faulty(weights, amateurs=2, retires=True)
-    said = refused(rule, "whether or not another one has ended", monkeypatch)
-    assert "group of 2 amateurs" in said
-
-
-@pytest.mark.parametrize(
-    "weights",
-    [
-        lambda s, p: amateurs(s).index_fill(1, torch.ones_like(s.step[:1]), 0.0),
-        lambda s, p: s.entropy[:, 2:3] * torch.ones_like(amateurs(s)),
-        lambda s, p: torch.cat([s.entropy[:, 1:2], s.entropy[:, 2:] * p.most], 1)[:, :3],
-    ],
-)
-def test_a_rule_must_do_with_any_number_of_amateurs(
-    weights: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Or say how many it needs."""
-    refused(faulty(weights), "one amateur, .* must say how many|must be", monkeypatch)
-    monkeypatch.setattr(Faulty := faulty(weights, amateurs=2), "name", "two")
-    try_out(Faulty())
-
-
-WRITES: list[tuple[str, Any]] = [
-    ("parameters", lambda s, p: p.most.clamp_(max=2.0)),
-    ("parameters", lambda s, p: p.most.data.mul_(0.5)),
-    ("step", lambda s, p: s.step.add_(1)),
-    ("state", lambda s, p: s.state[..., :1].fill_(3)),
-    ("logits", lambda s, p: s._logits.zero_()),
-    ("rows", lambda s, p: s._groups.rows.fill_(0)),
-    ("entropy", lambda s, p: amateurs(s).add_(1)),
-    ("cached", lambda s, p: s.log_probabilities(1).exp_()),
-    ("candidate_logits", lambda s, p: s._candidate_logits[0].zero_()),
-]
-
-
-@pytest.mark.parametrize(("what", "write"), WRITES)
-def test_a_rule_must_not_write(what: str, write: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    def weights(s: Statistics, p: Any) -> Choice:
-        write(s, p)
-        return Choice(amateurs(s) * 0, torch.zeros_like(s.state))
-
-    refused(faulty(weights, state=1), f"it writes into {what}, .*clone", monkeypatch)
-
-
-def test_a_rule_must_not_remember(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls, known = itertools.count(1), dict[Any, Tensor]()
-    counts = faulty(lambda s, p: amateurs(s) * next(calls))
-    refused(counts, "must return the same of the same rows", monkeypatch)
-    keeps = faulty(lambda s, p: known.setdefault((s.step.device, s.entropy.shape), amateurs(s)))
-    refused(keeps, "depends on the other groups", monkeypatch)
-
-
-WAITED = "it asks for a value of a tensor .* waited for"
-WAITS: list[Any] = [
-    lambda x: x.max().item(),
-    lambda x: 1 if x.max() > 1 else 2,
-    lambda x: x.tolist(),
-    lambda x: x.numpy(),
-    lambda x: np.asarray(x),
-    lambda x: x.cpu(),
-    lambda x: x.to("cpu").sum(),
-    lambda x: torch.zeros(x.shape).copy_(x),
-    lambda x: x.nonzero(),
-    lambda x: torch.equal(x, x),
-    lambda x: print(x),
-    lambda x: f"{x.max():.1f}",
-    # To a device, too.
-    lambda x: torch.tensor([1.0, 2.0], device=x.device),
-    lambda x: x.new_tensor(1.0),
-    lambda x: x[:, [0, 0]],
-    lambda x: x.clone().__setitem__(0, torch.tensor(1.0)),
-    lambda x: x.clone().__setitem__(x > 0, x[0]),
-]
-
-
-@pytest.mark.parametrize("wait", WAITS)
-def test_a_rule_must_not_wait(wait: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    def weights(s: Statistics, p: Any) -> Tensor:
-        wait(amateurs(s))
-        return -amateurs(s)
-
-    refused(faulty(weights), WAITED, monkeypatch)
-
-
-@pytest.mark.parametrize(
-    "where",
-    [
-        lambda s: s.num_streams == 2,
-        lambda s: s.num_streams == 3 and len(s.step) == 1,
-        lambda s: s.num_streams > 30,
-        lambda s: len(s.step) > 1,
-    ],
-)
-def test_a_rule_must_not_wait_anywhere(where: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    def weights(s: Statistics, p: Any) -> Tensor:
-        return -amateurs(s) * (s.step.max().item() if where(s) else 1)
-
-    refused(faulty(weights), WAITED, monkeypatch)
-
-
-def test_values_that_a_parameter_must_not_have(monkeypatch: pytest.MonkeyPatch) -> None:
-    ranges = {"most": Parameter(1.0, 0.0, 10.0), "growth": Parameter(0.1, 0.0, 100.0)}
-
-    def weights(s: Statistics, p: Any) -> Tensor:
-        return amateurs(s) - (p.growth * (s.step + 1).unsqueeze(1)).exp()
-
-    said = refused(faulty(weights, parameters=ranges), "not finite", monkeypatch)
-    assert "growth=100" in said and "or allow less" in said
-    try_out(faulty(weights, parameters={**ranges, "growth": Parameter(0.1, 0.0, 2.0)})())
-    without_end = {"most": Parameter(1.0, 0.0, math.inf)}
-    refused(
-        faulty(lambda s, p: -9 * p.most + amateurs(s), parameters=without_end),
-        "most=3e",
-        monkeypatch,
-    )
+    body = {"name": "faulty", "weights": lambda self, s, p: weights(s, p)}
+    faulty = type("Faulty", (Half,), body | attributes)
+    monkeypatch.setattr(sys.modules[__name__], "Faulty", faulty, raising=False)
+    with pytest.raises(ColdError, match=f"(?i){why}"):
+        registry.add(f"{__name__}:Faulty")
+    assert "faulty" not in registry.names()
 
 
 class Careful(Half):
@@ -541,28 +411,37 @@ def test_rules_of_installed_packages(monkeypatch: pytest.MonkeyPatch) -> None:
         registry.get("nobody", "cold_rule")
 
 
+class Needs(Half):
+    """A parameter without a default."""
+
+    parameters = {"token": Parameter(None, 0, 2**24 - 1, "id of the token", integer=True)}
+
+
 @pytest.mark.parametrize(
-    ("name", "given", "why"),
+    ("rule", "values", "why"),
     [
-        ("mti", {"taw": 1.0}, r"p\['taw'\]=1.0: rule 'mti' has no such parameter, allowed are: be"),
-        ("acd", {"tau": 1.0}, "rule 'acd' has no such parameter, allowed are: none"),
+        (MTI, {"taw": 1.0}, r"p\['taw'\]=1.0: rule 'mti' has no such parameter, allowed are: beta"),
+        (ACD, {"tau": 1.0}, "rule 'acd' has no such parameter, allowed are: none"),
         *(
-            ("mti", {"tau": wrong}, r"p\['tau'\]=.*: must be a number from 0 to 100$")
+            (MTI, {"tau": wrong}, r"p\['tau'\]=.*: must be a number from 0 to 100$")
             for wrong in (-1.0, 100.1, math.nan, 10**400, "1", None, True, [1.0])
         ),
-        ("judge", {}, r"p=\{\}: rule 'judge' needs token: id of the token"),
+        (Needs(), {}, r"p=\{\}: rule 'half' needs token: id of the token"),
         *(
-            ("judge", {"token": wrong}, r"p\['token'\]=.*: must be an integer from 0 to 16777215$")
+            (Needs(), {"token": wrong}, r"p\['token'\]=.*: must be an integer from 0 to 16777215$")
             for wrong in (5.5, -1, 2**24, math.nan, math.inf, 10**400, True, "5")
         ),
     ],
 )
-def test_parameters_are_checked(name: str, given: dict[str, Any], why: str) -> None:
+def test_parameters_are_checked(rule: Rule, values: dict[str, Any], why: str) -> None:
     with pytest.raises(ColdError, match=why):
-        registry.parameters_of(registry.get(name), given, "p")
-    assert registry.parameters_of(registry.get("mti"), {"tau": 2}, "p") == {"beta": 0.5, "tau": 2.0}
+        registry.parameters_of(rule, values, "p")
+
+
+def test_parameters_have_defaults() -> None:
+    assert registry.parameters_of(MTI, {"tau": 2}, "p") == {"beta": 0.5, "tau": 2.0}
     for token in (5, 5.0):  # as JSON has it
-        assert registry.parameters_of(registry.get("judge"), {"token": token}, "p")["token"] == 5.0
+        assert registry.parameters_of(Needs(), {"token": token}, "p") == {"token": 5.0}
 
 
 @pytest.mark.parametrize("default", [-0.5, 1.5, math.nan])
@@ -571,18 +450,3 @@ def test_a_default_that_is_not_allowed(default: float) -> None:
         Parameter(default, 0.0, 1.0)
     with pytest.raises(ValueError, match="must be an integer from 0 to 2"):
         Parameter(default, 0, 2, integer=True)
-
-
-def test_a_token_id_beyond_the_vocabulary_is_told() -> None:
-    """A rule that looks one up must say what it does where an engine has no such token."""
-
-    class Looks(Rule):
-        name = "looks"
-        parameters = {"token": Parameter(3, 0, 2**17, integer=True)}
-
-        def weights(self, s: Statistics, p: Any) -> Tensor:
-            said = s.log_probabilities(1).gather(1, p.token.long())
-            return -said.exp().expand(-1, s.num_streams - 1)
-
-    with pytest.raises(ValueError, match="a vocabulary may lack a token: clamp ids of tokens"):
-        try_out(Looks())

@@ -94,7 +94,7 @@ def test_errors_show_the_beginning_of_what_is_deep_or_long(online: Online) -> No
     deep, wide = "[" * 600 + "]" * 600, [[[1] * 99] * 99] * 99
     parameters = (f'{{"a": {deep}}}', f'{{"beta": {deep}}}')
     for wrong in (
-        *(xargs(beta="mti", rule_parameters=text) for text in parameters),
+        *(xargs(rule="mti", rule_parameters=text) for text in parameters),
         {"cold_beta": json.loads(deep)},
         {"cold_beta": wide},
     ):

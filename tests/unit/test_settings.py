@@ -18,6 +18,7 @@ from vllm.sampling_params import SamplingParams
 from vllm_cold import Amateur, ColdParams
 from vllm_cold.errors import ColdError
 from vllm_cold.ops.interface import MAX_STREAMS
+from vllm_cold.rules import Parameter, Rule, registry
 from vllm_cold.rules.registry import BUILT_IN, get, names
 from vllm_cold.settings.arguments import (
     ColdArgs,
@@ -42,12 +43,10 @@ pytestmark = pytest.mark.unit
 
 HUGE = 10**400  # no float holds it
 MANY = "[" * 100_000  # deeper than a parser goes
-RULES = sorted(name for name in BUILT_IN if not get(name).amateurs)  # for any number of them
 BAD: dict[str, list[Any]] = {
     "alpha": [-1e-9, 1.0000001, math.nan, -math.inf, HUGE, None, True, "0.1", [0.1], 1j],
-    "beta": [-1e-9, 1000001, math.nan, math.inf, HUGE, -HUGE, None, True, b"mti", ["mti"], {}],
+    "beta": [-1e-9, 1000001, math.nan, math.inf, HUGE, -HUGE, None, True, "mti", b"mti", {}],
     "rule": [0.5, HUGE, True, b"mti", ["mti"], {}],
-    "beta_max": [-1e-9, 1000001, math.nan, HUGE, "adaptive", True],
     "rule_parameters": [0.5, [["tau", 1]], b"{}", {1: 2.0}, "", "tau=1", "[1]", '"tau"', MANY],
     "expert_top_k": [0, 1.0, 2.5, math.nan, HUGE, 2**31, True, "1", [1]],
     "amateur": [1, True, [None], {"a": 1}, b"a", [["a"]]],
@@ -63,7 +62,7 @@ BAD: dict[str, list[Any]] = {
 GOOD: dict[str, list[Any]] = {
     "alpha": [0, -0.0, 5e-324, 0.1, 1],
     "beta": [0, 0.5, 1e6],
-    "rule": [*RULES],
+    "rule": [*BUILT_IN],
     "expert_top_k": [1, 2**31 - 1],
 }
 
@@ -118,7 +117,7 @@ def test_good_values(name: str, value: Any) -> None:
     args = parse_request_args({f"cold_{name}": value})
     assert args == ColdArgs(True, {name: value})
     kind = str if isinstance(value, str) else int if name == "expert_top_k" else float
-    assert type(args.given[name]) is kind
+    assert type(args.values[name]) is kind
     defaults = parse_engine_defaults({name: value})
     assert defaults.enabled and getattr(defaults.settings()[0], name) == value
 
@@ -137,12 +136,9 @@ def test_a_request_names_rules_and_no_code(name: str, monkeypatch: pytest.Monkey
         ("rule", lambda: combine({"rule": name})),
         ("cold_rule", lambda: parse_request_args({"cold_rule": name})),
         ('additional_config["cold"]["rule"]', lambda: parse_engine_defaults({"rule": name})),
-        ("beta", lambda: ColdParams(beta=name)),
         ("weight", lambda: Amateur(weight=name)),
-        ("cold_beta", lambda: parse_request_args({"cold_beta": name})),
         ("cold_weights", lambda: parse_request_args({"cold_weights": name})),
         ("cold_weights", lambda: parse_request_args({"cold_weights": ["", -0.5, name or "?"]})),
-        ('additional_config["cold"]["beta"]', lambda: parse_engine_defaults({"beta": name})),
     ):
         with pytest.raises(ColdError) as raised:
             read_it()
@@ -225,7 +221,7 @@ def test_junk_is_refused_or_in_range(args: dict[str, Any]) -> None:
             assert parameters[name].low <= number <= parameters[name].high
     assert merged.expert_top_k is None or 1 <= merged.expert_top_k < 2**31
     for name in CONTRAST:
-        value = parsed.given.get(name)
+        value = parsed.values.get(name)
         assert value == args.get(f"cold_{name}"), "what is allowed is not changed"
 
 
@@ -236,7 +232,7 @@ def test_whether_cold_is_asked_for() -> None:
         assert parse_request_args({"cold": value}) == ColdArgs(enabled=True)
     for value in (0, False, 0.0):
         off = parse_request_args({"cold": value, "cold_beta": 1})
-        assert off == ColdArgs(False, given={"beta": 1.0})
+        assert off == ColdArgs(False, {"beta": 1.0})
     for wrong in (2, -1, 0.5, math.nan, "1", "true", None, [], HUGE):
         with pytest.raises(ColdError) as raised:
             parse_request_args({"cold": wrong})
@@ -251,7 +247,7 @@ def test_whether_cold_is_asked_for() -> None:
             parse_engine_defaults({"enabled": wrong})
     assert parse_request_args({"cold_explain": 64}) == ColdArgs(True, {"explain": 64})
     # Any key asks for it.
-    assert parse_request_args({"cold_alpha": 0.2}) == ColdArgs(True, given={"alpha": 0.2})
+    assert parse_request_args({"cold_alpha": 0.2}) == ColdArgs(True, {"alpha": 0.2})
     assert parse_request_args({"cold_explain": 0}).enabled is None  # asks for nothing
     assert parse_request_args({"cold_rule": None}) == ColdArgs(True)
     assert parse_request_args({"cold_amateur": "b"}) == ColdArgs(True, {"amateur": "b"})
@@ -269,9 +265,10 @@ def test_defaults() -> None:
 
 
 MTI = {"beta": 0.5, "tau": 1.0}
-ADAPTIVE = {"rule": "adaptive", "beta_max": 2}
+ADAPTIVE = {"rule": "adaptive", "rule_parameters": {"beta_max": 2}}
+UP_TO_3 = {"rule_parameters": {"beta_max": 3}}
 SERVER = {"alpha": 0.3, "beta": 2, "expert_top_k": 9}
-JUDGE = {"rule": "judge", "rule_parameters": '{"token": 7}'}
+TWO = {"rule": "two", "rule_parameters": '{"token": 7}'}
 OF_RULE = "cold_rule_parameters"
 NEEDS_TWO = "this rule chooses the weights of 2"
 
@@ -296,7 +293,7 @@ LAYERS: list[tuple[dict[str, Any], dict[str, Any], list[Any], Any]] = [
     ({}, {"rule": "mti"}, [None, 1, "mti"], (ruled("mti", **MTI), (None, 1.0, None))),
     (
         {},
-        {"beta": 2, "beta_max": 3},
+        {"beta": 2, **UP_TO_3},
         [None, "adaptive"],
         (ruled("adaptive", beta_max=3.0), (-2.0, None)),
     ),
@@ -307,13 +304,12 @@ LAYERS: list[tuple[dict[str, Any], dict[str, Any], list[Any], Any]] = [
     ({}, {"preset": "adacad"}, [-0.5], (fixed(0.0, 0.5), (-0.5,))),
     # A rule's parameters go with it: to the same rule, if nothing nearer has a word for it.
     *(
-        (ADAPTIVE, said, [None], (ruled("adaptive", beta_max=number), (None,)))
-        for said, number in (
+        (ADAPTIVE, request, [None], (ruled("adaptive", beta_max=number), (None,)))
+        for request, number in (
             ({}, 2.0),
             ({"rule": "adaptive"}, 2.0),
-            ({"beta_max": 3}, 3.0),
-            ({"rule_parameters": {"beta_max": 3}}, 3.0),
-            ({"rule": "adaptive", "beta_max": 3}, 3.0),
+            (UP_TO_3, 3.0),
+            ({"rule": "adaptive", **UP_TO_3}, 3.0),
         )
     ),
     (ADAPTIVE, {}, ["adaptive"], (ruled("adaptive", beta_max=2.0), (None,))),
@@ -322,23 +318,30 @@ LAYERS: list[tuple[dict[str, Any], dict[str, Any], list[Any], Any]] = [
     (ADAPTIVE, {"rule": "arr"}, [None], (ruled("arr", beta_max=1.0), (None,))),
     (ADAPTIVE, {"preset": "adacad"}, [None], (ruled("adaptive", 0.0, beta_max=1.0), (None,))),
     (ADAPTIVE, {"preset": "mti"}, [None], (ruled("mti", 0.0, **MTI), (None,))),
-    (
-        ADAPTIVE,
-        {"beta": 1, "beta_max": 3},
-        [None],
-        "cold_beta_max=3.0: is for a rule, and beta is 1",
+    *(
+        (
+            engine,
+            request,
+            weights,
+            f"{OF_RULE}={{'beta_max': 3}}: is for a rule, and beta is {beta}",
+        )
+        for engine, request, weights, beta in (
+            (ADAPTIVE, {"beta": 1, **UP_TO_3}, [None], 1),
+            ({"beta": 2}, UP_TO_3, [None], 2),
+            ({}, {"beta": 2, **UP_TO_3}, [None, -1], 2),
+            ({}, {"preset": "adacad", **UP_TO_3}, [-0.5], 0.5),
+        )
     ),
-    ({"beta": 2}, {"beta_max": 3}, [None], "cold_beta_max=3.0: is for a rule, and beta is 2"),
-    ({}, {"beta": 2, "beta_max": 3}, [None, -1], "cold_beta_max=3.0: is for a rule, and beta is 2"),
     ({"beta": 2}, ADAPTIVE, [None], (ruled("adaptive", beta_max=2.0), (None,))),
     ({"beta": 2}, {"rule": "adaptive"}, [None], (ruled("adaptive", beta_max=1.0), (None,))),
     *(
-        ({}, {"preset": "adacad", "beta_max": 2}, weights, found)
-        for weights, found in (
-            ([None], (ruled("adaptive", 0.0, beta_max=2.0), (None,))),
-            (["adaptive"], (ruled("adaptive", 0.0, beta_max=2.0), (None,))),
-            ([-0.5], "cold_beta_max=2.0: is for a rule, and beta is 0.5"),
+        (
+            {},
+            {"preset": "adacad", **UP_TO_3},
+            weights,
+            (ruled("adaptive", 0.0, beta_max=3.0), (None,)),
         )
+        for weights in ([None], ["adaptive"])
     ),
     ({}, {"preset": "adacad", "rule": "mti"}, [None], (ruled("mti", 0.0, **MTI), (None,))),
     (
@@ -347,13 +350,11 @@ LAYERS: list[tuple[dict[str, Any], dict[str, Any], list[Any], Any]] = [
         [None],
         (ruled("mti", 0.0, beta=0.5, tau=2.0), (None,)),
     ),
-    # As it had to before rules had a field, a beta may name a rule.
     *(
-        (engine, {name: "mti"}, [None, 2.0], (ruled("mti", **MTI), (None, 2.0)))
-        for engine in ({}, {"beta": 2}, {"rule": "acd"}, {"beta": "acd"})
-        for name in ("rule", "beta")
+        (engine, {"rule": "mti"}, [None, 2.0], (ruled("mti", **MTI), (None, 2.0)))
+        for engine in ({}, {"beta": 2}, {"rule": "acd"})
     ),
-    ({"beta": "acd"}, {"beta": 0.25}, [None], (fixed(0.1, 0.25), (-0.25,))),
+    ({"rule": "acd"}, {"beta": 0.25}, [None], (fixed(0.1, 0.25), (-0.25,))),
     (
         {},
         {"rule": "mti"},
@@ -374,42 +375,43 @@ LAYERS: list[tuple[dict[str, Any], dict[str, Any], list[Any], Any]] = [
             ("mti", "tau", -1),
         )
     ),
-    (
-        {},
-        {**ADAPTIVE, "rule_parameters": {"beta_max": 0}},
-        [None],
-        "cold_beta_max=2.0: rule_parameters has it, too; give one",
-    ),
-    (
-        {},
-        {"rule": "mti", "beta_max": 3},
-        [None],
-        "cold_beta_max=3.0: rule 'mti' has no such parameter",
-    ),
     # A rule never meets another number of amateurs than its own.
-    ({}, JUDGE, [None] * 2, (ruled("judge", token=7.0, threshold=0.5, beta=0.5), (None,) * 2)),
-    ({}, {}, ["judge", "judge"], "cold_rule_parameters={}: rule 'judge' needs token"),
+    ({}, TWO, [None] * 2, (ruled("two", token=7.0), (None,) * 2)),
+    ({}, {}, ["two", "two"], f"{OF_RULE}={{}}: rule 'two' needs token"),
     *(
-        ({}, JUDGE, own, f"cold_rule='judge': {NEEDS_TWO}")
-        for own in ([None], [None] * 3, [None, -0.5], [None, None, -0.5])
+        ({}, TWO, weights, f"cold_rule='two': {NEEDS_TWO}")
+        for weights in ([None], [None] * 3, [None, -0.5], [None, None, -0.5])
     ),
-    ({}, {"rule_parameters": {"token": 7}}, ["judge", None], f"cold_weights='judge': {NEEDS_TWO}"),
+    ({}, {"rule_parameters": {"token": 7}}, ["two", None], f"cold_weights='two': {NEEDS_TWO}"),
 ]
 
 
-@pytest.mark.parametrize(("engine", "said", "weights", "wanted"), LAYERS)
+class Two(Rule):
+    """For two amateurs, with a parameter that has no default."""
+
+    name = "two"
+    parameters = {"token": Parameter(None, 0, 9, integer=True)}
+    amateurs = 2
+
+
+@pytest.mark.parametrize(("engine", "request_", "weights", "wanted"), LAYERS)
 def test_an_engine_a_preset_and_a_request(
-    engine: dict[str, Any], said: dict[str, Any], weights: list[Any], wanted: Any
+    engine: dict[str, Any],
+    request_: dict[str, Any],
+    weights: list[Any],
+    wanted: Any,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The nearer word counts."""
+    monkeypatch.setitem(registry._added, "two", Two())
     defaults = parse_engine_defaults(engine)
-    asked = parse_request_args({"cold": 1} | {f"cold_{name}": each for name, each in said.items()})
+    args = parse_request_args({"cold": 1} | {f"cold_{name}": v for name, v in request_.items()})
     if isinstance(wanted, str):
         with pytest.raises(ColdError) as raised:
-            asked.settings(defaults, weights)
+            args.settings(defaults, weights)
         assert str(raised.value).startswith(wanted)
         return
-    found, numbers = asked.settings(defaults, weights)
+    found, numbers = args.settings(defaults, weights)
     assert (found.as_dict(), numbers) == wanted
 
 
@@ -442,25 +444,28 @@ def test_a_preset_in_a_request_and_in_an_engine(name: Any) -> None:
     assert settings({"cold_beta": 0.25}, engine) == ColdSettings(wanted.alpha, 0.25)
 
 
-def test_a_rule_beside_a_beta_is_an_error() -> None:
-    for beta in (0.25, "acd"):
-        said = f"='mti': chooses the strength, and %sbeta is {beta}; leave one of them out"
-        for prefix, read_it in said_by(rule="mti", beta=beta).items():
-            with pytest.raises(ColdError) as raised:
-                read_it()
-            assert str(raised.value) == f"{prefix}rule{said % prefix}"
-
-
-def test_parameters_beside_a_number_are_an_error() -> None:
+@pytest.mark.parametrize(
+    ("values", "field", "why"),
+    [
+        ({"rule": "mti", "beta": 0.25}, "rule", "chooses the strength, and {}beta is 0.25; leave"),
+        *(
+            (
+                {"rule_parameters": {"tau": 2.0}, **beta},
+                "rule_parameters",
+                f"is for a rule, and beta is {beta.get('beta', DEFAULT_BETA)}; leave it out or set "
+                "{}rule",
+            )
+            for beta in ({}, {"beta": 0.25})
+        ),
+    ],
+)
+def test_what_does_not_fit_together(values: dict[str, Any], field: str, why: str) -> None:
     """Wherever the two meet; never left out of account in silence."""
-    for name, value in (("beta_max", 2.0), ("rule_parameters", {"tau": 2.0})):
-        for beta in ({}, {"beta": 0.25}):
-            number = beta.get("beta", DEFAULT_BETA)
-            said = f"is for a rule, and beta is {number}; leave it out or set "
-            for prefix, read_it in said_by(**{name: value, **beta}).items():
-                with pytest.raises(ColdError) as raised:
-                    read_it()
-                assert str(raised.value) == f"{prefix}{name}={value}: {said}{prefix}rule"
+    for prefix, read_it in said_by(**values).items():
+        with pytest.raises(ColdError) as raised:
+            read_it()
+        start = f"{prefix}{field}={values[field]!r}: {why.format(prefix)}"
+        assert str(raised.value).startswith(start)
 
 
 def test_parameters_of_a_rule() -> None:
@@ -494,7 +499,7 @@ def test_the_documented_settings() -> None:
         option = "cold-" + name.replace("_", "-")
         [row] = [line for line in page.splitlines() if f"| `--{option}`, `{option}` |" in line]
         assert f" | `{name}` | `cold_{name}` | `{name}` | " in row
-        if name not in ("beta_max", "rule_parameters"):  # whose defaults are the rules'
+        if name != "rule_parameters":  # whose defaults are the rule's
             default = f"default {getattr(ColdSettings(), name) or 'none'}"
             assert f", {default} | " in row and default in setting.about
     for name in CONTRAST:

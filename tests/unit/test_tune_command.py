@@ -137,8 +137,9 @@ MISTAKES = """
 --amateur-prompt \udc80            | --amateur-prompt='\\udc80': must be valid Unicode text
 --better x                         | --better: every amateur must read another prompt
 --weights -1                       | (line 1): --beta=0.5: no amateur uses it, as each has
---beta 1,mti,half                  | --beta='half': must be a number, or the name of a rule: acd,
---beta-max 2                       | (line 1): --beta-max=2.0: is for a rule, and beta is 0.5; leave
+--beta 1,mti                       | --beta='mti': must be a number >= 0, at most 1e6
+--rule half                        | --rule='half': must be the name of a rule: acd,
+--rule-parameters {"tau":2}        | (line 1): --rule-parameters={'tau': 2}: is for a rule, and
 --preset cad                       | (line 1): --preset='cad': contrasts with another prompt; say
 --without tool                     | (line 1): --without='tool': is for chat
 --url http://127.0.0.1:1 --dtype half | --dtype: is for an engine that is started, and --url

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from vllm_cold.settings.amateurs import Text
+from vllm_cold.settings.sources import Text
 from vllm_cold.tools.command_error import ToolError
 from vllm_cold.tools.tune.match import load_keeper, load_matcher
 from vllm_cold.tools.tune.problems import Problem

@@ -9,7 +9,7 @@ import pytest
 
 from tests.questions import content
 from tests.unit.test_pictures import file, pixels
-from vllm_cold.settings.amateurs import Text
+from vllm_cold.settings.sources import Text
 from vllm_cold.tools.command_error import ToolError
 from vllm_cold.tools.tune.problems import Problem, load_problems, split_problems
 from vllm_cold.tools.tune.verdict import FEWEST

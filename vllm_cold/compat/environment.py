@@ -17,7 +17,7 @@ _OFF = ("0", "false", "no", "off")
 
 
 def read(name: str) -> str | None:
-    """The value of one of our variables; None if it is empty or not set."""
+    """Return the value of one of our variables; None if it is empty or not set."""
     return os.environ.get(name) or None
 
 

@@ -10,6 +10,7 @@ this where requests come in.
 import math
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import chain
 from typing import Any
 
@@ -29,9 +30,10 @@ from vllm_cold.frontend.rendering import aside, render
 from vllm_cold.frontend.support import engine_defaults, lacks_slots, unsupported
 from vllm_cold.params import ColdParams
 from vllm_cold.rules import registry
-from vllm_cold.settings.amateurs import AmateurSpec, CannotLeaveOut, count, describe, left_out
+from vllm_cold.settings.amateurs import AmateurSpec, count_amateurs, default_omission, describe
 from vllm_cold.settings.arguments import ColdArgs, parse_request_args
 from vllm_cold.settings.encoder_room import room_of, why_never
+from vllm_cold.settings.sources import CannotLeaveOut
 from vllm_cold.settings.table import (
     DEFAULT_BETA,
     DEFAULT_MEGAPIXELS,
@@ -65,7 +67,7 @@ class Admission:
         # 0 for models that read no media.
         self.encoder_cache_size: int = getattr(processor, "mm_encoder_cache_size", 0)
         self.defaults = engine_defaults(self.config)
-        limits = self.defaults.given
+        limits = self.defaults.values
         # A request waits until all its streams have sequence slots, and others wait after it: by
         # default it may not have the engine emptied for that.
         quarter = min(max(self.config.scheduler_config.max_num_seqs // 4, 2), MAX_AMATEURS)
@@ -141,18 +143,19 @@ class Admission:
     def _of_args(self, args: ColdArgs, expert: LoRARequest | None, unlimited: bool) -> Asked | None:
         if args.enabled is False:
             return None
-        default = left_out(args.given, self.defaults.given)
+        default = default_omission(args, self.defaults)
         explicit = args.enabled is not None
         wanted = self.defaults.enabled and (expert is not None or default is not None)
         if not explicit and not wanted:
             return None
-        given = args.given if default is None else {**args.given, **default[1]}
-        counted_by, number = count(given)
-        self._check_number(PREFIX + (counted_by or "amateur"), number)
-        self._check_length(given)
-        amateurs = describe(given)
         if default is not None:
-            name = f"cold_{next(iter(default[1]))} ({default[0]}'s default)"
+            args = replace(args, values={**args.values, default.name: default.value})
+        count = count_amateurs(args)
+        self._check_number(PREFIX + (count.name or "amateur"), count.number)
+        self._check_length(args)
+        amateurs = describe(args, count)
+        if default is not None:
+            name = f"{PREFIX}{default.name} ({default.whose}'s default)"
             for one in amateurs:
                 one.prompt_field, one.lenient = name, True
         settings, weights = args.settings(self.defaults, [one.weight for one in amateurs])
@@ -161,20 +164,20 @@ class Admission:
             tuple(structs.replace(one, lora=self._adapter(one, expert)) for one in amateurs),
             weights,
             expert,
-            given.get("preset") or self.defaults.given.get("preset"),
+            args.values.get("preset") or self.defaults.values.get("preset"),
             # Only a server's header shows that a request was decoded without a contrast.
             optional=default is not None
-            and (not explicit or (self.is_server and "preset" in given)),
+            and (not explicit or (self.is_server and "preset" in args.values)),
             explicit=explicit,
             unlimited=unlimited,
-            explain=given.get("explain", 0),
+            explain=args.values.get("explain", 0),
         )
 
-    def _check_length(self, given: Mapping[str, Any]) -> None:
+    def _check_length(self, args: ColdArgs) -> None:
         """Refuse messages that are too long for the model before they are parsed, which takes much
         longer than parsing the body did.
         """
-        said, limit = given.get("amateur_messages"), self.config.model_config.max_model_len
+        said, limit = args.values.get("amateur_messages"), self.config.model_config.max_model_len
         for text in [said] if isinstance(said, str) else said or ():
             # A token has a few quotes at most, and around each message and part are some.
             if text.count('"') > _MOST_QUOTES * limit:
@@ -379,7 +382,7 @@ class Admission:
             # workers, which unpickle it, check it again.
             sampling.amateur = sampling.amateurs = None
             sampling.beta, sampling.rule = DEFAULT_BETA, None
-            sampling.beta_max, sampling.rule_parameters = None, None
+            sampling.rule_parameters = None
 
 
 def is_long(said: Mapping[str, Any] | None) -> bool:

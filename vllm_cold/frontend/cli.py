@@ -10,24 +10,41 @@ from collections.abc import Callable
 from typing import Any
 
 from vllm_cold.errors import ColdError
-from vllm_cold.settings.amateurs import read_without
 from vllm_cold.settings.arguments import parse_engine_defaults
-from vllm_cold.settings.table import ENGINE, REQUEST_KEYS, RuleOption, check, merge, read
+from vllm_cold.settings.source_readers import read_without
+from vllm_cold.settings.table import ENGINE, REQUEST_KEYS, check, merge, read
 
 _SAMPLER = "--sampler"
 _RULE = "--cold-rule"
 _MIDDLEWARE = "vllm_cold.frontend.serving.Header"
 
 
+class RuleOption(argparse.Action):
+    """A command line's option for the rule: its name, or "module:Class" for one of the user's own,
+    which can then be named. The latter are listed at the option's ``dest`` with an s.
+    """
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        """Store one; argparse calls this."""
+        if ":" in values:
+            paths = f"{self.dest}s"
+            setattr(namespace, paths, [*(getattr(namespace, paths) or ()), values])
+        else:
+            setattr(namespace, self.dest, values)
+
+
 def _checked(name: str) -> Callable[[str], Any]:
     """Argparse's ``type`` of a setting; argparse puts the option's name in front of the error."""
 
     def checked(text: str) -> Any:
-        said = read(name, text)
-        if name == "beta" and isinstance(said, str):
-            return said  # a rule, which --cold-rule may have to load first
         try:
-            value = check(name, said, "")
+            value = check(name, read(name, text), "")
             if name == "without":
                 read_without("", value)
             return value

@@ -14,9 +14,9 @@ from vllm.v1.engine import EngineCoreRequest
 from vllm_cold.frontend.prompts import Prompt, PromptSource
 from vllm_cold.params import ColdParams
 from vllm_cold.rules import registry
-from vllm_cold.settings.amateurs import AmateurSpec, CannotLeaveOut
-from vllm_cold.settings.arguments import ContrastSpec
+from vllm_cold.settings.amateurs import AmateurSpec, ContrastSpec
 from vllm_cold.settings.presets import PRESETS, PresetName
+from vllm_cold.settings.sources import CannotLeaveOut
 from vllm_cold.wire.stream import AmateurStream, Stream
 
 _SHOWN = 100  # characters of what an amateur reads: a client decides how long that is

@@ -20,9 +20,9 @@ from vllm_cold.compat.engine import (
 from vllm_cold.errors import site
 from vllm_cold.frontend import ascend
 from vllm_cold.frontend.support import engine_defaults, unsupported
-from vllm_cold.settings.amateurs import read_without
+from vllm_cold.rules import registry
 from vllm_cold.settings.arguments import ColdArgs, load_rules
-from vllm_cold.settings.presets import preset_of
+from vllm_cold.settings.source_readers import read_without
 
 logger = logging.getLogger("vllm." + __name__)
 
@@ -59,9 +59,9 @@ def _say(defaults: ColdArgs) -> None:
     if defaults.enabled:
         values = ", ".join(f"{k}={v}" for k, v in defaults.settings()[0].as_dict().items())
         which = "requests that name an adapter"
-        if (without := defaults.given.get("without")) is not None:
+        if (without := defaults.values.get("without")) is not None:
             which = f"chats (against the same without {without}), not for completions"
-        elif (images := preset_of(defaults.given).images) is not None:
+        elif (images := defaults.preset.images) is not None:
             which = f"prompts with images (against the same with {images}), not for others"
         what = f"the default for {which}, with {values}"
     else:
@@ -77,7 +77,7 @@ def _warn(defaults: ColdArgs) -> None:
     """Say what a default does that leaves out a chat's texts, and not its instructions alone.
     System prompts count as instructions, unless the preset is for texts.
     """
-    without, preset = defaults.given.get("without"), preset_of(defaults.given)
+    without, preset = defaults.values.get("without"), defaults.preset
     if not defaults.enabled or without is None:
         return
     roles = set(read_without("without", without).items)
@@ -85,7 +85,8 @@ def _warn(defaults: ColdArgs) -> None:
         return
     does = "is followed whether it answers or not: where it does not"
     rows = 'that say "answers": false'
-    if defaults.settings()[0].rule in ("acd", "arr", "grd"):
+    rule = defaults.settings()[0].rule
+    if rule is not None and registry.get(rule).mixes:
         does = "is followed less: where it contradicts what the model remembers"
         rows = "of such texts"
     logger.warning(

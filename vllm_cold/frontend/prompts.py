@@ -12,14 +12,8 @@ from vllm_cold.compat.engine import is_configured
 from vllm_cold.compat.patching import in_form_of, result_of
 from vllm_cold.errors import ColdError
 from vllm_cold.frontend import request_media
-from vllm_cold.settings.amateurs import (
-    AmateurSpec,
-    CannotLeaveOut,
-    Distorted,
-    Embeds,
-    Without,
-    has_media,
-)
+from vllm_cold.settings.amateurs import AmateurSpec
+from vllm_cold.settings.sources import CannotLeaveOut, Distorted, Embeds, Without, has_media
 
 # Keys in what vLLM makes of a prompt.
 _SOURCE = "cold_prompt_source"

@@ -14,8 +14,8 @@ from vllm_cold.compat.patching import result_of
 from vllm_cold.errors import ColdError
 from vllm_cold.frontend import request_media
 from vllm_cold.frontend.prompts import Prompt, PromptSource, unknown_token
-from vllm_cold.settings.amateurs import (
-    AmateurSpec,
+from vllm_cold.settings.amateurs import AmateurSpec
+from vllm_cold.settings.sources import (
     Distorted,
     Embeds,
     Media,

@@ -14,7 +14,8 @@ from vllm.config import VllmConfig
 
 from vllm_cold.compat import places, versions
 from vllm_cold.compat.patching import in_form_of, result_of
-from vllm_cold.settings.amateurs import AmateurSpec, CannotLeaveOut, Distorted
+from vllm_cold.settings.amateurs import AmateurSpec
+from vllm_cold.settings.sources import CannotLeaveOut, Distorted
 
 REFUSED = "vllm-cold does not support prompts with media here: "
 _OLD = f"vLLM is older than {places.since(places.MEDIA)}; send text only."

@@ -25,8 +25,8 @@ from vllm_cold.frontend.intake import FRONT_END, Exchange
 from vllm_cold.frontend.prompts import contrast_of, is_decided, source_of, with_contrast
 from vllm_cold.frontend.vllm_errors import generation_error, refusals
 from vllm_cold.params import ColdParams
-from vllm_cold.settings.amateurs import Part
 from vllm_cold.settings.arguments import check_placement
+from vllm_cold.settings.sources import Part
 from vllm_cold.wire import transfer_params
 
 HEADER = b"x-cold"

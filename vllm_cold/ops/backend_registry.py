@@ -28,7 +28,7 @@ AUTOMATIC = {"cpu": "cpu", "cuda": "triton", "npu": "ascend"}
 
 
 def load(name: str) -> Backend:
-    """A backend; raises ValueError if there is none of that name."""
+    """Return a backend; raises ValueError if there is none of that name."""
     if name not in BACKENDS:
         raise ValueError(
             f"vllm-cold: no scoring backend {name!r}; there are {', '.join(BACKENDS)}."
@@ -38,12 +38,12 @@ def load(name: str) -> Backend:
 
 
 def choose(device: torch.device, name: str | None = None) -> str:
-    """The name of the backend that scores on ``device``: ``name``, else that of ``COLD_SCORING``,
-    else the best one that runs here.
+    """Return the name of the backend that scores on ``device``: ``name``, else that of
+    ``COLD_SCORING``, else the best one that runs here.
 
     Raises:
-        ValueError: if a backend asked for by name does not exist.
-        RuntimeError: if a backend asked for by name cannot run here.
+        ValueError: if a backend that is named does not exist.
+        RuntimeError: if a backend that is named cannot run here.
     """
     return _choose(device.type, name or environment.read(environment.SCORING))
 

@@ -26,7 +26,7 @@ PATH = Path(__file__).parent / "_cpu.so"
 
 @cache
 def library() -> ctypes.CDLL:
-    """The library.
+    """Load the library.
 
     Raises:
         OSError: if it does not load; says why.
@@ -57,7 +57,7 @@ def library() -> ctypes.CDLL:
 
 
 def missing() -> str | None:
-    """Why the library cannot be used, with the remedy; None if it can."""
+    """Tell why the library cannot be used, with the remedy; None if it can."""
     if environment.is_off(environment.CPU_KERNELS):
         return f"{environment.CPU_KERNELS}=0 is set."
     if not PATH.exists():
@@ -73,5 +73,5 @@ def missing() -> str | None:
 
 
 def best_isa() -> int:
-    """The best instruction set that this CPU has, as an index of ``ISAS``."""
+    """Return the best instruction set that this CPU has, as an index of ``ISAS``."""
     return int(library().vllm_cold_best_isa())

@@ -39,7 +39,7 @@ class Groups:
     max_expert_top_k: int = 0
 
     def __len__(self) -> int:
-        """G."""
+        """Return G."""
         return len(self.rows) if self.rows.dim() else 0
 
     @property
@@ -48,7 +48,7 @@ class Groups:
         return self.rows.shape[1]
 
     def at(self, which: Tensor) -> "Groups":
-        """Some of them, by their indices [n] int64."""
+        """Return some of them, by their indices [n] int64."""
         caps = self.expert_top_k
         return Groups(
             self.rows[which],
@@ -126,7 +126,7 @@ class Backend:
 
 
 def row_outside(logits: Tensor, groups: Groups) -> IndexError:
-    """The error for a row number out of range."""
+    """Return the error for a row number out of range."""
     return IndexError(
         f"contrastive scoring: rows {groups.rows.tolist()} must be from 0 to {len(logits) - 1}, "
         "the rows of logits, or -1 in place of an amateur's"
@@ -134,5 +134,5 @@ def row_outside(logits: Tensor, groups: Groups) -> IndexError:
 
 
 def describe(tensor: Tensor) -> str:
-    """Shape, dtype and device, for an error."""
+    """Describe shape, dtype and device, for an error."""
     return f"{list(tensor.shape)} {tensor.dtype} on {tensor.device}"

@@ -48,7 +48,7 @@ def contrastive_scores(
     check: bool = True,
     backend: str | None = None,
 ) -> Tensor:
-    """The scores of each group over the whole vocabulary.
+    """Compute the scores of each group over the whole vocabulary.
 
     Args:
         logits: [R, V] float32, bfloat16 or float16, any strides.
@@ -64,7 +64,7 @@ def contrastive_scores(
             +inf, else 0; on NPUs, ``interface.OUT_OF_RANGE`` if a row number of the group is. Where
             that is not 0, the two numbers before it mean nothing.
         check: Whether NaN or +inf in a row of a group is an error.
-        backend: One of ``registry.BACKENDS``; None for the best one here.
+        backend: One of ``backend_registry.BACKENDS``; None for the best one here.
 
     Returns:
         [G, V] float32 scores, or ``logits`` if ``inplace``.
@@ -120,11 +120,10 @@ def contrastive_topk(
     check: bool = True,
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The k best scores of each group and their token ids, best first, ties to the lower id.
+    """Return the k best scores of each group and their token ids, best first, ties to the lower id.
 
     For those who sample from them themselves. The scores are those of ``contrastive_scores``, bit
-    for bit, of which it needs all [G, V] for a moment. It takes and raises what
-    ``contrastive_scores`` does, and takes:
+    for bit, of which it needs all [G, V] for a moment. It raises what ``contrastive_scores`` does.
 
     Args:
         logits: As there.
@@ -143,7 +142,7 @@ def contrastive_topk(
 
 
 def best(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k best of each row [G, V], with their token ids, as ``contrastive_topk`` returns them."""
+    """Return the k best of each row [G, V] and their token ids, as ``contrastive_topk`` does."""
     missing = -scores.shape[1] % _PART
     padded = functional.pad(scores, (0, missing), value=-torch.inf)
     parts = torch.unflatten(padded, 1, (-1, _PART))
@@ -151,12 +150,12 @@ def best(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     chosen = _order(parts.amax(2))[:, :k].sort(1).values
     inside = chosen.unsqueeze(2) * _PART + torch.arange(_PART, device=scores.device)
     candidates = inside.flatten(1)  # by rising id
-    found = padded.gather(1, candidates)
-    order = _order(found)[:, :k]
-    found, ids = found.gather(1, order), candidates.gather(1, order)
-    return found, ids.masked_fill_(found == -torch.inf, -1)
+    unsorted = padded.gather(1, candidates)
+    order = _order(unsorted)[:, :k]
+    values, ids = unsorted.gather(1, order), candidates.gather(1, order)
+    return values, ids.masked_fill_(values == -torch.inf, -1)
 
 
 def _order(scores: Tensor) -> Tensor:
-    """Indices that sort each row, the best first, ties to the lower index; -0 is 0."""
+    """Return indices that sort each row, the best first, ties to the lower index; -0 is 0."""
     return (scores + 0.0).sort(dim=1, descending=True, stable=True).indices

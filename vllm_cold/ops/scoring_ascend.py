@@ -19,7 +19,7 @@ _PATH = Path(__file__).with_name("libvllm_cold_ascend.so")
 
 
 def _missing(device: torch.device) -> str | None:
-    """Why it cannot run on ``device``; None if it can."""
+    """Tell why it cannot run on ``device``; None if it can."""
     if device.type != "npu":
         return f"It runs on Ascend NPUs; the logits are on {device.type!r}: choose another backend."
     if importlib.util.find_spec("torch_npu") is None:

@@ -14,7 +14,7 @@ _ROW_OUTSIDE, _NO_MEMORY = 1, 2  # csrc/cpu/scoring.h
 
 
 def _missing(device: torch.device) -> str | None:
-    """Why it cannot run on ``device``; None if it can."""
+    """Tell why it cannot run on ``device``; None if it can."""
     if device.type != "cpu":
         return f"It runs on CPUs; the logits are on {device.type!r}: choose another backend."
     return cpu_library.missing()

@@ -12,7 +12,7 @@ _LARGEST = torch.finfo(torch.float32).max
 
 
 def _missing(device: torch.device) -> str | None:
-    """None: it runs anywhere."""
+    """Return None: it runs anywhere."""
     return None
 
 
@@ -58,11 +58,11 @@ def _scores(logits: Tensor, groups: Groups, out: Tensor | None, statistics: Tens
 
 
 def replace_nonfinite(logits: Tensor, groups: Groups) -> None:
-    """NaN and +inf in the amateurs' rows become 0."""
+    """Write 0 over NaN and +inf in the amateurs' rows."""
     # Where there is no amateur, the expert's row stands in: it holds scores by now.
     rows = torch.where(groups.rows < 0, groups.rows[:, :1], groups.rows)[:, 1:].flatten()
-    found = logits[rows]
-    logits[rows] = torch.where(found < torch.inf, found, 0.0)
+    amateurs = logits[rows]
+    logits[rows] = torch.where(amateurs < torch.inf, amateurs, 0.0)
 
 
 def _floors(e: Tensor, expert_top_k: Tensor, max_expert_top_k: int) -> Tensor:
@@ -75,7 +75,8 @@ def _floors(e: Tensor, expert_top_k: Tensor, max_expert_top_k: int) -> Tensor:
 
 
 def expert_floors(logits: Tensor, groups: Groups) -> Tensor | None:
-    """For kernels that leave this to torch: the lowest expert logit that each group's cap admits.
+    """Return the lowest expert logit that each group's cap admits, for kernels that leave this to
+    torch.
 
     Args:
         logits: [R, V].

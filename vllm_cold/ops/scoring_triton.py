@@ -26,7 +26,7 @@ TALLY_BLOCK = 128
 
 
 def _missing(device: torch.device) -> str | None:
-    """Why Triton cannot run on ``device``, with the remedy; None if it can."""
+    """Tell why Triton cannot run on ``device``, with the remedy; None if it can."""
     try:
         import triton.language as tl
         from triton.runtime.interpreter import InterpretedFunction
@@ -49,7 +49,7 @@ class Tiling(NamedTuple):
 
     @classmethod
     def of(cls, num_groups: int, vocab: int, multiprocessors: int) -> "Tiling":
-        """Enough segments to fill the device, and no more: each costs a look at all maxima."""
+        """Cut enough segments to fill the device, and no more: each costs a look at all maxima."""
         num_tiles = -(-vocab // TILE)
         wanted = -(-multiprocessors * PROGRAMS_PER_MULTIPROCESSOR // num_groups)
         segment_tiles = -(-num_tiles // min(wanted, num_tiles))

@@ -53,7 +53,7 @@ def tile_maxima(
     TILE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """The largest logit of each tile of the experts' rows: ``maxima`` [G, num_tiles]."""
+    """Write the largest logit of each tile of the experts' rows to ``maxima`` [G, num_tiles]."""
     program = tl.program_id(0)
     group = program // num_segments
     first = program % num_segments * segment_tiles
@@ -75,7 +75,7 @@ def tile_maxima(
 
 @triton.jit
 def _row_maximum(maxima, num_tiles):
-    """The maximum over all tiles of a row, whose maxima start at ``maxima``."""
+    """Return the maximum over all tiles of a row, whose maxima start at ``maxima``."""
     lanes = tl.arange(0, 256)
     best = tl.full([256], -INF, tl.float32)
     for start in range(0, num_tiles, 256):
@@ -86,7 +86,7 @@ def _row_maximum(maxima, num_tiles):
 
 @triton.jit
 def _threshold(best_logit, group, log_alpha, floors):
-    """The lowest expert logit of a valid token."""
+    """Return the lowest expert logit of a valid token."""
     # -LARGEST: a token at -inf is never valid, whatever the maximum.
     threshold = tl.maximum(best_logit + tl.load(log_alpha + group), -LARGEST)
     if floors is not None:
@@ -96,13 +96,13 @@ def _threshold(best_logit, group, log_alpha, floors):
 
 @triton.jit
 def _finite(x, instead):
-    """``x`` with ``instead`` for NaN and +inf."""
+    """Return ``x`` with ``instead`` for NaN and +inf."""
     return tl.where(x < INF, x, instead)
 
 
 @triton.jit
 def _contrasted(scores, e, a, weight):
-    """``scores`` with one more amateur; of tokens that are not valid, anything."""
+    """Return ``scores`` with one more amateur; of tokens that are not valid, anything."""
     difference = tl.clamp(e - tl.where(tl.abs(a) < INF, a, 0.0), -LARGEST, LARGEST)
     # fma by name: the same rounding, whatever else is compiled around it.
     return tl.clamp(tl.fma(difference, -weight, scores), -LARGEST, LARGEST)
@@ -110,9 +110,9 @@ def _contrasted(scores, e, a, weight):
 
 @triton.jit
 def _amateur(tokens, inside, worst, COUNTED: tl.constexpr, IN_PLACE: tl.constexpr):
-    """An amateur's logits of a tile, which are at ``tokens``, and, if ``COUNTED``, the largest so
-    far in each lane: NaN, if one was. ``IN_PLACE``: what is NaN or +inf becomes 0 there; that is
-    its score, too, where the row is the expert's as well.
+    """Load an amateur's logits of a tile, which are at ``tokens``; return them and, if ``COUNTED``,
+    the largest so far in each lane: NaN, if one was. ``IN_PLACE``: what is NaN or +inf becomes 0
+    there; that is its score, too, where the row is the expert's as well.
     """
     # Not needed again: leave the cache to the expert's logits and the scores.
     a = tl.load(tokens, mask=inside, other=-INF, eviction_policy="evict_first").to(tl.float32)
@@ -125,7 +125,7 @@ def _amateur(tokens, inside, worst, COUNTED: tl.constexpr, IN_PLACE: tl.constexp
 
 @triton.jit
 def _keys(scores, ids):
-    """Sortable keys of scores and their token ids; ``EMPTY`` where the score is -inf."""
+    """Return sortable keys of scores and token ids; ``EMPTY`` where the score is -inf."""
     bits = tl.where(scores == 0, 0.0, scores).to(tl.int32, bitcast=True)
     ordered = bits ^ ((bits >> 31) & INT32_MAX)
     keys = (ordered.to(tl.int64) << 32) | (INT32_MAX - ids)
@@ -152,8 +152,8 @@ def score_tiles(
     SEVERAL: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """The scores, to ``out`` [G, V], or over the expert's row if that is None, and then what is NaN
-    or +inf in the amateurs' becomes 0.
+    """Write the scores to ``out`` [G, V]; or, if that is None, over the expert's row, and 0 over
+    NaN and +inf in the amateurs'.
 
     ``floors``: lowest expert logit that each group admits, or None. ``tallies`` [G * segments, 4]
     int64, or None: of each segment the number of valid tokens, the best key, the key of the
@@ -234,7 +234,7 @@ def score_tiles(
 
 @triton.jit(do_not_specialize=VARYING)
 def add_tallies(tallies, num_segments, statistics, BLOCK: tl.constexpr):
-    """``statistics`` [G, 3] of ``tallies`` [G, num_segments, 4]."""
+    """Write ``statistics`` [G, 3] of ``tallies`` [G, num_segments, 4]."""
     group = tl.program_id(0).to(tl.int64)
     lanes = tl.arange(0, BLOCK)
     count = tl.full([], 0, tl.int64)
@@ -243,11 +243,11 @@ def add_tallies(tallies, num_segments, statistics, BLOCK: tl.constexpr):
     bad = tl.full([], 0, tl.int64)
     for start in range(0, num_segments, BLOCK):
         inside = lanes < num_segments - start
-        each = tallies + 4 * (group * num_segments + start + lanes)
-        count += tl.sum(tl.load(each, mask=inside, other=0))
-        best = tl.maximum(best, tl.max(tl.load(each + 1, mask=inside, other=EMPTY)))
-        expert = tl.maximum(expert, tl.max(tl.load(each + 2, mask=inside, other=EMPTY)))
-        bad = tl.maximum(bad, tl.max(tl.load(each + 3, mask=inside, other=0)))
+        tally = tallies + 4 * (group * num_segments + start + lanes)
+        count += tl.sum(tl.load(tally, mask=inside, other=0))
+        best = tl.maximum(best, tl.max(tl.load(tally + 1, mask=inside, other=EMPTY)))
+        expert = tl.maximum(expert, tl.max(tl.load(tally + 2, mask=inside, other=EMPTY)))
+        bad = tl.maximum(bad, tl.max(tl.load(tally + 3, mask=inside, other=0)))
     to = statistics + 3 * group
     tl.store(to, count)
     # A key's lower half tells the token.

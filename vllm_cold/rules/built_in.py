@@ -13,9 +13,7 @@ from vllm_cold.rules.statistics import Statistics
 
 _CERTAIN = 1e-20  # nats, of two that are certain
 _MOST = 1e6  # scores stay finite in float32
-# What was decided, or said, once and for all.
-_OPEN, _EXPERT, _AMATEUR = 0.0, 1.0, 2.0
-_YES, _NO = 1.0, 2.0
+_OPEN, _EXPERT, _AMATEUR = 0.0, 1.0, 2.0  # whom GRD trusts from now on
 
 
 class ACD(Rule):
@@ -24,6 +22,7 @@ class ACD(Rule):
     """
 
     name = "acd"
+    mixes = True
 
     def weights(self, s: Statistics, p: Any) -> Tensor:
         p_entropy, q_entropy = s.entropy[:, :1], s.entropy[:, 1:]
@@ -54,6 +53,7 @@ class ARR(Rule):
     """
 
     name = "arr"
+    mixes = True
     parameters = {"beta_max": Parameter(1.0, 0.0, 1e6, "the most that a weight is from 0")}
 
     def weights(self, s: Statistics, p: Any) -> Tensor:
@@ -90,6 +90,7 @@ class GRD(Rule):
     """
 
     name = "grd"
+    mixes = True
     parameters = {"lam": Parameter(0.75, 0.0, 1.0, "from a tie, 0, to the amateur alone, 1")}
     state = 1
     retires = True
@@ -102,47 +103,12 @@ class GRD(Rule):
         trusted = torch.where((before == _OPEN) & conflict, decision, before)
 
         best = s.log_probability_of_best
-        own = best.diagonal(dim1=1, dim2=2)
-        expert = own[:, :1] - best[:, 0, 1:]
-        amateur = own[:, 1:] - best[:, 1:, 0]
+        peak = best.diagonal(dim1=1, dim2=2)
+        expert = peak[:, :1] - best[:, 0, 1:]
+        amateur = peak[:, 1:] - best[:, 1:, 0]
         tau = torch.where(expert + amateur > 1e-9, amateur / (expert + amateur), 1.0)
         weight = torch.where(conflict & (trusted == _AMATEUR), 1 - (1 - p.lam) * tau, 0.0)
         return Choice(weight, trusted.unsqueeze(-1), trusted == _EXPERT)
-
-
-class Judge(Rule):
-    """The second amateur's prompt asks a question about the request, such as whether its text says
-    the answer. If its first word is the token ``token`` with at least the probability
-    ``threshold``, the first amateur's weight is ``-beta``, else 0. Then the judge has ended, and so
-    has an amateur of weight 0. A judge's prompt that goes on where the expert's ends is in the
-    prefix cache up to there.
-
-    A building block: what a small model answers is to be measured first (docs/methods.md).
-    """
-
-    name = "judge"
-    parameters = {
-        "token": Parameter(None, 0, 2**24 - 1, "id of the token that means yes", integer=True),
-        "threshold": Parameter(0.5, 0.0, 1.0, "its least probability"),
-        "beta": Parameter(0.5, 0.0, 1e6, "strength where the judge says yes"),
-    }
-    amateurs = 2
-    state = 1
-    retires = True
-
-    def weights(self, s: Statistics, p: Any) -> Choice:
-        token = p.token.long().clamp(max=s.vocabulary - 1)
-        sure = s.log_probabilities(2).gather(1, token).exp() >= p.threshold
-        yes = sure & (p.token < s.vocabulary)
-        said = s.state[:, :1, 0]
-        said = torch.where(said == _OPEN, torch.where(yes, _YES, _NO), said)
-        weight = torch.where(said == _YES, -p.beta, 0.0)
-        never: Tensor = torch.zeros_like(weight)
-        return Choice(
-            torch.cat([weight, never], 1),
-            said.unsqueeze(-1).expand(-1, 2, -1),
-            torch.cat([said == _NO, never == 0], 1),
-        )
 
 
 class M3ID(Rule):

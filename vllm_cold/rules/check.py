@@ -9,7 +9,7 @@ from vllm_cold.rules.rule import Choice, Rule
 
 
 def checked(rule: Rule, returned: Tensor | Choice, groups: int, streams: int) -> Choice:
-    """What a rule returned, as a ``Choice``; raises ValueError for another shape or dtype."""
+    """Return what a rule returned as a ``Choice``; raises ValueError for another shape or dtype."""
     choice = returned if isinstance(returned, Choice) else Choice(returned)
     if (choice.state is None) != (rule.state == 0):
         raise ValueError(f"its state is {rule.state} numbers an amateur, and it returns another")
@@ -25,6 +25,6 @@ def checked(rule: Rule, returned: Tensor | Choice, groups: int, streams: int) ->
         if part is None:
             continue
         if not isinstance(part, Tensor) or part.shape != shape or part.dtype != dtype:
-            found = describe(part) if isinstance(part, Tensor) else repr(part)
-            raise ValueError(f"it returns {name} that are {found}; must be {list(shape)} {dtype}")
+            actual = describe(part) if isinstance(part, Tensor) else repr(part)
+            raise ValueError(f"it returns {name} that are {actual}; must be {list(shape)} {dtype}")
     return choice

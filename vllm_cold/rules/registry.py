@@ -17,25 +17,25 @@ logger = logging.getLogger("vllm." + __name__)
 
 ENTRY_POINTS = "vllm_cold.rules"
 # Those of ``vllm_cold.rules.built_in``, which imports torch.
-BUILT_IN = ("acd", "adaptive", "arr", "cocoa", "grd", "judge", "m3id", "mti")
+BUILT_IN = ("acd", "adaptive", "arr", "cocoa", "grd", "m3id", "mti")
 _MOST_STATE = 16  # each group keeps 2 KiB for each
 _added: dict[str, Rule] = {}  # by --cold-rule
 
 
 @cache
 def _installed() -> Mapping[str, importlib.metadata.EntryPoint]:
-    """Other packages' rules, by name. A built-in name stays the built-in rule's."""
-    found = importlib.metadata.entry_points(group=ENTRY_POINTS)
-    return {each.name: each for each in found if each.name not in BUILT_IN}
+    """Return other packages' rules, by name. A built-in name stays the built-in rule's."""
+    points = importlib.metadata.entry_points(group=ENTRY_POINTS)
+    return {point.name: point for point in points if point.name not in BUILT_IN}
 
 
 def names() -> tuple[str, ...]:
-    """All that a request can name here."""
+    """List all that a request can name here."""
     return tuple(sorted({*BUILT_IN, *_added, *_installed()}))
 
 
 def get(name: str, field: str = "rule", *, or_number: bool = False) -> Rule:
-    """The rule of this name.
+    """Return the rule of this name.
 
     Args:
         name: The rule's.
@@ -52,15 +52,15 @@ def get(name: str, field: str = "rule", *, or_number: bool = False) -> Rule:
     if name not in _installed():
         what = "a number, or the name" if or_number else "the name"
         raise ColdError(field, name, f"must be {what} of a rule: {', '.join(names())}")
-    made = _from_package(name)
-    if isinstance(made, str):
-        raise ColdError(field, name, made)
-    return made
+    rule = _from_package(name)
+    if isinstance(rule, str):
+        raise ColdError(field, name, rule)
+    return rule
 
 
 def load_installed() -> None:
-    """Load and try the rules of installed packages now, and not when a request names one: that
-    takes a moment. What is wrong with one is in the log, and told to those who name it.
+    """Load and try the rules of installed packages now, as that takes too long when a request names
+    one. What is wrong with one is in the log, and in the error of a request that names it.
     """
     for name in _installed():
         _from_package(name)
@@ -70,15 +70,15 @@ def load_installed() -> None:
 def _built_in(name: str) -> Rule:
     from vllm_cold.rules import built_in
 
-    rules = (each for each in vars(built_in).values() if isinstance(each, type))
-    return next(each() for each in rules if issubclass(each, Rule) and each.name == name)
+    classes = (value for value in vars(built_in).values() if isinstance(value, type))
+    return next(cls() for cls in classes if issubclass(cls, Rule) and cls.name == name)
 
 
 @cache
 def _from_package(name: str) -> Rule | str:
-    """The rule, or why it is none: asked for once, and not each time that a request names it."""
+    """Load a rule, once for all requests that name it; return it, or why there is none."""
     try:
-        return _checked(_installed()[name].load(), name)
+        return _try_class(_installed()[name].load(), name)
     except Exception as error:  # another package's code: whatever it is, it concerns its users
         logger.exception("vllm-cold: rule %r cannot be used", name)
         return f"the package that offers this rule is broken ({type(error).__name__}: {error})"
@@ -92,11 +92,11 @@ def add(path: str) -> Rule:
     """
     module, _, name = path.partition(":")
     try:
-        found = getattr(importlib.import_module(module), name)
+        cls = getattr(importlib.import_module(module), name)
         for known in _added.values():
-            if type(known) is found:
+            if type(known) is cls:
                 return known
-        rule = _checked(found, getattr(found, "name", None))
+        rule = _try_class(cls, getattr(cls, "name", None))
     except Exception as error:
         raise ColdError(
             "rules", path, f"cannot be used as a rule ({type(error).__name__}: {error})"
@@ -107,41 +107,41 @@ def add(path: str) -> Rule:
     return rule
 
 
-def _checked(found: Any, name: Any) -> Rule:
-    """A rule from its class, tried out."""
+def _try_class(cls: Any, name: Any) -> Rule:
+    """Make a rule from its class, and try it out."""
     from vllm_cold.rules.trial import try_out
 
-    if not (isinstance(found, type) and issubclass(found, Rule)):
-        raise TypeError(f"{found!r} is no subclass of vllm_cold.rules.Rule")
-    if not isinstance(name, str) or not name.isidentifier() or found.name != name:
+    if not (isinstance(cls, type) and issubclass(cls, Rule)):
+        raise TypeError(f"{cls!r} is no subclass of vllm_cold.rules.Rule")
+    if not isinstance(name, str) or not name.isidentifier() or cls.name != name:
         raise ValueError(f"its name must be an identifier, and {name!r} everywhere it is named")
-    rule = found()
+    rule: Rule = cls()
     if not 0 <= rule.state <= _MOST_STATE:
         raise ValueError(f"its state must be at most {_MOST_STATE}")
     try_out(rule)
     return rule
 
 
-def parameters_of(rule: Rule, given: Mapping[str, Any], field: str) -> dict[str, float]:
-    """All parameters of a rule, those that are not given by their defaults.
+def parameters_of(rule: Rule, values: Mapping[str, Any], field: str) -> dict[str, float]:
+    """Return all parameters of a rule: these values, and the others' defaults.
 
     Raises:
         ColdError: one is unknown, or out of range; names ``field``.
     """
-    if unknown := [name for name in given if name not in rule.parameters]:
+    if unknown := [name for name in values if name not in rule.parameters]:
         allowed = ", ".join(rule.parameters) or "none"
         raise ColdError(
             f"{field}[{unknown[0]!r}]",
-            given[unknown[0]],
+            values[unknown[0]],
             f"rule {rule.name!r} has no such parameter, allowed are: {allowed}",
         )
-    found = {}
+    parameters = {}
     for name, declared in rule.parameters.items():
-        value = given.get(name, declared.default)
-        if value is None and name not in given:
+        value = values.get(name, declared.default)
+        if value is None and name not in values:
             problem = f"rule {rule.name!r} needs {name}: {declared.about}"
-            raise ColdError(field, dict(given), problem)
+            raise ColdError(field, dict(values), problem)
         if not declared.allows(value):
             raise ColdError(f"{field}[{name!r}]", value, declared.allowed)
-        found[name] = float(value)
-    return found
+        parameters[name] = float(value)
+    return parameters

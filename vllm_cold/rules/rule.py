@@ -40,7 +40,7 @@ class Parameter:
             raise ValueError(f"the default of a parameter, {self.default}, {self.allowed}")
 
     def least(self) -> float:
-        """The default, or the least where there is none."""
+        """Return the default, or the least value where there is none."""
         return self.low if self.default is None else self.default
 
     def allows(self, value: object) -> bool:
@@ -76,12 +76,12 @@ class Choice(NamedTuple):
 class Rule:
     """Chooses the weights of the amateurs at each step. A request names it as its ``rule``.
 
-    It is asked about all groups of a step that use it at once, and computes with tensors alone: no
+    It is called once a step for all groups that use it, and computes with tensors alone: no
     ``item()``, ``if`` or shape that depends on their values, so that no device is waited for. It
-    must judge each group by itself, with any number of amateurs but for ``amateurs``, and give the
-    same for the same rows: each device of an engine asks it. It must not write into what it is
-    given; what ``Statistics.logits`` returns is its own. It is tried on made-up groups before an
-    engine serves it.
+    must judge each group by itself, with any number of amateurs but for ``amateurs``, and return
+    the same for the same rows: each device of an engine calls it. It must not write into its
+    arguments, but may into what ``Statistics.logits`` returns. It is tried on made-up groups before
+    an engine serves it.
 
     Attributes:
         name: What requests call it.
@@ -91,6 +91,8 @@ class Rule:
         state: K, how many float32 numbers of each amateur it keeps from step to step; all are 0
             before a group's first step.
         retires: Whether it may return amateurs as ``done``.
+        mixes: Whether its weights are above 0 where amateurs are to be trusted, so that what the
+            expert alone reads is followed less.
     """
 
     name: ClassVar[str] = ""
@@ -98,9 +100,10 @@ class Rule:
     amateurs: ClassVar[int] = 0
     state: ClassVar[int] = 0
     retires: ClassVar[bool] = False
+    mixes: ClassVar[bool] = False
 
     def weights(self, s: "Statistics", p: Any) -> "Tensor | Choice":
-        """The weights of this step.
+        """Return the weights of this step.
 
         Args:
             s: What is known of the groups.
@@ -113,5 +116,5 @@ class Rule:
 
 
 def by_name(names: Iterable[str], values: "Tensor") -> Any:
-    """Parameters as a rule gets them, which may write into ``values``, [P, G, 1]."""
+    """Return parameters as a rule gets them, which may write into ``values``, [P, G, 1]."""
     return SimpleNamespace(**dict(zip(names, values.unbind(), strict=True)))

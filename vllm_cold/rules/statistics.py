@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a rule may know of the groups of a step, computed when it asks for the first time."""
+"""What a rule may know of the groups of a step, each computed when it is first read."""
 
 import math
 from functools import cached_property
@@ -21,7 +21,7 @@ class Statistics:
     """Statistics of G groups of up to S streams, stream 0 the expert; float32, as the logits.
 
     Where a group has no such amateur (any more), its columns are those of an amateur that equals
-    the expert, and what a rule says of it does not count. p and q are the distributions of expert
+    the expert, and the rule's weight for it is not used. p and q are the distributions of expert
     and amateur over the vocabulary, entropies are in nats, divergences in bits.
 
     Args:
@@ -48,12 +48,12 @@ class Statistics:
         return self._logits.shape[1]
 
     def logits(self, stream: int) -> Tensor:
-        """[G, V] logits of each group's ``stream``; -inf where a token is not allowed."""
+        """Return [G, V] logits of each group's ``stream``; -inf where a token is not allowed."""
         return self._logits[self._rows[:, stream]]
 
     def log_probabilities(self, stream: int) -> Tensor:
-        """[G, V] ln of each token's probability, -80 or more, among those that the expert may take:
-        a grammar is the expert's alone.
+        """Return [G, V] ln of each token's probability, -80 or more, among those that the expert
+        may take: a grammar is the expert's alone.
         """
         if stream not in self._cached:
             logits = self.logits(stream)
@@ -98,8 +98,8 @@ class Statistics:
     def ratio_sum(self) -> Tensor:
         """[G, S - 1] ``sum_v q_v / p_v`` over the tokens that the amateur allows."""
         p, *others = self._streams()
-        found = [(q - p).exp().masked_fill(q == _LEAST_LOG, 0.0).sum(-1) for q in others]
-        return torch.stack(found, 1)
+        sums = [(q - p).exp().masked_fill(q == _LEAST_LOG, 0.0).sum(-1) for q in others]
+        return torch.stack(sums, 1)
 
     @cached_property
     def candidates(self) -> Tensor:
@@ -138,19 +138,19 @@ def _log_softmax(logits: Tensor) -> Tensor:
 
 
 def _entropy(p: Tensor, log_p: Tensor) -> Tensor:
-    """In nats."""
+    """Return the entropy of a distribution, in nats."""
     return -(p * log_p).sum(-1)
 
 
 def _divergences(streams: list[Tensor]) -> Tensor:
-    """Of the first one and each of the others, by their log probabilities: the entropy of the
-    middle less the middle of the entropies. 0 for a distribution that is none.
+    """Return the divergence of the first and each other distribution, of which these are the log
+    probabilities: the entropy of their mean less the mean of their entropies. 0 where one is none.
     """
     p, *others = (x.exp() for x in streams)
-    entropies = [_entropy(one, log) for one, log in zip((p, *others), streams, strict=True)]
-    found = []
-    for q, of_q in zip(others, entropies[1:], strict=True):
-        middle = (p + q) / 2
-        found.append(_entropy(middle, middle.log()) - (entropies[0] + of_q) / 2)
-    bits = (torch.stack(found, 1) / math.log(2)).clamp(max=1.0)
+    p_entropy, *entropies = (_entropy(x, log) for x, log in zip((p, *others), streams, strict=True))
+    nats = []
+    for q, q_entropy in zip(others, entropies, strict=True):
+        mean = (p + q) / 2
+        nats.append(_entropy(mean, mean.log()) - (p_entropy + q_entropy) / 2)
+    bits = (torch.stack(nats, 1) / math.log(2)).clamp(max=1.0)
     return torch.where(bits > _NOISE, bits, 0.0)

@@ -36,8 +36,8 @@ _Batch: TypeAlias = dict[str, Tensor]
 """
 
 
-class _Found(NamedTuple):
-    """What a rule returns, as a ``Choice``; zeros for what it does not."""
+class _Returned(NamedTuple):
+    """What a rule returns, as a ``Choice``; zeros for what it leaves out."""
 
     weights: Tensor
     state: Tensor
@@ -46,7 +46,7 @@ class _Found(NamedTuple):
 
 def try_out(rule: Rule) -> None:
     """Raise ValueError for what a rule must not do or return. Other instances of its class are
-    asked, so that the rule itself keeps nothing of the trial.
+    called, so that the rule itself keeps nothing of the trial.
     """
     # An engine may load it amid a step, for the first request that names it.
     with torch.inference_mode(False), torch.no_grad():
@@ -55,81 +55,87 @@ def try_out(rule: Rule) -> None:
 
 
 def _try_without_values(rule: Rule) -> None:
-    """As on a device that takes no tensors of the host, and whose values would be waited for."""
-    batch, device = _made_up(rule), FakeTensorMode()
+    """Call a rule as on a device that takes no tensors of the host, and whose values would have to
+    be waited for.
+    """
+    batch, device = _first_step(rule), FakeTensorMode()
     sizes = (batch["rows"] >= 0).sum(1).tolist()
-    for some in (batch, *(_alone(batch, sizes.index(size)) for size in {*sizes})):
+    for part in (batch, *(_alone(batch, sizes.index(size)) for size in {*sizes})):
         with device, _Watch():
-            _ask(rule, some, lambda x: torch.empty(x.shape, dtype=x.dtype, device="meta"))
+            _call(rule, part, lambda x: torch.empty(x.shape, dtype=x.dtype, device="meta"))
 
 
 def _try_with_values(rule: Rule) -> None:
-    played = list(_play(rule, ends=False))
-    for batch, (weights, _, _), done in played:
-        if said := _told(rule, batch, _there(batch) & ~done & ~weights.isfinite(), weights):
+    steps = list(_play(rule, ends=False))
+    for batch, (weights, _, _), done in steps:
+        not_finite = _has_amateur(batch) & ~done & ~weights.isfinite()
+        if example := _example(rule, batch, not_finite, weights):
             raise ValueError(
-                f"it returns weights that are not finite, {said}; keep them finite for all that "
+                f"it returns weights that are not finite, {example}; keep them finite for all that "
                 "its parameters allow, or allow less"
             )
-        if said := _told(rule, batch, done & (weights != 0), weights):
+        if example := _example(rule, batch, done & (weights != 0), weights):
             raise ValueError(
-                f"an amateur has a weight after the step where it was done: it returns {said}"
+                f"an amateur has a weight after the step where it was done: it returns {example}"
             )
     if rule.retires:
-        for (batch, found, done), (_, ended, _) in zip(played, _play(rule, ends=True), strict=True):
-            if said := _differ(rule, batch, found, ended, ~done):
+        for (batch, kept, done), (_, ended, _) in zip(steps, _play(rule, ends=True), strict=True):
+            if example := _difference(rule, batch, kept, ended, ~done):
                 raise ValueError(
                     "what it returns of an amateur must be the same whether or not another one has "
-                    f"ended that was done, and it returns {said}"
+                    f"ended that was done, and it returns {example}"
                 )
-    batches, choices, _ = zip(*played, strict=True)
-    whole = {name: torch.cat([one[name] for one in batches]) for name in batches[0]}
-    first, again = _ask(rule, whole), _ask(rule, whole)
-    if said := _differ(rule, whole, first, again):
+    batches, choices, _ = zip(*steps, strict=True)
+    whole = {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
+    first, again = _call(rule, whole), _call(rule, whole)
+    if example := _difference(rule, whole, first, again):
         raise ValueError(
-            f"it must return the same of the same rows, and asked again it returns {said}; it must "
-            "keep numbers in `state`, and use no random ones"
+            f"it must return the same of the same rows, and asked again it returns {example}; it "
+            "must keep numbers in `state`, and use no random ones"
         )
-    said = _differ(rule, whole, _Found(*map(torch.cat, zip(*choices, strict=True))), first)
-    last, found = batches[-1], choices[-1]
+    example = _difference(
+        rule, whole, _Returned(*map(torch.cat, zip(*choices, strict=True))), first
+    )
+    last, choice = batches[-1], choices[-1]
     for i in range(len(last["rows"])):
-        one = _alone(last, i)
-        own = one["rows"].shape[1] - 1
-        in_batch = _Found(*(part[i : i + 1, :own] for part in found))
-        said = said or _differ(rule, one, in_batch, _ask(rule, one))
-    if said:
+        group = _alone(last, i)
+        amateurs = group["rows"].shape[1] - 1
+        in_batch = _Returned(*(part[i : i + 1, :amateurs] for part in choice))
+        example = example or _difference(rule, group, in_batch, _call(rule, group))
+    if example:
         raise ValueError(
             "what it returns of a group depends on the other groups, or on how many amateurs they "
-            f"have: in another batch {said}; of p.x, s.step and all else, which have the groups in "
-            "dimension 0, each group must have its own row's alone"
+            f"have: in another batch {example}; of p.x, s.step and all else, which have the groups "
+            "in dimension 0, each group must have its own row's alone"
         )
 
 
-def _play(rule: Rule, ends: bool) -> Iterator[tuple[_Batch, _Found, Tensor]]:
-    """At each step of made-up groups they themselves, what the rule returns of them, and [G, S - 1]
-    which amateurs were done before; ``ends``: these are not there any more.
+def _play(rule: Rule, ends: bool) -> Iterator[tuple[_Batch, _Returned, Tensor]]:
+    """Yield, of each step of made-up groups, they themselves, what the rule returns of them, and
+    [G, S - 1] which amateurs were done before; ``ends``: these are not there any more.
     """
-    groups = _made_up(rule)
+    groups = _first_step(rule)
     rows, state = groups["rows"], groups["state"]
-    there = _there(groups)
-    done = torch.zeros_like(there)
+    is_amateur = _has_amateur(groups)
+    done = torch.zeros_like(is_amateur)
     for step in range(_STEPS):
         moved = torch.where(rows > _CERTAIN, 1 + (rows + 7 * step) % (_ROWS - 1), rows)
         if ends:
             moved[:, 1:].masked_fill_(done, -1)
         batch = {**groups, "rows": moved, "step": groups["step"] + step, "state": state}
-        found = _ask(rule, batch)
-        yield batch, found, done
-        state = torch.where(there.unsqueeze(-1), found.state, _FOREIGN)
-        done = done | (there & found.done)
+        choice = _call(rule, batch)
+        yield batch, choice, done
+        state = torch.where(is_amateur.unsqueeze(-1), choice.state, _FOREIGN)
+        done = done | (is_amateur & choice.done)
 
 
-def _made_up(rule: Rule) -> _Batch:
-    """Groups at their first step: with each parameter's default, least and most."""
+def _first_step(rule: Rule) -> _Batch:
+    """Make up groups at their first step, with each parameter's default, least and most."""
     ranges = {
-        name: (max(of.low, -LARGEST), min(of.high, LARGEST)) for name, of in rule.parameters.items()
+        name: (max(parameter.low, -LARGEST), min(parameter.high, LARGEST))
+        for name, parameter in rule.parameters.items()
     }
-    usual = {name: of.least() for name, of in rule.parameters.items()}
+    usual = {name: parameter.least() for name, parameter in rule.parameters.items()}
     settings = [usual, *({name: ends[i] for name, ends in ranges.items()} for i in (0, 1))]
     settings += [{**usual, name: end} for name, ends in ranges.items() for end in ends]
     kinds = 4  # usual, all alike, an expert of one token, an amateur of one token
@@ -144,7 +150,7 @@ def _made_up(rule: Rule) -> _Batch:
         elif i % kinds > 1:
             rows[i, i % kinds - 2] = _CERTAIN
     most = int((rows >= 0).any(0).sum())
-    parameters = torch.tensor([[*each.values()] for each in settings])
+    parameters = torch.tensor([[*values.values()] for values in settings])
     return {
         "rows": rows[:, :most],
         "log_alpha": torch.tensor(_LOG_ALPHAS).repeat(num)[:num],
@@ -155,15 +161,15 @@ def _made_up(rule: Rule) -> _Batch:
     }
 
 
-def _alone(batch: _Batch, group: int) -> _Batch:
-    """One of the groups as a batch of its own, with as many streams as it has."""
-    one = {name: each[group : group + 1] for name, each in batch.items()}
-    streams = int((one["rows"] >= 0).sum())
-    return one | {"rows": one["rows"][:, :streams], "state": one["state"][:, : streams - 1]}
+def _alone(batch: _Batch, i: int) -> _Batch:
+    """Return group ``i`` as a batch, with as many streams as it has."""
+    group = {name: tensor[i : i + 1] for name, tensor in batch.items()}
+    streams = int((group["rows"] >= 0).sum())
+    return group | {"rows": group["rows"][:, :streams], "state": group["state"][:, : streams - 1]}
 
 
 def _logits() -> Tensor:
-    """[_ROWS, _VOCABULARY]: steep and flat ones, with tokens that are not allowed."""
+    """Make [_ROWS, _VOCABULARY] logits: steep and flat ones, with tokens that are not allowed."""
     numbers = torch.arange(_ROWS * _VOCABULARY)
     steeper = torch.linspace(0.1, 9.0, len(numbers))
     logits = ((numbers * 0.7).sin() * steeper).view(_ROWS, _VOCABULARY)
@@ -172,15 +178,15 @@ def _logits() -> Tensor:
     return logits
 
 
-def _ask(rule: Rule, batch: _Batch, copy: Callable[[Tensor], Tensor] = Tensor.clone) -> _Found:
-    """What the rule returns of a batch; ``copy`` makes the tensors that it is given."""
+def _call(rule: Rule, batch: _Batch, copy: Callable[[Tensor], Tensor] = Tensor.clone) -> _Returned:
+    """Return what the rule returns of a batch; ``copy`` makes the tensors that it gets."""
     batch = {"logits": _logits(), **batch}
-    given = {name: copy(each) for name, each in batch.items()}
-    num, streams = given["rows"].shape
-    fixed = torch.zeros_like(given["rows"][:, 1:], dtype=torch.float32)
-    groups = Groups(given["rows"], fixed, given["log_alpha"], given["caps"], max(_CAPS))
-    s = Statistics(given["logits"], groups, given["step"], given["state"])
-    p = by_name(rule.parameters, given["parameters"].t().unsqueeze(-1))
+    copies = {name: copy(tensor) for name, tensor in batch.items()}
+    num, streams = copies["rows"].shape
+    fixed = torch.zeros_like(copies["rows"][:, 1:], dtype=torch.float32)
+    groups = Groups(copies["rows"], fixed, copies["log_alpha"], copies["caps"], max(_CAPS))
+    s = Statistics(copies["logits"], groups, copies["step"], copies["state"])
+    p = by_name(rule.parameters, copies["parameters"].t().unsqueeze(-1))
     try:
         returned = rule.weights(s, p)
     except (DataDependentOutputException, DynamicOutputShapeException, _Waits) as error:
@@ -197,64 +203,66 @@ def _ask(rule: Rule, batch: _Batch, copy: Callable[[Tensor], Tensor] = Tensor.cl
             f"asked about groups of {'one amateur' if streams == 2 else 'several amateurs'}, it "
             f"raises {type(error).__name__}: {error}{hint}"
         ) from error
-    held = [(name, each) for name, value in vars(s).items() for each in tree_leaves(value)]
-    for name, each in (*given.items(), *held):
-        if not isinstance(each, Tensor):
+    computed = [(name, leaf) for name, value in vars(s).items() for leaf in tree_leaves(value)]
+    for name, tensor in (*copies.items(), *computed):
+        if not isinstance(tensor, Tensor):
             continue
         # The version does not count what is written into ``data``.
-        unlike = name in batch and not each.is_meta and not torch.equal(each, batch[name])
-        if each._version or unlike:
+        differs = name in batch and not tensor.is_meta and not torch.equal(tensor, batch[name])
+        if tensor._version or differs:
             raise ValueError(
                 f"it writes into {name.strip('_')}, which it does not have for itself; it must "
                 "work on a copy (clone()), or without x[...] = y and what ends in _ (mul_())"
             )
     choice = checked(rule, returned, num, streams)
-    return _Found(
+    return _Returned(
         choice.weights,
-        torch.zeros_like(given["state"]) if choice.state is None else choice.state,
+        torch.zeros_like(copies["state"]) if choice.state is None else choice.state,
         torch.zeros_like(fixed, dtype=torch.bool) if choice.done is None else choice.done,
     )
 
 
-def _differ(rule: Rule, batch: _Batch, one: _Found, other: _Found, of: Tensor | None = None) -> str:
-    """How two choices for the same groups do; "" if they do not. ``of`` [G, S - 1] are the amateurs
-    to compare, None for all.
+def _difference(
+    rule: Rule, batch: _Batch, first: _Returned, second: _Returned, of: Tensor | None = None
+) -> str:
+    """Tell how two choices for the same groups differ; "" if they do not. ``of`` [G, S - 1] are the
+    amateurs to compare, None for all.
     """
-    of = _there(batch) if of is None else _there(batch) & of
-    for name, before, now in zip(_Found._fields, one, other, strict=True):
-        x, y = (each.float().view(*of.shape, -1) for each in (before, now))
+    of = _has_amateur(batch) if of is None else _has_amateur(batch) & of
+    for name, before, now in zip(_Returned._fields, first, second, strict=True):
+        x, y = (tensor.float().view(*of.shape, -1) for tensor in (before, now))
         # Of a group's numbers the smaller ones are as exact as the largest.
         most = torch.cat([torch.ones(len(x), 1), x.nan_to_num().abs().flatten(1)], 1).amax(1)
         near = torch.isclose(x, y, equal_nan=True) | ((x - y).abs() <= 1e-5 * most[:, None, None])
-        if said := _told(rule, batch, ~near.all(-1) & of, now, before):
-            return f"{name} {said}"
+        if example := _example(rule, batch, ~near.all(-1) & of, now, before):
+            return f"{name} {example}"
     return ""
 
 
-def _there(batch: _Batch) -> Tensor:
-    """[G, S - 1] which amateurs there are."""
+def _has_amateur(batch: _Batch) -> Tensor:
+    """Return [G, S - 1] which amateurs there are."""
     return batch["rows"][:, 1:] >= 0
 
 
-def _told(rule: Rule, batch: _Batch, wrong: Tensor, *values: Tensor) -> str:
-    """The values of the first group in which an amateur is wrong, [G, S - 1], and what group that
-    is; "" if none is.
+def _example(rule: Rule, batch: _Batch, is_wrong: Tensor, *values: Tensor) -> str:
+    """Describe the values of the first group in which an amateur is wrong, [G, S - 1], and that
+    group; "" if none is.
     """
-    groups = wrong.any(1).nonzero()
+    groups = is_wrong.any(1).nonzero()
     if not len(groups):
         return ""
     i = int(groups[0])
-    there = _there(batch)[i]
-    told = " in place of ".join(str(each[i][there].tolist()) for each in values)
+    amateurs = _has_amateur(batch)[i]
+    numbers = " in place of ".join(str(tensor[i][amateurs].tolist()) for tensor in values)
     rows, parameters = batch["rows"][i].tolist(), batch["parameters"][i].tolist()
-    given = ", ".join(f"{n}={v:g}" for n, v in zip(rule.parameters, parameters, strict=True))
-    others = sum(row >= 0 for row in rows) - 1
-    said = f"a group of {others} amateur{'s' * (others > 1)}"
+    listed = ", ".join(f"{n}={v:g}" for n, v in zip(rule.parameters, parameters, strict=True))
+    count = int(amateurs.sum())
+    group = f"a group of {count} amateur{'s' * (count > 1)}"
     if rows[0] == _CERTAIN:
-        said += " whose expert may take one token alone"
+        group += " whose expert may take one token alone"
     elif rows[0] == rows[1]:
-        said += " that say what the expert says"
-    return f"{told} for {said}, at step {batch['step'][i]}, with {given or 'no parameters'}"
+        group += " that say what the expert says"
+    return f"{numbers} for {group}, at step {batch['step'][i]}, with {listed or 'no parameters'}"
 
 
 class _Waits(Exception):
@@ -270,15 +278,15 @@ class _Watch(TorchFunctionMode):
             raise _Waits(f"{name} of a tensor")
         if name in ("__getitem__", "__setitem__"):
             index = args[1] if isinstance(args[1], tuple) else (args[1],)
-            if any(isinstance(each, list) for each in index):
+            if any(isinstance(part, list) for part in index):
                 raise _Waits("a list as an index; use slices, or index_select")
-            mask = any(isinstance(each, Tensor) and each.dtype == torch.bool for each in index)
-            if mask and isinstance(args[-1], Tensor) and name == "__setitem__":
+            has_mask = any(isinstance(part, Tensor) and part.dtype == torch.bool for part in index)
+            if has_mask and isinstance(args[-1], Tensor) and name == "__setitem__":
                 raise _Waits("x[mask] = tensor; use torch.where")
-        found = func(*args, **(kwargs or {}))
-        if name in ("tensor", "as_tensor", "asarray", "new_tensor") and found.is_meta:
+        output = func(*args, **(kwargs or {}))
+        if name in ("tensor", "as_tensor", "asarray", "new_tensor") and output.is_meta:
             raise _Waits(f"{name} of numbers of the host; use them as they are, or torch.full")
-        devices = {each.device for each in (*args, found) if isinstance(each, Tensor)}
+        devices = {value.device for value in (*args, output) if isinstance(value, Tensor)}
         if name in ("to", "copy_", "__setitem__") and len(devices) > 1:
             raise _Waits(f"{name} from one device to another")
-        return found
+        return output

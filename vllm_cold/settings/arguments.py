@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a request and its engine say of vllm-cold: flat arguments, and the engine's defaults.
+"""Reads what a request and its engine say of vllm-cold: flat arguments, and the engine's defaults.
 
 A request's settings have three sources, of which the later one wins: the engine's defaults
 (``additional_config["cold"]``, ``--sampler cold --cold-alpha ...``), the request's flat ``cold_*``
@@ -12,8 +12,8 @@ from typing import Any
 
 from vllm_cold.errors import ColdError
 from vllm_cold.rules import registry
-from vllm_cold.settings.amateurs import AmateurSpec, read_without
-from vllm_cold.settings.presets import preset_of
+from vllm_cold.settings.presets import NO_PRESET, PRESETS, Preset
+from vllm_cold.settings.source_readers import read_without
 from vllm_cold.settings.table import (
     ENGINE,
     EXPLAIN,
@@ -32,39 +32,27 @@ _ENGINE_KEYS = ("enabled", "rules", *ENGINE)
 
 @dataclass(frozen=True, slots=True)
 class ColdArgs:
-    """What a request's flat arguments say, or an engine's defaults; None where they say nothing.
+    """A request's flat arguments, or an engine's defaults, read once.
 
     Attributes:
         enabled: Of a request: False opts out, True (or any other ``cold_*`` key) asks for
             contrastive decoding, None leaves it to the engine's default. Of an engine: whether a
             request that says nothing itself uses contrastive decoding, if it names an adapter or
             the engine says what is left out of its conversation.
-        given: Checked values by name: of settings, of the amateurs, and an engine's limits.
+        values: Checked values by name: of settings, of the amateurs, and an engine's limits.
+        preset: The one that the values name.
     """
 
     enabled: bool | None = None
-    given: Mapping[str, Any] = field(default_factory=dict)
+    values: Mapping[str, Any] = field(default_factory=dict)
+    preset: Preset = NO_PRESET
 
     def settings(
-        self, defaults: "ColdArgs | None" = None, weights: Sequence[float | str | None] = (None,)
+        self, engine: "ColdArgs | None" = None, weights: Sequence[float | str | None] = (None,)
     ) -> tuple[ColdSettings, tuple[float | None, ...]]:
-        """As ``combine``: these on top of the engine's defaults, and the amateurs' weights."""
-        return combine(self.given, weights, PREFIX, (defaults or ColdArgs()).given)
-
-
-@dataclass(frozen=True, slots=True)
-class ContrastSpec:
-    """A contrast as a request describes it.
-
-    Attributes:
-        settings: The method's settings.
-        amateurs: One or more.
-        weights: Theirs; None where the rule chooses them.
-    """
-
-    settings: ColdSettings
-    amateurs: tuple[AmateurSpec, ...]
-    weights: tuple[float | None, ...]
+        """Combine these with an engine's defaults, and with the amateurs' weights (``combine``)."""
+        layers = [] if engine is None else [engine.preset.settings, engine.values]
+        return combine(self.values, weights, PREFIX, [*layers, self.preset.settings])
 
 
 def check_placement(fields: Mapping[str, Any] | None) -> None:
@@ -93,7 +81,7 @@ def parse_request_args(args: Mapping[str, Any] | None) -> ColdArgs:
     """
     enabled: bool | None = None
     asks = False
-    given = {}
+    values = {}
     for key, value in (args or {}).items():
         if not (is_ours(key) or is_known(key)):
             continue
@@ -103,11 +91,15 @@ def parse_request_args(args: Mapping[str, Any] | None) -> ColdArgs:
             enabled = check_switch(key, value)
             continue
         name = key.removeprefix(PREFIX)
-        found = check(name, value, key)
-        asks = asks or key != EXPLAIN or found > 0
-        if found is not None:
-            given[name] = found
-    return ColdArgs(True if enabled is None and asks else enabled, given)
+        checked = check(name, value, key)
+        asks = asks or key != EXPLAIN or checked > 0
+        if checked is not None:
+            values[name] = checked
+    return ColdArgs(True if enabled is None and asks else enabled, values, _preset_of(values))
+
+
+def _preset_of(values: Mapping[str, Any]) -> Preset:
+    return PRESETS[values["preset"]] if "preset" in values else NO_PRESET
 
 
 def parse_engine_defaults(config: object) -> ColdArgs:
@@ -130,14 +122,14 @@ def parse_engine_defaults(config: object) -> ColdArgs:
         )
     enabled = check_switch(f'{where}["enabled"]', config.get("enabled", True))
     load_rules({"cold": config})
-    found = {
+    checked = {
         name: check(name, config[name], f'{where}["{name}"]') for name in config if name in ENGINE
     }
-    given = {name: value for name, value in found.items() if value is not None}
-    without, name = given.get("without"), given.get("preset")
+    values = {name: value for name, value in checked.items() if value is not None}
+    without, name, preset = values.get("without"), values.get("preset"), _preset_of(values)
     if without is not None:
         read_without(f'{where}["without"]', without)
-    preset, needs = preset_of(given), ""
+    needs = ""
     if preset.weights:
         needs = "needs amateurs that only a request can name"
     elif enabled and preset.without is not None and without is None:
@@ -153,8 +145,8 @@ def parse_engine_defaults(config: object) -> ColdArgs:
             f"the preset {name} says what amateurs read, the images {preset.images}; leave one of "
             "them out",
         )
-    combine(given, prefix=f"{where}.")
-    return ColdArgs(enabled, given)
+    combine(values, prefix=f"{where}.", layers=[preset.settings])
+    return ColdArgs(enabled, values, preset)
 
 
 def load_rules(additional_config: object) -> None:

@@ -19,7 +19,7 @@ class Placeholder(Protocol):
     length: int
 
     def get_num_embeds(self) -> int:
-        """How many of the tokens get an embedding."""
+        """Return how many of the tokens get an embedding."""
 
 
 class Feature(Protocol):
@@ -50,7 +50,7 @@ class EncoderRoom:
 
 
 def overlapping(features: Sequence[Feature], start: int, end: int) -> Iterator[Feature]:
-    """The media with tokens in ``[start, end)``."""
+    """Yield the media with tokens in ``[start, end)``."""
     for feature in features:
         place = feature.mm_position
         if place.offset < end and place.offset + place.length > start:
@@ -58,12 +58,12 @@ def overlapping(features: Sequence[Feature], start: int, end: int) -> Iterator[F
 
 
 def num_embeds(features: Iterable[Feature]) -> int:
-    """Embeddings of these media; those of the same identifier are encoded once."""
+    """Count the embeddings of these media; those of the same identifier are encoded once."""
     return sum({f.identifier: f.mm_position.get_num_embeds() for f in features}.values())
 
 
 def why_never(streams: Sequence[tuple[int, Sequence[Feature]]], room: EncoderRoom) -> str | None:
-    """Why an engine could never schedule a request's streams in lockstep, because of their media.
+    """Tell why an engine could never schedule a request's streams in lockstep, for their media.
 
     Args:
         streams: Of each, the number of its prompt's tokens and its media, with offsets in its own
@@ -71,8 +71,7 @@ def why_never(streams: Sequence[tuple[int, Sequence[Feature]]], room: EncoderRoo
         room: What the engine can encode.
 
     Returns:
-        A sentence's part, to stand after "this request ...": what is too much, and the remedy.
-        None if it can.
+        What is too much, and the remedy, to stand after "this request ..."; None if it can.
     """
     most = min(room.cache, room.budget)
     for _, features in streams:
@@ -104,7 +103,7 @@ def why_never(streams: Sequence[tuple[int, Sequence[Feature]]], room: EncoderRoo
 
 
 def room_of(vllm_config: Any, cache: int, budget: int | None = None) -> EncoderRoom:
-    """What an engine can encode.
+    """Return what an engine can encode.
 
     Args:
         vllm_config: The engine's.

@@ -58,7 +58,7 @@ class Noise(msgspec.Struct, frozen=True):
         return f"noise:{self.step}"
 
     def __call__(self, image: "Image.Image") -> "Image.Image":
-        """The noised picture, RGB."""
+        """Return the noised picture, RGB."""
         import numpy as np
         from PIL import Image
 
@@ -79,9 +79,9 @@ class Noise(msgspec.Struct, frozen=True):
 
 @cache
 def _amplitudes(step: int) -> "tuple[np.float32, np.float32]":
-    """Of the picture and of the noise: sqrt(a) and sqrt(1 - a), a being the product of 1 - rate up
-    to the step, rate_t = 1e-5 + (5e-3 - 1e-5) sigmoid(x_t) with x_t from -6 to 6 (the paper's
-    code).
+    """Return the factors of picture and noise: sqrt(a) and sqrt(1 - a), a being the product of
+    1 - rate up to the step, rate_t = 1e-5 + (5e-3 - 1e-5) sigmoid(x_t) with x_t from -6 to 6 (the
+    paper's code).
     """
     import numpy as np
 
@@ -113,7 +113,7 @@ class Blur(msgspec.Struct, frozen=True):
         return f"blur:{self.radius:g}"
 
     def __call__(self, image: "Image.Image") -> "Image.Image":
-        """The blurred picture, RGB."""
+        """Return the blurred picture, RGB."""
         from PIL import ImageFilter
 
         return image.convert("RGB").filter(ImageFilter.GaussianBlur(self.radius))
@@ -122,22 +122,22 @@ class Blur(msgspec.Struct, frozen=True):
 View: TypeAlias = Noise | Blur | Callable[[Any], Any]
 """Makes a picture (PIL) of a picture."""
 
-_SAID = re.compile(r"(noise|blur):(\d{1,9}(?:\.\d{1,9})?)", re.ASCII)
+_TEXT = re.compile(r"(noise|blur):(\d{1,9}(?:\.\d{1,9})?)", re.ASCII)
 
 
-def read_view(field: str, said: str) -> View:
-    """What ``cold_images`` says, if it is not "none"; raises ColdError for anything else."""
-    match = _SAID.fullmatch(said)
+def read_view(field: str, text: str) -> View:
+    """Read ``cold_images`` if it is not "none"; raises ColdError for anything else."""
+    match = _TEXT.fullmatch(text)
     try:
         if match is not None:
             return Noise(int(match[2])) if match[1] == "noise" else Blur(float(match[2]))
     except ValueError:
         pass  # out of range, or a step that is no integer: as below
-    raise ColdError(field, said, ALLOWED)
+    raise ColdError(field, text, ALLOWED)
 
 
 def name_of(view: View) -> str:
-    """What people are told of it."""
+    """Return the name by which clients and errors know it."""
     if isinstance(view, Noise | Blur):
         return str(view)
     return f"images by {getattr(view, '__name__', type(view).__name__)}"

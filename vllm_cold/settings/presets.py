@@ -74,7 +74,7 @@ PRESETS: Mapping[PresetName, Preset] = {
     # arXiv 2409.07394: a is the Jensen-Shannon divergence at each step
     "adacad": Preset(
         "the same, as strong as the two differ",
-        {"alpha": 0.0, "rule": "adaptive", "beta_max": 1.0},
+        {"alpha": 0.0, "rule": "adaptive", "rule_parameters": {"beta_max": 1.0}},
         without="tool",
     ),
     # The rules of these names, whose files say where each is from; none has a mask
@@ -110,12 +110,4 @@ PRESETS: Mapping[PresetName, Preset] = {
         images="noise:500",
     ),
 }
-_NONE = Preset("no method", {})
-
-
-def preset_of(given: Mapping[str, Any]) -> Preset:
-    """The preset that values by name have as ``preset``, checked; without one, one that says
-    nothing.
-    """
-    name = given.get("preset")
-    return _NONE if name is None else PRESETS[name]
+NO_PRESET = Preset("no method", {})

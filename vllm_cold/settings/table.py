@@ -6,11 +6,10 @@ else.
 the request's flat arguments (``cold_<name>``), the engine's defaults, the options of ``vllm serve``
 and its YAML keys (``--cold-<name>``), and what the tools take.
 
-``RuleOption`` reads the rule on a command line. Plain Python without vLLM.
+Plain Python without vLLM.
 """
 
-import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Annotated, Any, NamedTuple
 
@@ -20,7 +19,7 @@ from msgspec import Meta
 from vllm_cold.errors import ColdError
 from vllm_cold.rules import registry
 from vllm_cold.settings.images import ALLOWED
-from vllm_cold.settings.presets import PRESETS, PresetName, preset_of
+from vllm_cold.settings.presets import PRESETS, PresetName
 
 DEFAULT_ALPHA = 0.1
 DEFAULT_BETA = 0.5
@@ -31,7 +30,6 @@ MAX_EXPERT_TOP_K = 2**31 - 1  # beyond any vocabulary; tensors hold it
 MOST_ITEMS = 1000  # left out of a prompt: far beyond any use, and soon read
 _MOST_JSON = 10_000  # characters: far more than the parameters of any rule
 
-_Strength = Annotated[float, Meta(ge=0.0, le=MAX_BETA)]
 _Weight = Annotated[float, Meta(ge=-MAX_BETA, le=MAX_BETA)] | str
 _WEIGHT_ALLOWED = "must be a number from -1e6 to 1e6, or the name of a rule"
 
@@ -60,7 +58,7 @@ SETTINGS: Mapping[str, SettingSpec] = {
         float,
     ),
     "beta": SettingSpec(
-        _Strength | str,  # see ``_with_rule``
+        Annotated[float, Meta(ge=0.0, le=MAX_BETA)],
         f"Contrast strength, >= 0, default {DEFAULT_BETA}.",
         "must be a number >= 0, at most 1e6",
         float,
@@ -70,12 +68,6 @@ SETTINGS: Mapping[str, SettingSpec] = {
         "Rule that chooses the strength at each step, in place of beta: "
         f"{', '.join(registry.BUILT_IN)}, or a further one's name; default none.",
         "must be the name of a rule",
-    ),
-    "beta_max": SettingSpec(
-        _Strength | None,
-        "The most that a rule's strength reaches, >= 0: its parameter beta_max, if it has one.",
-        "must be a number >= 0, at most 1e6",
-        float,
     ),
     "rule_parameters": SettingSpec(
         dict[str, Any] | None,
@@ -181,7 +173,6 @@ _ALL = {
     ),
 }
 _STRENGTH = ("beta", "rule")  # each replaces the other
-_PARAMETERS = ("beta_max", "rule_parameters")  # of a rule
 # Lists that are not of amateurs may be longer.
 _MOST_ENTRIES = {"without": MOST_ITEMS, "part": 2 * MOST_ITEMS}
 
@@ -199,7 +190,7 @@ class ColdSettings(msgspec.Struct, frozen=True):
     expert_top_k: int | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """What is in force, by name; without what is not."""
+        """Return what is in force, by name."""
         values = {name: getattr(self, name) for name in self.__struct_fields__}
         if self.rule is not None:
             del values["beta"]
@@ -207,11 +198,11 @@ class ColdSettings(msgspec.Struct, frozen=True):
 
 
 def check(name: str, value: object, field: str | None = None) -> Any:
-    """The value of a setting, an int as a float where it takes floats.
+    """Return the value of a setting, an int as a float where it takes floats.
 
     Args:
         name: The setting's, "weight" of one amateur, or "explain".
-        value: Whatever was given.
+        value: Any.
         field: What an error calls it; None for ``name``.
 
     Raises:
@@ -227,16 +218,16 @@ def check(name: str, value: object, field: str | None = None) -> Any:
     elif isinstance(value, list):
         check_number(field or name, value, len(value), _MOST_ENTRIES.get(name, MAX_AMATEURS))
     try:
-        found = msgspec.convert(plain, _ALL[name].type)
+        checked = msgspec.convert(plain, _ALL[name].type)
     # Some releases say SystemError of an integer that no float holds.
     except (msgspec.ValidationError, SystemError):
         raise ColdError(field or name, value, _ALL[name].allowed) from None
-    if name in ("beta", "rule", "weight", "weights"):
-        for each in found if isinstance(found, list) else (found,):
-            # "" in a list is for what an amateur does not say.
-            if isinstance(each, str) and (each or each is found):
-                registry.get(each, field or name, or_number=name != "rule")
-    return found
+    if name in ("rule", "weight", "weights"):
+        for rule in checked if isinstance(checked, list) else [checked]:
+            # "" in a list is for an amateur whose weight is not set.
+            if isinstance(rule, str) and (rule or rule is checked):
+                registry.get(rule, field or name, or_number=name != "rule")
+    return checked
 
 
 def check_number(field: str, value: object, entries: int, most: int) -> None:
@@ -245,67 +236,40 @@ def check_number(field: str, value: object, entries: int, most: int) -> None:
         raise ColdError(field, value, f"has {entries} entries, and at most {most} are allowed")
 
 
-def _rule_parameters(
-    rule: str | None, values: Mapping[str, Any], prefix: str, beta: float
-) -> dict[str, float] | None:
-    """All parameters of a rule, by the values of settings; None without a rule, for which there
-    must not be any: then ``beta`` is in force.
-    """
-    if rule is None:
-        for name in _PARAMETERS:
-            if name in values:
-                raise ColdError(
-                    prefix + name,
-                    values[name],
-                    f"is for a rule, and beta is {beta}; leave it out or set {prefix}rule",
-                )
-        return None
-    found = dict(values.get("rule_parameters", {}))
-    if (most := values.get("beta_max")) is not None:
-        if "beta_max" not in registry.get(rule).parameters:
-            raise ColdError(prefix + "beta_max", most, f"rule {rule!r} has no such parameter")
-        if "beta_max" in found:
-            raise ColdError(prefix + "beta_max", most, "rule_parameters has it, too; give one")
-        found["beta_max"] = most
-    return registry.parameters_of(registry.get(rule), found, prefix + "rule_parameters")
-
-
 def combine(
-    own: Mapping[str, Any],
+    values: Mapping[str, Any],
     weights: Sequence[float | str | None] = (None,),
     prefix: str = "",
-    engine: Mapping[str, Any] | None = None,
+    layers: Iterable[Mapping[str, Any]] = (),
 ) -> tuple[ColdSettings, tuple[float | None, ...]]:
-    """The settings of a request, and its amateurs' weights: None where its rule chooses them.
+    """Return a request's settings, and its amateurs' weights: None where its rule chooses them.
 
     Args:
-        own: The values that the request, or whoever asks, gives by name; its preset's come before
-            them. What is neither a setting nor a preset is passed over.
-        weights: Of the amateurs, as given: None for what beta says.
+        values: Those of the request by name; what is no setting is passed over.
+        weights: Of the amateurs, as the request says them: None for what beta says.
         prefix: In front of the settings' names in errors.
-        engine: Those of its engine, which come before both.
+        layers: Checked values that come before the request's; a later one replaces an earlier.
 
     Raises:
-        ColdError: a value is wrong, or one of ``own`` has no use.
+        ColdError: a value is wrong, or one of ``values`` has no use.
     """
-    said = {
+    checked = {
         name: check(name, value, prefix + name)
-        for name, value in own.items()
-        if name in SETTINGS or name == "preset"
+        for name, value in values.items()
+        if name in SETTINGS
     }
-    further = engine or {}
     defaults: Mapping[str, Any] = {}
-    for each in (preset_of(further).settings, further, preset_of(said).settings):
-        defaults = merge(each, defaults=defaults)
-    values = {"alpha": DEFAULT_ALPHA, **merge(said, weights, prefix, defaults)}
-    beta = values.get("beta", DEFAULT_BETA)
-    strength = values.get("rule") or beta
+    for layer in layers:
+        defaults = merge(layer, defaults=defaults)
+    merged = {"alpha": DEFAULT_ALPHA, **merge(checked, weights, prefix, defaults)}
+    beta = merged.get("beta", DEFAULT_BETA)
+    strength = merged.get("rule") or beta
     used = [strength if weight is None else weight for weight in weights]
-    if len(rules := sorted({each for each in used if isinstance(each, str)})) > 1:
+    if len(rules := sorted({weight for weight in used if isinstance(weight, str)})) > 1:
         problem = f"names {' and '.join(rules)}; a request has one rule"
         raise ColdError(prefix + "weights", list(weights), problem)
     rule = rules[0] if rules else None
-    chosen = sum(isinstance(each, str) for each in used)
+    chosen = sum(isinstance(weight, str) for weight in used)
     takes = registry.get(rule).amateurs if rule is not None else 0
     if takes and {chosen, len(used)} != {takes}:
         raise ColdError(
@@ -314,74 +278,72 @@ def combine(
             f"this rule chooses the weights of {takes} amateurs, and no request that has it has "
             f"others; here it would choose those of {chosen} of {len(used)}",
         )
-    settings = ColdSettings(
-        alpha=values["alpha"],
-        beta=beta,
-        rule=rule,
-        rule_parameters=_rule_parameters(rule, values, prefix, beta),
-        expert_top_k=values.get("expert_top_k"),
-    )
+    field, parameters = prefix + "rule_parameters", merged.get("rule_parameters")
+    if rule is not None:
+        parameters = registry.parameters_of(registry.get(rule), parameters or {}, field)
+    elif parameters is not None:
+        problem = f"is for a rule, and beta is {beta}; leave it out or set {prefix}rule"
+        raise ColdError(field, parameters, problem)
+    settings = ColdSettings(merged["alpha"], beta, rule, parameters, merged.get("expert_top_k"))
     return settings, tuple(
-        None if isinstance(each, str) else float(-beta if weight is None else each)
-        for each, weight in zip(used, weights, strict=True)
+        None if isinstance(weight, str) else float(-beta if requested is None else weight)
+        for weight, requested in zip(used, weights, strict=True)
     )
 
 
 def named_by(weights: Sequence[object]) -> str:
-    """The setting in which a request with these weights has named its rule."""
-    return "weights" if any(isinstance(each, str) for each in weights) else "rule"
+    """Return the setting in which a request with these weights has named its rule."""
+    return "weights" if any(isinstance(weight, str) for weight in weights) else "rule"
 
 
 def merge(
-    own: Mapping[str, Any],
+    values: Mapping[str, Any],
     weights: Sequence[float | str | None] = (None,),
     prefix: str = "",
     defaults: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Values on top of others. A beta also replaces a rule, and a rule a beta; a rule's parameters
-    go with it, and where there are others. Older clients name a rule as ``beta``.
+    """Put values on top of others. A beta also replaces a rule, and a rule a beta; a rule's
+    parameters go with it, and where there are others.
 
     Args:
-        own: The values on top.
-        weights: Of the amateurs, as given.
+        values: Those on top.
+        weights: Of the amateurs, as the request says them.
         prefix: In front of the settings' names in errors.
         defaults: The others.
 
     Raises:
-        ColdError: a rule and a beta are given, or one that no amateur uses.
+        ColdError: both a rule and a beta are set, or one that no amateur uses.
     """
-    own, before = (_with_rule(each, prefix) for each in (own, defaults or {}))
-    strength = [name for name in _STRENGTH if name in own]
+    values, before = (_without_none(layer, prefix) for layer in (values, defaults or {}))
+    strength = [name for name in _STRENGTH if name in values]
     if None not in weights and strength:
         raise ColdError(
             prefix + strength[0],
-            own[strength[0]],
+            values[strength[0]],
             "no amateur uses it, as each has a weight of its own; leave it out",
         )
-    left_out: set[str] = set()
+    replaced: set[str] = set()
     if None not in weights or strength:
-        left_out.update(_STRENGTH)
-    rule = own.get("rule") if "rule" in left_out else before.get("rule")
-    if before.get("rule") not in (rule, *weights) or own.keys() & set(_PARAMETERS):
-        left_out.update(_PARAMETERS)
-    return {name: each for name, each in before.items() if name not in left_out} | own
+        replaced.update(_STRENGTH)
+    rule = values.get("rule") if replaced else before.get("rule")
+    if before.get("rule") not in (rule, *weights):
+        replaced.add("rule_parameters")
+    return {name: value for name, value in before.items() if name not in replaced} | values
 
 
-def _with_rule(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    """The values that are given, in which a rule's name stands as ``rule``."""
-    found = {name: value for name, value in values.items() if value is not None}
-    if "rule" in found and "beta" in found:
+def _without_none(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """Return the values that are set; raises ColdError for both a rule and a beta."""
+    values = {name: value for name, value in values.items() if value is not None}
+    if values.keys() >= set(_STRENGTH):
         problem = (
-            f"chooses the strength, and {prefix}beta is {found['beta']}; leave one of them out"
+            f"chooses the strength, and {prefix}beta is {values['beta']}; leave one of them out"
         )
-        raise ColdError(prefix + "rule", found["rule"], problem)
-    if isinstance(found.get("beta"), str):
-        found["rule"] = found.pop("beta")
-    return found
+        raise ColdError(prefix + "rule", values["rule"], problem)
+    return values
 
 
 def read(name: str, text: str) -> Any:
-    """The value of a setting on a command line, for argparse; ``check`` finds mistakes."""
+    """Read a setting's text on a command line, for argparse; ``check`` finds mistakes."""
     number = _ALL[name].number
     for kind in (number, float) if number else ():
         try:
@@ -389,26 +351,6 @@ def read(name: str, text: str) -> Any:
         except ValueError:
             continue
     return text
-
-
-class RuleOption(argparse.Action):
-    """A command line's option for the rule: its name, or "module:Class" for one of the user's own,
-    which can then be named. The latter are listed at the option's ``dest`` with an s.
-    """
-
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: Any,
-        option_string: str | None = None,
-    ) -> None:
-        """Called by argparse."""
-        if ":" in values:
-            own = f"{self.dest}s"
-            setattr(namespace, own, [*(getattr(namespace, own) or ()), values])
-        else:
-            setattr(namespace, self.dest, values)
 
 
 def check_switch(field: str, value: object) -> bool:

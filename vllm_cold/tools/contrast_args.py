@@ -14,9 +14,11 @@ from functools import partial
 from typing import Any
 
 from vllm_cold.errors import ColdError
+from vllm_cold.frontend.cli import RuleOption
 from vllm_cold.rules import registry
-from vllm_cold.settings.amateurs import (
-    AmateurSpec,
+from vllm_cold.settings.amateurs import AmateurSpec, ContrastSpec, describe, names_contrast
+from vllm_cold.settings.arguments import parse_request_args
+from vllm_cold.settings.sources import (
     Distorted,
     Embeds,
     Media,
@@ -25,17 +27,13 @@ from vllm_cold.settings.amateurs import (
     Text,
     TokenIds,
     Without,
-    describe,
     media_parts,
-    says_what,
 )
-from vllm_cold.settings.arguments import ContrastSpec, parse_request_args
 from vllm_cold.settings.table import (
     CONTRAST,
     MAX_EXPERT_TOP_K,
     PREFIX,
     SETTINGS,
-    RuleOption,
     check,
     is_known,
     is_ours,
@@ -153,7 +151,7 @@ def read_contrast(args: Mapping[str, Any]) -> ContrastSpec:
         ColdError: they contradict each other, or a value is out of range.
     """
     request = parse_request_args(args)
-    amateurs = describe(request.given)
+    amateurs = describe(request)
     settings, weights = request.settings(weights=[amateur.weight for amateur in amateurs])
     return ContrastSpec(settings, amateurs, weights)
 
@@ -163,11 +161,10 @@ def request_args(args: Mapping[str, Any], base: str | None) -> dict[str, Any]:
     ``base`` is the base model's name, to contrast with if ``args`` name nothing else.
     """
     sent = {"cold": 1, PREFIX + "expert_top_k": MAX_EXPERT_TOP_K, **args}
-    if base is not None and not says_what(parse_request_args(args).given):
+    if base is not None and not names_contrast(parse_request_args(args)):
         sent[PREFIX + "amateur"] = base
     settings = read_contrast(args).settings
     if settings.rule is not None:
-        sent.pop(PREFIX + "beta_max", None)  # is one of the parameters
         sent[PREFIX + "rule_parameters"] = json.dumps(settings.rule_parameters)
     return sent
 

@@ -16,7 +16,7 @@ from pydantic import (
     model_validator,
 )
 
-from vllm_cold.settings.amateurs import Messages, Text
+from vllm_cold.settings.sources import Messages, Text
 from vllm_cold.tools.command_error import ToolError
 from vllm_cold.tools.contrast_args import Content, row_args, with_pictures
 from vllm_cold.tools.pictures import Picture, read_picture

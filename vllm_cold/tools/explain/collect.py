@@ -4,7 +4,7 @@
 import sys
 from collections.abc import Sequence
 
-from vllm_cold.settings.amateurs import Messages, Text, Without
+from vllm_cold.settings.sources import Messages, Text, Without
 from vllm_cold.tools.contrast_args import Content, adapter_of, amateur_reads
 from vllm_cold.tools.explain.explain_prompts import Question
 from vllm_cold.tools.explain.explain_source import fetch_answer

@@ -12,7 +12,8 @@ from typing import Any
 from rich.console import Console
 
 from vllm_cold.errors import ColdError
-from vllm_cold.settings.amateurs import Text, read_prompt
+from vllm_cold.settings.source_readers import read_prompt
+from vllm_cold.settings.sources import Text
 from vllm_cold.settings.table import PREFIX, SETTINGS
 from vllm_cold.tools.command_error import ToolError
 from vllm_cold.tools.contrast_args import option_args, with_pictures

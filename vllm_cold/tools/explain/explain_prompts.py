@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from vllm_cold.errors import ColdError
-from vllm_cold.settings.amateurs import CannotLeaveOut, Messages, Text, left_out
-from vllm_cold.settings.arguments import ContrastSpec, parse_request_args
+from vllm_cold.settings.amateurs import ContrastSpec, default_omission
+from vllm_cold.settings.arguments import ColdArgs, parse_request_args
+from vllm_cold.settings.sources import CannotLeaveOut, Messages, Text
 from vllm_cold.settings.table import PREFIX
 from vllm_cold.tools.command_error import ToolError
 from vllm_cold.tools.contrast_args import (
@@ -63,9 +64,9 @@ def make_question(
     of_preset: dict[str, Any] = {}
     try:
         args = merge(options, row_args)
-        default = left_out(parse_request_args(args).given, {})
+        default = default_omission(parse_request_args(args), ColdArgs())
         if isinstance(reads, Messages) and default is not None:  # as on a server
-            of_preset = {PREFIX + name: value for name, value in default[1].items()}
+            of_preset = {PREFIX + default.name: default.value}
         args |= of_preset
         contrast = read_contrast(args)
         check_amateurs(where or "--prompt", reads, contrast.amateurs, expert, base)

@@ -22,7 +22,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from vllm_cold.settings.amateurs import Messages, Text
+from vllm_cold.settings.sources import Messages, Text
 from vllm_cold.settings.table import SETTINGS, read
 from vllm_cold.tools.command_error import ToolError
 from vllm_cold.tools.contrast_args import Content, with_pictures
@@ -62,7 +62,6 @@ class _Form(BaseModel):
     alpha: str = ""
     beta: str = ""
     rule: str = ""
-    beta_max: str = ""
     rule_parameters: str = ""
     expert_top_k: str = ""
 

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
-from vllm_cold.settings.amateurs import AmateurSpec, Messages, Part, Text
+from vllm_cold.settings.amateurs import AmateurSpec
+from vllm_cold.settings.sources import Messages, Part, Text
 from vllm_cold.tools.command_error import ToolError
 from vllm_cold.tools.contrast_args import Content, amateur_reads
 from vllm_cold.tools.tune.problems import Problem

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from vllm_cold.settings.presets import PresetName, preset_of
+from vllm_cold.settings.presets import PRESETS, PresetName
 from vllm_cold.settings.table import PREFIX, SETTINGS, check, read
 from vllm_cold.tools.contrast_args import option_of
 
@@ -21,7 +21,6 @@ class Setting(msgspec.Struct, frozen=True, omit_defaults=True):
     alpha: float | None = None
     beta: float | None = None  # None, as is the rule, where each amateur has a weight of its own
     rule: str | None = None
-    beta_max: float | None = None
     rule_parameters: str | None = None  # JSON text
     expert_top_k: int | None = None
     baseline: str | None = None  # a baseline's name; alone, it is decoded without a contrast
@@ -54,13 +53,14 @@ def _values(name: str, text: str) -> list[Any]:
     return list(dict.fromkeys(values))
 
 
-def _strengths(betas: list[Any], rules: list[str]) -> list[dict[str, Any]]:
-    """List the betas to try from the mildest, then the rules. A beta may name a rule, as in a
-    request.
-    """
-    numbers = sorted(beta for beta in betas if not isinstance(beta, str))
-    names = sorted({*rules, *(beta for beta in betas if isinstance(beta, str))})
-    return [*({"beta": beta} for beta in numbers), *({"rule": rule} for rule in names)]
+def _strengths(betas: list[float], rules: list[str]) -> list[dict[str, Any]]:
+    """List the betas to try from the mildest, then the rules."""
+    return [{"beta": beta} for beta in sorted(betas)] + [{"rule": rule} for rule in sorted(rules)]
+
+
+def _has_rule(point: Mapping[str, Any]) -> bool:
+    preset = point.get("preset")
+    return "rule" in (point if preset is None else PRESETS[preset].settings)
 
 
 def make_grid(
@@ -93,7 +93,7 @@ def make_grid(
     for name in presets.split(",") if presets is not None else ():
         points.append({"preset": check("preset", name.strip(), "--preset")})
     several = weights if isinstance(weights, list) else [weights]
-    ruled = [point for point in points if "rule" in {**preset_of(point).settings, **point}]
+    ruled = [point for point in points if _has_rule(point)]
     if not ruled or any(isinstance(weight, str) and weight for weight in several):
         ruled = points
     for name, text in others.items():

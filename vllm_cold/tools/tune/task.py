@@ -13,8 +13,9 @@ import msgspec
 import vllm_cold
 from vllm_cold.compat.versions import vllm_version
 from vllm_cold.errors import ColdError
-from vllm_cold.settings.amateurs import AmateurSpec, Messages, media_parts
+from vllm_cold.settings.amateurs import AmateurSpec
 from vllm_cold.settings.presets import PRESETS
+from vllm_cold.settings.sources import Messages, media_parts
 from vllm_cold.settings.table import PREFIX, SETTINGS
 from vllm_cold.tools.command_error import ToolError
 from vllm_cold.tools.contrast_args import (

@@ -1,0 +1,258 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an amateur reads in place of the expert's prompt. Imports no vLLM.
+
+It reads a text, token ids, messages, embeddings or a prompt with media that the request brings
+along, or what the expert reads: ``Without`` some of the messages or media, without a ``Part``, or
+with ``Distorted`` images. A part is named by positions, which no text of a user can imitate.
+"""
+
+from collections.abc import Mapping, Sequence
+from itertools import chain
+from typing import Any, TypeVar
+
+import msgspec
+
+from vllm_cold.errors import ColdError
+from vllm_cold.settings.images import View, name_of
+
+_T = TypeVar("_T", str, list[int])
+
+# What people call a system prompt: templates that know no developer make it one.
+_ROLES = {"system": ("system", "developer")}
+_NO_SUCH = "the conversation has no such message"
+# The types of a message's parts that vLLM takes for each of them. A part without a type has a key
+# of that name.
+MEDIA: Mapping[str, frozenset[str]] = {
+    "images": frozenset(("image_url", "input_image", "image_pil", "image_embeds")),
+    "videos": frozenset(("video_url", "video_embeds")),
+    "audios": frozenset(("audio_url", "input_audio", "audio_embeds")),
+}
+_ALL_MEDIA = frozenset(chain.from_iterable(MEDIA.values()))
+
+
+class CannotLeaveOut(ColdError):
+    """The prompt has no such message or image, or no other message."""
+
+
+# Of a source, str() is for clients that ask what an amateur reads; errors show its ``value``.
+
+
+class Text(msgspec.Struct, frozen=True):
+    """A prompt as text."""
+
+    value: str
+
+    def __str__(self) -> str:
+        return "text"
+
+
+class TokenIds(msgspec.Struct, frozen=True):
+    """A prompt as token ids."""
+
+    value: list[int]
+
+
+class Messages(msgspec.Struct, frozen=True):
+    """A prompt as messages for the chat template."""
+
+    value: list[dict[str, Any]]
+
+    def __str__(self) -> str:
+        return "messages"
+
+
+class _SamePrompt(msgspec.Struct, frozen=True, eq=False):
+    """Equal to another only if it is of the very same object: comparing tensors takes long."""
+
+    prompt: Any
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and other.prompt is self.prompt
+
+
+class Embeds(_SamePrompt, frozen=True, eq=False):
+    """A prompt as embeddings.
+
+    Attributes:
+        prompt: A mapping with the tensor, or base64 text of what ``torch.save`` writes of one.
+    """
+
+    def __str__(self) -> str:
+        return "embeddings"
+
+    @property
+    def value(self) -> str:
+        if isinstance(self.prompt, str):
+            return self.prompt
+        tensor = self.prompt["prompt_embeds"]
+        return f"{tensor.dtype}{list(tensor.shape)}"
+
+
+class Media(_SamePrompt, frozen=True, eq=False):
+    """A prompt with media next to its text or token ids.
+
+    Attributes:
+        prompt: A mapping with ``prompt`` or ``prompt_token_ids``, and ``multi_modal_data``.
+    """
+
+    def __str__(self) -> str:
+        return "a prompt with media"
+
+    @property
+    def value(self) -> Any:
+        return self.prompt.get("prompt") or self.prompt.get("prompt_token_ids")
+
+
+class Distorted(msgspec.Struct, frozen=True):
+    """The request's own prompt with other images.
+
+    Attributes:
+        view: Makes them, each of one of the expert's.
+    """
+
+    view: View
+
+    def __str__(self) -> str:
+        return self.value
+
+    @property
+    def value(self) -> str:
+        return name_of(self.view)
+
+
+class Without(msgspec.Struct, frozen=True):
+    """The request's own conversation without some of its messages.
+
+    Attributes:
+        items: Roles, whose messages are all left out, indices of messages, and "images", "videos"
+            and "audios", which are left out of all messages.
+    """
+
+    items: tuple[str | int, ...]
+
+    def __str__(self) -> str:
+        return f"without {self.value}"
+
+    @property
+    def value(self) -> str:
+        return ",".join(map(str, self.items))
+
+    def of(self, field: str, messages: Sequence[Any] | None, lenient: bool = False) -> list[Any]:
+        """Return what is left of the messages.
+
+        Args:
+            field: What an error names.
+            messages: The conversation; None for a prompt that is no conversation.
+            lenient: Whether it is enough that it has one of what is left out.
+
+        Raises:
+            CannotLeaveOut: there are no messages, one of these roles or indices is not there, or
+                nothing is left.
+        """
+        if messages is None:
+            raise CannotLeaveOut(
+                field,
+                self.value,
+                "is for chats, whose prompt is messages; leave a part of a text out with "
+                "cold_part, or say what the amateur reads with a prompt of its own",
+            )
+        kept = list(messages)
+        of_role: dict[Any, list[int]] = {}
+        for i, message in enumerate(messages):
+            is_dict = isinstance(message, Mapping)
+            role = message.get("role") if is_dict else getattr(message, "role", None)
+            of_role.setdefault(role, []).append(i)
+        gone: set[int] = set()
+        is_changed = False
+        # Each once, however often it is listed: this runs on a server's event loop.
+        for item in dict.fromkeys(self.items):
+            reason = _NO_SUCH
+            if item in MEDIA:
+                kind = str(item)
+                indices = [i for i, message in enumerate(kept) if has_media(message, kind)]
+                reason = f"the conversation has no {item}"
+                for i in indices:
+                    parts = [part for part in kept[i]["content"] if not is_media(part, MEDIA[kind])]
+                    kept[i] = {**kept[i], "content": parts or ""}
+                is_changed = is_changed or bool(indices)
+            elif isinstance(item, str):
+                indices = [i for role in _ROLES.get(item, (item,)) for i in of_role.get(role, ())]
+                gone.update(indices)
+            else:
+                indices = [item] if item < len(messages) else []
+                reason = f"the conversation has the messages 0 to {len(messages) - 1}"
+                gone.update(indices)
+            if not indices and not lenient:
+                raise CannotLeaveOut(field, item, reason)
+        if not (gone or is_changed):
+            raise CannotLeaveOut(field, self.value, _NO_SUCH)
+        if len(gone) == len(messages):
+            raise CannotLeaveOut(field, self.value, "leaves no message; one must be left")
+        return [message for i, message in enumerate(kept) if i not in gone]
+
+
+def has_media(message: Any, kind: str) -> bool:
+    """Whether a message has media of this kind, "images", "videos" or "audios"."""
+    return bool(media_parts(message, MEDIA[kind]))
+
+
+def media_parts(message: Any, names: frozenset[str] = _ALL_MEDIA) -> list[Mapping[str, Any]]:
+    """Return a message's parts that are media of these types."""
+    content = message.get("content") if isinstance(message, Mapping) else None
+    return [p for p in content if is_media(p, names)] if isinstance(content, list) else []
+
+
+def is_media(part: Any, names: frozenset[str] = _ALL_MEDIA) -> bool:
+    """Whether vLLM takes a part for media of these types: by its type, or by its keys where it has
+    no type, or a uuid.
+    """
+    if not isinstance(part, (dict, Mapping)):
+        return False
+    if (kind := part.get("type")) is None or part.get("uuid") is not None:
+        return bool(names & part.keys())
+    return isinstance(kind, str) and kind in names
+
+
+class Part(msgspec.Struct, frozen=True):
+    """The request's own prompt without parts of it.
+
+    Attributes:
+        spans: Where they begin and end, in characters of a text or tokens of a list of ids; in
+            order, and none is empty.
+    """
+
+    spans: tuple[tuple[int, int], ...]
+
+    def __str__(self) -> str:
+        return f"without {self.value}"
+
+    @property
+    def value(self) -> str:
+        return ",".join(f"{start}:{end}" for start, end in self.spans)
+
+    def of(self, field: str, prompt: _T | None) -> _T:
+        """Return what is left of the prompt, which is None if it is neither text nor ids.
+
+        Raises:
+            ColdError: it is None, a part is out of range, or nothing is left.
+        """
+        if prompt is None:
+            raise ColdError(
+                field,
+                self.value,
+                "is for completions, whose prompt is one text or a list of token ids; leave "
+                "messages of a chat out with cold_without",
+            )
+        start, end = self.spans[-1]
+        if end > len(prompt):
+            unit = "characters" if isinstance(prompt, str) else "tokens"
+            raise ColdError(field, f"{start}:{end}", f"the prompt has {len(prompt)} {unit}")
+        ends = [0, *chain.from_iterable(self.spans), len(prompt)]
+        kept: Any = [prompt[i:j] for i, j in zip(ends[::2], ends[1::2], strict=True)]
+        left: _T = "".join(kept) if isinstance(prompt, str) else [*chain.from_iterable(kept)]
+        if not left:
+            raise ColdError(field, self.value, "leaves nothing of the prompt")
+        return left
+
+
+Source = Text | TokenIds | Messages | Embeds | Media | Distorted | Without | Part
