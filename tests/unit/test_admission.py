@@ -177,7 +177,7 @@ def test_rules(front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
     stream = front.streams(text, weights=["mti", 0.5], amateur_prompt=[" w8", " w9"])
     assert stream.settings == combine({"rule": "mti"})[0]
     assert [a.weight for a in stream.amateurs] == [None, 0.5]
-    drafts = SimpleNamespace(num_speculative_tokens=1)
+    drafts = SimpleNamespace(num_speculative_tokens=1, max_num_new_slots_for_drafting=0)
     monkeypatch.setattr(front.config, "speculative_config", drafts)
     front.streams(text, rule="mti")
     said = "'grd': this rule keeps state from step to step, which speculative decoding may"

@@ -16,11 +16,13 @@ from vllm_cold.compat.places import (
     ONLINE,
     START,
 )
+from vllm_cold.frontend import refused_options
 
 # A module is loaded when one of its functions wraps something.
 if TYPE_CHECKING:
     from vllm_cold.frontend import (
         aliases,
+        capacity,
         explain_output,
         intake,
         media_cache,
@@ -35,8 +37,8 @@ else:
     globals().update(
         lazy(
             "vllm_cold.frontend",
-            "aliases explain_output intake media_cache metrics prompts refusal request_media "
-            "serving start_hooks",
+            "aliases capacity explain_output intake media_cache metrics prompts refusal "
+            "request_media serving start_hooks",
         )
     )
 
@@ -129,6 +131,20 @@ TABLE = (
         Wraps("vllm.v1.engine.output_processor:RequestState.make_request_output",
               explain_output.wrap_make_request_output,
               "new_token_ids pooling_output finish_reason stop_reason kv_transfer_params"),
+    ),
+    Hook(
+        refused_options, FRONT_END,
+        "Options with which contrastive decoding is refused: if vLLM renamed one, engines with it "
+        "would not be refused any more.",
+        "an option at a time, when vllm-cold supports it.",
+        *refused_options.places(),
+    ),
+    Hook(
+        capacity, FRONT_END,
+        "Limits that a request's streams have to fit.",
+        "when vLLM says for how many tokens a request has room.",
+        Relies("vllm.config:SchedulerConfig", has="max_num_active_seqs watermark", since="0.31"),
+        Relies("vllm.config:VllmConfig", has="num_lookahead_tokens", since="0.31"),
     ),
     Hook(
         metrics, FRONT_END,
