@@ -32,7 +32,8 @@ def engine(additional: Any = None, ranks: int = 1, **lora: Any) -> Any:
     made = config()
     made.additional_config = additional
     made.parallel_config.tensor_parallel_size = ranks
-    made.lora_config = SimpleNamespace(**{"max_lora_rank": 16, "max_loras": 1, **lora})
+    plain = {"max_lora_rank": 16, "max_loras": 1, "fully_sharded_loras": False}
+    made.lora_config = SimpleNamespace(**plain | lora)
     return made
 
 

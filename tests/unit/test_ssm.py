@@ -20,7 +20,7 @@ pytestmark = pytest.mark.unit
 def test_which_models_have_states() -> None:
     assert engine.has_ssm(SimpleNamespace(is_hybrid=True))
     assert engine.has_ssm(SimpleNamespace(is_hybrid=False, is_attention_free=True))
-    assert not engine.has_ssm(SimpleNamespace(is_hybrid=False))
+    assert not engine.has_ssm(SimpleNamespace(is_hybrid=False, is_attention_free=False))
 
 
 @dataclass(frozen=True)

@@ -35,14 +35,14 @@ def is_configured(config: Any) -> bool:
 
 def uses_v2_runner(config: Any) -> bool:
     """Whether the engine of a ``VllmConfig`` runs vLLM's V2 model runner."""
-    return bool(getattr(config, "use_v2_model_runner", False))  # not in 0.23
+    return bool(config.use_v2_model_runner)
 
 
 def has_ssm(model: Any) -> bool:
     """Whether some layers of a model (``ModelConfig``) keep an SSM state, of fixed size, and not
     keys and values.
     """
-    return bool(model.is_hybrid or getattr(model, "is_attention_free", False))
+    return bool(model.is_hybrid or model.is_attention_free)
 
 
 def can_clear(v2: bool) -> bool:

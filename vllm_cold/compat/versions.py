@@ -44,12 +44,12 @@ def minor(version: str) -> str:
 
 def unvalidated() -> str | None:
     """Which installed versions our tests did not run on; None if they ran on both."""
-    said, found = "{} {} is not among the validated versions ({})", []
+    sentence, problems = "{} {} is not among the validated versions ({})", []
     if minor(version := vllm_version()) not in VALIDATED:
-        found.append(said.format("vLLM", version, ", ".join(VALIDATED)))
+        problems.append(sentence.format("vLLM", version, ", ".join(VALIDATED)))
     if (ascend := ascend_version()) is not None and minor(ascend) not in VALIDATED_ASCEND:
-        found.append(said.format("vllm-ascend", ascend, ", ".join(VALIDATED_ASCEND)))
-    return ", and ".join(found) or None
+        problems.append(sentence.format("vllm-ascend", ascend, ", ".join(VALIDATED_ASCEND)))
+    return ", and ".join(problems) or None
 
 
 def numbers(version: str) -> tuple[int, ...]:

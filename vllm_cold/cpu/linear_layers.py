@@ -30,9 +30,9 @@ def problem() -> str | None:
     Raises:
         ValueError: ``COLD_LINEAR`` has an unknown value.
     """
-    if (asked := environment.read(environment.LINEAR)) not in (None, "packed", "stock"):
-        raise ValueError(f"{environment.LINEAR}={asked!r}: must be packed or stock.")
-    return f"{environment.LINEAR}=stock" if asked == "stock" else linear_ops.missing()
+    if (choice := environment.read(environment.LINEAR)) not in (None, "packed", "stock"):
+        raise ValueError(f"{environment.LINEAR}={choice!r}: must be packed or stock.")
+    return f"{environment.LINEAR}=stock" if choice == "stock" else linear_ops.missing()
 
 
 def _is_for_onednn(weight: Tensor) -> bool:
@@ -53,7 +53,7 @@ def _is_for_onednn(weight: Tensor) -> bool:
         return False
     if weight.is_meta or weight.ndim != 2 or not utils.ops._supports_onednn:
         return False
-    if getattr(current_platform, "is_zen_cpu", bool)():
+    if current_platform.is_zen_cpu():
         return False
     return not utils.check_cpu_sgl_kernel(*weight.shape, weight.dtype)
 

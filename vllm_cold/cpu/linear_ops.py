@@ -141,7 +141,7 @@ def _find_summed(weights: Weights) -> list[int]:
     bfloat16 hides.
     """
     bias = torch.zeros(weights.outputs, dtype=weights.dtype)
-    linear, generator, found = Linear(weights, bias), torch.Generator().manual_seed(0), []
+    linear, generator, sums = Linear(weights, bias), torch.Generator().manual_seed(0), []
     sizes = [size for size in _SUMMED if size < weights.inputs] + [weights.inputs]
     for rows in range(1, FEW_ROWS + 1):
         left, summed = sizes, linear.table[-FEW_ROWS:][rows - 1 : rows]
@@ -154,8 +154,8 @@ def _find_summed(weights: Weights) -> list[int]:
             left = [size for size in left if torch.equal(_with(summed, size, linear, x), right)]
             if len(left) <= 1:
                 break
-        found.append(left[0] if len(left) == 1 else 0)
-    return found
+        sums.append(left[0] if len(left) == 1 else 0)
+    return sums
 
 
 def _with(summed: Tensor, size: int, linear: Linear, x: Tensor) -> Tensor:

@@ -110,13 +110,13 @@ class Layer:
         b_ranks = {b.shape[-1] for b in b_stacked}
         if (
             not dtypes <= cpu_library.DTYPES.keys()
-            or any(len(found) != 1 for found in (dtypes, inputs, a_ranks, b_ranks))
+            or any(len(values) != 1 for values in (dtypes, inputs, a_ranks, b_ranks))
             or max(*a_ranks, *b_ranks) > MAX_RANK
             or not all(a.is_contiguous() for a in a_stacked)
         ):
-            found = [(tuple(w.shape), w.dtype) for w in (*a_stacked, *b_stacked)]
+            shapes = [(tuple(w.shape), w.dtype) for w in (*a_stacked, *b_stacked)]
             raise ValueError(
-                f"vllm-cold: LoRA weights {found}; the slices of a layer must be contiguous, of "
+                f"vllm-cold: LoRA weights {shapes}; the slices of a layer must be contiguous, of "
                 "one dtype (float32, bfloat16 or float16), one input size and one rank up to "
                 f"{MAX_RANK}; {TORCH}, and report the model"
             )

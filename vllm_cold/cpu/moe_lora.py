@@ -210,12 +210,12 @@ class LoRAExperts(LoRAExpertsMixin):  # type: ignore[misc]
             has_none[rows] = False
             others = has_none.nonzero().squeeze(1)
             part = x[others]
-            made = torch.empty_like(part)
-            without_lora(made, part, weights[others], ids[others])
-            output[others] = made
+            base = torch.empty_like(part)
+            without_lora(base, part, weights[others], ids[others])
+            output[others] = base
         factors = torch.ones_like(weights) if is_weighted else weights
-        made = self._with_lora(x[rows], w13, w2, factors[rows], ids[rows], slots[rows])
-        output[rows] = made.to(output.dtype)
+        adapted = self._with_lora(x[rows], w13, w2, factors[rows], ids[rows], slots[rows])
+        output[rows] = adapted.to(output.dtype)
 
     def _with_lora(
         self, x: Tensor, w13: Tensor, w2: Tensor, weights: Tensor, ids: Tensor, slots: Tensor
@@ -225,11 +225,11 @@ class LoRAExperts(LoRAExpertsMixin):  # type: ignore[misc]
         out = torch.zeros(x.shape, dtype=torch.float32)
         for expert in sorted(set(ids.flatten().tolist())):
             rows, choice = (ids == expert).nonzero(as_tuple=True)
-            own, groups = x[rows], group_rows(slots[rows])
-            y = self._product(own, w13[expert], self.w1_bias, expert)
+            inputs, groups = x[rows], group_rows(slots[rows])
+            y = self._product(inputs, w13[expert], self.w1_bias, expert)
             gate, up = _halves(y, -1, self._interleaved)
             for part, (a, b) in zip((gate, up), self._gate_and_up, strict=True):
-                add_lora(part, own, a[:, expert], b[:, expert], groups)
+                add_lora(part, inputs, a[:, expert], b[:, expert], groups)
             # Kernels may pad N with zeros.
             hidden = activate(gate, up).to(x.dtype)
             y = self._product(hidden, w2[expert], self.w2_bias, expert)
@@ -247,8 +247,8 @@ class LoRAExperts(LoRAExpertsMixin):  # type: ignore[misc]
 _layers: WeakValueDictionary[int, LoRAExperts] = WeakValueDictionary()
 
 
-def _lora_experts(*given: Any) -> None:
-    output, x, w13, w2, weights, ids, number, is_weighted = given
+def _lora_experts(*args: Any) -> None:
+    output, x, w13, w2, weights, ids, number, is_weighted = args
     layer = _layers.get(int(number))
     if layer is None:
         raise RuntimeError(

@@ -62,7 +62,7 @@ def wrap_prepare_inputs(original: Callable[..., Any]) -> Callable[..., Any]:
     def prepare_inputs(self: Any, *args: Any, **kwargs: Any) -> Any:
         batch = original(self, *args, **kwargs)
         if self.lora_config:
-            setattr(self.lora_state, _ENDS, getattr(batch, "cu_num_logits_np", None))
+            setattr(self.lora_state, _ENDS, batch.cu_num_logits_np)
         return batch
 
     return prepare_inputs

@@ -18,6 +18,7 @@ from msgspec import structs
 from vllm.lora.request import LoRARequest
 from vllm.v1.engine import EngineCoreRequest
 
+from vllm_cold.compat import tiers
 from vllm_cold.compat.engine import is_configured, uses_v2_runner
 from vllm_cold.errors import ColdError
 from vllm_cold.frontend import adapter_config, request_media
@@ -405,8 +406,11 @@ def _check_drafter(config: Any, contrast: RequestContrast) -> None:
     """
     of_embeds: list[AmateurSpec | Prompt] = [o for o, p in contrast.own if p.embeds is not None]
     of_embeds += [contrast.expert] if contrast.expert.embeds is not None else []
+    if not of_embeds:
+        return
+    tiers.warn(tiers.EMBEDS)
     speculative = config.speculative_config
-    if not of_embeds or speculative is None or uses_v2_runner(config):
+    if speculative is None or uses_v2_runner(config):
         return
     if (method := speculative.method) not in ("ngram", "suffix"):
         raise of_embeds[0].refused(

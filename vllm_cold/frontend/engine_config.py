@@ -8,7 +8,7 @@ from typing import Any
 
 from vllm.config import VllmConfig
 
-from vllm_cold.compat import active, availability, places
+from vllm_cold.compat import active, availability, places, tiers
 from vllm_cold.compat.engine import (
     ASYNC_SCHEDULER,
     PROCESSOR_V1,
@@ -52,6 +52,7 @@ def prepare_engine(config: VllmConfig) -> None:
     _warn(defaults)
     _warn_of_attention(config)
     ascend.warn(config)
+    tiers.warn_of_engine(config)
 
 
 def _say(defaults: ColdArgs) -> None:

@@ -40,8 +40,8 @@ def unsupported(config: Any) -> str | None:
             f"vllm-ascend computes LoRA with {name}, which vllm-cold does not know; "
             "install vllm-ascend 0.23, or a newer vllm-cold."
         )
-    if (asked := environment.read(environment.LORA)) not in (None, "bgmv"):
-        return f"{environment.LORA}={asked!r}: on NPUs it may only be bgmv, the default; unset it."
+    if (choice := environment.read(environment.LORA)) not in (None, "bgmv"):
+        return f"{environment.LORA}={choice!r}: on NPUs it may only be bgmv, the default; unset it."
     rank = lora.max_lora_rank
     if computes_with_torch(rank):
         return (
@@ -49,8 +49,8 @@ def unsupported(config: Any) -> str | None:
             "give rows of the base model an adapter; set it (--max-lora-rank) to 64 or less, and "
             "use an Atlas A2 or A3."
         )
-    if getattr(lora, "fully_sharded_loras", False):
-        rank //= getattr(config.parallel_config, "tensor_parallel_size", 1)
+    if lora.fully_sharded_loras:
+        rank //= config.parallel_config.tensor_parallel_size
     if rank < _LEAST_RANK:
         return (
             f"max_lora_rank={lora.max_lora_rank}: vllm-ascend's kernels need {_LEAST_RANK} or more "
