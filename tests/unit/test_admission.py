@@ -63,7 +63,7 @@ def special(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Front:
 def test_every_way_of_saying_it(front: Front) -> None:
     """In Python, and by flat arguments; each prompt is what vLLM makes of it alone."""
     for asked in REQUESTS.values():
-        made, lora = front.made(asked.prompt), front.adapters.get(asked.model)
+        made, lora = front.render(asked.prompt), front.adapters.get(asked.model)
         front.check(front.streams(made, asked.python(front.adapters.get), lora), asked)
         for said in asked.said:
             front.check(front.streams(made, lora=lora, **said), asked)
@@ -151,7 +151,7 @@ def test_an_amateur_that_is_its_expert(front: Front) -> None:
 def test_wrong_requests(front: Front) -> None:
     for prompt, said, message in MISTAKES:
         params = SamplingParams(extra_args=said)
-        assert message in refused(front, front.made(prompt), params=params)
+        assert message in refused(front, front.render(prompt), params=params)
     assert "token 512 is none of the model's 512" in refused(
         front, front.text(" w1"), params=ColdParams(amateur=Amateur(prompt=[100, 512]))
     )
