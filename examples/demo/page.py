@@ -31,9 +31,9 @@ def write_page(llm: Any, model: str, case: Case, file: Path) -> None:
     from vllm_cold.settings.amateurs import Messages
     from vllm_cold.tools.explain import collect, page
     from vllm_cold.tools.explain.account import LISTED, make_answer
-    from vllm_cold.tools.explain.explain_prompts import ask
+    from vllm_cold.tools.explain.explain_prompts import make_question
 
-    asked = ask(
+    question = make_question(
         Messages(case.messages),
         {"cold_preset": PRESET, "cold_without": WITHOUT},
         True,
@@ -50,7 +50,7 @@ def write_page(llm: Any, model: str, case: Case, file: Path) -> None:
     outputs = llm.chat([case.messages] * 2, params, use_tqdm=False)
     cold, greedy = (
         make_answer(
-            asked,
+            question,
             alone,
             one.outputs[0].text,
             {
@@ -64,7 +64,7 @@ def write_page(llm: Any, model: str, case: Case, file: Path) -> None:
     )
     about = {"title": model, "base": model, "about": "vLLM in one process"}
     source: Any = SimpleNamespace(**about, expert=None, loaded=())
-    report = collect.make_report(source, [asked], [(cold, greedy)])
+    report = collect.make_report(source, [question], [(cold, greedy)])
     file.write_text(page.render(report), encoding="utf-8")
 
 

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tests.asked import asked
 from tests.formula import group_scores
+from tests.questions import questions
 from vllm_cold.settings.table import ColdSettings
 from vllm_cold.tools.explain import collect
 from vllm_cold.tools.explain.account import make_answer
@@ -114,7 +114,7 @@ def make_report(several: bool = False, alpha: float = 0.1) -> Report:
         several: Whether there are two amateurs of several kinds, one with a rule's weight.
         alpha: 0 for no mask: not all valid tokens are told.
     """
-    [question] = asked([CHAT], alpha=alpha, **SEVERAL if several else {"beta": 1.0})
+    [question] = questions([CHAT], alpha=alpha, **SEVERAL if several else {"beta": 1.0})
     weights = question.contrast.weights
 
     def answer(greedy: bool) -> Answer:

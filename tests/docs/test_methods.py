@@ -15,7 +15,7 @@ from vllm_cold.ops.interface import Groups
 from vllm_cold.rules import registry
 from vllm_cold.rules.statistics import Statistics
 from vllm_cold.settings.presets import PRESETS
-from vllm_cold.tools.asked_contrast import add_rules
+from vllm_cold.tools.contrast_args import add_rules
 from vllm_cold.tools.main import build_parser
 
 pytestmark = pytest.mark.unit

@@ -11,16 +11,16 @@ from typing import Any
 
 import pytest
 
-from tests.asked import asked, content
 from tests.docs.blocks import block
 from tests.engine.conftest import make_families
 from tests.engine.media import Picture as Stripes
+from tests.questions import content, questions
 from tests.recipes import page
 from tests.recipes.page import run
 from tests.recipes.recorder import Recorder, record
 from tests.recipes.test_recipes import run_python
 from tests.server.conftest import Server, serve
-from vllm_cold.tools.asked_contrast import Content, request_args, with_pictures
+from vllm_cold.tools.contrast_args import Content, request_args, with_pictures
 from vllm_cold.tools.explain.collect import explain
 from vllm_cold.tools.pictures import as_sent, read_picture
 from vllm_cold.tools.server import Server as Asking
@@ -72,7 +72,7 @@ def test_explain(name: str, folder: Path, served: tuple[Recorder, str, Server]) 
     """Each answer is what the same request is answered with that does not ask how it came about."""
     prompt = pictured(folder, "photo.jpg", "other.png")
     server = Asking(served[2].url)
-    prompts = asked([prompt], **CONTRASTS[name])
+    prompts = questions([prompt], **CONTRASTS[name])
     report = asyncio.run(explain(server, prompts, 8))
     cold, greedy = report.explanations[0].answers
     assert any(step.differs for step in cold.steps)

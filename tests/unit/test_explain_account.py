@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from tests.asked import Prompt, asked
 from tests.browser.reports import end_of
+from tests.questions import Prompt, questions
 from tests.unit.test_explain_images import BOTH, PICTURED
 from vllm_cold.tools.command_error import ToolError
 from vllm_cold.tools.explain import account, visible
@@ -34,7 +34,7 @@ def told(**changed: Any) -> dict[str, Any]:
 
 
 def made(tokens: list[int], *steps: dict[str, Any], greedy: bool = False) -> Answer:
-    [question] = asked(["xy"], preset="cad", part="0:1", rule="mti")
+    [question] = questions(["xy"], preset="cad", part="0:1", rule="mti")
     return account.make_answer(question, greedy, "", end_of(tokens, steps, "stop", 3))
 
 
@@ -102,6 +102,6 @@ def test_what_the_report_says_of_amateurs(
     prompt: Prompt, contrast: dict[str, Any], said: list[Any]
 ) -> None:
     answers = Answer(title="x", greedy=False), Answer(title="Greedy", greedy=True)
-    report = make_report(SERVER, asked([prompt], **contrast), [answers])
+    report = make_report(SERVER, questions([prompt], **contrast), [answers])
     amateurs = report.explanations[0].amateurs
     assert [(one.label, [piece.text for piece in one.pieces]) for one in amateurs] == said

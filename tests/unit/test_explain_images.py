@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from tests.asked import asked, content
 from tests.made_up_server import ADAPTER, MadeUp
+from tests.questions import content, questions
 from tests.unit.test_explain_command import asks, parse
 from tests.unit.test_explain_serve import ask
 from tests.unit.test_pictures import file, pixels
-from vllm_cold.tools.asked_contrast import Content, with_pictures
 from vllm_cold.tools.command_error import ToolError
+from vllm_cold.tools.contrast_args import with_pictures
 from vllm_cold.tools.explain import page, serve, terminal
 from vllm_cold.tools.explain.collect import explain
 from vllm_cold.tools.explain.explain_command import run
@@ -34,22 +34,12 @@ PICTURED = with_pictures(content((("system", "ab"), ("user", "c"))), [ONE])
 BOTH = with_pictures(content("cd"), [ONE, OTHER])
 
 
-@pytest.mark.parametrize(
-    ("prompt", "contrast"),
-    [
-        (BOTH, {"without": "images", "beta": 1.0}),
-        (PICTURED, {"images": ["noise:500", "none"], "weights": [-1.0, 0.5]}),
-    ],
-    ids=["no images", "views"],
-)
-def test_a_server_is_sent_the_images(
-    prompt: Content, contrast: dict[str, Any], upstream: tuple[str, MadeUp]
-) -> None:
+def test_a_server_is_sent_the_images(upstream: tuple[str, MadeUp]) -> None:
     url, made = upstream
-    prompts = asked([prompt], **contrast)
+    prompts = questions([PICTURED], images=["noise:500", "none"], weights=[-1.0, 0.5])
     report = asyncio.run(explain(Server(url, ADAPTER), prompts, 6))
     for body in (body for _, body in made.bodies if body.get("stream")):
-        [content] = [one["content"] for one in body["messages"] if one["role"] == "user"]
+        [content] = [m["content"] for m in body["messages"] if m["role"] == "user"]
         assert content[0]["image_url"]["url"] == ONE.url
     buffer = io.StringIO()
     terminal.show(Console(file=buffer, width=120, highlight=False), report)
@@ -57,17 +47,16 @@ def test_a_server_is_sent_the_images(
 
 
 def test_the_live_page_takes_an_image(upstream: tuple[str, MadeUp]) -> None:
-    given = {"adapter": ADAPTER, "preset": "vcd", "beta": "", "max_tokens": 2}
+    fields = {"adapter": ADAPTER, "preset": "vcd", "beta": "", "max_tokens": 2}
     image = {"image": OTHER.url, "image_name": "holiday.jpg"}
-    *_, last = ask(upstream[0], **given, **image)
+    *_, last = ask(upstream[0], **fields, **image)
     assert "[image holiday.jpg, 7 × 9, noise:500]" in last["html"]
     assert "base64" not in json.dumps(last)
-    *_, last = ask(upstream[0], **given, **image, images="none")
+    *_, last = ask(upstream[0], **fields, **image, images="none")
     [amateur] = last["report"]["explanations"][0]["amateurs"]
     assert amateur["label"].startswith(f"{ADAPTER} without images")
-    *_, last = ask(upstream[0], **given, **{**image, "image": "data:text/html;base64,AAAA"})
-    said = "image: is no picture; choose a PNG, JPEG or WebP file"
-    assert last == {"event": "error", "text": said}
+    *_, last = ask(upstream[0], **fields, **{**image, "image": "data:text/html;base64,AAAA"})
+    assert last["text"] == "image: is no picture; choose a PNG, JPEG or WebP file"
 
 
 def test_options_and_rows(tmp_path: Path) -> None:
@@ -75,19 +64,19 @@ def test_options_and_rows(tmp_path: Path) -> None:
         (tmp_path / picture.name).write_bytes(picture.data)
     vcd = ("--model", "m", "--preset", "vcd")
     one, two = (f"--image={tmp_path / picture.name}" for picture in (ONE, OTHER))
-    [asked_] = asks(*vcd, "--prompt", "cd", one, two)
-    assert asked_.reads == BOTH and asked_.args["cold_images"] == "noise:500"
-    [asked_] = asks(*vcd, "--prompt", "cd", one, "--images", "blur:3")
-    assert asked_.args["cold_images"] == "blur:3"
+    [question] = asks(*vcd, "--prompt", "cd", one, two)
+    assert question.reads == BOTH and question.args["cold_images"] == "noise:500"
+    [question] = asks(*vcd, "--prompt", "cd", one, "--images", "blur:3")
+    assert question.args["cold_images"] == "blur:3"
     rows = tmp_path / "rows.jsonl"
     messages = [{"role": "system", "content": "ab"}, {"role": "user", "content": "c"}]
-    found: list[dict[str, Any]] = [
+    objects: list[dict[str, Any]] = [
         {"messages": messages, "image": "one.png"},
         {"prompt": "cd", "images": ["one.png", "two.png"], "cold_images": "none"},
         {"prompt": "cd"},
         {"prompt": "cd", "images": [], "cold_amateur_prompt": "c"},
     ]
-    rows.write_text("".join(json.dumps(row) + "\n" for row in found))
+    rows.write_text("".join(json.dumps(row) + "\n" for row in objects))
     chat, both, option, none = asks(*vcd, "--prompts", str(rows), one, two)
     assert chat.reads == PICTURED and both.reads == option.reads == BOTH
     assert none.reads == content("cd")

@@ -10,7 +10,7 @@ import pytest
 from tests.vllm_parser import serve_parser
 from vllm_cold.settings.arguments import parse_engine_defaults, parse_request_args
 from vllm_cold.tools.adapters import Adapter, engine_arguments
-from vllm_cold.tools.asked_contrast import read_contrast
+from vllm_cold.tools.contrast_args import read_contrast
 from vllm_cold.tools.tune.grid import AXES, Setting, make_grid
 from vllm_cold.tools.tune.tune_report import serve_line, server_defaults
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.asked import content
+from tests.questions import content
 from vllm_cold.settings.amateurs import Text
 from vllm_cold.tools.command_error import ToolError
 from vllm_cold.tools.tune.answers import Job, Output, open_answers

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from tests.asked import Prompt, content
+from tests.questions import Prompt, content
 from vllm_cold.settings.amateurs import AmateurSpec, Messages, Text
-from vllm_cold.tools.asked_contrast import read_contrast
+from vllm_cold.tools.contrast_args import read_contrast
 from vllm_cold.tools.tune.baselines import BETTER, LONGEST, STRONGER, add_baselines
 from vllm_cold.tools.tune.problems import Problem
 

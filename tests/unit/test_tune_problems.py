@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.asked import content
+from tests.questions import content
 from tests.unit.test_pictures import file, pixels
 from vllm_cold.settings.amateurs import Text
 from vllm_cold.tools.command_error import ToolError
@@ -97,7 +97,7 @@ def test_a_row_says_what_its_amateur_reads(tmp_path: Path) -> None:
         {**base, "cold_part": [0, 1]},
         {**base, "cold_amateur_messages": json.dumps(messages)},
     ]
-    assert [set(p.own_keys) for p in problems] == [
+    assert [set(p.row_keys) for p in problems] == [
         set(), {"cold_part"}, {"cold_amateur_messages"},
     ]  # fmt: skip
     assert repeated == 1  # the last says what the first has from the options
@@ -119,7 +119,7 @@ def test_rows_with_images(tmp_path: Path) -> None:
     problems, repeated = load_problems(path)
     assert ([p.line for p in problems], repeated) == ([1, 2, 3, 4], 1)
     assert len(problems[2].prompt.value[0]["content"]) == 3  # type: ignore[index]
-    assert problems[3].prompt == Text("p") and problems[2].own_keys == {"cold_images"}
+    assert problems[3].prompt == Text("p") and problems[2].row_keys == {"cold_images"}
     row = {"prompt": "q", "image": "c.png", "answer": "x"}
     with pytest.raises(ToolError, match=r":1: image='c.png': cannot be read"):
         load_problems(write(tmp_path / "p.jsonl", row))

@@ -161,9 +161,7 @@ def test_chats_are_asked_as_a_client_asks(
     assert fake.cold == [fields]
     found, printed = fake.report, capsys.readouterr().out
     assert found["gain"] and json.loads(found["serve"]) == {"model": "base", "vllm_xargs": fields}
-    assert "Ask for it with contrastive decoding:" in printed
-    assert {found["serve"], found["headline"]} <= set(printed.splitlines())
-    assert found["run"]["server"] == fake.url
+    assert "Ask for it with contrastive decoding:" in printed and found["serve"] in printed
     assert fake.keys == {f"Bearer {KEY}"} and KEY not in printed
     assert not any(KEY in kept.read_text() for kept in (fake.folder / "out").iterdir())
     (fake.folder / "out" / "answers.jsonl").unlink()
@@ -192,10 +190,8 @@ def test_texts_and_adapters(fake: Fake) -> None:
     assert all(one | {"cold_amateur": "base"} in whole for one in (number, adaptive))
     part = {"cold_part": [0, 5]}
     assert number | part in fake.cold or adaptive | part in fake.cold
-    found = fake.report
-    assert "cold_amateur" not in json.loads(found["serve"])["vllm_xargs"]  # a row's key goes there
-    said = "Contrastive requests must also send the cold_* keys of its problem's row, in place of"
-    assert any(note.startswith(said) for note in found["notes"])
+    # A row's key goes there.
+    assert "cold_amateur" not in json.loads(fake.report["serve"])["vllm_xargs"]
     fake.bodies.clear()
     assert fake.tune(*more, "--amateur", "chat") == 0  # which changes what is asked
     assert {args["cold_amateur"] for args in fake.cold if "cold_part" not in args} == {"chat"}

@@ -100,7 +100,7 @@ def test_significant_is_better_by_number_and_by_size() -> None:
     cold, greedy = np.array([0.6] * 20 + [0.0] * 3), np.array([0.5] * 20 + [1.0] * 3)
     for found in (compare(cold, greedy), compare(1 - cold, 1 - greedy)):
         assert found.p < 0.01 and found.difference * (found.better - found.worse) < 0
-        assert not verdict.is_better(found) and not verdict.is_worse(found)
+        assert not found.is_better and not found.is_worse
 
 
 # What is advised
@@ -133,12 +133,12 @@ def judged(
     untested: bool = False,
 ) -> Verdict:
     """A setting on the held-out problems, and where the text does not answer."""
-    told = tried or {}
-    rows = {one: row(one, said.dev or said.test) for one, said in told.items()}
+    tried = tried or {}
+    rows = {baseline: row(baseline, how.dev or how.test) for baseline, how in tried.items()}
     rows[setting] = row(setting, dev)
-    held_out = {one: row(one, said.test, said.silent) for one, said in told.items()}
+    held_out = {baseline: row(baseline, how.test, how.silent) for baseline, how in tried.items()}
     held_out[setting] = row(setting, test, silent)
-    against = {one: halves(*said.against) for one, said in told.items()}
+    against = {baseline: halves(*how.against) for baseline, how in tried.items()}
     return Verdict(rows, setting, held_out, against, untested)
 
 
@@ -265,8 +265,8 @@ def test_nothing_advised_loses_what_must_be_kept(said: list[Three], one: Pair, o
     found = judged(said[0], tried, said[1], setting=BOTH)
     if use := found.use:
         assert use.keep is not None
-        for kept in (use.keep.found, use.keep.silent, use.keep.whole):
-            assert kept is None or not verdict.is_worse(kept)
+        for kept in (use.keep.answered, use.keep.silent, use.keep.whole):
+            assert kept is None or not kept.is_worse
 
 
 def test_what_the_dev_problems_pick() -> None:
@@ -304,28 +304,24 @@ def test_what_is_told_before_the_search() -> None:
     assert findings([], "", False) == []
 
 
-@pytest.mark.parametrize(("width", "keeps"), [(80, False), (40, False), (80, True)])
+@pytest.mark.parametrize(("width", "keeps"), [(40, False), (80, True)])
 def test_the_terminal_shows_all_and_what_is_pasted_in_one_piece(width: int, keeps: bool) -> None:
     dev: list[Said] = [(9, 3), (12, 1)]
-    silent: Said | None = (0, 8) if width > 40 else None
+    silent: Said | None = None
     if keeps:
-        dev, silent = [(one, (20, 0), (0, 35)) for one in dev], ((0, 8), (0, 0), (0, 0))  # type: ignore[misc]
-    rows = {one: row(one, each, silent) for one, each in zip(GRID, dev, strict=False)}
+        dev, silent = [(both, (20, 0), (0, 35)) for both in dev], ((0, 8), (0, 0), (0, 0))  # type: ignore[misc]
+    rows = {setting: row(setting, score, silent) for setting, score in zip(GRID, dev, strict=False)}
     found = replace(judged((10, 1), setting=GRID[1]), dev=rows)
     hostile, headline = "[bold]x[/bold] & <b> {{ 7 * 7 }}", found.headline()
     serve = "vllm serve '/models/a long name' --sampler cold --cold-alpha 0.1 --cold-beta 0.5"
-    said: dict[str, Any] = {"first": ["The text helps."], "notes": [hostile], "serve": serve}
+    report: dict[str, Any] = {"first": ["The text helps."], "notes": [hostile], "serve": serve}
+    report |= {"headline": headline, "run": {"server": None}}
     console = Console(file=io.StringIO(), width=width)
-    tune_report.show(
-        console, {**said, "headline": headline, "run": {"server": None}}, found, "out.json"
-    )
+    tune_report.show(console, report, found, "out.json")
     text = console.file.getvalue()  # type: ignore[attr-defined]
-    for part in (hostile, "Serve it with contrastive decoding:", "Written: out.json"):
+    figures = ("+6.0", "+11.0", "9/3", "12/1", *(("-8.0", "70.0 %", "15.0 %") if keeps else ()))
+    for part in (hostile, "Serve it with contrastive decoding:", "Written: out.json", *figures):
         assert part in " ".join(text.split())
-    more = ["-8.0", "50.0 %"] if width > 40 else []
-    more += ["matched", "70.0 %", "kept", "15.0 %", "both"] if keeps else []
-    for figure in ("+6.0", "+11.0", "9/3", "12/1", *more):
-        assert figure in text
     lines = text.splitlines()
     assert serve in lines and lines[-1] == headline and "…" not in text
-    assert max(len(one) for one in lines if one not in (headline, serve)) <= width
+    assert max(len(line) for line in lines if line not in (headline, serve)) <= width

@@ -66,29 +66,29 @@ def read_adapter(option: str, text: str) -> Adapter:
 
 
 def read_adapters(expert: str | None, amateurs: Sequence[str] = ()) -> list[Adapter]:
-    """The adapters of ``--adapter`` and each ``--amateur``, which must all differ."""
-    found = [] if expert is None else [read_adapter("--adapter", expert)]
+    """Read the adapters of ``--adapter`` and each ``--amateur``, which must all differ."""
+    adapters = [] if expert is None else [read_adapter("--adapter", expert)]
     for text in amateurs:
-        one = read_adapter("--amateur", text)
-        if one.folder in (other.folder for other in found):
+        adapter = read_adapter("--amateur", text)
+        if adapter.folder in (other.folder for other in adapters):
             raise ToolError(
                 f"--amateur={text!r}: is given twice; leave it out: an amateur is the base model, "
                 "or the expert's adapter if it has another prompt"
             )
-        if one.name in (other.name for other in found):
+        if adapter.name in (other.name for other in adapters):
             raise ToolError(
-                f"--amateur={text!r}: has the name {one.name!r} of another adapter; give it one of "
-                "its own as NAME=FOLDER"
+                f"--amateur={text!r}: has the name {adapter.name!r} of another adapter; give it "
+                "one of its own as NAME=FOLDER"
             )
-        found.append(one)
-    return found
+        adapters.append(adapter)
+    return adapters
 
 
 def engine_arguments(
     adapters: Sequence[Adapter], rules: Sequence[str] | None = None
 ) -> dict[str, Any]:
-    """Arguments of ``vllm.LLM`` for an engine that takes contrastive requests with these adapters
-    and rules, and decodes every other request without a contrast.
+    """Return arguments of ``vllm.LLM`` for an engine that takes contrastive requests with these
+    adapters and rules, and decodes every other request without a contrast.
     """
     cold: dict[str, Any] = {"enabled": False}
     if rules:
@@ -104,7 +104,7 @@ def engine_arguments(
 
 
 def read_model(model: str) -> str:
-    """``--model``: a folder as an absolute path, or a hub's name as it is."""
+    """Return ``--model``: a folder as an absolute path, or a hub's name as it is."""
     path = Path(model).expanduser()
     looks_local = model.startswith((".", "/", "~")) or model.count("/") > 1
     if not looks_local and not path.exists():

@@ -14,7 +14,7 @@ class ToolError(Exception):
 
 @contextmanager
 def named_libraries() -> Iterator[None]:
-    """Turns the import error of a missing library into a sentence with the remedy."""
+    """Turn the import error of a missing library into a sentence with the remedy."""
     try:
         yield
     except ModuleNotFoundError as error:

@@ -18,7 +18,7 @@ from vllm_cold.tools.command_error import ToolError
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser of all sub-commands."""
+    """Build the parser of all sub-commands."""
     parser = argparse.ArgumentParser(
         prog="vllm-cold", description="See, tune and check contrastive decoding in vLLM."
     )

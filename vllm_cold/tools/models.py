@@ -27,17 +27,19 @@ class Models:
     server: Server | None = None  # a running one; without one, one is started with the others:
     adapters: Sequence[Adapter] = ()  # the expert's first
     engine: Mapping[str, Any] = field(default_factory=dict)  # arguments, as of vllm.LLM
-    named: Mapping[str, str] = field(default_factory=dict)  # what requests call an --amateur
+    amateur_names: Mapping[str, str] = field(
+        default_factory=dict
+    )  # what requests call an --amateur
 
-    def opened(self, verbose: bool = False) -> AbstractContextManager[Server]:
-        """The server, which is started if need be; ``verbose`` shows its log."""
+    def open(self, verbose: bool = False) -> AbstractContextManager[Server]:
+        """Open the server, which is started if need be; ``verbose`` shows its log."""
         if self.server is not None:
             return closing(self.server)
         return serving(self.model, self.adapters, self.expert, verbose=verbose, **self.engine)
 
 
 def read_models(options: argparse.Namespace, **engine: Any) -> Models:
-    """What the options of ``options.add_models`` and ``--amateur`` say.
+    """Read the options of ``options.add_models`` and ``--amateur``.
 
     Args:
         options: The command's.
@@ -54,13 +56,16 @@ def read_models(options: argparse.Namespace, **engine: Any) -> Models:
         return Models(model=server.base, expert=server.expert, server=server)
     model = read_model(options.model)
     # What is no adapter: whichever the amateur has where none is named, and the base model.
-    named = {"": "", options.model: model}
-    folders = [text for text in amateurs if text not in named]
+    amateur_names = {"": "", options.model: model}
+    folders = [text for text in amateurs if text not in amateur_names]
     adapters = read_adapters(options.adapter, folders)
     names = [adapter.name for adapter in adapters]
     expert = None if options.adapter is None else names[0]
-    named |= zip(folders, names[expert is not None :], strict=True)
-    given = {name: getattr(options, name) for name in ENGINE_OPTIONS}
+    amateur_names |= zip(folders, names[expert is not None :], strict=True)
     engine = engine_arguments(adapters, options.rules) | engine
-    engine |= {name: value for name, value in given.items() if value is not None}
-    return Models(model=model, expert=expert, adapters=adapters, engine=engine, named=named)
+    for name in ENGINE_OPTIONS:
+        if (value := getattr(options, name)) is not None:
+            engine[name] = value
+    return Models(
+        model=model, expert=expert, adapters=adapters, engine=engine, amateur_names=amateur_names
+    )

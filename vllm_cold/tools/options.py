@@ -5,11 +5,11 @@ import argparse
 
 from vllm_cold.settings.table import CONTRAST
 from vllm_cold.tools.adapters import ENGINE_OPTIONS
-from vllm_cold.tools.asked_contrast import OPTIONS, option_of
+from vllm_cold.tools.contrast_args import OPTIONS, option_of
 
 
 def add_models(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
-    """Describe the options for models and adapters, or a server that has them; returns the group
+    """Describe the options for models and adapters, or a server that has them; return the group
     of the server that is started.
     """
     models = parser.add_argument_group("model and adapters").add_argument

@@ -36,7 +36,7 @@ _PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
 
 def words_of(arguments: Mapping[str, Any]) -> list[str]:
-    """Arguments of ``vllm.LLM`` as options of ``vllm serve``."""
+    """Return arguments of ``vllm.LLM`` as options of ``vllm serve``."""
     words = []
     for name, value in arguments.items():
         option = "--" + name.replace("_", "-")
@@ -58,7 +58,7 @@ def serving(
     verbose: bool = False,
     **engine: Any,
 ) -> Iterator[Server]:
-    """A server of a model. It has ended when this returns, be it by an error or Ctrl-C; if the
+    """Serve a model. The server has ended when this returns, be it by an error or Ctrl-C; if the
     command is killed, Linux has it end itself.
 
     Args:
@@ -74,7 +74,7 @@ def serving(
     """
     arguments = {**engine, "served_model_name": model}
     if adapters:
-        arguments["lora_modules"] = [one.module for one in adapters]
+        arguments["lora_modules"] = [adapter.module for adapter in adapters]
     with socket.socket() as probe:
         probe.bind((_HOST, 0))
         port = probe.getsockname()[1]
@@ -97,7 +97,7 @@ def serving(
         url = f"http://{_HOST}:{port}"
         try:
             _wait(process, url, log, model)
-            with closing(Server(url, expert, model, key, own=model)) as server:
+            with closing(Server(url, expert, model, key, started=model)) as server:
                 try:
                     yield server
                 except ToolError:
@@ -111,7 +111,7 @@ def serving(
 
 
 def _environment(key: str) -> dict[str, str]:
-    """The server's: this one, with the modules that are importable here."""
+    """Return the server's environment: this one, with the modules that are importable here."""
     paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
     defaults = {"VLLM_NO_USAGE_STATS": "1", "TOKENIZERS_PARALLELISM": "false"}
     return {**defaults, **os.environ, "VLLM_API_KEY": key, "PYTHONPATH": paths}
@@ -130,8 +130,9 @@ def _wait(process: subprocess.Popen[Any], url: str, log: Any, model: str) -> Non
                     return
             except httpx.HTTPError:
                 pass  # not yet
-            said = (_lines(log) or [""])[-1]
-            status.update(Text(f"vllm serve starts, {time.monotonic() - start:.0f} s  {said:.100}"))
+            last_line = (_lines(log) or [""])[-1]
+            seconds = time.monotonic() - start
+            status.update(Text(f"vllm serve starts, {seconds:.0f} s  {last_line:.100}"))
             time.sleep(0.2)
     _fail(process, log, model, "did not start")
 
@@ -146,8 +147,8 @@ def _fail(process: subprocess.Popen[Any], log: Any, model: str, what: str) -> No
     lines = _lines(log)
     print(*lines[-_LOG_LINES:], sep="\n", file=sys.stderr)
     errors = [_ERROR.search(line) for line in lines if _AFTER not in line]
-    found = [match["of_pydantic"] or match[0] for match in errors if match is not None]
-    reason = found[-1] if found else f"status {process.returncode}; the end of its log is above"
+    reasons = [match["of_pydantic"] or match[0] for match in errors if match is not None]
+    reason = reasons[-1] if reasons else f"status {process.returncode}; the end of its log is above"
     low = reason.lower()
     if "memory utilization" in low or "requested memory for kv" in low:
         reason += _SPACE

@@ -21,21 +21,13 @@ _DATA = re.compile(r"(data:[\w.+-]*/?[\w.+-]*;base64,)[\w+/=-]+")
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture.
+    """A picture."""
 
-    Attributes:
-        name: The file's.
-        data: The file's bytes.
-        size: Width and height in pixels.
-        kind: Its media type, such as "image/png".
-        view: What an amateur sees of it, which a server makes; None for the file itself.
-    """
-
-    name: str = field(compare=False)
-    data: bytes = field(repr=False)
-    size: tuple[int, int]
-    kind: str
-    view: View | None = None
+    name: str = field(compare=False)  # the file's
+    data: bytes = field(repr=False)  # the file's
+    size: tuple[int, int]  # width and height in pixels
+    kind: str  # its media type, such as "image/png"
+    view: View | None = None  # what an amateur sees of it, made by a server; None for the file
 
     def __str__(self) -> str:
         width, height = self.size
@@ -54,27 +46,19 @@ class Picture:
         return f"data:{self.kind};base64,{base64.b64encode(self.data).decode()}"
 
 
-def read_picture(path: Path, called: str) -> Picture:
-    """Read a file.
-
-    Args:
-        path: The file.
-        called: What an error calls it.
-
-    Raises:
-        ToolError: it cannot be read, or is no picture.
-    """
+def read_picture(path: Path, where: str) -> Picture:
+    """Read a file, which errors call ``where``; ToolError if it is no picture that can be read."""
     try:
         return make_picture(path.name, path.read_bytes())
     except OSError as error:
-        raise ToolError(f"{called}: cannot be read ({error.strerror})") from error
+        raise ToolError(f"{where}: cannot be read ({error.strerror})") from error
     except ValueError as error:
-        raise ToolError(f"{called}: {error}") from error
+        raise ToolError(f"{where}: {error}") from error
 
 
 @lru_cache(maxsize=4096)  # many rows ask about one picture, which may change between runs
 def make_picture(name: str, data: bytes) -> Picture:
-    """A picture of a file's bytes; ValueError where these are none."""
+    """Make a picture of a file's bytes; ValueError where these are none."""
     from PIL import Image, ImageOps, UnidentifiedImageError  # comes with vLLM
 
     try:
@@ -90,7 +74,7 @@ def make_picture(name: str, data: bytes) -> Picture:
 
 
 def picture_of_url(name: str, url: str) -> Picture:
-    """A picture of a data URL; ValueError where it is none."""
+    """Make a picture of a data URL; ValueError where it is none."""
     head, _, body = url.partition(";base64,")
     if not head.startswith("data:image/"):
         raise ValueError("is no picture; choose a PNG, JPEG or WebP file")
@@ -98,29 +82,29 @@ def picture_of_url(name: str, url: str) -> Picture:
 
 
 def as_sent(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Messages as a request carries them, with pictures as data URLs."""
-    return changed(messages, lambda picture: {"url": picture.url})
+    """Return messages as a request carries them, with pictures as data URLs."""
+    return replace_pictures(messages, lambda picture: {"url": picture.url})
 
 
-def changed(
+def replace_pictures(
     messages: Sequence[Mapping[str, Any]], change: Callable[[Picture], Any]
 ) -> list[dict[str, Any]]:
-    """Messages with something else in place of each picture."""
+    """Return messages with something else in place of each picture."""
 
-    def part(one: Any) -> Any:
-        picture = one.get("image_url")
-        return {**one, "image_url": change(picture)} if isinstance(picture, Picture) else one
+    def changed_part(part: Any) -> Any:
+        picture = part.get("image_url")
+        return {**part, "image_url": change(picture)} if isinstance(picture, Picture) else part
 
     return [
-        {**one, "content": list(map(part, one["content"]))}
-        if isinstance(one.get("content"), list)
-        else {**one}
-        for one in messages
+        {**message, "content": list(map(changed_part, message["content"]))}
+        if isinstance(message.get("content"), list)
+        else {**message}
+        for message in messages
     ]
 
 
 def text_of(message: Mapping[str, Any]) -> str:
-    """A message's content as it is shown, with names in place of media."""
+    """Return a message's content as it is shown, with names in place of media."""
     content = message.get("content") or ""
     return content if isinstance(content, str) else "\n".join(map(_shown, content))
 
@@ -137,5 +121,5 @@ def _shown(part: Mapping[str, Any]) -> str:
 
 
 def without_data(text: str) -> str:
-    """A text without the data of data URLs."""
+    """Return a text without the data of data URLs."""
     return _DATA.sub(r"\1...", text)

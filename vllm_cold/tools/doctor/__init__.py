@@ -28,7 +28,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[Any]") -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print the report; 1 if it names a problem, else 0."""
+    """Print the report; return 1 if it names a problem, else 0."""
     environment = dict(os.environ)  # before anything is imported that changes it
     # vLLM's log would interrupt the report, which says the same.
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
@@ -53,6 +53,6 @@ def run(options: argparse.Namespace) -> int:
     else:  # one cause is one problem, whatever depends on it
         problem = Entry("import", reason, Status.PROBLEM)
         looks["vLLM"] = lambda: [problem, Entry("not checked without it", ", ".join(with_vllm))]
-    found = {title: doctor_report.examine(look) for title, look in looks.items()}
-    print(doctor_report.to_json(found) if options.json else doctor_report.to_markdown(found))
-    return int(doctor_report.count(found, Status.PROBLEM) > 0)
+    report = {title: doctor_report.examine(look) for title, look in looks.items()}
+    print(doctor_report.to_json(report) if options.json else doctor_report.to_markdown(report))
+    return int(doctor_report.count(report, Status.PROBLEM) > 0)

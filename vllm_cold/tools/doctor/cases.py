@@ -12,23 +12,14 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One request of the self-test, decoded greedily.
+    """One request of the self-test, decoded greedily."""
 
-    Attributes:
-        name: What it shows.
-        prompt: Token ids.
-        right: The token ids that it must give.
-        adapter: The request's adapter, None for the base model.
-        cold: The settings of a contrastive request; None for a regular one.
-        amateur: Adapter to contrast with, None for the base model.
-    """
-
-    name: str
-    prompt: Sequence[int]
-    right: Sequence[int]
-    adapter: str | None = None
-    cold: Mapping[str, Any] | None = None
-    amateur: str | None = None
+    name: str  # what it shows
+    prompt: Sequence[int]  # token ids
+    right: Sequence[int]  # the token ids that it must give
+    adapter: str | None = None  # the request's adapter, None for the base model
+    cold: Mapping[str, Any] | None = None  # the settings of a contrastive request
+    amateur: str | None = None  # adapter to contrast with, None for the base model
 
 
 CASES = (

@@ -34,37 +34,37 @@ Report = Mapping[str, Sequence[Entry]]
 
 
 def examine(look: Look) -> list[Entry]:
-    """The entries of a section. A report about a broken installation must survive what is broken,
-    so any exception becomes an entry, below those that were found before.
+    """Return the entries of a section. A report about a broken installation must survive what is
+    broken, so any exception becomes an entry, below those before it.
     """
-    found = []
+    entries = []
     try:
         for entry in look():
-            found.append(entry)
+            entries.append(entry)
     except Exception as error:
-        found.append(Entry("this section", failure(error), Status.PROBLEM))
-    return found
+        entries.append(Entry("this section", failure(error), Status.PROBLEM))
+    return entries
 
 
 def failure(error: BaseException) -> str:
-    """An exception in one line."""
-    said = textwrap.shorten(without_home(str(error)), _LONGEST, placeholder=" ...")
-    return f"failed with {type(error).__name__}: {said}"
+    """Describe an exception in one line."""
+    message = textwrap.shorten(without_home(str(error)), _LONGEST, placeholder=" ...")
+    return f"failed with {type(error).__name__}: {message}"
 
 
 def without_home(text: str) -> str:
-    """The text with ~ for the home folder, whose path has the user's name."""
+    """Return the text with ~ for the home folder, whose path has the user's name."""
     home = os.path.expanduser("~")
     return text.replace(home, "~") if len(home) > 1 else text
 
 
 def count(report: Report, status: Status) -> int:
-    """How many entries have this status."""
+    """Count the entries with this status."""
     return sum(entry.status is status for entries in report.values() for entry in entries)
 
 
 def verdict(report: Report) -> str:
-    """The report in one line."""
+    """Sum up the report in one line."""
     problems, warnings = (count(report, s) for s in (Status.PROBLEM, Status.WARNING))
     if not problems and not warnings:
         return "No problem found."
@@ -72,12 +72,12 @@ def verdict(report: Report) -> str:
 
 
 def to_json(report: Report) -> str:
-    """The report as JSON: ``verdict``, and ``sections``, by their titles lists of entries."""
+    """Return the report as JSON: ``verdict``, and ``sections``: lists of entries by title."""
     return json.dumps({"verdict": verdict(report), "sections": report}, default=asdict, indent=2)
 
 
 def to_markdown(report: Report) -> str:
-    """The report as markdown that reads well on a terminal, too."""
+    """Return the report as markdown that reads well on a terminal, too."""
     lines = ["# vllm-cold doctor", "", verdict(report)]
     for title, entries in report.items():
         lines += ["", f"## {title}"]
@@ -87,6 +87,6 @@ def to_markdown(report: Report) -> str:
                 continue
             label = "" if entry.status is Status.OK else f"**{entry.status}** "
             # One line, and nothing that GitHub takes for HTML.
-            said = " ".join(f"{entry.name}: {entry.value}".split()).replace("<", "\\<")
-            lines.append(f"- {label}{said}")
+            text = " ".join(f"{entry.name}: {entry.value}".split()).replace("<", "\\<")
+            lines.append(f"- {label}{text}")
     return "\n".join(lines)

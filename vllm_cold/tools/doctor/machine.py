@@ -32,16 +32,16 @@ _SHOWN = """
 
 
 def installed() -> Iterator[Entry]:
-    """Packages, Python and the machine; whether this vLLM was validated."""
+    """Look at packages, Python and the machine, and whether this vLLM was validated."""
     yield Entry("vllm-cold", __version__)
     if (unknown := versions.unvalidated()) is not None:
-        said = f"{unknown}; supported are {versions.RANGE}"
-        yield Entry("validated", said, Status.WARNING)
+        text = f"{unknown}; supported are {versions.RANGE}"
+        yield Entry("validated", text, Status.WARNING)
     else:
         yield Entry("validated", "by the tests that docs/hardware.md lists")
     for name in _DISTRIBUTIONS.split():
-        if (found := setup_cpu.find(name)) is not None:
-            yield Entry(name, found.version)
+        if (distribution := setup_cpu.find(name)) is not None:
+            yield Entry(name, distribution.version)
     yield Entry("Python", f"{platform.python_version()} ({platform.python_implementation()})")
     yield Entry("system", platform.platform())
     affinity = len(os.sched_getaffinity(0))
@@ -49,7 +49,7 @@ def installed() -> Iterator[Entry]:
 
 
 def unusable() -> str | None:
-    """Why vLLM cannot be used, with the remedy; None if it can."""
+    """Tell why vLLM cannot be used, with the remedy; None if it can."""
     if (lacking := setup_cpu.lacking()) is not None:
         return f"{lacking}: run {setup_cpu.COMMAND}"
     for module in ("torch", "vllm.platforms"):
@@ -70,14 +70,14 @@ def unusable() -> str | None:
 
 
 def _cpu() -> str:
-    """The processor's name."""
+    """Return the processor's name."""
     lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
     names = (line.partition(": ")[2] for line in lines if line.startswith("model name"))
     return next(names, platform.machine())
 
 
 def environment(variables: Mapping[str, str]) -> Iterator[Entry]:
-    """The listed variables that are set; of vLLM's and our others the names alone."""
+    """List the known variables that are set; of vLLM's and our others the names alone."""
     shown = [name for name in _SHOWN.split() if name in variables]
     for name in shown:
         yield Entry(name, without_home(variables[name]) or "(empty)")

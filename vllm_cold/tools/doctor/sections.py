@@ -11,13 +11,13 @@ from vllm_cold.tools.doctor.doctor_report import Entry, Status, without_home
 
 
 def devices() -> Iterator[Entry]:
-    """The platform that vLLM detects, and its devices."""
+    """Look at the platform that vLLM detects, and its devices."""
     import torch
     from vllm.platforms import current_platform
 
     if not type(current_platform).device_type:
-        said = "vLLM found none; reinstall vLLM for this machine"
-        yield Entry("vLLM's platform", said, Status.PROBLEM)
+        text = "vLLM found none; reinstall vLLM for this machine"
+        yield Entry("vLLM's platform", text, Status.PROBLEM)
         return
     here = current_platform.device_type
     yield Entry("vLLM's platform", type(current_platform).__name__)
@@ -27,17 +27,17 @@ def devices() -> Iterator[Entry]:
         from vllm.utils import cpu_resource_utils
 
         node = cpu_resource_utils.get_visible_memory_node()[0]
-        found = cpu_resource_utils.get_memory_node_info(node)
-        free, total = (size / 2**30 for size in (found.available_memory, found.total_memory))
+        memory = cpu_resource_utils.get_memory_node_info(node)
+        free, total = (size / 2**30 for size in (memory.available_memory, memory.total_memory))
         yield Entry("memory", f"{free:.1f} of {total:.1f} GiB free")
     elif torch.accelerator.is_available():
         size = current_platform.get_device_total_memory() / 2**30
-        said = f"{torch.accelerator.device_count()}, the first with {size:.0f} GiB"
-        yield Entry("devices", said)
+        text = f"{torch.accelerator.device_count()}, the first with {size:.0f} GiB"
+        yield Entry("devices", text)
 
 
 def plugin() -> Iterator[Entry]:
-    """Whether vLLM knows the plugin's entry point, and whether it is active after loading."""
+    """Check that vLLM knows the plugin's entry point, and that it is active after loading."""
     from vllm.plugins import load_general_plugins
 
     points = importlib.metadata.entry_points(group="vllm.general_plugins")
@@ -55,7 +55,7 @@ def plugin() -> Iterator[Entry]:
 
 
 def scoring() -> Iterator[Entry]:
-    """The scoring backend for the device here, and why a better one is missing."""
+    """Name the scoring backend for the device here, and why a better one is missing."""
     import torch
     from vllm.platforms import current_platform
 
@@ -68,23 +68,19 @@ def scoring() -> Iterator[Entry]:
         library = without_home(str(cpu_library.PATH))
         yield Entry("C++ library", f"{library}, instruction set {isa}")
     device = torch.device(current_platform.device_type)
-    chosen, best = (
-        backend_registry.choose(device),
-        backend_registry.AUTOMATIC.get(device.type, "torch"),
-    )
-    said, status = f"{chosen}: {backend_registry.BACKENDS[chosen]}", Status.OK
+    chosen = backend_registry.choose(device)
+    best = backend_registry.AUTOMATIC.get(device.type, "torch")
+    text, status = f"{chosen}: {backend_registry.BACKENDS[chosen]}", Status.OK
     if environment.read(environment.SCORING):
-        said += f", by {environment.SCORING}"
+        text += f", by {environment.SCORING}"
     elif chosen != best:
-        said, status = (
-            f"{said}; not {best}: {backend_registry.load(best).missing(device)}",
-            Status.WARNING,
-        )
-    yield Entry(f"on {device}", said, status)
+        text += f"; not {best}: {backend_registry.load(best).missing(device)}"
+        status = Status.WARNING
+    yield Entry(f"on {device}", text, status)
 
 
 def lora() -> Iterator[Entry]:
-    """The kernels that compute LoRA."""
+    """Name the kernels that compute LoRA."""
     from vllm.platforms import current_platform
 
     from vllm_cold.compat import hardware
@@ -92,10 +88,10 @@ def lora() -> Iterator[Entry]:
     from vllm_cold.npu import npu_platform
 
     if hardware.is_on("npu"):
-        if (named := npu_platform.named()) != npu_platform.STOCK:
-            yield Entry("LoRA", f"not known to vllm-cold: {named}", Status.PROBLEM)
+        if (wrapper := npu_platform.named()) != npu_platform.STOCK:
+            yield Entry("LoRA", f"not known to vllm-cold: {wrapper}", Status.PROBLEM)
         else:
-            yield Entry("LoRA", f"bgmv in engines with contrastive decoding, else {named}")
+            yield Entry("LoRA", f"bgmv in engines with contrastive decoding, else {wrapper}")
         return
     wrapper = current_platform.get_punica_wrapper()
     if wrapper not in cpu_platform.WRAPPERS.values():
@@ -108,12 +104,12 @@ def lora() -> Iterator[Entry]:
             why = operators.missing() or "asked for"
             yield Entry("LoRA", f"torch operations, slow: {why}", Status.WARNING)
         case _:
-            said = "vLLM's own; contrastive requests are refused"
-            yield Entry("LoRA", said, Status.PROBLEM)
+            text = "vLLM's own; contrastive requests are refused"
+            yield Entry("LoRA", text, Status.PROBLEM)
 
 
 def interfaces() -> Iterator[Entry]:
-    """Whether the installed vLLM has what the package relies on."""
+    """Check that the installed vLLM has what the package relies on."""
     from vllm_cold.compat import places, versions
 
     always = (places.START, places.ONLINE, places.OFFLINE, places.CPU_LORA, *places.EVERY_ENGINE)

@@ -28,8 +28,8 @@ _LOG_LINES = 30
 
 
 def main(folder: Path) -> None:
-    """The engine's process: decode all cases in one batch, and write what the engine is and its
-    tokens to the folder.
+    """Decode all cases in one batch, in the engine's process, and write what the engine is and
+    its tokens to the folder.
     """
     # Without a hub, with its own small KV cache (the variable would win over the argument), and
     # without TF32: GPUs would round float32, which could decide about a token.
@@ -94,16 +94,16 @@ def main(folder: Path) -> None:
     (folder / _RESULT).write_text(json.dumps([engine, tokens]))
 
 
-def compare(got: Sequence[list[int]]) -> list[Entry]:
-    """One entry for each case."""
-    found = []
-    for case, ours in zip(CASES, got, strict=True):
-        entry = Entry(case.name, f"the reference's {len(ours)} tokens")
-        if ours != list(case.right):
-            said = f"differs: the engine has {ours}, the reference {list(case.right)}"
-            entry = Entry(case.name, said, Status.PROBLEM)
-        found.append(entry)
-    return found
+def compare(tokens: Sequence[list[int]]) -> list[Entry]:
+    """Return an entry for each case."""
+    entries = []
+    for case, decoded in zip(CASES, tokens, strict=True):
+        entry = Entry(case.name, f"the reference's {len(decoded)} tokens")
+        if decoded != list(case.right):
+            text = f"differs: the engine has {decoded}, the reference {list(case.right)}"
+            entry = Entry(case.name, text, Status.PROBLEM)
+        entries.append(entry)
+    return entries
 
 
 def run(timeout: float = 300.0) -> Iterator[Entry]:
@@ -115,19 +115,19 @@ def run(timeout: float = 300.0) -> Iterator[Entry]:
         log = folder / "log.txt"
         start = time.monotonic()
         if failed := _run_engine(folder, log, timeout):
-            found = [Entry("engine", failed, Status.PROBLEM)]
+            entries = [Entry("engine", failed, Status.PROBLEM)]
         else:
             engine, tokens = json.loads((folder / _RESULT).read_text())
             engine += f", started and decoded in {time.monotonic() - start:.0f} s"
-            found = [Entry("engine", engine), *compare(tokens)]
-        yield from found
-        if any(entry.status is Status.PROBLEM for entry in found):
+            entries = [Entry("engine", engine), *compare(tokens)]
+        yield from entries
+        if any(entry.status is Status.PROBLEM for entry in entries):
             lines = without_home(log.read_text(errors="replace")).splitlines()
             yield Entry("log", "\n".join(lines[-_LOG_LINES:]), Status.LOG)
 
 
 def _run_engine(folder: Path, log: Path, timeout: float) -> str:
-    """Run the engine's process to its end; why it failed, "" if it did not."""
+    """Run the engine's process to its end; return why it failed, "" if it did not."""
     with log.open("wb") as output:
         process = subprocess.Popen(
             # -P: files of the working directory must not stand in for the engine's modules.

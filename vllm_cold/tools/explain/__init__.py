@@ -8,8 +8,8 @@ from functools import partial
 from pathlib import Path
 
 from vllm_cold.settings.table import CONTRAST, SETTINGS, read
-from vllm_cold.tools.asked_contrast import add_rule_option, add_rules, option_of
 from vllm_cold.tools.command_error import named_libraries
+from vllm_cold.tools.contrast_args import add_rule_option, add_rules, option_of
 from vllm_cold.tools.options import add_contrast, add_models
 
 DESCRIPTION = """\
@@ -45,9 +45,9 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
     group = parser.add_argument_group("prompts")
     prompts = group.add_argument
-    one = group.add_mutually_exclusive_group(required=True).add_argument
-    one("--prompt", metavar="TEXT", help="one prompt")
-    one(
+    exclusive = group.add_mutually_exclusive_group(required=True).add_argument
+    exclusive("--prompt", metavar="TEXT", help="one prompt")
+    exclusive(
         "--prompts",
         metavar="FILE",
         type=Path,
@@ -55,7 +55,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         '"image" or "images" (files), and with cold_without, cold_images, cold_part, '
         "cold_amateur_prompt or cold_amateur_messages of their own",
     )
-    one(
+    exclusive(
         "--serve",
         action="store_true",
         help="serve a page that takes prompts and shows their answers while they are decoded; the "

@@ -13,40 +13,32 @@ from vllm_cold.tools.explain import visible
 from vllm_cold.tools.explain.explain_prompts import Question
 from vllm_cold.tools.explain.record import Answer, Candidate, ShownStep
 
+_STEPS = AliasPath("kv_transfer_params", "cold", "steps")
 LISTED = 20  # tokens that are asked for: the best by score, and the expert's most probable
 
 
-class ToldStep(BaseModel):
+class EngineStep(BaseModel):
     """What the engine tells of a step. Lists about tokens are parallel; None stands for an amateur
     that has ended.
-
-    Attributes:
-        candidates: The number of valid tokens.
-        tokens: Ids.
-        texts: Each token decoded alone.
-        scores: None for tokens that are not valid.
-        logits: By stream, the expert's first; None for forbidden tokens.
-        log_sums: By stream, ln of the sum of exp(logit).
-        weights: By amateur.
-        divergences: By amateur, from the expert, in bits.
     """
 
-    candidates: int
-    tokens: list[int]
-    texts: list[str | None]
-    scores: list[float | None]
+    candidates: int  # the number of valid tokens
+    tokens: list[int]  # ids
+    texts: list[str | None]  # each token decoded alone
+    scores: list[float | None]  # None for tokens that are not valid
+    # By stream, the expert's first; None for forbidden tokens.
     logits: list[list[float | None] | None]
-    log_sums: list[float | None]
-    weights: list[float | None]
-    divergences: list[float | None]
+    log_sums: list[float | None]  # by stream, ln of the sum of exp(logit)
+    weights: list[float | None]  # by amateur
+    divergences: list[float | None]  # by amateur, from the expert, in bits
 
     def text(self, token: int) -> str:
-        """The token decoded alone; "" for a part of a character."""
+        """Return the token decoded alone; "" for a part of a character."""
         text = dict(zip(self.tokens, self.texts, strict=True)).get(token)
         return "" if text is None or "\ufffd" in text else text
 
     def shares(self, stream: int) -> list[float | None]:
-        """The tokens' probabilities in a stream."""
+        """Return the tokens' probabilities in a stream."""
         logits, log_sum = self.logits[stream], self.log_sums[stream]
         if logits is None or log_sum is None:
             return [None] * len(self.tokens)
@@ -55,8 +47,8 @@ class ToldStep(BaseModel):
     def shown(
         self, token: int, text: str, method: str, ruled: bool, ends: Sequence[int]
     ) -> ShownStep:
-        """The account of the position, at which ``method`` chose a token, one of ``tokens``, and
-        the amateurs ``ends`` end; ``ruled``: whether a rule chooses weights.
+        """Describe the position, at which ``method`` chose a token, one of ``tokens``, and the
+        amateurs ``ends`` end; ``ruled``: whether a rule chooses weights.
         """
         expert, *amateurs = (self.shares(i) for i in range(len(self.logits)))
         most = max(share or 0.0 for share in expert)
@@ -65,14 +57,14 @@ class ToldStep(BaseModel):
         takers = {method: token, "greedy": greedy}
         candidates = [
             Candidate(
-                token=each,
-                text=visible.alone(self.text(each), each),
+                token=candidate,
+                text=visible.alone(self.text(candidate), candidate),
                 expert=expert[i] or 0.0,
                 amateurs=tuple(shares[i] for shares in amateurs),
                 score=self.scores[i],
-                taken_by=tuple(name for name, taken in takers.items() if taken == each),
+                taken_by=tuple(name for name, taken in takers.items() if taken == candidate),
             )
-            for i, each in enumerate(self.tokens)
+            for i, candidate in enumerate(self.tokens)
         ]
         candidates.sort(key=lambda c: (not c.valid, -(c.score or 0.0), -c.expert, c.token))
         return ShownStep(
@@ -87,69 +79,71 @@ class ToldStep(BaseModel):
         )
 
 
-def title_of(asked: Question, greedy: bool) -> str:
-    """What the contrastive answer, or the expert's own, is called."""
-    return "Greedy" if greedy else str(asked.args.get(PREFIX + "preset", "Contrastive"))
+def title_of(question: Question, greedy: bool) -> str:
+    """Name the contrastive answer, or the expert's own."""
+    return "Greedy" if greedy else str(question.args.get(PREFIX + "preset", "Contrastive"))
 
 
-class ToldAnswer(BaseModel):
+class EngineAnswer(BaseModel):
     """What an engine tells of an answer; ``token_ids`` have the end-of-sequence token."""
 
     token_ids: list[int]
     finish_reason: str
     prompt_token_ids: list[int]
-    steps: list[ToldStep] = Field(validation_alias=AliasPath("kv_transfer_params", "cold", "steps"))
+    steps: list[EngineStep] = Field(validation_alias=_STEPS)
 
 
-def make_answer(asked: Question, greedy: bool, text: str, fields: Mapping[str, Any]) -> Answer:
-    """The contrastive answer, or the expert's own, as an engine gave it.
+def make_answer(question: Question, greedy: bool, text: str, fields: Mapping[str, Any]) -> Answer:
+    """Make the contrastive answer, or the expert's own, of what an engine returned.
 
     Args:
-        asked: What it answers.
+        question: What it answers.
         greedy: Whether it is the expert's own.
         text: Without special tokens.
-        fields: Those of ``ToldAnswer``.
+        fields: Those of ``EngineAnswer``.
 
     Raises:
         ValidationError: one is missing.
         ToolError: they tell nothing of one of the tokens.
     """
-    end = ToldAnswer.model_validate(fields)
-    tokens, told = end.token_ids, end.steps
-    if any(token not in one.tokens for token, one in zip(tokens, told, strict=True)):
+    reply = EngineAnswer.model_validate(fields)
+    positions = list(zip(reply.token_ids, reply.steps, strict=True))
+    if any(token not in step.tokens for token, step in positions):
         raise ToolError(
             f"a token was chosen that is not among the {LISTED} best by score; explain needs "
             "temperature 0, no penalties and no other logits processors"
         )
-    title, ruled = title_of(asked, greedy), not greedy and asked.contrast.settings.rule is not None
-    pieces = spread(text, [one.text(token) for token, one in zip(tokens, told, strict=True)])
-    steps = []
-    for now, then, token, piece in zip(told, told[1:] + told[-1:], tokens, pieces, strict=True):
-        weights = enumerate(zip(now.weights, then.weights, strict=True), 1)
-        ends = [i for i, (one, later) in weights if one is not None and later is None]
-        steps.append(now.shown(token, piece, title.lower(), ruled, ends))
+    title = title_of(question, greedy)
+    ruled = not greedy and question.contrast.settings.rule is not None
+    pieces = spread(text, [step.text(token) for token, step in positions])
+    shown = []
+    followers = reply.steps[1:] + reply.steps[-1:]
+    for (token, step), follower, piece in zip(positions, followers, pieces, strict=True):
+        weights = enumerate(zip(step.weights, follower.weights, strict=True), 1)
+        ends = [i for i, (now, then) in weights if now is not None and then is None]
+        shown.append(step.shown(token, piece, title.lower(), ruled, ends))
     return Answer(
         title=title,
         greedy=greedy,
-        num_prompt_tokens=len(end.prompt_token_ids),
-        finish_reason=end.finish_reason,
-        steps=tuple(steps),
+        num_prompt_tokens=len(reply.prompt_token_ids),
+        finish_reason=reply.finish_reason,
+        steps=tuple(shown),
     )
 
 
 def spread(text: str, pieces: Sequence[str]) -> list[str]:
-    """The answer's text, cut up into the pieces of its tokens, each of which is decoded alone.
+    """Cut an answer's text up into the pieces of its tokens, each of which is decoded alone.
 
     SentencePiece tokenizers drop the leading space of a token that they decode alone: it comes back
     from the whole text. A piece that is not next in the text (a special token, or a part of a
     character) stays as it is.
     """
-    found, at = [], 0
+    whole, at = [], 0
     for piece in pieces:
         for space in ("", " "):
             if piece and text.startswith(space + piece, at):
                 piece = space + piece
                 at += len(piece)
                 break
-        found.append(piece)
-    return found
+        whole.append(piece)
+    return whole

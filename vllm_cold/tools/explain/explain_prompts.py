@@ -10,7 +10,8 @@ from vllm_cold.errors import ColdError
 from vllm_cold.settings.amateurs import CannotLeaveOut, Messages, Text, left_out
 from vllm_cold.settings.arguments import ContrastSpec, parse_request_args
 from vllm_cold.settings.table import PREFIX
-from vllm_cold.tools.asked_contrast import (
+from vllm_cold.tools.command_error import ToolError
+from vllm_cold.tools.contrast_args import (
     Content,
     as_chat,
     as_written,
@@ -19,35 +20,28 @@ from vllm_cold.tools.asked_contrast import (
     read_contrast,
     with_pictures,
 )
-from vllm_cold.tools.command_error import ToolError
 from vllm_cold.tools.pictures import Picture, without_data
-from vllm_cold.tools.rows import Given, read_lines, read_row
+from vllm_cold.tools.rows import PromptRow, read_lines, read_row
 
 MAX_PROMPTS = 50
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A prompt and what its answer is contrasted with.
+    """A prompt and what its answer is contrasted with."""
 
-    Attributes:
-        reads: What the expert reads.
-        args: All ``cold_*`` keys, as a client would send them.
-        contrast: The same, read.
-    """
-
-    reads: Content
-    args: Mapping[str, Any]
-    contrast: ContrastSpec
+    reads: Content  # what the expert reads
+    args: Mapping[str, Any]  # all ``cold_*`` keys, as a client would send them
+    contrast: ContrastSpec  # the same, read
 
 
-def ask(
+def make_question(
     prompt: Content,
     options: Mapping[str, Any],
     chat: bool,
     expert: str | None,
     base: str,
-    own: Mapping[str, Any] | None = None,
+    row_args: Mapping[str, Any] | None = None,
     where: str = "",
 ) -> Question:
     """Put a prompt together with a command's options.
@@ -58,17 +52,17 @@ def ask(
         chat: Whether a text goes through the chat template.
         expert: The name of the expert's adapter, None for the base model.
         base: The base model's name.
-        own: Its own ``cold_*`` keys.
+        row_args: Its own ``cold_*`` keys.
         where: The file and the line; "" for the command line.
 
     Raises:
         ToolError: what its amateurs read contradicts itself, does not fit the prompt, or is what
             the expert reads; it names what the user has written (``as_written``).
     """
-    reads, own = as_chat(prompt) if chat else prompt, own or {}
+    reads, row_args = as_chat(prompt) if chat else prompt, row_args or {}
     of_preset: dict[str, Any] = {}
     try:
-        args = merge(options, own)
+        args = merge(options, row_args)
         default = left_out(parse_request_args(args).given, {})
         if isinstance(reads, Messages) and default is not None:  # as on a server
             of_preset = {PREFIX + name: value for name, value in default[1].items()}
@@ -76,47 +70,47 @@ def ask(
         contrast = read_contrast(args)
         check_amateurs(where or "--prompt", reads, contrast.amateurs, expert, base)
     except ColdError as error:
-        said = as_written(error, own)
+        message = as_written(error, row_args)
         if isinstance(error, CannotLeaveOut) and of_preset:
-            said = (
+            message = (
                 f"--preset={args[PREFIX + 'preset']}: leaves {error.value} out of a chat, and "
                 f"{error.problem}; add one, or name with --without what the amateur does not read"
             )
-        raise ToolError(without_data(f"{where}: {said}" if where else said)) from error
+        raise ToolError(without_data(f"{where}: {message}" if where else message)) from error
     return Question(reads, args, contrast)
 
 
 def read_prompts(
     path: Path, pictures: Sequence[Picture], question: Callable[..., Question]
 ) -> list[Question]:
-    """The prompts of a file: one a line, or in a .jsonl file the ``prompt`` or the ``messages`` of
+    """Read the prompts of a file: one a line, or in a .jsonl file the ``prompt`` or ``messages`` of
     each object, with its pictures and its ``cold_*`` keys.
 
     Args:
         path: The file.
         pictures: For prompts without pictures of their own.
-        question: ``ask`` with what is the same for all.
+        question: ``make_question`` with what is the same for all.
 
     Raises:
         ToolError: names the file and the line.
     """
-    found = []
+    questions = []
     for number, line in read_lines(path, f"--prompts={path}"):
         where = f"--prompts={path}: line {number}"
         if path.suffix != ".jsonl":
-            found.append(question(with_pictures(Text(line), pictures), where=where))
+            questions.append(question(with_pictures(Text(line), pictures), where=where))
             continue
         try:
-            given, own = read_row(Given, line)
-            prompt = given.read(path.parent, pictures)
+            row, row_args = read_row(PromptRow, line)
+            prompt = row.read(path.parent, pictures)
         except (ValueError, ToolError) as error:
             raise ToolError(f"{where}: {without_data(str(error))}") from error
-        found.append(question(prompt, own=own, where=where))
-    if not found:
+        questions.append(question(prompt, row_args=row_args, where=where))
+    if not questions:
         raise ToolError(f"--prompts={path}: holds no prompt; put one on each line")
-    if len(found) > MAX_PROMPTS:
+    if len(questions) > MAX_PROMPTS:
         raise ToolError(
-            f"--prompts={path}: holds {len(found)} prompts; one page takes up to {MAX_PROMPTS}: "
-            "split the file"
+            f"--prompts={path}: holds {len(questions)} prompts; one page takes up to "
+            f"{MAX_PROMPTS}: split the file"
         )
-    return found
+    return questions

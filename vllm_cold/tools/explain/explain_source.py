@@ -6,14 +6,12 @@ from typing import Any
 
 import openai
 
-from vllm_cold.settings.amateurs import Messages
 from vllm_cold.settings.table import EXPLAIN, PREFIX, SETTINGS
-from vllm_cold.tools.asked_contrast import request_args
 from vllm_cold.tools.command_error import ToolError
+from vllm_cold.tools.contrast_args import endpoint, request_args
 from vllm_cold.tools.explain.account import LISTED, make_answer
 from vllm_cold.tools.explain.explain_prompts import Question
 from vllm_cold.tools.explain.record import Answer
-from vllm_cold.tools.pictures import as_sent
 from vllm_cold.tools.server import Server
 
 # A server takes what a request leaves out from the model's generation_config.json.
@@ -30,26 +28,24 @@ _GREEDY: dict[str, Any] = {
 _HOW = {PREFIX + name for name in (*SETTINGS, "preset", "weights")}
 
 
-async def answer(
+async def fetch_answer(
     server: Server,
-    asked: Question,
+    question: Question,
     greedy: bool,
     max_tokens: int,
     tell: Callable[[str], None] = lambda _: None,
 ) -> Answer:
-    """The contrastive answer, or the expert's own: the same request with weights of 0. ``tell`` is
-    given its text piece by piece, while it is decoded.
+    """Get the contrastive answer, or the expert's own: the same request with weights of 0.
+    ``tell`` is called with its text piece by piece, while it is decoded.
 
     Raises:
         ToolError: the server refuses the prompt, or its answer breaks off.
     """
-    path, kind, sent = "/completions", "prompt", asked.reads.value
-    if isinstance(asked.reads, Messages):
-        path, kind, sent = "/chat/completions", "messages", as_sent(asked.reads.value)
+    path, prompt = endpoint(question.reads)
     body = {
         "model": server.expert or server.base,
-        kind: sent,
-        "vllm_xargs": xargs(asked, greedy, server.base),
+        **prompt,
+        "vllm_xargs": xargs(question, greedy, server.base),
         "return_token_ids": True,
         "max_tokens": max_tokens,
         "stream": True,
@@ -58,12 +54,9 @@ async def answer(
     tokens: list[int] = []
     text, last = "", dict[str, Any]()
     with server.errors():
+        stream_cls = openai.AsyncStream[Any]
         parts = await server.client.post(
-            path,
-            body=body,
-            cast_to=object,
-            stream=True,
-            stream_cls=openai.AsyncStream[Any],
+            path, body=body, cast_to=object, stream=True, stream_cls=stream_cls
         )
         async with parts:
             async for part in parts:
@@ -76,24 +69,24 @@ async def answer(
                     tell(new)
     if "finish_reason" not in last:
         raise ToolError(
-            f"{server.called}: the server's answer broke off; look at its log, and ask again"
+            f"{server.where}: the server's answer broke off; look at its log, and ask again"
         )
     if tokens:
         last["token_ids"] = tokens
     with server.errors():
-        return make_answer(asked, greedy, text, last)
+        return make_answer(question, greedy, text, last)
 
 
-def xargs(asked: Question, greedy: bool, base: str) -> dict[str, Any]:
-    """A prompt's own keys, and all that would otherwise be the server's default; ``base`` is the
-    base model's name.
+def xargs(question: Question, greedy: bool, base: str) -> dict[str, Any]:
+    """Return a prompt's own keys, and all that would otherwise be the server's default; ``base``
+    is the base model's name.
     """
-    said = {PREFIX + "preset": "cold", **asked.args}
+    args = {PREFIX + "preset": "cold", **question.args}
     if greedy:
-        settings, zeros = asked.contrast.settings, [0.0] * len(asked.contrast.weights)
-        said = {name: value for name, value in said.items() if name not in _HOW}
-        said |= {PREFIX + "preset": "cold", PREFIX + "alpha": settings.alpha}
-        said[PREFIX + "weights"] = zeros if zeros[1:] else 0.0
+        settings, zeros = question.contrast.settings, [0.0] * len(question.contrast.weights)
+        args = {name: value for name, value in args.items() if name not in _HOW}
+        args |= {PREFIX + "preset": "cold", PREFIX + "alpha": settings.alpha}
+        args[PREFIX + "weights"] = zeros if zeros[1:] else 0.0
         if settings.expert_top_k is not None:
-            said[PREFIX + "expert_top_k"] = settings.expert_top_k
-    return request_args({**said, EXPLAIN: LISTED}, base)
+            args[PREFIX + "expert_top_k"] = settings.expert_top_k
+    return request_args({**args, EXPLAIN: LISTED}, base)

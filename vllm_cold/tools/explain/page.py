@@ -19,21 +19,21 @@ from vllm_cold.tools.explain.record import Report
 
 
 def render(report: Report) -> str:
-    """The page."""
+    """Return the page."""
     # Nothing in the data can end the script element.
-    data = htmlsafe_json_dumps(report, dumps=lambda one: one.model_dump_json())
+    data = htmlsafe_json_dumps(report, dumps=lambda shown: shown.model_dump_json())
     return _template("page").render(report=report, options=None, data=data)
 
 
 def render_live(options: argparse.Namespace, server: Any) -> str:
-    """The page of ``--serve``, which asks a ``Server``: without answers, with a form that starts
-    with the options.
+    """Return the page of ``--serve``, which asks a ``Server``: without answers, with a form that
+    starts with the options.
     """
     return _template("page").render(report=None, options=options, server=server)
 
 
 def fragment(report: Report) -> str:
-    """The answers alone, as HTML."""
+    """Return the answers alone, as HTML."""
     return _template("answers").render(report=report)
 
 

@@ -22,22 +22,14 @@ class _Record(BaseModel):
 
 
 class Candidate(_Record):
-    """A token that could have been next.
-
-    Attributes:
-        text: As it is shown: ``visible.alone``.
-        expert: The expert's probability.
-        amateurs: The amateurs'; None for one that has ended.
-        score: The engine's; None if alpha or the cap on the candidates cut it off.
-        taken_by: What chooses it: the method's name, "greedy".
-    """
+    """A token that could have been next."""
 
     token: int
-    text: str
-    expert: Number
-    amateurs: tuple[Number | None, ...]
-    score: Number | None
-    taken_by: tuple[str, ...] = ()
+    text: str  # as it is shown: ``visible.alone``
+    expert: Number  # the expert's probability
+    amateurs: tuple[Number | None, ...]  # theirs; None for one that has ended
+    score: Number | None  # the engine's; None if alpha or the cap on the candidates cut it off
+    taken_by: tuple[str, ...] = ()  # what chooses it: the method's name, "greedy"
 
     @property
     def valid(self) -> bool:
@@ -46,35 +38,22 @@ class Candidate(_Record):
 
 
 class ShownStep(_Record):
-    """One position of an answer.
+    """One position of an answer. What is of amateurs is None for one that has ended."""
 
-    Attributes:
-        token: The answer's.
-        text: Its piece of the answer.
-        candidates: Those that the engine told: the valid ones, best score first, then others, most
-            probable first.
-        valid_size: The number of valid tokens.
-        divergences: Jensen-Shannon, of the expert and each amateur, in bits; None for one that has
-            ended.
-        greedy: The choice of the expert's greedy decoding.
-        weights: The amateurs', if a rule chooses one; None for one that has ended. Empty if all are
-            fixed.
-        ends: The amateurs, from 1, that the rule drops after this token.
-    """
-
-    token: int
-    text: str
+    token: int  # the answer's
+    text: str  # its piece of the answer
+    # Those that the engine lists: the valid ones, best score first, then the most probable others.
     candidates: tuple[Candidate, ...]
-    valid_size: int
-    divergences: tuple[Number | None, ...]
-    greedy: int
-    weights: tuple[Number | None, ...] = ()
-    ends: tuple[int, ...] = ()
+    valid_size: int  # the number of valid tokens
+    divergences: tuple[Number | None, ...]  # Jensen-Shannon, of expert and each amateur, in bits
+    greedy: int  # the choice of the expert's greedy decoding
+    weights: tuple[Number | None, ...] = ()  # the amateurs', if a rule chooses one
+    ends: tuple[int, ...] = ()  # the amateurs, from 1, that the rule drops after this token
 
     @property
     def divergence(self) -> float:
         """Between the expert and the amateur farthest from it."""
-        return max((one for one in self.divergences if one is not None), default=0.0)
+        return max((bits for bits in self.divergences if bits is not None), default=0.0)
 
     @property
     def level(self) -> int:
@@ -88,21 +67,13 @@ class ShownStep(_Record):
 
 
 class Answer(_Record):
-    """An answer and its steps, of which there are none while it is decoded.
+    """An answer and its steps, of which there are none while it is decoded."""
 
-    Attributes:
-        title: The method's name or "Greedy".
-        greedy: Whether it is the expert's own answer.
-        num_prompt_tokens: Of what the expert read.
-        finish_reason: vLLM's: "stop", "length".
-        steps: One for each token.
-    """
-
-    title: str
-    greedy: bool
-    num_prompt_tokens: int | None = None
-    finish_reason: str = ""
-    steps: tuple[ShownStep, ...] = ()
+    title: str  # the method's name or "Greedy"
+    greedy: bool  # whether it is the expert's own answer
+    num_prompt_tokens: int | None = None  # of what the expert read
+    finish_reason: str = ""  # vLLM's: "stop", "length"
+    steps: tuple[ShownStep, ...] = ()  # one for each token
 
 
 class Piece(_Record):
@@ -113,15 +84,10 @@ class Piece(_Record):
 
 
 class ShownAmateur(_Record):
-    """What a prompt's answer is contrasted with.
+    """What a prompt's answer is contrasted with."""
 
-    Attributes:
-        label: Its name, what it reads and its weight.
-        pieces: What it reads; none where that is the expert's prompt.
-    """
-
-    label: str
-    pieces: tuple[Piece, ...]
+    label: str  # its name, what it reads and its weight
+    pieces: tuple[Piece, ...]  # what it reads; none where that is the expert's prompt
 
 
 class Explanation(_Record):
@@ -132,7 +98,7 @@ class Explanation(_Record):
     answers: tuple[Answer, Answer]
 
     def summary(self, answer: Answer) -> str:
-        """One of the answers in a line."""
+        """Sum up one of the answers in a line."""
         steps = answer.steps
         if not steps:
             return "decoding"
@@ -140,34 +106,25 @@ class Explanation(_Record):
         ended = (
             "finished (EOS or stop)" if answer.finish_reason == "stop" else "cut at --max-tokens"
         )
-        said = [f"{len(steps)} tokens, {ended}"]
+        facts = [f"{len(steps)} tokens, {ended}"]
         if not answer.greedy:
-            said.append(f"{sum(step.differs for step in steps)} differ from greedy's choice")
-        said.append(f"mean disagreement {mean:.3f} bits")
-        cold, greedy = ([step.token for step in one.steps] for one in self.answers)
+            facts.append(f"{sum(step.differs for step in steps)} differ from greedy's choice")
+        facts.append(f"mean disagreement {mean:.3f} bits")
+        cold, greedy = ([step.token for step in either.steps] for either in self.answers)
         if not answer.greedy and cold != greedy:
             # One of them may only be longer.
             same = [a == b for a, b in zip(cold, greedy, strict=False)]
             first = (*same, False).index(False) + 1
-            said.append(f"first differs from the greedy answer at token {first}")
-        return " · ".join(said)
+            facts.append(f"first differs from the greedy answer at token {first}")
+        return " · ".join(facts)
 
 
 class Report(_Record):
-    """Everything that a page shows.
+    """Everything that a page shows."""
 
-    Attributes:
-        model: The base model's name.
-        adapter: The expert's name, ``BASE`` without an adapter.
-        source: What made the answers, in words.
-        method: A preset's name or "contrastive".
-        settings: Alpha and the cap, in words.
-        explanations: One for each prompt.
-    """
-
-    model: str
-    adapter: str
-    source: str
-    method: str
-    settings: str
-    explanations: tuple[Explanation, ...]
+    model: str  # the base model's name
+    adapter: str  # the expert's name, ``BASE`` without an adapter
+    source: str  # what made the answers, in words
+    method: str  # a preset's name or "contrastive"
+    settings: str  # alpha and the cap, in words
+    explanations: tuple[Explanation, ...]  # one for each prompt

@@ -24,14 +24,14 @@ from starlette.routing import Route
 
 from vllm_cold.settings.amateurs import Messages, Text
 from vllm_cold.settings.table import SETTINGS, read
-from vllm_cold.tools.asked_contrast import Content, with_pictures
 from vllm_cold.tools.command_error import ToolError
+from vllm_cold.tools.contrast_args import Content, with_pictures
 from vllm_cold.tools.explain import page, visible
 from vllm_cold.tools.explain.account import title_of
 from vllm_cold.tools.explain.collect import make_report
 from vllm_cold.tools.explain.explain_command import all_args, start
-from vllm_cold.tools.explain.explain_prompts import ask
-from vllm_cold.tools.explain.explain_source import answer
+from vllm_cold.tools.explain.explain_prompts import make_question
+from vllm_cold.tools.explain.explain_source import fetch_answer
 from vllm_cold.tools.explain.record import Answer, Report
 from vllm_cold.tools.pictures import picture_of_url
 from vllm_cold.tools.server import Server, is_loopback, side_by_side
@@ -67,20 +67,20 @@ class _Form(BaseModel):
     expert_top_k: str = ""
 
     def on(self, options: argparse.Namespace) -> argparse.Namespace:
-        """The command's options, overridden by the form; an empty field is an option left out."""
-        found = copy.copy(options)
-        found.chat, found.max_tokens = self.chat, self.max_tokens
+        """Return the command's options under the form's; an empty field is an option left out."""
+        merged = copy.copy(options)
+        merged.chat, merged.max_tokens = self.chat, self.max_tokens
         for name in ("adapter", "preset", "without", "images", *SETTINGS):
             value: Any = getattr(self, name) or None
             if value and name in SETTINGS:
                 value = read(name, value)
             elif value and name in ("without", "images"):
                 value = [value]
-            setattr(found, name, value)
-        return found
+            setattr(merged, name, value)
+        return merged
 
     def prompt_with(self) -> Content:
-        """The prompt; a chat where there is more than one text, or an image.
+        """Return the prompt; a chat where there is more than one text, or an image.
 
         Raises:
             ToolError: the image cannot be read.
@@ -103,9 +103,9 @@ def _shown(event: str, report: Report) -> str:
 
 
 async def _events(
-    server: Server, options: argparse.Namespace, named: Mapping[str, str], body: bytes
+    server: Server, options: argparse.Namespace, names: Mapping[str, str], body: bytes
 ) -> AsyncIterator[str]:
-    """What the page is told, in lines of JSON: "start" with empty answers, "text" of them and
+    """Yield what the page shows, in lines of JSON: "start" with empty answers, "text" of them and
     "report" with all of it, or "error" with a sentence. When the page is closed, its requests end.
     """
     try:
@@ -114,12 +114,14 @@ async def _events(
         except ValidationError as error:
             where = ".".join(map(str, error.errors()[0]["loc"]))
             raise ToolError(f"{where or 'form'}: {error.errors()[0]['msg']}") from error
-        given = form.on(options)
-        asking = server.with_expert(given.adapter)
-        args = all_args(given, named)
-        asked = ask(form.prompt_with(), args, form.chat, asking.expert, asking.base)
-        cold, greedy = (Answer(title=title_of(asked, one), greedy=one) for one in (False, True))
-        yield _shown("start", make_report(asking, [asked], [(cold, greedy)]))
+        options = form.on(options)
+        server = server.with_expert(options.adapter)
+        args = all_args(options, names)
+        question = make_question(form.prompt_with(), args, form.chat, server.expert, server.base)
+        cold, greedy = (
+            Answer(title=title_of(question, greedy), greedy=greedy) for greedy in (False, True)
+        )
+        yield _shown("start", make_report(server, [question], [(cold, greedy)]))
         texts: asyncio.Queue[str | None] = asyncio.Queue()
 
         def tell(place: int, text: str) -> None:
@@ -127,7 +129,7 @@ async def _events(
 
         work = asyncio.create_task(
             side_by_side(
-                answer(asking, asked, greedy, given.max_tokens, partial(tell, place))
+                fetch_answer(server, question, greedy, options.max_tokens, partial(tell, place))
                 for place, greedy in enumerate((False, True))
             )
         )
@@ -138,7 +140,7 @@ async def _events(
             cold, greedy = await work
         finally:
             work.cancel()
-        yield _shown("report", make_report(asking, [asked], [(cold, greedy)]))
+        yield _shown("report", make_report(server, [question], [(cold, greedy)]))
     except ToolError as error:
         yield _line("error", text=str(error))
 
@@ -154,8 +156,8 @@ def _is_ours(request: Request, name: str) -> bool:
         return False
 
 
-def make_app(options: argparse.Namespace, server: Server, named: Mapping[str, str]) -> Starlette:
-    """The application that serves the page and asks ``server``; ``named`` as in ``Models``."""
+def make_app(options: argparse.Namespace, server: Server, names: Mapping[str, str]) -> Starlette:
+    """Make the application that serves the page; ``names`` are ``Models.amateur_names``."""
 
     async def home(request: Request) -> Response:
         if not _is_ours(request, options.host):
@@ -168,22 +170,22 @@ def make_app(options: argparse.Namespace, server: Server, named: Mapping[str, st
         # A foreign page may send a form here, but this type only with our leave (CORS).
         if request.headers.get("content-type") != "application/json":
             return Response(status_code=415)
-        events = _events(server, options, named, await request.body())
+        events = _events(server, options, names, await request.body())
         return StreamingResponse(events, media_type="application/x-ndjson", headers=_HEADERS)
 
     return Starlette(routes=[Route("/", home), Route("/answer", reply, methods=["POST"])])
 
 
 def run(options: argparse.Namespace) -> int:
-    """Serve the page until Ctrl-C; returns the exit status."""
+    """Serve the page until Ctrl-C; return the exit status."""
     for name in ("without", "images"):
         if len(getattr(options, name) or ()) > 1:
             raise ToolError(f"--{name}: the page has a field for one; give it once")
     if options.image:
         raise ToolError("--image: the page has a field for it; leave it out")
     models = start(options)
-    with models.opened() as server:
-        return _serve(options, make_app(options, server, models.named))
+    with models.open() as server:
+        return _serve(options, make_app(options, server, models.amateur_names))
 
 
 def _serve(options: argparse.Namespace, app: Starlette) -> int:

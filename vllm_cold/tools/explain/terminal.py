@@ -14,14 +14,8 @@ from vllm_cold.tools.explain import record, visible
 from vllm_cold.tools.explain.record import Answer, Explanation, Piece, Report
 
 # Black on these is readable, whatever the terminal's own colours are.
-_HEAT = (
-    "",
-    "black on #fdf3dc",
-    "black on #fbe2ae",
-    "black on #f8c97c",
-    "black on #f2a65a",
-    "black on #e67b42",
-)
+_COLOURS = ("fdf3dc", "fbe2ae", "f8c97c", "f2a65a", "e67b42")
+_HEAT = ("", *(f"black on #{colour}" for colour in _COLOURS))
 _LISTED = 4  # candidates of a step in the short table
 _DIFFERENT = "greedy decoding would choose another token"
 
@@ -30,10 +24,6 @@ def show(console: Console, report: Report) -> None:
     """Print the report, with the best candidates where the method and greedy differ.
 
     Without colours (``NO_COLOR``, a pipe) tokens at which they differ are put in brackets.
-
-    Args:
-        console: Where to print.
-        report: What to print.
     """
     colours = not (console.no_color or console.color_system is None)
     console.print(Text(f"expert: {report.adapter}, {report.model}; {report.source}"))
@@ -42,14 +32,14 @@ def show(console: Console, report: Report) -> None:
         console.print()
         console.print(Rule(f"prompt {number} of {len(report.explanations)}", align="left"))
         console.print(_pieces(explanation.pieces))
-        for one in explanation.amateurs:
-            console.print(Text(f"{report.method} ({report.settings}) against {one.label}"))
-            if one.pieces:
-                console.print(Padding.indent(_pieces(one.pieces), 2))
+        for amateur in explanation.amateurs:
+            console.print(Text(f"{report.method} ({report.settings}) against {amateur.label}"))
+            if amateur.pieces:
+                console.print(Padding.indent(_pieces(amateur.pieces), 2))
         for answer in explanation.answers:
             console.print()
-            said = explanation.summary(answer)
-            console.print(Text.assemble((answer.title, "bold"), f"  {said}"))
+            summary = explanation.summary(answer)
+            console.print(Text.assemble((answer.title, "bold"), f"  {summary}"))
             console.print(Padding.indent(_tokens(answer, colours), 2))
             if any(step.weights for step in answer.steps):
                 console.print(Padding.indent(_weights(answer), 2))
@@ -69,9 +59,9 @@ def _legend(colours: bool) -> Text:
     return text.append(f": {_DIFFERENT}")
 
 
-def _pieces(found: Sequence[Piece]) -> Text:
+def _pieces(pieces: Sequence[Piece]) -> Text:
     lines = []
-    for piece in found:
+    for piece in pieces:
         role = "" if piece.role is None else f"{visible.alone(piece.role)}: "
         lines.append(Text.assemble(role, (visible.in_text(piece.text), "dim")))
     return Text("\n").join(lines)
@@ -93,17 +83,17 @@ def _tokens(answer: Answer, colours: bool) -> Text:
 
 
 def _weights(answer: Answer) -> Text:
-    """The amateurs' weights at each token."""
+    """Return the amateurs' weights at each token."""
     text = Text("weights: ", style="dim")
     for step in answer.steps:
-        said = ["ended" if one is None else f"{one:.3g}" for one in step.weights]
+        weights = ["ended" if weight is None else f"{weight:.3g}" for weight in step.weights]
         text.append(visible.alone(step.text, step.token), style="bold")
-        text.append(f" {', '.join(said)}{' ⊣' if step.ends else ''}   ")
+        text.append(f" {', '.join(weights)}{' ⊣' if step.ends else ''}   ")
     return text
 
 
 def _table(report: Report, explanation: Explanation, answer: Answer) -> Table:
-    """The best candidates where the method and greedy differ, and greedy's own."""
+    """Return the best candidates where the method and greedy differ, and greedy's own."""
     table = Table(
         title=f"Where {report.method} and greedy decoding differ",
         title_justify="left",

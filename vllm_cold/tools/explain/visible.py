@@ -9,7 +9,7 @@ _HIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 
 
 def in_text(text: str, token: int | None = None) -> str:
-    """A text, or a token within an answer: a line ends after its mark, spaces stay as they are.
+    """Show a text, or a token within an answer: a line ends after its mark, spaces stay.
 
     Args:
         text: "" for a token that is a part of a character.
@@ -21,7 +21,7 @@ def in_text(text: str, token: int | None = None) -> str:
 
 
 def alone(text: str, token: int | None = None) -> str:
-    """A text or a token by itself, in a list: spaces are marked too."""
+    """Show a text or a token by itself, in a list: spaces are marked too."""
     if not text and token is not None:
         return f"⟨{token}⟩"
     return "".join("␣" if c == " " else _character(c) for c in text)

@@ -12,8 +12,8 @@ import json
 from typing import Any
 
 from vllm_cold.settings.table import CONTRAST, SETTINGS
-from vllm_cold.tools.asked_contrast import add_rule_option, add_rules, option_of
 from vllm_cold.tools.command_error import named_libraries
+from vllm_cold.tools.contrast_args import add_rule_option, add_rules, option_of
 from vllm_cold.tools.options import add_contrast, add_models
 from vllm_cold.tools.tune.baselines import BETTER
 from vllm_cold.tools.tune.grid import AXES
@@ -118,7 +118,7 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Run the sub-command; returns 0 if a setting beats greedy significantly, else 1.
+    """Run the sub-command; return 0 if a setting beats greedy significantly, else 1.
 
     Raises:
         ToolError: a mistake in the options, the files or the scoring callable.

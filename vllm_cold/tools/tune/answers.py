@@ -14,8 +14,8 @@ from typing import Any, BinaryIO, NamedTuple
 
 import msgspec
 
-from vllm_cold.tools.asked_contrast import Content, kept, merge, reads_args
 from vllm_cold.tools.command_error import ToolError
+from vllm_cold.tools.contrast_args import Content, as_json, merge, reads_args
 from vllm_cold.tools.tune.grid import Setting
 from vllm_cold.tools.tune.problems import Problem
 
@@ -50,7 +50,7 @@ class Job(NamedTuple):
     @property
     def key(self) -> bytes:
         """All that its answer depends on, but for what is the same in a whole run."""
-        return _encode([kept(self.reads), self.args])
+        return _encode([as_json(self.reads), self.args])
 
 
 class Output(msgspec.Struct, frozen=True):

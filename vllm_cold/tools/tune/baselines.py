@@ -8,8 +8,8 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from vllm_cold.settings.amateurs import AmateurSpec, Messages, Part, Text
-from vllm_cold.tools.asked_contrast import Content, amateur_reads
 from vllm_cold.tools.command_error import ToolError
+from vllm_cold.tools.contrast_args import Content, amateur_reads
 from vllm_cold.tools.tune.problems import Problem
 
 Lacks = Literal["text", "instruction"]
@@ -31,8 +31,8 @@ def add_baselines(
     *,
     texts: bool,
 ) -> tuple[Lacks | None, list[Problem], list[str]]:
-    """What amateurs lack, the problems with those baselines that all can have (first what the
-    amateur reads), and a sentence on each that not all can have.
+    """Return what amateurs lack, the problems with those baselines that all can have (first what
+    the amateur reads), and a sentence on each that not all can have.
 
     Args:
         problems: Without baselines.
@@ -44,7 +44,8 @@ def add_baselines(
     Raises:
         ToolError: a sentence is given, and there are no baselines.
     """
-    missing = [p.place for p, one in zip(problems, amateurs, strict=True) if one is None]
+    pairs = list(zip(problems, amateurs, strict=True))
+    missing = [problem.place for problem, amateur in pairs if amateur is None]
     if missing:
         if better is not None:
             raise ToolError(
@@ -52,53 +53,52 @@ def add_baselines(
                 f"change {missing[0]}, or leave the option out"
             )
         why = "has pictures, or an amateur that reads the same prompt"
-        said = [f"No baselines were tried: {missing[0]} {why}."]
-        return None, problems, said if any(amateurs) else []
-    read = [
-        (problem.prompt, reads, one)
-        for problem, one in zip(problems, amateurs, strict=True)
-        if one is not None and (reads := amateur_reads(problem.prompt, one)) is not None
+        sentence = f"No baselines were tried: {missing[0]} {why}."
+        return None, problems, [sentence] if any(amateurs) else []
+    readings = [
+        (problem.prompt, reads, amateur)
+        for problem, amateur in pairs
+        if amateur is not None and (reads := amateur_reads(problem.prompt, amateur)) is not None
     ]
-    gone = [_lacked(whole, reads) for whole, reads, _ in read]
+    gone = [_lacked(whole, reads) for whole, reads, _ in readings]
     roles = {message["role"] for messages in gone for message in messages}
     lacks: Lacks = "text"
     if not texts and all(gone) and roles <= {"system", "developer"}:
         lacks = "instruction"
     names = (f"no {lacks}", STRONGER, f"the {lacks} repeated")
-    found: list[dict[str, Content]] = []
-    for whole, reads, one in read:
-        made: tuple[Content, ...] = ()
+    by_problem: list[dict[str, Content]] = []
+    for whole, reads, amateur in readings:
+        variants: tuple[Content, ...] = ()
         if isinstance(whole, Text) and isinstance(reads, Text):
-            made = _texts(whole.value, reads.value, one, better or BETTER[lacks])
+            variants = _texts(whole.value, reads.value, amateur, better or BETTER[lacks])
         elif isinstance(whole, Messages) and isinstance(reads, Messages):
-            made = _chats(whole, reads, lacks, better or BETTER[lacks])
-        found.append(dict(zip(names, (reads, *made), strict=False)))
-    fewest = min(found, key=len)
+            variants = _chats(whole, reads, lacks, better or BETTER[lacks])
+        by_problem.append(dict(zip(names, (reads, *variants), strict=False)))
+    fewest = min(by_problem, key=len)
     why = f"the question cannot be told from the {lacks}"
     if STRONGER in fewest:
         why = f"the {lacks} has more than {LONGEST} characters"
     untried = []
     for name in names[len(fewest) :]:
-        place = next(p.place for p, one in zip(problems, found, strict=True) if name not in one)
-        untried.append(f"Baseline not tried: {name}. In {place} {why}.")
-    common = ({name: one[name] for name in fewest} for one in found)
-    return (
-        lacks,
-        [replace(p, baselines=one) for p, one in zip(problems, common, strict=True)],
-        untried,
-    )
+        without = (p for p, has in zip(problems, by_problem, strict=True) if name not in has)
+        untried.append(f"Baseline not tried: {name}. In {next(without).place} {why}.")
+    with_baselines = [
+        replace(problem, baselines={name: baselines[name] for name in fewest})
+        for problem, baselines in zip(problems, by_problem, strict=True)
+    ]
+    return lacks, with_baselines, untried
 
 
 def _lacked(whole: Content, reads: Content) -> list[dict[str, Any]]:
-    """The messages of a chat that an amateur does not read as they are."""
+    """Return the messages of a chat that an amateur does not read as they are."""
     if not (isinstance(whole, Messages) and isinstance(reads, Messages)):
         return []
     return [message for message in whole.value if message not in reads.value]
 
 
-def _texts(whole: str, reads: str, one: AmateurSpec, better: str) -> tuple[Text, ...]:
-    """A text with the sentence before its question, and one that repeats the part."""
-    spans = one.source.spans if isinstance(one.source, Part) else ()
+def _texts(whole: str, reads: str, amateur: AmateurSpec, better: str) -> tuple[Text, ...]:
+    """Make a text with the sentence before its question, and one that repeats the part."""
+    spans = amateur.source.spans if isinstance(amateur.source, Part) else ()
     if not spans and whole.endswith(reads):
         spans = ((0, len(whole) - len(reads)),)
     if not spans:
@@ -106,25 +106,25 @@ def _texts(whole: str, reads: str, one: AmateurSpec, better: str) -> tuple[Text,
     end = spans[-1][1]
     again = "".join(whole[start:stop] for start, stop in spans)
     more = (f"{better} ", again)[: 1 if len(again) > LONGEST else 2]
-    return tuple(Text(whole[:end] + each + whole[end:]) for each in more)
+    return tuple(Text(whole[:end] + addition + whole[end:]) for addition in more)
 
 
 def _chats(whole: Messages, reads: Messages, lacks: Lacks, better: str) -> tuple[Messages, ...]:
-    """The same of a chat; the question is the user's last message that the amateur reads."""
-    asked = (one["content"] for one in reads.value[::-1] if one["role"] == "user")
-    question = next((one for one in asked if isinstance(one, str)), None)
+    """Make the same of a chat; the question is the user's last message that the amateur reads."""
+    contents = (m["content"] for m in reads.value[::-1] if m["role"] == "user")
+    question = next((content for content in contents if isinstance(content, str)), None)
     for place in reversed(range(len(whole.value))):
         message = whole.value[place]
         # A text may stand before it in the same message.
         if question and message["role"] == "user" and message["content"].endswith(question):
             front = message["content"].removesuffix(question)
-            gone = [each["content"] for each in _lacked(whole, reads) if each is not message]
+            gone = [m["content"] for m in _lacked(whole, reads) if m is not message]
             again = "\n\n".join([*gone, front]).strip()
             order = (question, again) if lacks == "instruction" else (again, question)
             changed = (f"{better} {question}", "\n\n".join(order))
             before, after = whole.value[:place], whole.value[place + 1 :]
             return tuple(
-                Messages([*before, {**message, "content": front + each}, *after])
-                for each in changed[: 1 if len(again) > LONGEST else 2]
+                Messages([*before, {**message, "content": front + end}, *after])
+                for end in changed[: 1 if len(again) > LONGEST else 2]
             )
     return ()

@@ -7,10 +7,8 @@ from typing import Any
 
 import openai
 
-from vllm_cold.settings.amateurs import Messages
-from vllm_cold.tools.asked_contrast import request_args
 from vllm_cold.tools.command_error import ToolError
-from vllm_cold.tools.pictures import as_sent
+from vllm_cold.tools.contrast_args import endpoint, request_args
 from vllm_cold.tools.server import Server, side_by_side, without_openai
 from vllm_cold.tools.tune.answers import Job, Output
 from vllm_cold.tools.tune.task import Task
@@ -20,16 +18,16 @@ _OWN_CONCURRENCY = 256  # so that batches are full
 
 
 def ask(
-    task: Task, server: Server, jobs: Sequence[Job], done: Callable[[Job, Output], None]
+    task: Task, server: Server, jobs: Sequence[Job], on_answer: Callable[[Job, Output], None]
 ) -> None:
-    """Have a server decode jobs at temperature 0; ``done`` is called for each as soon as it is
+    """Have a server decode jobs at temperature 0; ``on_answer`` is called for each as soon as it is
     finished. ToolError where a request is refused or ends with an error.
     """
     waiting = iter(jobs)
 
     async def work(client: openai.AsyncOpenAI) -> None:
         for job in waiting:  # all take the next one of the same
-            done(job, await _answer(task, server, client, job))
+            on_answer(job, await _answer(task, server, client, job))
 
     async def run() -> None:
         async with openai.DefaultAsyncHttpxClient() as http:  # of this event loop
@@ -42,32 +40,30 @@ def ask(
 
 
 async def _answer(task: Task, server: Server, client: openai.AsyncOpenAI, job: Job) -> Output:
-    reads = job.reads
-    told = request_args(job.args, task.model) if job.args else {"cold": 0}
+    path, prompt = endpoint(job.reads)
+    xargs = request_args(job.args, task.model) if job.args else {"cold": 0}
     most = task.options.max_tokens
-    common: dict[str, Any] = {
+    body = {
         "model": task.expert or task.model,
+        **prompt,
         "temperature": 0.0,
         "max_tokens": most,
         "stop": task.options.stop or [],
-        "extra_body": {"vllm_xargs": told},
+        "vllm_xargs": xargs,
     }
     try:
         with server.errors():
-            if isinstance(reads, Messages):
-                messages: Any = as_sent(reads.value)
-                chat = await client.chat.completions.create(messages=messages, **common)
-                found, text, usage = chat.choices[0], chat.choices[0].message.content, chat.usage
-            else:
-                reply = await client.completions.create(prompt=reads.value, **common)
-                found, text, usage = reply.choices[0], reply.choices[0].text, reply.usage
+            reply: Any = await client.post(path, body=body, cast_to=object)
     except ToolError as error:
         raise ToolError(f"{job.problem.place}: {error}") from error
-    finish = found.finish_reason
-    if finish == "length" and usage is not None and usage.completion_tokens < most:
+    choice, usage = reply["choices"][0], reply.get("usage")
+    finish = choice["finish_reason"]
+    if finish == "length" and usage is not None and usage["completion_tokens"] < most:
+        tokens = usage["prompt_tokens"]
         raise ToolError(
-            f"{job.problem.place}: its prompt has {usage.prompt_tokens} tokens, with --max-tokens "
-            f"{usage.prompt_tokens + most} in all, which exceeds the model's length; shorten the "
+            f"{job.problem.place}: its prompt has {tokens} tokens, with --max-tokens "
+            f"{tokens + most} in all, which exceeds the model's length; shorten the "
             "prompt, lower --max-tokens or raise --max-model-len"
         )
+    text = choice["message"]["content"] if "message" in choice else choice["text"]
     return Output(text or "", finish)

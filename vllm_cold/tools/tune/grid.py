@@ -8,7 +8,7 @@ import msgspec
 
 from vllm_cold.settings.presets import PresetName, preset_of
 from vllm_cold.settings.table import PREFIX, SETTINGS, check, read
-from vllm_cold.tools.asked_contrast import option_of
+from vllm_cold.tools.contrast_args import option_of
 
 # The axes of the grid, with what is tried where nothing else is said.
 AXES = {"alpha": "0.05,0.1,0.3", "beta": "0.25,0.5,1"}
@@ -37,40 +37,40 @@ class Setting(msgspec.Struct, frozen=True, omit_defaults=True):
         return {PREFIX + name: value for name, value in self.values.items() if name != "baseline"}
 
     def __str__(self) -> str:
-        said = ", ".join(
+        text = ", ".join(
             value if name == "preset" else f"{name} {value}".removesuffix(".0")
             for name, value in self.values.items()
             if name != "baseline"
         )
-        return " with ".join(filter(None, (said, self.baseline))) or "greedy"
+        return " with ".join(filter(None, (text, self.baseline))) or "greedy"
 
 
 GREEDY = Setting()
 
 
 def _values(name: str, text: str) -> list[Any]:
-    """The values of an option with commas between them, each once."""
-    found = [check(name, read(name, part.strip()), option_of(name)) for part in text.split(",")]
-    return list(dict.fromkeys(found))
+    """Read the values of an option with commas between them, each once."""
+    values = [check(name, read(name, part.strip()), option_of(name)) for part in text.split(",")]
+    return list(dict.fromkeys(values))
 
 
 def _strengths(betas: list[Any], rules: list[str]) -> list[dict[str, Any]]:
-    """The betas to try from the mildest, then the rules. A beta may name a rule, as in a
+    """List the betas to try from the mildest, then the rules. A beta may name a rule, as in a
     request.
     """
-    numbers = sorted(one for one in betas if not isinstance(one, str))
-    named = sorted({*rules, *(one for one in betas if isinstance(one, str))})
-    return [*({"beta": one} for one in numbers), *({"rule": one} for one in named)]
+    numbers = sorted(beta for beta in betas if not isinstance(beta, str))
+    names = sorted({*rules, *(beta for beta in betas if isinstance(beta, str))})
+    return [*({"beta": beta} for beta in numbers), *({"rule": rule} for rule in names)]
 
 
 def make_grid(
-    given: Mapping[str, str | None], presets: str | None = None, weights: Any = None
+    texts: Mapping[str, str | None], presets: str | None = None, weights: Any = None
 ) -> list[Setting]:
-    """All pairs of alpha and a beta or rule, the mildest first: by beta, then alpha from the
-    largest; then the presets, as given. With presets and none of these it is presets alone.
+    """List all pairs of alpha and a beta or rule, the mildest first: by beta, then alpha from the
+    largest; then the presets in their order. With presets and none of these, only presets.
 
     Args:
-        given: Texts of options, by the setting's name: those of ``AXES`` and rules are values
+        texts: Texts of options, by the setting's name: those of ``AXES`` and rules are values
             separated by commas. Others hold for each point, a rule's parameters for those with a
             rule; for all where none has one, and the method then refuses them.
         presets: Names, separated by commas.
@@ -79,22 +79,24 @@ def make_grid(
     Raises:
         ColdError: a value is none or out of range.
     """
-    said = {name: text for name in SETTINGS if (text := given.get(name)) is not None}
-    axes = {name: _values(name, said.pop(name)) for name in (*AXES, "rule") if name in said}
+    others = {name: text for name in SETTINGS if (text := texts.get(name)) is not None}
+    axes = {name: _values(name, others.pop(name)) for name in (*AXES, "rule") if name in others}
     points: list[dict[str, Any]] = []
     if presets is None or axes:
         strengths = _strengths(axes.get("beta", []), axes.get("rule", []))
         if not strengths and weights is None:
             strengths = _strengths(_values("beta", AXES["beta"]), [])
         alphas = sorted(axes.get("alpha") or _values("alpha", AXES["alpha"]), reverse=True)
-        points = [{"alpha": alpha, **one} for one in strengths or [{}] for alpha in alphas]
+        points = [
+            {"alpha": alpha, **strength} for strength in strengths or [{}] for alpha in alphas
+        ]
     for name in presets.split(",") if presets is not None else ():
         points.append({"preset": check("preset", name.strip(), "--preset")})
     several = weights if isinstance(weights, list) else [weights]
     ruled = [point for point in points if "rule" in {**preset_of(point).settings, **point}]
-    if not ruled or any(isinstance(one, str) and one for one in several):
+    if not ruled or any(isinstance(weight, str) and weight for weight in several):
         ruled = points
-    for name, text in said.items():
+    for name, text in others.items():
         value = check(name, read(name, text), option_of(name))
         for point in points if name == "expert_top_k" else ruled:
             # Parameters stay JSON text: settings are hashed.

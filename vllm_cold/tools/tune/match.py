@@ -32,7 +32,6 @@ Matcher = Callable[[str, Problem], float]
 Judge = Callable[[str], Any]  # of an output
 
 KEEP = "contains"  # the rule where rows have something to keep, and --keep is not given
-FIELDS = {"match": "answer", "keep": "keep"}  # of a row, by option
 
 _NUMBER = re.compile(
     r"""
@@ -51,12 +50,12 @@ _NUMBER = re.compile(
 
 
 def numbers(text: str) -> list[Decimal]:
-    """All numbers in ``text``, in order, as ``_NUMBER`` finds them."""
-    found = []
-    for item in _NUMBER.finditer(text):
-        sign = "-" if item["sign"] in ("-", "\u2212") else ""
-        found.append(Decimal(sign + item["figure"].replace(",", "") + (item["exponent"] or "")))
-    return found
+    """Find all numbers in ``text``, in order."""
+    values = []
+    for match in _NUMBER.finditer(text):
+        sign = "-" if match["sign"] in ("-", "\u2212") else ""
+        values.append(Decimal(sign + match["figure"].replace(",", "") + (match["exponent"] or "")))
+    return values
 
 
 _RULES: dict[str, Callable[[str, str], bool]] = {
@@ -68,22 +67,22 @@ _RULES: dict[str, Callable[[str, str], bool]] = {
 
 
 def load_matcher(how: str, problems: Sequence[Problem], option: str = "match") -> Matcher:
-    """The scoring rule of an option: a function of an output and its problem, with a score in
-    [0, 1].
+    """Return the scoring rule of an option: a function of an output and its problem, with a score
+    in [0, 1].
 
     Raises:
         ToolError: no such rule, an answer that the rule cannot use, or a callable that cannot be
             imported; the function raises one if a callable fails.
     """
-    called, field = f"--{option}={how!r}", FIELDS[option]
-    judge_of = _judge_of(how, called)
+    where, field = f"--{option}={how!r}", "answer" if option == "match" else "keep"
+    judge_of = _judge_of(how, where)
     judges = dict[str, Judge]()
     for problem in problems:
         try:
             judges[problem.id] = judge_of(getattr(problem, field))
         except ValueError as error:
             raise ToolError(
-                f"{called}: line {problem.line}: cannot use the {field}: {error}"
+                f"{where}: line {problem.line}: cannot use the {field}: {error}"
             ) from None
 
     def score(output: str, problem: Problem) -> float:
@@ -91,14 +90,14 @@ def load_matcher(how: str, problems: Sequence[Problem], option: str = "match") -
             value = judges[problem.id](output)
         except Exception as error:  # whatever a callable raises
             raise ToolError(
-                f"{called}: raised {type(error).__name__}: {error} on {problem.place} with "
+                f"{where}: raised {type(error).__name__}: {error} on {problem.place} with "
                 f"output {output!r}"
             ) from error
         value = value.item() if hasattr(value, "item") else value  # numpy and torch scalars
         # NaN compares false.
         if not isinstance(value, (bool, int, float)) or not 0.0 <= value <= 1.0:
             raise ToolError(
-                f"{called}: returned {value!r} on {problem.place}; must be a bool or a "
+                f"{where}: returned {value!r} on {problem.place}; must be a bool or a "
                 "number from 0 to 1"
             )
         return float(value)
@@ -107,15 +106,16 @@ def load_matcher(how: str, problems: Sequence[Problem], option: str = "match") -
 
 
 def load_keeper(how: str | None, problems: Sequence[Problem]) -> Matcher | None:
-    """The scoring rule of ``--keep``; None where nothing is to be kept.
+    """Return the scoring rule of ``--keep``; None where nothing is to be kept.
 
     Raises:
         ToolError: as ``load_matcher``, or not all rows have what the rule needs.
     """
     having = [problem for problem in problems if problem.keep is not None]
-    if having and (lacking := next((one for one in problems if one.keep is None), None)):
+    lacking = [problem for problem in problems if problem.keep is None]
+    if having and lacking:
         raise ToolError(
-            f'line {lacking.line}: has no "keep", and line {having[0].line} has one; give it to '
+            f'line {lacking[0].line}: has no "keep", and line {having[0].line} has one; give it to '
             "all rows, or to none"
         )
     if not having:
@@ -129,39 +129,38 @@ def load_keeper(how: str | None, problems: Sequence[Problem]) -> Matcher | None:
     return load_matcher(how or KEEP, problems, "keep")
 
 
-def _judge_of(how: str, called: str) -> Callable[[Any], Judge]:
-    """What makes a judge of what a row has: it raises ValueError for what the rule cannot use."""
+def _judge_of(how: str, where: str) -> Callable[[Any], Judge]:
+    """Return what makes a judge of a row's answer; ValueError from it if the rule cannot use it."""
     if ":" in how:
-        function = _import(how, called)
-        return lambda said: lambda output: function(output, said)
+        function = _import(how, where)
+        return lambda answer: lambda output: function(output, answer)
     if how in _RULES:
         return partial(_by_answers, how)
     if how != "ifeval":
         raise ToolError(
-            f"{called}: must be one of {', '.join(_RULES)}, ifeval, or a callable as "
-            "module:function"
+            f"{where}: must be one of {', '.join(_RULES)}, ifeval, or a callable as module:function"
         )
     try:
         known = ifeval.kinds()
     except ModuleNotFoundError as error:
         name = str(error.name).partition(".")[0]
-        raise ToolError(f"{called}: needs {name}: pip install 'vllm-cold[ifeval]'") from error
-    return lambda said: partial(ifeval.follows, ifeval.checkers(said, known))
+        raise ToolError(f"{where}: needs {name}: pip install 'vllm-cold[ifeval]'") from error
+    return lambda answer: partial(ifeval.follows, ifeval.checkers(answer, known))
 
 
-def _by_answers(how: str, said: Any) -> Judge:
-    if said == []:
+def _by_answers(how: str, answer: Any) -> Judge:
+    if answer == []:
         raise ValueError("[]: an empty list can never be matched; give at least one answer")
-    answers = [_as_text(item) for item in (said if isinstance(said, list) else [said])]
-    for answer in answers:
+    texts = [_as_text(item) for item in (answer if isinstance(answer, list) else [answer])]
+    for text in texts:
         if how == "regex":
             try:
-                re.compile(answer)
+                re.compile(text)
             except re.error as error:
-                raise ValueError(f"{answer!r}: {error}") from None
-        if how == "number" and (count := len(numbers(answer))) != 1:
-            raise ValueError(f"{answer!r} must have exactly one number, and has {count or 'none'}")
-    return lambda output: any(_RULES[how](output, answer) for answer in answers)
+                raise ValueError(f"{text!r}: {error}") from None
+        if how == "number" and (count := len(numbers(text))) != 1:
+            raise ValueError(f"{text!r} must have exactly one number, and has {count or 'none'}")
+    return lambda output: any(_RULES[how](output, text) for text in texts)
 
 
 def _as_text(value: Any) -> str:
@@ -172,25 +171,25 @@ def _as_text(value: Any) -> str:
     raise ValueError(f"{value!r}: must be text that is not empty, a number, or a list of these")
 
 
-def _import(how: str, called: str) -> Callable[[str, Any], Any]:
-    """The user's function."""
+def _import(how: str, where: str) -> Callable[[str, Any], Any]:
+    """Import the user's function."""
     try:
         with _importable():
             function = pkgutil.resolve_name(how)
     except Exception as error:  # whatever the user's module raises when it is imported
         raise ToolError(
-            f"{called}: cannot be imported ({type(error).__name__}: {error}); give "
+            f"{where}: cannot be imported ({type(error).__name__}: {error}); give "
             "module:function, with the module in the working directory or installed"
         ) from error
     if not callable(function):
-        raise ToolError(f"{called}: is not callable; give module:function")
+        raise ToolError(f"{where}: is not callable; give module:function")
     # It may import its neighbours when it is called.
     return cast(Callable[[str, Any], Any], _importable()(function))
 
 
 @contextlib.contextmanager
 def _importable() -> Iterator[None]:
-    """The modules of the working directory can be imported, before all others, while the block
+    """Let the modules of the working directory be imported, before all others, while the block
     runs.
 
     An installed command does not look there by itself; ``python -m`` does. Only meanwhile: vLLM's

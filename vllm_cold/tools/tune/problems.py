@@ -12,9 +12,9 @@ import numpy as np
 from pydantic import BeforeValidator
 
 from vllm_cold.errors import site
-from vllm_cold.tools.asked_contrast import Content, as_chat, kept, merge
 from vllm_cold.tools.command_error import ToolError
-from vllm_cold.tools.rows import Given, Whole, read_lines, read_row
+from vllm_cold.tools.contrast_args import Content, as_chat, as_json, merge
+from vllm_cold.tools.rows import PromptRow, Whole, read_lines, read_row
 from vllm_cold.tools.tune.verdict import FEWEST
 
 
@@ -27,7 +27,7 @@ class Problem:
     prompt: Content
     answer: Any  # as the file has it; of several one is enough
     args: Mapping[str, Any] = field(default_factory=dict)  # flat: what it is contrasted with
-    own_keys: frozenset[str] = frozenset()  # those of the row itself that say so
+    row_keys: frozenset[str] = frozenset()  # those of the row itself that say so
     has_answer: bool = True  # whether the text that an amateur lacks answers the question
     baselines: Mapping[str, Content] = field(default_factory=dict)  # its baselines, by name
     keep: Any = None  # what must be kept, too, as the file has it; None where it does not say
@@ -49,7 +49,7 @@ def _as_switch(value: Any) -> bool:
     raise ValueError('must be true or false: whether the text answers; right answers are "answer"')
 
 
-class _Row(Given):
+class _Row(PromptRow):
     answer: Any
     keep: Any = None
     answers: Annotated[bool, BeforeValidator(_as_switch)] = True
@@ -80,27 +80,28 @@ def load_problems(
     repeated = 0
     for number, line in read_lines(Path(path), path):
         try:
-            row, own = read_row(_Row, line)
+            row, row_args = read_row(_Row, line)
             prompt = row.read(Path(path).parent)
             problem = Problem(
                 id=f"line-{number}" if row.id is None else str(row.id),
                 line=number,
                 prompt=as_chat(prompt) if chat else prompt,
                 answer=row.answer,
-                args=merge(args or {}, own),
-                own_keys=frozenset(own),
+                args=merge(args or {}, row_args),
+                row_keys=frozenset(row_args),
                 has_answer=row.answers,
                 keep=row.keep,
             )
-            first = by_prompt.setdefault(json.dumps(kept(problem.prompt, named=False)), problem)
+            key = json.dumps(as_json(problem.prompt, with_names=False))
+            first = by_prompt.setdefault(key, problem)
             if first is problem:
                 same = by_id.setdefault(problem.id, problem)
                 if same is not problem:
                     raise ValueError(f"id: {problem.id!r} is line {same.line}'s already")
                 continue
             repeated += 1
-            said = ("answer", "args", "has_answer", "keep")
-            if any(getattr(first, name) != getattr(problem, name) for name in said):
+            fields = ("answer", "args", "has_answer", "keep")
+            if any(getattr(first, name) != getattr(problem, name) for name in fields):
                 raise ValueError(
                     f"has the prompt of line {first.line} with another answer, keep or contrast; "
                     "give all right answers as one list, and one contrast"
@@ -113,9 +114,9 @@ def load_problems(
 def split_problems(
     problems: Sequence[Problem], test_fraction: float, seed: int
 ) -> tuple[list[Problem], list[Problem]]:
-    """The dev problems, which pick a setting, and the held-out ones, which judge it, at random: of
-    those whose text answers and of the others the same share. Both stay in the file's order;
-    ToolError where there are too few.
+    """Split problems at random into dev ones, which pick a setting, and held-out ones, which judge
+    it: of those whose text answers and of the others the same share. Both stay in the file's
+    order; ToolError where there are too few.
     """
     held_out = set[str]()
     for kind, which in ((True, "problems"), (False, 'problems with "answers": false')):

@@ -11,23 +11,28 @@ from typing import Any
 import msgspec
 
 import vllm_cold
+from vllm_cold.compat.versions import vllm_version
 from vllm_cold.errors import ColdError
 from vllm_cold.settings.amateurs import AmateurSpec, Messages, media_parts
 from vllm_cold.settings.presets import PRESETS
 from vllm_cold.settings.table import PREFIX, SETTINGS
-from vllm_cold.tools.asked_contrast import (
+from vllm_cold.tools.command_error import ToolError
+from vllm_cold.tools.contrast_args import (
     as_written,
     check_amateurs,
     option_args,
     option_of,
     read_contrast,
 )
-from vllm_cold.tools.command_error import ToolError
 from vllm_cold.tools.models import Models, read_models
 from vllm_cold.tools.tune.baselines import Lacks, add_baselines
 from vllm_cold.tools.tune.grid import Setting, make_grid
 from vllm_cold.tools.tune.match import Matcher, load_keeper, load_matcher
 from vllm_cold.tools.tune.problems import Problem, load_problems, split_problems
+
+# What --engine-args may not have, with the remedy: a token would stand in results and reports.
+_ELSEWHERE = {"model": "use --model", "hf_token": "set HF_TOKEN"}
+_ELSEWHERE |= dict.fromkeys(("host", "port", "api_key"), "leave it out")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,9 +53,7 @@ class Task(Models):
     matchers: list[Matcher]  # the second one of what must be kept, too, if there is such
 
     def made_with(self) -> dict[str, Any]:
-        """All that answers depend on besides problem and setting, as JSON."""
-        from vllm_cold.compat.versions import vllm_version
-
+        """Return all that answers depend on besides problem and setting, as JSON."""
         made_with: dict[str, Any] = {
             "server": self.server and self.server.root,
             "model": self.model,
@@ -60,7 +63,7 @@ class Task(Models):
         }
         if self.server is not None:
             return made_with
-        folders = [self.model, *(one.folder for one in self.adapters)]
+        folders = [self.model, *(adapter.folder for adapter in self.adapters)]
         return made_with | {
             "engine": self.engine,
             "vllm": vllm_version(),
@@ -86,20 +89,20 @@ def read_task(options: argparse.Namespace) -> Task:
             f"--test-fraction={options.test_fraction:g}: must be between 0 and 1, both excluded"
         )
     models = read_models(options)
-    args = option_args(options, models.named)
+    args = option_args(options, models.amateur_names)
     try:
-        given = {name: getattr(options, name) for name in SETTINGS}
-        grid = make_grid(given, options.preset, args.get(PREFIX + "weights"))
+        settings = {name: getattr(options, name) for name in SETTINGS}
+        grid = make_grid(settings, options.preset, args.get(PREFIX + "weights"))
     except ColdError as error:
         raise ToolError(as_written(error)) from None
     problems, repeated = load_problems(options.data, args, options.chat)
     by_preset = [_amateurs(problem, grid, models) for problem in problems]
-    several = {name for one in by_preset for name, found in one.items() if len(found) > 1}
+    several = {name for presets in by_preset for name, read in presets.items() if len(read) > 1}
     presets = {setting.preset for setting in grid if setting.preset}
     # A preset says what system prompts are: cad's amateur lacks texts, cfg's instructions.
     texts = "cfg" not in presets and any(PRESETS[name].of_texts for name in presets)
     texts |= not all(problem.has_answer for problem in problems)
-    readers = [_other_reader(*one) for one in zip(problems, by_preset, strict=True)]
+    readers = list(map(_other_reader, problems, by_preset))
     lacks, problems, untried = add_baselines(problems, readers, options.better, texts=texts)
     dev, held_out = split_problems(problems, options.test_fraction, options.seed)
     keeper = load_keeper(options.keep, problems)
@@ -109,7 +112,7 @@ def read_task(options: argparse.Namespace) -> Task:
         args=args,
         grid=grid,
         baselines=[Setting(baseline=name) for name in problems[0].baselines],
-        single=[one for one in grid if one.preset not in several],
+        single=[setting for setting in grid if setting.preset not in several],
         lacks=lacks,
         untried=untried,
         problems=problems,
@@ -123,48 +126,45 @@ def read_task(options: argparse.Namespace) -> Task:
 def _amateurs(
     problem: Problem, grid: Sequence[Setting], models: Models
 ) -> dict[str | None, tuple[AmateurSpec, ...]]:
-    """A problem's amateurs by preset; ToolError for what can be said of them and of settings before
-    anything is started.
+    """Return a problem's amateurs by preset; ToolError for what is wrong with them or the settings,
+    as far as it shows before anything is started.
     """
-    found: dict[str | None, tuple[AmateurSpec, ...]] = {}
+    by_preset: dict[str | None, tuple[AmateurSpec, ...]] = {}
     try:
         for setting in grid:
-            found[setting.preset] = read_contrast({**problem.args, **setting.args}).amateurs
-        amateurs = chain.from_iterable(found.values())
+            by_preset[setting.preset] = read_contrast({**problem.args, **setting.args}).amateurs
+        amateurs = chain.from_iterable(by_preset.values())
         check_amateurs(problem.place, problem.prompt, amateurs, models.expert, models.model)
     except ColdError as error:
-        raise ToolError(f"{problem.place}: {as_written(error, problem.own_keys)}") from None
-    return found
+        raise ToolError(f"{problem.place}: {as_written(error, problem.row_keys)}") from None
+    return by_preset
 
 
 def _other_reader(
     problem: Problem, by_preset: Mapping[str | None, Sequence[AmateurSpec]]
 ) -> AmateurSpec | None:
-    """An amateur that reads another prompt, if there is one and the prompt has no pictures; the
-    only amateur of a preset first.
+    """Return an amateur that reads another prompt, if there is one and the prompt has no pictures;
+    the only amateur of a preset first.
     """
     if isinstance(problem.prompt, Messages) and any(map(media_parts, problem.prompt.value)):
         return None
     ordered = sorted(by_preset.values(), key=len)
-    return next((one for one in chain.from_iterable(ordered) if one.source is not None), None)
+    others = (amateur for amateur in chain.from_iterable(ordered) if amateur.source is not None)
+    return next(others, None)
 
 
-def _with_more(engine: Mapping[str, Any], given: str | None) -> dict[str, Any]:
-    """A server's arguments, with those of ``--engine-args``."""
+def _with_more(engine: Mapping[str, Any], text: str | None) -> dict[str, Any]:
+    """Return a server's arguments with those of ``--engine-args``."""
     try:
-        more = msgspec.json.decode(given or "{}", type=dict[str, Any])
+        more = msgspec.json.decode(text or "{}", type=dict[str, Any])
     except msgspec.DecodeError as error:
-        raise ToolError(f"--engine-args={given!r}: must be a JSON object ({error})") from None
-    for name, remedy in (
-        ("model", "use --model"),
-        ("hf_token", "set HF_TOKEN"),
-        *((name, "leave it out") for name in ("host", "port", "api_key")),
-    ):
-        if name in more:  # a token would stand in results and reports
+        raise ToolError(f"--engine-args={text!r}: must be a JSON object ({error})") from None
+    for name, remedy in _ELSEWHERE.items():
+        if name in more:
             raise ToolError(f"--engine-args: {name} does not belong there; {remedy}")
     theirs = more.get("additional_config") or {}
     if not isinstance(theirs, dict):
         raise ToolError(f"--engine-args: additional_config={theirs!r}: must be a JSON object")
-    if isinstance(own := engine.get("additional_config"), dict):
-        more["additional_config"] = {**theirs, **own}
+    if isinstance(ours := engine.get("additional_config"), dict):
+        more["additional_config"] = {**theirs, **ours}
     return {**engine, **more}

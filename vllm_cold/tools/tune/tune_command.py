@@ -18,8 +18,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 from rich.text import Text
 
-from vllm_cold.tools.asked_contrast import kept
 from vllm_cold.tools.command_error import ToolError
+from vllm_cold.tools.contrast_args import as_json
 from vllm_cold.tools.server import Server
 from vllm_cold.tools.tune import tune_report, verdict
 from vllm_cold.tools.tune.answers import Answers, Job, Output, open_answers
@@ -44,10 +44,10 @@ class Tuning:
     @cached_property
     def server(self) -> Server:
         """What is asked; it starts when it is needed."""
-        return self.stack.enter_context(self.task.opened(self.task.options.verbose))
+        return self.stack.enter_context(self.task.open(self.task.options.verbose))
 
     def _score(self, setting: Setting, problem: Problem) -> tuple[float, ...]:
-        """The scores of ``--match`` and, if something must be kept, of ``--keep``."""
+        """Return the scores of ``--match`` and, if something must be kept, of ``--keep``."""
         at = (setting, problem.id)
         if at not in self.scored:
             text = self.answers[Job(setting, problem).key].text
@@ -55,18 +55,18 @@ class Tuning:
         return self.scored[at]
 
     def _scores(self, setting: Setting, problems: Sequence[Problem]) -> verdict.Scores:
-        """Those of problems [problems, 1 or 2]."""
+        """Return the scores of problems [problems, 1 or 2]."""
         return np.array([self._score(setting, problem) for problem in problems])
 
     def _results(
         self, settings: Sequence[Setting], problems: Sequence[Problem], than: Setting = GREEDY
     ) -> dict[Setting, verdict.Result]:
-        """Settings against another one."""
+        """Compare settings with another one."""
         other = self._scores(than, problems)
         answers = np.array([problem.has_answer for problem in problems])
         return {
-            one: verdict.result(one, self._scores(one, problems), other, answers)
-            for one in settings
+            setting: verdict.result(setting, self._scores(setting, problems), other, answers)
+            for setting in settings
         }
 
     def judge(self) -> tuple[list[str], verdict.Verdict]:
@@ -85,28 +85,28 @@ class Tuning:
             ]
         )
         untested = task.lacks == "text" and all(problem.has_answer for problem in task.problems)
-        told = list(self._results(task.baselines, task.problems).values())
-        findings = verdict.findings(told, task.lacks or "", untested) + task.untried
-        for said in findings:
-            Console().print(Text(said))
+        baselines = list(self._results(task.baselines, task.problems).values())
+        findings = verdict.findings(baselines, task.lacks or "", untested) + task.untried
+        for finding in findings:
+            Console().print(Text(finding))
         rows = self._results(task.baselines, dev)
         added = list(rows.values())[1:]  # the first one lacks what the amateur lacks
-        gains = [one for one in added if one.score.whole.cold > one.score.whole.greedy]
+        gains = [row for row in added if row.score.whole.cold > row.score.whole.greedy]
         grid = list(task.grid)
         if gains:
             more = verdict.pick(gains).setting.baseline
-            grid += [msgspec.structs.replace(one, baseline=more) for one in task.single]
+            grid += [msgspec.structs.replace(setting, baseline=more) for setting in task.single]
         self._need(itertools.product(grid, dev))
         rows |= self._results(grid, dev)
-        best = verdict.pick([rows[one] for one in grid]).setting
+        best = verdict.pick([rows[setting] for setting in grid]).setting
         self._need(itertools.product([best], held_out))
         return findings, verdict.Verdict(
             dev=rows,
             picked=best,
             held_out=self._results([*task.baselines, best], held_out),
             against={
-                one: self._results([best], held_out, one)[best].score.found
-                for one in task.baselines
+                baseline: self._results([best], held_out, baseline)[best].score.answered
+                for baseline in task.baselines
             },
             untested=untested,
         )
@@ -132,25 +132,26 @@ class Tuning:
             ask(self.task, server, list(missing), done)
 
     def changes(self, best: Setting) -> list[dict[str, Any]]:
-        """The held-out problems on which ``best`` scores higher than greedy decoding, then those
-        where it scores lower.
+        """List the held-out problems on which ``best`` scores higher than greedy decoding, then
+        those where it scores lower.
         """
         changes = []
         kinds = ("match", "keep") if len(self.task.matchers) > 1 else ()
         for problem in self.task.held_out:
-            said = {"id": problem.id, "prompt": kept(problem.prompt), "answer": problem.answer}
-            said |= {"keep": problem.keep} if kinds else {}
+            change = {"id": problem.id, "prompt": as_json(problem.prompt), "answer": problem.answer}
+            change |= {"keep": problem.keep} if kinds else {}
             for name, setting in (("greedy", GREEDY), ("cold", best)):
                 scores = self._score(setting, problem)
-                said[name] = self.answers[Job(setting, problem).key].text
-                said[f"{name}_score"] = math.prod(scores)
-                said |= {f"{name}_{kind}": each for kind, each in zip(kinds, scores, strict=False)}
-            if said["greedy_score"] != said["cold_score"]:
-                changes.append(said)
-        return sorted(changes, key=lambda one: one["cold_score"] < one["greedy_score"])
+                change[name] = self.answers[Job(setting, problem).key].text
+                change[f"{name}_score"] = math.prod(scores)
+                for kind, score in zip(kinds, scores, strict=False):
+                    change[f"{name}_{kind}"] = score
+            if change["greedy_score"] != change["cold_score"]:
+                changes.append(change)
+        return sorted(changes, key=lambda change: change["cold_score"] < change["greedy_score"])
 
     def notes(self, best: Setting) -> list[str]:
-        """What a reader has to know of the answers."""
+        """Write what a reader has to know of the answers."""
         notes, problems = [], self.task.problems
         for setting, name in ((GREEDY, "greedy"), (best, "the picked setting")):
             ends = [self.answers[Job(setting, problem).key].finish for problem in problems]
@@ -162,8 +163,8 @@ class Tuning:
                 )
         columns = zip(*self.scored.values(), strict=True)
         what = (("right", "--match"), ("kept", "--keep"))
-        for (name, option), found in zip(what, columns, strict=False):
-            if not any(found):
+        for (name, option), scores in zip(what, columns, strict=False):
+            if not any(scores):
                 notes.append(
                     f"Nothing is {name}, with or without a contrast. Compare answers.jsonl with "
                     f"the answers that you expect: {option}, --chat, --stop or --max-tokens may be "
@@ -177,9 +178,8 @@ def run(options: argparse.Namespace) -> int:
     task = read_task(options)
     progress = Console(stderr=True, highlight=False, soft_wrap=True)
     with open_answers(options.output, task.made_with()) as answers, ExitStack() as stack:
-        more = (
-            ", and again with a baseline that gains" if task.baselines[1:] and task.single else ""
-        )
+        is_combined = task.baselines[1:] and task.single
+        more = ", and again with a baseline that gains" if is_combined else ""
         progress.print(
             f"{len(task.problems)} problems ({len(task.dev)} dev, {len(task.held_out)} held out), "
             f"{len(task.grid)} settings{more}. {len(answers)} answers are there already."
@@ -195,11 +195,11 @@ def run(options: argparse.Namespace) -> int:
             )
             raise
     best = judged.best.setting
-    found = tune_report.make_report(task, first, judged, tuning.changes(best), tuning.notes(best))
+    report = tune_report.make_report(task, first, judged, tuning.changes(best), tuning.notes(best))
     path = Path(options.output, "report.json")
     try:
-        path.write_bytes(msgspec.json.format(msgspec.json.encode(found), indent=2) + b"\n")
+        path.write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n")
     except OSError as error:
         raise ToolError(f"{path}: cannot be written: {error.strerror}") from error
-    tune_report.show(Console(), found, judged, str(path))
+    tune_report.show(Console(), report, judged, str(path))
     return 0 if judged.gain else 1

@@ -16,20 +16,21 @@ from vllm_cold.errors import ColdError
 from vllm_cold.settings.arguments import parse_engine_defaults
 from vllm_cold.settings.table import PREFIX
 from vllm_cold.tools.adapters import Adapter
-from vllm_cold.tools.asked_contrast import ROW_KEYS, reads_args, request_args
+from vllm_cold.tools.contrast_args import ROW_KEYS, reads_args, request_args
 from vllm_cold.tools.own_server import words_of
 from vllm_cold.tools.tune.answers import Job
 from vllm_cold.tools.tune.baselines import BETTER, STRONGER
+from vllm_cold.tools.tune.grid import Setting
 from vllm_cold.tools.tune.match import KEEP
 from vllm_cold.tools.tune.task import Task
-from vllm_cold.tools.tune.verdict import Verdict, interval, loss, percent, points
+from vllm_cold.tools.tune.verdict import Verdict, loss, percent, points
 
 FORMAT = 8  # of report.json
 
 
 def server_defaults(args: Mapping[str, Any]) -> dict[str, Any] | None:
-    """A request's flat arguments as a server's defaults, by the setting's name; None where a server
-    has no defaults for them, and each request has to send them.
+    """Return a request's flat arguments as a server's defaults, by the setting's name; None where a
+    server has no defaults for them, and each request has to send them.
     """
     defaults = {key.removeprefix(PREFIX): value for key, value in args.items()}
     try:
@@ -45,15 +46,15 @@ def serve_line(
     engine: Mapping[str, Any],
     defaults: Mapping[str, Any] | None,
 ) -> str:
-    """The command that serves what was measured, quoted for a shell. vllm-cold's defaults are those
-    of ``server_defaults``; None for a server that decodes greedily.
+    """Return the command that serves what was measured, quoted for a shell. vllm-cold's defaults
+    are those of ``server_defaults``; None for a server that decodes greedily.
     """
     more = engine.get("additional_config") or {}
     # What is said of contrastive decoding there is for the server that tunes.
     rest = {key: value for key, value in more.items() if key != "cold"} or None
     words = ["vllm", "serve", model, *words_of({**engine, "additional_config": rest})]
     if adapters:
-        words += ["--lora-modules", *(one.module for one in adapters)]
+        words += ["--lora-modules", *(adapter.module for adapter in adapters)]
     if defaults is not None:
         words += ["--sampler", "cold"]
         for path in more.get("cold", {}).get("rules", ()):
@@ -65,35 +66,35 @@ def serve_line(
 
 
 def _advice(task: Task, judged: Verdict) -> tuple[str, list[str]]:
-    """What to paste, a command or the fields of a request's body, and what contrastive requests
-    have to send in addition.
+    """Return what to paste, a command or the fields of a request's body, and what contrastive
+    requests have to send in addition.
     """
     setting, problem = judged.picked, task.problems[0]
-    own = any(each.own_keys for each in task.problems) or setting.baseline is not None
-    told = request_args(Job(setting, problem).args, None if own else task.model)
+    varies = setting.baseline is not None or any(p.row_keys for p in task.problems)
+    args = request_args(Job(setting, problem).args, None if varies else task.model)
     rows = [f"the cold_* keys of its problem's row, in place of other {', '.join(ROW_KEYS)}"]
     if setting.baseline is not None:
         # A stream's JSON text for a chat; as it stands here, a server refuses it.
-        told |= dict.fromkeys(reads_args(problem.lacking), f"<the prompt without the {task.lacks}>")
+        args |= dict.fromkeys(reads_args(problem.lacking), f"<the prompt without the {task.lacks}>")
         rows = [f"a prompt with {setting.baseline}, as answers.jsonl has it for this setting"]
-    elif own:
-        told = {key: value for key, value in told.items() if key not in problem.own_keys}
-    must = [f'"vllm_xargs": {json.dumps(told)}', *(rows if own else [])]
+    elif varies:
+        args = {key: value for key, value in args.items() if key not in problem.row_keys}
+    must = [f'"vllm_xargs": {json.dumps(args)}', *(rows if varies else [])]
     if task.server is not None:
-        sent = told if judged.gain else {"cold": 0}
+        sent = args if judged.gain else {"cold": 0}
         line = json.dumps({"model": task.expert or task.model, "vllm_xargs": sent})
         return line, must if judged.only else must[1:]
-    defaults = None if own else server_defaults({**task.args, **setting.args})
-    said = (defaults or {}) if judged.gain else None
-    line = serve_line(task.model, task.adapters, task.engine, said)
+    defaults = None if varies else server_defaults({**task.args, **setting.args})
+    served = (defaults or {}) if judged.gain else None
+    line = serve_line(task.model, task.adapters, task.engine, served)
     return line, [] if defaults is not None and not judged.only else must
 
 
 def make_report(
     task: Task, first: list[str], judged: Verdict, changes: list[Any], more: list[str]
 ) -> dict[str, Any]:
-    """The content of report.json, for msgspec: ``first`` is what the baselines showed, ``changes``
-    the held-out problems whose score changed, ``more`` further notes.
+    """Make the content of report.json, for msgspec: ``first`` is what the baselines showed,
+    ``changes`` the held-out problems whose score changed, ``more`` further notes.
     """
     options, best = task.options, judged.best
     serve, must = _advice(task, judged)
@@ -129,38 +130,38 @@ def make_report(
 
 
 def _notes(task: Task, judged: Verdict, must: Sequence[str]) -> list[str]:
-    """What a reader has to know of the verdict; ``must``: what contrastive requests must send."""
-    options, best, found = task.options, judged.best, judged.best.score.found
+    """Write what a reader has to know of the verdict; ``must`` is what requests must send."""
+    options, best, score = task.options, judged.best, judged.best.score.answered
     notes = [
-        f"On the {found.count} held-out problems greedy scores {percent(found.greedy)} and "
-        f"{best.setting} {percent(found.cold)}: better on {found.better}, worse on {found.worse} "
+        f"On the {score.count} held-out problems greedy scores {percent(score.greedy)} and "
+        f"{best.setting} {percent(score.cold)}: better on {score.better}, worse on {score.worse} "
         "(two-sided sign test, for right and wrong McNemar's exact one)."
     ]
     if best.match is not None and best.keep is not None:
-        each = [
-            f"{percent(one.found.greedy)} and {percent(one.found.cold)} are {name} (better on "
-            f"{one.found.better}, worse on {one.found.worse}, p = {one.found.p:.2g})"
-            for name, one in (("matched", best.match), ("kept", best.keep))
+        parts = [
+            f"{percent(part.greedy)} and {percent(part.cold)} are {name} (better on "
+            f"{part.better}, worse on {part.worse}, p = {part.p:.2g})"
+            for name, part in (("matched", best.match.answered), ("kept", best.keep.answered))
         ]
-        notes.append(f"These scores are of both at once; {', '.join(each)}.")
+        notes.append(f"These scores are of both at once; {', '.join(parts)}.")
     stop = f", stop {json.dumps(options.stop)}" if options.stop else ""
     notes.append(
         "Measured with temperature 0 in each request; sampling was not tested. The requests had "
         f"max_tokens {options.max_tokens}{stop}."
     )
     losing = [loss(row) for row in judged.held_out.values() if row is not best]
-    notes += [f"On the held-out problems {said}, so it is not advised." for said in losing if said]
+    notes += [f"On the held-out problems {text}, so it is not advised." for text in losing if text]
     advised = judged.gain or judged.only
     if must and (advised or (best.setting.baseline is None and best.lost is None)):
-        who = (
-            "Where the text is known to answer, requests" if judged.only else "Contrastive requests"
-        )
+        who = "Contrastive requests"
+        if judged.only:
+            who = "Where the text is known to answer, requests"
         notes.append(f"{who} must also send {' and '.join(must)}.")
     if task.repeated:
         notes.append(f"Rows that repeat an earlier prompt and were left out: {task.repeated}.")
-    if task.lacks is not None and any(one.baseline == STRONGER for one in task.baselines):
-        said = json.dumps(options.better or BETTER[task.lacks])
-        notes.append(f"The stronger prompt has {said} before the question (--better).")
+    if task.lacks is not None and Setting(baseline=STRONGER) in task.baselines:
+        text = json.dumps(options.better or BETTER[task.lacks])
+        notes.append(f"The stronger prompt has {text} before the question (--better).")
     return notes
 
 
@@ -186,12 +187,13 @@ def show(console: Console, report: Mapping[str, Any], judged: Verdict, path: str
 
 
 def _table(judged: Verdict) -> Table:
-    """All settings on the dev problems."""
+    """Return a table of all settings on the dev problems."""
     first = next(iter(judged.dev.values()))
-    dev, silent, match, keep = first.score.found, first.score.silent, first.match, first.keep
+    dev, silent, match, keep = first.score.answered, first.score.silent, first.match, first.keep
     title = f"{dev.count} dev problems, which pick a setting; greedy: {percent(dev.greedy)}"
     if match and keep:
-        title += f" (matched {percent(match.found.greedy)}, kept {percent(keep.found.greedy)})"
+        matched, kept = percent(match.answered.greedy), percent(keep.answered.greedy)
+        title += f" (matched {matched}, kept {kept})"
     if silent:
         title += f"\n{silent.count} whose text does not answer; greedy: {percent(silent.greedy)}"
     table = Table(
@@ -209,15 +211,15 @@ def _table(judged: Verdict) -> Table:
     for name in (*scores, "points", "better/worse", "95 % interval", *more):
         table.add_column(name, justify="right", overflow="fold")
     for setting, row in judged.dev.items():
-        dev, silent = row.score.found, row.score.silent
+        dev, silent = row.score.answered, row.score.silent
         is_picked = setting == judged.picked
         table.add_row(
             f"{setting} (picked)" if is_picked else str(setting),
-            *(percent(one.found.cold) for one in (row.match, row.keep) if one),
+            *(percent(part.answered.cold) for part in (row.match, row.keep) if part),
             percent(dev.cold),
             points(dev.difference),
             f"{dev.better}/{dev.worse}",
-            interval(dev),
+            dev.interval,
             *([points(silent.difference)] if silent else []),
             style="bold" if is_picked else "",
         )

@@ -37,6 +37,24 @@ class Comparison(msgspec.Struct, frozen=True):
     better: int  # problems on which vllm-cold scores higher
     worse: int
 
+    @property
+    def is_better(self) -> bool:
+        """Whether vllm-cold is significantly better: more often, and by its mean."""
+        return self.p < LEVEL and self.better > self.worse and self.difference > 0.0
+
+    @property
+    def is_worse(self) -> bool:
+        """Whether it is significantly worse."""
+        return self.p < LEVEL and self.worse > self.better and self.difference < 0.0
+
+    @property
+    def interval(self) -> str:
+        """The interval of the difference, in percentage points: "+1.0 to +15.0"."""
+        return f"{points(self.low)} to {points(self.high)}"
+
+    def __str__(self) -> str:
+        return f"{points(self.difference)} points (p = {self.p:.2g})"
+
 
 def compare(cold: Scores, greedy: Scores) -> Comparison:
     """Compare paired scores [n].
@@ -55,10 +73,10 @@ def compare(cold: Scores, greedy: Scores) -> Comparison:
     low, high = stats.norm.interval(CONFIDENCE, seen.mean(), seen.std() / math.sqrt(len(seen)))
     differing, p = better + worse, 1.0
     if differing:
-        found = stats.binomtest(better, differing, 0.5)
-        p = float(found.pvalue)
+        test = stats.binomtest(better, differing, 0.5)
+        p = float(test.pvalue)
         if np.isin((cold, greedy), (0.0, 1.0)).all():
-            exact = found.proportion_ci(CONFIDENCE)
+            exact = test.proportion_ci(CONFIDENCE)
             low = min(low, differing / count * (2.0 * exact.low - 1.0))
             high = max(high, differing / count * (2.0 * exact.high - 1.0))
     return Comparison(
@@ -77,7 +95,7 @@ def compare(cold: Scores, greedy: Scores) -> Comparison:
 class Outcome(msgspec.Struct, frozen=True):
     """A setting against greedy decoding, by one kind of score."""
 
-    found: Comparison  # where texts answer: on all problems, but for those that say otherwise
+    answered: Comparison = msgspec.field(name="found")  # where texts answer, or nothing is said
     silent: Comparison | None  # where they do not, if there are such problems
     whole: Comparison  # on all problems
 
@@ -97,26 +115,26 @@ class Result(msgspec.Struct, frozen=True):
         """
         if self.keep is None:
             return None
-        parts = (self.keep.found, self.keep.silent, self.keep.whole)
-        return next((one for one in parts if one is not None and is_worse(one)), None)
+        parts = (self.keep.answered, self.keep.silent, self.keep.whole)
+        return next((part for part in parts if part is not None and part.is_worse), None)
 
-    def figures(self, part: Literal["found", "silent"], which: str = "") -> str:
-        """A difference on held-out problems, which are ``which``, with its interval and p."""
-        found: Comparison = getattr(self.score, part)
-        both, each = "", ""
+    def figures(self, part: Literal["answered", "silent"], which: str = "") -> str:
+        """Describe the difference on held-out problems (``which``), with its interval and p."""
+        score: Comparison = getattr(self.score, part)
+        both, parts = "", ""
         if self.match is not None and self.keep is not None:
             match, keep = getattr(self.match, part), getattr(self.keep, part)
             both = " of both at once"
-            each = f"; matched {points(match.difference)}, kept {points(keep.difference)}"
-            each += f" with p = {keep.p:.2g}"
+            parts = f"; matched {points(match.difference)}, kept {points(keep.difference)}"
+            parts += f" with p = {keep.p:.2g}"
         return (
-            f"{points(found.difference)} points{both} on {found.count} held-out problems{which} "
-            f"(95 % interval {interval(found)}, p = {found.p:.2g}{each})"
+            f"{points(score.difference)} points{both} on {score.count} held-out problems{which} "
+            f"(95 % interval {score.interval}, p = {score.p:.2g}{parts})"
         )
 
 
 def result(setting: Setting, cold: Scores, greedy: Scores, answers: NDArray[np.bool_]) -> Result:
-    """A setting's result.
+    """Compare a setting with greedy decoding.
 
     Args:
         setting: The setting.
@@ -129,7 +147,7 @@ def result(setting: Setting, cold: Scores, greedy: Scores, answers: NDArray[np.b
         kinds += zip(cold.T, greedy.T, strict=True)
     outcomes = [
         Outcome(
-            found=compare(new[answers], old[answers]),
+            answered=compare(new[answers], old[answers]),
             silent=None if answers.all() else compare(new[~answers], old[~answers]),
             whole=compare(new, old),
         )
@@ -139,86 +157,66 @@ def result(setting: Setting, cold: Scores, greedy: Scores, answers: NDArray[np.b
 
 
 def pick(rows: Sequence[Result]) -> Result:
-    """The setting with the best dev score, the first of several: a grid begins with the mildest.
-    One that loses what must be kept is taken only where all do.
+    """Pick the setting with the best dev score, the first of several: a grid begins with the
+    mildest. One that loses what must be kept is taken only where all do.
     """
     return max(rows, key=lambda row: (row.lost is None, row.score.whole.cold))
 
 
-def is_better(found: Comparison) -> bool:
-    """Whether it is significantly better: more often, and by its mean."""
-    return found.p < LEVEL and found.better > found.worse and found.difference > 0.0
-
-
-def is_worse(found: Comparison) -> bool:
-    """Whether it is significantly worse."""
-    return found.p < LEVEL and found.worse > found.better and found.difference < 0.0
-
-
 def points(difference: float) -> str:
-    """A difference of mean scores in percentage points, with its sign: "+8.0"."""
+    """Format a difference of mean scores in percentage points, with its sign: "+8.0"."""
     text = f"{100 * difference:+.1f}"
     return "0.0" if float(text) == 0.0 else text
 
 
 def percent(share: float) -> str:
-    """A mean score, such as "54.0 %"."""
+    """Format a mean score, such as "54.0 %"."""
     return f"{100 * share:.1f} %"
 
 
-def interval(found: Comparison) -> str:
-    """The interval of a difference, in percentage points: "+1.0 to +15.0"."""
-    return f"{points(found.low)} to {points(found.high)}"
-
-
-def _told(found: Comparison) -> str:
-    """A difference and its p: "+8.0 points (p = 0.012)"."""
-    return f"{points(found.difference)} points (p = {found.p:.2g})"
-
-
 def loss(row: Result) -> str | None:
-    """That it loses what must be kept, if it does, as a sentence without its full stop."""
+    """Say that it loses what must be kept, if it does, in a sentence without its full stop."""
     if row.match is None or (lost := row.lost) is None:
         return None
-    gain = row.match.found.difference
+    gain = row.match.answered.difference
     more = f"matches more ({points(gain)} points) but " if gain > 0.0 else ""
-    return f"{row.setting} {more}loses what must be kept: {_told(lost)}"
+    return f"{row.setting} {more}loses what must be kept: {lost}"
 
 
 def findings(baselines: Sequence[Result], lacks: str, untested: bool) -> list[str]:
-    """What the baselines show before any setting is tried: whether the text or instruction helps at
-    all (by the first baseline, which lacks it), and what the others gain at no extra cost.
+    """Say what the baselines show before any setting is tried: whether the text or instruction
+    helps at all (by the first, which lacks it), and what the others gain at no extra cost.
     """
-    said = []
+    sentences = []
     silently = f"where the {lacks} does not answer"
     for place, row in enumerate(baselines):
-        found, silent = row.score.found, row.score.silent
+        score, silent = row.score.answered, row.score.silent
         if place == 0:
             right = "right" if row.keep is None else "right and kept"
-            said.append(f"The {lacks} {_help(found, right)}.")
+            sentences.append(f"The {lacks} {_help(score, right)}.")
             if silent is not None:
-                said.append(f"{silently.capitalize()}, it {_help(silent, right)}.")
+                sentences.append(f"{silently.capitalize()}, it {_help(silent, right)}.")
             continue
-        told = f"Baseline (no extra cost), {row.setting}: {_told(found)}"
+        sentence = f"Baseline (no extra cost), {row.setting}: {score}"
         if silent is not None:
-            told += f", {silently} {_told(silent)}"
+            sentence += f", {silently} {silent}"
         if row.keep is not None:
-            told += f"; what must be kept {_told(row.keep.whole)}"
-        said.append(f"{told}.")
+            sentence += f"; what must be kept {row.keep.whole}"
+        sentences.append(f"{sentence}.")
     if untested:
-        said.append(
+        sentences.append(
             'Not tested: irrelevant context. Add problems with "answers": false. There contrasts '
             f"have cost the most: {site('accuracy.html')}"
         )
-    return said
+    return sentences
 
 
 def _help(without: Comparison, right: str) -> str:
-    """Whether a text helps, by what is right without it."""
+    """Say whether a text helps, by what is right without it."""
     does, advice = "has no clear effect", ""
-    if is_worse(without):
+    if without.is_worse:
         does = "helps"
-    elif is_better(without):
+    elif without.is_better:
         does, advice = "harms", ": leave it out"
     return (
         f"{does}: {percent(without.greedy)} are {right} with it, {percent(without.cold)} without "
@@ -244,15 +242,15 @@ class Verdict:
     @property
     def _baselines(self) -> list[Result]:
         """The baselines on the held-out problems, but for those that lose what must be kept."""
-        rows = (self.held_out[one] for one in self.against)
+        rows = (self.held_out[baseline] for baseline in self.against)
         return [row for row in rows if row.lost is None]
 
     def _gains(self, row: Result) -> bool:
         """Whether it beats greedy decoding: significantly on the held-out problems, and at all on
         the dev ones; and does not lose what must be kept.
         """
-        gains = is_better(row.score.found) and self.dev[row.setting].score.found.difference > 0.0
-        return gains and row.lost is None
+        dev = self.dev[row.setting].score.answered
+        return row.score.answered.is_better and dev.difference > 0.0 and row.lost is None
 
     def _rivals(self, baseline: Result) -> bool:
         """Whether a baseline does as well as the picked setting.
@@ -262,13 +260,13 @@ class Verdict:
         all problems, too, but for a baseline that is significantly worse than greedy decoding where
         texts answer.
         """
-        found, whole, own = baseline.score.found, baseline.score.whole, self.best.score
-        if found.cold >= own.found.cold:
+        rival, best = baseline.score, self.best.score
+        if rival.answered.cold >= best.answered.cold:
             return True
         combined = baseline.setting.baseline == self.picked.baseline
-        if (combined or is_better(found)) and not is_better(self.against[baseline.setting]):
+        if (combined or rival.answered.is_better) and not self.against[baseline.setting].is_better:
             return True
-        return whole.cold >= own.whole.cold and not is_worse(found)
+        return rival.whole.cold >= best.whole.cold and not rival.answered.is_worse
 
     @property
     def use(self) -> Result | None:
@@ -281,7 +279,7 @@ class Verdict:
         baselines = self._baselines
         if self._gains(self.best):
             rivals = filter(self._rivals, baselines)
-            return max(rivals, key=lambda row: row.score.found.cold, default=self.best)
+            return max(rivals, key=lambda row: row.score.answered.cold, default=self.best)
         if not baselines:
             return None
         picked = pick([self.dev[row.setting] for row in baselines]).setting
@@ -294,8 +292,8 @@ class Verdict:
         silent, whole = row.score.silent, row.score.whole
         if silent is None:
             return False
-        most = max((one.score.whole.cold for one in self._baselines), default=0.0)
-        return is_worse(silent) or whole.cold <= whole.greedy or whole.cold < most
+        most = max((row.score.whole.cold for row in self._baselines), default=0.0)
+        return silent.is_worse or whole.cold <= whole.greedy or whole.cold < most
 
     @property
     def gain(self) -> bool:
@@ -308,37 +306,38 @@ class Verdict:
         return self.use is self.best and self._is_for_answers(self.best)
 
     def headline(self) -> str:
-        """What to use, and its figures."""
+        """Say what to use, with its figures."""
         best, use = self.best, self.use
         row = use or best
         silent = row.score.silent
-        figures = row.figures("found", "" if silent is None else " whose text answers")
+        figures = row.figures("answered", "" if silent is None else " whose text answers")
         only = " only where the text is known to answer" if self._is_for_answers(row) else ""
         lost = loss(best)
         if use is None:
-            said = f"Use greedy decoding: {lost}; {figures}" if lost else self._no_gain(figures)
+            text = f"Use greedy decoding: {lost}; {figures}" if lost else self._no_gain(figures)
         elif use is best:
-            said = f"Use {use.setting}{only}, which beats greedy decoding: {figures}"
-            for one in self._baselines:
-                if one.setting.baseline == self.picked.baseline:
-                    found = self.against[one.setting]
-                    gain = points(found.difference)
-                    said += f", and {one.setting} alone by {gain} (p = {found.p:.2g})"
+            text = f"Use {use.setting}{only}, which beats greedy decoding: {figures}"
+            for baseline in self._baselines:
+                if baseline.setting.baseline == self.picked.baseline:
+                    alone = self.against[baseline.setting]
+                    gain = points(alone.difference)
+                    text += f", and {baseline.setting} alone by {gain} (p = {alone.p:.2g})"
         else:
             name = str(use.setting)
             how = f"Leave the {name[3:]} out" if name.startswith("no ") else f"Use {name}"
-            said = f"{how}{only}, without a contrast: {figures}"
+            text = f"{how}{only}, without a contrast: {figures}"
             if lost:
-                said += f"; {lost}"
-            elif is_better(best.score.found):
-                said += f"; {best.setting} ({points(best.score.found.difference)}) does not beat it"
+                text += f"; {lost}"
+            elif best.score.answered.is_better:
+                gain = points(best.score.answered.difference)
+                text += f"; {best.setting} ({gain}) does not beat it"
         if silent is not None:
-            return f"{said}; where the text does not answer, {row.figures('silent')}."
-        return said + ("; irrelevant context was not tested." if self.untested else ".")
+            return f"{text}; where the text does not answer, {row.figures('silent')}."
+        return text + ("; irrelevant context was not tested." if self.untested else ".")
 
     def _no_gain(self, figures: str) -> str:
-        """Why nothing but greedy decoding is advised."""
-        dev = self.dev[self.picked].score.found
+        """Say why nothing but greedy decoding is advised."""
+        dev = self.dev[self.picked].score.answered
         tried = "no setting or baseline" if self.against else "no setting"
         kept = "" if self.best.keep is None else " and keeps what must be kept"
         return (

@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
-from tests.asked import content
+from tests.questions import content
 from vllm_cold.errors import ColdError
 from vllm_cold.rules import registry
 from vllm_cold.settings.amateurs import Messages, Text
-from vllm_cold.tools.asked_contrast import (
+from vllm_cold.tools.command_error import ToolError
+from vllm_cold.tools.contrast_args import (
     Content,
     adapter_of,
     add_rule_option,
@@ -22,7 +23,6 @@ from vllm_cold.tools.asked_contrast import (
     read_contrast,
     row_args,
 )
-from vllm_cold.tools.command_error import ToolError
 
 pytestmark = pytest.mark.unit
 

@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from vllm_cold.errors import ColdError
@@ -41,7 +42,7 @@ from vllm_cold.settings.table import (
     read,
 )
 from vllm_cold.tools.command_error import ToolError
-from vllm_cold.tools.pictures import Picture, changed
+from vllm_cold.tools.pictures import Picture, as_sent, replace_pictures
 
 Content = Text | Messages
 """What a stream reads, before it is token ids. In messages a picture is a ``Picture``."""
@@ -55,7 +56,7 @@ ROW_KEYS = tuple(
 
 
 def option_of(name: str) -> str:
-    """What a setting's option is called."""
+    """Return the option of a setting."""
     return "--" + name.replace("_", "-")
 
 
@@ -80,21 +81,21 @@ def add_rules(paths: Sequence[str] | None) -> None:
         raise ToolError(f"--rule={error.value!r}: {error.problem}") from error
 
 
-def as_written(error: ColdError, own: Collection[str] = ()) -> str:
-    """The message of an error about flat arguments, with the names that the user has written: the
-    command's options, or the keys of a file's row, which are ``own``.
+def as_written(error: ColdError, row_keys: Collection[str] = ()) -> str:
+    """Return the message of an error about flat arguments with the names that the user has
+    written: the command's options, or the keys of a file's row, which are ``row_keys``.
     """
-    if error.field.partition("[")[0] in own:
+    if error.field.partition("[")[0] in row_keys:
         return str(error)
-    return re.sub(rf"\b{PREFIX}([a-z_]+)", lambda found: option_of(found[1]), str(error))
+    return re.sub(rf"\b{PREFIX}([a-z_]+)", lambda match: option_of(match[1]), str(error))
 
 
-def option_args(options: argparse.Namespace, named: Mapping[str, str]) -> dict[str, Any]:
-    """The options about the contrast as flat arguments; those that are not given are left out.
+def option_args(options: argparse.Namespace, names: Mapping[str, str]) -> dict[str, Any]:
+    """Return the options about the contrast as flat arguments, without those that are not given.
 
     Args:
         options: Each of ``OPTIONS`` is None, or a list of texts.
-        named: Adapters' names by the value of ``--amateur``.
+        names: Adapters' names by the value of ``--amateur``.
 
     Raises:
         ToolError: one is out of range.
@@ -102,10 +103,10 @@ def option_args(options: argparse.Namespace, named: Mapping[str, str]) -> dict[s
     args: dict[str, Any] = {}
     try:
         for name in OPTIONS:
-            if (given := getattr(options, name)) is None:
+            if (texts := getattr(options, name)) is None:
                 continue
             values = [
-                read(name, named.get(text, text) if name == "amateur" else text) for text in given
+                read(name, names.get(text, text) if name == "amateur" else text) for text in texts
             ]
             value = values if len(values) > 1 else values[0]
             args[PREFIX + name] = check(name, value, PREFIX + name)
@@ -115,7 +116,7 @@ def option_args(options: argparse.Namespace, named: Mapping[str, str]) -> dict[s
 
 
 def row_args(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The ``cold_*`` keys of a row, as flat arguments.
+    """Return the ``cold_*`` keys of a row as flat arguments.
 
     Args:
         row: An object of a JSONL file; messages may stand there as JSON, not as text with JSON.
@@ -130,15 +131,15 @@ def row_args(row: Mapping[str, Any]) -> dict[str, Any]:
         if key not in ROW_KEYS:
             raise ColdError(key, value, f"a row may have {', '.join(ROW_KEYS)}")
         is_json = key == PREFIX + "amateur_messages" and isinstance(value, list)
-        if is_json and not all(isinstance(one, str) for one in value):
+        if is_json and not all(isinstance(message, str) for message in value):
             value = json.dumps(value)
         args[key] = value
     return args
 
 
 def merge(defaults: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
-    """Flat arguments of a row on top of those of the command's options. If the row says what its
-    amateur reads, the options do not.
+    """Put flat arguments of a row on top of those of the command's options. If the row says what
+    its amateur reads, the options do not.
     """
     if row.keys() & set(ROW_KEYS):
         defaults = {key: value for key, value in defaults.items() if key not in ROW_KEYS}
@@ -146,19 +147,19 @@ def merge(defaults: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]
 
 
 def read_contrast(args: Mapping[str, Any]) -> ContrastSpec:
-    """What flat arguments ask for, on an engine without defaults of its own.
+    """Read flat arguments, for an engine without defaults of its own.
 
     Raises:
         ColdError: they contradict each other, or a value is out of range.
     """
     request = parse_request_args(args)
     amateurs = describe(request.given)
-    settings, weights = request.settings(weights=[one.weight for one in amateurs])
+    settings, weights = request.settings(weights=[amateur.weight for amateur in amateurs])
     return ContrastSpec(settings, amateurs, weights)
 
 
 def request_args(args: Mapping[str, Any], base: str | None) -> dict[str, Any]:
-    """``vllm_xargs`` with a value for everything that would otherwise be the server's default.
+    """Return ``vllm_xargs`` with a value for all that would otherwise be the server's default.
     ``base`` is the base model's name, to contrast with if ``args`` name nothing else.
     """
     sent = {"cold": 1, PREFIX + "expert_top_k": MAX_EXPERT_TOP_K, **args}
@@ -171,25 +172,25 @@ def request_args(args: Mapping[str, Any], base: str | None) -> dict[str, Any]:
     return sent
 
 
-def adapter_of(one: AmateurSpec, expert: str | None, base: str) -> str | None:
-    """The name of an amateur's adapter, None for the base model, which is called ``base``. The
+def adapter_of(amateur: AmateurSpec, expert: str | None, base: str) -> str | None:
+    """Return the name of an amateur's adapter, None for the base model, whose name is ``base``. The
     default is the expert's if the amateur has another prompt, else none.
     """
-    if one.adapter is None:
-        return None if one.source is None else expert
-    return None if one.adapter == base else one.adapter
+    if amateur.adapter is None:
+        return None if amateur.source is None else expert
+    return None if amateur.adapter == base else amateur.adapter
 
 
 def as_chat(reads: Content) -> Messages:
-    """A text as a user's message, and messages as they are."""
+    """Make a text a user's message; messages stay as they are."""
     if isinstance(reads, Messages):
         return reads
     return Messages([{"role": "user", "content": reads.value}])
 
 
 def with_pictures(reads: Content, pictures: Sequence[Picture]) -> Content:
-    """A prompt with pictures, if there are any: a chat, in which they stand before the text of the
-    first user's message; ValueError where there is none.
+    """Return a prompt with pictures, if there are any: a chat in which they stand before the text
+    of the first user's message; ValueError where there is none.
     """
     if not pictures:
         return reads
@@ -205,32 +206,39 @@ def with_pictures(reads: Content, pictures: Sequence[Picture]) -> Content:
     )
 
 
-def kept(reads: Content, named: bool = True) -> Any:
-    """A prompt as JSON, with digests of its pictures and, if ``named``, their names."""
+def endpoint(reads: Content) -> tuple[str, dict[str, Any]]:
+    """Return the path of a server that takes a prompt, and the prompt as a request's field."""
+    if isinstance(reads, Messages):
+        return "/chat/completions", {"messages": as_sent(reads.value)}
+    return "/completions", {"prompt": reads.value}
+
+
+def as_json(reads: Content, with_names: bool = True) -> Any:
+    """Return a prompt as JSON, with digests of its pictures and, if ``with_names``, their names."""
     if isinstance(reads, Text):
         return reads.value
 
     def shown(picture: Picture) -> dict[str, str]:
-        names = {"name": picture.name} if named else {}
+        names = {"name": picture.name} if with_names else {}
         return {**names, "sha256": picture.digest}
 
-    return changed(reads.value, shown)
+    return replace_pictures(reads.value, shown)
 
 
 def reads_args(reads: Content) -> dict[str, Any]:
-    """An amateur's prompt as flat arguments."""
+    """Return an amateur's prompt as flat arguments."""
     if isinstance(reads, Text):
         return {PREFIX + "amateur_prompt": reads.value}
     return {PREFIX + "amateur_messages": json.dumps(reads.value)}
 
 
-def amateur_reads(whole: Content, one: AmateurSpec) -> Content | None:
-    """What an amateur reads if its expert reads ``whole``; None for the same.
+def amateur_reads(whole: Content, amateur: AmateurSpec) -> Content | None:
+    """Return what an amateur reads if its expert reads ``whole``; None for the same.
 
     Raises:
         ColdError: it cannot be made of this prompt.
     """
-    field, source = one.prompt_field, one.source
+    field, source = amateur.prompt_field, amateur.source
     # Flat arguments cannot say the first, nor options and rows the others.
     assert not isinstance(source, (TokenIds, Embeds, Media))
     match source:
@@ -244,7 +252,7 @@ def amateur_reads(whole: Content, one: AmateurSpec) -> Content | None:
         case Distorted():
             if isinstance(whole, Text) or not any(map(media_parts, whole.value)):
                 raise ColdError(field, source.value, "is for prompts with an image; give one")
-            return Messages(changed(whole.value, lambda one: replace(one, view=source.view)))
+            return Messages(replace_pictures(whole.value, partial(replace, view=source.view)))
 
 
 def check_amateurs(
@@ -254,11 +262,11 @@ def check_amateurs(
 
     Raises:
         ColdError: what an amateur reads cannot be made of ``reads``.
-        ToolError: one is refused; it begins with ``where``.
+        ToolError: an amateur is refused; it begins with ``where``.
     """
-    for one in amateurs:
-        amateur_reads(reads, one)
-        if one.source is None and adapter_of(one, expert, base) == expert:
+    for amateur in amateurs:
+        amateur_reads(reads, amateur)
+        if amateur.source is None and adapter_of(amateur, expert, base) == expert:
             raise ToolError(
                 f"{where}: nothing to contrast with, as the amateur is the expert: give another "
                 "--adapter or --amateur, or say what the amateur reads, with --without, --images, "

@@ -6,8 +6,8 @@ from typing import Any
 
 from vllm_cold.settings.amateurs import Messages, Text
 from vllm_cold.settings.table import PREFIX, ColdSettings
-from vllm_cold.tools.asked_contrast import Content
-from vllm_cold.tools.explain.explain_prompts import Question, ask
+from vllm_cold.tools.contrast_args import Content
+from vllm_cold.tools.explain.explain_prompts import Question, make_question
 
 Prompt = str | tuple[tuple[str, str], ...] | Content
 
@@ -17,11 +17,11 @@ def content(prompt: Prompt) -> Content:
     if isinstance(prompt, str):
         return Text(prompt)
     if isinstance(prompt, tuple):
-        return Messages([{"role": role, "content": said} for role, said in prompt])
+        return Messages([{"role": role, "content": text} for role, text in prompt])
     return prompt
 
 
-def asked(
+def questions(
     prompts: Sequence[Prompt],
     settings: ColdSettings | None = None,
     chat: bool = False,
@@ -32,4 +32,4 @@ def asked(
     """
     settings = {} if settings is None else settings.as_dict()
     args = {PREFIX + name: value for name, value in {**settings, **contrast}.items()}
-    return [ask(content(prompt), args, chat, "", "") for prompt in prompts]
+    return [make_question(content(prompt), args, chat, "", "") for prompt in prompts]
