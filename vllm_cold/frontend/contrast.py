@@ -136,12 +136,8 @@ class ResolvedContrast:
         name = requested.settings.rule
         rule = None if name is None else registry.get(name)
         # A prompt that several read is copied once.
-        prompts = {id(prompt): prompt for _, prompt in self.own_prompts}
-        copies = {
-            key: save({"embeds": prompt.embeds.contiguous()})
-            for key, prompt in prompts.items()
-            if prompt.embeds is not None
-        }
+        embeds = {id(p): p.embeds for _, p in self.own_prompts if p.embeds is not None}
+        copies = {key: save({"embeds": tensor.contiguous()}) for key, tensor in embeds.items()}
         amateurs = []
         for amateur, weight, prompt in zip(
             requested.amateurs, requested.weights, self.prompts, strict=True

@@ -68,11 +68,6 @@ _IN_CONFIG = {
 }
 
 
-def _is_there(value: object) -> bool:
-    """Whether it is not None, which ``is_on`` is not asked about."""
-    return True
-
-
 def _are_several(number: int) -> bool:
     return number > 1
 
@@ -81,14 +76,14 @@ def _are_several(number: int) -> bool:
 OPTIONS = (
     RefusedOption("vllm.envs", "VLLM_USE_RUST_FRONTEND", ALWAYS, "the Rust front end",
                   since="0.23"),
-    RefusedOption(_ENGINE, "ec_transfer_config", ALWAYS, "an encoder-cache connector", _is_there,
+    RefusedOption(_ENGINE, "ec_transfer_config", ALWAYS, "an encoder-cache connector",
                   since="0.23"),
     RefusedOption(_MODEL, "is_encoder_decoder", ALWAYS, "an encoder-decoder model", since="0.23"),
     RefusedOption(_ENGINE, "aux_output_config", ALWAYS, "routed experts that are returned",
                   lambda aux_output: aux_output.enabled),
     RefusedOption(_MODEL, "enable_return_routed_experts", ALWAYS,
                   "routed experts that are returned", since="0.23", until="0.31"),
-    RefusedOption(_ENGINE, "watermark_config", ALWAYS, "watermarking", _is_there),
+    RefusedOption(_ENGINE, "watermark_config", ALWAYS, "watermarking"),
     RefusedOption(_MODEL, "is_diffusion", ALWAYS, "diffusion"),
     RefusedOption(_MODEL, "return_sampling_mask", ALWAYS, "return_sampling_mask"),
     RefusedOption(_MODEL, "enable_trace_replay", ALWAYS, "enable_trace_replay"),
@@ -104,7 +99,7 @@ OPTIONS = (
                   lambda mode: mode not in ("none", "align"), since="0.23"),
     RefusedOption(_CACHE, "use_replayssm", SSM, "--use-replayssm"),
     # vLLM may keep a wrong SSM state then, also of requests without contrastive decoding.
-    RefusedOption(_CACHE, "prefix_match_unit", SSM, "--prefix-match-unit", _is_there),
+    RefusedOption(_CACHE, "prefix_match_unit", SSM, "--prefix-match-unit"),
     RefusedOption(_PARALLEL, "decode_context_parallel_size", SSM, "--decode-context-parallel-size",
                   _are_several, since="0.23"),
     # Of these adapters vLLM leaves out a part.
