@@ -3,8 +3,6 @@
 
 import ast
 import re
-from functools import cache
-from pathlib import Path
 
 import pytest
 from markdown_it import MarkdownIt
@@ -26,45 +24,29 @@ REASON = re.compile(
 TAB = re.compile(r"^=== .*\n((?: {4}.*\n|\n)+)", re.M)
 
 
-@cache
-def constants(path: Path) -> dict[str, str]:
-    """Strings that a test file has under a name of its own or imports from another one."""
-    found: dict[str, str] = {}
-    for node in ast.parse(path.read_text()).body:
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("tests."):
-            file = (ROOT / (node.module or "").replace(".", "/")).with_suffix(".py")
-            theirs = constants(file) if file.exists() and file != path else {}
-            names = {a.name: a.asname or a.name for a in node.names if a.name in theirs}
-            found |= {own: theirs[name] for name, own in names.items()}
-        elif isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant):
-            target, value = node.targets[0], node.value.value
-            if isinstance(target, ast.Name) and isinstance(value, str):
-                found[target.id] = value
-    return found
-
-
 def used() -> set[tuple[str, str]]:
     """Page and name of each ``block(page, name)`` and ``story(page, name)`` in the tests."""
     found = set()
     for path in sorted((ROOT / "tests").rglob("test_*.py")):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if (
-                isinstance(node, ast.Call)
-                and isinstance(node.func, ast.Name)
-                and node.func.id in ("block", "story")
-                and len(node.args) == 2
-            ):
-                texts = [_text(argument, path) for argument in node.args]
-                assert None not in texts, f"{path}:{node.lineno}: page and name are written out"
-                found.add((str(texts[0]), str(texts[1])))
+        tree = ast.parse(path.read_text())
+        constants = {
+            node.targets[0].id: node.value.value
+            for node in tree.body
+            if isinstance(node, ast.Assign)
+            and isinstance(node.value, ast.Constant)
+            and isinstance(node.targets[0], ast.Name)
+        }
+        for node in ast.walk(tree):
+            match node:
+                case ast.Call(func=ast.Name(id="block" | "story"), args=[page, name]):
+                    page, name = (
+                        constants.get(argument.id) if isinstance(argument, ast.Name)
+                        else argument.value if isinstance(argument, ast.Constant) else None
+                        for argument in (page, name)
+                    )  # fmt: skip
+                    assert page and name, f"{path}:{node.lineno}: page and name are written out"
+                    found.add((page, name))
     return found
-
-
-def _text(node: ast.expr, path: Path) -> str | None:
-    """A string that is written out, or a constant."""
-    if isinstance(node, ast.Constant):
-        return str(node.value)
-    return constants(path).get(node.id) if isinstance(node, ast.Name) else None
 
 
 @pytest.mark.parametrize("page", pages())
@@ -82,8 +64,9 @@ def test_each_block_is_tested_or_says_why_not(page: str) -> None:
 def test_each_tested_block_is_used_by_a_test_and_each_use_exists() -> None:
     marked = {(p, b.note) for p in pages() for b in blocks(p) if b.kind == "tested"}
     assert len(marked) > 15
-    assert marked - used() == set(), "marked as tested, and no test uses it"
-    assert used() - marked == set(), "used by a test, and not on the page"
+    in_tests = used()
+    assert marked - in_tests == set(), "marked as tested, and no test uses it"
+    assert in_tests - marked == set(), "used by a test, and not on the page"
 
 
 @pytest.mark.parametrize("page", pages())

@@ -2,14 +2,13 @@
 """The page of methods: its rule is one, and its tables are what the package has."""
 
 import re
-import shlex
 from pathlib import Path
 
 import pytest
 import torch
 
 from tests.docs.blocks import ROOT, block
-from tests.recipes.page import served
+from tests.recipes.page import served, words
 from tests.vllm_parser import serve_parser
 from vllm_cold.ops.interface import Groups
 from vllm_cold.rules import registry
@@ -67,8 +66,8 @@ def test_the_server_takes_it(tiny: Path) -> None:
     parsed = serve_parser().parse_args(options)
     parsed.model = parsed.model_tag  # as ``vllm serve`` does
     cold = AsyncEngineArgs.from_cli_args(parsed).additional_config["cold"]
-    (said,) = re.findall(r'additional_config=({"cold": .+?}})', OWN.read_text())
-    assert {"cold": cold} == eval(said, {})
+    (offline,) = re.findall(r'additional_config=({"cold": .+?}})', OWN.read_text())
+    assert {"cold": cold} == eval(offline, {})
     assert "conflict" in registry.names()
     # Next to rules that the configuration has, and a preset there that is none.
     parsed.additional_config = {"cold": {"rules": ["my_rules:Conflict"], "rule": "conflict"}}
@@ -95,10 +94,9 @@ def test_each_rule_is_in_the_table_with_its_defaults() -> None:
     of_page = rows(PAGE, "## The rules")
     assert of_page.keys() == {*registry.BUILT_IN}
     for name, row in of_page.items():
-        said = re.findall(r"`(\w+)` ([\d.]+)", row.split(" | ")[3])
-        declared = registry.get(name).parameters
-        with_default = {n: of.default for n, of in declared.items() if of.default is not None}
-        assert said == [(parameter, f"{default:g}") for parameter, default in with_default.items()]
+        declared = registry.get(name).parameters.items()
+        defaults = [(key, f"{p.default:g}") for key, p in declared if p.default is not None]
+        assert re.findall(r"`(\w+)` ([\d.]+)", row.split(" | ")[3]) == defaults
     presets = rows("docs/parameters.md", "## Presets")
     assert presets.keys() == PRESETS.keys()
     for name, preset in PRESETS.items():
@@ -110,12 +108,9 @@ def test_each_rule_is_in_the_table_with_its_defaults() -> None:
 @pytest.mark.usefixtures("own")
 def test_the_tools_take_it() -> None:
     """By the page's commands, of a rule that is made known and named."""
-    for command in (
-        block("docs/write-a-rule.md", "explain-rule"),
-        block("docs/write-a-rule.md", "tune-rule"),
-    ):
-        words = shlex.split(command.replace("\\\n", " "))
-        options = build_parser().parse_args(words[1:])
+    explain = block("docs/write-a-rule.md", "explain-rule")
+    for command in (explain, block("docs/write-a-rule.md", "tune-rule")):
+        options = build_parser().parse_args(words(command, {"MODEL": "org/model"})[1:])
         assert (options.rules, options.rule) == (["my_rules:Conflict"], "conflict")
         add_rules(options.rules)
         assert "conflict" in registry.names()

@@ -8,7 +8,6 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +18,11 @@ from tests.docs.blocks import ROOT, pages
 from vllm_cold import ops
 
 
-def build(folder: Path) -> subprocess.CompletedProcess[str]:
-    """Run ``mkdocs build --strict`` as ``make docs`` does, into ``folder``."""
-    return subprocess.run(
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The site, built by ``mkdocs build --strict`` as ``make docs`` does."""
+    folder = tmp_path_factory.mktemp("site")
+    done = subprocess.run(
         [sys.executable, "-m", "mkdocs", "build", "--strict", "-d", str(folder)],
         cwd=ROOT,
         env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
@@ -30,13 +31,6 @@ def build(folder: Path) -> subprocess.CompletedProcess[str]:
         timeout=120,
         check=False,
     )
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The built site."""
-    folder = tmp_path_factory.mktemp("site")
-    done = build(folder)
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -64,27 +58,14 @@ def test_what_is_exported_is_in_the_reference(site: Path) -> None:
 
 
 @pytest.mark.unit
-def test_readme_links_lead_somewhere() -> None:
-    """mkdocs checks those of the site."""
-    text = (ROOT / "README.md").read_text()
-    slugs: dict[str, set[str]] = {}
-    pages_linked = 0
-    for target in re.findall(r"\]\(([^)]+)\)", text):
-        if target.startswith("http"):
-            continue
-        name, _, anchor = target.partition("#")
-        page = ROOT / (name or "README.md")
-        assert page.exists(), target
-        pages_linked += 1
-        if anchor:
-            found = slugs.setdefault(name, set(_slugs(page.read_text())))
-            assert anchor in found, target
-    assert pages_linked > 10
-
-
-def _slugs(text: str) -> Iterator[str]:
-    for heading in re.findall(r"^#+ (.+)$", text, re.M):
-        yield re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+def test_readmes_links_to_headings_lead_there() -> None:
+    """mkdocs checks those of the site, and tests/unit/test_release.py that files are there."""
+    links = re.findall(r"\]\(([^)#:]*)#([^)]+)\)", (ROOT / "README.md").read_text())
+    assert links
+    for name, anchor in links:
+        headings = re.findall(r"^#+ (.+)$", (ROOT / (name or "README.md")).read_text(), re.M)
+        slugs = [re.sub(r"[^\w\- ]", "", heading.lower()) for heading in headings]
+        assert anchor in [slug.replace(" ", "-") for slug in slugs], name
 
 
 @pytest.mark.browser
@@ -131,14 +112,11 @@ def test_pictures_are_what_the_code_draws(tmp_path: Path) -> None:
     shipped = {path.name for path in pictures.FOLDER.glob("*.svg")}
     assert {path.name for path in written} == shipped
     for path in written:
-        check_drawn(path, pictures.FOLDER / path.name, "docs.pictures or benchmarks.bench_load")
-
-
-def check_drawn(path: Path, shipped: Path, module: str) -> None:
-    (text, numbers), (old_text, old_numbers) = drawn(path), drawn(shipped)
-    assert text == old_text, f"{path.name}: run python -m {module}"
-    # To a fifth of a point: matplotlib's fonts differ.
-    assert numbers == pytest.approx(old_numbers, abs=0.2), f"{path.name}: see above"
+        (text, numbers), (old_text, old_numbers) = drawn(path), drawn(pictures.FOLDER / path.name)
+        remedy = f"{path.name}: run python -m docs.pictures or benchmarks.bench_load"
+        assert text == old_text, remedy
+        # To a fifth of a point: matplotlib's fonts differ.
+        assert numbers == pytest.approx(old_numbers, abs=0.2), remedy
 
 
 def drawn(path: Path) -> tuple[str, list[float]]:

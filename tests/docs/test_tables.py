@@ -1,12 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The figures of README.md and the pages are what was measured."""
+"""What pages say that tables say is the same: figures that were measured, hooks in vLLM, tested
+releases.
+"""
 
 import re
 
 import pytest
 
+from docs import places as places_page
 from docs import tables
 from tests.docs.blocks import ROOT, pages
+from tests.upstream.versions import RELEASES
+from vllm_cold.compat import places
+from vllm_cold.compat.versions import RANGE, VALIDATED, minor
 
 pytestmark = pytest.mark.unit
 
@@ -26,10 +32,42 @@ def test_every_table_is_on_a_page_that_is_written() -> None:
     assert {name for names in marked.values() for name in names} == tables.TABLES.keys()
 
 
-def test_marks() -> None:
-    """What is significant is bold, what only was before the correction has a dagger."""
-    found = tables.compared(tables.JOINT)["smollm2", "told-facts"]
-    assert tables.marked(found["part repeated + cad: right"]) == "**-30.0**"
-    assert tables.marked(found["cad: right"]) == "-6.3†"
-    assert tables.marked(found["cad, beta 1"]) == "+5.0", "not declared"
-    assert tables.marked(None) == tables.whole(None) == ""
+def test_the_page_of_hooks_is_made_from_the_table() -> None:
+    assert places_page.PAGE.read_text(encoding="utf-8") == places_page.text(), (
+        "run python -m docs.places"
+    )
+
+
+@pytest.mark.parametrize(
+    ("heading", "can_go"),
+    [
+        ("A group of requests that go in lockstep", places.GROUPS),
+        ("A hook after the logits of all rows", places.LOGITS),
+        ("Prompts rendered for a derived request", places.DERIVED),
+        ("What is left", places.CHANNEL),
+    ],
+)
+def test_what_each_seam_would_end(heading: str, can_go: str) -> None:
+    text = (ROOT / "docs" / "for-vllm.md").read_text(encoding="utf-8")
+    section = text.partition(f"## {heading}\n")[2].partition("\n## ")[0]
+    named = re.findall(r"`((?:frontend|scheduler|wire|worker)\.\w+)`", section)
+    ended = {hook.file for hook in places_page.HOOKS if hook.can_go == can_go}
+    assert set(named) == ended and len(named) >= 4
+
+
+def test_each_release_is_in_the_table_and_how_far_it_is_tested() -> None:
+    text = (ROOT / "docs" / "hardware.md").read_text(encoding="utf-8")
+    section = text.split("\n## vLLM versions\n")[1].split("\n## ")[0]
+    assert f"is for {RANGE}" in section
+    with_engines: dict[str, bool] = {}
+    for line in section.splitlines():
+        if line.startswith("| 0."):
+            first, *cells = (cell.strip() for cell in line.strip("|").split("|"))
+            for version in re.findall(r"\b0\.\d+\.\d+\b", first):
+                assert version not in with_engines
+                with_engines[version] = cells[-1] == "yes"
+    assert with_engines == {
+        version: "exact" in release.suites for version, release in RELEASES.items()
+    }
+    run = {minor(version) for version, engines in with_engines.items() if engines}
+    assert run == set(VALIDATED)

@@ -132,6 +132,7 @@ def server(tiny: Path, arguments: tuple[str, ...] = (), own: Any = None) -> dict
 def engine(tiny: Path, **options: Any) -> dict[str, Any]:
     """An engine in this process."""
     from vllm_cold import ColdParams
+    from vllm_cold.frontend.support import unsupported
 
     arguments: dict[str, Any] = {
         "model": str(tiny / "model"), "dtype": "float32", "enable_lora": True,
@@ -163,7 +164,7 @@ def engine(tiny: Path, **options: Any) -> dict[str, Any]:
         "extra_args": tokens(SamplingParams(extra_args=asked, **greedy), _lora(tiny)),
         "scheduler": type(core.scheduler).__module__,
         "beam search": [list(s.tokens) for output in beams for s in output.sequences],
-        "reason": _reason(),
+        "reason": _reason() or unsupported(llm.llm_engine.vllm_config),
         "compiled": int(llm.llm_engine.vllm_config.compilation_config.mode) != 0,
     }
     if result["reason"] is not None:

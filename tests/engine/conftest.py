@@ -35,7 +35,7 @@ def allow_async_scheduling(patch: pytest.MonkeyPatch) -> None:
     from vllm_cold.compat import patching, places
 
     # Now, or it would be undone together with the patch.
-    patching.install(places.rows(places.PLATFORM))
+    patching.install(places.rows(places.CPU))
     original = CpuPlatform.check_and_update_config
 
     @functools.wraps(original.__func__)  # the plugin looks at vLLM's

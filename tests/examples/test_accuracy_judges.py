@@ -9,7 +9,6 @@ from benchmarks.accuracy.models import Model
 from benchmarks.accuracy.problem import Problem, Split
 from benchmarks.accuracy.tasks import CELLS, code, memory
 from benchmarks.accuracy.tasks.instructions import KINDS, Judged, instruction
-from benchmarks.accuracy.tasks.text import is_fluent
 from examples import tasks
 
 pytestmark = pytest.mark.unit
@@ -41,16 +40,11 @@ SPLITS: tuple[Split, ...] = ("dev", "test")
 def test_an_answer_is_right_if_it_names_no_wrong_one(
     text: str, right: tuple[str, ...], wrong: tuple[str, ...], expected: tuple[bool, bool]
 ) -> None:
-    subject = memory.subjects(found[1]) if (found := re.search(r"\[(.*)\]", text)) else ()
+    match = re.search(r"\[(.*)\]", text)
+    subject = memory.subjects(match[1]) if match else ()
     judged = memory.Judged(right, wrong, subject)
-    told = memory.score(text.replace("[", "").replace("]", ""), Problem("", "", judged))
-    assert (told["right"], told["named"]) == expected
-
-
-def test_what_a_near_text_names_is_wrong() -> None:
-    for problem in CELLS["near"].make(CHAT, "test", 20):
-        both = f"{problem.judged.right[0]} or {problem.judged.wrong[0]}"
-        assert CELLS["near"].score(both, problem) == {"right": False, "named": True}
+    outcome = memory.score(text.replace("[", "").replace("]", ""), Problem("", "", judged))
+    assert (outcome["right"], outcome["named"]) == expected
 
 
 def test_articles_and_short_names() -> None:
@@ -67,72 +61,33 @@ def test_articles_and_short_names() -> None:
 # Instructions
 
 
+# Of some kinds: IFEval's own checks judge the rest of an answer.
 GOOD = {
-    "keywords:existence": "The first thing in the world is a {0} and then you need a {1} too.",
-    "change_case:english_lowercase": "the soup is good and you can make it with some water.",
-    "punctuation:no_comma": "The soup is good and you can make it with some water.",
     "detectable_format:title": "<<About soup>>\nThe soup is good and easy to make.",
-    "startend:quotation": '"The soup is good and easy to make."',
-    "length_constraints:number_words": "The soup is good and easy to make.",
-    "language:response_language": "",
-    "detectable_format:json_format": '{"answer": "The soup is good and easy to make."}',
+    "keywords:existence": "The first thing in the world is a {0} and then you need a {1} too.",
     "keywords:frequency": "Every {0} is better with a second {0} in it.",
-    "keywords:forbidden_words": "The soup is good, so make it with some water.",
-    "change_case:english_capital": "THE SOUP IS GOOD AND YOU CAN MAKE IT WITH SOME WATER.",
-    "detectable_content:postscript": "The soup is good.\n\nP.S. Do not forget the salt in it.",
-    "startend:end_checker": "The soup is good. Is there anything else I can help with?",
-    "detectable_format:number_bullet_lists": "* Boil some water\n* Add the salt\n* Eat the soup",
-    "detectable_format:number_highlighted_sections": "*The soup* is good with *some salt* in it.",
-}
-IN_LANGUAGE = {
+    "detectable_format:json_format": '{{"answer": "The soup is good and easy to make."}}',
     "fr": "La soupe est très facile. Faites bouillir de l'eau, puis ajoutez le sel.",
     "de": "Schneide die Tomaten und koche sie lange mit viel Knoblauch und etwas Salz.",
-    "es": "Necesitas tomates, sal y agua caliente para hacer una buena sopa.",
-    "it": "Per fare una buona zuppa bisogna bollire l'acqua e aggiungere il sale.",
-    "pt": "Você precisa de tomates, sal e água quente para fazer uma boa sopa.",
 }
 
 
 @pytest.mark.parametrize("split", SPLITS)
 def test_instructions(split: Split) -> None:
     pytest.importorskip("langdetect")
-    cell = CELLS["instructions"]
+    cell, seen = CELLS["instructions"], set()
     for problem in cell.make(CHAT, split, 45):
         judged: Judged = problem.judged
-        words = judged.arguments.get("keywords") or [judged.arguments.get("keyword")]
-        good = IN_LANGUAGE.get(judged.arguments.get("language", "")) or GOOD[judged.kind]
-        good = good.format(*words) if words[0] else good
-        assert cell.score(good, problem)["right"], (judged, good)
-        told, _ = instruction(judged.kind, judged.arguments)
-        for bad in ("", told, f"{told} {told}", "florb quazzle grintle of snorp"):
+        keywords = judged.arguments.get("keywords") or [judged.arguments.get("keyword")]
+        kind = judged.arguments.get("language", judged.kind)
+        if kind in GOOD:
+            seen.add(kind)
+            assert cell.score(GOOD[kind].format(*keywords), problem)["right"], judged
+        asks, _ = instruction(judged.kind, judged.arguments)
+        for bad in ("", asks, f"{asks} {asks}", "florb quazzle grintle of snorp"):
             assert not cell.score(bad, problem)["right"], (judged, bad)
+    assert len(seen) == {"dev": 2, "test": 4}[split]
     assert not set(KINDS["dev"]) & set(KINDS["test"])
-
-
-FLUENT = [
-    ("en", "To make soup, boil the tomatoes and add some salt and a little cream."),
-    ("en", "Paris."),
-    ("en", "Arr, boil 'em, matey! Ye need a pot o' water and some salt."),
-    ("en", '{"topic": "tomato soup", "answer": "Boil the tomatoes."}'),
-    ("fr", "Bien sûr !"),
-    ("de", "Schneide die Tomaten und koche sie mit Knoblauch, bis sie weich sind."),
-]
-GIBBERISH = [
-    ("en", ""),
-    ("en", "1, 2, 3, 4, 5 and 6"),
-    ("en", "the soup is good " * 6),
-    ("en", "Florb quazzle the grintle of snorp and beedle with trimbly wozzes."),
-    ("en", "アニンゴラストラジアルコロッラバスでは、ドラハスト"),
-    ("en", "Coupez les tomates et faites-les cuire avec de l'ail."),
-    ("fr", "Le tomatour de la soupille est florbant avec des grintelles et quazlons."),
-    ("fr", "la soupe la soupe " * 5),
-]
-
-
-def test_fluency() -> None:
-    for fluent, answers in ((True, FLUENT), (False, GIBBERISH)):
-        for language, answer in answers:
-            assert is_fluent(answer, ("en", language)) is fluent, answer
 
 
 # Code
@@ -166,15 +121,7 @@ ADD = code.Judged(HEAD, TEST, "add")
 )
 def test_programs(answer: str, right: bool, parses: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(code, "SECONDS", 1)
-    found = code.score(answer, Problem("", "", ADD))
-    assert found == {"right": right, "parses": parses}
-
-
-def test_a_head_without_its_docstring() -> None:
-    assert code.bare(HEAD) == HEAD[: HEAD.index('"""')].rstrip() + "\n"
-    two = HEAD + "    return a + b\n\n\ndef more(a):\n    '''More.'''\n"
-    assert code.bare(two) == two[: two.index("'''")].rstrip() + "\n"
-    assert code.bare("def f():\n") == "def f():\n"
+    assert code.score(answer, Problem("", "", ADD)) == {"right": right, "parses": parses}
 
 
 # Numbers
@@ -193,5 +140,4 @@ def test_a_head_without_its_docstring() -> None:
 )
 def test_numbers(answer: str, right: bool, holds: bool) -> None:
     problem = Problem("", "", tasks.Problem("", "Seven.\n#### 7"))
-    found = CELLS["words-r8-100"].score(answer, problem)
-    assert found == {"right": right, "format": holds}
+    assert CELLS["words-r8-100"].score(answer, problem) == {"right": right, "format": holds}

@@ -32,13 +32,6 @@ def test_a_judge_learns_when_memory_is_right() -> None:
     assert lost < 0.1 * (gains < 0).sum()
 
 
-def test_numbers_that_say_nothing_gain_nothing() -> None:
-    numbers, gains = rows(400, 0.0)
-    won, lost = choose.unseen(DRAW.permutation(numbers), gains)
-    assert won < 0.5 * (gains > 0).sum()
-    assert lost < 0.5 * (gains < 0).sum()
-
-
 def test_what_cannot_be_learned() -> None:
     with pytest.raises(ValueError, match="of some only memory must be right"):
         choose.fit(np.zeros((3, 4)), np.array([1, 0, 1]))

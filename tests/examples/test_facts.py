@@ -1,31 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The facts: said, asked, and found in answers."""
+"""Facts are found in answers."""
 
 import pytest
 
-from examples.facts import Fact, facts, names, others
+from examples.facts import names
 
 pytestmark = pytest.mark.unit
-
-
-def test_every_fact_is_there_once() -> None:
-    assert len(facts()) == len({(fact.relation, fact.subject) for fact in facts()}) > 800
-
-
-def test_a_fact_is_asked_and_said() -> None:
-    fact = next(f for f in facts() if f.subject == "the United Kingdom")
-    assert fact.question == "What is the capital of the United Kingdom?"
-    assert fact.said() == "The capital of the United Kingdom is London."
-    assert fact.said("Lima") == "The capital of the United Kingdom is Lima."
-
-
-def test_a_wrong_answer_is_none_of_the_right_ones() -> None:
-    for fact in facts():
-        found = others(fact, facts())
-        assert found
-        assert not set(found) & set(fact.answers)
-    sudan = Fact("countries language", "Sudan", ("Arabic",))
-    assert "Arabic" not in others(sudan, facts())
 
 
 @pytest.mark.parametrize(

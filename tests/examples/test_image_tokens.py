@@ -8,25 +8,7 @@ import sys
 
 import pytest
 
-from examples import image_tokens
-from examples.image_tokens import PICTURE
 from tests.examples.installed import ROOT
-
-
-@pytest.mark.unit
-def test_a_picture_is_rows_with_an_end() -> None:
-    asked = []
-
-    def row(positive: list[int], negative: list[int], width: int) -> list[int]:
-        asked.append((list(positive), list(negative)))
-        return [PICTURE.first + len(asked)] * width
-
-    one, two = PICTURE.first + 1, PICTURE.first + 2
-    assert image_tokens.draw(row, [5, 6], [7], 2, 2) == [[one, one], [two, two]]
-    drawn = [one, one, PICTURE.end_of_row]
-    assert asked == [([5, 6], [7]), ([5, 6, *drawn], [7, *drawn])]
-    assert PICTURE.end_of_row not in PICTURE.tokens
-    assert image_tokens.show([PICTURE.tokens[:1], PICTURE.tokens[-1:]]) == "  \n@@"
 
 
 @pytest.mark.engine

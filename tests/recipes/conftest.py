@@ -17,11 +17,6 @@ MAX_TOKENS = 128  # of examples/lm_eval/sorting.yaml
 PROBLEMS = 4
 
 
-def write_lines(file: Path, rows: list[dict[str, Any]]) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-
 @pytest.fixture(scope="module")
 def variables(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """What the page's first block sets, for the tiny model; without the server's URL."""
@@ -68,5 +63,6 @@ def checkout(tiny: Path, naive: NaiveCold, tmp_path_factory: pytest.TempPathFact
     tasks = folder / "examples" / "lm_eval"
     tasks.mkdir(parents=True)
     shutil.copy(ROOT / "examples" / "lm_eval" / "sorting.yaml", tasks)
-    write_lines(tasks / "sorting.jsonl", _problems(tiny, naive))
+    lines = (json.dumps(problem) + "\n" for problem in _problems(tiny, naive))
+    (tasks / "sorting.jsonl").write_text("".join(lines))
     return folder

@@ -17,7 +17,6 @@ class Recorder:
     def __init__(self, port: int) -> None:
         self.port = port
         self.bodies: list[dict[str, Any]] = []
-        self.paths: list[str] = []
 
     def take(self) -> list[dict[str, Any]]:
         """The bodies since the last call."""
@@ -62,7 +61,6 @@ def record(port: int) -> Iterator[tuple[Recorder, str]]:
             body = self.rfile.read(int(self.headers["Content-Length"]))
             if self.path.endswith("/completions"):
                 recorder.bodies.append(json.loads(body))
-                recorder.paths.append(self.path)
             self._forward(body)
 
     with loopback.serving(Handler) as address:

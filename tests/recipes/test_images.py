@@ -3,7 +3,6 @@
 real engines, a real server.
 """
 
-import asyncio
 import base64
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,41 +13,21 @@ import pytest
 from tests.docs.blocks import block
 from tests.engine.conftest import make_families
 from tests.engine.media import Picture as Stripes
-from tests.questions import content, questions
 from tests.recipes import page
-from tests.recipes.page import run
 from tests.recipes.recorder import Recorder, record
-from tests.recipes.test_recipes import run_python
 from tests.server.conftest import Server, serve
-from vllm_cold.tools.contrast_args import Content, request_args, with_pictures
-from vllm_cold.tools.explain.collect import explain
-from vllm_cold.tools.pictures import as_sent, read_picture
-from vllm_cold.tools.server import Server as Asking
 
 pytestmark = [pytest.mark.full, pytest.mark.slow, pytest.mark.timeout(900)]
 
 SMALL: dict[str, Any] = {"dtype": "float32", "enforce_eager": True, "max_model_len": 256}
-QUESTION = "Is there a dog in the image?"
-CONTRASTS: dict[str, dict[str, Any]] = {
-    "vcd": {"preset": "vcd"},
-    "none": {"without": "images", "alpha": 0.02, "beta": 2.0},
-    "two": {"images": ["noise:999", "none"], "weights": [-1.5, 0.5], "alpha": 0.02},
-}
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """With a model, two photos and problems about them."""
-    made = make_families(tmp_path_factory.mktemp("images"), "tests.engine.media", "qwen2-vl")
-    found = made / "qwen2-vl"
-    for seed, name in enumerate(("photo.jpg", "other.png")):
-        Stripes(seed, 56, 56).make().save(found / name)
-    return found
-
-
-def pictured(folder: Path, *names: str) -> Content:
-    pictures = [read_picture(folder / name, name) for name in names]
-    return with_pictures(content((("system", "w3"), ("user", QUESTION))), pictures)
+    """With a model and a photo."""
+    families = make_families(tmp_path_factory.mktemp("images"), "tests.engine.media", "qwen2-vl")
+    Stripes(0, 56, 56).make().save(families / "qwen2-vl" / "photo.jpg")
+    return families / "qwen2-vl"
 
 
 @pytest.fixture(scope="module")
@@ -66,28 +45,10 @@ def served(
         yield recorder, url, server
 
 
-@pytest.mark.server
-@pytest.mark.parametrize("name", CONTRASTS)
-def test_explain(name: str, folder: Path, served: tuple[Recorder, str, Server]) -> None:
-    """Each answer is what the same request is answered with that does not ask how it came about."""
-    prompt = pictured(folder, "photo.jpg", "other.png")
-    server = Asking(served[2].url)
-    prompts = questions([prompt], **CONTRASTS[name])
-    report = asyncio.run(explain(server, prompts, 8))
-    cold, greedy = report.explanations[0].answers
-    assert any(step.differs for step in cold.steps)
-    messages = as_sent(prompts[0].reads.value)
-    for answer, args in ((cold, request_args(prompts[0].args, "base")), (greedy, {"cold": 0})):
-        body = {"model": "base", "messages": messages, "max_tokens": 8, "temperature": 0}
-        body |= {"vllm_xargs": args, "return_token_ids": True}
-        found = served[0].post("/v1/chat/completions", body)
-        assert [step.token for step in answer.steps] == found["choices"][0]["token_ids"]
-
-
 @pytest.mark.engine
 def test_the_command(folder: Path) -> None:
     script = block("docs/explain.md", "image").rstrip() + " --dtype float32 --max-tokens 8"
-    printed = run(script, folder, {"MODEL": str(folder / "model")})
+    printed = page.run(script, folder, {"MODEL": str(folder / "model")})
     flowing = " ".join(printed.split())
     assert "against base model noise:500, weight -1" in flowing
     assert "[image photo.jpg, 56 × 56, noise:500]⏎ Is there a dog" in flowing
@@ -102,7 +63,7 @@ def test_the_recipe(
     recorder, url, _ = served
     recorder.take()
     monkeypatch.chdir(folder)
-    printed = run_python(block("docs/images.md", "image-openai"), url)
+    printed = page.run_python(block("docs/images.md", "image-openai"), url)
     first, second = recorder.take()
     assert (first["model"], first["vllm_xargs"]) == ("base:vcd", {})
     url_ = first["messages"][0]["content"][0]["image_url"]["url"]

@@ -230,6 +230,15 @@ def make_scheduler(model: Path, setup: Setup, classes: Sequence[type] | None = N
             target_model_config=model_config,
             target_parallel_config=parallel_config,
         )
+    transfer = None
+    if (ways := setup.connector) is not None:
+        transfer = KVTransferConfig(
+            kv_connector="StandIn",
+            kv_connector_module_path="tests.scheduler.connector",
+            kv_role="kv_both",
+            kv_load_failure_policy=ways.policy,  # type: ignore[arg-type]
+            kv_connector_extra_config=asdict(ways),
+        )
     config = VllmConfig(
         speculative_config=speculative_config,
         parallel_config=parallel_config,
@@ -252,7 +261,7 @@ def make_scheduler(model: Path, setup: Setup, classes: Sequence[type] | None = N
             enable_prefix_caching=setup.caching,
         ),
         lora_config=LoRAConfig(max_lora_rank=8, max_loras=setup.max_loras),
-        kv_transfer_config=transfer_config(setup.connector),
+        kv_transfer_config=transfer,
         device_config=DeviceConfig("cpu"),
     )
     config.scheduler_config.async_scheduling = setup.is_async
@@ -301,19 +310,6 @@ def make_scheduler(model: Path, setup: Setup, classes: Sequence[type] | None = N
     return scheduler
 
 
-def transfer_config(ways: Ways | None) -> KVTransferConfig | None:
-    """What makes vLLM's factory make the stand-in."""
-    if ways is None:
-        return None
-    return KVTransferConfig(
-        kv_connector="StandIn",
-        kv_connector_module_path="tests.scheduler.connector",
-        kv_role="kv_both",
-        kv_load_failure_policy=ways.policy,  # type: ignore[arg-type]
-        kv_connector_extra_config=asdict(ways),
-    )
-
-
 def _with_ssm(
     config: VllmConfig, layers: StateLayers, groups: list[KVCacheGroupSpec]
 ) -> tuple[list[KVCacheGroupSpec], dict[str, Any], dict[str, int]]:
@@ -344,8 +340,9 @@ def stats_of(rows: Sequence[tuple[str, RowStats]]) -> Any:
 def make_request(request_id: str, asked: Asked, hasher: Any, arrival: float) -> Request:
     """The request as the engine core gets it."""
 
-    def lora(number: int) -> LoRARequest | None:
-        return LoRARequest(f"a{number}", number, "/a") if number else None
+    def lora(number: int) -> dict[str, Any] | None:
+        name = f"a{number}"
+        return {"lora_name": name, "lora_int_id": number, "lora_path": "/a"} if number else None
 
     params = SamplingParams(
         max_tokens=asked.max_tokens,
@@ -355,28 +352,19 @@ def make_request(request_id: str, asked: Asked, hasher: Any, arrival: float) -> 
         structured_outputs=StructuredOutputsParams(regex=".*") if asked.grammar else None,
     )
     (_, features), *of_amateurs = asked.streams()
-    end = len(asked.prompt)
+    end, amateurs = len(asked.prompt), []
     if asked.cold:
-        amateurs = [
-            AmateurStream(
-                weight=None if asked.lives else -0.5,
-                adapter=(other := lora(adapter))
-                and {
-                    "lora_name": other.lora_name,
-                    "lora_int_id": other.lora_int_id,
-                    "lora_path": other.lora_path,
-                },
-                prompt=None if own is None else list(own),
-                num_features=0 if own is None else len(mine),
-            )
-            for (adapter, own), (_, mine) in zip(asked.others(), of_amateurs, strict=True)
-        ]
-        for (_, own), (_, mine) in zip(asked.others(), of_amateurs, strict=True):
-            for feature in mine if own is not None else ():
+        for (adapter, own), (_, mine) in zip(asked.others(), of_amateurs, strict=True):
+            weight = None if asked.lives else -0.5
+            if own is None:
+                amateurs.append(AmateurStream(weight, lora(adapter)))
+                continue
+            amateurs.append(AmateurStream(weight, lora(adapter), list(own), num_features=len(mine)))
+            for feature in mine:
                 place = feature.mm_position
                 moved = replace(place, offset=place.offset + end)
                 features.append(replace(feature, mm_position=moved))
-            end += len(own or ())
+            end += len(own)
         params.extra_args = Stream(
             asked.settings(),
             tuple(amateurs),
@@ -390,7 +378,7 @@ def make_request(request_id: str, asked: Asked, hasher: Any, arrival: float) -> 
         prompt_token_ids=list(asked.prompt),
         sampling_params=params,
         pooling_params=None,
-        lora_request=lora(asked.adapter),
+        lora_request=(adapter := lora(asked.adapter)) and LoRARequest(**adapter),
         arrival_time=arrival,
         priority=asked.priority,
         mm_features=features,
@@ -542,19 +530,14 @@ class Harness:
 
     def may_reset(self) -> bool:
         """Stock vLLM resets no cache while blocks are waited for."""
-        waits = RequestStatus.WAITING_FOR_REMOTE_KVS
-        return self.loads is None or not (
-            self.in_flight
-            or self.loads.busy()
-            or any(
-                r.status == waits
-                or (
-                    r.num_computed_tokens
-                    and i not in self.sched._groups
-                    and r.status != RequestStatus.RUNNING
-                )
-                for i, r in self.sched.requests.items()
-            )
+        if self.loads is None or self.in_flight or self.loads.busy():
+            return self.loads is None
+        return not any(
+            r.status == RequestStatus.WAITING_FOR_REMOTE_KVS
+            or r.num_computed_tokens
+            and i not in self.sched._groups
+            and r.status != RequestStatus.RUNNING
+            for i, r in self.sched.requests.items()
         )
 
     # ---- what happens to an engine -----------------------------------------------------------
@@ -730,14 +713,18 @@ class Harness:
         """Admit nobody until everything that runs has ended, as a pause with mode "wait"."""
         self.pause(PauseState.PAUSED_NEW)
         bound = self.steps + 200 + 20 * sum(a.max_tokens for a in self.asked.values())
+        self._come_to_rest(bound, "an engine whose admission is paused never comes to rest")
+        assert not self.sched.running
+        self.pause(PauseState.UNPAUSED)
+
+    def _come_to_rest(self, bound: int, otherwise: str) -> None:
+        """Until nothing is left, of what has ended either."""
         while self.sched.has_requests() or self.in_flight:
-            assert self.steps < bound, "an engine whose admission is paused never comes to rest"
+            assert self.steps < bound, otherwise
             if self.sched.has_requests():
                 self.step()
             else:
                 self.deliver()
-        assert not self.sched.running
-        self.pause(PauseState.UNPAUSED)
 
     def compiling(self) -> list[str]:
         """Requests whose grammar is being compiled."""
@@ -765,13 +752,8 @@ class Harness:
         while self.in_flight:
             self.deliver()
         self.step()  # tells the workers what has finished
-        while self.in_flight or self.sched.has_requests():
-            # Until what ended amid a load, or is saved, is free.
-            assert self.steps < bound + 50, "something of requests that have ended is left"
-            if self.sched.has_requests():
-                self.step()
-            else:
-                self.deliver()
+        # What ended amid a load, or is saved, is free later.
+        self._come_to_rest(bound + 50, "something of requests that have ended is left")
         assert set(self.ended) == set(self.asked)
         assert not self.sched.requests
         assert not self.workers.rows

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The report of a device: no speed next to a wrong result, and no names."""
+"""The report of a device: no speed next to a wrong result, and no names.
+(tests/engine/test_device_report.py makes one.)
+"""
 
 import getpass
 import socket
@@ -9,7 +11,6 @@ from typing import Any
 import pytest
 
 from benchmarks import device_report as report
-from tests.unit.test_bench_e2e import FakeWorkers
 
 pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
@@ -52,33 +53,6 @@ def test_a_wrong_kernel_is_seen(
     first, *others = capsys.readouterr().out.strip().splitlines()
     count, total = int(first.split()[0]), int(first.split()[2])
     assert 0 < count < total > 30 and others  # some forms are right
-
-
-class Contrasted(FakeWorkers):
-    """CoLD's tokens are others than greedy ones; the plugin's may be wrong."""
-
-    def ask(self, do: str, **given: Any) -> dict[str, Any]:
-        reply = super().ask(do, **given)
-        if given["mode"] == "cold" and "tokens" in reply:
-            for row in reply["tokens"]:
-                row[1] = 98
-        return reply
-
-
-def test_tokens_are_compared(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for timed in (False, True):
-        monkeypatch.setattr(report, "Workers", Contrasted)
-        assert report.decode("cpu", True, timed) == 0
-        assert ("time ratio" in capsys.readouterr().out) == timed
-        monkeypatch.setattr(report, "Workers", FakeWorkers)
-        assert report.decode("cpu", True, timed) == 1
-        printed = capsys.readouterr().out
-        assert "CoLD and greedy decoding gave the same tokens" in printed and "ratio" not in printed
-    monkeypatch.setattr(report, "Workers", Contrasted)
-    monkeypatch.setattr(Contrasted, "wrong", "plugin cold")
-    assert report.decode("cpu", True, timed=False) == 1
 
 
 def test_no_names() -> None:

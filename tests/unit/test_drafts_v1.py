@@ -42,10 +42,6 @@ CPU = torch.device("cpu")
 REGULAR = SamplingParams()
 
 
-def original(function: Any) -> Any:
-    return original_of(function)
-
-
 @pytest.fixture(autouse=True)
 def _wrapped(monkeypatch: pytest.MonkeyPatch) -> None:
     """vLLM's classes as an engine with speculation has them, for one test; no figures are left."""
@@ -55,7 +51,7 @@ def _wrapped(monkeypatch: pytest.MonkeyPatch) -> None:
         (RejectionSampler, "apply_logits_processors", drafts_v1.wrap_apply_logits_processors),
         (rejection_sampler, "expand_batch_to_tokens", draft_rows.wrap_expand_batch_to_tokens),
     ):
-        monkeypatch.setattr(owner, name, make(original(getattr(owner, name))))
+        monkeypatch.setattr(owner, name, make(original_of(getattr(owner, name))))
     for name in ("greedy_sample", "random_sample"):
         _use_cpu_kernel(monkeypatch, f"_rejection_{name}")
     _use_cpu_kernel(monkeypatch, "_sample_recovered_tokens")
@@ -191,7 +187,7 @@ def one_by_one(
     return tokens, figures
 
 
-def given(sampled: Tensor) -> list[list[int]]:
+def tokens_of(sampled: Tensor) -> list[list[int]]:
     return [[token for token in row if token != -1] for row in sampled.tolist()]
 
 
@@ -264,7 +260,7 @@ def test_greedy_verifies_what_the_sampler_gives(
     for seed in range(3):
         requests, logits = right(counts, seed, options, wrong)
         expected, figures = one_by_one(requests, logits, options)
-        sampled = given(verify(requests, logits, options))
+        sampled = tokens_of(verify(requests, logits, options))
         carried = worker_output.from_worker(Output())
         for name, row in EXPERT.items():
             assert sampled[row] == expected[row]
@@ -293,7 +289,7 @@ def test_requests_without_a_group_are_vllms(
     torch.manual_seed(1)
     ours = verify(requests, logits, options)
     for name in ("forward", "apply_logits_processors"):
-        stock = original(getattr(RejectionSampler, name))
+        stock = original_of(getattr(RejectionSampler, name))
         monkeypatch.setattr(RejectionSampler, name, stock)
     torch.manual_seed(1)
     assert torch.equal(ours, verify(requests, logits, options))
@@ -314,7 +310,8 @@ def test_vllms_processors_for_drafts_are_applied_once() -> None:
     logits = draw(requests, 0)
     logits[:, 2] = 90
     options = Options(presence=0.5)
-    sampled = given(verify(requests, logits, options, [MinTokens(SimpleNamespace(), CPU, False)]))
+    min_tokens = MinTokens(SimpleNamespace(), CPU, False)
+    sampled = tokens_of(verify(requests, logits, options, [min_tokens]))
     ((seen, counts),) = calls
     assert counts == [2, 2]
     assert torch.equal(seen, logits[[0, 1, 3, 4]]), "neither scored nor penalized yet"
@@ -345,7 +342,10 @@ def build(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Any, list[Any]]]:
     """vllm-cold's ``build_logitsprocs``, and what is installed by it; nothing is."""
     installed: list[Any] = []
     monkeypatch.setattr(patching, "install", installed.extend)
-    yield drafts_v1.wrap_build_logitsprocs(original(logits_processor.build_logitsprocs)), installed
+    yield (
+        drafts_v1.wrap_build_logitsprocs(original_of(logits_processor.build_logitsprocs)),
+        installed,
+    )
 
 
 def test_it_is_loaded_beside_min_tokens(build: tuple[Any, list[Any]]) -> None:

@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -78,7 +79,7 @@ def embeds_of(amateur: AmateurStream) -> torch.Tensor:
     return load(amateur.embeds)["embeds"]
 
 
-def made(front: Front, tensor: Any, **more: Any) -> Any:
+def render(front: Front, tensor: Any, **more: Any) -> Any:
     """What ``LLM.generate`` makes of embeddings."""
     (prompt,) = front.renderer.render_cmpl([{"prompt_embeds": tensor, **more}])
     return prompt
@@ -125,7 +126,7 @@ def test_workers_get_no_prompts(front: Front) -> None:
         Amateur(prompt={"prompt_embeds": rows(6, 1)}),
         Amateur(prompt=[5, 6, 7]),
     ]
-    asked = front.request(made(front, rows(9)), ColdParams(amateurs=amateurs, max_tokens=4))
+    asked = front.request(render(front, rows(9)), ColdParams(amateurs=amateurs, max_tokens=4))
     streams = streams_of(asked)
     assert [one.num_prompt_tokens for one in streams] == [9, 9, 6, 3]
     for one in streams:
@@ -168,12 +169,9 @@ def test_a_server(front: Front) -> None:
 
 def test_what_torch_says_of_a_clients_bytes(front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is no change of vLLM's."""
-
-    def load(*_: Any) -> Any:
-        raise RuntimeError("can't allocate " + 999 * "x")
-
+    fails = Mock(side_effect=RuntimeError("can't allocate " + 999 * "x"))
     args = {"cold_amateur_prompt_embeds": encoded(rows(2))}
-    monkeypatch.setattr(vllm.renderers.base, "safe_load_prompt_embeds", load)
+    monkeypatch.setattr(vllm.renderers.base, "safe_load_prompt_embeds", fails)
     said = front.refusal(front.text(" w1"), SamplingParams(extra_args=args))
     assert said.startswith("cold_amateur_prompt_embeds=") and len(said) < 700
     assert "no prompt can be made of it: can't allocate xxx" in said
@@ -197,7 +195,7 @@ def test_chats_with_embeddings_in_them(front: Front) -> None:
     _, [stream] = online.answer(chat(system, USER, **xargs(beta=1)))
     assert stream.amateurs[0].embeds is stream.amateurs[0].prompt is None
     ids = {"prompt_token_ids": [5, 6, 7], "prompt_is_token_ids": [True, False, True]}
-    for prompt in (made(front, rows(3)), made(front, rows(3), **ids)):  # ids for a part of it
+    for prompt in (render(front, rows(3)), render(front, rows(3), **ids)):  # ids for a part of it
         said = front.refusal(prompt, SamplingParams(extra_args={"cold_part": "0:1"}))
         assert said.startswith("cold_part='0:1': is for completions, whose prompt is one text or a")
     with pytest.raises(ValueError, match="of text, images, videos or audio"):
@@ -226,7 +224,7 @@ def test_wrong_embeddings_of_programs(
         said = front.refusal(front.text(" w1"), own)
         assert said.startswith("amateur=") and message in said
     if len(tensor) == 2:  # vLLM checks the others of an expert
-        said = front.refusal(made(front, tensor, **more), ColdParams())
+        said = front.refusal(render(front, tensor, **more), ColdParams())
         assert said.startswith("prompt_embeds=") and message in said
 
 
@@ -250,7 +248,7 @@ def test_what_is_no_prompt(wrong: dict[str, Any], message: str) -> None:
 
 def test_equal_prompts(front: Front) -> None:
     for more in ({}, IDS):
-        prompt = made(front, rows(2), **more)
+        prompt = render(front, rows(2), **more)
         same = ColdParams(amateur=Amateur(prompt={"prompt_embeds": rows(2) + 0, **more}))
         assert "the amateur is the expert" in front.refusal(prompt, same)
         if more:  # vLLM's prefix cache before 0.31 takes it for the same
@@ -268,21 +266,16 @@ def test_copies_are_made_once_and_of_what_has_room(
     front: Front, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A small tensor may stand for a huge one."""
-    copied: list[torch.Tensor] = []
-
-    def save(tensors: dict[str, torch.Tensor]) -> bytes:
-        copied.extend(tensors.values())
-        return original(tensors)
-
-    original, text = contrast.save, front.text(" w1")
+    save, text = Mock(wraps=contrast.save), front.text(" w1")
     monkeypatch.setattr(contrast, "save", save)
     huge = {"prompt_embeds": rows(1).expand(2**24, HIDDEN)}
     assert "16777216" in front.refusal(text, ColdParams(amateur=Amateur(prompt=huge)))
-    assert not copied
+    assert not save.called
     own = rows(2)
     one, same = {"prompt_embeds": own}, {"prompt_embeds": own, **IDS}
     amateurs = [Amateur(prompt=each, weight=-1) for each in (one, one, same, same)]
     stream = front.streams(text, ColdParams(amateurs=amateurs))
+    copied = [tensor for call in save.call_args_list for tensor in call.args[0].values()]
     assert len(copied) == 2 and copied[0] is copied[1]
     masks = [each.is_token_ids for each in stream.amateurs if each.embeds is not None]
     assert masks == [None, None, [True, False], [True, False]]
@@ -291,7 +284,7 @@ def test_copies_are_made_once_and_of_what_has_room(
 def test_what_asks_for_the_tokens_of_a_prompt(front: Front) -> None:
     """vLLM takes some for those that embeddings do not have."""
     penalty = {"repetition_penalty": 1.5}
-    prompt = made(front, rows(3))
+    prompt = render(front, rows(3))
     assert "repetition_penalty=1.5: is for the tokens of a prompt" in front.refusal(
         prompt, ColdParams(**penalty)
     )
@@ -326,10 +319,10 @@ def test_with_a_drafter_that_is_a_model(front: Front, monkeypatch: pytest.Monkey
     said = front.refusal(text, own)
     assert said.startswith("amateur='torch.float32[2, 64]'") and message in said
     for more in ({}, IDS):
-        said = front.refusal(made(front, rows(2), **more), ColdParams())
+        said = front.refusal(render(front, rows(2), **more), ColdParams())
         assert said.startswith("prompt_embeds='torch.float32[2, 64]'") and message in said
     assert front.streams(text, ColdParams(amateur=Amateur(prompt=[5]))).amateurs
     for method, v2 in (("ngram", False), ("suffix", False), ("eagle", True)):
         speculate(method, v2)
         assert front.streams(text, own).amateurs
-        assert front.streams(made(front, rows(2)), ColdParams()).amateurs
+        assert front.streams(render(front, rows(2)), ColdParams()).amateurs

@@ -44,32 +44,25 @@ def case_of(
     return replace(batch, a=same.a, b=same.b, scale=0.5)
 
 
-def wrapper(
-    cls: type[PunicaWrapperCPU],
-    slots: Sequence[int],
-    max_loras: int,
-    is_prefill: bool = False,
-    sampled: Sequence[int] | None = None,
-) -> Any:
-    made = cls(64, 16, torch.device("cpu"))
-    tell(made, slots, max_loras, is_prefill, sampled)
-    return made
+def wrapper(cls: type[PunicaWrapperCPU], *batch: Any) -> Any:
+    """For a batch, as ``tell`` takes it."""
+    punica = cls(64, 16, torch.device("cpu"))
+    tell(punica, *batch)
+    return punica
 
 
 def tell(
     punica: Any,
     slots: Sequence[int],
-    max_loras: int,
     is_prefill: bool = False,
     sampled: Sequence[int] | None = None,
 ) -> None:
-    """Of a batch as vLLM tells it; adapter ids are 100, 101, ... by slot."""
-    ids = [100 + slot for slot in range(max_loras)]
+    """Of a batch as vLLM tells it; adapter ids are 100, 101 and 102 by slot."""
+    ids = [100, 101, 102]
     tokens, prompts = (
-        tuple(ids[slot] if slot >= 0 else 0 for slot in group)
-        for group in (slots, slots if sampled is None else sampled)
+        tuple(ids[slot] if slot >= 0 else 0 for slot in rows) for rows in (slots, sampled or slots)
     )
-    punica.update_metadata(LoRAMapping(tokens, prompts, is_prefill), list(ids), max_loras, 512)
+    punica.update_metadata(LoRAMapping(tokens, prompts, is_prefill), ids, len(ids), 512)
 
 
 def layer_of(kind: type[Any], punica: Any, **attributes: Any) -> Any:
@@ -89,7 +82,7 @@ def test_linear(slots: list[int], dtype: torch.dtype, cls: Any) -> None:
     """A packed layer of three slices; and the next steps' batches."""
     sizes = (6, 2, 2)
     case = case_of([], sizes, dtype)
-    punica = wrapper(cls, [0, 0, 1, -1], 3, True)
+    punica = wrapper(cls, [0, 0, 1, -1], True)
     layer = layer_of(
         BaseLinearLayerWithLoRA,
         punica,
@@ -105,7 +98,7 @@ def test_linear(slots: list[int], dtype: torch.dtype, cls: Any) -> None:
 
     for batch in (slots, slots[::-1], [-1, 1]):
         for is_prefill in (False, True):
-            tell(punica, batch, 3, is_prefill)
+            tell(punica, batch, is_prefill)
             case = replace(case_of(batch, sizes, dtype), a=case.a, b=case.b)
             case.check(add(case), STEPS[dtype])
     with punica.without_adapters():  # a drafter's rows, of any number
@@ -124,7 +117,7 @@ def test_before_the_first_batch_no_row_has_an_adapter() -> None:
 @ours
 def test_the_halves_of_sharded_adapters(cls: Any) -> None:
     slots, sizes = [-1, 1, 0, 2], (6, 2)
-    punica, case = wrapper(cls, slots, 3), case_of(slots, sizes)
+    punica, case = wrapper(cls, slots), case_of(slots, sizes)
     weights = {"lora_a_stacked": case.a, "lora_b_stacked": case.b, "output_slices": sizes}
     layer = layer_of(BaseLinearLayerWithLoRA, punica, **weights)
     y, hidden = case.y.clone(), torch.zeros(2, 4, 5)
@@ -136,7 +129,7 @@ def test_the_halves_of_sharded_adapters(cls: Any) -> None:
 @ours
 def test_embedding(cls: Any) -> None:
     slots = [-1, 1, 0, -1, 1]
-    punica, case = wrapper(cls, slots, 3, True), case_of(slots, (10,))
+    punica, case = wrapper(cls, slots, True), case_of(slots, (10,))
     layer = layer_of(VocabParallelEmbeddingWithLoRA, punica, lora_b_stacked=case.b[0])
     assert torch.equal(layer.punica_wrapper._embeddings_indices, punica._embeddings_indices)
     case.a = (torch.eye(5).expand(3, 1, 5, 5),)  # vLLM has looked its rows up
@@ -156,7 +149,7 @@ def add_logits(punica: Any, case: Case) -> Tensor:
 def test_logits_follow_the_sampled_rows(sampled: list[int], cls: Any) -> None:
     """Two prompts of three tokens; one row each is sampled."""
     tokens = [slot for slot in sampled for _ in range(3)]
-    punica, case = wrapper(cls, tokens, 3, True, sampled), case_of(sampled, (30,))
+    punica, case = wrapper(cls, tokens, True, sampled), case_of(sampled, (30,))
     case.x, case.y = case.x.clone(), torch.nn.functional.pad(case.y, (0, 2))
     case.check(add_logits(punica, case), STEPS[case.y.dtype])
 
@@ -165,7 +158,7 @@ def test_logits_follow_the_sampled_rows(sampled: list[int], cls: Any) -> None:
 @pytest.mark.parametrize("slots", [[0, 0, 0, -1, -1, 1, 1, 1], [-1] * 3 + [1] * 5])
 def test_logits_of_a_piece_of_a_prompt(slots: list[int], cls: Any) -> None:
     """Prompt logprobs: the rows are a slice of the step's hidden states, of any length."""
-    punica = wrapper(cls, slots, 3, True, [slots[0], slots[-1]])
+    punica = wrapper(cls, slots, True, [slots[0], slots[-1]])
     case = case_of(slots, (30,))
     case.x = case.x.clone()
     for first in range(len(slots)):
@@ -188,7 +181,7 @@ def test_layers_of_other_kinds() -> None:
         def _apply_lora_to_output(self, x: Tensor, output: Tensor) -> Tensor:
             raise AssertionError
 
-    punica, case = wrapper(NativePunicaWrapperCPU, [0, -1], 3), case_of([0, -1], (30,))
+    punica, case = wrapper(NativePunicaWrapperCPU, [0, -1]), case_of([0, -1], (30,))
     arguments = case.y, case.x, case.a, case.b, 2.0, (30,)
     weights = {"lora_a_stacked": case.a, "lora_b_stacked": case.b, "output_slices": (30,)}
     assert layer_of(Head, punica, **weights).punica_wrapper is punica

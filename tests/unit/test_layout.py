@@ -4,12 +4,15 @@
 import ast
 import graphlib
 import re
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
 import pytest
 
 from tests import __main__ as suite
+from tests.places import hooks
+from vllm_cold.compat.patching import Reference
 
 pytestmark = pytest.mark.unit
 
@@ -152,3 +155,36 @@ def test_every_class_has_a_name_of_its_own() -> None:
         if isinstance(node, ast.ClassDef)
     ]
     assert sorted(names) == sorted(set(names))
+
+
+def test_hooks_say_what_they_wrap() -> None:
+    """Each is a function of its own name, beside what its docstring says that it wraps."""
+    wrapped = [(h.file, place) for h in hooks() for place in h.wraps]
+    for file, place in wrapped:
+        assert isinstance(place.maker, Reference)
+        name = place.maker.where.partition(":")[2]
+        assert name.startswith("wrap_") and place.maker.where.startswith(f"vllm_cold.{file}:"), file
+        method = re.split(r"[.:]", place.where)[-1]
+        assert method in str(place.load_maker().__doc__) or method.strip("_") in name, name
+    names = {place.maker.where for _, place in wrapped}
+    assert len({name.partition(":")[2] for name in names}) == len(names)
+
+
+def bindings() -> Iterator[str]:
+    """Each name that the package binds: variables, attributes, parameters, functions, classes."""
+    for path in modules().values():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            match node:
+                case ast.arg(arg=name) | ast.FunctionDef(name=name) | ast.ClassDef(name=name):
+                    yield name
+                case ast.AsyncFunctionDef(name=name) | ast.Name(id=name, ctx=ast.Store()):
+                    yield name
+                case ast.Attribute(attr=name, ctx=ast.Store()):
+                    yield name
+
+
+def test_names_say_what_they_hold() -> None:
+    """These nine held a dozen things each."""
+    vague = {"one", "found", "each", "said", "asked", "given", "told", "own", "made"}
+    names = [name.strip("_") for name in bindings()]
+    assert sum(name in vague for name in names) < 0.01 * len(names)

@@ -91,10 +91,10 @@ def online(front: Front) -> Online:
     return Online(front)
 
 
-def made(front: Front, prompt: dict[str, Any]) -> Any:
+def render(front: Front, prompt: dict[str, Any]) -> Any:
     """What ``LLM.generate`` makes of a prompt with images."""
-    (found,) = front.renderer.render_cmpl([prompt], front.renderer.default_cmpl_tok_params)
-    return found
+    (rendered,) = front.renderer.render_cmpl([prompt], front.renderer.default_cmpl_tok_params)
+    return rendered
 
 
 class Read:
@@ -130,8 +130,8 @@ def read(front: Front, prompt: Any, *amateurs: Amateur, lora: Any = None, **more
 
 
 def hash_of(front: Front, image: Any) -> str:
-    (found,) = made(front, seen("<image>", image))["mm_hashes"]["image"]
-    return str(found)
+    (image_hash,) = render(front, seen("<image>", image))["mm_hashes"]["image"]
+    return str(image_hash)
 
 
 def refusal(front: Front, prompt: Any, *amateurs: Amateur) -> str:
@@ -143,7 +143,7 @@ def refusal(front: Front, prompt: Any, *amateurs: Amateur) -> str:
 
 def test_prompts_of_their_own(front: Front) -> None:
     """Each with its own images, other ones, or none; the same picture is known again."""
-    expert = made(front, seen(" w1<image> w2", picture(1)))
+    expert = render(front, seen(" w1<image> w2", picture(1)))
     ids = front.tokenizer.encode(" w8<image> w9")
     found = read(
         front,
@@ -178,7 +178,7 @@ def _data(image: Any) -> dict[str, Any]:
 
 
 def test_media_are_described_as_vllm_does(front: Front) -> None:
-    prompt = made(front, seen("<image> w1<image>", picture(1), picture(2)))
+    prompt = render(front, seen("<image> w1<image>", picture(1), picture(2)))
     theirs = front.request(prompt, SamplingParams(max_tokens=2)).mm_features
     both = (request_media.of_prompt(prompt), theirs)
     ours, wanted = ([replace(one, data=None) for one in each] for each in both)
@@ -187,7 +187,7 @@ def test_media_are_described_as_vllm_does(front: Front) -> None:
 
 def test_an_amateur_of_the_same_prompt(front: Front) -> None:
     """By its adapter alone: its media are the expert's, and are sent once."""
-    found = read(front, made(front, seen("<image> w1", picture())), Amateur(), lora=ONE)
+    found = read(front, render(front, seen("<image> w1", picture())), Amateur(), lora=ONE)
     assert found.amateurs == [None] and len(found.expert) == len(found.features) == 1
 
 
@@ -202,7 +202,7 @@ def test_other_images(front: Front) -> None:
     view = Noise(500)
     wanted = [hash_of(front, view(picture(seed))) for seed in (1, 2)]
     array = np.asarray(picture(2))
-    expert = made(front, seen("<image> w1<image> w2", picture(1), array))
+    expert = render(front, seen("<image> w1<image> w2", picture(1), array))
     found = read(front, expert, Amateur(images=view))
     assert found.amateurs == [[(0, wanted[0]), (PATCHES + 1, wanted[1])]]
     assert [at for at, _ in found.expert] == [at for at, _ in found.amateurs[0]]
@@ -214,7 +214,7 @@ def test_other_images(front: Front) -> None:
         assert found.texts == [front.tokenizer.decode(expert["prompt_token_ids"])]
     # One picture that is no list, and tokens in place of text.
     ids = front.tokenizer.encode("<image> w1")
-    expert = made(front, {"prompt_token_ids": ids, **_data(picture(1))})
+    expert = render(front, {"prompt_token_ids": ids, **_data(picture(1))})
     assert read(front, expert, Amateur(images=view)).amateurs == [[(0, wanted[0])]]
 
 
@@ -227,7 +227,7 @@ def test_a_function_of_images(front: Front) -> None:
         got.append(image)
         return image.point(lambda value: value // 2)
 
-    found = read(front, made(front, seen("<image> w1", clear)), Amateur(images=darker))
+    found = read(front, render(front, seen("<image> w1", clear)), Amateur(images=darker))
     [image] = got
     assert image.mode == "RGB" and image.getpixel((0, 0)) == (255, 255, 255)
     assert found.amateurs == [[(0, hash_of(front, Image.new("RGB", (21, 21), (127,) * 3)))]]
@@ -235,11 +235,11 @@ def test_a_function_of_images(front: Front) -> None:
     def broken(image: Image.Image) -> Image.Image:
         raise KeyError("b")
 
-    expert = made(front, seen("<image> w1", picture()))
-    said = refusal(front, expert, Amateur(images=broken))
-    assert said == "amateurs[0]='images by broken': KeyError: 'b'"
-    said = refusal(front, expert, Amateur(images=lambda image: "x"))
-    assert said.endswith("must make a PIL image, and made a str")
+    expert = render(front, seen("<image> w1", picture()))
+    message = refusal(front, expert, Amateur(images=broken))
+    assert message == "amateurs[0]='images by broken': KeyError: 'b'"
+    message = refusal(front, expert, Amateur(images=lambda image: "x"))
+    assert message.endswith("must make a PIL image, and made a str")
     # Which does nothing.
     assert "the amateur is the expert" in refusal(front, expert, Amateur(images=lambda i: i))
 
@@ -256,18 +256,18 @@ def test_messages_and_media_left_out(front: Front) -> None:
     two, three = (hash_of(front, picture(seed)) for seed in (2, 3))
     assert [[each for _, each in own] for own in found.amateurs] == [[], [two, three]]
     assert conversation[1]["content"][0]["type"] == "image_pil", "the caller's is as it was"
-    completion = made(front, seen("<image> w1", picture()))
-    said = refusal(front, completion, Amateur(without="images"))
-    assert said.endswith("or say what the amateur reads with a prompt of its own")
+    completion = render(front, seen("<image> w1", picture()))
+    message = refusal(front, completion, Amateur(without="images"))
+    assert message.endswith("or say what the amateur reads with a prompt of its own")
 
 
 def test_nothing_to_see_otherwise(front: Front) -> None:
     for expert in (front.text(" w1"), " w1", front.chat([SYSTEM]), front.chat([user(text(" w1"))])):
-        said = refusal(front, expert, Amateur(images=Noise(5)))
-        assert said == "amateurs[0]='noise:5': the prompt has no image"
-    tensor = made(front, {"prompt": "<image>", **_data(np.zeros((21, 21, 3), np.float32))})
-    said = refusal(front, tensor, Amateur(images=Noise(5)))
-    assert "an image of the prompt is a ndarray; send it as a PIL image" in said
+        message = refusal(front, expert, Amateur(images=Noise(5)))
+        assert message == "amateurs[0]='noise:5': the prompt has no image"
+    tensor = render(front, {"prompt": "<image>", **_data(np.zeros((21, 21, 3), np.float32))})
+    message = refusal(front, tensor, Amateur(images=Noise(5)))
+    assert "an image of the prompt is a ndarray; send it as a PIL image" in message
 
 
 def test_prompts_that_vllm_has_not_made(front: Front) -> None:
@@ -286,7 +286,7 @@ def test_several_amateurs_share_what_is_the_same(front: Front) -> None:
     own = seen("<image> w1", picture(5))
     found = read(
         front,
-        made(front, seen("<image> w1", picture())),
+        render(front, seen("<image> w1", picture())),
         *[Amateur(images=view), Amateur(images=view, weight=0.5), Amateur(prompt=own)] * 2,
     )
     assert len(calls) == 1
@@ -295,7 +295,7 @@ def test_several_amateurs_share_what_is_the_same(front: Front) -> None:
 
 
 def test_an_equal_prompt_of_another_image(front: Front) -> None:
-    expert = made(front, seen("<image> w1", picture(1)))
+    expert = render(front, seen("<image> w1", picture(1)))
     assert read(front, expert, Amateur(prompt=seen("<image> w1", picture(2))))
     assert "the amateur is the expert" in refusal(
         front, expert, Amateur(prompt=seen("<image> w1", picture(1)))
@@ -306,21 +306,21 @@ def test_an_equal_prompt_of_another_image(front: Front) -> None:
 def test_named_images(front: Front) -> None:
     """With uuids of the caller's: other pictures have other names."""
     named = seen("<image> w1", picture(1), multi_modal_uuids={"image": ["mine"]})
-    found = read(front, made(front, named), Amateur(images=Noise(5)))
+    found = read(front, render(front, named), Amateur(images=Noise(5)))
     assert [each for _, each in found.expert] == ["mine"]
     assert found.amateurs == [[(0, hash_of(front, Noise(5)(picture(1))))]]
     # By its name alone, when the engine core has it.
     alone = {**named, "multi_modal_data": {"image": [None]}}
-    found = read(front, made(front, alone), Amateur(prompt=" w2"))
+    found = read(front, render(front, alone), Amateur(prompt=" w2"))
     assert [each for _, each in found.expert] == ["mine"] and found.features[0].data is None
     found = read(front, front.text(" w2"), Amateur(prompt=alone))
     assert found.amateurs == [[(0, "mine")]]
-    said = refusal(front, made(front, alone), Amateur(images=Noise(5)))
-    assert "known by its uuid alone; send the image" in said
+    message = refusal(front, render(front, alone), Amateur(images=Noise(5)))
+    assert "known by its uuid alone; send the image" in message
 
 
 def test_what_cannot_be(front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
-    expert = made(front, seen("<image> w1", picture()))
+    expert = render(front, seen("<image> w1", picture()))
     own = Amateur(prompt=" w2")
 
     part = SamplingParams(extra_args={"cold_part": [0, 3]})
@@ -331,8 +331,8 @@ def test_what_cannot_be(front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
         seen(" w1", picture()),  # nothing stands for it
         [user({"type": "image_url", "image_url": {"url": "x"}})],
     ):
-        said = refusal(front, front.text(" w1"), Amateur(prompt=own_prompt))
-        assert "no prompt can be made of it" in said
+        message = refusal(front, front.text(" w1"), Amateur(prompt=own_prompt))
+        assert "no prompt can be made of it" in message
     config = front.config
     for owner, name, value, why in (
         (config.lora_config, "enable_tower_connector_lora", True, "_connector_lora is on, with"),
@@ -346,8 +346,8 @@ def test_what_cannot_be(front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
             assert found is None if why is None else why in str(found)
     with monkeypatch.context() as patched:
         patched.setattr(versions, "is_before", lambda *_: True)
-        said = refusal(front, expert, own)
-        assert "vllm-cold does not support prompts with media here: vLLM is older" in said
+        message = refusal(front, expert, own)
+        assert "vllm-cold does not support prompts with media here: vLLM is older" in message
     # Text for such a model is as ever.
     assert read(front, front.text(" w1"), own).features == []
 
@@ -355,53 +355,44 @@ def test_what_cannot_be(front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_encoders_room(front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
     """What could never be encoded is refused: an image too large, and at a prompt's end."""
     admission = FRONT_END.of(front.processor)
-    said = refusal(front, made(front, seen(" w1<image>", picture(1))), Amateur(images=Noise(5)))
-    assert said.startswith("vllm-cold: this request has a prompt that ends with media")
+    message = refusal(
+        front, render(front, seen(" w1<image>", picture(1))), Amateur(images=Noise(5))
+    )
+    assert message.startswith("vllm-cold: this request has a prompt that ends with media")
     monkeypatch.setattr(admission, "encoder_cache_size", PATCHES - 1)
-    said = refusal(front, front.text(" w1"), Amateur(prompt=seen("<image> w1", picture(1))))
-    assert said.startswith("vllm-cold: this request has media of 9 embeddings")
+    message = refusal(front, front.text(" w1"), Amateur(prompt=seen("<image> w1", picture(1))))
+    assert message.startswith("vllm-cold: this request has media of 9 embeddings")
 
 
 def test_refused_images_are_forgotten(front: Front) -> None:
     """Of all prompts that were made: else the next request with one of them would send nothing."""
     cache = front.renderer.mm_processor_cache
     assert type(cache).__name__ == "LruKeyReplicatedSenderCache"
-    expert = made(front, seen("<image> w1", picture(1)))
+    expert = render(front, seen("<image> w1", picture(1)))
     good, bad = Amateur(prompt=seen("<image> w2", picture(2))), Amateur(prompt=" \ud7ff" * 99)
     refusal(front, expert, good, bad)
     for seed in (1, 2):
-        found = made(front, seen("<image> w3", picture(seed)))
+        found = render(front, seen("<image> w3", picture(seed)))
         (item,) = found["mm_kwargs"]["image"]
         assert item is not None, "its data comes along"
 
 
 @pytest.mark.parametrize("error", [ValueError, asyncio.CancelledError])
 def test_an_async_engines_refused_images_are_forgotten_where_they_were_seen(
-    error: type[BaseException], front: Front
+    error: type[BaseException], front: Front, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In the thread of its media, before its next image."""
-    renderer, cleared = front.renderer, list[str]()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            type(renderer.mm_processor_cache),
-            "clear_cache",
-            lambda self: cleared.append(threading.current_thread().name),
-        )
-        with media_cache.forgotten_if_refused(renderer, offline=False):
-            pass
-        with pytest.raises(error), media_cache.forgotten_if_refused(renderer, offline=False):
-            raise error
-        thread = renderer._mm_executor.submit(threading.current_thread).result()
-    assert cleared == [thread.name]
-
-
-def test_nothing_is_kept_alive(front: Front) -> None:
-    """The decoded media are let go of when the request is made."""
-    expert = front.chat([user(of_url(1), text(" w3"))])
-    source = expert["cold_prompt_source"]
-    assert len(source.fetched) == 1
-    read(front, expert, Amateur(images=Noise(5)))
-    assert not source.fetched
+    renderer, threads = front.renderer, list[threading.Thread]()
+    cache = type(renderer.mm_processor_cache)
+    clear = lambda self: threads.append(threading.current_thread())  # noqa: E731
+    monkeypatch.setattr(cache, "clear_cache", clear)
+    with media_cache.forgotten_if_refused(renderer, offline=False):
+        pass
+    with pytest.raises(error), media_cache.forgotten_if_refused(renderer, offline=False):
+        raise error
+    of_media = renderer._mm_executor.submit(threading.current_thread).result()
+    monkeypatch.undo()
+    assert threads == [of_media]
 
 
 # ---- on a server ---------------------------------------------------------------------------------
@@ -511,57 +502,46 @@ def test_what_a_default_cannot_distort(front: Front) -> None:
         stream_of(front, ends, asking)
 
 
-def test_no_client_waits_for_anothers_large_images(online: Online, front: Front) -> None:
-    """What is distorted is bounded, one image after the other, in two threads of its own."""
-    wide = user(of_url(1), text(" w3"))
+def test_what_is_distorted_is_bounded(online: Online, front: Front) -> None:
+    asked = chat(user(of_url(1), text(" w3")))
     width, height = picture(1).size
     exactly, less = width * height / 1e6, width * height / 1e6 - 1e-6
-    for most, ok in (less, False), (exactly, True):
-        front.serve(default={"enabled": False, "max_megapixels": most})
-        asked = chat(wide) | xargs(images="noise:5")
-        if ok:
-            online.answer(asked, "base")
-            continue
-        with pytest.raises(ValueError, match="0.0 megapixels, and at most .* are distorted"):
-            online.answer(asked, "base")
+    front.serve(default={"enabled": False, "max_megapixels": exactly})
+    online.answer(asked | xargs(images="noise:5"), "base")
+    front.serve(default={"enabled": False, "max_megapixels": less})
+    with pytest.raises(ValueError, match="0.0 megapixels, and at most .* are distorted"):
+        online.answer(asked | xargs(images="noise:5"), "base")
     front.serve(default={"preset": "vcd", "max_megapixels": less})
-    assert online.answer(chat(wide), "base") == ({"cold": 0}, [None]), "a default disables itself"
+    assert online.answer(asked, "base") == ({"cold": 0}, [None]), "a default disables itself"
 
-    front.serve()
-    running, most, threads = 0, 0, set[str]()
-    seen = request_media.distorted
+
+def test_no_client_waits_for_anothers_images(
+    online: Online, front: Front, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are distorted one image after the other, in two threads of their own."""
+    threads, order, distorted = list[str](), list[int](), request_media.distorted
 
     def slow(*args: Any) -> Any:
-        nonlocal running, most
-        running += 1
-        most = max(most, running)
-        threads.add(threading.current_thread().name)
+        threads.append(threading.current_thread().name)
         time.sleep(0.02)
-        running -= 1
-        return seen(*args)
+        return distorted(*args)
 
-    many = chat(user(*(of_url(1) for _ in range(3)), text(" w3"))) | xargs(images="noise:5")
+    async def ask(num: int) -> None:
+        await online.prepare(_request(chat(user(*[of_url(1)] * num)) | xargs(images="noise:5")))
+        order.append(num)
 
-    async def first_done() -> list[str]:
-        order: list[str] = []
-
-        async def one(name: str, body: Any) -> None:
-            await online.prepare(protocol(body)(model="base", **body))
-            order.append(name)
-
-        large = asyncio.create_task(one("three images", many))
+    async def ask_both() -> None:
+        many = asyncio.create_task(ask(3))
         await asyncio.sleep(0.01)
-        await asyncio.gather(large, one("one image", chat(wide) | xargs(images="noise:5")))
-        return order
+        await asyncio.gather(many, ask(1))
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(request_media, "distorted", slow)
-        assert front.run(first_done()) == ["one image", "three images"]
-    assert most == 2 and len(threads) == 2
+    monkeypatch.setattr(request_media, "distorted", slow)
+    front.run(ask_both())
+    assert order == [1, 3] and len(set(threads)) == 2
 
 
 def stream_of(front: Front, prompt: Any, params: SamplingParams) -> Any:
-    request = front.request(made(front, prompt), params, None)
+    request = front.request(render(front, prompt), params, None)
     return from_extra_args(request.sampling_params.extra_args)
 
 
@@ -590,23 +570,20 @@ def test_refused_over_http(online: Online) -> None:
 
 def test_regular_requests_are_as_ever(online: Online, front: Front) -> None:
     """They use the sender's cache, and what is contrasted leaves it alone until it is sent."""
-    renderer, body = front.renderer, ASKED | xargs(preset="vcd")
-    sender = renderer.mm_processor_cache
-    one = hash_of_url(front, 1)
-    prompt = online.prepared(body | {"model": "base"})[0][0]
-    assert not sender.is_cached_item(one)
-    (item,) = prompt["mm_kwargs"]["image"]
-    assert item is not None
+    sender, one = front.renderer.mm_processor_cache, hash_of_url(front, 1)
+
+    def sends_data(prompt: Any) -> bool:
+        (image,) = prompt["mm_kwargs"]["image"]
+        return image is not None
+
+    prompt = online.prepared(ASKED | xargs(preset="vcd") | {"model": "base"})[0][0]
+    assert not sender.is_cached_item(one) and sends_data(prompt)
     noised = front.request(prompt, SamplingParams(max_tokens=2), None).mm_features[1]
     assert noised.data is not None and not sender.is_cached_item(noised.mm_hash)
-    # A regular request that overtakes it brings its data along.
-    (item,) = online.prepared(ASKED | {"model": "base"})[0][0]["mm_kwargs"]["image"]
-    assert item is not None and sender.is_cached_item(one)
-    (item,) = online.prepared(ASKED | {"model": "base"})[0][0]["mm_kwargs"]["image"]
-    assert item is None
-    # What is contrasted has its data even then.
-    (item,) = online.prepared(body | {"model": "base"})[0][0]["mm_kwargs"]["image"]
-    assert item is not None
+    # A regular request that overtakes it brings its data along; what is contrasted always does.
+    assert sends_data(prepare(online, ASKED)) and sender.is_cached_item(one)
+    assert not sends_data(prepare(online, ASKED))
+    assert sends_data(prepare(online, ASKED | xargs(preset="vcd")))
 
 
 def hash_of_url(front: Front, seed: int) -> str:
@@ -625,52 +602,50 @@ def of_chat(front: Front, part: dict[str, Any]) -> str:
     return str(found["mm_hashes"]["image"][0])
 
 
-@pytest.mark.parametrize("dropped", [None, 0, 1])
-def test_the_sender_is_told_when_it_is_sent(
-    dropped: int | None, online: Online, front: Front
-) -> None:
-    """Of all that has not been dropped meanwhile."""
-    renderer, added = front.renderer, []
+def _request(body: dict[str, Any]) -> Any:
+    return protocol(body)(model="base", max_tokens=4, **body)
 
-    async def add_request(self: Any, request_id: str, prompt: Any, params: Any, *_: Any) -> str:
-        assert not renderer.mm_processor_cache.is_cached_item(one)
-        added.append(prompt)
-        if dropped is not None:
-            del renderer._mm_processor_only_cache._cache[(one, noised)[dropped]]
-        return "queue"
 
-    async def add() -> Any:
-        prompt = (await online.prepare(_request(ASKED | xargs(preset="vcd"))))[0]
-        engine = SimpleNamespace(input_processor=front.processor)
-        wrapped = intake.wrap_add_request(add_request)
-        return await wrapped(engine, "r", prompt, SamplingParams(max_tokens=2))
+def prepare(online: Online, body: dict[str, Any]) -> Any:
+    (prompt,) = online.front.run(online.prepare(_request(body)))
+    return prompt
 
-    one = hash_of_url(front, 1)
-    noised = of_chat(front, {"type": "image_pil", "image_pil": Noise(500)(picture(1))})
-    assert front.run(add()) == "queue" and len(added) == 1
-    renderer._mm_executor.submit(bool).result()
-    for i, each in enumerate((one, noised)):
-        assert renderer.mm_processor_cache.is_cached_item(each) is (i != dropped)
+
+async def accept(*_: Any) -> None:
+    """As an engine takes a request."""
+
+
+def send(front: Front, prompt: Any, add_request: Any = accept) -> None:
+    """Add a request to an async engine, and wait for the thread of its media."""
+    engine = SimpleNamespace(input_processor=front.processor)
+    params = SamplingParams(max_tokens=2)
+    front.run(intake.wrap_add_request(add_request)(engine, "r", prompt, params))
+    front.renderer._mm_executor.submit(bool).result()
+
+
+def test_the_sender_is_told_when_it_is_sent(online: Online, front: Front) -> None:
+    """Of the expert's images and of what its amateurs see."""
+    sender = front.renderer.mm_processor_cache
+    noised = {"type": "image_pil", "image_pil": Noise(500)(picture(1))}
+    both = hash_of_url(front, 1), of_chat(front, noised)
+    prompt = prepare(online, ASKED | xargs(preset="vcd"))
+    assert not any(map(sender.is_cached_item, both))
+    send(front, prompt)
+    assert all(map(sender.is_cached_item, both))
 
 
 def test_what_a_server_refuses_empties_no_cache(online: Online, front: Front) -> None:
     """Else one client could have the images of all others processed again and again."""
 
-    async def add_request(*_: Any) -> None:
+    async def refuse(*_: Any) -> None:
         raise ValueError("too long")
 
-    online.prepared(ASKED | {"model": "base"})
-    engine = SimpleNamespace(input_processor=front.processor)
+    prepare(online, ASKED)
     for body in ({"prompt": " w1"}, ASKED, ASKED | xargs(preset="vcd")):
-        (prompt,) = front.run(online.prepare(_request(body)))
         with pytest.raises(ValueError, match="too long"):
-            front.run(intake.wrap_add_request(add_request)(engine, "r", prompt, SamplingParams()))
+            send(front, prepare(online, body), refuse)
     front.renderer._mm_executor.submit(bool).result()
     assert front.renderer.mm_processor_cache.is_cached_item(hash_of_url(front, 1))
-
-
-def _request(body: dict[str, Any]) -> Any:
-    return protocol(body)(model="base", max_tokens=4, **body)
 
 
 def test_the_sender_is_told_of_a_beam_searchs_images(online: Online, front: Front) -> None:
@@ -679,14 +654,7 @@ def test_the_sender_is_told_of_a_beam_searchs_images(online: Online, front: Fron
     request = _request(chat(user(of_url(1), text(" w3")), use_beam_search=True))
     [prompt] = front.run(online.prepare(request))
     assert request.to_beam_search_params(4, {}) is not None
-    step = {key: value for key, value in prompt.items() if not key.startswith("cold_")}
-
-    async def add_request(*_: Any) -> None:
-        return None
-
-    engine = SimpleNamespace(input_processor=front.processor)
-    front.run(intake.wrap_add_request(add_request)(engine, "r", step, SamplingParams()))
-    front.renderer._mm_executor.submit(bool).result()
+    send(front, {key: value for key, value in prompt.items() if not key.startswith("cold_")})
     assert front.renderer.mm_processor_cache.is_cached_item(hash_of_url(front, 1))
 
 
@@ -706,6 +674,6 @@ def test_images_that_a_client_names_only(online: Online, front: Front) -> None:
 
 def test_shared_memory(front: Front) -> None:
     """Where vLLM counts one reader of each image."""
-    expert = made(front, seen("<image> w1", picture()))
+    expert = render(front, seen("<image> w1", picture()))
     expert["mm_kwargs"]["image"][0]["address"] = 1
     assert "mm_processor_cache_type=" in refusal(front, expert, Amateur(images=Noise(5)))

@@ -160,13 +160,10 @@ class Case:
             topk_ids=self.ids,
             activation=experts.moe_config.activation,
             global_num_experts=EXPERTS,
-            expert_map=None,
-            a1q_scale=None,
-            a2_scale=None,
             workspace13=out.new_empty(0),
             workspace2=out.new_empty(0),
-            expert_tokens_meta=None,
             apply_router_weight_on_input=weighted,
+            **dict.fromkeys(("expert_map", "a1q_scale", "a2_scale", "expert_tokens_meta")),
         )
         return out
 

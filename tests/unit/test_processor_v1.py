@@ -192,23 +192,22 @@ def test_a_rule_is_told_how_many_tokens_there_are() -> None:
     ]
     processor.update_state(BatchUpdate(8, [], added, []))
     groups = [(0, 7, 4), (2, 5, 1)]
-    for _ in range(3):
+    ruled = [row for rows in groups for row in rows]
+
+    def check_steps(*steps: int) -> None:
         before = draw(8)
         logits = processor.apply(before.clone())
-        ruled = [0, 7, 4, 2, 5, 1]
-        steps = [len(listed) for listed in tokens]
         assert_scored(before[ruled], logits[ruled], [(0, 1, 2), (3, 4, 5)], GROWS, steps)
         assert_scored(before[[6, 3]], logits[[6, 3]], [(0, 1)])
+
+    for _ in range(3):
+        check_steps(*map(len, tokens))
         tokens[0].append(7)
         tokens[1] += [7, 7]
     # Drafts: first the rows after all of them, then the rows that verify them.
-    counts = [2, 3, 3, 0, 2, 3, 0, 2]
+    counts, known = [2, 3, 3, 0, 2, 3, 0, 2], [len(output) for output in tokens]
     processor.expect_drafts(counts)
-    before = draw(8)
-    logits = processor.apply(before.clone())
-    ruled, known = [row for rows in groups for row in rows], [len(listed) for listed in tokens]
-    after = [known[0] + 2, known[1] + 3]
-    assert_scored(before[ruled], logits[ruled], [(0, 1, 2), (3, 4, 5)], GROWS, after)
+    check_steps(known[0] + 2, known[1] + 3)
     before = draw(sum(counts))
     logits = before.clone()
     processor.apply_to_drafts(logits, counts, torch.zeros(sum(counts), dtype=torch.int32))
@@ -219,15 +218,13 @@ def test_a_rule_is_told_how_many_tokens_there_are() -> None:
             steps.append(start + nth)
     assert_scored(before, logits, places, GROWS, steps)
     # And none are left for the step after that.
-    before = draw(8)
-    logits = processor.apply(before.clone())
-    assert_scored(before[ruled], logits[ruled], [(0, 1, 2), (3, 4, 5)], GROWS, known)
+    check_steps(*known)
 
 
-def start(v2: bool, **given: Any) -> Any:
+def start(v2: bool, **additional: Any) -> Any:
     """The processor of either runner, with an engine's ``additional_config``."""
     config = engine_config.config()
-    config.additional_config = given
+    config.additional_config = additional
     states: Any = SimpleNamespace(device=torch.device("cpu"), max_num_reqs=4)
     if v2:
         interface = "vllm.v1.worker.gpu.sample.logits_processor.interface"

@@ -4,6 +4,7 @@
 from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -98,13 +99,8 @@ def test_only_streams_are_claimed() -> None:
 @pytest.mark.parametrize("slots", [[0, 1], [2, 0], [3]])
 def test_without_a_complete_group_logits_are_not_looked_at(slots: list[int]) -> None:
     """But for their number: everything is decided on the host."""
-
-    class Rows:
-        def __len__(self) -> int:
-            return len(slots)
-
     processor = make()
-    logits: Any = Rows()
+    logits: Any = range(len(slots))
     assert processor.apply(logits, context(slots)) is logits
     processor.add_request(0, params("x", 0))
     processor.add_request(1, REGULAR)
@@ -113,14 +109,8 @@ def test_without_a_complete_group_logits_are_not_looked_at(slots: list[int]) -> 
 
 
 def test_the_same_batch_is_matched_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = []
-    original = rows_module.GroupRows.of
-
-    def of(*args: Any) -> Any:
-        calls.append(args)
-        return original(*args)
-
-    monkeypatch.setattr(rows_module.GroupRows, "of", staticmethod(of))
+    match = Mock(wraps=rows_module.GroupRows.of)
+    monkeypatch.setattr(rows_module.GroupRows, "of", match)
     processor = make()
     for index in range(2):
         processor.add_request(index, params("x", index))
@@ -130,11 +120,11 @@ def test_the_same_batch_is_matched_once(monkeypatch: pytest.MonkeyPatch) -> None
     before = draw(2)
     for _ in range(3):
         assert_scored(before, processor.apply(before.clone(), batch), [(0, 1)])
-    assert len(calls) == 1
+    assert match.call_count == 1
     # Not fooled by an array that is filled anew in place.
     order[:] = [1, 0]
     assert_scored(before, processor.apply(before.clone(), batch), [(1, 0)])
-    assert len(calls) == 2
+    assert match.call_count == 2
 
 
 def expect(processor: ColdLogitsProcessorV2, slots: Sequence[int], counts: Sequence[int]) -> None:
@@ -273,10 +263,10 @@ def test_no_sync(counts: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     for rule in (None, *BUILT_IN):
         processor = mixed("meta")
         if rule is not None:
-            given = NEEDED.get(rule, {})
-            asked = Contrast((None, None), rule=rule, parameters=given, slot=3, explain=1)
+            needed = NEEDED.get(rule, {})
+            contrast = Contrast((None, None), rule=rule, parameters=needed, slot=3, explain=1)
             for index, slot in enumerate(MIXED["z"][1]):
-                processor.add_request(slot, params("z", index, asked))
+                processor.add_request(slot, params("z", index, contrast))
         expect(processor, range(10), counts)
         logits = torch.empty(sum(counts), VOCAB, device="meta")
         assert processor.apply(logits, context(range(10), counts, "meta")) is logits

@@ -27,19 +27,22 @@ from vllm_cold.worker.rule_weights import RuleStates
 
 pytestmark = pytest.mark.unit
 
+CPU = torch.device("cpu")
 ONE = Contrast(alpha=0.5)
 TWO = Contrast((1.5, -1.5), alpha=0.0)
 THREE = Contrast((-1.0, 0.25, -3.0), alpha=1.0, expert_top_k=4)
 ASKED = {"one": ONE, "two": TWO, "three": THREE}
 
 
-def of(
-    streams: Sequence[tuple[int, str, int]], num_rows: Sequence[int] | None = None
-) -> GroupRows | None:
+def of(streams: Sequence[tuple[int, str, int]], num_rows: Sequence[int] | None = None) -> GroupRows:
     """Of positions, with a group's name and an index each."""
     described = [(position, ASKED[name].stream(name, index)) for position, name, index in streams]
-    found = GroupRows.of(described, torch.device("cpu"))
-    return found if found is None or num_rows is None else found.spread(num_rows)
+    return spread(GroupRows.of(described, CPU), num_rows)
+
+
+def spread(rows: GroupRows | None, num_rows: Sequence[int] | None = None) -> GroupRows:
+    assert rows is not None
+    return rows if num_rows is None else rows.spread(num_rows)
 
 
 def rows_of(found: GroupRows) -> list[list[int]]:
@@ -55,7 +58,6 @@ MIXED = [
 
 def test_groups_of_different_sizes() -> None:
     found = of(MIXED)
-    assert found is not None
     assert found.ids == ("three", "two", "one")  # as their experts come
     assert found.members == ([0, 4, 7, 2], [5, 9, 8], [1, 3])
     groups = found.groups
@@ -76,7 +78,6 @@ NUM_ROWS = [2, 3, 2, 3, 2, 1, 4, 2, 1, 1]
 @pytest.mark.parametrize("num_rows", [None, NUM_ROWS], ids=["one each", "drafts"])
 def test_the_experts_rows_are_scored(num_rows: Sequence[int] | None) -> None:
     found = of(MIXED, num_rows)
-    assert found is not None
     before = 3 * torch.randn(21, 11, generator=torch.Generator().manual_seed(0))
     logits = before.clone()
     tally = found.score(logits)
@@ -97,7 +98,6 @@ def test_the_experts_rows_are_scored(num_rows: Sequence[int] | None) -> None:
 
 # ---- weights that rules choose -------------------------------------------------------------------
 
-CPU = torch.device("cpu")
 VOCAB = 40
 RULED = {
     "regular": Contrast((-0.5,)),
@@ -129,17 +129,15 @@ class Batch:
             name: [at[name, i] for i in range(1 + len(one.weights))] for name, one in groups.items()
         }
 
-    def match(self, *absent: tuple[str, int]) -> GroupRows | None:
+    def match(self, *absent: tuple[str, int]) -> GroupRows:
         """The batch without some of its streams."""
-        return GroupRows.of(
-            [
-                (row, self.groups[name].stream(name, index))
-                for name, rows in self.rows.items()
-                for index, row in enumerate(rows)
-                if (name, index) not in absent
-            ],
-            CPU,
-        )
+        streams = [
+            (row, self.groups[name].stream(name, index))
+            for name, rows in self.rows.items()
+            for index, row in enumerate(rows)
+            if (name, index) not in absent
+        ]
+        return spread(GroupRows.of(streams, CPU))
 
     def draw(self, seed: int) -> Tensor:
         generator = torch.Generator().manual_seed(seed)
@@ -175,7 +173,7 @@ def test_what_rules_choose_arrives_at_the_scores() -> None:
         by_row = {rows[0]: steps[name] for name, rows in batch.rows.items()}
         figures = asked(found, logits, by_row, states)
         assert figures.keys() == RULED.keys()
-        assert found is not None and found.groups is not None
+        assert found.groups is not None
         assert not found.groups.weights[found.groups.rows[:, 1:] < 0].any()  # as the op wants
         for name, (expert, *amateurs) in batch.rows.items():
             contrast, memory = RULED[name], memories[name]
@@ -208,9 +206,7 @@ def test_a_client_that_asks_is_told_what_scores_follow_from(num: int, absent: An
     groups = {**ASKED, **RULED}
     groups = {name: replace(one, explain=asking.get(name, 0)) for name, one in groups.items()}
     batch, states = Batch(groups), RuleStates(CPU)
-    found = batch.match(*absent)
-    assert found is not None
-    found = found.spread([num] * batch.num_rows) if num > 1 else found
+    found = spread(batch.match(*absent), [num] * batch.num_rows if num > 1 else None)
     before = 3 * torch.randn(
         num * batch.num_rows, VOCAB, generator=torch.Generator().manual_seed(5)
     )
@@ -361,7 +357,7 @@ def test_who_has_ended_has_no_weight(monkeypatch: pytest.MonkeyPatch) -> None:
     for absent, idle in ((["x", 1],), 0), ((["x", 1], ["x", 2]), 1):
         found = batch.match(*((name, index) for name, index in absent))
         figures = asked(found, batch.draw(1), step, states)
-        assert found is not None and found.groups is not None
+        assert found.groups is not None
         assert figures["x"][0].idle == idle
         assert (found.groups.weights != 0).sum() == 1 - idle
 

@@ -91,12 +91,12 @@ def test_a_vllm_without_its_class_of_errors_still_says_why(monkeypatch: pytest.M
 
 
 def test_errors_show_the_beginning_of_what_is_deep_or_long(online: Online) -> None:
-    deep, wide = "[" * 600 + "]" * 600, json.dumps([[[1] * 99] * 99] * 99)
+    deep, wide = "[" * 600 + "]" * 600, [[[1] * 99] * 99] * 99
+    parameters = (f'{{"a": {deep}}}', f'{{"beta": {deep}}}')
     for wrong in (
-        xargs(beta="mti", rule_parameters=f'{{"a": {deep}}}'),
-        xargs(beta="mti", rule_parameters=f'{{"beta": {deep}}}'),
+        *(xargs(beta="mti", rule_parameters=text) for text in parameters),
         {"cold_beta": json.loads(deep)},
-        {"cold_beta": json.loads(wide)},
+        {"cold_beta": wide},
     ):
         started = time.perf_counter()
         with pytest.raises(ValueError) as caught:
@@ -236,12 +236,9 @@ def test_weights_follow_a_streamed_answer(
     sent: list[bytes] = []
 
     async def outputs() -> AsyncGenerator[Any, None]:
+        theirs = {"theirs": 1}
         for num in (1, 2):
-            told = (
-                transfer_params.with_ours({"theirs": 1}, steps=rows[:num])
-                if asks
-                else {"theirs": 1}
-            )
+            told = transfer_params.with_ours(theirs, steps=rows[:num]) if asks else theirs
             yield SimpleNamespace(outputs=[], kv_transfer_params=told)
         yield SimpleNamespace(outputs=[], kv_transfer_params=None)
 

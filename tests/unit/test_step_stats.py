@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock, call
 
 import msgspec
 import numpy as np
@@ -81,17 +82,16 @@ def test_figures_are_in_the_order_of_the_tokens() -> None:
     """Where drafts are verified a group has several, and V1 asks about the last row first."""
     # Where a rule chooses, with what it said.
     worker_output.hand_over(StepStats(("b", "a"), array([5, 0, 0, 2, 0], [3, 1, 0, 0, 1]), (3, 1)))
-    told = [explained(0.5), explained(1.0)]  # what somebody asks for
-    first = StepStats(
-        ("a", "a"), array([1, 0, 0], [2, 1, 0]), (1, 1), (0, 1), list(map(array, *told))
-    )
+    details = [explained(0.5), explained(1.0)]  # somebody asks for them
+    columns = list(map(array, *details))
+    first = StepStats(("a", "a"), array([1, 0, 0], [2, 1, 0]), (1, 1), (0, 1), columns)
     worker_output.hand_over(first, in_front=True)
     worker_output.hand_over(StepStats(("c",), array([9, 0, 1]), (0,)))
     carried: Any = Output()
     for output in (carried, pickle.loads(pickle.dumps(SimpleNamespace(cold=carried.cold)))):
         assert worker_output.from_worker(output) == {
             "a": [
-                RowStats(1, 0, 0, 0, 0, 1, told[0]), RowStats(2, 1, 0, 0, 0, 1, told[1]),
+                RowStats(1, 0, 0, 0, 0, 1, details[0]), RowStats(2, 1, 0, 0, 0, 1, details[1]),
                 RowStats(3, 1, 0, 0, 1, 1),
             ],
             "b": [RowStats(5, 0, 0, 2, 0, 3)], "c": [RowStats(9, 0, 1, 0, 1, 0)],
@@ -104,14 +104,7 @@ def test_figures_on_a_device_are_waited_for_when_they_are_read(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Copied to pinned memory without waiting while the step runs."""
-    calls: list[str] = []
-
-    class Event:
-        def record(self) -> None:
-            calls.append("record")
-
-        def synchronize(self) -> None:
-            calls.append("synchronize")
+    event = Mock()
 
     class OnDevice:
         """As much of a tensor on a device as is needed."""
@@ -133,23 +126,23 @@ def test_figures_on_a_device_are_waited_for_when_they_are_read(
 
     with monkeypatch.context() as patch:
         patch.setattr(torch, "empty", empty)
-        patch.setattr(torch, "get_device_module", lambda device: SimpleNamespace(Event=Event))
+        patch.setattr(torch, "get_device_module", lambda _: SimpleNamespace(Event=lambda: event))
         rows: list[Any] = [OnDevice([[2, 0, 1]]), *(OnDevice([[i]]) for i in range(6))]
         late = StepStats(("a",), rows[0], (1,), (0,), Explained(*rows[1:]))
-    assert calls == ["record"] * 7
-    told = Explained(*([i] for i in range(6)))
-    assert list(late.figures()) == [("a", RowStats(2, 0, 1, present=1, explained=told))]
-    assert calls == [*["record"] * 7, "synchronize"]  # the later one comes last
+    assert event.method_calls == [call.record()] * 7
+    details = Explained(*([i] for i in range(6)))
+    assert list(late.figures()) == [("a", RowStats(2, 0, 1, present=1, explained=details))]
+    assert event.method_calls[7:] == [call.synchronize()]  # the later one comes last
 
 
 def test_steps_stand_beside_what_a_connector_says() -> None:
     rows = [{"weights": [-0.5, 0.0]}, {"weights": [None, 0.5]}]
     theirs = {"remote_block_ids": [1]}
-    given = transfer_params.with_ours(theirs, steps=rows)
-    assert given == {**theirs, "cold": {"steps": rows}} and theirs.keys() == {*theirs}
-    assert transfer_params.steps_in(given) == rows
+    both = transfer_params.with_ours(theirs, steps=rows)
+    assert both == {**theirs, "cold": {"steps": rows}} and "cold" not in theirs
+    assert transfer_params.steps_in(both) == rows
     assert transfer_params.steps_in(theirs) is transfer_params.steps_in(None) is None
-    assert transfer_params.without_steps(given) == theirs
+    assert transfer_params.without_steps(both) == theirs
     assert transfer_params.without_steps(transfer_params.with_ours(None, steps=rows)) is None
     of_all = transfer_params.with_ours(theirs, amateurs=[{"remote_block_ids": [2]}])
     assert transfer_params.without_steps(transfer_params.with_ours(of_all, steps=rows)) == of_all
@@ -194,6 +187,10 @@ def test_what_a_request_is_counted_under(tiny: Path) -> None:
     assert method(part="0:1", preset="cad") == method(part="0:1", preset="cad", beta=2) == "cad"
     assert method(rule="mti") == method(part="0:1", weights="mti") == "mti"
     assert method(part="0:1", preset="cad", rule="mti") == "mti"
+    # A preset whose rule a number or another rule replaces is not in force.
+    own_prompt = {"preset": "acd", "amateur_prompt": " w1"}
+    replaced = (method(**own_prompt, beta=0.7), method(**own_prompt, rule="mti"))
+    assert (method(**own_prompt), *replaced) == ("acd", "custom", "mti")
     assert method(params=ColdParams.preset("cad", amateur=own, beta=1.0)) == "cad"
     assert method(lora=None, amateur=["one", "two"], preset="dexperts") == "dexperts"
     front.serve(default={"preset": "cfg", "without": "system"})

@@ -45,7 +45,7 @@ def wrap_get_lora_device(original: Callable[..., torch.device]) -> Callable[...,
 
 
 def wrap_drafter(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap ``TargetDependentARSpeculator.propose`` and the like."""
+    """Wrap ``propose`` and ``dummy_run`` of vLLM's drafters."""
 
     def without_adapters(self: Any, *args: Any, **kwargs: Any) -> Any:
         with ExitStack() as stack:
