@@ -51,6 +51,8 @@ def _place(place: Wraps | Relies) -> str:
         before = f"; before, `{place.before.replace(':', '.')}`" if place.before else ""
         return f"- wrapped: `{where}{taken}`{before}"
     parts = [place.has.replace(" ", ", ")] if place.has else []
+    if place.since:
+        parts.append(f"since {place.since}")
     if place.others is not None:
         parts.append("and no field that is not known")
     if place.uses:

@@ -12,6 +12,9 @@ def config(**model: Any) -> Any:
         "is_encoder_decoder": False,
         "is_hybrid": False,
         "is_attention_free": False,
+        "is_mm_prefix_lm": False,
+        "use_mla": False,
+        "hf_text_config": None,
         "logits_processors": None,
         "max_model_len": 64,
         **model,
@@ -26,7 +29,9 @@ def config(**model: Any) -> Any:
             enable_chunked_prefill=True,
         ),
         lora_config=SimpleNamespace(max_lora_rank=8, max_loras=2),
-        parallel_config=SimpleNamespace(),
+        parallel_config=SimpleNamespace(
+            pipeline_parallel_size=1, tensor_parallel_size=1, decode_context_parallel_size=1
+        ),
         speculative_config=None,
         kv_transfer_config=None,
         additional_config={},

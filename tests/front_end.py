@@ -89,24 +89,24 @@ class Front:
         return self._loop.run_until_complete(coroutine)
 
     def text(self, prompt: Any, **tok: Any) -> Any:
-        """What ``LLM.generate`` makes of a prompt."""
+        """Return what ``LLM.generate`` makes of a prompt."""
         params = self.renderer.default_cmpl_tok_params.with_kwargs(**tok)
-        (made,) = self.renderer.render_cmpl(
+        (rendered,) = self.renderer.render_cmpl(
             [{"prompt": prompt} if isinstance(prompt, str) else {"prompt_token_ids": prompt}],
             params,
         )
-        return made
+        return rendered
 
     def chat(self, messages: Any, template: str | None = None, **kwargs: Any) -> Any:
-        """What ``LLM.chat`` makes of a conversation."""
+        """Return what ``LLM.chat`` makes of a conversation."""
         from vllm.renderers.params import ChatParams
 
         kwargs = {"add_generation_prompt": True, "tokenize": False, **kwargs}
         params = ChatParams(chat_template=template, chat_template_kwargs=kwargs)
-        _, (made,) = self.renderer.render_chat(
+        _, (rendered,) = self.renderer.render_chat(
             [messages], params, self.renderer.default_chat_tok_params
         )
-        return made
+        return rendered
 
     def request(self, prompt: Any, params: Any, lora: Any = ONE) -> Any:
         return self.processor.process_inputs(
@@ -114,35 +114,39 @@ class Front:
         )
 
     def refusal(self, prompt: Any, params: Any, lora: Any = ONE) -> str:
-        """Why a request is refused, with HTTP 400 on a server."""
+        """Return why a request is refused, with HTTP 400 on a server."""
         with pytest.raises(ValueError) as raised:
             self.request(prompt, params, lora)
         assert type(raised.value).__name__ == "ColdRequestError"
         return str(raised.value)
 
-    def made(self, prompt: Any) -> Any:
-        """What vLLM makes of a prompt of ``tests.requests``."""
+    def render(self, prompt: Any) -> Any:
+        """Return what vLLM makes of a prompt of ``tests.requests``."""
         is_chat = isinstance(prompt, list) and isinstance(prompt[0], dict)
         return self.chat(prompt) if is_chat else self.text(prompt)
 
     def streams(self, prompt: Any, params: Any = None, lora: Any = ONE, **args: Any) -> Stream:
-        """Those of a contrastive request; ``args`` are its flat arguments."""
+        """Return those of a contrastive request; ``args`` are its flat arguments."""
         params = params or SamplingParams(extra_args=xargs(**args)["vllm_xargs"])
         stream = from_extra_args(self.request(prompt, params, lora).sampling_params.extra_args)
         assert stream is not None and (stream.group, stream.index) == ("", None)
         return stream
 
     def prompts(self, *args: Any, **kwargs: Any) -> list[str | None]:
-        """What the amateurs read."""
-        found = [one.prompt for one in self.streams(*args, **kwargs).amateurs]
-        return [None if ids is None else self.tokenizer.decode(ids) for ids in found]
+        """Return what the amateurs read."""
+        prompts = [amateur.prompt for amateur in self.streams(*args, **kwargs).amateurs]
+        return [None if ids is None else self.tokenizer.decode(ids) for ids in prompts]
 
-    def check(self, stream: Stream, asked: Any) -> None:
-        """A request of ``tests.requests`` has the streams that it should have."""
-        assert stream.settings.alpha == asked.alpha
-        for one, (weight, adapter, own) in zip(stream.amateurs, asked.amateurs, strict=True):
-            assert (one.weight, one.adapter and one.adapter["lora_name"]) == (weight, adapter)
-            assert one.prompt == (None if own is None else ids(self.tokenizer, own))
+    def check(self, stream: Stream, request: Any) -> None:
+        """Assert that a request of ``tests.requests`` has the streams that it should have."""
+        assert stream.settings.alpha == request.alpha
+        for amateur, expected in zip(stream.amateurs, request.amateurs, strict=True):
+            weight, adapter, prompt = expected
+            assert (amateur.weight, amateur.adapter and amateur.adapter["lora_name"]) == (
+                weight,
+                adapter,
+            )
+            assert amateur.prompt == (None if prompt is None else ids(self.tokenizer, prompt))
 
 
 MOOD = {"mood": " w8"}  # the server's own template arguments
@@ -170,7 +174,7 @@ class Online:
     ) -> None:
         patching.install(places.rows(places.ONLINE))
         owner, _, _ = wrapped(".preprocess_chat").find()
-        given = {
+        arguments = {
             "model_config": front.config.model_config,
             "renderer": front.renderer,
             "request_logger": None,
@@ -181,52 +185,52 @@ class Online:
             "default_chat_template_kwargs": MOOD,
         }
         wanted = inspect.signature(owner.__init__).parameters
-        self.renderer = owner(**{k: v for k, v in given.items() if k in wanted})
+        self.renderer = owner(**{k: v for k, v in arguments.items() if k in wanted})
         self.front, self.defaults, self.most = front, defaults or {}, most
 
     async def prepare(self, request: Any) -> Any:
-        """What vLLM makes of the prompts."""
+        """Return what vLLM makes of the prompts."""
         if not hasattr(request, "messages"):
-            given = [request.prompt_embeds, request.prompt]
-            prompts = [one for each in given if each is not None for one in prompt_to_seq(each)]
+            fields = [request.prompt_embeds, request.prompt]
+            prompts = [p for field in fields if field is not None for p in prompt_to_seq(field)]
             return await self.renderer.preprocess_cmpl(request, prompts)
         tools = [tool.model_dump() for tool in request.tools or ()]
-        _, made = await self.renderer.preprocess_chat(
+        _, prompts = await self.renderer.preprocess_chat(
             request, request.messages, None, "auto", MOOD, tool_dicts=tools
         )
-        return made
+        return prompts
 
     async def before_the_headers(self, request: Any) -> list[tuple[Any, Any]]:
-        """What is done before a response starts: each prompt, and its parameters."""
+        """Do what is done before a response starts; return each prompt, and its parameters."""
         from vllm.entrypoints.openai.completion.serving import get_max_tokens
 
-        asked = getattr(request, "max_completion_tokens", None) or request.max_tokens
-        found = []
-        for made in await self.prepare(request):
-            length = len(made.get("prompt_token_ids") or made.get("prompt_embeds"))
+        max_tokens = getattr(request, "max_completion_tokens", None) or request.max_tokens
+        prepared = []
+        for prompt in await self.prepare(request):
+            length = len(prompt.get("prompt_token_ids") or prompt.get("prompt_embeds"))
             limit = self.front.config.model_config.max_model_len
-            most = get_max_tokens(limit, asked, length, self.defaults, self.most)
-            found.append((made, request.to_sampling_params(most, self.defaults)))
-        return found
+            most = get_max_tokens(limit, max_tokens, length, self.defaults, self.most)
+            prepared.append((prompt, request.to_sampling_params(most, self.defaults)))
+        return prepared
 
     def prepared(self, body: dict[str, Any]) -> list[tuple[Any, Any]]:
         request = protocol(body)(**{"model": "one", **body})
         return self.front.run(self.before_the_headers(request))  # type: ignore[no-any-return]
 
     def beams(self, body: dict[str, Any], model: str = "one") -> Any:
-        """The parameters of a search by beams."""
+        """Return the parameters of a beam search."""
         request = protocol(body)(model=model, use_beam_search=True, **body)
         self.front.run(self.prepare(request))
         return request.to_beam_search_params(4, {})
 
     async def answer_async(self, body: dict[str, Any], model: str = "one") -> tuple[Any, list[Any]]:
-        """The header, and the engine core's request of each prompt."""
+        """Return the header, and the engine core's request of each prompt."""
         request = protocol(body)(**{"model": model, "max_tokens": 4, **body})
-        found, sent = [], {}
+        requests, sent = [], {}
 
         async def handle() -> None:  # as in vLLM, in a task of its own
-            for made, params in await self.before_the_headers(request):
-                found.append(self.front.request(made, params, self.front.adapters.get(model)))
+            for prompt, params in await self.before_the_headers(request):
+                requests.append(self.front.request(prompt, params, self.front.adapters.get(model)))
 
         async def app(scope: Any, receive: Any, send: Any) -> None:
             await asyncio.create_task(handle())
@@ -239,18 +243,18 @@ class Online:
         await serving.Header(app)({"type": "http"}, None, send)
         headers = dict(sent["http.response.start"]["headers"])
         assert headers.pop(b"a") == b"b" and "http.response.body" in sent
-        return json.loads(headers.pop(serving.HEADER)), found
+        return json.loads(headers.pop(serving.HEADER)), requests
 
     def answer(self, body: dict[str, Any], model: str = "one") -> tuple[Any, list[Any]]:
-        """The header, and the streams of each prompt (None for a regular request)."""
-        told, sent = self.front.run(self.answer_async(body, model))
-        return told, [from_extra_args(one.sampling_params.extra_args) for one in sent]
+        """Return the header, and the streams of each prompt (None for a regular request)."""
+        header, requests = self.front.run(self.answer_async(body, model))
+        return header, [from_extra_args(r.sampling_params.extra_args) for r in requests]
 
     def prompts(self, body: dict[str, Any], model: str = "one", **args: Any) -> list[str | None]:
-        """What the amateurs of the first prompt read."""
+        """Return what the amateurs of the first prompt read."""
         _, (stream, *_) = self.answer({**body, **xargs(**args)}, model)
         decode = self.front.tokenizer.decode
-        return [one.prompt and decode(one.prompt) for one in stream.amateurs]
+        return [amateur.prompt and decode(amateur.prompt) for amateur in stream.amateurs]
 
 
 def make_seeing(folder: Path) -> Path:

@@ -24,12 +24,18 @@ def wrapped(name: str) -> Wraps:
     return place
 
 
-def row(when: Time, *own: Wraps | Relies, lost: str = "") -> Hook:
+def row(when: Time, *wanted: Wraps | Relies, lost: str = "", since: str = "0.23") -> Hook:
     """A row without a file, for makers that are functions."""
-    return Hook(ModuleType("vllm_cold."), when, "", "", *own, lost=lost)
+    return Hook(ModuleType("vllm_cold."), when, "", "", *wanted, lost=lost, since=since)
 
 
-def add(patch: pytest.MonkeyPatch, when: Time, *own: Wraps | Relies, lost: str = "") -> None:
+def add(
+    patch: pytest.MonkeyPatch,
+    when: Time,
+    *wanted: Wraps | Relies,
+    lost: str = "",
+    since: str = "0.23",
+) -> None:
     """Give a table one more row."""
     table = importlib.import_module(when.table)
-    patch.setattr(table, "TABLE", (*table.TABLE, row(when, *own, lost=lost)))
+    patch.setattr(table, "TABLE", (*table.TABLE, row(when, *wanted, lost=lost, since=since)))

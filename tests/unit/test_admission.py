@@ -64,7 +64,7 @@ def special(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Front:
 def test_every_way_of_saying_it(front: Front) -> None:
     """In Python, and by flat arguments; each prompt is what vLLM makes of it alone."""
     for asked in REQUESTS.values():
-        made, lora = front.made(asked.prompt), front.adapters.get(asked.model)
+        made, lora = front.render(asked.prompt), front.adapters.get(asked.model)
         front.check(front.streams(made, asked.python(front.adapters.get), lora), asked)
         for said in asked.said:
             front.check(front.streams(made, lora=lora, **said), asked)
@@ -154,7 +154,7 @@ def test_an_amateur_that_is_its_expert(front: Front) -> None:
 def test_wrong_requests(front: Front) -> None:
     for prompt, said, message in MISTAKES:
         params = SamplingParams(extra_args=said)
-        assert message in refused(front, front.made(prompt), params=params)
+        assert message in refused(front, front.render(prompt), params=params)
     assert "token 512 is none of the model's 512" in refused(
         front, front.text(" w1"), params=ColdParams(amateur=Amateur(prompt=[100, 512]))
     )
@@ -180,7 +180,7 @@ def test_rules(front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
     stream = front.streams(text, weights=["mti", 0.5], amateur_prompt=[" w8", " w9"])
     assert stream.settings == combine({"rule": "mti"})[0]
     assert [a.weight for a in stream.amateurs] == [None, 0.5]
-    drafts = SimpleNamespace(num_speculative_tokens=1)
+    drafts = SimpleNamespace(num_speculative_tokens=1, max_num_new_slots_for_drafting=0)
     monkeypatch.setattr(front.config, "speculative_config", drafts)
     front.streams(text, rule="mti")
     said = "'grd': this rule keeps state from step to step, which speculative decoding may"

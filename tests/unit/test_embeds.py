@@ -308,7 +308,9 @@ def test_with_a_drafter_that_is_a_model(front: Front, monkeypatch: pytest.Monkey
     own = ColdParams(amateur=Amateur(prompt={"prompt_embeds": rows(2)}))
 
     def speculate(method: str, v2: bool = False) -> None:
-        drafts = SimpleNamespace(method=method, num_speculative_tokens=1)
+        drafts = SimpleNamespace(
+            method=method, num_speculative_tokens=1, max_num_new_slots_for_drafting=0
+        )
         monkeypatch.setattr(front.config, "speculative_config", drafts)
         monkeypatch.setattr(admission, "uses_v2_runner", lambda config: v2)
 

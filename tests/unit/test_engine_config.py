@@ -125,8 +125,8 @@ def with_ssm() -> Any:
 def speculating(**fields: Any) -> Any:
     """An engine with speculative decoding that vllm-cold supports."""
     engine = config()
-    engine.speculative_config = SimpleNamespace(method="ngram", num_speculative_tokens=3, **fields)
-    engine.parallel_config.pipeline_parallel_size = 1
+    fields = {"num_speculative_tokens": 3, "max_num_new_slots_for_drafting": 0} | fields
+    engine.speculative_config = SimpleNamespace(method="ngram", **fields)
     return engine
 
 
@@ -140,7 +140,11 @@ def of_groups(ranks: int, fully: bool = False, **text: int) -> dict[str, Any]:
 
 
 STAGES, RANKS = "parallel.pipeline_parallel_size", "parallel.tensor_parallel_size"
-MTP = {"speculative_config": SimpleNamespace(method="mtp", num_speculative_tokens=1)}
+MTP = {
+    "speculative_config": SimpleNamespace(
+        method="mtp", num_speculative_tokens=1, max_num_new_slots_for_drafting=0
+    )
+}
 CONNECTOR = {"kv_transfer_config": SimpleNamespace(kv_connector="SimpleCPUOffloadConnector")}
 PROMPTS_ALONE = {"lora_config": None, "additional_config": {"cold": True}}
 # An engine that vllm-cold supports, what is changed in it ("vllm" is its version), and what is
@@ -303,7 +307,7 @@ def test_what_fits_the_kv_cache(
         num_gpu_blocks=7, block_size=8, sliding_window=None, enable_prefix_caching=False
     )
     engine.parallel_config = SimpleNamespace(
-        data_parallel_size=1, decode_context_parallel_size=ranks
+        data_parallel_size=1, local_engines_only=False, decode_context_parallel_size=ranks
     )
     pair = [AmateurSpec("amateur", "amateur")]
     assert fit(engine, pair, [8, 8], max_tokens) == max_tokens

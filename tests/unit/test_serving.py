@@ -243,7 +243,7 @@ def test_weights_follow_a_streamed_answer(
         yield SimpleNamespace(outputs=[], kv_transfer_params=None)
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
-        async for _ in serving._looked_at(outputs(), FRONT_END.exchange()):
+        async for _ in serving._watch(outputs(), FRONT_END.exchange()):
             pass
         await send({"type": "http.response.start", "status": 200, "headers": []})
         for part in parts:

@@ -6,7 +6,9 @@ import sys
 
 import pytest
 
-from vllm_cold.compat import versions
+from tests.places import add
+from vllm_cold.compat import places, versions
+from vllm_cold.compat.patching import Time
 
 pytestmark = pytest.mark.unit
 
@@ -61,3 +63,13 @@ def test_what_is_not_validated_is_named(installed: None) -> None:
 @is_installed(None)
 def test_an_unknown_version_is_not_old(installed: None) -> None:
     assert versions.vllm_version() == "unknown" and not versions.is_before("0.32")
+
+
+def test_releases_are_compared_as_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a time needs came with the first of its rows; several times, with the last of these."""
+    nine, thirty_one, one = times = [Time(places.TABLES[0], text) for text in ("a", "b", "c")]
+    for when, since in zip((*times, thirty_one), ("0.9", "1.0", "1.0", "0.31"), strict=True):
+        add(monkeypatch, when, since=since)
+    assert [places.since(when) for when in times] == ["0.9", "0.31", "1.0"]
+    assert places.since(nine, thirty_one) == "0.31"
+    assert places.since(thirty_one, one) == places.since(*times) == "1.0"

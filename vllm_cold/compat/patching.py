@@ -2,7 +2,7 @@
 """Rows of the tables of vLLM's places (``places``), and the one file that wraps methods of vLLM:
 looked at first, recognisably, the original still reachable. Runs coroutines as functions, too.
 
-Imports no vLLM, and nothing else of this package.
+Imports no vLLM, and of this package ``versions`` alone.
 """
 
 import functools
@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from types import ModuleType
 from typing import Any, TypeVar, cast
+
+from vllm_cold.compat import versions
 
 logger = logging.getLogger("vllm." + __name__)
 
@@ -67,11 +69,13 @@ class Place:
             meant), "module:function", "module:Class" or "module".
         before: Its ``where`` in releases that lack the module of ``where``.
         if_loaded: Whether to leave it out in a process that has not loaded its module.
+        since: The release of vLLM that it came with; "" if its row's ``since`` says it.
     """
 
     where: str = field(kw_only=False)
     before: str = ""
     if_loaded: bool = False
+    since: str = ""
 
     @property
     def here(self) -> str:
@@ -89,7 +93,9 @@ class Place:
         return not self.if_loaded or self.here.partition(":")[0] in sys.modules
 
     def problem(self) -> str | None:
-        """Say what is wrong with it in this vLLM; None if nothing is."""
+        """Say what is wrong with it in this vLLM; None if nothing is, or if it came later."""
+        if self.since and versions.is_before(self.since):
+            return None
         label = self.here.replace(":", ".")
         try:
             return next(self._problems(label), None)

@@ -1,2 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Front end: configuration, options, admission, serving, /metrics."""
+"""The front end: API servers, and the process of an ``LLM``. What happens there to an engine and to
+a request, in vLLM's order, with the hook that enters each line (``frontend_places`` has them all).
+
+vLLM starts an engine:
+- ``start_hooks.wrap_add_cli_args``, ``wrap_from_cli_args``: options of the command line (``cli``)
+- ``start_hooks.wrap_create_engine_config``: its configuration is final; ``support`` and
+  ``refused_options`` say whether it can have a contrast, and ``engine_config`` prepares it
+- ``serving.wrap_models_init``: a server knows its adapters, and gets its ``Admission``
+
+A body comes in (``serving.Header``), and ``aliases.wrap_check_model`` looks at its model's name:
+- ``serving.wrap_preprocess``: ``admission`` reads what it asks for (``RequestedContrast``)
+- ``prompts.wrap_render_chat``, ``wrap_render_cmpl``: vLLM makes the prompt, which notes how;
+  ``request_media.wrap_load_from_url`` fetches each URL once
+- ``serving.wrap_preprocess`` goes on: ``rendering`` makes the amateurs' prompts, and ``admission``
+  decides what is contrasted (``ResolvedContrast``, in the prompt)
+- ``serving.wrap_to_sampling_params``: the length of the answer is checked (``capacity``); beam
+  search is refused in ``wrap_to_beam_search_params``
+- ``serving.wrap_generate``: watches the outputs, from here to the end
+- ``intake.wrap_add_request``: here an async engine without a server makes amateurs' prompts
+- ``start_hooks.wrap_process_inputs``: the request is admitted, and leaves with its ``Stream``;
+  offline (``LLM``), all from ``admission`` on is done here (``intake.admit_request``)
+
+The engine core answers:
+- ``explain_output.wrap_make_request_output``: what is told of each token, collected
+- ``metrics.wrap_record``: a scheduler's figures, counted
+- ``serving.Header`` adds what was used, and to a stream what was told
+
+Where contrastive decoding is unavailable, ``refusal`` is all that is hooked.
+"""

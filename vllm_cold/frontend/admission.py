@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Decides, once for each request, whether it is decoded with a contrast, and against what.
 
-A request is read (``Asked``) before its prompt is made, decided about (``RequestContrast``) when it
-is made, and admitted (``Stream``) when its parameters are known. A wrong one is refused with
-HTTP 400 (online) or ValueError (offline) before it costs anything. ``intake`` and ``serving`` call
-this where requests come in.
+A request is read (``RequestedContrast``) before its prompt is made, decided about
+(``ResolvedContrast``) when it is made, and admitted (``Stream``) when its parameters are known. A
+wrong one is refused with HTTP 400 (online) or ValueError (offline) before it costs anything.
+``intake`` and ``serving`` call this where requests come in.
 """
 
 import math
@@ -24,7 +24,7 @@ from vllm_cold.compat.engine import is_configured, uses_v2_runner
 from vllm_cold.errors import ColdError
 from vllm_cold.frontend import adapter_config, request_media
 from vllm_cold.frontend.capacity import fit
-from vllm_cold.frontend.contrast import Asked, RequestContrast, same
+from vllm_cold.frontend.contrast import RequestedContrast, ResolvedContrast, same
 from vllm_cold.frontend.prompts import Prompt, PromptSource
 from vllm_cold.frontend.rendering import aside, render
 from vllm_cold.frontend.support import engine_defaults, lacks_slots, unsupported
@@ -48,7 +48,8 @@ from vllm_cold.wire.stream import without_cold
 # Numbers told of a request's steps: some 50 bytes each in the front end, some 20 in an answer that
 # is written at once.
 _MOST_TOLD = 200_000
-ASKED = "cold_asked"  # in flat arguments: the ``Asked`` of a request that was read before
+# In flat arguments: the ``RequestedContrast`` of a request that was read before.
+REQUESTED = "cold_asked"
 _LONG = 2**15  # characters, which are read in about a millisecond
 _MOST_QUOTES = 16  # for each token
 
@@ -65,7 +66,7 @@ class Admission:
         self.config = processor.vllm_config
         self.renderer = processor.renderer
         # 0 for models that read no media.
-        self.encoder_cache_size: int = getattr(processor, "mm_encoder_cache_size", 0)
+        self.encoder_cache_size: int = processor.mm_encoder_cache_size
         self.defaults = engine_defaults(self.config)
         limits = self.defaults.values
         # A request waits until all its streams have sequence slots, and others wait after it: by
@@ -81,15 +82,16 @@ class Admission:
 
     def read(
         self,
-        said: Mapping[str, Any] | None,
+        arguments: Mapping[str, Any] | None,
         expert: LoRARequest | None,
         params: Any = None,
         unlimited: bool = False,
-    ) -> Asked | None:
-        """What a request asks for, or its engine's default for it; None for a regular request.
+    ) -> RequestedContrast | None:
+        """Return what a request asks for, or its engine's default for it; None for a regular
+        request.
 
         Args:
-            said: Its flat arguments.
+            arguments: Its flat arguments.
             expert: Its adapter.
             params: The caller's SamplingParams or ColdParams; None for an HTTP request.
             unlimited: Whether nobody said how many tokens it gets.
@@ -97,33 +99,35 @@ class Admission:
         Raises:
             ValueError: the request asks for contrastive decoding and cannot have it; says why.
         """
-        if isinstance(known := (said or {}).get(ASKED), Asked):
+        if isinstance(known := (arguments or {}).get(REQUESTED), RequestedContrast):
             return known
         if isinstance(params, ColdParams):
-            asked: Asked | None = Asked.of_params(params, expert)
+            requested: RequestedContrast | None = RequestedContrast.of_params(params, expert)
             self._check_number("amateurs", len(params.contrast()))
         else:
-            asked = self._of_args(parse_request_args(said), expert, unlimited)
+            requested = self._of_args(parse_request_args(arguments), expert, unlimited)
             if params is None and is_configured(self.config):
-                _check_sendable(said)
-        if asked is None:
+                _check_sendable(arguments)
+        if requested is None:
             return None
-        self._check_adapters(asked)
-        rule = asked.settings.rule
+        self._check_adapters(requested)
+        rule = requested.settings.rule
         drafts = self.config.speculative_config is not None
         if rule is not None and drafts and registry.get(rule).state:
             prefix = "" if isinstance(params, ColdParams) else PREFIX
             raise ColdError(
-                prefix + named_by([one.weight for one in asked.amateurs]),
+                prefix + named_by([amateur.weight for amateur in requested.amateurs]),
                 rule,
                 "this rule keeps state from step to step, which speculative decoding may have to "
                 "take back; use a rule without, or an engine without speculative decoding",
             )
-        return asked
+        return requested
 
-    async def read_aside(self, said: Mapping[str, Any] | None, *rest: Any) -> Asked | None:
-        """As ``read``, off the event loop where there is much to parse."""
-        return await aside(not is_long(said), self.read, said, *rest)
+    async def read_aside(
+        self, arguments: Mapping[str, Any] | None, *rest: Any
+    ) -> RequestedContrast | None:
+        """Do as ``read``, off the event loop where there is much to parse."""
+        return await aside(not is_long(arguments), self.read, arguments, *rest)
 
     def _check_number(self, field: str, amateurs: int) -> None:
         """Refuse, before any prompt is read, more amateurs than this engine allows."""
@@ -140,7 +144,9 @@ class Admission:
         if (problem := lacks_slots(self.config, 1 + amateurs)) is not None:
             raise ValueError(problem)
 
-    def _of_args(self, args: ColdArgs, expert: LoRARequest | None, unlimited: bool) -> Asked | None:
+    def _of_args(
+        self, args: ColdArgs, expert: LoRARequest | None, unlimited: bool
+    ) -> RequestedContrast | None:
         if args.enabled is False:
             return None
         default = default_omission(args, self.defaults)
@@ -159,7 +165,7 @@ class Admission:
             for one in amateurs:
                 one.prompt_field, one.lenient = name, True
         settings, weights = args.settings(self.defaults, [one.weight for one in amateurs])
-        return Asked(
+        return RequestedContrast(
             settings,
             tuple(structs.replace(one, lora=self._adapter(one, expert)) for one in amateurs),
             weights,
@@ -184,28 +190,29 @@ class Admission:
                 problem = f"is more than max_model_len={limit} tokens; shorten it"
                 raise ColdError(PREFIX + "amateur_messages", text, problem)
 
-    def _adapter(self, one: AmateurSpec, expert: LoRARequest | None) -> LoRARequest | None:
-        """The adapter that an amateur names; without a name, the expert's if it has another
+    def _adapter(self, amateur: AmateurSpec, expert: LoRARequest | None) -> LoRARequest | None:
+        """Return the adapter that an amateur names; without a name, the expert's if it has another
         prompt.
         """
-        if one.adapter is None:
-            return None if one.source is None else expert
-        found = self.adapters.get(one.adapter)
-        names: Any = getattr(self.config.model_config, "served_model_name", None) or ()
-        if found is None and one.adapter not in ([names] if isinstance(names, str) else names):
+        name = amateur.adapter
+        if name is None:
+            return None if amateur.source is None else expert
+        adapter = self.adapters.get(name)
+        names: Any = self.config.model_config.served_model_name or ()
+        if adapter is None and name not in ([names] if isinstance(names, str) else names):
             loaded = ", ".join(sorted(self.adapters)) or "none"
             raise ColdError(
-                one.field,
-                one.adapter,
+                amateur.field,
+                name,
                 f"no such adapter is loaded (loaded: {loaded}); load it, or name one of these",
             )
-        return found
+        return adapter
 
-    def _check_adapters(self, asked: Asked) -> None:
-        expert = asked.expert
+    def _check_adapters(self, requested: RequestedContrast) -> None:
+        expert = requested.expert
         used = {} if expert is None else {expert.lora_int_id: expert}
-        for one in asked.amateurs:
-            if one.source is None and same(one.lora, expert):
+        for amateur in requested.amateurs:
+            if amateur.source is None and same(amateur.lora, expert):
                 if expert is None:
                     raise ValueError(
                         "vllm-cold needs an adapter as expert, and this request has none: pass "
@@ -213,23 +220,23 @@ class Admission:
                         "amateur a prompt of its own."
                     )
                 raise ColdError(
-                    one.field,
+                    amateur.field,
                     expert.lora_name,
                     "must differ from the expert; leave it out to contrast with the base model",
                 )
-            if one.lora is None:
+            if amateur.lora is None:
                 continue
-            name = one.lora.lora_name
+            name = amateur.lora.lora_name
             if self.config.lora_config is None:
                 raise ColdError(
-                    one.field,
+                    amateur.field,
                     name,
                     "LoRA is off; start the engine with enable_lora=True (--enable-lora)",
                 )
-            used.setdefault(one.lora.lora_int_id, one.lora)
+            used.setdefault(amateur.lora.lora_int_id, amateur.lora)
             if len(used) > (most := self.config.lora_config.max_loras):
                 raise ColdError(
-                    one.field,
+                    amateur.field,
                     name,
                     f"expert and amateurs are {len(used)} adapters in one batch, but max_loras="
                     f"{most}; start the engine with max_loras (--max-loras) >= {len(used)}",
@@ -239,56 +246,57 @@ class Admission:
 
     async def decide(
         self,
-        asked: Asked | None,
+        requested: RequestedContrast | None,
         source: PromptSource,
-        made: Any,
+        rendered: Any,
         online: Any = None,
         offline: bool = False,
-    ) -> RequestContrast | None:
-        """What a request is decoded with: makes the amateurs' prompts. None for a regular request,
-        and where a default has nothing to leave out.
+    ) -> ResolvedContrast | None:
+        """Make the amateurs' prompts, and return what a request is decoded with. None for a regular
+        request, and where a default has nothing to leave out.
 
         Args:
-            asked: What it asks for.
+            requested: What it asks for.
             source: How its prompt was made.
-            made: The prompt, or the request, that vLLM made.
+            rendered: The prompt, or the request, that vLLM made.
             online: As in ``rendering.render``.
             offline: As there.
 
         Raises:
             ValueError: what was asked for is not possible with this prompt; says why.
         """
-        if asked is None or not asked.applies(source):
+        if requested is None or not requested.applies(source):
             return None
-        for one in asked.amateurs:
-            if one.adapter is None and one.lora is not None and one.lora is not asked.expert:
+        for amateur in requested.amateurs:
+            lora = amateur.lora
+            if amateur.adapter is None and lora is not None and lora is not requested.expert:
                 # A worker that cannot load an adapter takes the engine down with it.
-                await aside(offline, _check_file, self.config.lora_config.max_lora_rank, one)
+                await aside(offline, _check_file, self.config.lora_config.max_lora_rank, amateur)
         try:
             prompts = await render(
                 self.renderer,
                 source,
-                asked.amateurs,
+                requested.amateurs,
                 online,
                 most_megapixels=math.inf if offline else self.most_megapixels,
                 offline=offline,
             )
         except CannotLeaveOut:
-            if asked.by_default:
+            if requested.by_default:
                 return None
             raise
-        contrast = RequestContrast(asked, Prompt.of(made), prompts)
-        for one, own in contrast.own:
+        contrast = ResolvedContrast(requested, Prompt.of(rendered), prompts)
+        for amateur, prompt in contrast.own_prompts:
             # A template may put in what was left out, or cut it off.
-            if same(one.lora, asked.expert) and contrast.expert.equals(own):
-                if asked.by_default:
+            if same(amateur.lora, requested.expert) and contrast.expert.equals(prompt):
+                if requested.by_default:
                     return None
-                raise one.refused(
+                raise amateur.refused(
                     "the amateur is the expert, prompt and adapter; give it another prompt or "
                     "adapter"
                 )
         if (never := self._check_media(contrast)) is not None:
-            if asked.by_default:
+            if requested.by_default:
                 return None
             raise ValueError(f"vllm-cold: this request {never}.")
         _check_drafter(self.config, contrast)
@@ -296,40 +304,41 @@ class Admission:
             raise contrast.expert.refused(problem)
         return contrast
 
-    def _check_media(self, contrast: RequestContrast) -> str | None:
-        """Refuse media that vllm-cold does not support. Why the streams' media could never be
-        encoded in lockstep; None if they can.
+    def _check_media(self, contrast: ResolvedContrast) -> str | None:
+        """Refuse media that vllm-cold does not support, and say why the streams' media could never
+        be encoded in lockstep; None if they can.
         """
-        streams = contrast.streams
-        if not any(one.features for one in streams):
+        prompts = contrast.streams
+        features = [feature for prompt in prompts for feature in prompt.features]
+        if not features:
             return None
         if (problem := request_media.unsupported(self.config)) is not None:
             raise ValueError(f"{request_media.REFUSED}{problem}")
-        if any("address" in (each.data or ()) for one in streams for each in one.features):
+        if any("address" in (feature.data or ()) for feature in features):
             raise ValueError(  # vLLM would write over them once the first stream has read them
                 f"{request_media.REFUSED}they are in shared memory; start the engine with "
                 'mm_processor_cache_type="lru", or send text only.'
             )
-        if any(one.embeds is not None for one in streams):
+        if any(prompt.embeds is not None for prompt in prompts):
             raise ValueError(
                 "vllm-cold does not support media in one request with prompt_embeds; send text or "
                 "token ids."
             )
         room = room_of(self.config, self.encoder_cache_size)
-        return why_never([(s.num_tokens, s.features) for s in streams], room)
+        return why_never([(prompt.num_tokens, prompt.features) for prompt in prompts], room)
 
     # ---- with the parameters ---------------------------------------------------------------------
 
     def check(
-        self, contrast: RequestContrast, params: Any, most: int, unlimited: bool = False
+        self, contrast: ResolvedContrast, params: Any, most: int, unlimited: bool = False
     ) -> int:
-        """How many tokens, ``most`` or fewer, a request with these parameters gets.
+        """Return how many tokens, ``most`` or fewer, a request with these parameters gets.
 
         Raises:
             ColdError: the parameters do not fit what it is decoded with, or its streams have no
                 room.
         """
-        asked = contrast.asked
+        requested = contrast.requested
         if contrast.expert.embeds is not None and params.repetition_penalty != 1.0:
             raise ColdError(  # vLLM would penalise other tokens
                 "repetition_penalty",
@@ -337,21 +346,21 @@ class Admission:
                 "is for the tokens of a prompt, and prompt_embeds has none; set it to 1, or use "
                 "presence_penalty or frequency_penalty",
             )
-        unlimited = unlimited or asked.unlimited
-        lengths = [one.num_tokens for one in contrast.streams]
-        most = fit(self.config, asked.amateurs, lengths, most, unlimited)
-        numbers = 2 * asked.explain * (2 + len(asked.amateurs)) * most * (params.n or 1)
+        unlimited = unlimited or requested.unlimited
+        lengths = [prompt.num_tokens for prompt in contrast.streams]
+        most = fit(self.config, requested.amateurs, lengths, most, unlimited)
+        numbers = 2 * requested.explain * (2 + len(requested.amateurs)) * most * (params.n or 1)
         if numbers > _MOST_TOLD:
             raise ColdError(
                 "cold_explain",
-                asked.explain,
+                requested.explain,
                 f"would tell of {most} tokens by some {numbers} numbers, more than {_MOST_TOLD}; "
                 "ask for fewer of each token, or set max_tokens",
             )
         return most
 
     def admit(
-        self, contrast: RequestContrast | None, params: Any, request: EngineCoreRequest
+        self, contrast: ResolvedContrast | None, params: Any, request: EngineCoreRequest
     ) -> None:
         """Give a contrastive request its ``Stream`` in ``extra_args``.
 
@@ -385,17 +394,17 @@ class Admission:
             sampling.rule_parameters = None
 
 
-def is_long(said: Mapping[str, Any] | None) -> bool:
+def is_long(arguments: Mapping[str, Any] | None) -> bool:
     """Whether parsing flat arguments would keep other requests waiting."""
-    values = [value for key, value in (said or {}).items() if is_ours(key)]
-    lists = [each[: 2 * MOST_ITEMS] if isinstance(each, list) else [each] for each in values]
+    values = [value for key, value in (arguments or {}).items() if is_ours(key)]
+    lists = [value[: 2 * MOST_ITEMS] if isinstance(value, list) else [value] for value in values]
     return sum(len(text) for text in chain(*lists) if isinstance(text, str)) > _LONG
 
 
-def _check_sendable(said: Mapping[str, Any] | None) -> None:
+def _check_sendable(arguments: Mapping[str, Any] | None) -> None:
     """Refuse what a body may hold, as vLLM takes any JSON, but vLLM then answers with HTTP 500."""
     try:
-        msgspec.msgpack.encode(said)
+        msgspec.msgpack.encode(arguments)
     except (UnicodeEncodeError, OverflowError) as error:
         raise ValueError(
             f"vllm_xargs cannot be sent to the engine ({error}): use valid Unicode text, and "
@@ -403,11 +412,13 @@ def _check_sendable(said: Mapping[str, Any] | None) -> None:
         ) from error
 
 
-def _check_drafter(config: Any, contrast: RequestContrast) -> None:
+def _check_drafter(config: Any, contrast: ResolvedContrast) -> None:
     """On V1, a drafter that is a model reads the ids of prompts. A worker ends where there are
     none, or where those next to embeddings are not in the vocabulary.
     """
-    of_embeds: list[AmateurSpec | Prompt] = [o for o, p in contrast.own if p.embeds is not None]
+    of_embeds: list[AmateurSpec | Prompt] = [
+        amateur for amateur, prompt in contrast.own_prompts if prompt.embeds is not None
+    ]
     of_embeds += [contrast.expert] if contrast.expert.embeds is not None else []
     if not of_embeds:
         return
@@ -423,17 +434,18 @@ def _check_drafter(config: Any, contrast: RequestContrast) -> None:
         )
 
 
-def _check_file(max_rank: int, one: AmateurSpec) -> None:
-    name, path = one.lora.lora_name, os.path.expanduser(one.lora.lora_path)
+def _check_file(max_rank: int, amateur: AmateurSpec) -> None:
+    """Refuse an adapter whose folder cannot be read, or whose rank is too high."""
+    name, path = amateur.lora.lora_name, os.path.expanduser(amateur.lora.lora_path)
     if not (os.path.isabs(path) or os.path.exists(path) or os.environ.get("HF_HUB_OFFLINE") == "1"):
         return  # a name on a hub
     try:
         rank = adapter_config.read_rank(path)
     except ValueError as error:
-        raise ColdError(one.field, name, str(error)) from error
+        raise ColdError(amateur.field, name, str(error)) from error
     if rank > max_rank:
         raise ColdError(
-            one.field,
+            amateur.field,
             name,
             f"its rank {rank} is above the engine's max_lora_rank={max_rank}; start the engine "
             "with a max_lora_rank (--max-lora-rank) of that or more",

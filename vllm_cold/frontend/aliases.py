@@ -14,9 +14,9 @@ def wrap_check_model(original: Callable[..., Any]) -> Callable[..., Any]:
 
     async def _check_model(self: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
         error = await original(self, request, *args, **kwargs)
-        asked = request.model or ""
-        name, _, preset = asked.rpartition(":")
-        known = _is_served(self.models, asked) or (error is not None and error.error.code != 404)
+        model = request.model or ""
+        name, _, preset = model.rpartition(":")
+        known = _is_served(self.models, model) or (error is not None and error.error.code != 404)
         if not name or known or not hasattr(request, "vllm_xargs"):
             return error
         if preset in PRESETS:
@@ -26,12 +26,12 @@ def wrap_check_model(original: Callable[..., Any]) -> Callable[..., Any]:
             if other is None:
                 request.vllm_xargs = {"cold_preset": preset, **(request.vllm_xargs or {})}
                 return None
-            request.model = asked
+            request.model = model
             if other.error.code != 404:
                 return other
         elif error is not None and error.error.code == 404 and _is_served(self.models, name):
             error.error.message = (
-                f"The model '{asked}' does not exist. '{name}' does; after the colon, write one of "
+                f"The model '{model}' does not exist. '{name}' does; after the colon, write one of "
                 f"these presets: {', '.join(PRESETS)}."
             )
         return error

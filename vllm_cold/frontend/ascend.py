@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which of vllm-ascend's own options stand in the way of contrastive decoding, as ``config`` says
+"""Which of vllm-ascend's own options stand in the way of contrastive decoding, as ``support`` says
 of vLLM's, and what vllm-ascend computes wrongly with contrastive decoding or without.
 """
 
@@ -10,6 +10,7 @@ from typing import Any
 from vllm.config import VllmConfig
 
 from vllm_cold.compat import hardware, versions
+from vllm_cold.frontend import refused_options
 
 logger = logging.getLogger("vllm." + __name__)
 
@@ -35,19 +36,17 @@ _VARIABLES = {
 
 
 def unsupported(config: VllmConfig) -> str | None:
-    """Why vllm-cold cannot work in this engine, with the remedy; None if it can, or not on an
+    """Say why vllm-cold cannot work in this engine, with the remedy; None if it can, or not on an
     NPU.
     """
     if not hardware.is_on("npu"):
         return None
-    parallel, lora = config.parallel_config, config.lora_config
-    ranks = getattr(parallel, "tensor_parallel_size", 1)
     options = list(_NEVER)
     if versions.minor(versions.ascend_version() or "") not in versions.VALIDATED_ASCEND:
         options.append(_TESTED)
-    if lora is not None:
+    if config.lora_config is not None:
         options += _NOT_WITH_LORA
-        if ranks > 1:
+        if config.parallel_config.tensor_parallel_size > 1:
             options += _NOT_WITH_LORA_ON_RANKS
     for option in options:
         if _is_on(config, option):
@@ -57,9 +56,7 @@ def unsupported(config: VllmConfig) -> str | None:
                 f"{tested if option == _TESTED else ''}; leave it out of additional_config, and of "
                 "the environment."
             )
-    if getattr(parallel, "prefill_context_parallel_size", 1) > 1:
-        return "prefill context parallelism is on, which vllm-cold does not support on NPUs."
-    return None
+    return next(refused_options.refused(config, refused_options.NPU), None)
 
 
 def warn(config: VllmConfig) -> None:
@@ -67,15 +64,15 @@ def warn(config: VllmConfig) -> None:
     if config.lora_config is None or not hardware.is_on("npu"):
         return
     graphs = config.compilation_config
-    mode, apart = graphs.cudagraph_mode, getattr(graphs, "cudagraph_specialize_lora", True)
-    if apart and mode is not None and mode.has_full_cudagraphs():
+    mode = graphs.cudagraph_mode
+    if graphs.cudagraph_specialize_lora and mode is not None and mode.has_full_cudagraphs():
         logger.warning(
             "vllm-cold: vllm-ascend %s keeps one list of attention's parameters for full graphs "
             "with and without LoRA, so that requests without an adapter may get wrong tokens; "
             'start with --compilation-config \'{"cudagraph_mode": "PIECEWISE"}\'.',
             versions.ascend_version(),
         )
-    if getattr(config.model_config, "use_mla", False):
+    if config.model_config.use_mla:
         logger.warning(
             "vllm-cold: vllm-ascend does not apply adapters to MLA attention, which this model "
             "has: requests get what they change in other layers only."

@@ -90,7 +90,9 @@ def add_options(parser: Any) -> Any:
 
 
 def _given_options(args: argparse.Namespace) -> dict[str, Any]:
-    """Return the settings that the command line has, by their keys."""
+    """Return the settings that the command line has, by their keys. A parser may lack options of
+    ours and of vLLM's: somebody else's may have made ``args``.
+    """
     settings = {key: getattr(args, f"cold_{key}", None) for key in ENGINE}
     settings["rules"] = getattr(args, "cold_rules", None)
     settings["enabled"] = True if getattr(args, "sampler", None) == "cold" else None

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a request asks for (``Asked``), and what ``admission`` makes of that and its prompt: what is
-contrasted with what (``RequestContrast``), which the scheduler gets as a ``Stream``.
+"""The contrast that a request asks for (``RequestedContrast``), and what ``admission`` makes of it
+and of the prompt (``ResolvedContrast``), which the scheduler gets as a ``Stream``.
 """
 
 from dataclasses import dataclass, replace
@@ -23,7 +23,7 @@ _SHOWN = 100  # characters of what an amateur reads: a client decides how long t
 
 
 @dataclass(frozen=True, slots=True)
-class Asked(ContrastSpec):
+class RequestedContrast(ContrastSpec):
     """What a request asks for, or its engine's default for it.
 
     Attributes:
@@ -44,17 +44,17 @@ class Asked(ContrastSpec):
     explain: int = 0
 
     @classmethod
-    def of_params(cls, params: ColdParams, expert: LoRARequest | None) -> "Asked":
-        """What ``ColdParams`` ask for."""
+    def of_params(cls, params: ColdParams, expert: LoRARequest | None) -> "RequestedContrast":
+        """Return what ``ColdParams`` ask for."""
         settings, weights = params.combine()
         named = "amateur" if params.amateurs is None else "amateurs[{}]"
         amateurs: list[AmateurSpec] = []
-        for i, one in enumerate(params.contrast()):
+        for i, spec in enumerate(params.contrast()):
             # A prompt that several read is one object, and made once.
-            known = (each.source for each in amateurs if each.source == one.source)
-            field, lora = named.format(i), one.adapter(expert)
-            source = next(known, one.source)
-            amateurs.append(AmateurSpec(field, field, source=source, weight=one.weight, lora=lora))
+            known = (a.source for a in amateurs if a.source == spec.source)
+            field, lora = named.format(i), spec.adapter(expert)
+            source = next(known, spec.source)
+            amateurs.append(AmateurSpec(field, field, source=source, weight=spec.weight, lora=lora))
         explain = int(params.explain)
         return cls(settings, tuple(amateurs), weights, expert, params.method, explain=explain)
 
@@ -73,8 +73,8 @@ class Asked(ContrastSpec):
         if not self.optional:
             return True
         try:
-            for one in {id(each.source): each for each in self.amateurs}.values():
-                source.check_differs(one)
+            for amateur in {id(a.source): a for a in self.amateurs}.values():
+                source.check_differs(amateur)
         except CannotLeaveOut:
             return self.explicit and source.messages is None
         return True
@@ -88,99 +88,102 @@ class Asked(ContrastSpec):
         return preset
 
     def as_dict(self) -> dict[str, Any]:
-        """What is in force, by name, for clients."""
-        told = self.settings.as_dict()
+        """Return what is in force, by name, for clients."""
+        contrast = self.settings.as_dict()
         if self.in_force is not None:
-            told["preset"] = self.in_force
+            contrast["preset"] = self.in_force
         amateurs: list[dict[str, Any]] = []
-        for one, weight in zip(self.amateurs, self.weights, strict=True):
-            amateurs.append({"amateur": one.lora and one.lora.lora_name})
-            if one.source is not None:
-                amateurs[-1]["prompt"] = str(one.source)[:_SHOWN]
+        for amateur, weight in zip(self.amateurs, self.weights, strict=True):
+            amateurs.append({"amateur": amateur.lora and amateur.lora.lora_name})
+            if amateur.source is not None:
+                amateurs[-1]["prompt"] = str(amateur.source)[:_SHOWN]
             amateurs[-1]["weight"] = self.settings.rule if weight is None else weight
         if len(amateurs) == 1 and self.weights[0] in (None, -self.settings.beta):
             del amateurs[0]["weight"]  # the rule or beta says it
         else:
-            told = {name: value for name, value in told.items() if name not in ("beta", "rule")}
-        return {**told, **amateurs[0]} if len(amateurs) == 1 else {**told, "amateurs": amateurs}
+            contrast = {k: value for k, value in contrast.items() if k not in ("beta", "rule")}
+        return contrast | (amateurs[0] if len(amateurs) == 1 else {"amateurs": amateurs})
 
 
 @dataclass(frozen=True, slots=True)
-class RequestContrast:
+class ResolvedContrast:
     """What is contrasted with what.
 
     Attributes:
-        asked: The adapters, the weights and the method's settings.
+        requested: The adapters, the weights and the method's settings.
         expert: The expert's prompt.
         prompts: Those of the amateurs; None for one that reads the expert's.
     """
 
-    asked: Asked
+    requested: RequestedContrast
     expert: Prompt
     prompts: tuple[Prompt | None, ...]
 
     @property
     def streams(self) -> list[Prompt]:
         """The prompt that each stream reads, the expert's first."""
-        return [self.expert, *(one or self.expert for one in self.prompts)]
+        return [self.expert, *(prompt or self.expert for prompt in self.prompts)]
 
     @property
-    def own(self) -> list[tuple[AmateurSpec, Prompt]]:
+    def own_prompts(self) -> list[tuple[AmateurSpec, Prompt]]:
         """The amateurs that have a prompt of their own."""
-        pairs = zip(self.asked.amateurs, self.prompts, strict=True)
-        return [(one, prompt) for one, prompt in pairs if prompt is not None]
+        pairs = zip(self.requested.amateurs, self.prompts, strict=True)
+        return [(amateur, prompt) for amateur, prompt in pairs if prompt is not None]
 
     def stream(self) -> Stream:
-        """What the scheduler is told. Copies embeddings, so call it after ``Admission.check``."""
-        asked = self.asked
-        name = asked.settings.rule
+        """Return what the scheduler is told; after ``Admission.check``, as it copies embeddings."""
+        requested = self.requested
+        name = requested.settings.rule
         rule = None if name is None else registry.get(name)
         # A prompt that several read is copied once.
-        tensors = {id(one): one.embeds for _, one in self.own if one.embeds is not None}
-        copies = {key: save({"embeds": one.contiguous()}) for key, one in tensors.items()}
+        embeds = {id(p): p.embeds for _, p in self.own_prompts if p.embeds is not None}
+        copies = {key: save({"embeds": tensor.contiguous()}) for key, tensor in embeds.items()}
         amateurs = []
-        for one, weight, prompt in zip(asked.amateurs, asked.weights, self.prompts, strict=True):
-            own = prompt or Prompt(None)  # None: it reads the expert's
+        for amateur, weight, prompt in zip(
+            requested.amateurs, requested.weights, self.prompts, strict=True
+        ):
+            prompt = prompt or Prompt(None)  # None: it reads the expert's
             amateurs.append(
                 AmateurStream(
                     weight,
-                    _as_data(one.lora),
-                    own.ids,
-                    copies.get(id(own)),
-                    own.is_token_ids,
-                    len(own.features),
+                    _as_data(amateur.lora),
+                    prompt.ids,
+                    copies.get(id(prompt)),
+                    prompt.is_token_ids,
+                    len(prompt.features),
                 )
             )
         return Stream(
-            asked.settings,
+            requested.settings,
             tuple(amateurs),
-            method=asked.in_force or name or ("custom" if self.own else "cold"),
+            method=requested.in_force or name or ("custom" if self.own_prompts else "cold"),
             rule_keeps_state=rule is not None and rule.state > 0,
             retires=rule is not None and rule.retires,
-            explain=asked.explain,
+            explain=requested.explain,
         )
 
     def append_media(self, request: EngineCoreRequest) -> None:
         """Put the media of amateurs' own prompts after the expert's, as if the prompts stood one
         after the other: there they are in no block of the expert's.
         """
-        if not any(one.features for _, one in self.own):
+        if not any(prompt.features for _, prompt in self.own_prompts):
             return
         end = len(self.expert.ids or ())
         features = list(request.mm_features or ())
-        for _, one in self.own:
-            for feature in one.features:
+        for _, prompt in self.own_prompts:
+            for feature in prompt.features:
                 place = replace(feature.mm_position, offset=feature.mm_position.offset + end)
                 features.append(replace(feature, mm_position=place))
-            end += len(one.ids or ())
+            end += len(prompt.ids or ())
         request.mm_features = features
 
 
-def same(one: LoRARequest | None, other: LoRARequest | None) -> bool:
-    """Whether two adapters are one."""
-    if one is None or other is None:
-        return one is other
-    return bool(one.lora_int_id == other.lora_int_id or one.lora_name == other.lora_name)
+def same(adapter: LoRARequest | None, other: LoRARequest | None) -> bool:
+    """Whether two adapters are the same."""
+    if adapter is None or other is None:
+        return adapter is other
+    is_same = adapter.lora_int_id == other.lora_int_id or adapter.lora_name == other.lora_name
+    return bool(is_same)
 
 
 def _as_data(adapter: LoRARequest | None) -> dict[str, Any] | None:

@@ -29,7 +29,7 @@ logger = logging.getLogger("vllm." + __name__)
 
 def prepare_front_end(usage_context: Any) -> None:
     """Wrap what this kind of front end needs; ``usage_context``: vLLM's UsageContext, or None."""
-    context = getattr(usage_context, "name", None)
+    context = usage_context and usage_context.name
     if context in ("OPENAI_API_SERVER", "OPENAI_BATCH_RUNNER"):
         availability.install(places.ONLINE)
     elif context == "LLM_CLASS":
@@ -103,7 +103,7 @@ def _warn_of_attention(config: VllmConfig) -> None:
     """Say which models vLLM computes differently on CPU, with a contrast or without."""
     from vllm.platforms import current_platform
 
-    if current_platform.is_cpu() and getattr(config.model_config, "is_mm_prefix_lm", False):
+    if current_platform.is_cpu() and config.model_config.is_mm_prefix_lm:
         logger.warning(
             "vllm-cold: vLLM's CPU attention is causal within images, but this model expects "
             "bidirectional attention: its answers about images differ from the reference "

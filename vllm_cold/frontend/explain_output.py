@@ -20,24 +20,24 @@ def wrap_make_request_output(original: Callable[..., Any]) -> Callable[..., Any]
         *args: Any,
         **kwargs: Any,
     ) -> Any:
-        told, parent = kv_transfer_params, self.parent_req
-        if (new := transfer_params.steps_in(told)) is not None:
+        transfer, parent = kv_transfer_params, self.parent_req
+        if (new := transfer_params.steps_in(transfer)) is not None:
             if not hasattr(self, "cold_steps"):
                 self.cold_steps, self.cold_texts = [], {}
             new = new[: len(new_token_ids)]
             # With each output: all texts of an answer at its end would keep other requests waiting.
             _add_texts(self.logprobs_processor.tokenizer, new, self.cold_texts)
             self.cold_steps += new
-            told = transfer_params.without_steps(told)
+            transfer = transfer_params.without_steps(transfer)
         if finish_reason is not None and hasattr(self, "cold_steps"):
             steps = self.cold_steps
             if parent is not None:  # of several answers, whose outputs are one
                 parent.cold_steps = getattr(parent, "cold_steps", [[] for _ in range(parent.n)])
                 parent.cold_steps[self.request_index] = steps
                 steps = parent.cold_steps
-            told = transfer_params.with_ours(told, steps=list(steps))
-        asked = new_token_ids, pooling_output, finish_reason, stop_reason, told
-        return original(self, *asked, *args, **kwargs)
+            transfer = transfer_params.with_ours(transfer, steps=list(steps))
+        rest = pooling_output, finish_reason, stop_reason, transfer, *args
+        return original(self, new_token_ids, *rest, **kwargs)
 
     return make_request_output
 

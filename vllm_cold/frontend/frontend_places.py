@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING
 
 from vllm_cold.compat import places
 from vllm_cold.compat.patching import Hook, Relies, Wraps, lazy
+from vllm_cold.frontend import refused_options
 
 # fmt: off
 # A module is loaded when one of its functions wraps something.
 if TYPE_CHECKING:
     from vllm_cold.frontend import (
         aliases,
+        capacity,
         explain_output,
         intake,
         media_cache,
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
     )
 else:
     globals().update(lazy("vllm_cold.frontend",
-        "aliases explain_output intake media_cache metrics prompts refusal request_media "
+        "aliases capacity explain_output intake media_cache metrics prompts refusal request_media "
         "serving start_hooks"))
 
 _ENGINE_ARGS = "vllm.engine.arg_utils:EngineArgs."
@@ -116,6 +118,20 @@ TABLE = (
         Wraps("vllm.v1.engine.output_processor:RequestState.make_request_output",
               explain_output.wrap_make_request_output,
               "new_token_ids pooling_output finish_reason stop_reason kv_transfer_params"),
+    ),
+    Hook(
+        refused_options, places.FRONT_END,
+        "Options with which contrastive decoding is refused: if vLLM renamed one, engines with it "
+        "would not be refused any more.",
+        "an option at a time, when vllm-cold supports it.",
+        *refused_options.places(),
+    ),
+    Hook(
+        capacity, places.FRONT_END,
+        "Limits that a request's streams have to fit.",
+        "when vLLM says for how many tokens a request has room.",
+        Relies("vllm.config:SchedulerConfig", has="max_num_active_seqs watermark", since="0.31"),
+        Relies("vllm.config:VllmConfig", has="num_lookahead_tokens", since="0.31"),
     ),
     Hook(
         metrics, places.FRONT_END,

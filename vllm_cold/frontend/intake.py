@@ -19,7 +19,7 @@ from vllm.v1.engine import EngineCoreRequest
 from vllm_cold.compat.patching import at_once
 from vllm_cold.frontend import media_cache
 from vllm_cold.frontend.admission import Admission
-from vllm_cold.frontend.contrast import Asked, RequestContrast
+from vllm_cold.frontend.contrast import RequestedContrast, ResolvedContrast
 from vllm_cold.frontend.prompts import contrast_of, is_decided, source_of, with_contrast
 from vllm_cold.frontend.vllm_errors import refusals
 
@@ -40,8 +40,8 @@ class Exchange:
     """
 
     is_search: bool = False
-    decided: dict[int, tuple[Any, Iterator[RequestContrast | None]]] = field(default_factory=dict)
-    used: list[Asked | None] = field(default_factory=list)
+    decided: dict[int, tuple[Any, Iterator[ResolvedContrast | None]]] = field(default_factory=dict)
+    used: list[RequestedContrast | None] = field(default_factory=list)
     steps: list[dict[str, Any]] | None = None
     path: str = ""
 
@@ -59,13 +59,13 @@ class FrontEnd:
         self._exchange: ContextVar[Exchange | None] = ContextVar("exchange", default=None)
 
     def of(self, processor: Any) -> Admission:
-        """The admission of the engine of this InputProcessor."""
-        if (found := self._admissions.get(processor)) is None:
-            found = self._admissions[processor] = Admission(processor)
-        return found
+        """Return the admission of the engine of this InputProcessor."""
+        if (admission := self._admissions.get(processor)) is None:
+            admission = self._admissions[processor] = Admission(processor)
+        return admission
 
     def serve(self, models: Any) -> None:
-        """An API server begins to serve these ``OpenAIServingModels``."""
+        """Begin to serve these ``OpenAIServingModels`` of an API server."""
         processor = models.engine_client.input_processor
         self.server = self._admissions[processor] = Admission(processor, models)
 
@@ -75,11 +75,11 @@ class FrontEnd:
         return (exchange := self._exchange.get()) is not None and exchange.is_search
 
     def exchange(self) -> Exchange:
-        """The HTTP request that is being answered."""
+        """Return the HTTP request that is being answered."""
         return self._exchange.get() or self.begin()
 
     def begin(self) -> Exchange:
-        """An HTTP request has come in."""
+        """Begin an exchange for an HTTP request that has come in, and return it."""
         self._exchange.set(exchange := Exchange())
         return exchange
 
@@ -103,8 +103,8 @@ def admit_request(processor: Any, request: EngineCoreRequest, prompt: Any, param
             return
         source = source_of(prompt)
         with media_cache.forgotten_if_refused(processor.renderer, offline=True):
-            asked = admission.read(params.extra_args, request.lora_request, params)
-            contrast = at_once(admission.decide(asked, source, request, offline=True))
+            requested = admission.read(params.extra_args, request.lora_request, params)
+            contrast = at_once(admission.decide(requested, source, request, offline=True))
             admission.admit(contrast, params, request)
     source.fetched.clear()  # no further prompt is made of decoded media
 
@@ -136,8 +136,8 @@ def wrap_add_request(original: Callable[..., Any]) -> Callable[..., Any]:
             if not decided:
                 admission = FRONT_END.of(self.input_processor)
                 with refusals():
-                    asked = await admission.read_aside(params.extra_args, lora_request, params)
-                    contrast = await admission.decide(asked, source_of(prompt), prompt)
+                    requested = await admission.read_aside(params.extra_args, lora_request, params)
+                    contrast = await admission.decide(requested, source_of(prompt), prompt)
                 prompt = with_contrast(prompt, contrast)
             queue = await original(self, request_id, prompt, params, *rest, **kwargs)
         media_cache.tell_sent(renderer, prompt)

@@ -28,8 +28,8 @@ def has_one(config: VllmConfig) -> bool:
 
 
 def unsupported(config: VllmConfig) -> str | None:
-    """Why vllm-cold cannot work with the engine's KV connector, with the remedy; None if it can, or
-    if there is none.
+    """Say why vllm-cold cannot work with the engine's KV connector, with the remedy; None if it
+    can, or if there is none.
     """
     if not has_one(config):
         return None
@@ -58,7 +58,7 @@ def unsupported(config: VllmConfig) -> str | None:
 
 
 def _leaves(transfer: Any) -> Iterator[Any]:
-    """The connector's configuration, or of a MultiConnector each of its parts."""
+    """Yield the connector's configuration, or of a MultiConnector each of its parts."""
     if transfer.kv_connector != "MultiConnector":
         yield transfer
         return
@@ -71,5 +71,5 @@ def _leaves(transfer: Any) -> Iterator[Any]:
 def _declares(transfer: Any) -> bool:
     from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory
 
-    found = KVConnectorFactory.get_connector_class(transfer)
-    return any(getattr(found, name, False) for name in DECLARATIONS)
+    connector = KVConnectorFactory.get_connector_class(transfer)
+    return any(getattr(connector, name, False) for name in DECLARATIONS)

@@ -57,22 +57,22 @@ def tell_sent(renderer: Any, prompt: Any) -> None:
         return
     features = list(request_media.of_prompt(prompt))
     if contrast is not None:
-        features += [each for _, own in contrast.own for each in own.features]
-    hashes = [each.mm_hash for each in features]
+        features += [f for _, amateurs in contrast.own_prompts for f in amateurs.features]
+    hashes = [feature.mm_hash for feature in features]
     renderer._mm_executor.submit(_tell, sender, renderer._mm_processor_only_cache, hashes)
 
 
 def _sender(renderer: Any) -> Any:
-    """The sender's cache, where it keeps the order of what is sent; else None."""
+    """Return the sender's cache, where it keeps the order of what is sent; else None."""
     if request_media.is_old():
         return None
     from vllm.multimodal.cache import LruKeyReplicatedSenderCache
 
-    cache = getattr(renderer, "mm_processor_cache", None)
+    cache = renderer.mm_processor_cache
     return cache if isinstance(cache, LruKeyReplicatedSenderCache) else None
 
 
 def _tell(sender: Any, processed: Any, hashes: Sequence[str]) -> None:
-    for each in hashes:
-        if processed.is_cached_item(each):  # else it was dropped since, or is too large
-            sender.get_and_update_item(processed.get_and_update_item(None, each), each)
+    for mm_hash in hashes:
+        if processed.is_cached_item(mm_hash):  # else it was dropped since, or is too large
+            sender.get_and_update_item(processed.get_and_update_item(None, mm_hash), mm_hash)

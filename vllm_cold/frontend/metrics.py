@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The figures that a scheduler sent (``scheduler.stats``) become Prometheus metrics, in the
+"""The figures that a scheduler sent (``wire.stats_channel``) become Prometheus metrics, in the
 registry that vLLM's are in; docs/metrics.md says how to read them. What is counted, and how it is
-called, is ``group.step_stats``'s.
+called, is ``wire.counters``'s.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -39,6 +39,7 @@ class ColdMetrics:
     def __init__(self, model_name: str, engines: Iterable[int], classes: Any) -> None:
         # What an earlier engine in this process registered goes, as vLLM's own does.
         for collector in tuple(REGISTRY._collector_to_names):
+            # Those of other packages may have no name.
             if getattr(collector, "_name", "").startswith(PREFIX):
                 REGISTRY.unregister(collector)
         self._model_name = model_name
@@ -67,7 +68,7 @@ class ColdMetrics:
         """Add what an engine reports.
 
         Args:
-            payload: From ``group.step_stats.CountersByKind.take``.
+            payload: From ``wire.counters.CountersByKind.take``.
             engine: Which one.
         """
         report = msgspec.convert(payload, ColdStats)
@@ -121,14 +122,15 @@ def wrap_get_metrics(original: Callable[[Any], "list[Metric]"]) -> Callable[...,
     """Wrap ``LLMEngine.get_metrics``."""
 
     def get_metrics(self: Any) -> "list[Metric]":
-        families = (one for one in REGISTRY.collect() if one.name.startswith(PREFIX))
-        return [*original(self), *(each for one in families for each in _as_vllms(one))]
+        families = (f for f in REGISTRY.collect() if f.name.startswith(PREFIX))
+        ours = (metric for family in families for metric in _as_vllms(family))
+        return [*original(self), *ours]
 
     return get_metrics
 
 
 def _as_vllms(family: Family) -> "Iterator[Metric]":
-    """A family of metrics as vLLM's reader shows its own: one for each set of labels."""
+    """Yield a family of metrics as vLLM's reader shows its own: one for each set of labels."""
     from vllm.v1.metrics.reader import Counter, Gauge, Histogram
 
     name, histogram = family.name, Histogram(family.name, {}, count=0, sum=0.0, buckets={})

@@ -52,12 +52,12 @@ class PromptSource:
         images = None if self.whole is None else self.whole["multi_modal_data"].get("image")
         return images is not None and not (isinstance(images, (list, tuple)) and not images)
 
-    def check_differs(self, one: AmateurSpec) -> None:
+    def check_differs(self, amateur: AmateurSpec) -> None:
         """Raise CannotLeaveOut if an amateur's prompt would not differ from this."""
-        if isinstance(one.source, Without):
-            one.source.of(one.prompt_field, self.messages, one.lenient)
-        elif isinstance(one.source, Distorted) and not self.has_images:
-            raise one.refused("the prompt has no image", CannotLeaveOut)
+        if isinstance(amateur.source, Without):
+            amateur.source.of(amateur.prompt_field, self.messages, amateur.lenient)
+        elif isinstance(amateur.source, Distorted) and not self.has_images:
+            raise amateur.refused("the prompt has no image", CannotLeaveOut)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,16 +77,16 @@ class Prompt:
     features: tuple[Any, ...] = ()
 
     @classmethod
-    def of(cls, made: Any) -> "Prompt":
-        """The prompt that a renderer made, or that an EngineCoreRequest has."""
-        if isinstance(made, Mapping):
-            ids, embeds = made.get("prompt_token_ids"), made.get("prompt_embeds")
-            return cls(ids, embeds, made.get("is_token_ids"), request_media.of_prompt(made))
+    def of(cls, rendered: Any) -> "Prompt":
+        """Return the prompt that a renderer made, or that an EngineCoreRequest has."""
+        if isinstance(rendered, Mapping):
+            ids, embeds = rendered.get("prompt_token_ids"), rendered.get("prompt_embeds")
+            return cls(ids, embeds, rendered.get("is_token_ids"), request_media.of_prompt(rendered))
         return cls(
-            made.prompt_token_ids,
-            made.prompt_embeds,
-            made.prompt_is_token_ids,
-            tuple(made.mm_features or ()),
+            rendered.prompt_token_ids,
+            rendered.prompt_embeds,
+            rendered.prompt_is_token_ids,
+            tuple(rendered.mm_features or ()),
         )
 
     @property
@@ -98,8 +98,8 @@ class Prompt:
         embeddings are equal, as vLLM's prefix cache before 0.31 does not look at it either.
         """
         mine, theirs = (
-            [(f.modality, f.mm_hash or f.identifier, f.mm_position.offset) for f in one.features]
-            for one in (self, other)
+            [(f.modality, f.mm_hash or f.identifier, f.mm_position.offset) for f in prompt.features]
+            for prompt in (self, other)
         )
         if mine != theirs or self.ids != other.ids:
             return False
@@ -110,12 +110,12 @@ class Prompt:
         return bool(self.embeds.equal(other.embeds))
 
     def refused(self, problem: str) -> ColdError:
-        """The error about an expert's embeddings."""
+        """Return the error about an expert's embeddings."""
         return ColdError("prompt_embeds", Embeds({"prompt_embeds": self.embeds}).value, problem)
 
     def problem(self, model_config: Any) -> str | None:
-        """What is wrong with its embeddings; None if nothing is. vLLM does not check all of it, and
-        its workers would end.
+        """Say what is wrong with its embeddings; None if nothing is. vLLM does not check all of it,
+        and its workers would end.
         """
         if self.embeds is None:
             return None
@@ -126,8 +126,7 @@ class Prompt:
             return f"must be {' or '.join(_DTYPES)} of shape [1 or more tokens, {hidden}]"
         if self.ids is self.is_token_ids is None:
             return None
-        lengths = [None if each is None else len(each) for each in (self.ids, self.is_token_ids)]
-        if lengths != [rows, rows]:
+        if any(x is None or len(x) != rows for x in (self.ids, self.is_token_ids)):
             return (
                 f"must have prompt_token_ids and prompt_is_token_ids of its {rows} tokens, or "
                 "neither"
@@ -138,7 +137,7 @@ class Prompt:
 
 
 def unknown_token(ids: Sequence[int], size: int) -> str | None:
-    """What is wrong with token ids of a vocabulary of this size; None if nothing is."""
+    """Say what is wrong with token ids of a vocabulary of this size; None if nothing is."""
     for extreme in (max(ids), min(ids)) if ids else ():
         if not 0 <= extreme < size:
             return f"token {extreme} is none of the model's {size}, which are from 0"
@@ -149,14 +148,15 @@ def unknown_token(ids: Sequence[int], size: int) -> str | None:
 
 
 def source_of(prompt: Any) -> PromptSource:
-    """How a prompt was made, or would be."""
-    found = prompt.get(_SOURCE) if isinstance(prompt, dict) else None
-    return found or _completion(prompt)
+    """Return how a prompt was made, or would be."""
+    source = prompt.get(_SOURCE) if isinstance(prompt, dict) else None
+    return source or _completion(prompt)
 
 
 def with_contrast(prompt: Mapping[str, Any], contrast: Any) -> dict[str, Any]:
-    """A copy of a made prompt that says what its request is decoded with: a ``RequestContrast``, or
-    None for no contrast. Of how it was made it keeps only what ``media_cache`` needs.
+    """Return a copy of a made prompt that says what its request is decoded with: a
+    ``ResolvedContrast``, or None for no contrast. Of how it was made it keeps only what
+    ``media_cache`` needs.
     """
     source = PromptSource(keywords=source_of(prompt).keywords)
     return {**prompt, _SOURCE: source, _CONTRAST: contrast}
@@ -168,7 +168,7 @@ def is_decided(prompt: Any) -> bool:
 
 
 def contrast_of(prompt: Mapping[str, Any]) -> Any:
-    """What ``with_contrast`` has put into a prompt."""
+    """Return what ``with_contrast`` has put into a prompt."""
     return prompt[_CONTRAST]
 
 
@@ -202,9 +202,9 @@ def _chats(
     return [PromptSource(messages=list(c), **known) for c in conversations]
 
 
-def _keywords(given: Mapping[str, Any]) -> dict[str, Any]:
+def _keywords(kwargs: Mapping[str, Any]) -> dict[str, Any]:
     names = ("prompt_extras", "skip_mm_cache")
-    return {name: given[name] for name in names if given.get(name)}
+    return {name: kwargs[name] for name in names if kwargs.get(name)}
 
 
 def wrap_render_cmpl(original: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where contrastive decoding is unavailable: tells whoever asks for it why."""
+"""What tells whoever asks for contrastive decoding why it is unavailable."""
 
 import sys
 from collections.abc import Callable
@@ -26,8 +26,8 @@ def wrap_parse_known_args(original: Callable[..., Any]) -> Callable[..., Any]:
     """Wrap ``FlexibleArgumentParser.parse_known_args``."""
 
     def parse_known_args(self: Any, args: Any = None, *further: Any, **kwargs: Any) -> Any:
-        given = list(sys.argv[1:] if args is None else args)
-        for option, following in zip(given, [*given[1:], ""], strict=True):
+        command = list(sys.argv[1:] if args is None else args)
+        for option, following in zip(command, [*command[1:], ""], strict=True):
             name, assigned, value = option.partition("=")
             name = name.replace("_", "-")
             chosen = name == "--sampler" and (value if assigned else following) == "cold"

@@ -33,13 +33,13 @@ _T = TypeVar("_T")
 _ASIDE = ThreadPoolExecutor(1, "vllm-cold")
 _DISTORTING = ThreadPoolExecutor(2, "vllm-cold-images")
 
-_SAID = 400  # characters of an error: it may show what a client sent
+_MOST_SHOWN = 400  # characters of an error: it may show what a client sent
 
 
 async def aside(
     at_once: bool, function: Callable[..., _T], *args: Any, pool: ThreadPoolExecutor = _ASIDE
 ) -> _T:
-    """The result of a slow function, without blocking the event loop unless ``at_once``."""
+    """Return the result of a slow function, without blocking the event loop unless ``at_once``."""
     if at_once:
         return function(*args)
     return await asyncio.get_running_loop().run_in_executor(pool, function, *args)
@@ -54,7 +54,7 @@ async def render(
     most_megapixels: float,
     offline: bool = False,
 ) -> tuple[Prompt | None, ...]:
-    """The prompts of a request's amateurs; None for one that reads the expert's.
+    """Return the prompts of a request's amateurs; None for one that reads the expert's.
 
     Args:
         renderer: vLLM's.
@@ -73,34 +73,36 @@ async def render(
         method += "" if offline else "_async"
         return await result_of(getattr(renderer, method)(*args, **kwargs))
 
-    found: dict[int, Prompt] = {}  # a prompt that several read is made once
-    for one in amateurs:
-        if one.source is None or id(one.source) in found:
+    prompts: dict[int, Prompt] = {}  # by source: a prompt that several read is made once
+    for amateur in amateurs:
+        if amateur.source is None or id(amateur.source) in prompts:
             continue
-        with _errors(one), request_media.remembering(source.fetched):
+        with _errors(amateur), request_media.remembering(source.fetched):
             seen = None
-            if isinstance(one.source, Distorted):
-                source.check_differs(one)
+            if isinstance(amateur.source, Distorted):
+                source.check_differs(amateur)
                 if (prompt := source.whole) is None:
                     _, prompt = await call("render_messages", source.messages, source.chat_params)
-                seen = await _distorted(offline, prompt, one, most_megapixels)
-            method, args, kwargs = _call(renderer, source, one, online, seen)
-            made = await call(method, *args, **kwargs)
-            found[id(one.source)] = _read(renderer, one, made)
-    return tuple(found.get(id(one.source)) for one in amateurs)
+                seen = await _distorted(offline, prompt, amateur, most_megapixels)
+            method, args, kwargs = _call(renderer, source, amateur, online, seen)
+            rendered = await call(method, *args, **kwargs)
+            prompts[id(amateur.source)] = _read(renderer, amateur, rendered)
+    return tuple(prompts.get(id(amateur.source)) for amateur in amateurs)
 
 
 async def _distorted(
-    offline: bool, prompt: Mapping[str, Any], one: AmateurSpec, most_megapixels: float
+    offline: bool, prompt: Mapping[str, Any], amateur: AmateurSpec, most_megapixels: float
 ) -> dict[str, Any]:
-    """The expert's prompt with the images that an amateur sees. They are made one after the other,
-    so that a request with many images does not hold up others. ``prompt`` is one that vLLM has not
-    processed yet.
+    """Return the expert's prompt with the images that an amateur sees. They are made one after the
+    other, so that a request with many images does not hold up others. ``prompt`` is not processed
+    by vLLM yet.
     """
     data = prompt["multi_modal_data"]
     images = data["image"] if isinstance(data["image"], (list, tuple)) else [data["image"]]
     seen = [
-        await aside(offline, request_media.distorted, image, one, most_megapixels, pool=_DISTORTING)
+        await aside(
+            offline, request_media.distorted, image, amateur, most_megapixels, pool=_DISTORTING
+        )
         for image in images
     ]
     other = {**prompt, "multi_modal_data": {**data, "image": seen}}
@@ -111,8 +113,8 @@ async def _distorted(
 
 
 @contextmanager
-def _errors(one: AmateurSpec) -> Iterator[None]:
-    """Makes whatever is raised about an amateur's prompt a ColdError: a client's messages and bytes
+def _errors(amateur: AmateurSpec) -> Iterator[None]:
+    """Make whatever is raised about an amateur's prompt a ColdError: a client's messages and bytes
     make templates, torch and PIL raise anything. What vLLM would raise if it had changed is logged
     with its traceback.
     """
@@ -122,7 +124,7 @@ def _errors(one: AmateurSpec) -> Iterator[None]:
         raise
     except Exception as error:
         changed: tuple[type[Exception], ...] = (AttributeError, ImportError)
-        if not isinstance(one.source, Messages):  # of a client's messages, templates raise them
+        if not isinstance(amateur.source, Messages):  # of a client's messages, templates raise them
             changed += (KeyError, TypeError)
         if isinstance(error, changed):
             logger.exception(
@@ -131,26 +133,27 @@ def _errors(one: AmateurSpec) -> Iterator[None]:
                 versions.vllm_version(),
                 versions.RANGE,
             )
-        said = str(error) or type(error).__name__
-        raise one.refused(f"no prompt can be made of it: {said[:_SAID]}") from error
+        message = str(error) or type(error).__name__
+        problem = f"no prompt can be made of it: {message[:_MOST_SHOWN]}"
+        raise amateur.refused(problem) from error
 
 
 def _call(
     renderer: Any,
     prompt_source: PromptSource,
-    one: AmateurSpec,
+    amateur: AmateurSpec,
     online: Any,
     seen: Mapping[str, Any] | None,
 ) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
-    """The renderer's method that makes an amateur's prompt, and its arguments. ``seen`` is the
-    expert's prompt with the images of an amateur that reads it with other ones.
+    """Return the renderer's method that makes an amateur's prompt, and its arguments. ``seen`` is
+    the expert's prompt with the images of an amateur that reads it with other ones.
     """
     tok_params, chat_params = prompt_source.tok_params, prompt_source.chat_params
     keywords = dict(prompt_source.keywords)
-    match source := one.source:
+    match source := amateur.source:
         case Messages() | Without():
             if isinstance(source, Without):
-                messages = source.of(one.prompt_field, prompt_source.messages, one.lenient)
+                messages = source.of(amateur.prompt_field, prompt_source.messages, amateur.lenient)
             else:
                 messages = [*source.value]
             if chat_params is None:
@@ -171,8 +174,8 @@ def _call(
             if tok_params is not None:
                 # For an answer with the prompt's text, which this one does not have.
                 tok_params = replace(tok_params, needs_detokenization=False)
-            sent = source.prompt
-            prompt: Any = sent.encode() if isinstance(sent, str) else {**sent}
+            embeds = source.prompt
+            prompt: Any = embeds.encode() if isinstance(embeds, str) else {**embeds}
             return "render_cmpl", ([prompt], tok_params), {}
         case Media():
             prompt = dict(source.prompt)
@@ -181,11 +184,12 @@ def _call(
                 keywords["prompt_extras"] = {k: extras[k] for k in extras if k not in prompt}
         case Part():
             if prompt_source.whole is not None:
-                raise one.refused(
+                raise amateur.refused(
                     "is for a prompt of text alone, and this one has media; say what the amateur "
                     "reads"
                 )
-            prompt = source.of(one.prompt_field, prompt_source.prompt)  # type: ignore[type-var]
+            text_or_ids = prompt_source.prompt
+            prompt = source.of(amateur.prompt_field, text_or_ids)  # type: ignore[type-var]
         case Text() | TokenIds():
             prompt = source.value
     if not isinstance(prompt, dict):
@@ -197,7 +201,7 @@ def _call(
 
 
 def default_chat_params(renderer: Any, online: Any = None) -> Any:
-    """Those of a chat that says nothing about its template, offline or on a server."""
+    """Return those of a chat that says nothing about its template, offline or on a server."""
     from transformers import PreTrainedTokenizerBase
     from vllm.renderers.params import ChatParams
 
@@ -213,11 +217,11 @@ def default_chat_params(renderer: Any, online: Any = None) -> Any:
     ).with_defaults(online.default_chat_template_kwargs)
 
 
-def _read(renderer: Any, one: AmateurSpec, made: Any) -> Prompt:
-    """The prompt that a renderer made for an amateur, checked."""
-    (prompt,) = made[1] if isinstance(made, tuple) else made  # of a chat
+def _read(renderer: Any, amateur: AmateurSpec, rendered: Any) -> Prompt:
+    """Return the prompt that a renderer made for an amateur, checked."""
+    (prompt,) = rendered[1] if isinstance(rendered, tuple) else rendered  # of a chat
     if prompt["type"] not in ("token", "multimodal", "embeds"):
-        raise one.refused("must be text, token ids, embeddings, or these with media")
+        raise amateur.refused("must be text, token ids, embeddings, or these with media")
     read = Prompt.of(prompt)
     problem = read.problem(renderer.model_config)
     if prompt["type"] != "embeds":
@@ -226,5 +230,5 @@ def _read(renderer: Any, one: AmateurSpec, made: Any) -> Prompt:
             size = max(size, renderer.tokenizer.max_token_id + 1)
         problem = unknown_token(ids, size) if ids else "is no token at all; it must not be empty"
     if problem is not None:
-        raise one.refused(problem)
+        raise amateur.refused(problem)
     return read

@@ -14,6 +14,7 @@ from vllm.config import VllmConfig
 
 from vllm_cold.compat import places, versions
 from vllm_cold.compat.patching import in_form_of, result_of
+from vllm_cold.frontend import refused_options
 from vllm_cold.settings.amateurs import AmateurSpec
 from vllm_cold.settings.sources import CannotLeaveOut, Distorted
 
@@ -33,7 +34,7 @@ _fetched: ContextVar[dict[Any, Any] | None] = ContextVar("fetched", default=None
 
 @contextmanager
 def remembering(fetched: dict[Any, Any] | None = None) -> Iterator[dict[Any, Any]]:
-    """Makes vLLM fetch and decode each URL once, however often this is entered with this dict; with
+    """Have vLLM fetch and decode each URL once, however often this is entered with this dict; with
     None, that of the ``remembering`` around this or a new one.
     """
     if fetched is None:
@@ -64,7 +65,9 @@ def wrap_load_from_url(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def of_prompt(prompt: Mapping[str, Any]) -> tuple[Any, ...]:
-    """The media of what a renderer made of a prompt, as vLLM's InputProcessor describes them."""
+    """Return the media of what a renderer made of a prompt, as vLLM's InputProcessor describes
+    them.
+    """
     if prompt.get("type") != "multimodal":
         return ()
     if is_old():
@@ -95,8 +98,8 @@ def make_readable(messages: Sequence[Any]) -> None:
             message["content"] = list(content)
 
 
-def distorted(image: Any, one: AmateurSpec, most_megapixels: float) -> Any:
-    """What an amateur with a ``Distorted`` prompt sees of a decoded image; slow.
+def distorted(image: Any, amateur: AmateurSpec, most_megapixels: float) -> Any:
+    """Return what an amateur with a ``Distorted`` prompt sees of a decoded image; slow.
 
     Raises:
         ColdError: it is not an image, one that would keep other clients waiting, or the amateur's
@@ -107,22 +110,22 @@ def distorted(image: Any, one: AmateurSpec, most_megapixels: float) -> Any:
     from vllm.multimodal.image import convert_image_mode, normalize_image
     from vllm.multimodal.media import MediaWithBytes
 
-    assert isinstance(one.source, Distorted)
+    assert isinstance(amateur.source, Distorted)
     if image is None:
         problem = "an image of the prompt is known by its uuid alone; send the image"
-        raise one.refused(problem, CannotLeaveOut)
+        raise amateur.refused(problem, CannotLeaveOut)
     if isinstance(image, MediaWithBytes):
         image = image.media
     if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3:
         image = Image.fromarray(image)
     if not isinstance(image, Image.Image):
-        raise one.refused(
+        raise amateur.refused(
             f"an image of the prompt is a {type(image).__name__}; send it as a PIL image or a URL, "
             "or say what the amateur reads",
             CannotLeaveOut,
         )
     if (megapixels := image.width * image.height / 1e6) > most_megapixels:
-        raise one.refused(
+        raise amateur.refused(
             f"an image of the prompt has {megapixels:.1f} megapixels, and at most "
             f"{most_megapixels:g} are distorted here; send a smaller one, or start the engine with "
             "a larger max_megapixels (--cold-max-megapixels)",
@@ -131,11 +134,11 @@ def distorted(image: Any, one: AmateurSpec, most_megapixels: float) -> Any:
     # As vLLM reads the expert's: upright, on white.
     picture = convert_image_mode(normalize_image(image), "RGB")
     try:
-        seen = one.source.view(picture)
+        seen = amateur.source.view(picture)
     except Exception as error:
-        raise one.refused(f"{type(error).__name__}: {error}") from error
+        raise amateur.refused(f"{type(error).__name__}: {error}") from error
     if not isinstance(seen, Image.Image):
-        raise one.refused(f"must make a PIL image, and made a {type(seen).__name__}")
+        raise amateur.refused(f"must make a PIL image, and made a {type(seen).__name__}")
     return seen
 
 
@@ -148,7 +151,7 @@ def _changed() -> str | None:
 
 
 def unsupported(config: VllmConfig) -> str | None:
-    """Why this engine cannot contrast prompts with media, with the remedy; None if it can."""
+    """Say why this engine cannot contrast prompts with media, with the remedy; None if it can."""
     if is_old():
         return _OLD
     if (changed := _changed()) is not None:
@@ -156,17 +159,9 @@ def unsupported(config: VllmConfig) -> str | None:
             f"this vLLM has changed where vllm-cold takes part: {changed}. Send text only, or "
             f"install vLLM {versions.RANGE}, or a newer vllm-cold."
         )
-    lora, speculative = config.lora_config, config.speculative_config
-    if getattr(lora, "enable_tower_connector_lora", False):
-        return (
-            "enable_tower_connector_lora is on, with which the same image is another one for each "
-            "adapter; start the engine without, or send text only."
-        )
-    if getattr(lora, "default_mm_loras", None):
-        return (
-            "default_mm_loras gives such prompts adapters of its own; start the engine without, or "
-            "send text only."
-        )
+    speculative = config.speculative_config
+    if (reason := next(refused_options.refused(config, refused_options.MEDIA), None)) is not None:
+        return reason
     if speculative is not None and (method := speculative.method) not in ("ngram", "suffix"):
         return (
             f"speculative decoding is on ({method}), whose drafter reads the media, too; start the "

@@ -19,8 +19,8 @@ from typing import Any
 
 from vllm_cold.errors import ColdError
 from vllm_cold.frontend import media_cache
-from vllm_cold.frontend.admission import ASKED, Admission, is_long
-from vllm_cold.frontend.contrast import Asked, RequestContrast
+from vllm_cold.frontend.admission import REQUESTED, Admission, is_long
+from vllm_cold.frontend.contrast import RequestedContrast, ResolvedContrast
 from vllm_cold.frontend.intake import FRONT_END, Exchange
 from vllm_cold.frontend.prompts import contrast_of, is_decided, source_of, with_contrast
 from vllm_cold.frontend.vllm_errors import generation_error, refusals
@@ -51,53 +51,54 @@ def wrap_preprocess(original: Callable[..., Any]) -> Callable[..., Any]:
         if (server := FRONT_END.server) is None or not hasattr(request, "vllm_xargs"):
             return await original(self, request, *args, **kwargs)
         with refusals():
-            asked = await server.read_aside(*_said(server, request))
-        if asked is not None:
+            requested = await server.read_aside(*_read_args(server, request))
+        if requested is not None:
             kwargs |= media_cache.ALWAYS_SENT
-        found = await original(self, request, *args, **kwargs)
-        made = found[1] if isinstance(found, tuple) else found
+        rendered = await original(self, request, *args, **kwargs)
+        prompts = rendered[1] if isinstance(rendered, tuple) else rendered  # of a chat
         with refusals():
-            _check_prompts(asked, request, len(made))
-            for i, one in enumerate(made):
+            _check_prompts(requested, request, len(prompts))
+            for i, prompt in enumerate(prompts):
                 if i:
                     await asyncio.sleep(0)  # other requests' turn: token ids wait for nothing
-                made[i] = with_contrast(
-                    one, await server.decide(asked, source_of(one), one, online=self)
-                )
-        FRONT_END.exchange().decided[id(request)] = request, map(contrast_of, made)
-        return found
+                source = source_of(prompt)
+                contrast = await server.decide(requested, source, prompt, online=self)
+                prompts[i] = with_contrast(prompt, contrast)
+        FRONT_END.exchange().decided[id(request)] = request, map(contrast_of, prompts)
+        return rendered
 
     return preprocess
 
 
-def _said(server: Admission, request: Any) -> tuple[Any, ...]:
-    """The arguments of ``Admission.read`` for a body."""
+def _read_args(server: Admission, request: Any) -> tuple[Any, ...]:
+    """Return the arguments of ``Admission.read`` for a body."""
     check_placement(request.model_extra)
     limits = ("max_tokens", "max_completion_tokens", "max_output_tokens")
+    # Each kind of body has some of these.
     unlimited = not any(getattr(request, name, None) for name in limits)
     return request.vllm_xargs, server.adapters.get(request.model), None, unlimited
 
 
-def _check_prompts(asked: Asked | None, request: Any, num_prompts: int) -> None:
+def _check_prompts(requested: RequestedContrast | None, request: Any, num_prompts: int) -> None:
     """Refuse positions in a prompt that is not the client's one text, and steps of several
     prompts.
     """
-    if asked is None:
+    if requested is None:
         return
-    if asked.explain and num_prompts > 1:
+    if requested.explain and num_prompts > 1:
         raise ColdError(
             "prompts", num_prompts, "must be 1 with cold_explain; send a request for each"
         )
     path = FRONT_END.exchange().path
-    streamed = path.endswith("/messages") and getattr(request, "stream", False)
-    if asked.explain and (path.endswith("/batch") or streamed):
+    streamed = path.endswith("/messages") and request.stream
+    if requested.explain and (path.endswith("/batch") or streamed):
         raise ColdError(
             "cold_explain",
-            asked.explain,
+            requested.explain,
             f"vLLM's answers of {path} have no room for it; send a chat completion",
         )
-    for one in asked.amateurs:
-        if not isinstance(one.source, Part):
+    for amateur in requested.amateurs:
+        if not isinstance(amateur.source, Part):
             continue
         if num_prompts > 1:
             raise ColdError(
@@ -105,8 +106,8 @@ def _check_prompts(asked: Asked | None, request: Any, num_prompts: int) -> None:
                 num_prompts,
                 "is for one prompt, and this is how many there are; send a request for each",
             )
-        if getattr(request, "suffix", None) is not None:
-            raise one.refused(
+        if getattr(request, "suffix", None) is not None:  # of completions alone
+            raise amateur.refused(
                 "is for a prompt without a suffix; leave one of them out, or say with "
                 "cold_amateur_prompt what the amateur reads"
             )
@@ -121,12 +122,12 @@ def wrap_to_sampling_params(original: Callable[..., Any]) -> Callable[..., Any]:
             return params
         exchange = FRONT_END.exchange()
         with refusals():
-            asked, contrast = _asked(server, exchange, self)
+            requested, contrast = _next_contrast(server, exchange, self)
             if contrast is not None:
                 server.check(contrast, params, params.max_tokens)
-            elif asked is not None:
-                params.extra_args = {**(params.extra_args or {}), ASKED: asked}
-        exchange.used.append(asked)
+            elif requested is not None:
+                params.extra_args = {**(params.extra_args or {}), REQUESTED: requested}
+        exchange.used.append(requested)
         return params
 
     return to_sampling_params
@@ -139,7 +140,7 @@ def wrap_to_beam_search_params(original: Callable[..., Any]) -> Callable[..., An
         exchange = FRONT_END.exchange()
         if (server := FRONT_END.server) is not None:
             with refusals():
-                if _asked(server, exchange, self)[0] is not None:
+                if _next_contrast(server, exchange, self)[0] is not None:
                     raise ColdError(
                         "use_beam_search",
                         True,
@@ -159,25 +160,25 @@ _NO_TEMPLATE = (
 )
 
 
-def _asked(
+def _next_contrast(
     server: Admission, exchange: Exchange, request: Any
-) -> tuple[Asked | None, RequestContrast | None]:
-    """What a body asks for and what its next prompt, of several, is decoded with: None for no
-    contrast, and where its prompts did not pass ``preprocess``.
+) -> tuple[RequestedContrast | None, ResolvedContrast | None]:
+    """Return what a body asks for and what its next prompt, of several, is decoded with: None for
+    no contrast, and where its prompts did not pass ``preprocess``.
     """
     if (decided := exchange.decided.get(id(request))) is not None:
         contrast = next(decided[1], None)
-        return (None if contrast is None else contrast.asked), contrast
-    has_none = server.config.model_config.hf_config.model_type == "gpt_oss"
-    if has_none and is_long(request.vllm_xargs):
+        return (None if contrast is None else contrast.requested), contrast
+    has_no_template = server.config.model_config.hf_config.model_type == "gpt_oss"
+    if has_no_template and is_long(request.vllm_xargs):
         raise ColdError("vllm_xargs", request.vllm_xargs, _NO_TEMPLATE)
-    asked = server.read(*_said(server, request))
-    if asked is None or asked.by_default:
+    requested = server.read(*_read_args(server, request))
+    if requested is None or requested.by_default:
         return None, None
-    for one in asked.amateurs:
-        if one.source is not None and has_none:
-            raise one.refused(_NO_TEMPLATE)
-    return asked, None
+    for amateur in requested.amateurs:
+        if amateur.source is not None and has_no_template:
+            raise amateur.refused(_NO_TEMPLATE)
+    return requested, None
 
 
 def wrap_generate(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -190,23 +191,24 @@ def wrap_generate(original: Callable[..., Any]) -> Callable[..., Any]:
         is_regular = is_decided(prompt) and contrast_of(prompt) is None
         if is_regular or FRONT_END.is_search or not FRONT_END.of(self.input_processor).is_server:
             return outputs
-        return _looked_at(outputs, FRONT_END.exchange())
+        return _watch(outputs, FRONT_END.exchange())
 
     return generate
 
 
-async def _looked_at(
+async def _watch(
     outputs: AsyncGenerator[Any, None], exchange: Exchange
 ) -> AsyncGenerator[Any, None]:
-    """The outputs, with an error's own reason. What they tell of steps is kept: a streamed answer
-    ends with it.
+    """Yield the outputs, and raise an error with its own reason. What they tell of steps is kept: a
+    streamed answer ends with it.
     """
     async with aclosing(outputs):  # which aborts an unfinished request
         async for output in outputs:
             exchange.steps = transfer_params.steps_in(output.kv_transfer_params) or exchange.steps
-            for one in output.outputs:
-                if one.finish_reason == "error" and str(one.stop_reason).startswith("vllm-cold"):
-                    raise generation_error()(one.stop_reason)
+            for answer in output.outputs:
+                reason = answer.stop_reason
+                if answer.finish_reason == "error" and str(reason).startswith("vllm-cold"):
+                    raise generation_error()(reason)
             yield output
 
 
@@ -246,22 +248,22 @@ def _streams_have_them() -> bool:
 
 
 def _event(steps: Sequence[Mapping[str, Any]]) -> bytes:
-    """A part of a streamed answer, without choices, that tells of steps as a body does."""
-    told = {"choices": [], "kv_transfer_params": transfer_params.with_ours(None, steps=steps)}
-    return b"data: " + json.dumps(told).encode() + b"\n\n"
+    """Return a part of a streamed answer, without choices, that tells of steps as a body does."""
+    chunk = {"choices": [], "kv_transfer_params": transfer_params.with_ours(None, steps=steps)}
+    return b"data: " + json.dumps(chunk).encode() + b"\n\n"
 
 
-def header(used: Sequence[Asked | None]) -> bytes:
-    """What all the answers of a response were decoded with. The chats of a batch differ only by
-    whether they have what a default leaves out: then it says which of them do, or how many if they
-    are many, as proxies and clients take headers of a few thousand characters.
+def header(used: Sequence[RequestedContrast | None]) -> bytes:
+    """Return what all the answers of a response were decoded with. The chats of a batch differ only
+    by whether they have what a default leaves out: then it says which of them do, or how many if
+    they are many, as proxies and clients take headers of a few thousand characters.
     """
-    cold = [i for i, one in enumerate(used) if one is not None]
-    first = used[cold[0]] if cold else None
-    told: dict[str, Any] = {"cold": 0} if first is None else {"cold": 1, **first.as_dict()}
-    if 0 < len(cold) < len(used):
-        told["choices"] = cold if len(cold) <= _LISTED else len(cold)
-    return json.dumps(told).encode()
+    choices = [i for i, requested in enumerate(used) if requested is not None]
+    first = used[choices[0]] if choices else None
+    fields: dict[str, Any] = {"cold": 0} if first is None else {"cold": 1, **first.as_dict()}
+    if 0 < len(choices) < len(used):
+        fields["choices"] = choices if len(choices) <= _LISTED else len(choices)
+    return json.dumps(fields).encode()
 
 
 def wrap_beam_search(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -273,10 +275,11 @@ def wrap_beam_search(original: Callable[..., Any]) -> Callable[..., Any]:
         read = FRONT_END.of(self.llm_engine.input_processor).read
         several = isinstance(lora_request, (list, tuple))
         adapters = lora_request if several else [lora_request] * len(prompts)
-        wanted = (read(None, adapter) for adapter in adapters)
+        contrasts = (read(None, adapter) for adapter in adapters)
+        pairs = zip(prompts, contrasts, strict=False)  # vLLM looks at their number
         if isinstance(params, ColdParams) or any(
-            asked is not None and asked.applies(source_of(prompt))
-            for prompt, asked in zip(prompts, wanted, strict=False)  # vLLM looks at their number
+            requested is not None and requested.applies(source_of(prompt))
+            for prompt, requested in pairs
         ):
             raise ColdError(
                 "beam_search",

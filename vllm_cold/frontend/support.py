@@ -3,32 +3,36 @@
 stands in the way. Changes nothing; ``engine_config`` does.
 """
 
+from collections.abc import Iterator
+
 from vllm.config import VllmConfig
 
 from vllm_cold.compat import active, availability, places, versions
 from vllm_cold.compat.engine import has_ssm, is_configured, uses_v2_runner
 from vllm_cold.frontend import ascend, kv_connectors
+from vllm_cold.frontend.refused_options import ALWAYS, SPECULATION, SSM, refused
 from vllm_cold.settings.arguments import ColdArgs, parse_engine_defaults
 
 
 def engine_defaults(config: VllmConfig) -> ColdArgs:
-    """``additional_config["cold"]``, checked."""
-    return parse_engine_defaults(_said(config))
+    """Return ``additional_config["cold"]``, checked."""
+    return parse_engine_defaults(_defaults(config))
 
 
-def _said(config: VllmConfig) -> object:
+def _defaults(config: VllmConfig) -> object:
+    """Return ``additional_config["cold"]`` as the engine was given it."""
     additional = config.additional_config
     return additional.get("cold") if isinstance(additional, dict) else None
 
 
 def unsupported(config: VllmConfig) -> str | None:
-    """Why vllm-cold cannot work in this engine, with the remedy; None if it can."""
+    """Say why vllm-cold cannot work in this engine, with the remedy; None if it can."""
     if (reason := active.unavailable) is not None:
         return reason
     model, scheduler = config.model_config, config.scheduler_config
     if model.runner_type == "pooling":
         return "it serves a pooling model, which generates no tokens; use a generative model."
-    if config.lora_config is None and _said(config) in (None, False):
+    if config.lora_config is None and _defaults(config) in (None, False):
         return (
             "LoRA is off, and the engine was not asked for contrastive decoding; start it with "
             "--enable-lora (enable_lora=True). Without adapters, start it with --sampler cold "
@@ -41,7 +45,7 @@ def unsupported(config: VllmConfig) -> str | None:
             f"it uses its own scheduler class {scheduler.scheduler_cls!r}, which vllm-cold does "
             "not replace; leave scheduler_cls (--scheduler-cls) unset."
         )
-    if not getattr(scheduler, "enable_chunked_prefill", True):
+    if not scheduler.enable_chunked_prefill:
         return (
             "chunked prefill is off, and contrastive requests need it; start with "
             "--enable-chunked-prefill."
@@ -55,7 +59,9 @@ def unsupported(config: VllmConfig) -> str | None:
 
 
 def _needs_another_vllm(config: VllmConfig) -> str | None:
-    """What the engine has that vllm-cold supports with other releases of vLLM only."""
+    """Say what the engine has that vllm-cold supports with other releases of vLLM only; None if it
+    has nothing of it.
+    """
     v2, ssm = uses_v2_runner(config), has_ssm(config.model_config)
     connector, drafts = kv_connectors.has_one(config), config.speculative_config is not None
     of_drafts = [places.DRAFTS, places.DRAFTS_V2 if v2 else places.DRAFTS_V1]
@@ -80,96 +86,66 @@ def _needs_another_vllm(config: VllmConfig) -> str | None:
 
 
 def _has_unsupported(config: VllmConfig) -> str | None:
-    """What the engine has that vllm-cold does not support."""
-    from vllm import envs
-
-    model, parallel = config.model_config, config.parallel_config
-    routed = getattr(getattr(config, "aux_output_config", None), "enabled", False)
-    stages = getattr(parallel, "pipeline_parallel_size", 1)
-    features = {
-        "the Rust front end": getattr(envs, "VLLM_USE_RUST_FRONTEND", False),
-        "an encoder-cache connector": getattr(config, "ec_transfer_config", None) is not None,
-        "an encoder-decoder model": model.is_encoder_decoder,
-        "routed experts that are returned": routed
-        or getattr(model, "enable_return_routed_experts", False),
-        "watermarking": getattr(config, "watermark_config", None) is not None,
-        "diffusion": getattr(model, "is_diffusion", False),
-        "return_sampling_mask": getattr(model, "return_sampling_mask", False),
-        "enable_trace_replay": getattr(model, "enable_trace_replay", False),
-        # It may put the streams on different ranks.
-        "batch-sharded sampling": getattr(parallel, "enable_batch_sharded_sampling", False),
-        # vLLM gives wrong tokens to requests that are preempted there.
-        "more than two pipeline stages before vLLM 0.27": stages > 2 and versions.is_before("0.27"),
-        **_with_speculation(config),
-        **_with_ssm(config),
-    }
-    if (found := next((what for what, there in features.items() if there), None)) is not None:
-        return f"it has {found}, which vllm-cold does not support; start it without."
-    return None
+    """Say what the engine has that vllm-cold does not support; None if it has nothing of it."""
+    if (feature := next(_unsupported_features(config), None)) is None:
+        return None
+    return f"it has {feature}, which vllm-cold does not support; start it without."
 
 
-def _with_speculation(config: VllmConfig) -> dict[str, bool]:
-    """What is not supported together with speculative decoding, and whether the engine has it."""
+def _unsupported_features(config: VllmConfig) -> Iterator[str]:
+    yield from refused(config, ALWAYS)
+    # vLLM gives wrong tokens to requests that are preempted there.
+    if config.parallel_config.pipeline_parallel_size > 2 and versions.is_before("0.27"):
+        yield "more than two pipeline stages before vLLM 0.27"
+    if (speculative := config.speculative_config) is not None:
+        for feature in _unsupported_with_speculation(config):
+            yield f"speculative decoding ({speculative.method}) together with {feature}"
+    if has_ssm(config.model_config):
+        for feature in _unsupported_with_ssm(config):
+            yield f"{feature} together with state-space layers"
+
+
+def _unsupported_with_speculation(config: VllmConfig) -> Iterator[str]:
     from vllm.platforms import current_platform
 
-    if (speculative := config.speculative_config) is None:
-        return {}
-    stages = getattr(config.parallel_config, "pipeline_parallel_size", 1)
-    features = {
-        "workers other than vLLM's own for CPUs and GPUs": current_platform.is_out_of_tree(),
-        "pipeline parallelism": stages > 1,
-        # Different drafts may be verified in the streams of a request.
-        "enable_adaptive_verification": getattr(speculative, "enable_adaptive_verification", False),
-        # They split prompts in a way that contrastive requests cannot follow.
-        "several MTP modules": getattr(config, "num_prefill_lookahead_tokens", 0) > 1,
-        # Streams would lose SSM states in steps that leave them out. V2 keeps these; that it is
-        # right was not shown.
-        "state-space layers": has_ssm(config.model_config),
-        "ngram_gpu on the V1 model runner (ngram is supported)": not uses_v2_runner(config)
-        and speculative.method == "ngram_gpu",
-    }
-    used = f"speculative decoding ({speculative.method}) together with"
-    return {f"{used} {what}": there for what, there in features.items()}
+    if current_platform.is_out_of_tree():
+        yield "workers other than vLLM's own for CPUs and GPUs"
+    if config.parallel_config.pipeline_parallel_size > 1:
+        yield "pipeline parallelism"
+    yield from refused(config, SPECULATION)
+    # Streams would lose SSM states in steps that leave them out. V2 keeps these; that it is right
+    # was not shown.
+    if has_ssm(config.model_config):
+        yield "state-space layers"
+    if not uses_v2_runner(config) and config.speculative_config.method == "ngram_gpu":
+        yield "ngram_gpu on the V1 model runner (ngram is supported)"
 
 
-def _with_ssm(config: VllmConfig) -> dict[str, bool]:
-    """What is not supported with state-space layers, and whether the engine has it.
-
-    Adapters were shown to be right in one process, and in several with Mamba 2 layers whose groups
-    can be divided.
+def _unsupported_with_ssm(config: VllmConfig) -> Iterator[str]:
+    """Yield what is not supported with state-space layers. Adapters were shown to be right in one
+    process, and in several with Mamba 2 layers whose groups can be divided.
     """
-    model, lora = config.model_config, config.lora_config
-    if not has_ssm(model):
-        return {}
-    cache, parallel = config.cache_config, config.parallel_config
-    ranks = 1 if lora is None else getattr(parallel, "tensor_parallel_size", 1)
-    text = getattr(model, "hf_text_config", None)
-    named = (getattr(text, name, None) for name in ("mamba_n_groups", "n_groups", "mamba_ngroups"))
-    groups = next((number for number in named if number is not None), None)
-    features = {
-        "a KV connector": kv_connectors.has_one(config),
-        "a --mamba-cache-mode other than none and align": cache.mamba_cache_mode
-        not in ("none", "align"),
-        "--use-replayssm": getattr(cache, "use_replayssm", False),
-        # vLLM may keep a wrong SSM state then, also of requests without contrastive decoding.
-        "--prefix-match-unit": getattr(cache, "prefix_match_unit", None) is not None,
-        "--decode-context-parallel-size": getattr(parallel, "decode_context_parallel_size", 1) > 1,
-        # Of these adapters vLLM leaves out a part.
-        "--fully-sharded-loras": getattr(lora, "fully_sharded_loras", False),
-        "LoRA and a --tensor-parallel-size that divides no groups of Mamba 2": ranks > 1
-        and (groups is None or groups % ranks > 0),
-    }
-    return {f"{what} together with state-space layers": there for what, there in features.items()}
+    if kv_connectors.has_one(config):
+        yield "a KV connector"
+    yield from refused(config, SSM)
+    ranks = 1 if config.lora_config is None else config.parallel_config.tensor_parallel_size
+    if ranks > 1:
+        # Each family of models has a name of its own for them.
+        names = ("mamba_n_groups", "n_groups", "mamba_ngroups")
+        numbers = (getattr(config.model_config.hf_text_config, name, None) for name in names)
+        groups = next((number for number in numbers if number is not None), None)
+        if groups is None or groups % ranks:
+            yield "LoRA and a --tensor-parallel-size that divides no groups of Mamba 2"
 
 
 def lacks_slots(config: VllmConfig, streams: int) -> str | None:
-    """Which of the engine's limits a request of so many streams does not fit, with the remedy; None
-    if it fits.
+    """Say which of the engine's limits a request of so many streams does not fit, with the remedy;
+    None if it fits.
     """
     tokens, speculative = streams, config.speculative_config
     if speculative is not None:
         # Where a request is admitted, vLLM wants room for drafts, too.
-        tokens *= 1 + getattr(speculative, "max_num_new_slots_for_drafting", 0)
+        tokens *= 1 + speculative.max_num_new_slots_for_drafting
         tokens += speculative.num_speculative_tokens
     for option, needed in (
         ("max_num_seqs", streams),
@@ -177,7 +153,7 @@ def lacks_slots(config: VllmConfig, streams: int) -> str | None:
         ("max_num_batched_tokens", tokens),
         ("max_num_scheduled_tokens", tokens),
     ):
-        value = getattr(config.scheduler_config, option, None)
+        value = getattr(config.scheduler_config, option, None)  # max_num_active_seqs since 0.31
         if value is not None and value < needed:
             drafts = " and their drafts" if needed > streams else ""
             flag = "--" + option.replace("_", "-")

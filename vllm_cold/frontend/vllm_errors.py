@@ -11,7 +11,7 @@ from vllm_cold.errors import sendable
 
 @contextmanager
 def refusals() -> Iterator[None]:
-    """Makes a ValueError what vLLM answers with HTTP 400 online, and still a ValueError offline."""
+    """Make a ValueError what vLLM answers with HTTP 400 online, and still a ValueError offline."""
     try:
         yield
     except ValueError as error:
@@ -29,7 +29,7 @@ def _request_error() -> type[Exception]:
 
 @cache
 def generation_error() -> Callable[[str], Exception]:
-    """The class of the error that vLLM's servers report to the client, streamed or not."""
+    """Return the class of the error that vLLM's servers report to the client, streamed or not."""
     from vllm import exceptions
 
     if (kind := getattr(exceptions, "GenerationError", None)) is not None:
