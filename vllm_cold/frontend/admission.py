@@ -162,12 +162,12 @@ class Admission:
         amateurs = describe(args, count)
         if default is not None:
             name = f"{PREFIX}{default.name} ({default.whose}'s default)"
-            for one in amateurs:
-                one.prompt_field, one.lenient = name, True
-        settings, weights = args.settings(self.defaults, [one.weight for one in amateurs])
+            for amateur in amateurs:
+                amateur.prompt_field, amateur.lenient = name, True
+        settings, weights = args.settings(self.defaults, [a.weight for a in amateurs])
         return RequestedContrast(
             settings,
-            tuple(structs.replace(one, lora=self._adapter(one, expert)) for one in amateurs),
+            tuple(structs.replace(a, lora=self._adapter(a, expert)) for a in amateurs),
             weights,
             expert,
             args.values.get("preset") or self.defaults.values.get("preset"),
@@ -183,8 +183,11 @@ class Admission:
         """Refuse messages that are too long for the model before they are parsed, which takes much
         longer than parsing the body did.
         """
-        said, limit = args.values.get("amateur_messages"), self.config.model_config.max_model_len
-        for text in [said] if isinstance(said, str) else said or ():
+        limit, messages = (
+            self.config.model_config.max_model_len,
+            args.values.get("amateur_messages"),
+        )
+        for text in [messages] if isinstance(messages, str) else messages or ():
             # A token has a few quotes at most, and around each message and part are some.
             if text.count('"') > _MOST_QUOTES * limit:
                 problem = f"is more than max_model_len={limit} tokens; shorten it"
