@@ -127,7 +127,8 @@ class Engine:
             if wrong:
                 raise RuntimeError(f"the plugin is loaded but not in use: {', '.join(wrong)}")
             return
-        found = [name for name in sys.modules if name.startswith("vllm_cold.vllm")]
+        ours = tuple(f"vllm_cold.{folder}" for folder in ("frontend", "scheduler", "worker", "cpu"))
+        found = [name for name in sys.modules if name.startswith(ours)]
         found += [name for name in (scheduler, wrapper) if not name.startswith("vllm.")]
         if found:
             raise RuntimeError(f"this engine is not stock, it has {', '.join(sorted(found))}")
