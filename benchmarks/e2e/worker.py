@@ -115,11 +115,11 @@ class Engine:
 
         scheduler = type(self.core.scheduler).__module__
         wrapper = current_platform.get_punica_wrapper()
-        plugin = sys.modules.get("vllm_cold.compat.availability")
+        plugin = sys.modules.get("vllm_cold.compat.active")
         if with_plugin:
             if plugin is None:
                 raise RuntimeError("vLLM did not load the plugin: is vllm-cold installed?")
-            plugin.require_active()
+            plugin.require()
             wrong = [] if scheduler.startswith("vllm_cold.") else [f"scheduler of {scheduler}"]
             # Only the CPU's wrapper is replaced.
             if current_platform.is_cpu() and not wrapper.startswith("vllm_cold."):
