@@ -114,13 +114,13 @@ def test_without_a_complete_group_logits_are_not_looked_at(slots: list[int]) -> 
 
 def test_the_same_batch_is_matched_once(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
-    original = rows_module.GroupRows.of
+    original = rows_module.GroupRows.match
 
-    def of(*args: Any) -> Any:
+    def match(*args: Any) -> Any:
         calls.append(args)
         return original(*args)
 
-    monkeypatch.setattr(rows_module.GroupRows, "of", staticmethod(of))
+    monkeypatch.setattr(rows_module.GroupRows, "match", staticmethod(match))
     processor = make()
     for index in range(2):
         processor.add_request(index, params("x", index))

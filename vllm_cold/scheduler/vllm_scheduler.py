@@ -91,7 +91,11 @@ class Scheduler(WithConnector):
     max_num_scheduled_tokens: int
     num_spec_tokens: int
     num_lookahead_tokens: int
+    adaptive_long_prefill_threshold: bool  # since 0.31
     num_waiting_for_streaming_input: int
+    is_encoder_decoder: bool
+    ec_connector: Any
+    use_v2_model_runner: bool
     need_mamba_block_aligned_split: bool
     log_stats: bool
 
