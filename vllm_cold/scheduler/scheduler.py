@@ -55,8 +55,8 @@ class GroupScheduler(GroupPlanning):
     def _scored(
         self, scheduler_output: SchedulerOutput, model_runner_output: Any
     ) -> dict[str, list[RowStats]]:
-        """Return the figures of each group that got tokens in this step, by its expert's id. Have a
-        group end with a token that may not be given to its client.
+        """Return the figures of each group that got tokens in this step, by its expert's id. Fail
+        those of which a token may not be given to the client.
         """
         assert self._blocks is not None
         row, tokens = model_runner_output.req_id_to_index, model_runner_output.sampled_token_ids

@@ -30,7 +30,7 @@ class Request(Tokens, Protocol):
     shared_prefix_boundary: int
 
     def take_events(self) -> Any:
-        """Events for whoever measures, which are forgotten."""
+        """Return the events for whoever measures, and forget them."""
 
 
 class WithConnector:
@@ -102,23 +102,23 @@ class Scheduler(WithConnector):
     def __init__(self, *args: Any, **kwargs: Any) -> None: ...
 
     def add_request(self, request: Request) -> None:
-        """A request has come."""
+        """Take on a request that has come."""
 
     def finish_requests(
         self, request_ids: str | Iterable[str] | None, finished_status: Any
     ) -> list[Any]:
-        """Requests end from outside; None for all."""
+        """End requests from outside; None for all."""
         return []
 
     def get_request_counts(self) -> tuple[int, int]:
-        """(running, waiting)."""
+        """Return (running, waiting)."""
         return 0, 0
 
     def make_stats(self, *args: Any, **kwargs: Any) -> Any:
-        """Statistics of a step; None without any."""
+        """Return the statistics of a step; None without any."""
 
     def make_spec_decoding_stats(self, spec_decoding_stats: Any, *args: Any, **kwargs: Any) -> Any:
-        """Statistics of drafts, with those of one more request."""
+        """Return the statistics of drafts, with those of one more request."""
 
     def schedule(self, *args: Any, **kwargs: Any) -> Any:
         """Plan a step."""
