@@ -21,7 +21,7 @@ from tests.scheduler.harness import (
 from tests.scheduler.workers import RELEASE
 from vllm_cold.ops.interface import NOT_FINITE, OUT_OF_RANGE
 from vllm_cold.scheduler.drafting import DraftController
-from vllm_cold.scheduler.output_checks import NOT_SCORED
+from vllm_cold.scheduler.output_checks import NOT_EXPLAINED, NOT_SCORED
 from vllm_cold.wire.counters import ColdStats, Counters, Kind
 from vllm_cold.wire.step_stats import RowStats
 
@@ -170,7 +170,7 @@ def test_a_group_fits_as_much_room_as_it_takes(windows: int, tiny: Path) -> None
         manager.free(each)
     for leave, fits in ((taken, True), (taken - 1, False)):
         harness.occupy(leave)
-        assert blocks.fit(group, found) == fits
+        assert blocks.has_room(group, found) == fits
     harness.drain()
 
 
@@ -436,3 +436,54 @@ def test_two_schedulers_do_not_take_each_others_figures(tiny: Path) -> None:
     two.in_flight[0][1].cold.append(stats_of([(foreign, RowStats(1, 0, 1, present=1))]))
     two.drain()
     assert list(two.ended.values()) == ["length"]
+
+
+@pytest.mark.skipif(IS_0_23, reason="vLLM lifts its limit for a lone request since 0.31")
+@both
+def test_a_lone_contrast_has_no_limit_for_long_prompts(is_async: bool, tiny: Path) -> None:
+    """As a lone request has none: both streams go at once. Where another request is there, they
+    have it, as all do.
+    """
+    harness = harness_of(tiny, num_blocks=65, budget=64, long_prefill=8, is_async=is_async)
+    alone = harness.add(prompt(20), 2, adapter=1, cold=True)
+    harness.step()
+    assert harness.first_step[alone] == 1
+    harness.drain()
+    start = harness.steps
+    two = [harness.add(prompt(20, first), 2, adapter=1, cold=True) for first in (200, 300)]
+    harness.drain()
+    assert [harness.first_step[name] - start for name in two] == [3, 3]
+
+
+@pytest.mark.skipif(IS_0_23, reason="vLLM has this option since 0.31")
+@both
+def test_a_limit_for_long_prompts_that_adapts(is_async: bool, tiny: Path) -> None:
+    """To a share of the budget, of which each request that waits has one."""
+    harness = harness_of(tiny, num_blocks=65, budget=64, long_prefill=8, is_async=is_async)
+    harness.sched.adaptive_long_prefill_threshold = True
+    names = [harness.add(prompt(15, first), 2, adapter=1, cold=True) for first in (200, 300)]
+    harness.step()
+    assert [harness.first_step[name] for name in names] == [1, 1]
+    harness.drain()
+
+
+def test_a_token_without_its_explanation_ends_its_request(tiny: Path) -> None:
+    """And not the engine: others go on."""
+    harness = harness_of(tiny)
+    asks = harness.add(prompt(9), 6, adapter=1, cold=True, lives=(9,))
+    other = harness.add(prompt(9, 300), 6, adapter=1, cold=True)
+    harness.errors[asks] = ""
+    for _ in range(3):
+        harness.step()
+    execute = harness.workers.execute
+
+    def without(output: Any) -> Any:
+        results = execute(output)
+        scored = harness.workers.scored
+        scored[:] = [(name, figures._replace(explained=None)) for name, figures in scored]
+        return results
+
+    harness.workers.execute = without  # type: ignore[method-assign]
+    harness.drain()
+    assert harness.ended == {asks: "error", other: "length"}
+    assert harness.errors[asks] == NOT_EXPLAINED

@@ -18,7 +18,7 @@ from tests.scheduler.harness import (
     make_scheduler,
 )
 from tests.scheduler.media import Media, random_media
-from vllm_cold.scheduler import scheduler as ours
+from vllm_cold.scheduler import group_planning
 from vllm_cold.scheduler.encoder_inputs import EncoderInputs
 from vllm_cold.settings.encoder_room import EncoderRoom, room_of
 
@@ -133,5 +133,5 @@ def test_a_request_that_leaves_a_step_leaves_its_media() -> None:
         encoder_input_updates={"a": {0: None}},
         scheduled_new_reqs=[SimpleNamespace(req_id="a")],
     )
-    assert ours.strip(output, "a")  # type: ignore[arg-type]
+    assert group_planning.strip(output, "a")  # type: ignore[arg-type]
     assert output.scheduled_encoder_inputs == {"b": [1]} and not output.encoder_input_updates

@@ -102,7 +102,7 @@ def test_nobody_takes_what_is_set_aside() -> None:
     group, other, regular = make_group(3, 4), make_group(2, 2), Stream("regular", 9)
     step.decide(group, [3, 4], False, True)
     step.decide(other, [2, 2], False, True)
-    assert group.goes and not other.goes
+    assert step.turns[group].goes and not step.turns[other].goes
     assert step.clip(None, regular, 9, 9) == 3
     assert [step.clip(other, each, 2, 2) for each in other.streams] == [0, 0]
     granted = [step.clip(group, s, 9, n) for s, n in zip(group.streams, (3, 4), strict=True)]
@@ -143,7 +143,7 @@ def test_who_finds_less_than_was_found_gets_nothing() -> None:
     step.begin(make_group(1))
     other = Step[Stream](budget=64)
     other.begin(group)
-    assert not group.lost and not group.goes
+    assert not other.turns[group].is_lost and not other.turns[group].goes
 
 
 def test_tokens_that_were_not_taken_are_others() -> None:

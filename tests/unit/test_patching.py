@@ -395,6 +395,23 @@ def test_what_an_engine_relies_on_is_checked(monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.usefixtures("undecided")
+def test_a_new_method_of_queues_makes_it_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM declares it, and the queues' stand-ins lack it: an engine would fail in a pass."""
+    from vllm.v1.core.sched.request_queue import RequestQueue
+
+    from vllm_cold.scheduler import queue_view
+
+    class NewQueue(RequestQueue):  # type: ignore[misc]
+        @abc.abstractmethod
+        def reorder(self) -> None: ...
+
+    bases = (NewQueue,)
+    names = {k: v for k, v in vars(queue_view.View).items() if k not in ("__dict__", "__weakref__")}
+    monkeypatch.setattr(queue_view, "View", type(RequestQueue)("View", bases, names))
+    assert "vLLM wants reorder of View, too. Install vLLM" in str(availability.verify())
+
+
+@pytest.mark.usefixtures("undecided")
 def test_what_speculation_relies_on_is_checked_with_speculation_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -108,8 +108,8 @@ def test_without_a_complete_group_logits_are_not_looked_at(slots: list[int]) -> 
 
 
 def test_the_same_batch_is_matched_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    match = Mock(wraps=rows_module.GroupRows.of)
-    monkeypatch.setattr(rows_module.GroupRows, "of", match)
+    match = Mock(wraps=rows_module.GroupRows.match)
+    monkeypatch.setattr(rows_module.GroupRows, "match", match)
     processor = make()
     for index in range(2):
         processor.add_request(index, params("x", index))

@@ -17,7 +17,7 @@ from tests.formula import group_scores
 from vllm_cold.ops.interface import Groups
 from vllm_cold.rules import Choice, Parameter, Rule, registry
 from vllm_cold.scheduler import output_checks
-from vllm_cold.scheduler.explain_steps import Told
+from vllm_cold.scheduler.explain_steps import StepExplainer
 from vllm_cold.settings.table import ColdSettings
 from vllm_cold.wire.step_stats import RULE_FAILED, Explained, RowStats
 from vllm_cold.wire.stream import AmateurStream, Stream
@@ -37,7 +37,7 @@ ASKED = {"one": ONE, "two": TWO, "three": THREE}
 def of(streams: Sequence[tuple[int, str, int]], num_rows: Sequence[int] | None = None) -> GroupRows:
     """Of positions, with a group's name and an index each."""
     described = [(position, ASKED[name].stream(name, index)) for position, name, index in streams]
-    return spread(GroupRows.of(described, CPU), num_rows)
+    return spread(GroupRows.match(described, CPU), num_rows)
 
 
 def spread(rows: GroupRows | None, num_rows: Sequence[int] | None = None) -> GroupRows:
@@ -137,7 +137,7 @@ class Batch:
             for index, row in enumerate(rows)
             if (name, index) not in absent
         ]
-        return spread(GroupRows.of(streams, CPU))
+        return spread(GroupRows.match(streams, CPU))
 
     def draw(self, seed: int) -> Tensor:
         generator = torch.Generator().manual_seed(seed)
@@ -218,7 +218,7 @@ def test_a_client_that_asks_is_told_what_scores_follow_from(num: int, absent: An
             if name not in asking:
                 assert figure.explained is None
                 continue
-            (step,) = Told(len(rows) - 1, asking[name]).give([figure])
+            (step,) = StepExplainer(len(rows) - 1, asking[name]).explain([figure])
             here = [num * r + nth for i, r in enumerate(rows) if (name, i) not in absent]
             scores = logits[here[0]]
             assert step["candidates"] == int((scores > -math.inf).sum())
@@ -253,14 +253,14 @@ def test_of_an_amateur_that_has_ended_nothing_is_told() -> None:
         )  # fmt: skip
         return RowStats(1, 0, 0, done, 0, present, told)
 
-    told = Told(2, 1)
+    explainer = StepExplainer(2, 1)
     steps = (
         [row([-0.5, 0.0, 0.0], 0b11)],  # a wider group is in the batch
         [row([-0.25, 0.0], 0b11, done=0b1)],
         [row([0.0, 0.5], 0b11, done=0b1), row([-1.0, 0.0], 0b10)],
         [row([-1.0, 0.0], 0b10, done=0b10), row([0.0, 0.0], 0b0)],  # all have ended
     )
-    given = [each for figures in steps for each in told.give(figures)]
+    given = [each for figures in steps for each in explainer.explain(figures)]
     assert [each["weights"] for each in given] == [
         [-0.5, 0.0], [-0.25, 0.0], [None, 0.5], [None, -1], [None, -1], [None, None]
     ]  # fmt: skip
@@ -381,11 +381,11 @@ def test_amateurs_that_have_ended() -> None:
     asks = Contrast((None,) * 3, alpha=0.0, rule="grd", slot=2)
     states, streams = RuleStates(CPU), [(i, asks.stream("x", i)) for i in range(4)]
     first = [EXPERT, UNSURE, AGREES, SURE]
-    _, figure = decided(GroupRows.of(streams, CPU), first, 0, states)
+    _, figure = decided(GroupRows.match(streams, CPU), first, 0, states)
     assert (figure.done, figure.idle, figure.present) == (0b001, 0, 0b111)
     # The middle one is gone, the others say the contrary of what they said.
     second = [EXPERT, SURE, AGREES, UNSURE]
-    without = GroupRows.of([streams[0], streams[1], streams[3]], CPU)
+    without = GroupRows.match([streams[0], streams[1], streams[3]], CPU)
     got, figure = decided(without, second, 1, states)
     assert (figure.done, figure.idle, figure.present) == (0b001, 0, 0b101)
     rows = torch.tensor([EXPERT, SURE, UNSURE]).double().log()
@@ -395,11 +395,11 @@ def test_amateurs_that_have_ended() -> None:
     want = group_scores(rows[0], [*rows[1:]], -math.inf, weights)
     torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
     # Only the last one is left: what it chose is its own.
-    got, figure = decided(GroupRows.of([streams[0], streams[3]], CPU), second, 1, states)
+    got, figure = decided(GroupRows.match([streams[0], streams[3]], CPU), second, 1, states)
     torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
     assert (figure.done, figure.present) == (0, 0b100)
     for other, num in ((replace(asks, alpha=0.5), 2), (replace(asks, expert_top_k=1), 1)):
-        alone = GroupRows.of([(0, other.stream("x", 0))], CPU)
+        alone = GroupRows.match([(0, other.stream("x", 0))], CPU)
         got, figure = decided(alone, [EXPERT], 5, states)
         kept_tokens = rows[0].clone()
         kept_tokens[num:] = -math.inf
@@ -418,9 +418,9 @@ def test_amateurs_that_have_ended() -> None:
 def test_a_group_that_prefills_is_not_scored(rule: str) -> None:
     """Its amateurs are missing; of a rule that ends amateurs the scheduler has to tell."""
     asks = Contrast((None,), rule=rule, slot=0)
-    found = GroupRows.of([(0, asks.stream("x", 0))], CPU)
+    found = GroupRows.match([(0, asks.stream("x", 0))], CPU)
     assert (found is None) is not registry.get(rule).retires
-    assert GroupRows.of([(0, asks.stream("x", 1))], CPU) is None
+    assert GroupRows.match([(0, asks.stream("x", 1))], CPU) is None
 
 
 class Fails(Rule):
@@ -482,7 +482,7 @@ def test_a_rule_that_fails_ends_its_own_groups(how: int, monkeypatch: pytest.Mon
 def test_a_rule_that_admission_knew_and_this_process_does_not() -> None:
     settings = ColdSettings(0.1, rule="elsewhere", rule_parameters={"strength": 1.0})
     streams = [Stream(settings, (AmateurStream(None),), "x", index) for index in range(2)]
-    found = GroupRows.of(enumerate(streams), CPU)
+    found = GroupRows.match(enumerate(streams), CPU)
     assert found is not None
     figures = asked(found, torch.randn(2, 9), {0: 0}, RuleStates(CPU))
     assert figures["x"][0].nonfinite == RULE_FAILED

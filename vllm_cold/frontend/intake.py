@@ -6,7 +6,8 @@ What a server decided when the prompt was made (``serving``) travels in the made
 requests are decided about here; on an event loop, prompts are made and files are read elsewhere.
 """
 
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable
 from contextlib import nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -25,14 +26,26 @@ from vllm_cold.frontend.vllm_errors import refusals
 
 
 @dataclass(slots=True)
+class DecidedBody:
+    """A body that was decided about when its prompts were made.
+
+    Attributes:
+        body: It itself: while it is kept, nothing else has its id.
+        contrasts: What those of its prompts are decoded with that the engine was not sent yet.
+    """
+
+    body: Any
+    contrasts: deque[ResolvedContrast | None]
+
+
+@dataclass(slots=True)
 class Exchange:
     """The HTTP request that is being answered.
 
     Attributes:
         is_search: Whether it is a beam search, which was admitted without contrastive decoding and
             makes requests of its own.
-        decided: The bodies that were decided about (a batch of chats is several), by their ids,
-            with what each prompt is decoded with.
+        decided: The bodies that were decided about (a batch of chats is several), by their ids.
         used: What each prompt that was sent to the engine asked for; None for no contrast. For the
             header.
         steps: What is told of each token, where the client asks; known with the last token.
@@ -40,7 +53,7 @@ class Exchange:
     """
 
     is_search: bool = False
-    decided: dict[int, tuple[Any, Iterator[ResolvedContrast | None]]] = field(default_factory=dict)
+    decided: dict[int, DecidedBody] = field(default_factory=dict)
     used: list[RequestedContrast | None] = field(default_factory=list)
     steps: list[dict[str, Any]] | None = None
     path: str = ""

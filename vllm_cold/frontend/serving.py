@@ -11,6 +11,7 @@ what it asked for of each step.
 
 import asyncio
 import json
+from collections import deque
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from functools import cache
@@ -21,7 +22,7 @@ from vllm_cold.errors import ColdError
 from vllm_cold.frontend import media_cache
 from vllm_cold.frontend.admission import REQUESTED, Admission, is_long
 from vllm_cold.frontend.contrast import RequestedContrast, ResolvedContrast
-from vllm_cold.frontend.intake import FRONT_END, Exchange
+from vllm_cold.frontend.intake import FRONT_END, DecidedBody, Exchange
 from vllm_cold.frontend.prompts import contrast_of, is_decided, source_of, with_contrast
 from vllm_cold.frontend.vllm_errors import generation_error, refusals
 from vllm_cold.params import ColdParams
@@ -64,7 +65,8 @@ def wrap_preprocess(original: Callable[..., Any]) -> Callable[..., Any]:
                 source = source_of(prompt)
                 contrast = await server.decide(requested, source, prompt, online=self)
                 prompts[i] = with_contrast(prompt, contrast)
-        FRONT_END.exchange().decided[id(request)] = request, map(contrast_of, prompts)
+        contrasts = deque(map(contrast_of, prompts))
+        FRONT_END.exchange().decided[id(request)] = DecidedBody(request, contrasts)
         return rendered
 
     return preprocess
@@ -167,7 +169,7 @@ def _next_contrast(
     no contrast, and where its prompts did not pass ``preprocess``.
     """
     if (decided := exchange.decided.get(id(request))) is not None:
-        contrast = next(decided[1], None)
+        contrast = decided.contrasts.popleft() if decided.contrasts else None
         return (None if contrast is None else contrast.requested), contrast
     has_no_template = server.config.model_config.hf_config.model_type == "gpt_oss"
     if has_no_template and is_long(request.vllm_xargs):

@@ -26,7 +26,7 @@ _EXPERTS_ALONE = (
 
 
 def make_streams(expert: Request, stream: Stream) -> tuple[Request, ...]:
-    """The expert, which also gets its part of the group's description, and its amateurs.
+    """Return the expert, with its part of the group's description, and its amateurs.
 
     Args:
         expert: The client's request.
@@ -37,22 +37,22 @@ def make_streams(expert: Request, stream: Stream) -> tuple[Request, ...]:
     # Workers need no more than the settings and the weights.
     weights = tuple(AmateurStream(amateur.weight) for amateur in stream.amateurs)
     of_workers = structs.replace(stream, amateurs=weights, method="")
-    asked: SamplingParams = copy.copy(expert.sampling_params)
-    asked.extra_args = structs.replace(of_workers, index=0).to_extra_args(args)
-    expert.sampling_params = asked
+    of_expert: SamplingParams = copy.copy(expert.sampling_params)
+    of_expert.extra_args = structs.replace(of_workers, index=0).to_extra_args(args)
+    expert.sampling_params = of_expert
     amateurs = []
     for index, amateur in enumerate(stream.amateurs, 1):
-        params = _params(asked)
+        params = _amateur_params(of_expert)
         params.extra_args = structs.replace(of_workers, index=index).to_extra_args(args)
-        given = params.extra_args.pop("kv_transfer_params", None)
-        if (own := transfer_params.of_amateur(given, index - 1)) is not None:
-            params.extra_args["kv_transfer_params"] = own
+        transfer = params.extra_args.pop("kv_transfer_params", None)
+        if (transfer := transfer_params.of_amateur(transfer, index - 1)) is not None:
+            params.extra_args["kv_transfer_params"] = transfer
         amateurs.append(_make_amateur(expert, amateur, index, params, features[index - 1]))
     return expert, *amateurs
 
 
 def _take_features(expert: Request, stream: Stream) -> list[list[Any]]:
-    """Of each amateur with a prompt of its own, the media that came after the expert's."""
+    """Take the amateurs' media, which came after the expert's, from it; return each one's."""
     num_own = len(expert.mm_features) - sum(a.num_features for a in stream.amateurs)
     features = iter(expert.mm_features[num_own:])
     # Workers in this process put data into them: no two streams share one.
@@ -70,13 +70,13 @@ def _take_features(expert: Request, stream: Stream) -> list[list[Any]]:
     return taken
 
 
-def _params(asked: SamplingParams) -> SamplingParams:
-    params: SamplingParams = copy.copy(asked)
+def _amateur_params(of_expert: SamplingParams) -> SamplingParams:
+    params: SamplingParams = copy.copy(of_expert)
     defaults = SamplingParams()
     for name in _EXPERTS_ALONE:
         if hasattr(params, name):  # some came later than 0.23
             setattr(params, name, getattr(defaults, name))
-    if asked.prompt_logprobs is not None and hasattr(params, "skip_reading_prefix_cache"):
+    if of_expert.prompt_logprobs is not None and hasattr(params, "skip_reading_prefix_cache"):
         params.skip_reading_prefix_cache = False  # that is for the expert's prompt logprobs
     return params
 

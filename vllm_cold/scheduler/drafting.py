@@ -66,12 +66,12 @@ class DraftController:
     _ended_at: float = 0.0
 
     def begin_step(self) -> None:
-        """A step was scheduled."""
+        """Note that a step was scheduled."""
         self._begun_at.append(time.monotonic())
 
     def end_step(self, tokens: Collection[int], most: int) -> None:
-        """The oldest step's results are there, which gave each of its requests so many ``tokens``;
-        a decoding one has ``most`` at most.
+        """Learn from the oldest step's time, now that its results are there. It gave each of its
+        requests so many ``tokens``; one that decodes has ``most`` at most.
         """
         now = time.monotonic()
         begun = self._begun_at.popleft() if self._begun_at else now
@@ -82,7 +82,7 @@ class DraftController:
             self.add(sum(tokens), now - max(begun, before))
 
     def add(self, rows: int, seconds: float) -> None:
-        """A step with so many rows (tokens) took so long."""
+        """Fit the line again, with a step of so many rows (tokens) that took so long."""
         self._last.append((rows, seconds))
         steps = np.array(self._last)
         mean_rows, mean_seconds = self._mean = tuple(steps.mean(axis=0))
@@ -98,8 +98,8 @@ class DraftController:
         return self.age < _TRY_WITHOUT or self.age % _TRY_WITHOUT >= 2
 
     def break_even(self, rows: int, requests: int) -> float | None:
-        """How many of a group's drafts must be right for drafts to pay, as a share and for each of
-        its streams; None if that is not known.
+        """Return how many of a group's drafts must be right for drafts to pay, as a share and for
+        each of its streams; None if that is not known.
 
         Without drafts a step of ``rows`` gives one token to each of ``requests``, so a token costs
         ``1 / requests`` of it. A draft costs a row in each stream.
@@ -138,7 +138,7 @@ class Drafting:
         return self.possible and (self.seeded or self._pays or not self.acceptance.owed)
 
     def observe(self, drafted: int, accepted: int, break_even: float | None) -> None:
-        """A step that gave the group a token, or several, is over.
+        """Learn from a step that gave the group a token, or several.
 
         Args:
             drafted: Drafts that were verified in each stream.

@@ -39,9 +39,9 @@ class EncoderInputs:
         self._scheduler = scheduler
         self._planned: set[str] = set()  # identifiers, in this pass
         self._budget = 0  # embeddings that it can still encode
-        if getattr(scheduler, "is_encoder_decoder", False):
+        if scheduler.is_encoder_decoder:
             raise ValueError("vllm-cold does not support encoder-decoder models.")
-        if getattr(scheduler, "ec_connector", None) is not None:
+        if scheduler.ec_connector is not None:
             raise ValueError(
                 "vllm-cold does not support encoder-cache connectors (ec_transfer_config)."
             )
@@ -65,21 +65,25 @@ class EncoderInputs:
     # ---- a group's arrival ---------------------------------------------------------------------
 
     def why_never(self, group: Group[Request]) -> str | None:
-        """Why the group's media keep it from ever being scheduled; admission refuses it before."""
-        if not any(each.mm_features for each in group.streams):
+        """Tell why the group's media keep it from ever being scheduled; None if they do not.
+        Admission refuses such a request before.
+        """
+        if not any(stream.mm_features for stream in group.streams):
             return None
-        streams = [(each.num_tokens, each.mm_features) for each in group.streams]
+        streams = [(stream.num_tokens, stream.mm_features) for stream in group.streams]
         return encoder_room.why_never(streams, self.room)
 
     # ---- a pass --------------------------------------------------------------------------------
 
     def begin_pass(self) -> None:
-        """Nothing is planned yet."""
+        """Begin without plans."""
         self._planned.clear()
         self._budget = self._scheduler.max_num_encoder_input_tokens
 
     def note(self, request: Request, inputs: Iterable[int] | None, budget: int) -> None:
-        """These of a request are to be encoded, if it is scheduled, and then so much is left."""
+        """Note which ``inputs`` of a request are to be encoded if it is scheduled, and the
+        ``budget`` that is left then.
+        """
         self._planned.update(request.mm_features[index].identifier for index in inputs or ())
         self._budget = budget
 
@@ -89,7 +93,7 @@ class EncoderInputs:
         return int(min(self._budget, self._manager.num_freeable_slots))
 
     def needed(self, group: Group[Request], left: Sequence[int]) -> int:
-        """Embeddings that streams need for so many last tokens and that nobody keeps yet."""
+        """Return the embeddings that streams need for so many last tokens and nobody keeps yet."""
         needed: list[Any] = []
         for stream, tokens in zip(group.streams, left, strict=True):
             if stream.mm_features:
@@ -99,8 +103,8 @@ class EncoderInputs:
         return encoder_room.num_embeds(f for f in needed if not kept.get(f.identifier))
 
     def unsplit(self, request: Request, start: int, num_tokens: int) -> int:
-        """Of so many tokens those in front of a medium that they would split, where that must not
-        be: before 0.33 vLLM splits one at which a step begins.
+        """Return how many of the tokens a step may take if no medium may be split: they end in
+        front of one that would be. Before 0.33 vLLM splits one at which a step begins.
         """
         if not self.room.is_whole:
             return num_tokens
@@ -111,8 +115,9 @@ class EncoderInputs:
         return num_tokens
 
     def end_pass(self, output: Any, groups: Mapping[str, Group[Request]]) -> None:
-        """What was planned for a request that was taken out of the step is encoded for others that
-        count on it; what nobody of the step does is not in the cache.
+        """Mend the plans after requests were taken out of the step. vLLM takes their media for
+        encoded, and others may count on them: then one of these encodes them. Media that nobody in
+        the step needs leave the cache, as nobody encodes them.
         """
         scheduled = output.num_scheduled_tokens
         inputs, requests = output.scheduled_encoder_inputs, self._scheduler.requests
@@ -127,7 +132,7 @@ class EncoderInputs:
             if heirs:
                 # Workers of the V1 runner have all data of a group's streams.
                 heir = requests[min(heirs, key=lambda i: (i not in groups, i))]
-                inputs.setdefault(heir.request_id, []).append(self._needed(heir, identifier))
+                inputs.setdefault(heir.request_id, []).append(self._last_index(heir, identifier))
                 continue
             for request_id in tuple(owners):
                 request = requests[request_id]
@@ -136,20 +141,20 @@ class EncoderInputs:
                         self._manager.free_encoder_input(request, index)
             self._drop(identifier)
         output.free_encoder_mm_hashes += self._manager.get_freed_mm_hashes()
-        if not getattr(self._scheduler, "use_v2_model_runner", False):
+        if not self._scheduler.use_v2_model_runner:
             for new in output.scheduled_new_reqs:
                 if new.req_id in groups:
                     new.mm_features = requests[new.req_id].mm_features
 
-    def _needed(self, request: Request, identifier: str) -> int:
-        """Which of a request's media is this one: the last that it counts on, as a worker may have
-        dropped the data of those that the prefix cache covers.
+    def _last_index(self, request: Request, identifier: str) -> int:
+        """Return the index, among a request's media, of the last one with this identifier that it
+        counts on: a worker may have dropped the data of those that the prefix cache covers.
         """
         held: set[int] = self._manager.get_cached_input_ids(request)
         return max(i for i in held if request.mm_features[i].identifier == identifier)
 
     def _drop(self, identifier: str) -> None:
-        """What is nobody's leaves the cache. A worker may have it of before this pass."""
+        """Drop what is nobody's from the cache; a worker may have it from before this pass."""
         manager = self._manager
         size = manager.freeable.pop(identifier)
         del manager.cached[identifier]

@@ -23,7 +23,7 @@ from typing import Any
 from vllm.v1.request import RequestStatus
 
 from vllm_cold.compat import places, versions
-from vllm_cold.scheduler.kv_blocks import Found, KVBlocks
+from vllm_cold.scheduler.kv_blocks import CachedPrefix, KVBlocks
 from vllm_cold.scheduler.lockstep import Group
 from vllm_cold.scheduler.vllm_scheduler import Request, Scheduler
 from vllm_cold.wire import transfer_params
@@ -52,7 +52,7 @@ class Loads:
         self._scheduler = scheduler
         self._num_ended = num_ended
         self._blocks = blocks
-        self._connector: Any = getattr(scheduler, "connector", None)
+        self._connector = scheduler.connector
         self.possible = self._connector is not None
         if self.possible and versions.is_before(release := places.since(places.CONNECTOR)):
             raise ValueError(
@@ -66,7 +66,7 @@ class Loads:
     # ---- a pass ------------------------------------------------------------------------------
 
     def begin_pass(self, promote: Callable[[Request], bool]) -> None:
-        """Streams leave vLLM's queue, and those whose KV has come, or has not, are ``promote``d to
+        """Take streams out of vLLM's queue, and ``promote`` those whose load is over, or failed, to
         ordinary ones that wait.
         """
         for request in [r for r in self._written if r.status != RequestStatus.RUNNING]:
@@ -84,28 +84,29 @@ class Loads:
                 del self.streams[stream]
 
     def end_pass(self, came: Iterable[Request]) -> None:
-        """``came``: the streams that vLLM was to admit in this pass."""
+        """Note which of ``came``, the streams that vLLM was to admit in this pass, are loaded."""
         if self._are_queued:
             return  # no group took part
         for stream in came:
             if stream.status == RequestStatus.WAITING_FOR_REMOTE_KVS:
                 self.streams[stream] = None
-        for stream in [each for each in self.streams if not self.waits(each)]:
-            del self.streams[stream]
+        for stream in tuple(self.streams):
+            if not self.waits(stream):
+                del self.streams[stream]
 
     def queue(self) -> None:
-        """After the pass they wait where vLLM looks for them."""
+        """Put the streams where vLLM looks for them between passes."""
         self._are_queued = True
         for stream in self.streams:
             self._scheduler.kv_holding_waiting.add_request(stream)
 
     def end_step(self, request_ids: Container[str]) -> None:
-        """The results of a step with these requests are here: what it loaded is there, or not."""
+        """Note that a step with these requests is back: what it loaded is there, or is not."""
         for request in [r for r in self._written if r.request_id in request_ids]:
             del self._written[request]
 
     def abort(self, request_ids: Container[str]) -> None:
-        """These requests end. What is loaded for them in a step that is not back yet may not come:
+        """End these requests. What is loaded for them in a step that is not back yet may not come:
         vLLM hears of it when they have no blocks any more, and nobody may find these.
         """
         for request, num_local in self._written.items():
@@ -117,33 +118,36 @@ class Loads:
         """How many of ``streams`` are in vLLM's queue."""
         return len(self.streams) if self._are_queued else 0
 
-    def look_up(self, request: Request) -> Found:
-        """What the prefix cache and the connector have of a request that holds no blocks."""
-        found = self._blocks.look_up(request)
+    def look_up(self, request: Request) -> CachedPrefix:
+        """Return what the prefix cache and the connector have of a request that holds no blocks."""
+        cached = self._blocks.look_up(request)
         if self._connector is None or request.skip_reading_prefix_cache:
-            return found
+            return cached
         external, takes_steps = self._connector.get_num_new_matched_tokens(
-            request, found.num_tokens
+            request, cached.num_tokens
         )
         if external is None:
             self.asked_in_vain = True
-            return found._replace(is_known=False)
-        return found._replace(num_external=external, takes_steps=takes_steps and external > 0)
+            return cached._replace(is_known=False)
+        return cached._replace(num_external=external, takes_steps=takes_steps and external > 0)
 
     def forget_promise(self, request: Request) -> None:
-        """One whose load has failed holds no blocks any more. vLLM still keeps free what it lacks,
-        also from itself: where that is more than half of the cache it never loads or runs again.
+        """Have vLLM keep no more blocks free for a request whose load has failed, and which holds
+        none. It keeps them free also from that request itself: where they are more than half of
+        the cache, it never loads or runs again.
         """
         if self.possible:
             self._scheduler._inflight_prefills.discard(request)
 
     def admitted(self, request: Request, num_local: int, num_external: int) -> None:
-        """A request is given tokens of which ``num_external`` are loaded at the step's start."""
+        """Note that of a request's tokens ``num_external`` are loaded as the step starts."""
         if num_external:
             self._written[request] = num_local
 
     def num_written(self, request: Request) -> int:
-        """Of the request's computed tokens those whose KV is in its blocks before this step."""
+        """Return how many of the request's computed tokens have their KV in its blocks before this
+        step.
+        """
         return self._written.get(request, request.num_computed_tokens)
 
     # ---- streams that are loaded or under way ------------------------------------------------
@@ -156,7 +160,7 @@ class Loads:
         )
 
     def waits(self, request: Request) -> bool:
-        """Whether a stream waits with blocks, or for them to be filled."""
+        """Whether a stream waits with blocks that are filled, or are being filled."""
         loads = request.status == RequestStatus.WAITING_FOR_REMOTE_KVS
         return loads or self.waits_with_blocks(request)
 
@@ -173,7 +177,7 @@ class Loads:
         )
 
     def release(self, request: Request) -> None:
-        """A stream that waits with blocks loses them, and begins anew."""
+        """Take the blocks of a stream that waits with them: it begins anew."""
         if request in self.streams and self.waits_with_blocks(request):
             self._scheduler._free_request_blocks(request)
             self._scheduler._inflight_prefills.discard(request)
@@ -183,31 +187,31 @@ class Loads:
                 self._scheduler.kv_holding_waiting.remove_request(request)
 
     def holding(self) -> list[Request]:
-        """Streams that wait with blocks."""
-        return [each for each in self.streams if self.waits_with_blocks(each)]
+        """Return the streams that wait with blocks."""
+        return [stream for stream in self.streams if self.waits_with_blocks(stream)]
 
     def _waiting(self) -> Iterable[Request]:
-        """All that wait with blocks, or for them to be filled, also those of no group."""
+        """Return all that wait with blocks, filled or being filled, also those of no group."""
         waiting = self._scheduler.kv_holding_waiting
         return waiting if self._are_queued else (*waiting, *self.streams)
 
-    def fit(self, group: Group[Request], found: Mapping[Request, Found]) -> bool:
+    def has_room(self, group: Group[Request], cached: Mapping[Request, CachedPrefix]) -> bool:
         """Whether all streams' tokens fit besides what is promised to others that load or prefill:
         a load holds its blocks until the group can begin.
         """
         others = self._scheduler._inflight_prefills.difference(group.streams)
         promised = sum(map(self._scheduler._request_remaining_blocks, others))
-        return self._blocks.fit(group, found, promised)
+        return self._blocks.has_room(group, cached, promised)
 
     def hand_on(self, outputs: Iterable[Any], groups: Mapping[str, Group[Request]]) -> None:
-        """What the engine that decodes needs to find the amateurs' KV goes to the client with what
-        it needs for their expert's. Of a step: all ``outputs``, and ``groups`` by the expert's id.
+        """Send the client, with what the engine that decodes needs to find an expert's KV, what it
+        needs for the amateurs'. Of a step: all ``outputs``, and ``groups`` by the expert's id.
         """
-        told = {o.request_id: o.kv_transfer_params for o in outputs if o.kv_transfer_params}
+        transfers = {o.request_id: o.kv_transfer_params for o in outputs if o.kv_transfer_params}
         for output in outputs:
             group = groups.get(output.request_id)
-            if group is not None and output.request_id in told:
-                of_amateurs = [told.get(request_id) for request_id in group.bits]
+            if group is not None and output.request_id in transfers:
+                of_amateurs = [transfers.get(request_id) for request_id in group.bits]
                 if any(of_amateurs):
                     output.kv_transfer_params = transfer_params.with_ours(
                         output.kv_transfer_params, amateurs=of_amateurs
@@ -216,14 +220,14 @@ class Loads:
     # ---- loads that failed -------------------------------------------------------------------
 
     def not_loaded(self, model_runner_output: Any) -> set[int]:
-        """Blocks that were to be loaded and were not."""
-        told = getattr(model_runner_output, "kv_connector_output", None)
-        return set(told.invalid_block_ids or ()) if self.possible and told is not None else set()
+        """Return the blocks that were to be loaded and were not."""
+        output = model_runner_output.kv_connector_output if self.possible else None
+        return set() if output is None else set(output.invalid_block_ids or ())
 
     def cut(self, invalid: set[int]) -> None:
-        """Loads that are under way count as failed if they hold a block that is not there: they
+        """Count loads that are under way as failed if they hold a block that is not there: they
         found it in the prefix cache, and it was to be loaded in time, or written. Of several such
-        vLLM lets the first compute it, and the others may run before.
+        requests vLLM lets the first compute it, and the others may run before.
 
         Args:
             invalid: Blocks that were not loaded; or of a request that was taken out of its step.
@@ -242,8 +246,8 @@ class Loads:
         return any(not blocks.isdisjoint(of_kind) for of_kind in ids)
 
     def uncache(self, request: Request, invalid: set[int]) -> None:
-        """What was computed from a block that was not loaded on is not to be found any more."""
+        """Take out of the prefix cache what was computed from a block that was not loaded, on."""
         manager = self._scheduler.kv_cache_manager
         for ids in manager.get_block_ids(request.request_id):
-            first = next((at for at, block in enumerate(ids) if block in invalid), len(ids))
+            first = next((i for i, block in enumerate(ids) if block in invalid), len(ids))
             manager.evict_blocks({block for block in ids[first:] if block})

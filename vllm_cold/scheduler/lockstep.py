@@ -20,12 +20,12 @@ one. All streams of a group verify the same number, so that every draft has a ro
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from vllm_cold.scheduler.drafting import Drafting
 
 if TYPE_CHECKING:  # which needs torch
-    from vllm_cold.scheduler.explain_steps import Told
+    from vllm_cold.scheduler.explain_steps import StepExplainer
 
 
 class Tokens(Protocol):
@@ -67,7 +67,7 @@ class Group(Generic[R]):
         rule_keeps_state: Whether its rule does.
         slot: Where workers keep that; None until it gets its first tokens.
         retires: Whether its rule may end amateurs.
-        told: What its client is told of its tokens; None where it does not ask.
+        explainer: Makes what its client is told of its tokens; None where it does not ask.
         is_queued: Whether it waits as a whole: its expert stands in the queue for it.
         failed_alone: How often in a row the group was split while nothing else ran; one that does
             not fit an otherwise empty KV cache never will.
@@ -78,11 +78,6 @@ class Group(Generic[R]):
         error: Why it must end, as its client is told.
         new_amateurs: Of each amateur that no step has had yet, by request id, its prompt tokens
             that were found in the prefix cache.
-        step: The last pass that dealt with it, of which the rest tells.
-        goes: Whether all streams sample in it; else it holds.
-        drafts: How many drafts each stream verifies.
-        lost: Whether a stream was preempted; then the group gets nothing more.
-        set_aside: Tokens for each stream that goes and had no turn yet, by request id.
     """
 
     streams: tuple[R, ...]
@@ -91,7 +86,7 @@ class Group(Generic[R]):
     rule_keeps_state: bool = False
     slot: int | None = None
     retires: bool = False
-    told: "Told | None" = None
+    explainer: "StepExplainer | None" = None
     is_queued: bool = True
     failed_alone: int = 0
     drafting: Drafting = field(default_factory=Drafting)
@@ -99,21 +94,16 @@ class Group(Generic[R]):
     is_urgent: bool = True
     error: str | None = None
     new_amateurs: dict[str, int] = field(init=False)
-    step: "Step[Any] | None" = None
-    goes: bool = False
-    drafts: int = 0
-    lost: bool = False
-    set_aside: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.bits = {each.request_id: 1 << i for i, each in enumerate(self.amateurs)}
+        self.bits = {amateur.request_id: 1 << i for i, amateur in enumerate(self.amateurs)}
         self.new_amateurs = {amateur.request_id: 0 for amateur in self.amateurs}
 
     def retire(self, amateurs: Sequence[R]) -> None:
-        """These are not needed any more. What is left of a group without any is scheduled as a
-        regular request.
+        """Remove amateurs that are not needed any more. A group without any is an expert alone,
+        which is scheduled as a regular request.
         """
-        self.streams = tuple(each for each in self.streams if each not in amateurs)
+        self.streams = tuple(stream for stream in self.streams if stream not in amateurs)
 
     @property
     def expert(self) -> R:
@@ -132,7 +122,7 @@ class Group(Generic[R]):
 
 
 def tokens_left(request: Tokens, num_cached: int = 0) -> int:
-    """Tokens from here to the sampling position, which is after the last known token.
+    """Return the tokens from here to the sampling position, which is after the last known token.
 
     Args:
         request: The stream.
@@ -140,6 +130,27 @@ def tokens_left(request: Tokens, num_cached: int = 0) -> int:
     """
     computed = request.num_computed_tokens or num_cached
     return request.num_tokens + request.num_output_placeholders - computed
+
+
+@dataclass(slots=True)
+class Turn:
+    """What one pass has decided for a group.
+
+    Attributes:
+        goes: Whether all streams sample in it; else the group holds.
+        drafts: How many drafts each stream verifies.
+        is_lost: Whether a stream was preempted; then the group gets nothing more.
+        set_aside: Tokens for each stream that goes and had no turn yet, by request id.
+    """
+
+    goes: bool = False
+    drafts: int = 0
+    is_lost: bool = False
+    set_aside: dict[str, int] = field(default_factory=dict)
+
+
+def _all(num_tokens: int) -> int:
+    return num_tokens
 
 
 @dataclass(slots=True)
@@ -154,7 +165,7 @@ class Step(Generic[R]):
         extra: Tokens that a drafter adds to each request which is scheduled.
         padding: Tokens that must be left over where a request with one token left is admitted.
         drafting: Whether drafts are verified; those of requests with a seed are in any case.
-        groups: Those that this pass dealt with.
+        turns: The groups that this pass dealt with, and what it decided for each.
         preempted: Whether this pass preempted a request; then it admits nobody.
     """
 
@@ -164,24 +175,23 @@ class Step(Generic[R]):
     extra: int = 0
     padding: int = 0
     drafting: bool = True
-    groups: list[Group[R]] = field(default_factory=list)
+    turns: dict[Group[R], Turn] = field(default_factory=dict)
     preempted: bool = False
 
-    def begin(self, group: Group[R]) -> None:
-        """This pass deals with a group, which holds so far."""
-        if group.step is not self:
-            group.step, group.goes, group.drafts, group.lost = self, False, 0, False
-            group.set_aside.clear()
-            self.groups.append(group)
+    def begin(self, group: Group[R]) -> Turn:
+        """Return the group's turn in this pass; a new one holds."""
+        return self.turns.setdefault(group, Turn())
 
     def spare(self, left: Sequence[int]) -> int:
-        """Tokens that are left over where so many go; less than 0 if these do not fit the step."""
+        """Return the tokens that remain if streams with so many ``left`` all sample; less than 0 if
+        they do not fit the step.
+        """
         if self.chunk and max(left) > self.chunk:
             return -1
         return self.budget - sum(left) - self.extra * len(left)
 
     def decide(self, group: Group[R], left: Sequence[int], admits: bool, fits: bool) -> None:
-        """Whether a group goes, before any of its streams is given tokens in this pass.
+        """Decide whether a group goes, before any of its streams is given tokens in this pass.
 
         Args:
             group: The group.
@@ -189,7 +199,7 @@ class Step(Generic[R]):
             admits: Whether one of them does not run yet.
             fits: Whether, apart from the budget, nothing is known to keep them from going.
         """
-        self.begin(group)
+        turn = self.begin(group)
         spare = self.spare(left)
         if admits:
             # Maybe one finds all but its last token in what another one is given now.
@@ -200,17 +210,17 @@ class Step(Generic[R]):
         )
         if not fits or min(spare, room) < 0:
             return
-        group.goes = True
+        turn.goes = True
         # Who is admitted is offered none, though drafts of before a preemption may have come since.
         if not admits and (self.drafting or group.drafting.seeded):
             most = [spare // len(left), room]
             if self.chunk:
                 most.append(self.chunk - max(left))
             drafts = min(len(stream.spec_token_ids) for stream in group.streams)
-            group.drafts = min(drafts, *most) if group.drafting.is_on else 0
+            turn.drafts = min(drafts, *most) if group.drafting.is_on else 0
         for stream, tokens in zip(group.streams, left, strict=True):
-            group.set_aside[stream.request_id] = tokens + group.drafts + self.extra
-        self.budget -= sum(group.set_aside.values())
+            turn.set_aside[stream.request_id] = tokens + turn.drafts + self.extra
+        self.budget -= sum(turn.set_aside.values())
 
     def clip(
         self,
@@ -218,9 +228,9 @@ class Step(Generic[R]):
         request: R,
         offered: int,
         left: int,
-        part: Callable[[int], int] = int,
+        part: Callable[[int], int] = _all,
     ) -> int:
-        """How many of the tokens that the scheduler offers a request may take.
+        """Return how many of the tokens that the scheduler offers a request may take.
 
         Args:
             group: Its group, for which this pass has decided; None for a regular request.
@@ -229,21 +239,21 @@ class Step(Generic[R]):
             left: Its tokens to the sampling position.
             part: How many of less than it is offered it may take, where it may stop anywhere.
         """
-        aside = 0
-        if group is None:
+        aside, turn = 0, None if group is None else self.turns[group]
+        if turn is None:
             granted = min(offered, self.budget - self.extra)
-        elif group.lost:
+        elif turn.is_lost:
             return 0
-        elif group.goes:
-            aside = group.set_aside.pop(request.request_id, 0)
-            granted = left + group.drafts
+        elif turn.goes:
+            aside = turn.set_aside.pop(request.request_id, 0)
+            granted = left + turn.drafts
             # More than set aside: others' blocks pushed this one's out of the prefix cache. A 0
             # ends the admission, so that nobody finds blocks of this group, which is split.
             if granted > offered or granted + self.extra > self.budget + aside:
                 return 0
         else:
             granted = min(offered, left - 1, self.budget - self.extra)
-        if granted > 0 and not (group and group.goes):
+        if granted > 0 and not (turn and turn.goes):
             granted = part(granted)
         if granted <= 0:
             return 0
@@ -251,34 +261,31 @@ class Step(Generic[R]):
         return granted
 
     def preempt(self, group: Group[R] | None) -> None:
-        """This pass preempted a request; if it is a group's, the group gets nothing more."""
+        """Note that this pass preempted a request; if it is a group's, that gets nothing more."""
         self.preempted = True
         if group is not None:
-            self.begin(group)
-            group.lost = True
-            self.budget += sum(group.set_aside.values())
-            group.set_aside.clear()
+            turn = self.begin(group)
+            turn.is_lost = True
+            self.budget += sum(turn.set_aside.values())
+            turn.set_aside.clear()
 
     def take_back(self, granted: int, num_tokens: int) -> None:
-        """The scheduler gave a request fewer tokens than it was granted."""
+        """Add to the budget what the scheduler gave a request less than it was granted."""
         self.budget += granted - num_tokens
         if granted and not num_tokens:
             self.budget += self.extra
 
 
 def is_split(group: Group[R], num_scheduled: dict[str, int]) -> bool:
-    """Whether what is left of a group must be preempted after a scheduling pass.
+    """Whether one stream of a group samples in a step, or verifies a draft, and another does not.
+    One that holds may go on prefilling.
 
     Args:
-        group: The group, which the pass dealt with.
+        group: The group.
         num_scheduled: Tokens given in this step, by request id.
-
-    Returns:
-        True if the pass preempted a stream, or if one samples in this step, or verifies a draft,
-        and another does not. One that holds may go on prefilling.
     """
     rows = set()  # of logits that a stream has in this step
     for stream in group.streams:
         scheduled = num_scheduled.get(stream.request_id, 0)
         rows.add(max(scheduled - tokens_left(stream) + 1, 0) if scheduled else 0)
-    return len(rows) > 1 or group.lost
+    return len(rows) > 1

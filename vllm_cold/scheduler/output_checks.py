@@ -15,6 +15,10 @@ NOT_THE_SAME_DRAFTS = (
     "vllm-cold: the streams of this request verified different drafts; the result would be wrong. "
     "Switch speculative decoding off, and please report this with the engine's log."
 )
+NOT_EXPLAINED = (
+    "vllm-cold: a token of this request came without the explanation that cold_explain asks for. "
+    "Please report this with the engine's log; without cold_explain the request is answered."
+)
 RULE_HAS_NO_WEIGHTS = (
     "vllm-cold: the rule of this request failed, or gave weights that are no numbers; the engine's "
     "log has the rule's error."
@@ -22,25 +26,32 @@ RULE_HAS_NO_WEIGHTS = (
 
 
 def problem(
-    figures: Sequence[RowStats], num_tokens: int, num_drafts: int, amateurs: int
+    figures: Sequence[RowStats],
+    num_tokens: int,
+    num_drafts: int,
+    amateurs: int,
+    explains: bool = False,
 ) -> str | None:
-    """Why a group's tokens must not be given; None if they may.
+    """Tell why a group's tokens must not be given to its client; None if they may.
 
     Args:
-        figures: What a worker found of the group, for each row that was scored.
+        figures: What a worker reports of the group, for each row that was scored.
         num_tokens: How many tokens the step gave.
         num_drafts: How many drafts it verified.
         amateurs: Those that were in the step, in bits as ``RowStats.present``.
+        explains: Whether the client asks for explanations.
     """
-    if len(figures) != 1 + num_drafts or any(each.present != amateurs for each in figures):
+    if len(figures) != 1 + num_drafts or any(row.present != amateurs for row in figures):
         return NOT_SCORED
-    wrong = {each.nonfinite for each in figures[:num_tokens]} - {0}
+    wrong = {row.nonfinite for row in figures[:num_tokens]} - {0}
     if OTHER_DRAFTS in wrong:
         return NOT_THE_SAME_DRAFTS
     if RULE_FAILED in wrong:
         return RULE_HAS_NO_WEIGHTS
     if wrong:
         return NOT_SCORED if OUT_OF_RANGE in wrong else NOT_FINITE
+    if explains and any(row.explained is None for row in figures[:num_tokens]):
+        return NOT_EXPLAINED
     return None
 
 

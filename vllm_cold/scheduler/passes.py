@@ -3,7 +3,7 @@
 
 ``lockstep`` has the rule. Here it is asked where vLLM's pass asks: at each request
 that is about to get tokens (``cap``), at the head of a waiting queue (``_may_start``,
-``_may_go_on``), and before these for groups that wait with blocks (``_loaded``).
+``_may_go_on``), and before these for groups that wait with blocks (``_put_loaded``).
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -13,7 +13,7 @@ from vllm.v1.core.sched.request_queue import SchedulingPolicy
 from vllm.v1.request import RequestStatus
 
 from vllm_cold.scheduler.encoder_inputs import EncoderInputs
-from vllm_cold.scheduler.kv_blocks import Found, KVBlocks
+from vllm_cold.scheduler.kv_blocks import CachedPrefix, KVBlocks
 from vllm_cold.scheduler.kv_loads import Loads
 from vllm_cold.scheduler.lockstep import Group, Step, tokens_left
 from vllm_cold.scheduler.queue_view import QueueView, Ruling
@@ -32,19 +32,28 @@ def runs(request: Request) -> bool:
 
 
 class Partial(dict[RequestGroup, None]):
-    """Groups that have started and of which not all streams run, and maybe others: ``groups`` looks
-    at them. Whether there are any is asked for each request that waits.
+    """Groups that have started and of which not all streams run, and maybe, until ``prune``, some
+    of which all run or that wait as a whole again.
     """
 
+    def prune(self) -> None:
+        """Forget those that are not partial any more."""
+        for group in [group for group in self if not _is_partial(group)]:
+            del self[group]
+
     def groups(self) -> list[RequestGroup]:
-        for group in tuple(self):
-            if group.is_queued or all(map(runs, group.streams)):
-                del self[group]
-        return list(self)
+        """Return those that are partial now."""
+        return list(filter(_is_partial, self))
 
     def begun(self) -> list[RequestGroup]:
-        """Those of which some streams run: sequence and adapter slots are kept for the others."""
+        """Return those of which some streams run: slots (for sequences and adapters) are kept for
+        the others.
+        """
         return [group for group in self.groups() if any(map(runs, group.streams))]
+
+
+def _is_partial(group: RequestGroup) -> bool:
+    return not (group.is_queued or all(map(runs, group.streams)))
 
 
 class Pass:
@@ -89,10 +98,11 @@ class Pass:
         self._adapters: set[int] = set()  # of the first requests that run
         self._num_seen = 0  # how many these are
         # Sequence slots, also where vLLM has no name for those in use.
-        self._max_active: int = getattr(
+        self._max_active: int = getattr(  # since 0.31
             scheduler, "max_num_active_reqs", scheduler.max_num_running_reqs
         )
-        self.view = QueueView(scheduler, self._may_start, self._may_go_on, self._loaded())
+        self._undecided: Iterator[RequestGroup] | None = None  # see _put_loaded
+        self.view = QueueView(scheduler, self._may_start, self._may_go_on, self._put_loaded)
 
     def takes_part(self) -> bool:
         """Whether a group may get tokens: not where regular requests have all sequence slots, as a
@@ -103,11 +113,11 @@ class Pass:
 
     def may_go(self, group: RequestGroup) -> bool:
         """Whether a group of which not all streams run may go, as far as is known before."""
-        left = [tokens_left(each) if runs(each) else 1 for each in group.streams]
+        left = [tokens_left(stream) if runs(stream) else 1 for stream in group.streams]
         if self.step.spare(left) < 0:
             return False
         # A connector is asked once, at the group's turn.
-        return self._loads.possible or self._blocks.fit(group, self._look_up(group))
+        return self._loads.possible or self._blocks.has_room(group, self._look_up(group))
 
     # ---- tokens ------------------------------------------------------------------------------
 
@@ -118,28 +128,28 @@ class Pass:
         num_new_local_computed_tokens: int = 0,
         num_external_computed_tokens: int = 0,
     ) -> int:
-        """How many of ``num_new_tokens`` a request gets. Called as vLLM's
+        """Return how many of ``num_new_tokens`` a request gets. Called as vLLM's
         ``_mamba_block_aligned_split``; see ``scheduler``.
         """
         if num_new_tokens <= 0:
             return 0
         self._capped = request
         group = self._groups.get(request.request_id)
-        waits = not runs(request)
-        if group is None and not waits and self._split is None:
+        is_admitted = not runs(request)
+        if group is None and not is_admitted and self._split is None:
             return self.step.clip(None, request, num_new_tokens, 0)
-        found, num_cached = (num_new_local_computed_tokens, num_external_computed_tokens), 0
-        if waits:
+        cached, num_cached = (num_new_local_computed_tokens, num_external_computed_tokens), 0
+        if is_admitted:
             if request in self.view.loads:
                 return 0  # the connector has nothing for it any more
-            self._loads.admitted(request, *found)
-            num_cached = self._blocks.restored(sum(found))
+            self._loads.admitted(request, *cached)
+            num_cached = self._blocks.restored(sum(cached))
         if group is not None:
-            if waits and request.request_id in group.new_amateurs:
+            if is_admitted and request.request_id in group.new_amateurs:
                 group.new_amateurs[request.request_id] = request.num_computed_tokens or num_cached
             if not group.amateurs:
                 group = None  # the others have ended
-            elif group.step is not self.step:
+            elif group not in self.step.turns:
                 self._decide(group)
 
         def part(num_tokens: int) -> int:
@@ -147,7 +157,7 @@ class Pass:
                 # Where no block's end is within reach vLLM waits for a step with more room, which
                 # for a group may never come: within a block any chunk is right.
                 within = num_tokens if group else 0
-                num_tokens = self._split(request, num_tokens, *found) or within
+                num_tokens = self._split(request, num_tokens, *cached) or within
             if group is not None and request.mm_features:
                 start = request.num_computed_tokens or num_cached
                 num_tokens = self._encoder.unsplit(request, start, num_tokens)
@@ -156,9 +166,9 @@ class Pass:
         left = tokens_left(request, num_cached)
         return self.step.clip(group, request, num_new_tokens, left, part)
 
-    def encoded(self, request: Request, num_new_tokens: int, found: tuple[Any, ...]) -> None:
-        """What vLLM's ``_try_schedule_encoder_inputs`` found for so many tokens of a request."""
-        inputs, num_tokens, budget = found[:3]
+    def encoded(self, request: Request, num_new_tokens: int, plan: tuple[Any, ...]) -> None:
+        """Note what vLLM's ``_try_schedule_encoder_inputs`` plans for a request's new tokens."""
+        inputs, num_tokens, budget = plan[:3]
         self._encoder.note(request, inputs, budget)
         if request is self._capped:
             # vLLM 0.23 caps after this, and has no groups with media
@@ -166,58 +176,64 @@ class Pass:
             self._capped = None
 
     def _decide(self, group: RequestGroup) -> None:
-        """At the turn of a group's first stream that runs."""
+        """Decide for a group at the turn of its first stream that runs."""
         if all(map(runs, group.streams)):
             self._go_or_hold(group, {})
             return
         may_admit = (
             not self.step.preempted
-            and not self.view.front
+            and not self.view.has_front
             and not any(map(self._loads.is_under_way, group.streams))
             and not any(map(is_late, group.streams))
             and self._sequences_fit(0)
             and self._adapters_fit(group.streams)
         )
-        found = self._look_up(group)
-        if may_admit and not self._load(group, found):
+        cached = self._look_up(group)
+        if may_admit and not self._load(group, cached):
             # Those partial groups that have their turns later take blocks before anybody starts.
-            others = (o for o in self._partial.groups() if o.step is not self.step)
+            others = (o for o in self._partial.groups() if o not in self.step.turns)
             later = (s for o in others if o is not group for s in o.streams if runs(s))
-            if self._has_room(group, found, sum(map(self._blocks.to_come, later))):
-                self._go_or_hold(group, found)
+            if self._has_room(group, cached, sum(map(self._blocks.still_needed, later))):
+                self._go_or_hold(group, cached)
                 return
-        self._go_or_hold(group, found, may_admit=False)
-        if not all(one.is_known for one in found.values()):
+        self._go_or_hold(group, cached, may_admit=False)
+        if not _all_known(cached):
             group.is_urgent = False  # the connector's answer may take long
 
     def _go_or_hold(
-        self, group: RequestGroup, found: Mapping[Request, Found], may_admit: bool = True
+        self, group: RequestGroup, cached: Mapping[Request, CachedPrefix], may_admit: bool = True
     ) -> Sequence[Request]:
-        """Returns: the streams that are to be admitted in this pass."""
+        """Decide whether a group goes, and put those of its streams in front that do not run and
+        get tokens.
+
+        Returns:
+            The streams that were put in front.
+        """
         left = [
-            tokens_left(s, self._blocks.restored(found[s].total) if s in found else 0)
+            tokens_left(s, self._blocks.restored(cached[s].total) if s in cached else 0)
             for s in group.streams
         ]
-        away = [not runs(s) for s in group.streams]
+        of_running = [n for n, s in zip(left, group.streams, strict=True) if runs(s)]
+        absent = [(n, s) for n, s in zip(left, group.streams, strict=True) if not runs(s)]
         needed = self._encoder.needed(group, left)
         fits = may_admit and (not needed or needed <= self._encoder.left)
-        fits = fits and self._can_end(group, left, found)
-        self.step.decide(group, left, any(away), fits)
-        if not any(away):
+        fits = fits and self._can_end(group, left, cached)
+        self.step.decide(group, left, bool(absent), fits)
+        if not absent:
             return ()
-        of_running = [n for n, waits in zip(left, away, strict=True) if not waits]
-        of_others = [n for n, waits in zip(left, away, strict=True) if waits]
-        group.is_urgent = max(of_others) > 1 or (bool(of_running) and max(of_running) == 1)
+        most = max(n for n, _ in absent)
+        group.is_urgent = most > 1 or (bool(of_running) and max(of_running) == 1)
         if not may_admit:
             return ()
         # First who finds most: then the others do not push that out of the prefix cache.
-        order = sorted(zip(left, away, group.streams, strict=True), key=lambda each: each[0])
-        missing = [s for n, waits, s in order if waits and (group.goes or n > 1)]
-        self.view.put(missing)
-        return missing
+        absent.sort(key=lambda pair: pair[0])
+        goes = self.step.turns[group].goes
+        admitted = [stream for n, stream in absent if goes or n > 1]
+        self.view.put(admitted)
+        return admitted
 
     def _can_end(
-        self, group: RequestGroup, left: Sequence[int], found: Mapping[Request, Found]
+        self, group: RequestGroup, left: Sequence[int], cached: Mapping[Request, CachedPrefix]
     ) -> bool:
         """Whether vLLM lets all streams get to their sampling positions in one step: it splits
         prompts for their SSM states, and admits nobody who finds one that another leaves.
@@ -228,33 +244,36 @@ class Pass:
             start = stream.num_tokens + stream.num_output_placeholders - tokens
             if self._split(stream, tokens, start - stream.num_computed_tokens) < tokens:
                 return False
-            start -= getattr(stream, "num_in_flight_tokens", 0)
-            if any(self._blocks.leaves(stream, start, *other) for other in found.items()):
+            start -= getattr(stream, "num_in_flight_tokens", 0)  # since 0.31
+            if any(self._blocks.leaves(stream, start, *other) for other in cached.items()):
                 return False
         return True
 
-    def _look_up(self, group: RequestGroup) -> dict[Request, Found]:
-        """What the prefix cache, or a connector, has of the streams that hold no blocks."""
-        away = [s for s in group.streams if not runs(s)]
-        found = {each: self._loads.look_up(each) for each in away if not each.num_computed_tokens}
-        for each, one in found.items() if self._split is not None else ():
-            if tokens_left(each, self._blocks.restored(one.num_tokens)) == 1 and any(
-                self._blocks.leaves(s, s.num_tokens - 1, each, one) for s in group.streams
+    def _look_up(self, group: RequestGroup) -> dict[Request, CachedPrefix]:
+        """Return what the prefix cache, or a connector, has of the streams without blocks."""
+        cached = {
+            stream: self._loads.look_up(stream)
+            for stream in group.streams
+            if not runs(stream) and not stream.num_computed_tokens
+        }
+        for stream, prefix in cached.items() if self._split is not None else ():
+            if tokens_left(stream, self._blocks.restored(prefix.num_tokens)) == 1 and any(
+                self._blocks.leaves(s, s.num_tokens - 1, stream, prefix) for s in group.streams
             ):
                 # It is admitted in the step in which all sample, but not if it finds an SSM state
                 # there that another one leaves.
-                each.skip_reading_prefix_cache = True
-                found[each] = self._loads.look_up(each)
-        return found
+                stream.skip_reading_prefix_cache = True
+                cached[stream] = self._loads.look_up(stream)
+        return cached
 
-    def _load(self, group: RequestGroup, found: Mapping[Request, Found]) -> bool:
+    def _load(self, group: RequestGroup, cached: Mapping[Request, CachedPrefix]) -> bool:
         """Have streams loaded whose KV is brought between steps, if there is room for all of the
         group; whether there are any, or nobody knows.
         """
-        late = [each for each, one in found.items() if one.takes_steps]
-        if late and self._loads.fit(group, found):
+        late = [stream for stream, prefix in cached.items() if prefix.takes_steps]
+        if late and self._loads.has_room(group, cached):
             self.view.put(late, to_load=True)
-        return bool(late) or not all(one.is_known for one in found.values())
+        return bool(late) or not _all_known(cached)
 
     # ---- who starts --------------------------------------------------------------------------
 
@@ -275,11 +294,11 @@ class Pass:
             return Ruling.START if self._adapters_fit([request]) else Ruling.SKIP
         if not self._promote(request):
             return Ruling.SKIP
-        if (answer := self._start(group)) is Ruling.START:
+        if (ruling := self._start(group)) is Ruling.START:
             self.view.take()
             group.is_queued, group.passed_over = False, 0
             self._partial[group] = None  # until all of its streams run
-        return answer
+        return ruling
 
     def _may_go_on(self, request: Request) -> Ruling:
         """Whether a regular request with blocks may: others may wait for these."""
@@ -289,18 +308,24 @@ class Pass:
         fits = self._adapters_fit([request], beside_partial=False)
         return Ruling.START if fits else Ruling.SKIP
 
-    def _loaded(self) -> Iterator[None]:
-        """Ask the groups of which no stream runs and some have blocks, one after the other."""
-        for group in self._partial.groups():
-            if any(runs(each) or self._loads.is_under_way(each) for each in group.streams):
+    def _put_loaded(self) -> bool:
+        """Decide about the next group of which no stream runs and some have blocks; False if there
+        is none left.
+        """
+        if self._undecided is None:
+            self._undecided = iter(self._partial.groups())
+        for group in self._undecided:
+            if any(runs(s) or self._loads.is_under_way(s) for s in group.streams):
                 continue
-            # Who starts might take what it waits for.
+            # Who starts might take what it waits for. ``_start`` may know better.
             group.is_urgent = True
-            group.is_urgent = self._start(group) is not Ruling.SKIP and group.is_urgent
-            yield
+            if self._start(group) is Ruling.SKIP:
+                group.is_urgent = False
+            return True
+        return False
 
     def _start(self, group: RequestGroup) -> Ruling:
-        """Whether a group may start of which no stream runs; its streams come next then."""
+        """Whether a group of which no stream runs may start; then its streams are put in front."""
         if self.step.preempted:
             return Ruling.STOP
         if any(map(is_late, group.streams)):
@@ -313,20 +338,20 @@ class Pass:
             # the end it stops the queue. Else it waits as any request without a slot does.
             some = free > 0 or len(lacking) < len(_adapters_of(group.streams))
             return self._pass_over(group) if some else Ruling.SKIP
-        found = self._look_up(group)
-        if not all(one.is_known for one in found.values()):
+        cached = self._look_up(group)
+        if not _all_known(cached):
             return Ruling.SKIP
-        if self._load(group, found):
-            return Ruling.START if self.view.front else Ruling.STOP
-        if not self._has_room(group, found):
+        if self._load(group, cached):
+            return Ruling.START if self.view.has_front else Ruling.STOP
+        if not self._has_room(group, cached):
             return Ruling.STOP
-        missing = self._go_or_hold(group, found)
-        if not missing:
+        admitted = self._go_or_hold(group, cached)
+        if not admitted:
             return Ruling.STOP
-        if self._partial.begun() and len(missing) < len(group.streams):
+        if self._partial.begun() and len(admitted) < len(group.streams):
             # Only one group waits for others to get to their last token. The next one lets requests
             # pass that can start whole; to ask all groups after it would take long.
-            self.view.front.clear()
+            self.view.clear_front()
             if self._passed is not None:
                 return Ruling.STOP
             self._passed = group
@@ -334,7 +359,7 @@ class Pass:
         return Ruling.START
 
     def _pass_over(self, group: RequestGroup) -> Ruling:
-        """Those after it may start, but not for ever."""
+        """Let those after the group start, but not for ever."""
         group.passed_over += 1
         return Ruling.SKIP if group.passed_over <= _MAX_PASSED_OVER else Ruling.STOP
 
@@ -347,31 +372,31 @@ class Pass:
         )
 
     def _priority(self, request: Request) -> int:
-        """Lower comes first; without the priority policy all are the same."""
+        """Return the priority: lower comes first; without the priority policy all are the same."""
         by_priority = self._scheduler.policy == SchedulingPolicy.PRIORITY
         return request.priority if by_priority else 0
 
     # ---- room --------------------------------------------------------------------------------
 
     def _has_room(
-        self, group: RequestGroup, found: Mapping[Request, Found], promised: int = 0
+        self, group: RequestGroup, cached: Mapping[Request, CachedPrefix], promised: int = 0
     ) -> bool:
         """Whether vLLM would admit those streams, as far as is known."""
         if self._throttled:
-            cached = {s: self._blocks.restored(one.total) for s, one in found.items()}
-            if any(tokens_left(s, cached.get(s, 0)) > 1 for s in group.streams if not runs(s)):
+            known = {s: self._blocks.restored(prefix.total) for s, prefix in cached.items()}
+            if any(tokens_left(s, known.get(s, 0)) > 1 for s in group.streams if not runs(s)):
                 return False
-        return self._blocks.fit(group, found, promised)
+        return self._blocks.has_room(group, cached, promised)
 
     def _begun(self) -> list[RequestGroup]:
-        """Those for which slots are kept: they have begun, or others pass them."""
+        """Return the groups for which slots are kept: they have begun, or others pass them."""
         begun = self._partial.begun() if self._partial else []
         return begun if self._passed is None else [*begun, self._passed]
 
     def _sequences_fit(self, more: int) -> bool:
         """Whether so many more streams find sequence slots, besides those that are kept."""
         for other in self._begun():
-            more += sum(not runs(each) for each in other.streams)
+            more += sum(not runs(stream) for stream in other.streams)
         scheduler = self._scheduler
         taken = len(scheduler.running) + scheduler.num_waiting_for_streaming_input
         return taken + more <= self._max_active
@@ -379,13 +404,13 @@ class Pass:
     def _adapters_left(
         self, streams: Sequence[Request], beside_partial: bool = True
     ) -> tuple[set[int], int]:
-        """Which adapters of these have no slot yet, besides those of all running requests, and how
-        many slots are free. vLLM counts the scheduled ones only, but a stream that is held in this
-        step needs its slot again.
+        """Return which adapters of these have no slot yet, besides those of all running requests,
+        and how many slots are free. vLLM counts the scheduled ones only, but a stream that is held
+        in this step needs its slot again.
         """
-        missing = _adapters_of(streams)
+        adapters = _adapters_of(streams)
         running, lora = self._scheduler.running, self._scheduler.lora_config
-        if not missing or lora is None:
+        if not adapters or lora is None:
             return set(), 0
         if self._num_seen < len(running):
             self._adapters |= _adapters_of(running[self._num_seen :])
@@ -393,16 +418,16 @@ class Pass:
         taken = self._adapters
         for other in self._begun() if beside_partial else ():
             taken = taken | _adapters_of(other.streams)
-        return missing - taken, lora.max_loras - len(taken)
+        return adapters - taken, lora.max_loras - len(taken)
 
     def _adapters_fit(self, streams: Sequence[Request], beside_partial: bool = True) -> bool:
-        missing, free = self._adapters_left(streams, beside_partial)
-        return len(missing) <= free
+        lacking, free = self._adapters_left(streams, beside_partial)
+        return len(lacking) <= free
 
     # ---- what vLLM does meanwhile --------------------------------------------------------------
 
     def preempt(self, request: Request, group: RequestGroup | None) -> None:
-        """A request is preempted, a stream of this group if of any."""
+        """Note that a request is preempted, a stream of this group if of any."""
         unwritten = self._blocks.uncache_unwritten(request, self._loads.num_written(request))
         if self._loads.possible:
             self._loads.cut(unwritten)
@@ -412,11 +437,16 @@ class Pass:
         self._num_seen = 0
 
 
+def _all_known(cached: Mapping[Request, CachedPrefix]) -> bool:
+    """Whether the connector knows already what it has of these streams."""
+    return all(prefix.is_known for prefix in cached.values())
+
+
 def _adapters_of(streams: Iterable[Request]) -> set[int]:
-    return {each.lora_request.lora_int_id for each in streams if each.lora_request}
+    return {stream.lora_request.lora_int_id for stream in streams if stream.lora_request}
 
 
 def is_late(request: Request) -> bool:
     """Whether tokens of before its preemption are still to come."""
-    stale = getattr(request, "num_stale_output_tokens", 0) > 0
-    return stale and not getattr(request, "drop_stale_output", False)
+    stale = getattr(request, "num_stale_output_tokens", 0) > 0  # since 0.31
+    return stale and not getattr(request, "drop_stale_output", False)  # since 0.31

@@ -29,20 +29,20 @@ class Ruling(Enum):
 
 
 class QueueView:
-    """Whom one pass admits.
+    """vLLM's waiting queues as one pass shows them to vLLM, with streams of groups in front.
 
     Args:
         scheduler: Whose queues it stands for.
-        may_start: Asked of the head of ``waiting``. Who starts as a group is ``put`` by it, and
-            taken out of the queue.
-        may_go_on: Asked of the head of ``kv_holding_waiting``, which has no streams of groups.
-        loaded: Puts, one after the other, the groups that wait with blocks and may go on. They come
-            in front of everybody else.
+        may_start: Decides about the head of ``waiting``. For a group that starts it ``put``s the
+            streams in front, and takes the expert out of the queue (``take``).
+        may_go_on: Decides about the head of ``kv_holding_waiting``, which has no streams of groups.
+        put_loaded: Decides about the next group that waits with blocks, and ``put``s its streams in
+            front if it may go on; False when all have been decided about. These groups come before
+            everybody else.
 
     Attributes:
-        front: Streams of groups, which come next.
-        loads: Those of them that are to be loaded, and not to run.
-        came: All that were in front.
+        loads: Those put in front that are to be loaded, and not to run.
+        came: All that were put in front.
         waiting: vLLM's queue.
     """
 
@@ -51,110 +51,139 @@ class QueueView:
         scheduler: Scheduler,
         may_start: Callable[[Request], Ruling],
         may_go_on: Callable[[Request], Ruling],
-        loaded: Iterator[None],
+        put_loaded: Callable[[], bool],
     ) -> None:
         self._scheduler: Any = scheduler
-        self.front: deque[Request] = deque()
+        self._front: deque[Request] = deque()  # streams of groups, which come next
         self.loads: set[Request] = set()
         self.came: dict[Request, None] = {}
         self.places: dict[Request, int] = {}  # of those who were at the head of a queue
         self._last: Request | None = None
         self.is_over = False
-        self._loaded = loaded
-        self.deferred: set[Request] = getattr(scheduler, "deferred_waiting", set())
+        self._put_loaded = put_loaded
+        self.deferred: set[Request] = getattr(scheduler, "deferred_waiting", set())  # since 0.31
         self.waiting = scheduler.waiting
-        self._asked = {
-            "waiting": may_start, "kv_holding_waiting": may_go_on, "skipped_waiting": may_go_on
-        }  # fmt: skip
+        self._rules = {
+            "waiting": may_start,
+            "kv_holding_waiting": may_go_on,  # since 0.31
+            "skipped_waiting": may_go_on,  # before 0.31
+        }
         self._views: dict[str, View] = {}
 
     def stand_in(self) -> None:
-        """The pass begins: take the queues' places."""
-        skipped = getattr(self._scheduler, "skipped_waiting", None)
+        """Take the queues' places for the time of the pass."""
+        skipped = getattr(self._scheduler, "skipped_waiting", None)  # before 0.31
         if skipped is not None:  # who begins with these, must not wait for ever
             for request in reversed(list(skipped)):
                 self.waiting.prepend_request(request)
             skipped.remove_requests(list(skipped))
-        for name, ask in self._asked.items():
-            if (queue := getattr(self._scheduler, name, None)) is not None:
-                self._views[name] = View(self, queue, ask)
+        for name, rule in self._rules.items():
+            if (queue := getattr(self._scheduler, name, None)) is not None:  # as _rules says
+                self._views[name] = View(self, queue, rule)
         vars(self._scheduler).update(self._views)
 
     def put(self, streams: Iterable[Request], to_load: bool = False) -> None:
-        """These come next."""
-        for each in streams:
-            self.front.append(each)
-            self.came[each] = None
+        """Put streams of a group in front: they come next."""
+        for stream in streams:
+            self._front.append(stream)
+            self.came[stream] = None
             if to_load:
-                self.loads.add(each)
+                self.loads.add(stream)
+
+    @property
+    def has_front(self) -> bool:
+        """Whether a stream is in front now."""
+        return bool(self._front)
+
+    def clear_front(self) -> None:
+        """Put back those that are still in front: they do not come in this pass."""
+        self._front.clear()
+
+    def next(self) -> Request | None:
+        """Return the first one in front; None if there is none."""
+        return self._front[0] if self._front else None
 
     def take_next(self) -> Request:
-        """The first one is admitted now, or passed over."""
-        self._last = self.front.popleft()
+        """Take the first one from the front: vLLM admits it now, or passes it over."""
+        self._last = self._front.popleft()
         return self._last
 
-    def has_next(self) -> bool:
-        """Whether a group's stream comes next."""
+    def fill_front(self) -> bool:
+        """Have a stream of a group in front if one may come next; whether there is one.
+
+        If vLLM passed the last one over, it gets none: the pass admits nobody more. Else, if nobody
+        is in front, groups that wait with blocks are put there.
+        """
         last = self._last
         if last is not None and last not in self.loads and last.status != RequestStatus.RUNNING:
             # vLLM has passed it over, so its group is split: nobody may find what is not written.
-            self.front.clear()
+            self._front.clear()
             self.is_over = True
         if self.is_over:
             return False
-        while not self.front and next(self._loaded, False) is None:
-            pass
-        return bool(self.front)
+        while not self._front:
+            if not self._put_loaded():
+                return False
+        return True
 
     def take(self) -> None:
-        """Take the head of vLLM's queue out of it, whose streams come instead."""
+        """Take the head out of vLLM's queue: its streams come instead."""
         self.deferred.discard(self._views["waiting"].take())
 
     def restore(self) -> None:
-        """The pass is over: put the queues back."""
+        """Put the queues back after the pass."""
         for name, view in self._views.items():
             setattr(self._scheduler, name, view.restored())
 
 
 class View(RequestQueue):  # type: ignore[misc]
-    """What vLLM sees of one queue."""
+    """What vLLM sees of one queue.
 
-    def __init__(self, queues: QueueView, queue: Any, ask: Callable[[Request], Ruling]) -> None:
-        self._queues, self._queue, self._ask = queues, queue, ask
+    Args:
+        queues: All of the pass.
+        queue: vLLM's.
+        rule: Decides about its head.
+    """
+
+    def __init__(self, queues: QueueView, queue: Any, rule: Callable[[Request], Ruling]) -> None:
+        self._queues, self._queue, self._rule = queues, queue, rule
         self._skipped: list[Request] = []
 
     def __bool__(self) -> bool:
+        """Whether somebody may come next. vLLM asks before it looks at each head, and looks at none
+        of whom the answer is not true: so here the decisions of the pass are made. Groups are put
+        in front, and heads that must wait are taken out until the pass is over.
+        """
         queues = self._queues
-        if queues.has_next():
+        if queues.fill_front():
             return True
         while self._queue and not queues.is_over:
-            answer = self._ask(self._queue.peek_request())
-            if answer is not Ruling.SKIP:
-                return answer is Ruling.START
+            ruling = self._rule(self._queue.peek_request())
+            if ruling is not Ruling.SKIP:
+                return ruling is Ruling.START
             request = self.take()
             queues.deferred.add(request)
             self._skipped.append(request)
         return False
 
     def take(self) -> Request:
-        """Take the head of vLLM's queue."""
+        """Take the head out of vLLM's queue, and remember its place."""
         request: Request = self._queue.pop_request()
         self._queues.places[request] = len(self._queues.places)
         return request
 
     def peek_request(self) -> Request:
-        front = self._queues.front
-        head: Request = front[0] if front else self._queue.peek_request()
+        head: Request = self._queues.next() or self._queue.peek_request()
         return head
 
     def pop_request(self) -> Request:
-        return self._queues.take_next() if self._queues.front else self.take()
+        return self._queues.take_next() if self._queues.has_front else self.take()
 
     def prepend_request(self, request: Request) -> None:
         self._queue.prepend_request(request)
 
     def prepend_requests(self, requests: Iterable[Request]) -> None:
-        """These were skipped."""
+        """Keep those that vLLM skipped until the pass is over."""
         for request in requests:
             if request in self._queues.came:  # its group waits as a whole
                 self._queues.deferred.discard(request)
@@ -162,7 +191,7 @@ class View(RequestQueue):  # type: ignore[misc]
                 self._skipped.append(request)
 
     def restored(self) -> Any:
-        """The queue after the pass."""
+        """Return vLLM's queue, with the skipped ones where they were."""
         places = self._queues.places
         for request in sorted(self._skipped, key=lambda r: places.get(r, -1), reverse=True):
             self._queue.prepend_request(request)
@@ -194,10 +223,10 @@ def holds_prompts(scheduler: Scheduler, throttle: bool) -> bool:
     """
     if not throttle:  # 0.33 does so between prompts
         since_0_33: Any = scheduler
-        interval = getattr(since_0_33, "local_prefill_interval", 1)
+        interval = getattr(since_0_33, "local_prefill_interval", 1)  # since 0.33
         if interval == 1:
             return False
         steps: int = since_0_33.num_executed_steps + 1 - since_0_33.last_prefill_step
         throttle = steps < interval
-    bound = getattr(scheduler, "prefill_capacity_bound", False)
+    bound = getattr(scheduler, "prefill_capacity_bound", False)  # since 0.31
     return throttle and not bound and any(not r.is_prefill_chunk for r in scheduler.running)

@@ -30,7 +30,7 @@ class Request(Tokens, Protocol):
     shared_prefix_boundary: int
 
     def take_events(self) -> Any:
-        """Events for whoever measures, which are forgotten."""
+        """Return the events for whoever measures, and forget them."""
 
 
 class WithConnector:
@@ -91,30 +91,34 @@ class Scheduler(WithConnector):
     max_num_scheduled_tokens: int
     num_spec_tokens: int
     num_lookahead_tokens: int
+    adaptive_long_prefill_threshold: bool  # since 0.31
     num_waiting_for_streaming_input: int
+    is_encoder_decoder: bool
+    ec_connector: Any
+    use_v2_model_runner: bool
     need_mamba_block_aligned_split: bool
     log_stats: bool
 
     def __init__(self, *args: Any, **kwargs: Any) -> None: ...
 
     def add_request(self, request: Request) -> None:
-        """A request has come."""
+        """Take on a request that has come."""
 
     def finish_requests(
         self, request_ids: str | Iterable[str] | None, finished_status: Any
     ) -> list[Any]:
-        """Requests end from outside; None for all."""
+        """End requests from outside; None for all."""
         return []
 
     def get_request_counts(self) -> tuple[int, int]:
-        """(running, waiting)."""
+        """Return (running, waiting)."""
         return 0, 0
 
     def make_stats(self, *args: Any, **kwargs: Any) -> Any:
-        """Statistics of a step; None without any."""
+        """Return the statistics of a step; None without any."""
 
     def make_spec_decoding_stats(self, spec_decoding_stats: Any, *args: Any, **kwargs: Any) -> Any:
-        """Statistics of drafts, with those of one more request."""
+        """Return the statistics of drafts, with those of one more request."""
 
     def schedule(self, *args: Any, **kwargs: Any) -> Any:
         """Plan a step."""

@@ -58,14 +58,14 @@ class Counters(msgspec.Struct, omit_defaults=True):
     candidates: list[int] = []
 
     def give(self, tokens: int, figures: "Sequence[RowStats]") -> None:
-        """A request is given so many tokens; ``figures``: what a worker found where it sampled
-        them, and maybe after them; empty if they do not matter.
+        """Count the tokens that a request gets; ``figures``: a worker's, of where it sampled them,
+        and maybe after them; empty if they do not matter.
         """
         self.generation_tokens += tokens
-        for each in figures[:tokens]:
-            self.candidates.append(each.candidates)
-            self.changed_tokens += each.changed
-            self.idle_tokens += each.idle
+        for row in figures[:tokens]:
+            self.candidates.append(row.candidates)
+            self.changed_tokens += row.changed
+            self.idle_tokens += row.idle
 
 
 class ColdStats(msgspec.Struct, omit_defaults=True):
@@ -84,7 +84,7 @@ class CountersByKind:
         self._adapters: set[str] = set()
 
     def kind(self, method: str, adapter: str) -> Kind:
-        """What a request is counted under; ``adapter``: its expert's, "" for the base model."""
+        """Return what a request is counted under; ``adapter``: its expert's, "" for none."""
         if adapter and adapter not in self._adapters:
             if len(self._adapters) == MAX_ADAPTERS:
                 return method, OTHER
@@ -92,7 +92,7 @@ class CountersByKind:
         return method, adapter
 
     def take(self, running: int, waiting: int) -> dict[str, Any]:
-        """A ``ColdStats`` with these numbers of groups, as plain data; the sums begin anew."""
+        """Return a ``ColdStats`` with these numbers of groups, as plain data; begin new sums."""
         report = ColdStats(running, waiting, list(self.sums.items()))
         self.sums.clear()
         payload: dict[str, Any] = msgspec.to_builtins(report)

@@ -20,7 +20,7 @@ OTHER_DRAFTS, RULE_FAILED = 2, 4  # in ``RowStats.nonfinite``, besides 1 and ``O
 
 
 class Explained(NamedTuple):
-    """What is told of E groups of up to S streams at one position: tensors, or the same as lists.
+    """What explains E groups of up to S streams at one position: tensors, or the same as lists.
     In both amateurs that have ended leave no gap, as in ``Groups``.
 
     Attributes:
@@ -43,8 +43,8 @@ class Explained(NamedTuple):
 
 
 class RowStats(NamedTuple):
-    """What was found of one group at one position: a row of the op's statistics, and
-    what its rule said.
+    """Figures of one group at one position: a row of the op's statistics, and what its rule
+    chose.
 
     Attributes:
         candidates: How many tokens the expert finds plausible.
@@ -68,7 +68,7 @@ class RowStats(NamedTuple):
 
 
 class StepStats:
-    """What a worker found of the groups that it scored in one step.
+    """Figures of the groups that a worker scored in one step.
 
     The host does not wait for the device while the step runs. On an accelerator the figures are
     copied asynchronously, and whoever reads or pickles them waits for the copy. That happens after
@@ -80,7 +80,7 @@ class StepStats:
         statistics: [rows, 3 or 5] int64, the columns of ``RowStats`` up to ``idle``, which the
             device has written or will write; a tensor, or an array as all below when unpickled.
         present: The amateurs that were there, of each row of figures.
-        asked: The rows whose clients ask for explanations.
+        to_explain: The rows whose clients ask for explanations.
         explained: These explanations; empty if nobody asks.
     """
 
@@ -89,39 +89,40 @@ class StepStats:
         ids: tuple[str, ...],
         statistics: Any,
         present: tuple[int, ...],
-        asked: Sequence[int] = (),
+        to_explain: Sequence[int] = (),
         explained: Sequence[Any] = (),
     ) -> None:
         self._ids = ids
         self._present = present
-        self._asked = asked
+        self._to_explain = to_explain
         self._arrives: Any = None  # an event of the device; None for what is there already
-        self._found = [self._to_host(each) for each in (statistics, *explained)]
+        self._tables = [self._to_host(table) for table in (statistics, *explained)]
 
-    def _to_host(self, found: Any) -> Any:
-        if isinstance(found, np.ndarray) or found.device.type == "cpu":
-            return found
-        host = torch.empty(found.shape, dtype=found.dtype, pin_memory=True)
-        host.copy_(found, non_blocking=True)
-        self._arrives = torch.get_device_module(found.device).Event()
+    def _to_host(self, table: Any) -> Any:
+        if isinstance(table, np.ndarray) or table.device.type == "cpu":
+            return table
+        host = torch.empty(table.shape, dtype=table.dtype, pin_memory=True)
+        host.copy_(table, non_blocking=True)
+        self._arrives = torch.get_device_module(table.device).Event()
         self._arrives.record()
         return host
 
     def _arrived(self) -> list[Any]:
         if self._arrives is not None:
             self._arrives.synchronize()
-        return self._found
+        return self._tables
 
     def figures(self) -> Iterator[tuple[str, RowStats]]:
-        """Each row's group and figures."""
-        rows, *explained = (each.tolist() for each in self._arrived())
-        told = dict(zip(self._asked, map(Explained, *explained), strict=True)) if explained else {}
+        """Yield each row's group and figures."""
+        rows, *columns = (table.tolist() for table in self._arrived())
+        explained = zip(self._to_explain, map(Explained, *columns), strict=True) if columns else ()
+        by_row = dict(explained)
         for at, (group, row) in enumerate(zip(self._ids, rows, strict=True)):
             present = self._present[at]
-            found = RowStats(*row)._replace(present=present, explained=told.get(at))
-            yield group, found if present else found._replace(idle=1)
+            figures = RowStats(*row)._replace(present=present, explained=by_row.get(at))
+            yield group, figures if present else figures._replace(idle=1)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Arrays: a tensor may be sent as a handle, which somebody has to keep open.
         statistics, *explained = map(np.asarray, self._arrived())
-        return StepStats, (self._ids, statistics, self._present, self._asked, explained)
+        return StepStats, (self._ids, statistics, self._present, self._to_explain, explained)

@@ -70,21 +70,21 @@ class Stream(msgspec.Struct, frozen=True):
     explain: int = 0
 
     def to_extra_args(self, extra_args: Mapping[str, Any] | None) -> dict[str, Any]:
-        """``extra_args`` without the request's own ``cold_*`` keys, with this stream added."""
+        """Return ``extra_args`` with this stream, without the request's own ``cold_*`` keys."""
         return {**without_cold(extra_args), KEY: msgspec.to_builtins(self, builtin_types=(bytes,))}
 
 
 def set_slot(extra_args: dict[str, Any], slot: int) -> None:
-    """The group of the stream that ``to_extra_args`` wrote there has its slot now."""
+    """Write the slot into the stream that ``to_extra_args`` put there."""
     extra_args[KEY]["slot"] = slot
 
 
 def without_cold(extra_args: Mapping[str, Any] | None) -> dict[str, Any]:
-    """``extra_args`` without ``cold`` and ``cold_*``."""
+    """Return ``extra_args`` without ``cold`` and ``cold_*``."""
     return {k: v for k, v in (extra_args or {}).items() if not is_ours(k)}
 
 
 def from_extra_args(extra_args: Mapping[str, Any] | None) -> Stream | None:
-    """The stream that ``to_extra_args`` wrote, None for a regular request."""
+    """Return the stream that ``to_extra_args`` wrote, None for a regular request."""
     data = extra_args.get(KEY) if extra_args else None
     return None if data is None else msgspec.convert(data, Stream)

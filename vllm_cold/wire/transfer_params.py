@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether what came back of a step may be given to a client. Needs no vLLM."""
+"""What travels in ``kv_transfer_params``, vLLM's one field of an output for extensions: what a
+client is told of its tokens, and what an engine needs that goes on with a request. Imports no vLLM.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,30 +10,30 @@ _OURS = "cold"  # in kv_transfer_params
 
 
 def with_ours(transfer: Mapping[str, Any] | None, **ours: Any) -> dict[str, Any]:
-    """What goes to the client with its tokens, and with what is ours.
+    """Return what goes to the client with its tokens, with what is ours.
 
     Args:
         transfer: vLLM's ``kv_transfer_params``, the one field of an output for extensions, in which
             a KV connector may have keys of its own.
-        ours: ``steps``: what the client is told of each token, as ``Told`` gives it. ``amateurs``:
-            their own ``kv_transfer_params``, from an engine that has prefilled a request; whoever
-            hands the request on to an engine that decodes, hands on all of it.
+        ours: ``steps``: what the client is told of each token, as ``StepExplainer`` makes it.
+            ``amateurs``: their own ``kv_transfer_params``, from an engine that has prefilled a
+            request; whoever hands the request on to an engine that decodes, hands on all of it.
     """
     before = transfer or {}
     return {**before, _OURS: {**before.get(_OURS, {}), **ours}}
 
 
 def of_amateur(transfer: Any, index: int) -> dict[str, Any] | None:
-    """An amateur's own ``kv_transfer_params``, from its expert's: where another engine has its KV,
-    or that another one will want it; None for an amateur whose KV nobody has or wants.
+    """Return an amateur's own ``kv_transfer_params``, from its expert's: where another engine has
+    its KV, or that another one will want it; None for an amateur whose KV nobody has or wants.
     """
     if not isinstance(transfer, Mapping):
         return None
     ours = transfer.get(_OURS)
     amateurs = ours.get("amateurs") if isinstance(ours, Mapping) else None
     if isinstance(amateurs, Sequence):
-        own = amateurs[index] if index < len(amateurs) else None
-        return dict(own) if isinstance(own, Mapping) else None
+        params = amateurs[index] if index < len(amateurs) else None
+        return dict(params) if isinstance(params, Mapping) else None
     if not transfer.get("do_remote_decode"):
         return None
     # A later turn may say where its expert's KV is, which is not the amateur's.
@@ -39,13 +41,13 @@ def of_amateur(transfer: Any, index: int) -> dict[str, Any] | None:
 
 
 def without_steps(transfer: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What is left without ``steps`` of ``with_ours``; None if nothing is."""
+    """Return what is left without ``steps`` of ``with_ours``; None if nothing is."""
     ours = {name: value for name, value in transfer[_OURS].items() if name != "steps"}
     others = {name: value for name, value in transfer.items() if name != _OURS}
     return ({**others, _OURS: ours} if ours else others) or None
 
 
 def steps_in(transfer: Mapping[str, Any] | None) -> list[dict[str, Any]] | None:
-    """``steps`` of ``with_ours``; None if there are none."""
+    """Return ``steps`` of ``with_ours``; None if there are none."""
     ours = (transfer or {}).get(_OURS)
     return None if ours is None else ours.get("steps")

@@ -11,8 +11,8 @@ def wrap_sampler_forward(original: Callable[..., Any]) -> Callable[..., Any]:
     def forward(self: Any, logits: Any, sampling_metadata: Any, *args: Any, **kwargs: Any) -> Any:
         output = original(self, logits, sampling_metadata, *args, **kwargs)
         for processor in sampling_metadata.logitsprocs.non_argmax_invariant:
-            if (tell := getattr(processor, "tell_amateurs", None)) is not None:
-                tell(output.sampled_token_ids)
+            if hasattr(processor, "tell_amateurs"):  # ours
+                processor.tell_amateurs(output.sampled_token_ids)
         return output
 
     return forward
@@ -24,8 +24,8 @@ def wrap_sampler_call(original: Callable[..., Any]) -> Callable[..., Any]:
     def __call__(self: Any, logits: Any, input_batch: Any, *args: Any, **kwargs: Any) -> Any:
         output = original(self, logits, input_batch, *args, **kwargs)
         for processor in self.logits_processors:
-            if (tell := getattr(processor, "tell_amateurs", None)) is not None:
-                tell(output.sampled_token_ids, input_batch.idx_mapping_np)
+            if hasattr(processor, "tell_amateurs"):  # ours
+                processor.tell_amateurs(output.sampled_token_ids, input_batch.idx_mapping_np)
         return output
 
     return __call__

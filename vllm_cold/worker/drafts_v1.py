@@ -12,9 +12,9 @@ from vllm_cold.compat.engine import PROCESSOR_V1
 
 
 def _ours(logitsprocs: Any) -> list[Any]:
-    """vllm-cold's, if a group is complete in this step."""
-    found = logitsprocs.non_argmax_invariant
-    return [p for p in found if hasattr(p, "apply_to_drafts") and p.has_groups()]
+    """Return vllm-cold's processors, if a group is complete in this step."""
+    processors = logitsprocs.non_argmax_invariant
+    return [p for p in processors if hasattr(p, "apply_to_drafts") and p.has_groups()]
 
 
 def wrap_apply_logits_processors(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -94,8 +94,8 @@ def wrap_build_logitsprocs(original: Callable[..., Any]) -> Callable[..., Any]:
         from vllm_cold.worker.processor_v1 import ColdLogitsProcessorV1
 
         patching.install(places.rows(places.DRAFTS_V1))
-        found = original(*args, [p for p in custom_logitsprocs if p != PROCESSOR_V1])
+        others = original(*args, [p for p in custom_logitsprocs if p != PROCESSOR_V1])
         ours = ColdLogitsProcessorV1(vllm_config, device, is_pin_memory)
-        return type(found)([*found.all, ours])
+        return type(others)([*others.all, ours])
 
     return build_logitsprocs

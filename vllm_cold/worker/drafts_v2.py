@@ -22,7 +22,7 @@ def _ours(sampler: Any) -> list[Any]:
 
 
 def _bounds(num_requests: int, groups: GroupRows) -> np.ndarray:
-    """Positions between which no group is split, 0 and ``num_requests`` among them."""
+    """Return the positions at which no group is split, 0 and ``num_requests`` among them."""
     inside = np.zeros(num_requests + 1, dtype=np.int64)
     for members in groups.members:
         inside[min(members) + 1 : max(members) + 1] = 1
@@ -59,8 +59,8 @@ def wrap_rejection_call(original: Callable[..., Any]) -> Callable[..., Any]:
         finally:
             _verified.set(None)
         for processor in ours:
-            for found in (output.sampled_token_ids, output.num_sampled, output.num_rejected):
-                processor.tell_amateurs(found, slots)
+            for column in (output.sampled_token_ids, output.num_sampled, output.num_rejected):
+                processor.tell_amateurs(column, slots)
         return output
 
     return __call__

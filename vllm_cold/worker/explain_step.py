@@ -3,7 +3,8 @@
 weights that their scores follow from. Needs no vLLM.
 
 A worker computes it for the groups whose clients ask (``explain``), next to the scores that tokens
-are sampled from. The scheduler turns it into plain data (``Told``), which goes with the tokens.
+are sampled from. The scheduler turns it into plain data (``StepExplainer``), which goes with the
+tokens.
 """
 
 from collections.abc import Sequence
@@ -31,18 +32,23 @@ def explain(logits: Tensor, groups: Groups, at: Sequence[int], k: int) -> Explai
         k: How many tokens.
     """
     which = torch.tensor(at).to(logits.device, non_blocking=True)
-    told = [_explain(logits, groups.at(part), k) for part in torch.split(which, _AT_ONCE)]
-    return Explained(*map(torch.cat, zip(*told, strict=True)))
+    parts = [_explain(logits, groups.at(part), k) for part in torch.split(which, _AT_ONCE)]
+    return Explained(*map(torch.cat, zip(*parts, strict=True)))
 
 
-def _explain(logits: Tensor, asked: Groups, k: int) -> Explained:
-    scores = contrastive_scores(logits, asked, check=False)
-    rows = torch.where(asked.rows < 0, asked.rows[:, :1], asked.rows)
-    tokens = torch.cat([best(each, k)[1] for each in (scores, logits[rows[:, 0]])], 1)
+def _explain(logits: Tensor, groups: Groups, k: int) -> Explained:
+    scores = contrastive_scores(logits, groups, check=False)
+    rows = torch.where(groups.rows < 0, groups.rows[:, :1], groups.rows)
+    tokens = torch.cat([best(row, k)[1] for row in (scores, logits[rows[:, 0]])], 1)
     ids = tokens.clamp(min=0)
-    theirs = logits[rows.unsqueeze(2), ids.unsqueeze(1)]
-    no_step = torch.zeros_like(asked.rows[:, 0])
-    statistics = Statistics(logits, asked, no_step, theirs[:, 1:, :0])
-    log_sums = logits[rows, statistics.argmax] - statistics.max_probability.log()
-    told = tokens, scores.gather(1, ids), theirs, log_sums, asked.weights, statistics.divergence
-    return Explained(*told)
+    of_tokens = logits[rows.unsqueeze(2), ids.unsqueeze(1)]
+    no_step = torch.zeros_like(groups.rows[:, 0])
+    statistics = Statistics(logits, groups, no_step, of_tokens[:, 1:, :0])
+    return Explained(
+        tokens=tokens,
+        scores=scores.gather(1, ids),
+        logits=of_tokens,
+        log_sums=logits[rows, statistics.argmax] - statistics.max_probability.log(),
+        weights=groups.weights,
+        divergences=statistics.divergence,
+    )

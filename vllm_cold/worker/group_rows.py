@@ -37,7 +37,7 @@ class _Host(NamedTuple):
     group: NDArray[Any]
 
     def to(self, device: torch.device) -> Groups:
-        """On the device of the logits; weights that a rule chooses are 0."""
+        """Return them on the device of the logits; weights that a rule chooses are 0."""
         most = int(self.caps.max())
         return Groups(
             _tensor(self.rows, device),
@@ -48,8 +48,8 @@ class _Host(NamedTuple):
         )
 
     def without_gaps(self) -> Self:
-        """As the op takes them: amateurs that have ended leave no gap. An expert without any is its
-        own amateur: it has candidates, too.
+        """Return them as the op takes them: amateurs that have ended leave no gap. An expert
+        without any is its own amateur: it has candidates, too.
         """
         order = np.argsort(self.rows[:, 1:] < 0, axis=1, kind="stable")
         amateurs = np.take_along_axis(self.rows[:, 1:], order, 1)
@@ -65,26 +65,26 @@ def _tensor(values: NDArray[Any], device: torch.device) -> Tensor:
 def _rule_rows(
     host: _Host, streams: Sequence[Stream], device: torch.device
 ) -> tuple[RuleRows, ...]:
-    """The groups of each rule, but for those whose amateurs have all ended."""
-    if all(each.settings.rule is None for each in streams):
+    """Return the groups of each rule, but for those whose amateurs have all ended."""
+    if all(stream.settings.rule is None for stream in streams):
         return ()
     by_rule: dict[str, list[int]] = {}
     for row in np.flatnonzero((host.rows[:, 1:] >= 0).any(axis=1)).tolist():
         if (name := streams[host.group[row]].settings.rule) is not None:
             by_rule.setdefault(name, []).append(row)
-    found = []
+    rules = []
     for name, at in by_rule.items():
         part = _Host(*(column[at] for column in host))
-        of = [streams[i] for i in part.group.tolist()]
-        width = 1 + max(len(each.amateurs) for each in of)
+        experts = [streams[i] for i in part.group.tolist()]
+        width = 1 + max(len(stream.amateurs) for stream in experts)
         part = part._replace(rows=part.rows[:, :width], weights=part.weights[:, : width - 1])
-        given = [each.settings.rule_parameters or {} for each in of]
-        names = tuple(given[0])  # what the rule of this process lacks, it will say itself
-        parameters = [[[each[key]] for each in given] for key in names]
-        slots = [each.slot for each in of if each.slot is not None]
-        if len(slots) < len(of):  # then a rule with state fails
+        settings = [stream.settings.rule_parameters or {} for stream in experts]
+        names = tuple(settings[0])  # what the rule of this process lacks, it will say itself
+        parameters = [[[of_group[key]] for of_group in settings] for key in names]
+        slots = [stream.slot for stream in experts if stream.slot is not None]
+        if len(slots) < len(experts):  # then a rule with state fails
             slots = []
-        found.append(
+        rules.append(
             RuleRows(
                 rule=name,
                 names=names,
@@ -96,7 +96,7 @@ def _rule_rows(
                 num_slots=1 + max(slots, default=-1),
             )
         )
-    return tuple(found)
+    return tuple(rules)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,8 +125,8 @@ class GroupRows:
     groups: Groups | None = None
     rules: tuple[RuleRows, ...] = ()
 
-    def _with(self, host: _Host) -> Self:
-        """These groups with other rows that are written."""
+    def _with_rows(self, host: _Host) -> Self:
+        """Return these groups with other rows that are written."""
         device, bits = self.experts.device, 1 << np.arange(host.rows.shape[1] - 1)
         return replace(
             self,
@@ -155,80 +155,82 @@ class GroupRows:
             states: What rules keep.
 
         Returns:
-            What was found there; None if no group has a row.
+            Statistics of these rows; None if no group has one.
         """
         groups = self.groups
         if groups is None:
             return None
-        found = []
+        choices = []
         for rule in self.rules:
             assert steps is not None and states is not None
             chosen = rule.choose(logits, steps, states)
             # Where the op has the weights of amateurs that are there.
             order = (rule.groups.rows[:, 1:] < 0).long().argsort(dim=1, stable=True)
             groups.weights[rule.at, : order.shape[1]] = chosen.weights.gather(1, order)
-            found.append((rule, chosen))
+            choices.append((rule, chosen))
         statistics = torch.empty(len(self.ids), 3, dtype=torch.int64, device=logits.device)
         asking = {stream.group for stream in self.streams if stream.explain}
-        asked = [i for i, group in enumerate(self.ids) if group in asking] if asking else []
-        told: Sequence[Tensor] = ()
-        if asked:
+        to_explain = [i for i, group in enumerate(self.ids) if group in asking] if asking else []
+        explained: Sequence[Tensor] = ()
+        if to_explain:
             most = max(stream.explain for stream in self.streams)
-            told = explain(logits, groups, asked, most)
+            explained = explain(logits, groups, to_explain, most)
         contrastive_scores(logits, groups, inplace=True, statistics=statistics, check=False)
-        if found:
-            choices = torch.zeros(len(self.ids), 2, dtype=torch.int64, device=logits.device)
-            for rule, chosen in found:
+        if choices:
+            of_rules = torch.zeros(len(self.ids), 2, dtype=torch.int64, device=logits.device)
+            for rule, chosen in choices:
                 # Where logits are no numbers, that is the reason, and stays.
                 nonfinite = statistics[rule.at, 2]
                 failed = chosen.failed & (nonfinite == 0)
                 statistics[rule.at, 2] = torch.where(failed, RULE_FAILED, nonfinite)
                 idle = (chosen.weights == 0).all(1)
-                choices[rule.at] = torch.stack([chosen.done, idle.long()], 1)
-            statistics = torch.cat([statistics, choices], 1)
+                of_rules[rule.at] = torch.stack([chosen.done, idle.long()], 1)
+            statistics = torch.cat([statistics, of_rules], 1)
         if drafts is not None:
             rows = groups.rows
             drafted = drafts[torch.where(rows < 0, rows[:, :1], rows)]
             statistics[:, 2].masked_fill_((drafted != drafted[:, :1]).any(1), OTHER_DRAFTS)
-        return StepStats(self.ids, statistics, self.present, asked, told)
+        return StepStats(self.ids, statistics, self.present, to_explain, explained)
 
-    def tell_amateurs(self, found: Tensor | list[Any]) -> None:
-        """What the experts were given becomes the amateurs' too: tokens, drafts, counts of them.
+    def tell_amateurs(self, tokens: Tensor | list[Any]) -> None:
+        """Copy what each expert got over its amateurs': tokens, drafts, or counts of them.
 
         On the device, before anything reads them: with async scheduling the next step's input
         comes from there.
 
         Args:
-            found: [requests, ...] by position; changed in place.
+            tokens: [requests, ...] by position; changed in place.
         """
-        if isinstance(found, Tensor):
-            found[self.amateurs] = found[self.experts]
+        if isinstance(tokens, Tensor):
+            tokens[self.amateurs] = tokens[self.experts]
             return
         for expert, *amateurs in self.members:
             for amateur in amateurs:
-                found[amateur] = list(found[expert])
+                tokens[amateur] = list(tokens[expert])
 
     def spread(self, num_rows: Sequence[int] | NDArray[Any]) -> Self:
-        """The same where requests have several rows of logits, or none.
+        """Return the same groups where requests have several rows of logits, or none.
 
         Args:
             num_rows: Of each position, how many rows it has, which follow those of the position
                 before. A group whose streams do not have the same number gets none.
         """
-        members = self.host.rows
+        members = self.host.rows  # [groups, S] positions in the batch, -1 for none
         counts = np.asarray(num_rows, dtype=np.int64)
-        first = np.cumsum(counts) - counts
-        positions = np.where(members < 0, members[:, :1], members)
-        of_each = counts[positions]
-        repeats = np.where((of_each == of_each[:, :1]).all(1), of_each[:, 0], 0)
+        first_rows = np.cumsum(counts) - counts  # of each position
+        positions = np.where(members < 0, members[:, :1], members)  # the expert's for none
+        # [groups] how many rows each of the group's streams has; 0 if they differ.
+        of_streams = counts[positions]
+        repeats = np.where((of_streams == of_streams[:, :1]).all(1), of_streams[:, 0], 0)
+        # Of each row that is written: which group it is of, and which of the group's rows.
         group = np.repeat(np.arange(len(repeats)), repeats)
         nth = np.arange(len(group)) - np.repeat(np.cumsum(repeats) - repeats, repeats)
-        rows = first[positions[group]] + nth[:, None]
+        rows = first_rows[positions[group]] + nth[:, None]
         rows[members[group] < 0] = -1
-        return self._with(_Host(rows, *(column[group] for column in self.host[1:])))
+        return self._with_rows(_Host(rows, *(column[group] for column in self.host[1:])))
 
     @classmethod
-    def of(cls, streams: Iterable[tuple[int, Stream]], device: torch.device) -> Self | None:
+    def match(cls, streams: Iterable[tuple[int, Stream]], device: torch.device) -> Self | None:
         """Match the streams by group, with a row of logits each; None if no group is complete.
 
         A stream without the others in the batch is prefilling: its sample is discarded by the
@@ -271,8 +273,10 @@ class GroupRows:
             host.log_alpha[g] = math.log(settings.alpha) if settings.alpha else -math.inf
             host.caps[g] = settings.expert_top_k or 0
         members = tuple([at for at in of_group if at >= 0] for of_group, _ in complete)
-        pairs = [(there[0], each) for there in members for each in there[1:]]
+        pairs = [(expert, a) for expert, *amateurs in members for a in amateurs]
         at = torch.tensor(pairs, dtype=torch.int64).view(-1, 2).to(device, non_blocking=True)
-        of = tuple(stream for _, stream in complete)
-        found = cls(of, members, at[:, 0].contiguous(), at[:, 1].contiguous(), host)
-        return found._with(host)
+        experts_at, amateurs_at = at[:, 0].contiguous(), at[:, 1].contiguous()
+        groups = cls(
+            tuple(stream for _, stream in complete), members, experts_at, amateurs_at, host
+        )
+        return groups._with_rows(host)

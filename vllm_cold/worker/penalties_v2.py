@@ -16,7 +16,7 @@ def wrap_sampler_init(original: Callable[..., None]) -> Callable[..., None]:
 
 
 def in_order(processors: list[Any]) -> list[Any]:
-    """VLLM's processors and custom ones, with vllm-cold's after bad words and before penalties.
+    """Order vLLM's processors and custom ones: vllm-cold's after bad words and before penalties.
 
     Raises:
         RuntimeError: vLLM's are not those that are known, so that vllm-cold would score penalised

@@ -63,8 +63,8 @@ class ColdLogitsProcessorV1(LogitsProcessor):  # type: ignore[misc]
                 streams[target] = a
             if b is not None and direction == MoveDirectionality.SWAP:
                 streams[source] = b
-        found = ((row, stream) for row, (stream, _) in streams.items())
-        self._rows = GroupRows.of(found, self._device)
+        by_row = ((row, stream) for row, (stream, _) in streams.items())
+        self._rows = GroupRows.match(by_row, self._device)
 
     def apply(self, logits: torch.Tensor) -> torch.Tensor:
         """Score in place; ``logits`` is [batch rows, V] float32: of each request the row that its
@@ -79,8 +79,8 @@ class ColdLogitsProcessorV1(LogitsProcessor):  # type: ignore[misc]
         return logits
 
     def _steps(self, num_rows: int, drafts: Sequence[int] | None) -> list[int]:
-        """How many tokens the request of each row has got, or is about to get by as many drafts; 0
-        for regular requests.
+        """Return how many tokens the request of each row has got, or is about to get by as many
+        drafts; 0 for regular requests.
         """
         steps = [0] * num_rows
         for row, (_, tokens) in self._streams.items():
@@ -91,8 +91,8 @@ class ColdLogitsProcessorV1(LogitsProcessor):  # type: ignore[misc]
         return torch.tensor(steps).to(self._device, non_blocking=True)
 
     def expect_drafts(self, num_drafts: Sequence[int]) -> None:
-        """Be told how many drafts of each request of the batch are verified in front of the rows
-        that ``apply`` is called with next.
+        """Note how many drafts of each request of the batch are verified in front of the rows that
+        ``apply`` is called with next.
         """
         self._num_drafts = num_drafts
 
@@ -120,9 +120,9 @@ class ColdLogitsProcessorV1(LogitsProcessor):  # type: ignore[misc]
         stats = self._rows.spread(num_drafts).score(logits, drafts, steps, self._states)
         worker_output.hand_over(stats, in_front=True)
 
-    def tell_amateurs(self, found: torch.Tensor | list[Any]) -> None:
-        """Copy what each expert was given (tokens, drafts) over its amateurs'; ``found`` is
+    def tell_amateurs(self, tokens: torch.Tensor | list[Any]) -> None:
+        """Copy each expert's tokens, or drafts, over its amateurs'; ``tokens`` is
         [batch rows, ...], changed in place.
         """
         if self._rows is not None:
-            self._rows.tell_amateurs(found)
+            self._rows.tell_amateurs(tokens)

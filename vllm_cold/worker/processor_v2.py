@@ -26,16 +26,15 @@ class ColdLogitsProcessorV2(LogitsProcessor):  # type: ignore[misc]
 
     def __init__(self, vllm_config: VllmConfig, req_states: LogitsProcRequestState) -> None:
         patching.install(places.rows(places.WORKER, places.V2, places.BLOCKS_V2))
-        if getattr(vllm_config, "speculative_config", None) is not None:
+        if vllm_config.speculative_config is not None:
             patching.install(places.rows(places.DRAFTS_V2))
         self._device: torch.device = req_states.device
         self._lengths = req_states
         self._states = RuleStates(self._device)
         load_rules(vllm_config.additional_config)
         ssm.install(vllm_config)
-        backend_registry.choose(
-            self._device
-        )  # says which; a missing one fails now, not at a request
+        # Logs which; a missing one fails now, not at a request.
+        backend_registry.choose(self._device)
         self._num_rows = np.ones(req_states.max_num_reqs, dtype=np.int64)  # by slot
         self._streams: dict[int, Stream] = {}  # by slot
         # The groups of the last step, good while the batch and its slots stay the same.
@@ -64,30 +63,30 @@ class ColdLogitsProcessorV2(LogitsProcessor):  # type: ignore[misc]
         num_rows = None if len(logits) == len(slots) else self._num_rows[slots]
         if not self._streams or (num_rows is not None and num_rows.sum() > len(logits)):
             return logits
-        if (found := self.groups_of(slots)) is None:
+        if (groups := self.groups_of(slots)) is None:
             return logits
         drafts = None
         if num_rows is not None:
-            found = found.spread(num_rows)
+            groups = groups.spread(num_rows)
             # A request's first row follows its last token, which may be its prompt's own.
             drafts = ctx.input_ids.masked_fill(ctx.expanded_local_pos == 0, -1)
         steps = None
-        if found.rules:
+        if groups.rules:
             # Of a row, the tokens after its prompt up to it. A request that is prefilled again has
             # rows amid its output, too: they must not pass for steps that have been.
             slot = ctx.expanded_idx_mapping
             known = (ctx.pos + 1).maximum(self._lengths.prefill_len.gpu[slot])
             steps = (known - self._lengths.prompt_len.gpu[slot]).long()
-        worker_output.hand_over(found.score(logits, drafts, steps, self._states))
+        worker_output.hand_over(groups.score(logits, drafts, steps, self._states))
         return logits
 
     def expect_rows(self, slots: np.ndarray, num_rows: np.ndarray) -> None:
-        """Be told how many rows of logits requests have in the next calls of ``apply``, by slot."""
+        """Note how many rows of logits requests have in the next calls of ``apply``, by slot."""
         self._num_rows[slots] = num_rows
 
     def groups_of(self, slots: np.ndarray) -> GroupRows | None:
-        """The complete groups of a batch, by position, as if each request had one row; ``slots``:
-        [requests] slot of each request.
+        """Return the complete groups of a batch, by position, as if each request had one row;
+        ``slots``: [requests] slot of each request.
         """
         if not self._streams:
             return None
@@ -99,13 +98,13 @@ class ColdLogitsProcessorV2(LogitsProcessor):  # type: ignore[misc]
                 for position, slot in enumerate(slots.tolist())
                 if (stream := self._streams.get(slot)) is not None
             ]
-            self._groups = GroupRows.of(present, self._device)
+            self._groups = GroupRows.match(present, self._device)
             self._batch = key
         return self._groups
 
-    def tell_amateurs(self, found: torch.Tensor, slots: np.ndarray) -> None:
-        """Copy what each expert was given (tokens, counts of them) over its amateurs'; ``found`` is
+    def tell_amateurs(self, tokens: torch.Tensor, slots: np.ndarray) -> None:
+        """Copy each expert's tokens, or counts of them, over its amateurs'; ``tokens`` is
         [requests, ...] by position, changed in place, ``slots`` as in ``groups_of``.
         """
         if (groups := self.groups_of(slots)) is not None:
-            groups.tell_amateurs(found)
+            groups.tell_amateurs(tokens)

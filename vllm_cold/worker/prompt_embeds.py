@@ -20,8 +20,8 @@ def wrap_runner_preprocess(original: Callable[..., Any]) -> Callable[..., Any]:
         def embed_input_ids(input_ids: Tensor) -> Tensor:
             ids = input_ids.new_zeros(len(is_token))
             ids[rows] = input_ids
-            found: Tensor = embed(ids)[rows]
-            return found
+            embeddings: Tensor = embed(ids)[rows]
+            return embeddings
 
         self.model.embed_input_ids = embed_input_ids
         try:

@@ -39,7 +39,7 @@ class RuleStates:
     _tables: dict[str, Tensor] = field(default_factory=dict)
 
     def read(self, rule: Rule, slots: Tensor, step: Tensor, most: int, amateurs: int) -> Tensor:
-        """[n, amateurs, K] what the rule returned at the steps before; 0 at the first.
+        """Return what the rule returned at the steps before, 0 at the first: [n, amateurs, K].
 
         Args:
             rule: Whose.
@@ -55,8 +55,8 @@ class RuleStates:
             if table is not None:
                 larger[: len(table)] = table
             table = self._tables[rule.name] = larger
-        found = table[slots, (step - 1) % _KEPT_STEPS, :amateurs]
-        return found.masked_fill((step == 0)[:, None, None], 0.0)
+        state = table[slots, (step - 1) % _KEPT_STEPS, :amateurs]
+        return state.masked_fill((step == 0)[:, None, None], 0.0)
 
     def write(self, rule: Rule, slots: Tensor, step: Tensor, state: Tensor) -> None:
         """Keep what the rule returned at this step; arguments as in ``read``, and state
@@ -105,7 +105,7 @@ class RuleRows:
     num_slots: int
 
     def choose(self, logits: Tensor, steps: Tensor, states: RuleStates) -> Chosen:
-        """The weights of this step.
+        """Return the weights of this step.
 
         Args:
             logits: [rows, V] float32.

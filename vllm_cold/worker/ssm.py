@@ -19,7 +19,7 @@ def wrap_get_kv_cache_spec(original: Callable[..., Any]) -> Callable[..., Any]:
 
     def get_kv_cache_spec(self: Any, *args: Any, **kwargs: Any) -> Any:
         spec = original(self, *args, **kwargs)
-        if not getattr(spec, "num_prefill_checkpoint_blocks", 0):
+        if not getattr(spec, "num_prefill_checkpoint_blocks", 0):  # Mamba layers' alone
             return spec
         return replace(spec, num_prefill_checkpoint_blocks=0, prefill_checkpoint_alignment=None)
 
