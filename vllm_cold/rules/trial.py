@@ -44,7 +44,7 @@ def try_out(rule: Rule) -> None:
 
 
 def _try_with_values(rule: Rule) -> None:
-    steps = list(_play(rule, ends=False))
+    steps = list(_play(rule))
     for batch, choice, done in steps:
         is_wrong = torch.where(done, choice.weights != 0, ~choice.weights.isfinite())
         problem = (
@@ -53,18 +53,18 @@ def _try_with_values(rule: Rule) -> None:
             "allows one token alone or equals another one, or allow less"
         )
         _refuse(rule, batch, is_wrong, problem, choice.weights)
-    if rule.retires:
-        for (batch, choice, done), (_, ended, _) in zip(steps, _play(rule, ends=True), strict=True):
-            _refuse_difference(rule, batch, choice, ended, ~done)
-    # Each group alone and among all groups at all steps.
+    # Each group alone, where amateurs that were done have ended, and among all at all steps.
     whole = {name: torch.cat([batch[name] for batch, _, _ in steps]) for name in steps[0][0]}
+    ended = torch.cat([done for _, _, done in steps])
     together = _call(rule, whole)
     for i in range(len(whole["rows"])):
         group = _alone(whole, i)
-        is_there = _has_amateur(group)
-        amateurs = is_there.shape[1]
-        of_group = (None if x is None else x[i : i + 1, :amateurs] for x in together)
-        _refuse_difference(rule, group, Choice._make(of_group), _call(rule, group), is_there)
+        amateurs = group["rows"][:, 1:]
+        in_whole = Choice._make(
+            None if x is None else x[i : i + 1, : amateurs.shape[1]] for x in together
+        )
+        amateurs.masked_fill_(ended[i : i + 1, : amateurs.shape[1]], -1)
+        _refuse_difference(rule, group, in_whole, _call(rule, group))
 
 
 def _try_without_values(rule: Rule) -> None:
@@ -78,9 +78,9 @@ def _try_without_values(rule: Rule) -> None:
             _call(rule, part, lambda x: torch.empty(x.shape, dtype=x.dtype, device="meta"))
 
 
-def _play(rule: Rule, ends: bool) -> Iterator[tuple[_Batch, Choice, Tensor]]:
+def _play(rule: Rule) -> Iterator[tuple[_Batch, Choice, Tensor]]:
     """Yield, of each step of made-up groups, they themselves, what the rule returns of them, and
-    [G, S - 1] which amateurs were done before; ``ends``: these are not there any more.
+    [G, S - 1] which amateurs were done before.
     """
     groups = _first_step(rule)
     rows, state = groups["rows"], groups["state"]
@@ -88,8 +88,6 @@ def _play(rule: Rule, ends: bool) -> Iterator[tuple[_Batch, Choice, Tensor]]:
     done = torch.zeros_like(is_amateur)
     for step in range(_STEPS):
         moved = torch.where(rows > _CERTAIN, 1 + (rows + 7 * step) % (_ROWS - 1), rows)
-        if ends:
-            moved[:, 1:].masked_fill_(done, -1)
         batch = {**groups, "rows": moved, "step": groups["step"] + step, "state": state}
         choice = _call(rule, batch)
         yield batch, choice, done
@@ -132,7 +130,7 @@ def _first_step(rule: Rule) -> _Batch:
 
 def _alone(batch: _Batch, i: int) -> _Batch:
     """Return group ``i`` as a batch, with as many streams as it has."""
-    group = {name: tensor[i : i + 1] for name, tensor in batch.items()}
+    group = {name: tensor[i : i + 1].clone() for name, tensor in batch.items()}
     streams = int((group["rows"] >= 0).sum())
     return group | {"rows": group["rows"][:, :streams], "state": group["state"][:, : streams - 1]}
 
@@ -185,14 +183,12 @@ def _call(rule: Rule, batch: _Batch, copy: Callable[[Tensor], Tensor] = Tensor.c
     return checked(rule, returned, num, streams)
 
 
-def _refuse_difference(
-    rule: Rule, batch: _Batch, first: Choice, second: Choice, of: Tensor
-) -> None:
-    """Refuse a rule whose two choices for the same groups differ in amateurs ``of``, [G, S - 1]."""
+def _refuse_difference(rule: Rule, batch: _Batch, first: Choice, second: Choice) -> None:
+    """Refuse a rule whose two choices for the same groups differ."""
     for name, before, now in zip(Choice._fields, first, second, strict=True):
         if before is None or now is None:
             continue
-        x, y = (tensor.float().view(*of.shape, -1) for tensor in (before, now))
+        x, y = (tensor.float().view(*second.weights.shape, -1) for tensor in (before, now))
         # Of a group's numbers the smaller ones are as exact as the largest.
         most = x.nan_to_num().abs().flatten(1).amax(1).clamp(min=1.0)
         near = torch.isclose(x, y, equal_nan=True) | ((x - y).abs() <= 1e-5 * most[:, None, None])
@@ -202,7 +198,7 @@ def _refuse_difference(
             "p.x, s.step and all else, which have the groups in dimension 0, each group must have "
             "its own row's alone, and what it keeps must be in `state`"
         )
-        _refuse(rule, batch, ~near.all(-1) & of, problem, now, before)
+        _refuse(rule, batch, ~near.all(-1), problem, now, before)
 
 
 def _has_amateur(batch: _Batch) -> Tensor:
