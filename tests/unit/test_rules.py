@@ -277,7 +277,7 @@ UP_TO_100 = {"parameters": {"most": Parameter(1.0, 0.0, 100.0)}}
 ENDLESS = {"parameters": {"most": Parameter(1.0, 0.0, math.inf)}}
 NOT_FINITE = "weights that are not finite, .*most=100; keep them .* or allow less"
 MIXES = "depends on the other groups, .* in place of .* most="
-TOO_FEW = "groups of one amateur, .* must say how many"
+TOO_FEW = "groups of one amateur, .* unless `amateurs` says how many"
 calls, known = itertools.count(1), dict[Any, Tensor]()
 # What a rule returns, its attributes, and why it is refused.
 FAULTS: list[tuple[Callable[[Statistics, Any], Any], dict[str, Any], str]] = [
@@ -297,8 +297,8 @@ FAULTS: list[tuple[Callable[[Statistics, Any], Any], dict[str, Any], str]] = [
     (lambda s, p: amateurs(s) - (p.most * (s.step[:, None] + 1)).exp(), UP_TO_100, NOT_FINITE),
     (lambda s, p: -9 * p.most + amateurs(s), ENDLESS, "most=3e"),
     (lambda s, p: Choice(amateurs(s), done=amateurs(s) > 0), RETIRES, "weight after the step whe"),
-    (ends, RETIRES | {"amateurs": 2}, "whether or not another one has ended .*group of 2 amateurs"),
-    (lambda s, p: amateurs(s) * next(calls), {}, "must return the same of the same rows"),
+    (ends, RETIRES | {"amateurs": 2}, "depends on .*whether one that was done has ended"),
+    (lambda s, p: amateurs(s) * next(calls), {}, MIXES),
     (lambda s, p: known.setdefault((s.step.device, s.entropy.shape), amateurs(s)), {}, MIXES),
     # Other groups, or how many amateurs they have.
     (lambda s, p: amateurs(s) - amateurs(s).mean(), {}, MIXES),
@@ -331,12 +331,12 @@ FAULTS: list[tuple[Callable[[Statistics, Any], Any], dict[str, Any], str]] = [
             lambda x: torch.zeros(x.shape).copy_(x),
             lambda x: torch.tensor([1.0, 2.0], device=x.device),
             lambda x: x[:, [0, 0]],
-            lambda x: x.clone().__setitem__(x > 0, x[0]),
+            lambda x: x.clone().__setitem__(x > 0, x.sum()),
         )
     ),
     # For groups of one size alone.
     *(
-        (lambda s, p, n=n: amateurs(s) * (p.most.max().item() if s.num_streams == n else 1), {},
+        (lambda s, p, n=n: (s.num_streams == n and s.entropy.max().item(), amateurs(s))[1], {},
          WAITED)
         for n in (2, MAX_STREAMS)
     ),

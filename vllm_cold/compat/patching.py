@@ -38,26 +38,21 @@ def named(where: str) -> Any:
     return owner
 
 
-class LazyModule:
-    """A module of ours that a table names: its functions are references until one is needed."""
+class Reference:
+    """A module of ours that a table names, or a function of it, not loaded yet; ``where`` as for
+    ``named``.
+    """
 
-    def __init__(self, name: str) -> None:
-        self.__name__ = name
+    def __init__(self, where: str) -> None:
+        self.where = self.__name__ = where
 
     def __getattr__(self, name: str) -> "Reference":
-        return Reference(f"{self.__name__}:{name}")
+        return Reference(f"{self.where}:{name}")
 
 
-@dataclass(frozen=True, slots=True)
-class Reference:
-    """A function of ours, not loaded yet; ``where`` as for ``named``."""
-
-    where: str
-
-
-def lazy(package: str, names: str) -> dict[str, LazyModule]:
+def lazy(package: str, names: str) -> dict[str, Reference]:
     """Return modules of a package by their names, which are separated by spaces, unloaded."""
-    return {name: LazyModule(f"{package}.{name}") for name in names.split()}
+    return {name: Reference(f"{package}.{name}") for name in names.split()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,8 +146,9 @@ class Relies(Place):
         if self.like:
             ours = vars(named(self.like))
             names |= dict.fromkeys(ours["__annotations__"])
-            names |= {n: _positional(m) for n, m in ours.items() if inspect.isfunction(m)}
-            names |= {n: None for n, m in ours.items() if isinstance(m, property)}
+            methods = {n: m for n, m in ours.items() if inspect.isfunction(m) and n[:2] != "__"}
+            names |= {name: " ".join(_positional(method)) for name, method in methods.items()}
+            names |= dict.fromkeys(n for n, m in ours.items() if isinstance(m, property))
         return names
 
 
@@ -211,21 +207,15 @@ def _unlike(label: str, function: Any, takes: str) -> Iterator[str]:
     if getattr(function, "__isabstractmethod__", False):
         yield f"{label} is only declared"
     wanted = takes.split()
-    if not wanted:
-        return
-    parameters = [
-        name
-        for name, parameter in inspect.signature(function).parameters.items()
-        if name not in ("self", "cls") and parameter.kind is not parameter.KEYWORD_ONLY
-    ]
-    if (first := parameters[: len(wanted)]) != wanted:
+    if wanted and (first := _positional(function)[: len(wanted)]) != wanted:
         yield f"{label} takes ({', '.join(first)}), not ({', '.join(wanted)})"
 
 
-def _positional(method: Any) -> str:
-    """What a method of ours takes by position after ``self``."""
-    taken = list(inspect.signature(method).parameters.values())[1:]
-    return " ".join(p.name for p in taken if p.kind is p.POSITIONAL_OR_KEYWORD)
+def _positional(function: Any) -> list[str]:
+    """Return what a function takes by position after ``self`` or ``cls``."""
+    parameters = inspect.signature(function).parameters.values()
+    kinds = inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD
+    return [p.name for p in parameters if p.kind in kinds and p.name not in ("self", "cls")]
 
 
 def _fields(owner: Any) -> set[str]:
@@ -278,7 +268,7 @@ class Hook:
 
     def __init__(
         self,
-        module: ModuleType | LazyModule,
+        module: ModuleType | Reference,
         when: Time,
         why: str,
         can_go: str,

@@ -17,7 +17,7 @@ import importlib
 from types import ModuleType
 
 from vllm_cold.compat.hardware import is_on
-from vllm_cold.compat.patching import Hook, LazyModule, Relies, Time, Wraps, problems
+from vllm_cold.compat.patching import Hook, Reference, Relies, Time, Wraps, problems
 from vllm_cold.compat.versions import numbers
 
 _FRONTEND, _SCHEDULER, _WORKER, _NPU = TABLES = (
@@ -67,7 +67,7 @@ CHANNEL = "when vLLM has a channel for what plugins report."
 
 
 def workaround(
-    module: ModuleType | LazyModule,
+    module: ModuleType | Reference,
     when: Time,
     why: str,
     *places: Wraps | Relies,

@@ -156,10 +156,10 @@ class Admission:
             return None
         if default is not None:
             args = replace(args, values={**args.values, default.name: default.value})
-        count = count_amateurs(args)
-        self._check_number(PREFIX + (count.name or "amateur"), count.number)
+        counted, number = count_amateurs(args)
+        self._check_number(PREFIX + (counted or "amateur"), number)
         self._check_length(args)
-        amateurs = describe(args, count)
+        amateurs = describe(args)
         if default is not None:
             name = f"{PREFIX}{default.name} ({default.whose}'s default)"
             for amateur in amateurs:

@@ -65,13 +65,6 @@ class Omission(NamedTuple):
     value: Any
 
 
-class AmateurCount(NamedTuple):
-    """How many amateurs a request has."""
-
-    name: str | None  # of the value that decides it, if one does
-    number: int
-
-
 def names_contrast(args: ColdArgs) -> bool:
     """Whether a request itself says what it is contrasted with."""
     return any(name in args.values for name in ("amateur", *READERS))
@@ -96,18 +89,14 @@ def default_omission(args: ColdArgs, engine: ColdArgs) -> Omission | None:
     return None if preset.without is None else Omission(name, "without", preset.without)
 
 
-def describe(args: ColdArgs, count: AmateurCount | None = None) -> tuple[AmateurSpec, ...]:
+def describe(args: ColdArgs) -> tuple[AmateurSpec, ...]:
     """Describe the amateurs of a request; those with the same values share one ``source``.
-
-    Args:
-        args: The request's.
-        count: ``count_amateurs`` of them; None to count them now.
 
     Raises:
         ColdError: values do not fit together.
     """
     preset = args.preset
-    by_name, number = count or count_amateurs(args)
+    by_name, number = count_amateurs(args)
     amateurs = []
     sources: dict[tuple[str, str], Source] = {}
     for i in range(number):
@@ -161,8 +150,9 @@ def check_preset(
         raise ColdError(*setting, f"is for {len(preset.weights)} amateurs{with_several}")
 
 
-def count_amateurs(args: ColdArgs) -> AmateurCount:
-    """Count a request's amateurs by its lists; nothing in them is read.
+def count_amateurs(args: ColdArgs) -> tuple[str | None, int]:
+    """Return which value decides how many amateurs a request has, if one does, and their number.
+    Lists are counted; nothing in them is read.
 
     Raises:
         ColdError: two disagree, or it has none or too many.
@@ -174,7 +164,7 @@ def count_amateurs(args: ColdArgs) -> AmateurCount:
     if not names and preset.weights and preset.own_prompt:
         names, lengths["preset"] = ["preset"], len(preset.weights)
     if not names:
-        return AmateurCount(None, 1)
+        return None, 1
     first, number = names[0], lengths[names[0]]
     if not 1 <= number <= MAX_AMATEURS:
         problem = f"has {number} entries; a request has 1 to {MAX_AMATEURS} amateurs"
@@ -187,7 +177,7 @@ def count_amateurs(args: ColdArgs) -> AmateurCount:
                 f"has {length} entries, and {PREFIX}{first} has {number}: lists have one for each "
                 "amateur",
             )
-    return AmateurCount(first, number)
+    return first, number
 
 
 def _values_of(args: ColdArgs, i: int | None) -> dict[str, tuple[str, Any]]:

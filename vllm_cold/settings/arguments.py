@@ -40,12 +40,15 @@ class ColdArgs:
             request that says nothing itself uses contrastive decoding, if it names an adapter or
             the engine says what is left out of its conversation.
         values: Checked values by name: of settings, of the amateurs, and an engine's limits.
-        preset: The one that the values name.
     """
 
     enabled: bool | None = None
     values: Mapping[str, Any] = field(default_factory=dict)
-    preset: Preset = NO_PRESET
+
+    @property
+    def preset(self) -> Preset:
+        """The one that the values name."""
+        return PRESETS[self.values["preset"]] if "preset" in self.values else NO_PRESET
 
     def settings(
         self, engine: "ColdArgs | None" = None, weights: Sequence[float | str | None] = (None,)
@@ -95,11 +98,7 @@ def parse_request_args(args: Mapping[str, Any] | None) -> ColdArgs:
         asks = asks or key != EXPLAIN or checked > 0
         if checked is not None:
             values[name] = checked
-    return ColdArgs(True if enabled is None and asks else enabled, values, _preset_of(values))
-
-
-def _preset_of(values: Mapping[str, Any]) -> Preset:
-    return PRESETS[values["preset"]] if "preset" in values else NO_PRESET
+    return ColdArgs(True if enabled is None and asks else enabled, values)
 
 
 def parse_engine_defaults(config: object) -> ColdArgs:
@@ -125,28 +124,27 @@ def parse_engine_defaults(config: object) -> ColdArgs:
     checked = {
         name: check(name, config[name], f'{where}["{name}"]') for name in config if name in ENGINE
     }
-    values = {name: value for name, value in checked.items() if value is not None}
-    without, name, preset = values.get("without"), values.get("preset"), _preset_of(values)
+    args = ColdArgs(enabled, {name: x for name, x in checked.items() if x is not None})
+    without, name, preset = args.values.get("without"), args.values.get("preset"), args.preset
+    field, problem = "preset", ""
     if without is not None:
         read_without(f'{where}["without"]', without)
-    needs = ""
     if preset.weights:
-        needs = "needs amateurs that only a request can name"
+        problem = "needs amateurs that only a request can name"
     elif enabled and preset.without is not None and without is None:
-        needs = (
+        problem = (
             'contrasts with another prompt; say with "without" what is left out of a conversation'
         )
-    if needs:
-        raise ColdError(f'{where}["preset"]', name, needs)
-    if preset.images is not None and without is not None:
-        raise ColdError(
-            f'{where}["without"]',
-            without,
+    elif preset.images is not None and without is not None:
+        field = "without"
+        problem = (
             f"the preset {name} says what amateurs read, the images {preset.images}; leave one of "
-            "them out",
+            "them out"
         )
-    combine(values, prefix=f"{where}.", layers=[preset.settings])
-    return ColdArgs(enabled, values, preset)
+    if problem:
+        raise ColdError(f'{where}["{field}"]', args.values[field], problem)
+    combine(args.values, prefix=f"{where}.", layers=[preset.settings])
+    return args
 
 
 def load_rules(additional_config: object) -> None:

@@ -5,28 +5,14 @@ An encoder turns an image, a video or an audio into embeddings, which stay in th
 until all of its tokens are computed. A stream that waits for the others stops one token short of
 its end. By then it has computed all of its media, unless its prompt ends with one. It would keep
 that, and all might wait for room for ever; so text must follow.
+
+Media are vLLM's ``MultiModalFeatureSpec``: each with an identifier, the same for the same
+embeddings, and the place of its tokens in a prompt.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
-
-
-class Placeholder(Protocol):
-    """``vllm.multimodal.inputs.PlaceholderRange``: tokens of a prompt that stand for a medium."""
-
-    offset: int
-    length: int
-
-    def get_num_embeds(self) -> int:
-        """Return how many of the tokens get an embedding."""
-
-
-class Feature(Protocol):
-    """``vllm.multimodal.inputs.MultiModalFeatureSpec``: one medium of a prompt."""
-
-    identifier: str  # the same for the same embeddings
-    mm_position: Placeholder
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +35,7 @@ class EncoderRoom:
     is_whole: bool = False
 
 
-def overlapping(features: Sequence[Feature], start: int, end: int) -> Iterator[Feature]:
+def overlapping(features: Sequence[Any], start: int, end: int) -> Iterator[Any]:
     """Yield the media with tokens in ``[start, end)``."""
     for feature in features:
         place = feature.mm_position
@@ -57,12 +43,12 @@ def overlapping(features: Sequence[Feature], start: int, end: int) -> Iterator[F
             yield feature
 
 
-def num_embeds(features: Iterable[Feature]) -> int:
+def num_embeds(features: Iterable[Any]) -> int:
     """Count the embeddings of these media; those of the same identifier are encoded once."""
     return sum({f.identifier: f.mm_position.get_num_embeds() for f in features}.values())
 
 
-def why_never(streams: Sequence[tuple[int, Sequence[Feature]]], room: EncoderRoom) -> str | None:
+def why_never(streams: Sequence[tuple[int, Sequence[Any]]], room: EncoderRoom) -> str | None:
     """Tell why an engine could never schedule a request's streams in lockstep, for their media.
 
     Args:
@@ -73,26 +59,23 @@ def why_never(streams: Sequence[tuple[int, Sequence[Feature]]], room: EncoderRoo
     Returns:
         What is too much, and the remedy, to stand after "this request ..."; None if it can.
     """
+    media = [feature for _, features in streams for feature in features]
     most = min(room.cache, room.budget)
-    for _, features in streams:
-        for feature in features:
-            if (size := num_embeds([feature])) > most:
-                return (
-                    f"has media of {size} embeddings, and the engine encodes {most} at most: send "
-                    "less, or raise max_num_batched_tokens"
-                )
-    if room.is_whole:
-        # With a token of each other stream that is admitted with it.
-        longest = room.tokens - (len(streams) - 1)
-        longest = min(longest, room.chunk or longest)
-        for _, features in streams:
-            for feature in features:
-                if (length := feature.mm_position.length) > longest:
-                    return (
-                        f"has media of {length} tokens, which must be computed in one step, and "
-                        f"one stream of it can have {longest}: send less, raise "
-                        "max_num_batched_tokens, or leave disable_chunked_mm_input out"
-                    )
+    if (size := max((num_embeds([medium]) for medium in media), default=0)) > most:
+        return (
+            f"has media of {size} embeddings, and the engine encodes {most} at most: send less, or "
+            "raise max_num_batched_tokens"
+        )
+    # With a token of each other stream that is admitted with it.
+    longest = room.tokens - (len(streams) - 1)
+    longest = min(longest, room.chunk or longest)
+    length = max((medium.mm_position.length for medium in media), default=0)
+    if room.is_whole and length > longest:
+        return (
+            f"has media of {length} tokens, which must be computed in one step, and one stream of "
+            f"it can have {longest}: send less, raise max_num_batched_tokens, or leave "
+            "disable_chunked_mm_input out"
+        )
     for num_tokens, features in streams:
         if any(overlapping(features, num_tokens - 1, num_tokens)):
             return (

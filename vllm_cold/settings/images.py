@@ -11,6 +11,7 @@ both: in a picture that is scaled down afterwards, noise is averaged away.
 import hashlib
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -127,12 +128,9 @@ _TEXT = re.compile(r"(noise|blur):(\d{1,9}(?:\.\d{1,9})?)", re.ASCII)
 
 def read_view(field: str, text: str) -> View:
     """Read ``cold_images`` if it is not "none"; raises ColdError for anything else."""
-    match = _TEXT.fullmatch(text)
-    try:
-        if match is not None:
+    if match := _TEXT.fullmatch(text):
+        with suppress(ValueError):  # out of range, or a step that is no integer
             return Noise(int(match[2])) if match[1] == "noise" else Blur(float(match[2]))
-    except ValueError:
-        pass  # out of range, or a step that is no integer: as below
     raise ColdError(field, text, ALLOWED)
 
 

@@ -36,19 +36,17 @@ def read_source(prompt: object, without: Any, images: object) -> Source | None:
     """
     arguments = {"prompt": prompt, "without": without, "images": images}
     values = {name: (name, value) for name, value in arguments.items() if value is not None}
-    match pick_source(values, arguments):
-        case None:
-            return None
-        case "without", field, value:
-            return read_without(field, check("without", value))
-        case "prompt", field, value:
-            return read_prompt(field, value)
-        case _, field, value:
-            if callable(value):
-                return Distorted(value)
-            raise ColdError(
-                field, value, "must be Noise, Blur or a function that makes a PIL image of one"
-            )
+    pick_source(values, arguments)  # refuses two
+    if prompt is not None:
+        return read_prompt("prompt", prompt)
+    if without is not None:
+        return read_without("without", check("without", without))
+    if images is None:
+        return None
+    if not callable(images):
+        problem = "must be Noise, Blur or a function that makes a PIL image of one"
+        raise ColdError("images", images, problem)
+    return Distorted(images)
 
 
 def read_prompt(field: str, prompt: object) -> Source:
