@@ -22,8 +22,7 @@ from vllm_cold.tools.command_error import ToolError
 from vllm_cold.tools.contrast_args import as_json
 from vllm_cold.tools.server import Server
 from vllm_cold.tools.tune import tune_report, verdict
-from vllm_cold.tools.tune.answers import Answers, Job, Output, open_answers
-from vllm_cold.tools.tune.decode import ask
+from vllm_cold.tools.tune.answers import Answers, Job, Output, ask, open_answers
 from vllm_cold.tools.tune.grid import GREEDY, Setting
 from vllm_cold.tools.tune.problems import Problem
 from vllm_cold.tools.tune.task import Task, read_task

@@ -118,10 +118,11 @@ class Result(msgspec.Struct, frozen=True):
         parts = (self.keep.answered, self.keep.silent, self.keep.whole)
         return next((part for part in parts if part is not None and part.is_worse), None)
 
-    def figures(self, part: Literal["answered", "silent"], which: str = "") -> str:
-        """Describe the difference on held-out problems (``which``), with its interval and p."""
+    def figures(self, part: Literal["answered", "silent"]) -> str:
+        """Describe the difference on a part of the held-out problems, with its interval and p."""
         score: Comparison = getattr(self.score, part)
         both, parts = "", ""
+        which = " whose text answers" if part == "answered" and self.score.silent else ""
         if self.match is not None and self.keep is not None:
             match, keep = getattr(self.match, part), getattr(self.keep, part)
             both = " of both at once"
@@ -310,11 +311,16 @@ class Verdict:
         best, use = self.best, self.use
         row = use or best
         silent = row.score.silent
-        figures = row.figures("answered", "" if silent is None else " whose text answers")
+        figures = row.figures("answered")
         only = " only where the text is known to answer" if self._is_for_answers(row) else ""
         lost = loss(best)
         if use is None:
-            text = f"Use greedy decoding: {lost}; {figures}" if lost else self._no_gain(figures)
+            dev = self.dev[self.picked].score.answered
+            tried = "no setting or baseline" if self.against else "no setting"
+            kept = "" if best.keep is None else " and keeps what must be kept"
+            text = f"{tried} beats it significantly{kept}; {self.picked} differs by {figures}"
+            text += f"; {points(dev.difference)} on {dev.count} dev problems"
+            text = "Use greedy decoding: " + (f"{lost}; {figures}" if lost else text)
         elif use is best:
             text = f"Use {use.setting}{only}, which beats greedy decoding: {figures}"
             for baseline in self._baselines:
@@ -334,13 +340,3 @@ class Verdict:
         if silent is not None:
             return f"{text}; where the text does not answer, {row.figures('silent')}."
         return text + ("; irrelevant context was not tested." if self.untested else ".")
-
-    def _no_gain(self, figures: str) -> str:
-        """Say why nothing but greedy decoding is advised."""
-        dev = self.dev[self.picked].score.answered
-        tried = "no setting or baseline" if self.against else "no setting"
-        kept = "" if self.best.keep is None else " and keeps what must be kept"
-        return (
-            f"Use greedy decoding: {tried} beats it significantly{kept}; {self.picked} differs by "
-            f"{figures}; {points(dev.difference)} on {dev.count} dev problems"
-        )
