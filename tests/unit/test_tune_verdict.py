@@ -269,7 +269,7 @@ def test_what_the_dev_problems_pick() -> None:
         assert verdict.pick(rows) is rows[picked]
     rows = [row(CAD, (30, 0), (0, 30)), row(TWICE, (14, 0), (0, 7))]
     assert verdict.pick(rows) is rows[1]
-    worse = verdict.loss(row(CAD, ((0, 9), (0, 3), (0, 20))))
+    worse = row(CAD, ((0, 9), (0, 3), (0, 20))).loss
     assert worse == "cad loses what must be kept: -20.0 points (p = 1.9e-06)"
 
 

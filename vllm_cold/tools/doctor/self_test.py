@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,18 +111,6 @@ def main(folder: Path) -> None:
     (folder / _RESULT).write_text(json.dumps([engine, tokens]))
 
 
-def compare(tokens: Sequence[list[int]]) -> list[Entry]:
-    """Return an entry for each case."""
-    entries = []
-    for case, decoded in zip(CASES, tokens, strict=True):
-        entry = Entry(case.name, f"the reference's {len(decoded)} tokens")
-        if decoded != case.right:
-            text = f"differs: the engine has {decoded}, the reference {case.right}"
-            entry = Entry(case.name, text, Status.PROBLEM)
-        entries.append(entry)
-    return entries
-
-
 def run(timeout: float = 300.0) -> Iterator[Entry]:
     """Decode in an engine of its own process and compare; ``timeout`` is in seconds."""
     print("vllm-cold doctor: self-test, about half a minute ...", file=sys.stderr)
@@ -136,7 +124,13 @@ def run(timeout: float = 300.0) -> Iterator[Entry]:
         else:
             engine, tokens = json.loads((folder / _RESULT).read_text())
             engine += f", started and decoded in {time.monotonic() - start:.0f} s"
-            entries = [Entry("engine", engine), *compare(tokens)]
+            entries = [Entry("engine", engine)]
+            for case, decoded in zip(CASES, tokens, strict=True):
+                entry = Entry(case.name, f"the reference's {len(decoded)} tokens")
+                if decoded != case.right:
+                    text = f"differs: the engine has {decoded}, the reference {case.right}"
+                    entry = Entry(case.name, text, Status.PROBLEM)
+                entries.append(entry)
         yield from entries
         if any(entry.status is Status.PROBLEM for entry in entries):
             lines = without_home(log.read_text(errors="replace")).splitlines()
