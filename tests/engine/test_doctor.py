@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.docs.blocks import block
-from vllm_cold.tools.doctor.cases import CASES
+from vllm_cold.tools.doctor.self_test import CASES
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 

@@ -21,9 +21,9 @@ from vllm_cold.compat import active, environment, places, versions
 from vllm_cold.compat.patching import Relies
 from vllm_cold.cpu import operators
 from vllm_cold.ops import backend_registry, cpu_library
-from vllm_cold.tools.doctor import doctor_report, machine, sections, self_test, tiny
-from vllm_cold.tools.doctor.cases import CASES, Case
+from vllm_cold.tools.doctor import doctor_report, sections, self_test, tiny
 from vllm_cold.tools.doctor.doctor_report import Entry, Status
+from vllm_cold.tools.doctor.self_test import CASES, Case
 
 pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
@@ -107,7 +107,7 @@ def test_values_of_unknown_variables_are_never_shown() -> None:
     home = str(Path.home())
     secret = dict.fromkeys(("VLLM_API_KEY", "HF_TOKEN", "COLD_API_KEY"), "secret")
     shown = {"COLD_ENABLED": "0", "LD_PRELOAD": f"{home}/lib.so"}
-    entries = list(machine.environment(secret | shown))
+    entries = list(sections.variables(secret | shown))
     assert "secret" not in repr(entries) and "HF_TOKEN" not in repr(entries)
     assert find(entries, "set too, values not shown").value == "COLD_API_KEY, VLLM_API_KEY"
     assert find(entries, "COLD_ENABLED").value == "0"

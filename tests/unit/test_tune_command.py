@@ -240,8 +240,6 @@ def test_what_must_be_kept_is_judged_with_what_is_right(command: Command, loses:
     assert report["settings"][1]["test"] is None  # was not decoded there
     scores = {"keep": "kept", "greedy_keep": 1.0, "greedy_match": 0.0, "cold_match": 1.0}
     assert scores.items() <= report["changes"][0].items()
-    assert ("--sampler" in report["serve"]) is not loses
-    assert command.headline.startswith("Use greedy" if loses else "Use alpha 0.1, beta 0.5, which")
     assert "0.0 % and 100.0 % are matched (better on 20, worse on 0, p = 1.9e-06)" in command.notes
 
 
@@ -300,15 +298,9 @@ def test_baselines_come_first_and_their_findings(command: Command, capsys: Captu
     before: list[str] = []
 
     def text(job: Job) -> str:
-        """A text that answers helps, more so by cad; others harm."""
-        answers = job.problem.has_answer
-        if job.setting == CAD:
-            if len(command.jobs) > 1 and not before:
-                before.append(" ".join(capsys.readouterr().out.split()))
-            return "right" if answers else "wrong"
-        without = job.setting.baseline == "no text"
-        right = not answers if without else answers and job.problem.line % 3 == 0
-        return "right" if right else "wrong"
+        if job.setting == CAD and len(command.jobs) > 1:
+            before.append(" ".join(capsys.readouterr().out.split()))
+        return "right" if job.setting == CAD else "wrong"
 
     command.text = text
     options = ("--preset", "cad", "--better", "By the text:")
@@ -321,9 +313,7 @@ def test_baselines_come_first_and_their_findings(command: Command, capsys: Captu
     assert report["first"][0] in before[0] and "Not tested" not in before[0]
     assert [row["name"] for row in report["settings"]] == [*NAMES, "cad"]
     assert 'The stronger prompt has "By the text:" before the question' in command.notes
-    # Another sentence makes one prompt another one; what is asked twice is decoded once.
-    assert command(*options, "--better", "Read!", without=PRESET) == 0
-    assert {setting.baseline for setting, _ in command.take()} == {"a stronger prompt"}
+    # What is asked twice is decoded once.
     file = command.folder / "p.jsonl"
     file.write_text(re.sub(r"Q\d+\?", "Q?", file.read_text()))
     assert command(*options, without=PRESET) == 0
@@ -413,11 +403,6 @@ ADVICE = {
         lambda job: job.setting.baseline and (job.args or job.problem.line % 2),
         0, "Use alpha 0.1 with a stronger prompt, which beats", "--sampler cold",
         '"cold_amateur": "chat", "cold_weights": -0.25, ', "cold_without",
-    ),
-    "a contrast that adds little": Advised(
-        Command.write_texts, "--preset cad", PRESET,
-        lambda job: job.setting.baseline == REPEATED and (job.problem.line % 8 or job.args),
-        1, f"Use {REPEATED}, without a contrast: ", "sql", unsaid="must also send",
     ),
     "a gain where texts answer alone": Advised(
         lambda command: command.write_texts(silent=16), "--preset cad", PRESET,

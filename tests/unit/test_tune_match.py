@@ -27,8 +27,7 @@ def score(how: str, output: str, *answers: Any) -> float:
     [
         ("1,234,567.50", "1234567.50"),
         ("1,23", "1 23"),  # no group of three
-        ("x=-5", "-5"),
-        ("\u22125", "-5"),
+        ("x=-5 \u22125 -\u20ac5", "-5 -5 -5"),
         ("10-5", "10 5"),
         ("(10)-5 %-5", "10 5 5"),
         (".5", "0.5"),
@@ -48,9 +47,7 @@ def test_what_a_number_is(text: str, expected: str) -> None:
 @pytest.mark.parametrize(
     ("how", "output", "answer", "right"),
     [
-        ("number", "first 3, then 4", "4", True),
-        ("number", "4.00", "4", True),
-        ("number", "50%", "50", True),
+        ("number", "first 3, then 4.00", "4", True),
         ("number", "0.10000000000000000000000000000000001", "0.1", False),  # beyond a float
         ("exact", " Paris\n", "Paris", True),
         ("exact", "paris", "Paris", False),
@@ -148,14 +145,10 @@ def test_a_callable(here: Path) -> None:
 
 def test_a_callable_keeps_what_it_likes(here: Path) -> None:
     """It gets any JSON, and None of rows without one."""
-    for keeps, how, expected in (
-        ((None, None), "half", 0.5),
-        (({"b": 1}, 2), "given", 1.0),
-        ((None,), "given", 0.0),
-    ):
-        problems = kept(*keeps)
-        keeper = load_keeper(f"scoring_of_mine:{how}", problems)
-        assert keeper is not None and keeper("x", problems[0]) == expected
+    for keep, expected in (({"b": 1}, 1.0), (None, 0.0)):
+        (problem,) = problems = kept(keep)
+        keeper = load_keeper("scoring_of_mine:given", problems)
+        assert keeper is not None and keeper("x", problem) == expected
 
 
 def test_a_callable_imports_its_neighbours_when_it_is_called(here: Path) -> None:

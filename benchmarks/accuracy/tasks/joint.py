@@ -32,7 +32,7 @@ from benchmarks.accuracy.tasks import instructions, memory
 from benchmarks.accuracy.tasks.instructions import GROUP
 from benchmarks.accuracy.tasks.text import distinct, words
 from examples.facts import Fact, facts, names
-from vllm_cold.tools.tune.ifeval import kinds
+from vllm_cold.tools.tune.match import instruction_kinds
 
 # Those that fit a short answer.
 KINDS = (
@@ -107,7 +107,7 @@ def _drawn(kind: str, rng: Random) -> dict[str, Any]:
 
 def _words_of(kind: str, arguments: Mapping[str, Any]) -> str:
     """How IFEval says it."""
-    return str(kinds()[kind](kind).build_description(**arguments)).strip()
+    return str(instruction_kinds()[kind](kind).build_description(**arguments)).strip()
 
 
 def follows(text: str, kind: str, arguments: Mapping[str, Any]) -> bool:
@@ -158,7 +158,7 @@ def score(text: str, problem: Problem) -> dict[str, bool]:
 
 
 def _strict(text: str, kind: str, arguments: Mapping[str, Any]) -> bool:
-    checker = kinds()[kind](kind)
+    checker = instruction_kinds()[kind](kind)
     checker.build_description(**arguments)
     return bool(checker.check_following(text))
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """``vllm-cold doctor``: what is installed, what vllm-cold would use here, and whether it works.
 
-``report`` has the report's form. ``machine`` looks at what needs no vLLM, ``sections`` at the rest.
-``self_test`` decodes ``cases`` with ``tiny``'s model.
+``doctor_report`` has the report's form, ``sections`` what is looked at. ``self_test`` decodes
+``cases.json`` with ``tiny``'s model.
 """
 
 import argparse
@@ -32,12 +32,12 @@ def run(options: argparse.Namespace) -> int:
     environment = dict(os.environ)  # before anything is imported that changes it
     # vLLM's log would interrupt the report, which says the same.
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    from vllm_cold.tools.doctor import doctor_report, machine, sections, self_test
+    from vllm_cold.tools.doctor import doctor_report, sections, self_test
     from vllm_cold.tools.doctor.doctor_report import Entry, Look, Status
 
     looks: dict[str, Look] = {
-        "Versions": machine.installed,
-        "Environment variables": lambda: machine.environment(environment),
+        "Versions": sections.installed,
+        "Environment variables": lambda: sections.variables(environment),
     }
     with_vllm: dict[str, Look] = {
         "Devices": sections.devices,
@@ -48,7 +48,7 @@ def run(options: argparse.Namespace) -> int:
     }
     if not options.no_self_test:
         with_vllm["Self-test"] = self_test.run
-    if (reason := machine.unusable()) is None:
+    if (reason := sections.unusable()) is None:
         looks |= with_vllm
     else:  # one cause is one problem, whatever depends on it
         problem = Entry("import", reason, Status.PROBLEM)

@@ -3,8 +3,8 @@
 beta?
 
 Greedy decoding and the baselines come first, then a grid of settings. Dev problems pick a setting,
-held-out ones judge it. ``task`` checks the options, ``decode`` asks a server, ``command`` puts all
-in order.
+held-out ones judge it. ``task`` checks the options, ``answers`` asks a server, ``tune_command``
+puts all in order.
 """
 
 import argparse

@@ -1,27 +1,41 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What has been decoded: ``answers.jsonl``, to which each answer is added as it comes.
+"""What is decoded, several problems at a time by a server, and ``answers.jsonl``, to which each
+answer is added as it comes.
 
 The first line says what made the answers: model, adapters and options. Each further line is one
 answer with what was asked for, by which it is found again. So nothing is decoded again if the rule
 of ``--match``, the reference answers, the split or the grid changes; a problem that changes is.
 """
 
+import asyncio
 import fcntl
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import msgspec
+import openai
 
 from vllm_cold.tools.command_error import ToolError
-from vllm_cold.tools.contrast_args import Content, as_json, merge, reads_args
+from vllm_cold.tools.contrast_args import (
+    Content,
+    as_json,
+    endpoint,
+    merge,
+    reads_args,
+    request_args,
+)
+from vllm_cold.tools.server import Server, side_by_side, without_openai
 from vllm_cold.tools.tune.grid import Setting
 from vllm_cold.tools.tune.problems import Problem
+from vllm_cold.tools.tune.task import Task
 
 NAME = "answers.jsonl"
 _MARK = "vllm-cold tune"  # begins the file, with the version of its format
 ENDS = ("stop", "length", "repetition")  # finish reasons of answers that are whole
+_CONCURRENCY = 32  # requests at a time to a server that others may ask, too
+_OWN_CONCURRENCY = 256  # so that batches are full
 _encode = msgspec.json.Encoder(order="deterministic").encode
 
 
@@ -152,3 +166,55 @@ def open_answers(folder: str, made_with: Mapping[str, Any]) -> Iterator[Answers]
         ) from None
     with file:
         yield Answers(path, file, made_with)
+
+
+def ask(
+    task: Task, server: Server, jobs: Sequence[Job], on_answer: Callable[[Job, Output], None]
+) -> None:
+    """Have a server decode jobs at temperature 0; ``on_answer`` is called for each as soon as it is
+    finished. ToolError where a request is refused or ends with an error.
+    """
+    waiting = iter(jobs)
+
+    async def work(client: openai.AsyncOpenAI) -> None:
+        for job in waiting:  # all take the next one of the same
+            on_answer(job, await _answer(task, server, client, job))
+
+    async def run() -> None:
+        async with openai.DefaultAsyncHttpxClient() as http:  # of this event loop
+            with without_openai():
+                client = server.client.with_options(http_client=http)
+            most = _CONCURRENCY if task.server is not None else _OWN_CONCURRENCY
+            await side_by_side(work(client) for _ in range(task.options.concurrency or most))
+
+    asyncio.run(run())
+
+
+async def _answer(task: Task, server: Server, client: openai.AsyncOpenAI, job: Job) -> Output:
+    path, prompt = endpoint(job.reads)
+    xargs = request_args(job.args, task.model) if job.args else {"cold": 0}
+    most = task.options.max_tokens
+    body = {
+        "model": task.expert or task.model,
+        **prompt,
+        "temperature": 0.0,
+        "max_tokens": most,
+        "stop": task.options.stop or [],
+        "vllm_xargs": xargs,
+    }
+    try:
+        with server.errors():
+            reply: Any = await client.post(path, body=body, cast_to=object)
+    except ToolError as error:
+        raise ToolError(f"{job.problem.place}: {error}") from error
+    choice, usage = reply["choices"][0], reply.get("usage")
+    finish = choice["finish_reason"]
+    if finish == "length" and usage is not None and usage["completion_tokens"] < most:
+        tokens = usage["prompt_tokens"]
+        raise ToolError(
+            f"{job.problem.place}: its prompt has {tokens} tokens, with --max-tokens "
+            f"{tokens + most} in all, which exceeds the model's length; shorten the "
+            "prompt, lower --max-tokens or raise --max-model-len"
+        )
+    text = choice["message"]["content"] if "message" in choice else choice["text"]
+    return Output(text or "", finish)

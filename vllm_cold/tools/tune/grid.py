@@ -53,16 +53,6 @@ def _values(name: str, text: str) -> list[Any]:
     return list(dict.fromkeys(values))
 
 
-def _strengths(betas: list[float], rules: list[str]) -> list[dict[str, Any]]:
-    """List the betas to try from the mildest, then the rules."""
-    return [{"beta": beta} for beta in sorted(betas)] + [{"rule": rule} for rule in sorted(rules)]
-
-
-def _has_rule(point: Mapping[str, Any]) -> bool:
-    preset = point.get("preset")
-    return "rule" in (point if preset is None else PRESETS[preset].settings)
-
-
 def make_grid(
     texts: Mapping[str, str | None], presets: str | None = None, weights: Any = None
 ) -> list[Setting]:
@@ -83,17 +73,23 @@ def make_grid(
     axes = {name: _values(name, others.pop(name)) for name in (*AXES, "rule") if name in others}
     points: list[dict[str, Any]] = []
     if presets is None or axes:
-        strengths = _strengths(axes.get("beta", []), axes.get("rule", []))
-        if not strengths and weights is None:
-            strengths = _strengths(_values("beta", AXES["beta"]), [])
-        alphas = sorted(axes.get("alpha") or _values("alpha", AXES["alpha"]), reverse=True)
+        axes.setdefault("alpha", _values("alpha", AXES["alpha"]))
+        if weights is None and not axes.keys() & {"beta", "rule"}:
+            axes["beta"] = _values("beta", AXES["beta"])
+        strengths: list[dict[str, Any]] = [
+            {name: value} for name in ("beta", "rule") for value in sorted(axes.get(name, ()))
+        ]
+        alphas = sorted(axes["alpha"], reverse=True)
         points = [
             {"alpha": alpha, **strength} for strength in strengths or [{}] for alpha in alphas
         ]
     for name in presets.split(",") if presets is not None else ():
         points.append({"preset": check("preset", name.strip(), "--preset")})
     several = weights if isinstance(weights, list) else [weights]
-    ruled = [point for point in points if _has_rule(point)]
+    presets_of_rules = {name for name, preset in PRESETS.items() if "rule" in preset.settings}
+    ruled = [
+        point for point in points if "rule" in point or point.get("preset") in presets_of_rules
+    ]
     if not ruled or any(isinstance(weight, str) and weight for weight in several):
         ruled = points
     for name, text in others.items():

@@ -7,25 +7,30 @@ With several answers the best score counts. What the rules are, exactly:
 - ``contains``: the answer, without white space at its ends, occurs in the output.
 - ``regex``: the answer is a pattern of Python's ``re`` that is found somewhere in the output.
 - ``number``: the last number of the output equals the number in the answer; see ``numbers``.
-- ``ifeval``: it follows all instructions in the answer; see ``ifeval``.
+- ``ifeval``: it follows all instructions in the answer, IFEval's (arXiv 2311.07911), as
+  if-verifiable checks them. An answer is what IFEval's own data have: names of instructions and the
+  arguments of each. Strict: the output as it is follows all of them, and an empty one follows none.
+  The checks' quirks are IFEval's: keywords are patterns, for one.
 - ``module:function``: called with the output and the answer as the file gives it.
 
 ``--keep`` has the same rules, for what a row has as ``keep``.
 """
 
-import contextlib
 import math
 import pkgutil
+import random
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Annotated, Any
+from unittest.mock import patch
+
+import msgspec
 
 from vllm_cold.tools.command_error import ToolError
-from vllm_cold.tools.tune import ifeval
 from vllm_cold.tools.tune.problems import Problem
 
 Matcher = Callable[[str, Problem], float]
@@ -36,14 +41,14 @@ KEEP = "contains"  # the rule where rows have something to keep, and --keep is n
 _NUMBER = re.compile(
     r"""
     (?<![A-Za-z0-9_])                       # not inside a word: "w17" and "x2" hold no number
-    (?P<sign>(?<![)\]}%])[-+\u2212])?       # "10-5" and "(2)-5" end in 5, "= -5" in -5
+    (?:(?<![)\]}%])[-+\u2212])?             # "10-5" and "(2)-5" end in 5, "= -5" in -5
     [$\u20ac\u00a3\u00a5]?                  # a currency sign may stand between
-    (?P<figure>
+    (?:
         (?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9]) | [0-9]+)   # 1,234,567 or 1234567
         (?:\.[0-9]+)?
       | (?<![0-9])\.[0-9]+                  # .5
     )
-    (?P<exponent>[eE][-+]?[0-9]{1,3}(?![0-9]))?
+    (?:[eE][-+]?[0-9]{1,3}(?![0-9]))?
     """,
     re.VERBOSE,
 )
@@ -51,11 +56,8 @@ _NUMBER = re.compile(
 
 def numbers(text: str) -> list[Decimal]:
     """Find all numbers in ``text``, in order."""
-    values = []
-    for match in _NUMBER.finditer(text):
-        sign = "-" if match["sign"] in ("-", "\u2212") else ""
-        values.append(Decimal(sign + match["figure"].replace(",", "") + (match["exponent"] or "")))
-    return values
+    currency = str.maketrans("\u2212", "-", ",$\u20ac\u00a3\u00a5")
+    return [Decimal(match[0].translate(currency)) for match in _NUMBER.finditer(text)]
 
 
 _RULES: dict[str, Callable[[str, str], bool]] = {
@@ -141,11 +143,11 @@ def _judge_of(how: str, where: str) -> Callable[[Any], Judge]:
             f"{where}: must be one of {', '.join(_RULES)}, ifeval, or a callable as module:function"
         )
     try:
-        known = ifeval.kinds()
+        known = instruction_kinds()
     except ModuleNotFoundError as error:
         name = str(error.name).partition(".")[0]
         raise ToolError(f"{where}: needs {name}: pip install 'vllm-cold[ifeval]'") from error
-    return lambda answer: partial(ifeval.follows, ifeval.checkers(answer, known))
+    return lambda answer: partial(_follows, _checkers(answer, known))
 
 
 def _by_answers(how: str, answer: Any) -> Judge:
@@ -173,8 +175,11 @@ def _as_text(value: Any) -> str:
 
 def _import(how: str, where: str) -> Callable[[str, Any], Any]:
     """Import the user's function."""
+    # An installed command does not look in the working directory by itself. Only meanwhile: vLLM's
+    # imports must not find the user's files.
+    importable = patch.object(sys, "path", [str(Path.cwd()), *sys.path])
     try:
-        with _importable():
+        with importable:
             function = pkgutil.resolve_name(how)
     except Exception as error:  # whatever the user's module raises when it is imported
         raise ToolError(
@@ -183,22 +188,82 @@ def _import(how: str, where: str) -> Callable[[str, Any], Any]:
         ) from error
     if not callable(function):
         raise ToolError(f"{where}: is not callable; give module:function")
-    # It may import its neighbours when it is called.
-    return cast(Callable[[str, Any], Any], _importable()(function))
+
+    def call(output: str, answer: Any) -> Any:
+        with importable:  # it may import its neighbours
+            return function(output, answer)
+
+    return call
 
 
-@contextlib.contextmanager
-def _importable() -> Iterator[None]:
-    """Let the modules of the working directory be imported, before all others, while the block
-    runs.
-
-    An installed command does not look there by itself; ``python -m`` does. Only meanwhile: vLLM's
-    imports must not find the user's files.
+def instruction_kinds() -> Mapping[str, Any]:
+    """Return the checker of each kind of instruction, by its name; ModuleNotFoundError without the
+    extra ``ifeval``.
     """
-    folder = str(Path.cwd())
-    sys.path.insert(0, folder)
+    import langdetect  # type: ignore[import-untyped,unused-ignore]
+    from if_verifiable.ifeval import (  # type: ignore[import-untyped,unused-ignore]
+        instructions_registry,
+    )
+
+    langdetect.DetectorFactory.seed = 0  # else a text has another language each time
+    return instructions_registry.INSTRUCTION_DICT  # type: ignore[no-any-return]
+
+
+class _Instructions(msgspec.Struct):
+    instruction_id_list: Annotated[list[Any], msgspec.Meta(min_length=1)]
+    kwargs: list[dict[str, Any]]
+
+
+def _checkers(answer: Any, known: Mapping[str, Any]) -> list[Any]:
+    """Make what checks an answer's instructions, of ``known`` checkers by kind; ValueError if it is
+    no such answer, or no output could be checked by it.
+    """
     try:
-        yield
-    finally:
-        if folder in sys.path:  # the user's code may have changed it
-            sys.path.remove(folder)
+        row = msgspec.convert(answer, _Instructions)
+        pairs = list(zip(row.instruction_id_list, row.kwargs, strict=True))
+    except ValueError:
+        raise ValueError(
+            'must be an object as in IFEval\'s data: "instruction_id_list", names of instructions, '
+            'and "kwargs", an object for each'
+        ) from None
+    return [_checker(*pair, known) for pair in pairs]
+
+
+def _checker(name: Any, kwargs: dict[str, Any], known: Mapping[str, Any]) -> Any:
+    if not isinstance(name, str) or name not in known:
+        raise ValueError(f"{name!r}: must be one of {', '.join(known)}")
+    checker = known[name](name)
+    needed = checker.get_instruction_args_keys()
+    # Where data are a table, each row has all columns.
+    kwargs = {key: value for key, value in kwargs.items() if value is not None}
+    if kwargs.keys() != set(needed):
+        raise ValueError(
+            f"{name}: kwargs must be {', '.join(needed) or 'none'}, and are "
+            f"{', '.join(kwargs) or 'none'}"
+        )
+    try:
+        before = random.getstate()
+        checker.build_description(**kwargs)
+        # A checker replaces arguments that it refuses by random ones, and a text by its letters.
+        used = checker.get_instruction_args() or {}
+        kept = (isinstance(used[key], list) == isinstance(kwargs[key], list) for key in kwargs)
+        if random.getstate() != before or not all(kept):
+            raise ValueError(f"does not take {kwargs}")
+        # With the arguments in it, so that each pattern is looked for.
+        checker.check_following(f"an answer {kwargs}")
+    except Exception as error:  # whatever a checker raises for what it cannot use
+        if type(error) is LookupError:
+            raise ValueError(
+                f"{name}: needs a file of NLTK's: python -m nltk.downloader punkt_tab"
+            ) from None
+        problem = error if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+        raise ValueError(f"{name}: {problem}") from None
+    return checker
+
+
+def _follows(checkers: Sequence[Any], output: str) -> bool:
+    """Whether an output follows all instructions."""
+    try:
+        return bool(output.strip()) and all(checker.check_following(output) for checker in checkers)
+    except RecursionError:  # JSON of a thousand open brackets
+        return False

@@ -22,8 +22,7 @@ from vllm_cold.tools.command_error import ToolError
 from vllm_cold.tools.contrast_args import as_json
 from vllm_cold.tools.server import Server
 from vllm_cold.tools.tune import tune_report, verdict
-from vllm_cold.tools.tune.answers import Answers, Job, Output, open_answers
-from vllm_cold.tools.tune.decode import ask
+from vllm_cold.tools.tune.answers import Answers, Job, Output, ask, open_answers
 from vllm_cold.tools.tune.grid import GREEDY, Setting
 from vllm_cold.tools.tune.problems import Problem
 from vllm_cold.tools.tune.task import Task, read_task
@@ -54,18 +53,17 @@ class Tuning:
             self.scored[at] = tuple(rule(text, problem) for rule in self.task.matchers)
         return self.scored[at]
 
-    def _scores(self, setting: Setting, problems: Sequence[Problem]) -> verdict.Scores:
-        """Return the scores of problems [problems, 1 or 2]."""
-        return np.array([self._score(setting, problem) for problem in problems])
-
     def _results(
         self, settings: Sequence[Setting], problems: Sequence[Problem], than: Setting = GREEDY
     ) -> dict[Setting, verdict.Result]:
         """Compare settings with another one."""
-        other = self._scores(than, problems)
+
+        def scores(setting: Setting) -> verdict.Scores:
+            return np.array([self._score(setting, problem) for problem in problems])
+
         answers = np.array([problem.has_answer for problem in problems])
         return {
-            setting: verdict.result(setting, self._scores(setting, problems), other, answers)
+            setting: verdict.result(setting, scores(setting), scores(than), answers)
             for setting in settings
         }
 

@@ -23,7 +23,7 @@ from vllm_cold.tools.tune.baselines import BETTER, STRONGER
 from vllm_cold.tools.tune.grid import Setting
 from vllm_cold.tools.tune.match import KEEP
 from vllm_cold.tools.tune.task import Task
-from vllm_cold.tools.tune.verdict import Verdict, loss, percent, points
+from vllm_cold.tools.tune.verdict import Verdict, percent, points
 
 FORMAT = 8  # of report.json
 
@@ -149,10 +149,13 @@ def _notes(task: Task, judged: Verdict, must: Sequence[str]) -> list[str]:
         "Measured with temperature 0 in each request; sampling was not tested. The requests had "
         f"max_tokens {options.max_tokens}{stop}."
     )
-    losing = [loss(row) for row in judged.held_out.values() if row is not best]
-    notes += [f"On the held-out problems {text}, so it is not advised." for text in losing if text]
+    notes += [
+        f"On the held-out problems {row.loss}, so it is not advised."
+        for row in judged.held_out.values()
+        if row is not best and row.loss
+    ]
     advised = judged.gain or judged.only
-    if must and (advised or (best.setting.baseline is None and best.lost is None)):
+    if must and (advised or (best.setting.baseline is None and best.loss is None)):
         who = "Contrastive requests"
         if judged.only:
             who = "Where the text is known to answer, requests"

@@ -109,19 +109,24 @@ class Result(msgspec.Struct, frozen=True):
     keep: Outcome | None = None  # and what is kept
 
     @property
-    def lost(self) -> Comparison | None:
-        """What must be kept, if it is significantly worse: where texts answer, where they do not,
-        or on all problems.
+    def loss(self) -> str | None:
+        """That it loses what must be kept, as a sentence without its full stop, if that is
+        significantly worse: where texts answer, where they do not, or on all problems.
         """
-        if self.keep is None:
+        if self.match is None or self.keep is None:
             return None
-        parts = (self.keep.answered, self.keep.silent, self.keep.whole)
-        return next((part for part in parts if part is not None and part.is_worse), None)
+        gain = self.match.answered.difference
+        more = f"matches more ({points(gain)} points) but " if gain > 0.0 else ""
+        for part in (self.keep.answered, self.keep.silent, self.keep.whole):
+            if part is not None and part.is_worse:
+                return f"{self.setting} {more}loses what must be kept: {part}"
+        return None
 
-    def figures(self, part: Literal["answered", "silent"], which: str = "") -> str:
-        """Describe the difference on held-out problems (``which``), with its interval and p."""
+    def figures(self, part: Literal["answered", "silent"]) -> str:
+        """Describe the difference on a part of the held-out problems, with its interval and p."""
         score: Comparison = getattr(self.score, part)
         both, parts = "", ""
+        which = " whose text answers" if part == "answered" and self.score.silent else ""
         if self.match is not None and self.keep is not None:
             match, keep = getattr(self.match, part), getattr(self.keep, part)
             both = " of both at once"
@@ -160,7 +165,7 @@ def pick(rows: Sequence[Result]) -> Result:
     """Pick the setting with the best dev score, the first of several: a grid begins with the
     mildest. One that loses what must be kept is taken only where all do.
     """
-    return max(rows, key=lambda row: (row.lost is None, row.score.whole.cold))
+    return max(rows, key=lambda row: (row.loss is None, row.score.whole.cold))
 
 
 def points(difference: float) -> str:
@@ -172,15 +177,6 @@ def points(difference: float) -> str:
 def percent(share: float) -> str:
     """Format a mean score, such as "54.0 %"."""
     return f"{100 * share:.1f} %"
-
-
-def loss(row: Result) -> str | None:
-    """Say that it loses what must be kept, if it does, in a sentence without its full stop."""
-    if row.match is None or (lost := row.lost) is None:
-        return None
-    gain = row.match.answered.difference
-    more = f"matches more ({points(gain)} points) but " if gain > 0.0 else ""
-    return f"{row.setting} {more}loses what must be kept: {lost}"
 
 
 def findings(baselines: Sequence[Result], lacks: str, untested: bool) -> list[str]:
@@ -243,14 +239,14 @@ class Verdict:
     def _baselines(self) -> list[Result]:
         """The baselines on the held-out problems, but for those that lose what must be kept."""
         rows = (self.held_out[baseline] for baseline in self.against)
-        return [row for row in rows if row.lost is None]
+        return [row for row in rows if row.loss is None]
 
     def _gains(self, row: Result) -> bool:
         """Whether it beats greedy decoding: significantly on the held-out problems, and at all on
         the dev ones; and does not lose what must be kept.
         """
         dev = self.dev[row.setting].score.answered
-        return row.score.answered.is_better and dev.difference > 0.0 and row.lost is None
+        return row.score.answered.is_better and dev.difference > 0.0 and row.loss is None
 
     def _rivals(self, baseline: Result) -> bool:
         """Whether a baseline does as well as the picked setting.
@@ -310,11 +306,15 @@ class Verdict:
         best, use = self.best, self.use
         row = use or best
         silent = row.score.silent
-        figures = row.figures("answered", "" if silent is None else " whose text answers")
+        figures = row.figures("answered")
         only = " only where the text is known to answer" if self._is_for_answers(row) else ""
-        lost = loss(best)
         if use is None:
-            text = f"Use greedy decoding: {lost}; {figures}" if lost else self._no_gain(figures)
+            dev = self.dev[self.picked].score.answered
+            tried = "no setting or baseline" if self.against else "no setting"
+            kept = "" if best.keep is None else " and keeps what must be kept"
+            text = f"{tried} beats it significantly{kept}; {self.picked} differs by {figures}"
+            text += f"; {points(dev.difference)} on {dev.count} dev problems"
+            text = "Use greedy decoding: " + (f"{best.loss}; {figures}" if best.loss else text)
         elif use is best:
             text = f"Use {use.setting}{only}, which beats greedy decoding: {figures}"
             for baseline in self._baselines:
@@ -326,21 +326,11 @@ class Verdict:
             name = str(use.setting)
             how = f"Leave the {name[3:]} out" if name.startswith("no ") else f"Use {name}"
             text = f"{how}{only}, without a contrast: {figures}"
-            if lost:
-                text += f"; {lost}"
+            if best.loss:
+                text += f"; {best.loss}"
             elif best.score.answered.is_better:
                 gain = points(best.score.answered.difference)
                 text += f"; {best.setting} ({gain}) does not beat it"
         if silent is not None:
             return f"{text}; where the text does not answer, {row.figures('silent')}."
         return text + ("; irrelevant context was not tested." if self.untested else ".")
-
-    def _no_gain(self, figures: str) -> str:
-        """Say why nothing but greedy decoding is advised."""
-        dev = self.dev[self.picked].score.answered
-        tried = "no setting or baseline" if self.against else "no setting"
-        kept = "" if self.best.keep is None else " and keeps what must be kept"
-        return (
-            f"Use greedy decoding: {tried} beats it significantly{kept}; {self.picked} differs by "
-            f"{figures}; {points(dev.difference)} on {dev.count} dev problems"
-        )
