@@ -2,9 +2,6 @@
 """What a vLLM server with vllm-cold says to ``explain``, from a made-up model: no engine."""
 
 import contextlib
-import json
-import threading
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -31,42 +28,36 @@ class MadeUp:
     """The server's answers, and what a test may have of it.
 
     Attributes:
-        delay: Seconds between the tokens of a stream.
-        fails: After how many tokens a stream ends with an error; None: it does not.
-        breaks: After how many it breaks off.
         bodies: What was asked, by path.
         headers: Of all requests, in lower case.
-        hold: Streams wait for this before each token.
-        sent: Tokens that streams have sent.
         models: Status and text instead of the list of models.
         plugin: Whether vllm-cold is there.
-        changed: Fields of all choices that are not as they should be; None takes one out.
+        explains: Whether answers tell of their steps.
     """
 
     def __init__(self) -> None:
-        self.delay = 0.0
-        self.fails: int | None = None
-        self.breaks: int | None = None
         self.bodies: list[tuple[str, Any]] = []
         self.headers: list[dict[str, str]] = []
-        self.hold = threading.Event()
-        self.hold.set()
-        self.sent = 0
         self.models: tuple[int, str] | None = None
         self.plugin = True
-        self.changed: dict[str, Any] = {}
+        self.explains = True
 
-    def choice(self, body: dict[str, Any], prompt: Any) -> dict[str, Any]:
+    def answer(self, body: dict[str, Any]) -> dict[str, Any]:
         """The answer, with what is told of its steps."""
+        prompt = body.get("messages") or body["prompt"]
         request = parse_request_args(body["vllm_xargs"])
-        given = [one.weight for one in describe(request)]
+        given = [amateur.weight for amateur in describe(request)]
         settings, weights = request.settings(weights=given)
         explain = request.values.get("explain", 0)
         steps = tell_all(prompt, settings, weights, body["max_tokens"], explain)
         tokens = [step["tokens"][0] for step in steps]
-        ids = list(range(len(str(prompt))))
-        told = {"prompt_token_ids": ids, "token_ids": tokens, "steps": steps}
-        return {"index": 0, "finish_reason": "length", **told, **self.changed}
+        text = "".join(map(word, tokens))
+        choice = {"finish_reason": "length", "token_ids": tokens}
+        ids = {"prompt_token_ids": list(range(len(str(prompt))))}
+        reply = {"kv_transfer_params": {"cold": {"steps": steps}} if self.explains else None}
+        if "messages" in body:
+            return {**reply, **ids, "choices": [{**choice, "message": {"content": text}}]}
+        return {**reply, "choices": [{**choice, **ids, "text": text}]}
 
 
 def _handler(made_up: MadeUp) -> type[loopback.Answering]:
@@ -86,48 +77,10 @@ def _handler(made_up: MadeUp) -> type[loopback.Answering]:
                 return self._refuse("cold_alpha=-1: must be a number in [0, 1]")
             if wants == -1:
                 return self.send(200, {"choices": []})
-            chat = self.path.endswith("/chat/completions")
-            prompt = body["messages"] if chat else body["prompt"]
             try:
-                choice = made_up.choice(body, prompt)
+                self.send(200, made_up.answer(body))
             except ColdError as error:
-                return self._refuse(str(error))
-            self._stream(choice, chat)
-
-        def _stream(self, choice: dict[str, Any], chat: bool) -> None:
-            self.send_response(200)
-            self.send_header("Content-Type", "text/event-stream")
-            self.end_headers()  # the stream ends with the connection
-            ids = choice["prompt_token_ids"]
-            if chat:  # whose first part has a role and no token
-                empty = {"delta": {"role": "assistant", "content": ""}}
-                self._chunk(empty, prompt_token_ids=ids)
-            tokens = choice["token_ids"]
-            for number, token in enumerate(tokens, 1):
-                made_up.hold.wait(10)
-                time.sleep(made_up.delay)
-                if number - 1 == made_up.fails:
-                    return self._event({"error": {"message": "out of order", "code": 500}})
-                if number - 1 == made_up.breaks:
-                    self.wfile.write(b"data: {")
-                    return
-                text = word(token)
-                said: dict[str, Any] = {"delta": {"content": text}} if chat else {"text": text}
-                if number == 1 and not chat:
-                    said["prompt_token_ids"] = ids
-                reason = "length" if number == len(tokens) else None
-                self._chunk({**said, "token_ids": [token], "finish_reason": reason})
-                made_up.sent += 1
-            told = {"cold": {"steps": choice["steps"]}}
-            self._event({"id": "x", "choices": [], "kv_transfer_params": told})
-            self.wfile.write(b"data: [DONE]\n\n")
-
-        def _chunk(self, choice: dict[str, Any], **more: Any) -> None:
-            self._event({"id": "x", "choices": [{"index": 0, **choice}], **more})
-
-        def _event(self, value: Any) -> None:
-            self.wfile.write(b"data: " + json.dumps(value).encode() + b"\n\n")
-            self.wfile.flush()
+                self._refuse(str(error))
 
         def _refuse(self, message: str) -> None:
             self.send(400, {"error": {"message": message, "code": 400}})
@@ -140,7 +93,4 @@ def serving() -> Iterator[tuple[str, MadeUp]]:
     """The server's address, and the server."""
     made_up = MadeUp()
     with loopback.serving(_handler(made_up)) as address:
-        try:
-            yield address, made_up
-        finally:
-            made_up.hold.set()
+        yield address, made_up

@@ -29,8 +29,8 @@ def write_page(llm: Any, model: str, case: Case, file: Path) -> None:
     """
     from vllm_cold import Amateur, ColdParams
     from vllm_cold.settings.sources import Messages
-    from vllm_cold.tools.explain import collect, page
-    from vllm_cold.tools.explain.account import LISTED, make_answer
+    from vllm_cold.tools.explain import page
+    from vllm_cold.tools.explain.account import LISTED, make_answer, make_report
     from vllm_cold.tools.explain.explain_prompts import make_question
 
     question = make_question(
@@ -63,8 +63,8 @@ def write_page(llm: Any, model: str, case: Case, file: Path) -> None:
         for alone, one in zip((False, True), outputs, strict=True)
     )
     about = {"title": model, "base": model, "about": "vLLM in one process"}
-    source: Any = SimpleNamespace(**about, expert=None, loaded=())
-    report = collect.make_report(source, [question], [(cold, greedy)])
+    source: Any = SimpleNamespace(**about, expert=None)
+    report = make_report(source, [question], [(cold, greedy)])
     file.write_text(page.render(report), encoding="utf-8")
 
 

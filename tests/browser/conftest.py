@@ -53,14 +53,14 @@ def chromium() -> Iterator[Any]:
 
 @pytest.fixture
 def open_page(chromium: Any) -> Iterator[Any]:
-    """``open_page(url, *more, **context_options)`` opens a page. It must complain of nothing, and
-    ask for these addresses alone, which the test's end checks.
+    """``open_page(url, **context_options)`` opens a page. It must complain of nothing, and ask for
+    nothing else, which the test's end checks.
     """
     contexts: list[Any] = []
     blocked: list[str] = []
     complaints: list[str] = []
 
-    def make(*urls: str, **options: Any) -> Any:
+    def make(url: str, **options: Any) -> Any:
         context = chromium.new_context(
             **{"viewport": {"width": 1280, "height": 900}, "locale": "en-GB", **options}
         )
@@ -68,7 +68,7 @@ def open_page(chromium: Any) -> Iterator[Any]:
 
         def route(route: Any) -> None:
             asked = route.request.url
-            if asked in urls or asked.startswith("data:"):
+            if asked == url or asked.startswith("data:"):
                 route.continue_()
             else:
                 blocked.append(asked)
@@ -78,7 +78,7 @@ def open_page(chromium: Any) -> Iterator[Any]:
         page = context.new_page()
         page.on("console", lambda m: m.type in ("error", "warning") and complaints.append(m.text))
         page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.goto(urls[0])
+        page.goto(url)
         return page
 
     yield make

@@ -13,8 +13,7 @@ from torch import Tensor
 from tests.formula import group_scores
 from tests.questions import questions
 from vllm_cold.settings.table import ColdSettings
-from vllm_cold.tools.explain import collect
-from vllm_cold.tools.explain.account import make_answer
+from vllm_cold.tools.explain import account
 from vllm_cold.tools.explain.record import Answer, Report
 
 HOSTILE = "</script><img src=x onerror=window.hacked=1>"
@@ -29,7 +28,6 @@ SERVER: Any = SimpleNamespace(
     base="base",
     about="made up",
     expert=f"adapter {HOSTILE}",
-    loaded=["sql", f"adapter {HOSTILE}"],
 )
 SEVERAL: dict[str, Any] = {
     "amateur": ["base", "sql"],
@@ -122,6 +120,6 @@ def make_report(several: bool = False, alpha: float = 0.1) -> Report:
         told = tell_all(CHAT, question.contrast.settings, counted, 40, KNOWN)
         tokens = [one["tokens"][0] for one in told]
         text = "".join(WORDS[token] for token in tokens)
-        return make_answer(question, greedy, text, end_of(tokens, told, "length", 23))
+        return account.make_answer(question, greedy, text, end_of(tokens, told, "length", 23))
 
-    return collect.make_report(SERVER, [question], [(answer(False), answer(True))])
+    return account.make_report(SERVER, [question], [(answer(False), answer(True))])

@@ -3,17 +3,12 @@
 
 import json
 import re
-import signal
-import subprocess
 from pathlib import Path
-from typing import Any
 
-import httpx
 import pytest
 
 from tests.docs.blocks import ROOT, block
-from tests.made_up_server import ADAPTER, serving
-from tests.recipes.page import offline, run, served, words
+from tests.recipes.page import run, served, words
 from tests.unit.test_explain_command import asks
 from tests.vllm_parser import serve_parser
 
@@ -63,29 +58,3 @@ def test_the_server() -> None:
     options = served(block(PAGE, "server"), {"MODEL": "org/model", "ADAPTERS": "/adapters"})
     modules = serve_parser().parse_args(options).lora_modules
     assert [module.name for module in modules] == ["sorting", "orders"]
-
-
-@pytest.mark.unit
-@pytest.mark.slow
-def test_the_live_page() -> None:
-    """The page's command, asked as its page does, before a made-up server; Ctrl-C ends it."""
-    with serving() as (url, _):
-        script = "exec " + block(PAGE, "live").replace("sorting", ADAPTER).rstrip() + " --port 0"
-        # A shell that starts tests in the background ignores interrupts, and so would the command.
-        interruptible: Any = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
-        with subprocess.Popen(
-            ["bash", "-c", script],
-            env=offline({"URL": url}),
-            stdout=subprocess.PIPE,
-            text=True,
-            **interruptible,
-        ) as process:
-            try:
-                assert process.stdout
-                address = process.stdout.readline().split()[0]
-                form = {"prompt": "ab", "adapter": ADAPTER, "max_tokens": 4, "beta": "2"}
-                reply = httpx.post(f"{address}answer", json=form, timeout=60)
-                assert json.loads(reply.text.splitlines()[-1])["event"] == "report"
-            finally:
-                process.send_signal(signal.SIGINT)
-                assert process.wait(20) == 130

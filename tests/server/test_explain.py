@@ -21,7 +21,7 @@ from tests.server.conftest import Server, arguments, serve
 from tests.tiny import make_tokenizer
 from vllm_cold.settings.sources import Messages
 from vllm_cold.tools.contrast_args import Content, adapter_of, amateur_reads
-from vllm_cold.tools.explain.collect import explain
+from vllm_cold.tools.explain.explain_source import explain
 from vllm_cold.tools.explain.record import Report, ShownStep
 from vllm_cold.tools.server import Server as Asking
 
@@ -42,11 +42,6 @@ CONTRASTS: dict[str, tuple[str | None, Prompt, dict[str, Any]]] = {
         {"without": 0, "rule": "mti", "alpha": 0.05, "rule_parameters": '{"beta": 2, "tau": 4.5}'},
     ),
     "a stream that ends": ("one", CHAT, {"without": 0, "preset": "grd"}),
-    "two amateurs": (
-        "one",
-        TEXT,
-        {"amateur": ["base", ""], "amateur_prompt": ["", "w9 w8"], "weights": [-2.0, 0.5]},
-    ),
     "two amateurs, adaptive": (
         "one",
         CHAT,

@@ -13,7 +13,6 @@ from tests.questions import Prompt, questions
 from tests.unit.test_explain_images import BOTH, PICTURED
 from vllm_cold.tools.command_error import ToolError
 from vllm_cold.tools.explain import account, visible
-from vllm_cold.tools.explain.collect import make_report
 from vllm_cold.tools.explain.record import Answer
 
 pytestmark = pytest.mark.unit
@@ -67,9 +66,7 @@ def test_texts() -> None:
     assert visible.alone(" é漢🙂\n\t", 1) == "␣é漢🙂⏎⇥"
 
 
-SERVER: Any = SimpleNamespace(
-    title="m", base="base", about="made up", expert="adapter", loaded=["adapter", "other"]
-)
+SERVER: Any = SimpleNamespace(title="m", base="base", about="made up", expert="adapter")
 
 
 CHAT = (("system", "ab"), ("user", "c"))
@@ -101,7 +98,7 @@ SEEN = "[image one.png, 5 × 4, blur:2]\n[image two.png, 7 × 9, blur:2]\ncd"
 def test_what_the_report_says_of_amateurs(
     prompt: Prompt, contrast: dict[str, Any], said: list[Any]
 ) -> None:
-    answers = Answer(title="x", greedy=False), Answer(title="Greedy", greedy=True)
-    report = make_report(SERVER, questions([prompt], **contrast), [answers])
+    answers = [made([5], told(), greedy=greedy) for greedy in (False, True)]
+    report = account.make_report(SERVER, questions([prompt], **contrast), [answers])
     amateurs = report.explanations[0].amateurs
     assert [(one.label, [piece.text for piece in one.pieces]) for one in amateurs] == said

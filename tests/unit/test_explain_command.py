@@ -4,7 +4,6 @@
 import argparse
 import json
 import os
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +12,9 @@ import pytest
 from vllm_cold.settings.sources import Messages
 from vllm_cold.tools import explain, models
 from vllm_cold.tools.command_error import ToolError
-from vllm_cold.tools.explain.explain_command import read_questions, run, start
-from vllm_cold.tools.explain.explain_prompts import (
-    MAX_PROMPTS,
-    Question,
-    make_question,
-    read_prompts,
-)
-from vllm_cold.tools.models import Models
+from vllm_cold.tools.explain.explain_command import run
+from vllm_cold.tools.explain.explain_prompts import MAX_PROMPTS, Question, read_questions
+from vllm_cold.tools.models import Models, read_models
 
 pytestmark = pytest.mark.unit
 
@@ -43,10 +37,11 @@ WRONG: dict[str, tuple[list[str], str]] = {
         ["--amateur-prompt", "y", "--part", "0:1"],
         "--part=.0:1.: the amateur has a prompt already, by --amateur-prompt; leave one of them",
     ),
-    "parts without a count": (
-        ["--part", "0:1", "--part", "1:2"],
-        "--part=.*: must be start and end",
-    ),
+    "several parts": (["--part", "0:1", "--part", "1:2"], "--part=.*: must be start and end"),
+    "a text": (["--without", "a"], "--without='a': is for chats, .* with --part, or say "),
+    "no adapter": ([], "--prompt: nothing to contrast with, as the amateur is the expert: give"),
+    "no adapter but a base model": (["--amateur", "m"], "--prompt: nothing to contrast with"),
+    "no adapter but a preset": (["--preset", "cfg"], "--preset='cfg': .* another prompt; say"),
 }
 
 
@@ -54,21 +49,9 @@ WRONG: dict[str, tuple[list[str], str]] = {
 def test_mistakes(case: str, tmp_path: Path) -> None:
     arguments, message = WRONG[case]
     (tmp_path / "adapter_config.json").write_text('{"r": 8}')
+    expert = () if case.startswith("no adapter") else ("--adapter", str(tmp_path))
     with pytest.raises(ToolError, match=f"^{message}"):
-        run(parse("--prompt", "x", "--model", "m", "--adapter", str(tmp_path), *arguments))
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ([], "--prompt: nothing to contrast with, as the amateur is the expert: give"),
-        (["--amateur", "m"], "--prompt: nothing to contrast with"),
-        (["--preset", "cfg"], "--preset='cfg': contrasts with another prompt; say which with --wi"),
-    ],
-)
-def test_without_an_adapter(options: list[str], message: str) -> None:
-    with pytest.raises(ToolError, match=f"^{message}"):
-        asks("--model", "m", "--prompt", "x", *options)
+        run(parse("--prompt", "x", "--model", "m", *expert, *arguments))
 
 
 def test_a_prompt_and_a_model_are_required() -> None:
@@ -81,7 +64,6 @@ def test_a_prompt_and_a_model_are_required() -> None:
 @pytest.mark.parametrize(
     ("given", "seen"),
     [([], "1"), (["--gpu-memory-utilization", "0.5"], None)],
-    ids=["none", "share"],
 )
 def test_the_share_of_memory_counts_on_cpu_too(
     given: list[str], seen: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -99,40 +81,44 @@ def test_the_share_of_memory_counts_on_cpu_too(
         run(parse("--model", "org/model", "--adapter", str(tmp_path), "--prompt", "x", *given))
 
 
-ASK = partial(make_question, options={}, chat=False, expert="one", base="base")
+def asks(*arguments: str) -> list[Question]:
+    """Of models, or of a server with their adapters that is not asked."""
+    options = parse(*arguments)
+    if options.url is None:
+        return read_questions(options, read_models(options))
+    served = Models(model="base", expert=options.adapter)
+    return read_questions(options, served)
+
+
+SERVED = ("--url", "u", "--adapter", "a")
 
 
 def test_prompt_files(tmp_path: Path) -> None:
     lines = tmp_path / "prompts.txt"
     lines.write_text("first\n\n  second\n", encoding="utf-8")
-    assert [q.reads.value for q in read_prompts(lines, (), ASK)] == ["first", "  second"]
+    assert [q.reads.value for q in asks(*SERVED, "--prompts", str(lines))] == ["first", "  second"]
     objects = tmp_path / "prompts.jsonl"
     objects.write_text(
         '\ufeff{"prompt": "a\\nb", "id": 1}\r\n\n{"prompt": "c\u2028d"}\n', encoding="utf-8"
     )
-    assert [q.reads.value for q in read_prompts(objects, (), ASK)] == ["a\nb", "c\u2028d"]
+    assert [q.reads.value for q in asks(*SERVED, "--prompts", str(objects))] == ["a\nb", "c\u2028d"]
     objects.write_text('{"prompt": "a"}\n' * MAX_PROMPTS)
-    assert len(read_prompts(objects, (), ASK)) == MAX_PROMPTS
+    assert len(asks(*SERVED, "--prompts", str(objects))) == MAX_PROMPTS
     for text, message in (
         ('{"prompt": "a"}\n{"text": "b"}\n', 'line 2: needs either "prompt" or "messages"'),
         ('["prompt"]\n', "line 1: Input should be an object"),
         ('{"prompt": "a"}\n{"prompt": "\\ud800"}\n', "line 2: Invalid JSON: .*hex escape"),
         ('{"messages": [{"role": "user"}]}', r"line 1: messages\.0\.content: Field required"),
+        ('{"prompt": "x", "cold_beta": 1.0}', "line 1: cold_beta=1.0: a row may have"),
+        # An error names what the user has written: the row's key, or the option.
+        ('{"prompt": "x", "cold_part": "0:9"}', "cold_part='0:9': the prompt has 1 characters$"),
+        ('{"prompt": "x", "cold_without": "a"}', "cold_without='a': is .* with cold_part, or say "),
         ("\n", "holds no prompt; put one on each line"),
         ('{"prompt": "a"}\n' * 51, "holds 51 prompts; one page takes up to 50"),
     ):
         objects.write_text(text)
         with pytest.raises(ToolError, match=message):
-            read_prompts(objects, (), ASK)
-
-
-def asks(*arguments: str) -> list[Question]:
-    """Of models, or of a server with their adapters that is not asked."""
-    options = parse(*arguments)
-    if options.url is None:
-        return read_questions(options, start(options))
-    served = Models(model="base", expert=options.adapter)
-    return read_questions(options, served)
+            asks(*SERVED, "--prompts", str(objects))
 
 
 def test_the_options_are_what_a_client_would_send(tmp_path: Path) -> None:
@@ -157,25 +143,6 @@ def test_the_options_are_what_a_client_would_send(tmp_path: Path) -> None:
     prompts = ("--amateur-prompt", "y", "--amateur-prompt", "", "--amateur-prompt", "z")
     [one] = asks("--model", "m", "--prompt", "xy", *paths, *prompts)
     assert one.args["cold_amateur"] == ["m", "sql", ""]
-
-
-@pytest.mark.parametrize(
-    ("row", "options", "message"),
-    [
-        ({"cold_beta": 1.0}, [], "cold_beta=1.0: a row may have"),
-        ({"cold_part": "0:9"}, [], "cold_part='0:9': the prompt has 1 characters$"),
-        ({}, ["--without", "system"], "--without='system': is for chats, .* with --part, or say "),
-        ({"cold_without": "system"}, [], "cold_without='system': is .* with cold_part, or say "),
-    ],
-)
-def test_mistakes_in_rows(
-    row: dict[str, Any], options: list[str], message: str, tmp_path: Path
-) -> None:
-    """An error names what the user has written: the row's key, or the option."""
-    file = tmp_path / "prompts.jsonl"
-    file.write_text(json.dumps({"prompt": "x", **row}))
-    with pytest.raises(ToolError, match=f"^--prompts={file}: line 1: {message}"):
-        asks("--url", "u", "--adapter", "a", "--prompts", str(file), *options)
 
 
 def test_what_a_preset_leaves_out(tmp_path: Path) -> None:

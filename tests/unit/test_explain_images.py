@@ -16,13 +16,12 @@ from rich.console import Console
 from tests.made_up_server import ADAPTER, MadeUp
 from tests.questions import content, questions
 from tests.unit.test_explain_command import asks, parse
-from tests.unit.test_explain_serve import ask
 from tests.unit.test_pictures import file, pixels
 from vllm_cold.tools.command_error import ToolError
 from vllm_cold.tools.contrast_args import with_pictures
-from vllm_cold.tools.explain import page, serve, terminal
-from vllm_cold.tools.explain.collect import explain
+from vllm_cold.tools.explain import page, terminal
 from vllm_cold.tools.explain.explain_command import run
+from vllm_cold.tools.explain.explain_source import explain
 from vllm_cold.tools.pictures import make_picture
 from vllm_cold.tools.server import Server
 
@@ -38,25 +37,12 @@ def test_a_server_is_sent_the_images(upstream: tuple[str, MadeUp]) -> None:
     url, made = upstream
     prompts = questions([PICTURED], images=["noise:500", "none"], weights=[-1.0, 0.5])
     report = asyncio.run(explain(Server(url, ADAPTER), prompts, 6))
-    for body in (body for _, body in made.bodies if body.get("stream")):
+    for body in (body for _, body in made.bodies if "messages" in body):
         [content] = [m["content"] for m in body["messages"] if m["role"] == "user"]
         assert content[0]["image_url"]["url"] == ONE.url
     buffer = io.StringIO()
     terminal.show(Console(file=buffer, width=120, highlight=False), report)
     assert "base64" not in buffer.getvalue() + page.render(report)
-
-
-def test_the_live_page_takes_an_image(upstream: tuple[str, MadeUp]) -> None:
-    fields = {"adapter": ADAPTER, "preset": "vcd", "beta": "", "max_tokens": 2}
-    image = {"image": OTHER.url, "image_name": "holiday.jpg"}
-    *_, last = ask(upstream[0], **fields, **image)
-    assert "[image holiday.jpg, 7 × 9, noise:500]" in last["html"]
-    assert "base64" not in json.dumps(last)
-    *_, last = ask(upstream[0], **fields, **image, images="none")
-    [amateur] = last["report"]["explanations"][0]["amateurs"]
-    assert amateur["label"].startswith(f"{ADAPTER} without images")
-    *_, last = ask(upstream[0], **fields, **{**image, "image": "data:text/html;base64,AAAA"})
-    assert last["text"] == "image: is no picture; choose a PNG, JPEG or WebP file"
 
 
 def test_options_and_rows(tmp_path: Path) -> None:
@@ -105,5 +91,3 @@ def test_mistakes(tmp_path: Path) -> None:
             asks("--url", "u", "--adapter", "a", "--prompts", str(rows))
     with pytest.raises(ToolError, match="^--image=nowhere: cannot be read"):
         run(parse("--model", "m", "--prompt", "x", "--image", "nowhere"))
-    with pytest.raises(ToolError, match="^--image: the page has a field for it"):
-        serve.run(parse("--serve", "--url", "http://127.0.0.1:9", "--image", "x.png"))

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vllm_cold.settings.sources import Messages
 from vllm_cold.tools.command_error import ToolError
+from vllm_cold.tools.contrast_args import endpoint
 from vllm_cold.tools.pictures import (
-    as_sent,
     make_picture,
-    picture_of_url,
     read_picture,
     text_of,
     without_data,
@@ -40,7 +40,6 @@ def test_a_file_is_sent_as_it_is() -> None:
         picture = make_picture("a", file(pixels(), kind))
         assert picture.url.startswith(f"data:image/{kind.lower()};base64,")
         assert base64.b64decode(picture.url.partition(";base64,")[2]) == picture.data
-        assert picture_of_url("b", picture.url) == picture
         assert str(picture) == "a, 8 × 6"
     exif = Image.Exif()
     exif[0x0112] = 6  # turned
@@ -58,7 +57,7 @@ def test_only_pictures_of_messages_change() -> None:
     ]
     sent_ = {"type": "image_url", "image_url": {"url": picture.url}}
     asks = {"role": "user", "content": [sent_, other, text]}
-    assert as_sent(messages) == [messages[0], asks, messages[2]]
+    assert endpoint(Messages(messages))[1] == {"messages": [messages[0], asks, messages[2]]}
 
 
 def test_no_data_is_shown() -> None:
@@ -92,6 +91,3 @@ def test_what_is_no_picture(tmp_path: Path) -> None:
             read_picture(tmp_path / "x", "--image=x")
     with pytest.raises(ValueError, match="is a picture of type image/tiff; use PNG"):
         make_picture("x", file(pixels(), "TIFF"))
-    for url in ("https://x/y.png", "data:text/html;base64,AA=="):
-        with pytest.raises(ValueError, match="is no picture; choose a PNG"):
-            picture_of_url("x", url)

@@ -18,17 +18,7 @@ from vllm_cold.frontend.cli import RuleOption
 from vllm_cold.rules import registry
 from vllm_cold.settings.amateurs import AmateurSpec, ContrastSpec, describe, names_contrast
 from vllm_cold.settings.arguments import parse_request_args
-from vllm_cold.settings.sources import (
-    Distorted,
-    Embeds,
-    Media,
-    Messages,
-    Part,
-    Text,
-    TokenIds,
-    Without,
-    media_parts,
-)
+from vllm_cold.settings.sources import Distorted, Messages, Part, Text, Without, media_parts
 from vllm_cold.settings.table import (
     CONTRAST,
     MAX_EXPERT_TOP_K,
@@ -40,7 +30,7 @@ from vllm_cold.settings.table import (
     read,
 )
 from vllm_cold.tools.command_error import ToolError
-from vllm_cold.tools.pictures import Picture, as_sent, replace_pictures
+from vllm_cold.tools.pictures import Picture, replace_pictures
 
 Content = Text | Messages
 """What a stream reads, before it is token ids. In messages a picture is a ``Picture``."""
@@ -206,7 +196,8 @@ def with_pictures(reads: Content, pictures: Sequence[Picture]) -> Content:
 def endpoint(reads: Content) -> tuple[str, dict[str, Any]]:
     """Return the path of a server that takes a prompt, and the prompt as a request's field."""
     if isinstance(reads, Messages):
-        return "/chat/completions", {"messages": as_sent(reads.value)}
+        sent = replace_pictures(reads.value, lambda picture: {"url": picture.url})
+        return "/chat/completions", {"messages": sent}
     return "/completions", {"prompt": reads.value}
 
 
@@ -236,8 +227,6 @@ def amateur_reads(whole: Content, amateur: AmateurSpec) -> Content | None:
         ColdError: it cannot be made of this prompt.
     """
     field, source = amateur.prompt_field, amateur.source
-    # Flat arguments cannot say the first, nor options and rows the others.
-    assert not isinstance(source, (TokenIds, Embeds, Media))
     match source:
         case None | Text() | Messages():
             return source
@@ -250,6 +239,7 @@ def amateur_reads(whole: Content, amateur: AmateurSpec) -> Content | None:
             if isinstance(whole, Text) or not any(map(media_parts, whole.value)):
                 raise ColdError(field, source.value, "is for prompts with an image; give one")
             return Messages(replace_pictures(whole.value, partial(replace, view=source.view)))
+    raise AssertionError(source)  # token ids, embeddings, media: no option, nor a row, has them
 
 
 def check_amateurs(

@@ -14,8 +14,10 @@ from vllm_cold.tools.adapters import (
     read_adapters,
     read_model,
 )
+from vllm_cold.tools.command_error import ToolError
+from vllm_cold.tools.contrast_args import add_rules, option_of
 from vllm_cold.tools.own_server import serving
-from vllm_cold.tools.server import Server, check_options
+from vllm_cold.tools.server import Server
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,9 +29,8 @@ class Models:
     server: Server | None = None  # a running one; without one, one is started with the others:
     adapters: Sequence[Adapter] = ()  # the expert's first
     engine: Mapping[str, Any] = field(default_factory=dict)  # arguments, as of vllm.LLM
-    amateur_names: Mapping[str, str] = field(
-        default_factory=dict
-    )  # what requests call an --amateur
+    # What requests call an adapter, by the value of --amateur.
+    amateur_names: Mapping[str, str] = field(default_factory=dict)
 
     def open(self, verbose: bool = False) -> AbstractContextManager[Server]:
         """Open the server, which is started if need be; ``verbose`` shows its log."""
@@ -48,8 +49,8 @@ def read_models(options: argparse.Namespace, **engine: Any) -> Models:
     Raises:
         ToolError: an option would be ignored, or what it names is not there.
     """
-    check_options(options)
-    amateurs = options.amateur or ()
+    add_rules(options.rules)
+    _check_options(options)
     if options.url is not None:
         key, insecure = options.api_key, options.insecure_http
         server = Server(options.url, options.adapter, options.model, key, insecure)
@@ -57,7 +58,7 @@ def read_models(options: argparse.Namespace, **engine: Any) -> Models:
     model = read_model(options.model)
     # What is no adapter: whichever the amateur has where none is named, and the base model.
     amateur_names = {"": "", options.model: model}
-    folders = [text for text in amateurs if text not in amateur_names]
+    folders = [text for text in options.amateur or () if text not in amateur_names]
     adapters = read_adapters(options.adapter, folders)
     names = [adapter.name for adapter in adapters]
     expert = None if options.adapter is None else names[0]
@@ -69,3 +70,20 @@ def read_models(options: argparse.Namespace, **engine: Any) -> Models:
     return Models(
         model=model, expert=expert, adapters=adapters, engine=engine, amateur_names=amateur_names
     )
+
+
+def _check_options(options: argparse.Namespace) -> None:
+    """Refuse what would be ignored: with --url an engine's options, without it a server's."""
+    ignored = ["api_key", "insecure_http"]
+    problem = "is for a server; add --url, or leave it out"
+    if options.url is not None:
+        ignored = [*ENGINE_OPTIONS, "engine_args"]
+        problem = (
+            "is for an engine that is started, and --url asks a server that is running; leave one "
+            "of them out"
+        )
+    elif options.model is None:
+        raise ToolError("--model is missing: name the base model, or a server with --url")
+    for name in ignored:
+        if getattr(options, name, None) is not None:
+            raise ToolError(f"{option_of(name)}: {problem}")

@@ -24,10 +24,7 @@ def add_models(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
         help="the expert's LoRA adapter; with --url, its name on the server (default: none, the "
         "expert is the base model)",
     )
-    models(
-        "--url",
-        help="use this server, such as http://localhost:8000, instead of starting one",
-    )
+    models("--url", help="use this server, such as http://localhost:8000, instead of starting one")
     models(
         "--api-key",
         metavar="KEY",

@@ -73,19 +73,6 @@ def make_picture(name: str, data: bytes) -> Picture:
     return Picture(name, data, size, kind)
 
 
-def picture_of_url(name: str, url: str) -> Picture:
-    """Make a picture of a data URL; ValueError where it is none."""
-    head, _, body = url.partition(";base64,")
-    if not head.startswith("data:image/"):
-        raise ValueError("is no picture; choose a PNG, JPEG or WebP file")
-    return make_picture(name, base64.b64decode(body, validate=True))
-
-
-def as_sent(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return messages as a request carries them, with pictures as data URLs."""
-    return replace_pictures(messages, lambda picture: {"url": picture.url})
-
-
 def replace_pictures(
     messages: Sequence[Mapping[str, Any]], change: Callable[[Picture], Any]
 ) -> list[dict[str, Any]]:

@@ -7,21 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Self, TypeVar
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    StringConstraints,
-    ValidationError,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
 from vllm_cold.settings.sources import Messages, Text
 from vllm_cold.tools.command_error import ToolError
 from vllm_cold.tools.contrast_args import Content, row_args, with_pictures
 from vllm_cold.tools.pictures import Picture, read_picture
 
-Whole = Annotated[str, StringConstraints(min_length=1)]
+Whole = Annotated[str, Field(min_length=1)]
 
 
 class _Message(BaseModel):
@@ -90,14 +84,12 @@ def read_row(form: type[G], line: str) -> tuple[G, dict[str, Any]]:
         row = form.model_validate_json(line)
     except ValidationError as error:
         problems = error.errors(include_url=False, include_input=False)
-        raise ValueError(
-            "; ".join(_problem_at(problem["loc"], problem["msg"]) for problem in problems)
-        ) from None
+        raise ValueError("; ".join(map(_message, problems))) from None
     return row, row_args(row.model_extra or {})
 
 
-def _problem_at(loc: tuple[int | str, ...], message: str) -> str:
+def _message(problem: ErrorDetails) -> str:
     # Of a type that is constrained, pydantic puts that in, too.
-    where = ".".join(str(key) for key in loc if not str(key).startswith("constrained"))
-    message = message.removeprefix("Value error, ")
+    where = ".".join(str(key) for key in problem["loc"] if not str(key).startswith("constrained"))
+    message = problem["msg"].removeprefix("Value error, ")
     return f"{where}: {message}" if where else message

@@ -1,39 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
 """A vLLM server that a command sends requests to: its address and key, its models, its errors."""
 
-import argparse
 import asyncio
-import copy
 import ipaddress
+import json
 import os
 import re
 from collections.abc import Coroutine, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 import httpx
 import openai
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from vllm_cold.compat.versions import vllm_version
-from vllm_cold.tools.adapters import ENGINE_OPTIONS
 from vllm_cold.tools.command_error import ToolError
-from vllm_cold.tools.contrast_args import option_of
 from vllm_cold.tools.pictures import without_data
 
 _T = TypeVar("_T")
-
 _KEY_VARIABLE = "COLD_API_KEY"
-
-
-class _Card(BaseModel):
-    id: str
-    parent: str | None = None  # of an adapter: its base model
-
-
-class _Cards(BaseModel):
-    data: list[_Card]
 
 
 class Server:
@@ -50,8 +37,7 @@ class Server:
 
     Attributes:
         client: OpenAI's, for one event loop.
-        base, expert, loaded: The names of the base model, of the expert's adapter and of all
-            adapters.
+        base, expert: The names of the base model and of the expert's adapter.
         root: The address without ``/v1``, name and password.
         where: What errors begin with: the option that names the server.
         title, about: The base model's name and where answers come from, as they are shown.
@@ -91,7 +77,7 @@ class Server:
                 self.client = openai.AsyncOpenAI(**options)
         except (ValueError, httpx.InvalidURL):
             raise ToolError(f"{self.where}: must be like http://localhost:8000") from None
-        allowed = target.scheme == "https" or is_loopback(target.host) or insecure_http
+        allowed = target.scheme == "https" or _is_loopback(target.host) or insecure_http
         if (self._key or self._url != url) and not allowed:
             raise ToolError(
                 f"{self.where}: a key or password would cross the network unencrypted; use "
@@ -99,10 +85,11 @@ class Server:
             )
         parents = self._list_models()
         self.expert = adapter
-        self.loaded = sorted(name for name, parent in parents.items() if parent is not None)
-        bases = sorted(parents.keys() - {*self.loaded})
-        if adapter is not None:
-            self._check_adapter(adapter)
+        loaded = sorted(name for name, parent in parents.items() if parent is not None)
+        if adapter is not None and adapter not in loaded:
+            names = ", ".join(loaded) or "none"
+            raise ToolError(f"--adapter={adapter}: no such adapter on the server (loaded: {names})")
+        bases = sorted(parents.keys() - {*loaded})
         first = next((name for name in parents if name in bases), None)
         base = model or (first if adapter is None else parents[adapter])
         if base is None or base not in bases:
@@ -118,27 +105,13 @@ class Server:
     def close(self) -> None:
         self._client.close()
 
-    def with_expert(self, adapter: str | None) -> Self:
-        """Return the same server with another expert; ToolError if the adapter is not loaded."""
-        if adapter is not None:
-            self._check_adapter(adapter)
-        other = copy.copy(self)
-        other.expert = adapter
-        return other
-
-    def _check_adapter(self, name: str) -> None:
-        if name not in self.loaded:
-            names = ", ".join(self.loaded) or "none"
-            raise ToolError(f"--adapter={name}: no such adapter on the server (loaded: {names})")
-
     def _list_models(self) -> dict[str, str | None]:
-        """List the models that are served, each with its parent."""
+        """List the models that are served; an adapter has its base model as its parent."""
         with self.errors():
             try:
-                reply = self._client.models.with_raw_response.list()
-                cards = _Cards.model_validate_json(reply.text).data
-                return {card.id: card.parent for card in cards}
-            except (ValidationError, openai.NotFoundError) as error:
+                reply = json.loads(self._client.models.with_raw_response.list().text)
+                return {card["id"]: card.get("parent") for card in reply["data"]}
+            except (openai.NotFoundError, json.JSONDecodeError, KeyError, TypeError) as error:
                 raise ToolError(
                     f"{self.where}: no vLLM server answers there; give the address of one, like "
                     "http://localhost:8000"
@@ -175,22 +148,19 @@ class Server:
                 f"{self.where}: wants {'another' if self._key else 'an'} API key; set "
                 f"{_KEY_VARIABLE}, or give --api-key"
             ) from error
-        # The second in a stream, the last of a name that no resolver takes.
-        except (openai.APIConnectionError, httpx.HTTPError, UnicodeError) as error:
+        # The second of a name that no resolver takes.
+        except (openai.APIConnectionError, UnicodeError) as error:
             reason = str(error.__cause__ or "") or error
             raise ToolError(
                 f"{self.where}: no server answers there ({reason}); start it with vllm serve, "
                 "look at its log, or correct the address"
             ) from error
-        except openai.APIError as error:
-            body = error.body
-            message = body.get("message") if isinstance(body, Mapping) else None
+        except openai.APIStatusError as error:
+            message = error.body.get("message") if isinstance(error.body, Mapping) else None
             message = without_data(str(message or error.message))
             if self._key:
                 message = message.replace(self._key, "...")
-            if isinstance(error, openai.APIStatusError):  # not in a stream
-                message = f"HTTP {error.status_code}: {message}"
-            raise ToolError(f"{self.where}: {message}") from error
+            raise ToolError(f"{self.where}: HTTP {error.status_code}: {message}") from error
         except ValidationError as error:
             what = ".".join(map(str, error.errors()[0]["loc"])) or "JSON"
             raise ToolError(
@@ -199,7 +169,7 @@ class Server:
             ) from error
 
 
-def is_loopback(host: str) -> bool:
+def _is_loopback(host: str) -> bool:
     """Whether a host's name or address stays on this machine."""
     try:
         return ipaddress.ip_address(host).is_loopback
@@ -234,22 +204,6 @@ def _read_key(api_key: str | None) -> str | None:
 def _without_user(url: str) -> str:
     """Return a URL without a name and password before its host."""
     return re.sub(r"^([a-z]+://)?[^/?#]*@", r"\1", url, flags=re.IGNORECASE)
-
-
-def check_options(options: argparse.Namespace) -> None:
-    """Refuse what would be ignored: with --url an engine's options, without it a server's."""
-    starts = options.url is None
-    if starts and options.model is None:
-        raise ToolError("--model is missing: name the base model, or a server with --url")
-    for name in ("api_key", "insecure_http") if starts else (*ENGINE_OPTIONS, "engine_args"):
-        if getattr(options, name, None) is None:
-            continue
-        if starts:
-            raise ToolError(f"{option_of(name)}: is for a server; add --url, or leave it out")
-        raise ToolError(
-            f"{option_of(name)}: is for an engine that is started, and --url asks a server that is "
-            "running; leave one of them out"
-        )
 
 
 async def side_by_side(questions: Iterable[Coroutine[Any, Any, _T]]) -> list[_T]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from vllm_cold.settings.table import CONTRAST, SETTINGS, read
 from vllm_cold.tools.command_error import named_libraries
-from vllm_cold.tools.contrast_args import add_rule_option, add_rules, option_of
+from vllm_cold.tools.contrast_args import add_rule_option, option_of
 from vllm_cold.tools.options import add_contrast, add_models
 
 DESCRIPTION = """\
@@ -28,8 +28,7 @@ examples:
   what a prompt did:   vllm-cold explain --model MODEL --prompts chats.jsonl \\
                            --without system --preset cfg
   what an image did:   vllm-cold explain --model MODEL --image photo.jpg \\
-                           --prompt "Is there a dog?" --preset vcd
-  while it decodes:    vllm-cold explain --serve --url http://localhost:8000 --adapter sql"""
+                           --prompt "Is there a dog?" --preset vcd"""
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -55,12 +54,6 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         '"image" or "images" (files), and with cold_without, cold_images, cold_part, '
         "cold_amateur_prompt or cold_amateur_messages of their own",
     )
-    exclusive(
-        "--serve",
-        action="store_true",
-        help="serve a page that takes prompts and shows their answers while they are decoded; the "
-        "other options are what its form starts with",
-    )
     prompts(
         "--image",
         metavar="FILE",
@@ -78,17 +71,12 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     )
     add_contrast(parser)
     settings = parser.add_argument_group("contrastive decoding")
-    cold = settings.add_argument
     for name, setting in SETTINGS.items():
         if name == "rule":
             add_rule_option(settings)
         else:
-            cold(option_of(name), type=partial(read, name), help=setting.about)
-    cold("--preset", help=CONTRAST["preset"].about)
-
-    page = parser.add_argument_group("the page of --serve").add_argument
-    page("--host", default="127.0.0.1", help="its address (127.0.0.1, this machine)")
-    page("--port", type=int, default=8090, help="its port, 0 for any (8090)")
+            settings.add_argument(option_of(name), type=partial(read, name), help=setting.about)
+    settings.add_argument("--preset", help=CONTRAST["preset"].about)
 
     parser.add_argument_group("output").add_argument(
         "--html",
@@ -101,9 +89,5 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 def _run(options: argparse.Namespace) -> int:
     with named_libraries():
-        if options.serve:
-            from vllm_cold.tools.explain.serve import run
-        else:
-            from vllm_cold.tools.explain.explain_command import run
-        add_rules(options.rules)
+        from vllm_cold.tools.explain.explain_command import run
     return run(options)

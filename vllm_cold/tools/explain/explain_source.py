@@ -1,18 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Answers of a server, which tells of each step how it came about."""
 
-from collections.abc import Callable
+import sys
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
-import openai
-
 from vllm_cold.settings.table import EXPLAIN, PREFIX, SETTINGS
-from vllm_cold.tools.command_error import ToolError
 from vllm_cold.tools.contrast_args import endpoint, request_args
-from vllm_cold.tools.explain.account import LISTED, make_answer
+from vllm_cold.tools.explain.account import LISTED, make_answer, make_report
 from vllm_cold.tools.explain.explain_prompts import Question
-from vllm_cold.tools.explain.record import Answer
-from vllm_cold.tools.server import Server
+from vllm_cold.tools.explain.record import Answer, Report
+from vllm_cold.tools.server import Server, side_by_side
 
 # A server takes what a request leaves out from the model's generation_config.json.
 _GREEDY: dict[str, Any] = {
@@ -28,19 +27,23 @@ _GREEDY: dict[str, Any] = {
 _HOW = {PREFIX + name for name in (*SETTINGS, "preset", "weights")}
 
 
-async def fetch_answer(
-    server: Server,
-    question: Question,
-    greedy: bool,
-    max_tokens: int,
-    tell: Callable[[str], None] = lambda _: None,
-) -> Answer:
-    """Get the contrastive answer, or the expert's own: the same request with weights of 0.
-    ``tell`` is called with its text piece by piece, while it is decoded.
-
-    Raises:
-        ToolError: the server refuses the prompt, or its answer breaks off.
+async def explain(server: Server, questions: Sequence[Question], max_tokens: int) -> Report:
+    """Decode and explain prompts that have the same settings; say on stderr what is decoded.
+    ToolError if the server refuses a prompt, or cannot answer.
     """
+    answers: list[list[Answer]] = []
+    async with server.client:
+        for greedy, how in ((False, "with the contrast"), (True, "greedily")):
+            print(f"decoding {how} ...", file=sys.stderr, flush=True)
+            fetch = partial(_fetch_answer, server, greedy, max_tokens)
+            answers.append(await side_by_side(map(fetch, questions)))
+    return make_report(server, questions, list(zip(*answers, strict=True)))
+
+
+async def _fetch_answer(
+    server: Server, greedy: bool, max_tokens: int, question: Question
+) -> Answer:
+    """Get the contrastive answer, or the expert's own: the same request with weights of 0."""
     path, prompt = endpoint(question.reads)
     body = {
         "model": server.expert or server.base,
@@ -48,45 +51,25 @@ async def fetch_answer(
         "vllm_xargs": xargs(question, greedy, server.base),
         "return_token_ids": True,
         "max_tokens": max_tokens,
-        "stream": True,
         **_GREEDY,
     }
-    tokens: list[int] = []
-    text, last = "", dict[str, Any]()
     with server.errors():
-        stream_cls = openai.AsyncStream[Any]
-        parts = await server.client.post(
-            path, body=body, cast_to=object, stream=True, stream_cls=stream_cls
-        )
-        async with parts:
-            async for part in parts:
-                # Chats have in a choice what completions have beside it, and the reverse.
-                now = {**part, **(part.get("choices") or [{}])[0]}
-                last |= {name: value for name, value in now.items() if value is not None}
-                tokens += now.get("token_ids") or ()
-                if new := now.get("text") or (now.get("delta") or {}).get("content"):
-                    text += new
-                    tell(new)
-    if "finish_reason" not in last:
-        raise ToolError(
-            f"{server.where}: the server's answer broke off; look at its log, and ask again"
-        )
-    if tokens:
-        last["token_ids"] = tokens
-    with server.errors():
-        return make_answer(question, greedy, text, last)
+        reply: Any = await server.client.post(path, body=body, cast_to=object)
+        # Chats have in a choice what completions have beside it, and the reverse.
+        fields = {**reply, **reply["choices"][0]}
+        text = fields["message"]["content"] if "message" in fields else fields["text"]
+        return make_answer(question, greedy, text or "", fields)
 
 
 def xargs(question: Question, greedy: bool, base: str) -> dict[str, Any]:
     """Return a prompt's own keys, and all that would otherwise be the server's default; ``base``
     is the base model's name.
     """
-    args = {PREFIX + "preset": "cold", **question.args}
+    args = {**question.args, EXPLAIN: LISTED}
     if greedy:
         settings, zeros = question.contrast.settings, [0.0] * len(question.contrast.weights)
         args = {name: value for name, value in args.items() if name not in _HOW}
-        args |= {PREFIX + "preset": "cold", PREFIX + "alpha": settings.alpha}
-        args[PREFIX + "weights"] = zeros if zeros[1:] else 0.0
+        args |= {PREFIX + "alpha": settings.alpha, PREFIX + "weights": zeros if zeros[1:] else 0.0}
         if settings.expert_top_k is not None:
             args[PREFIX + "expert_top_k"] = settings.expert_top_k
-    return request_args({**args, EXPLAIN: LISTED}, base)
+    return request_args({PREFIX + "preset": "cold", **args}, base)

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Answers step by step, as the page, its script and the terminal show them; made by ``account`` and
-``collect``. Tokens are ids, probabilities from 0 to 1.
+"""Answers step by step, as the page, its script and the terminal show them; made by ``account``.
+Tokens are ids, probabilities from 0 to 1.
 """
 
 import math
+from itertools import zip_longest
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, PlainSerializer
@@ -67,13 +68,13 @@ class ShownStep(_Record):
 
 
 class Answer(_Record):
-    """An answer and its steps, of which there are none while it is decoded."""
+    """An answer and its steps."""
 
     title: str  # the method's name or "Greedy"
     greedy: bool  # whether it is the expert's own answer
-    num_prompt_tokens: int | None = None  # of what the expert read
-    finish_reason: str = ""  # vLLM's: "stop", "length"
-    steps: tuple[ShownStep, ...] = ()  # one for each token
+    num_prompt_tokens: int  # of what the expert read
+    finish_reason: str  # vLLM's: "stop", "length"
+    steps: tuple[ShownStep, ...]  # one for each token
 
 
 class Piece(_Record):
@@ -100,21 +101,17 @@ class Explanation(_Record):
     def summary(self, answer: Answer) -> str:
         """Sum up one of the answers in a line."""
         steps = answer.steps
-        if not steps:
-            return "decoding"
         mean = math.fsum(step.divergence for step in steps) / len(steps)
-        ended = (
-            "finished (EOS or stop)" if answer.finish_reason == "stop" else "cut at --max-tokens"
-        )
+        is_finished = answer.finish_reason == "stop"
+        ended = "finished (EOS or stop)" if is_finished else "cut at --max-tokens"
         facts = [f"{len(steps)} tokens, {ended}"]
         if not answer.greedy:
             facts.append(f"{sum(step.differs for step in steps)} differ from greedy's choice")
         facts.append(f"mean disagreement {mean:.3f} bits")
         cold, greedy = ([step.token for step in either.steps] for either in self.answers)
-        if not answer.greedy and cold != greedy:
-            # One of them may only be longer.
-            same = [a == b for a, b in zip(cold, greedy, strict=False)]
-            first = (*same, False).index(False) + 1
+        pairs = enumerate(zip_longest(cold, greedy), 1)  # one of them may only be longer
+        first = next((number for number, (a, b) in pairs if a != b), None)
+        if not answer.greedy and first is not None:
             facts.append(f"first differs from the greedy answer at token {first}")
         return " · ".join(facts)
 

@@ -51,9 +51,8 @@ def _legend(colours: bool) -> Text:
     if not colours:
         return Text(f"[brackets]: {_DIFFERENT}")
     text = Text("disagreement in bits: ")
-    for style, limit in zip(
-        _HEAT, ("0", *(f"{x}+" for x in record.DIVERGENCE_CLASSES)), strict=True
-    ):
+    limits = ("0", *(f"{bits}+" for bits in record.DIVERGENCE_CLASSES))
+    for limit, style in zip(limits, _HEAT, strict=True):
         text.append(f" {limit} ", style=style)
     text.append("  ").append("underlined", style="bold underline")
     return text.append(f": {_DIFFERENT}")

@@ -13,7 +13,7 @@ from typing import Any
 
 from vllm_cold.settings.table import CONTRAST, SETTINGS
 from vllm_cold.tools.command_error import named_libraries
-from vllm_cold.tools.contrast_args import add_rule_option, add_rules, option_of
+from vllm_cold.tools.contrast_args import add_rule_option, option_of
 from vllm_cold.tools.options import add_contrast, add_models
 from vllm_cold.tools.tune.baselines import BETTER
 from vllm_cold.tools.tune.grid import AXES
@@ -125,6 +125,4 @@ def run(options: argparse.Namespace) -> int:
     """
     with named_libraries():  # before anything is decoded
         from vllm_cold.tools.tune import tune_command
-
-        add_rules(options.rules)
     return tune_command.run(options)
