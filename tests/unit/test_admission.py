@@ -24,6 +24,7 @@ from tests.front_end import MAX_LEN, ONE, THREE, TWO, Front
 from tests.requests import CHAT, MISTAKES, REQUESTS, SYSTEM, USER, xargs
 from tests.tiny import BOS_ID
 from vllm_cold import Amateur, ColdParams
+from vllm_cold.compat.patching import bind
 from vllm_cold.frontend import adapter_config, intake
 from vllm_cold.frontend.admission import Admission
 from vllm_cold.frontend.intake import FRONT_END
@@ -409,7 +410,7 @@ def test_nothing_that_takes_time_is_done_on_the_event_loop(
     ) -> Any:
         return from_extra_args(front.request(prompt, params, lora).sampling_params.extra_args)
 
-    add_request = intake.wrap_add_request(original)
+    add_request = bind(intake.wrap_add_request, original)
 
     def run(prompt: Any, params: Any) -> Any:
         return front.run(add_request(engine, "r", prompt, params, lora_request=ONE))

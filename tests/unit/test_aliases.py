@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from vllm_cold.compat.patching import original_of
+from vllm_cold.compat.patching import bind, original_of
 from vllm_cold.frontend import aliases
 
 pytestmark = pytest.mark.unit
@@ -51,7 +51,7 @@ def check(models: Models, request: Any) -> Any:
     original = original_of(original)
     serving = object.__new__(OpenAIServingCompletion)
     serving.models, serving.request_logger = models, None  # type: ignore[assignment]
-    return asyncio.run(aliases.wrap_check_model(original)(serving, request))
+    return asyncio.run(bind(aliases.wrap_check_model, original)(serving, request))
 
 
 OWN = {"cold_preset": "cfg", "cold_beta": 2, "mine": "x"}

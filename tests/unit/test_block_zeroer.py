@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from vllm_cold.compat import engine
+from vllm_cold.compat.patching import bind
 from vllm_cold.worker import block_zeroer
 
 pytestmark = pytest.mark.unit
@@ -42,6 +43,6 @@ def test_every_new_cache_gets_one(profiling: bool) -> None:
         def _init_kv_zero_meta(self) -> None:
             done.append("zeroer")
 
-    wrapped = block_zeroer.wrap_initialize_kv_cache(Runner.initialize_kv_cache)
+    wrapped = bind(block_zeroer.wrap_initialize_kv_cache, Runner.initialize_kv_cache)
     wrapped(Runner(), "config", is_profiling=profiling)
     assert done == [("config", profiling), "zeroer"]

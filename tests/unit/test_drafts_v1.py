@@ -27,7 +27,7 @@ from tests import engine_config
 from tests.contrast import Contrast
 from vllm_cold.compat import draft_rows, patching, places, versions
 from vllm_cold.compat.engine import PROCESSOR_V1
-from vllm_cold.compat.patching import original_of
+from vllm_cold.compat.patching import bind, original_of
 from vllm_cold.wire import worker_output
 from vllm_cold.worker import amateur_tokens, drafts_v1
 from vllm_cold.worker.processor_v1 import ColdLogitsProcessorV1
@@ -51,7 +51,7 @@ def _wrapped(monkeypatch: pytest.MonkeyPatch) -> None:
         (RejectionSampler, "apply_logits_processors", drafts_v1.wrap_apply_logits_processors),
         (rejection_sampler, "expand_batch_to_tokens", draft_rows.wrap_expand_batch_to_tokens),
     ):
-        monkeypatch.setattr(owner, name, make(original_of(getattr(owner, name))))
+        monkeypatch.setattr(owner, name, bind(make, original_of(getattr(owner, name))))
     for name in ("greedy_sample", "random_sample"):
         _use_cpu_kernel(monkeypatch, f"_rejection_{name}")
     _use_cpu_kernel(monkeypatch, "_sample_recovered_tokens")
@@ -74,7 +74,7 @@ def _use_cpu_kernel(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
 class Output:
     """As vLLM makes it, with what this thread carries."""
 
-    __init__ = worker_output.wrap_output_init(lambda self: None)
+    __init__ = bind(worker_output.wrap_output_init, lambda self: None)
 
 
 @dataclass
@@ -324,7 +324,7 @@ def test_drafts_of_either_kind_are_told() -> None:
     """vLLM has lists of drafters on the host, and a tensor of others."""
     processor = processor_of(batch({"x": [], "y": [], "p": []}, {"x": [], "y": [], "p": []}))
     lists = [[row] * row for row in range(6)]
-    propose = drafts_v1.wrap_propose_draft_token_ids(lambda self, drafts: drafts)
+    propose = bind(drafts_v1.wrap_propose_draft_token_ids, lambda self, drafts: drafts)
     runner = SimpleNamespace(input_batch=SimpleNamespace(logitsprocs=LogitsProcessors([processor])))
     told = [[4] * 4, [1], [2, 2], [1], [4] * 4, [1]]
     assert propose(runner, lists) is lists
@@ -343,7 +343,7 @@ def build(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Any, list[Any]]]:
     installed: list[Any] = []
     monkeypatch.setattr(patching, "install", installed.extend)
     original = original_of(logits_processor.build_logitsprocs)
-    yield drafts_v1.wrap_build_logitsprocs(original), installed
+    yield bind(drafts_v1.wrap_build_logitsprocs, original), installed
 
 
 def test_it_is_loaded_beside_min_tokens(build: tuple[Any, list[Any]]) -> None:

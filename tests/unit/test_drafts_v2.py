@@ -15,7 +15,7 @@ from vllm.sampling_params import SamplingParams
 from tests import engine_config
 from tests.contrast import Contrast
 from vllm_cold.compat import versions
-from vllm_cold.compat.patching import original_of
+from vllm_cold.compat.patching import bind, original_of
 from vllm_cold.worker import drafts_v2
 from vllm_cold.worker.group_rows import GroupRows
 
@@ -42,7 +42,7 @@ def chunks(
     counts: Sequence[int], most: int, members: Sequence[Sequence[int]]
 ) -> list[tuple[int, int]]:
     """Of requests with so many rows each."""
-    ours = drafts_v2.wrap_iter_request_chunks(lambda *args: iter(vllms_chunks(*args)))
+    ours = bind(drafts_v2.wrap_iter_request_chunks, lambda *args: iter(vllms_chunks(*args)))
     token = drafts_v2._verified.set(groups_of(members))
     try:
         return list(ours(np.cumsum([0, *counts], dtype=np.int32), most))
@@ -137,7 +137,7 @@ def test_it_knows_the_rows_before_and_tells_amateurs_after(processor: Any) -> No
         return output
 
     sampler = SimpleNamespace(sampler=SimpleNamespace(logits_processors=[object(), processor]))
-    call = drafts_v2.wrap_rejection_call(stock)
+    call = bind(drafts_v2.wrap_rejection_call, stock)
     batch = batch_of([2, 3, 1, 2, 3])
     assert call(sampler, "logits", batch, "draft logits", invalid="invalid") is output
     ((rows, groups),) = seen
@@ -171,7 +171,7 @@ def sample(runner: Any) -> list[int]:
         self.execute_model_state = None  # as vLLM does
         return "output"
 
-    assert drafts_v2.wrap_sample_tokens(stock)(runner, None) == "output"
+    assert bind(drafts_v2.wrap_sample_tokens, stock)(runner, None) == "output"
     drafts: list[int] = runner.req_states.draft_tokens[:, 0].tolist()
     return drafts
 

@@ -14,7 +14,7 @@ from tests.engine_config import config
 from tests.places import add
 from vllm_cold import plugin
 from vllm_cold.compat import availability, places, versions
-from vllm_cold.compat.patching import Relies
+from vllm_cold.compat.patching import Relies, bind
 from vllm_cold.cpu import cpu_platform
 from vllm_cold.errors import ColdError
 from vllm_cold.frontend import engine_config, start_hooks
@@ -341,7 +341,7 @@ def test_what_fits_the_kv_cache(
 def test_options_of_a_server(options: dict[str, Any], said: Any, cold: Any) -> None:
     more = {"other": 1} | ({} if said is None else {"cold": said})
     args = argparse.Namespace(additional_config=more, middleware=["mine"], **options)
-    made = start_hooks.wrap_from_cli_args(lambda cls, args: SimpleNamespace(**vars(args)))(
+    made = bind(start_hooks.wrap_from_cli_args, lambda cls, args: SimpleNamespace(**vars(args)))(
         None, args
     )
     assert made.additional_config == {"other": 1} | ({} if cold is None else {"cold": cold})
@@ -353,7 +353,9 @@ def test_options_of_a_server(options: dict[str, Any], said: Any, cold: Any) -> N
 def test_options_that_do_not_fit_together() -> None:
     args = argparse.Namespace(cold_rule_parameters={"tau": 2.0}, additional_config=None)
     with pytest.raises(SystemExit, match="vllm: error: --cold-rule-parameters={'tau': 2.0}: "):
-        start_hooks.wrap_from_cli_args(lambda cls, args: SimpleNamespace(**vars(args)))(None, args)
+        bind(start_hooks.wrap_from_cli_args, lambda cls, args: SimpleNamespace(**vars(args)))(
+            None, args
+        )
 
 
 # ---- what computes LoRA on CPU -------------------------------------------------------------------
@@ -377,9 +379,9 @@ def test_the_wrapper_that_the_platform_names(
     from vllm_cold.cpu import operators
 
     monkeypatch.delenv("COLD_LORA", raising=False)
-    stock = cpu_platform.wrap_get_punica_wrapper(lambda cls: cpu_platform.STOCK)
+    stock = bind(cpu_platform.wrap_get_punica_wrapper, lambda cls: cpu_platform.STOCK)
     assert stock(None) == cpu_platform.WRAPPERS["cpp"]
-    assert cpu_platform.wrap_get_punica_wrapper(lambda cls: "their.own")(None) == "their.own"
+    assert bind(cpu_platform.wrap_get_punica_wrapper, lambda cls: "their.own")(None) == "their.own"
     monkeypatch.setattr(operators, "missing", lambda: "It is not built: build it.")
     logged.clear()
     assert stock(None) == cpu_platform.WRAPPERS["torch"]

@@ -17,6 +17,7 @@ from vllm.v1.engine.output_processor import (
 from vllm.v1.engine.parallel_sampling import ParentRequest
 
 from tests.contracts.source import find
+from vllm_cold.compat.patching import bind
 from vllm_cold.frontend import explain_output
 from vllm_cold.wire import transfer_params
 
@@ -28,7 +29,9 @@ WHERE = "vllm.v1.engine.output_processor:RequestState.make_request_output"
 @pytest.fixture(autouse=True)
 def patched(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        RequestState, "make_request_output", explain_output.wrap_make_request_output(find(WHERE))
+        RequestState,
+        "make_request_output",
+        bind(explain_output.wrap_make_request_output, find(WHERE)),
     )
 
 

@@ -161,12 +161,12 @@ def test_hooks_say_what_they_wrap() -> None:
     """Each is a function of its own name, beside what its docstring says that it wraps."""
     wrapped = [(h.file, place) for h in hooks() for place in h.wraps]
     for file, place in wrapped:
-        assert isinstance(place.maker, Reference)
-        name = place.maker.where.partition(":")[2]
-        assert name.startswith("wrap_") and place.maker.where.startswith(f"vllm_cold.{file}:"), file
+        assert isinstance(place.hook, Reference)
+        name = place.hook.where.partition(":")[2]
+        assert name.startswith("wrap_") and place.hook.where.startswith(f"vllm_cold.{file}:"), file
         method = re.split(r"[.:]", place.where)[-1]
-        assert method in str(place.load_maker().__doc__) or method.strip("_") in name, name
-    names = {place.maker.where for _, place in wrapped}
+        assert method in str(place.load_hook().__doc__) or method.strip("_") in name, name
+    names = {place.hook.where for _, place in wrapped}
     assert len({name.partition(":")[2] for name in names}) == len(names)
 
 

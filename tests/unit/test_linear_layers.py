@@ -11,6 +11,7 @@ from torch import Tensor
 from vllm.model_executor.layers import linear as layers
 from vllm.model_executor.layers import utils
 
+from vllm_cold.compat.patching import bind
 from vllm_cold.cpu import linear_layers, linear_ops, lora_ops, memory
 
 pytestmark = [
@@ -49,7 +50,9 @@ def layer_of(outputs: int = 128, bias: bool = False) -> Any:
 def dispatch(layer: Any, remove_weight: bool = True) -> list[Any]:
     """Call it as vLLM does; the layers that were left to vLLM."""
     left: list[Any] = []
-    linear_layers.wrap_dispatch_gemm(lambda layer, _: left.append(layer))(layer, remove_weight)
+    bind(linear_layers.wrap_dispatch_gemm, lambda layer, _: left.append(layer))(
+        layer, remove_weight
+    )
     return left
 
 

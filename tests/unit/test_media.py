@@ -23,6 +23,7 @@ from tests.front_end import ONE, TWO, Front, Online, make_seeing, protocol
 from tests.requests import chat, xargs
 from vllm_cold import Amateur, Blur, ColdParams, Noise
 from vllm_cold.compat import patching, places, versions
+from vllm_cold.compat.patching import bind
 from vllm_cold.frontend import adapter_config, intake, media_cache, request_media
 from vllm_cold.frontend.intake import FRONT_END
 from vllm_cold.wire.stream import from_extra_args
@@ -619,7 +620,7 @@ def send(front: Front, prompt: Any, add_request: Any = accept) -> None:
     """Add a request to an async engine, and wait for the thread of its media."""
     engine = SimpleNamespace(input_processor=front.processor)
     params = SamplingParams(max_tokens=2)
-    front.run(intake.wrap_add_request(add_request)(engine, "r", prompt, params))
+    front.run(bind(intake.wrap_add_request, add_request)(engine, "r", prompt, params))
     front.renderer._mm_executor.submit(bool).result()
 
 

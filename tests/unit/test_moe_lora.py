@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from vllm_cold.compat import versions
+from vllm_cold.compat.patching import bind
 
 pytestmark = [
     pytest.mark.unit,
@@ -350,7 +351,7 @@ def test_which_kernel_takes_adapters() -> None:
 
     from vllm_cold.cpu import moe_lora
 
-    select = moe_lora.wrap_select_moe_backend(unquantized.select_unquantized_moe_backend)
+    select = bind(moe_lora.wrap_select_moe_backend, unquantized.select_unquantized_moe_backend)
     config = Case().config()
     backend, kernel = select(config)
     assert backend is unquantized.UnquantizedMoeBackend.CPU
@@ -364,8 +365,8 @@ def test_which_kernel_takes_adapters() -> None:
     config.is_lora_enabled = True
     other = type("Other", (), {"supports_lora": staticmethod(lambda: False)})
     for answer in (None, kernel, other):
-        select = moe_lora.wrap_select_moe_backend(
-            lambda given, a=answer: (given.is_lora_enabled, a)
+        select = bind(
+            moe_lora.wrap_select_moe_backend, lambda given, a=answer: (given.is_lora_enabled, a)
         )
         assert select(config) == (True, answer)
 

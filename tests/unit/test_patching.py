@@ -4,6 +4,7 @@ stays as it is.
 """
 
 import abc
+import asyncio
 import dataclasses
 import enum
 import inspect
@@ -19,7 +20,16 @@ import pytest
 from tests.places import NOWHERE, add, hooks, row
 from vllm_cold import plugin
 from vllm_cold.compat import active, availability, patching, places, versions
-from vllm_cold.compat.patching import DependencyMissing, Hook, Place, Reference, Relies, Time, Wraps
+from vllm_cold.compat.patching import (
+    DependencyMissing,
+    Hook,
+    Place,
+    Reference,
+    Relies,
+    Time,
+    Wraps,
+    bind,
+)
 
 pytestmark = pytest.mark.unit
 
@@ -124,11 +134,8 @@ def module(monkeypatch: pytest.MonkeyPatch) -> Any:
     return made
 
 
-def loud(original: Callable[..., Any]) -> Callable[..., Any]:
-    def replacement(*args: Any, **kwargs: Any) -> Any:
-        return f"<{original(*args, **kwargs)}>"
-
-    return replacement
+def loud(original: Callable[..., Any], *args: Any, **kwargs: Any) -> str:
+    return f"<{original(*args, **kwargs)}>"
 
 
 def place(path: str, takes: str = "", kind: type | None = None) -> Wraps:
@@ -220,11 +227,26 @@ def test_each_kind_is_wrapped_once(module: Any) -> None:
     assert owner.inherited(1) == "<base 1 0>" and module.Base().inherited(1) == "base 1 0"
 
 
+@pytest.mark.parametrize("waits", [False, True])
+def test_a_coroutine_function_takes_either_place(waits: bool) -> None:
+    """Of a plain function too: then it does not wait."""
+
+    async def hook(original: Callable[..., Any], x: int) -> str:
+        return f"<{await patching.result_of(original(x))}>"
+
+    async def slow(x: int) -> str:
+        await asyncio.sleep(0)
+        return function(x)
+
+    replaced = bind(hook, slow if waits else function)(1)
+    assert (asyncio.run(replaced) if waits else replaced) == "<function 1>"
+
+
 def test_two_reasons_to_wrap_a_method_stack(module: Any) -> None:
     """In any order, and however often each is asked for."""
 
-    def louder(original: Callable[..., Any]) -> Callable[..., Any]:
-        return lambda *args, **kwargs: f"{original(*args, **kwargs)}!"
+    def louder(original: Callable[..., Any], *args: Any, **kwargs: Any) -> str:
+        return f"{original(*args, **kwargs)}!"
 
     inner, outer = place("Owner.plain"), Wraps(f"{NAME}:Owner.plain", louder)
     for one in (inner, outer, inner, outer):
@@ -299,11 +321,11 @@ CLOSED = {"build_logitsprocs", "LLMEngine.get_metrics", "expand_batch_to_tokens"
 
 
 def test_vllm_may_give_more_than_it_does_today() -> None:
-    """A release adds parameters; who wraps passes them on. Each row's maker is there."""
+    """A release adds parameters; who wraps passes them on. Each row's hook is there."""
     closed = set()
     for point in (point for hook in hooks() for point in hook.wraps):
-        made = inspect.signature(point.load_maker()(lambda *args, **kwargs: None))
-        if not any(p.kind is p.VAR_KEYWORD for p in made.parameters.values()):
+        parameters = inspect.signature(point.load_hook()).parameters.values()
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
             closed.add(point.where.partition(":")[2])
     assert closed == CLOSED
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tests.places import wrapped
 from vllm_cold.compat import engine, places
+from vllm_cold.compat.patching import bind
 
 pytestmark = pytest.mark.unit
 
@@ -35,7 +36,7 @@ class Spec:
 def test_a_layer_on_cpu_declares_no_checkpoint() -> None:
     place = wrapped("MambaMixer2.get_kv_cache_spec")
     own: list[Any] = [Spec(1, 1), Spec(0, None), object(), None]
-    spec_of = place.load_maker()(lambda layer, config: own[config])
+    spec_of = bind(place.load_hook(), lambda layer, config: own[config])
     assert spec_of(None, 0) == Spec(0, None)
     for index in (1, 2, 3):
         assert spec_of(None, index) is own[index]
@@ -49,7 +50,7 @@ def test_rotary_embeddings_get_flat_heads() -> None:
         assert query.dim() == 2 and (key is None or key.dim() == 2)
         return query.mul_(2), None if key is None else key + 1
 
-    turn = place.load_maker()(kernel)
+    turn = bind(place.load_hook(), kernel)
     query, key = torch.ones(3, 4, 8), torch.ones(3, 2, 8)
     turned, keys = turn(None, None, query.clone(), key)
     assert torch.equal(turned, 2 * query) and torch.equal(keys, key + 1)

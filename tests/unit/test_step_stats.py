@@ -20,6 +20,7 @@ from vllm.v1.metrics.stats import SchedulerStats
 
 from tests.front_end import ONE, Front
 from vllm_cold import Amateur, ColdParams
+from vllm_cold.compat.patching import bind
 from vllm_cold.frontend import metrics
 from vllm_cold.frontend.metrics import PREFIX, ColdMetrics
 from vllm_cold.ops.interface import NOT_FINITE, OUT_OF_RANGE
@@ -61,7 +62,7 @@ def counts_of(**sums: Any) -> CountersByKind:
 class Output:
     """As vLLM makes it, with what this thread carries."""
 
-    __init__ = worker_output.wrap_output_init(lambda self: None)
+    __init__ = bind(worker_output.wrap_output_init, lambda self: None)
 
 
 @pytest.fixture(autouse=True)
@@ -261,7 +262,7 @@ def test_metrics_add_up() -> None:
     assert sample("candidates_count", 1, method="cfg", adapter="a") == 0
     assert sample("requests_total", 0, **KIND) is None
     # Offline, as vLLM's reader shows its own: one of each kind.
-    shown = metrics.wrap_get_metrics(lambda self: [])(None)
+    shown = bind(metrics.wrap_get_metrics, lambda self: [])(None)
     found = {(one.name, one.labels.get("method")): one for one in shown}
     assert found[PREFIX + "requests", "cfg"].value == 5
     candidates = found[PREFIX + "candidates", "cold"]
@@ -273,7 +274,9 @@ def test_metrics_add_up() -> None:
 def test_the_front_end_takes_the_figures_out() -> None:
     """vLLM's loggers would look for a KV connector."""
     seen: list[Any] = []
-    record = metrics.wrap_record(lambda self, stats, **_: seen.append(stats.kv_connector_stats))
+    record = bind(
+        metrics.wrap_record, lambda self, stats, **_: seen.append(stats.kv_connector_stats)
+    )
     stats = SimpleNamespace(kv_connector_stats=None)
     manager = SimpleNamespace(cold_metrics=ColdMetrics("m", [0, 1], PrometheusStatLogger))
     attach(stats, counts_of(requests=4).take(0, 0))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vllm_cold.compat import draft_rows
-from vllm_cold.compat.patching import original_of
+from vllm_cold.compat.patching import bind, original_of
 from vllm_cold.cpu import workarounds
 from vllm_cold.worker import prompt_embeds
 
@@ -26,8 +26,9 @@ def test_each_row_gets_its_requests_value(dtype: torch.dtype) -> None:
     """Temperature, top-p and top-k."""
     from vllm.v1.sample import rejection_sampler
 
-    expand = draft_rows.wrap_expand_batch_to_tokens(
-        original_of(rejection_sampler.expand_batch_to_tokens)
+    expand = bind(
+        draft_rows.wrap_expand_batch_to_tokens,
+        original_of(rejection_sampler.expand_batch_to_tokens),
     )
     value = torch.tensor([5.0, 0.0, 0.7, 500.0]).to(dtype)
     before = value.clone()
@@ -44,7 +45,7 @@ def test_lora_finds_its_device_without_a_weight() -> None:
     from vllm.lora.layers import base_linear
 
     original = original_of(base_linear._get_lora_device)
-    device = workarounds.wrap_get_lora_device(original)
+    device = bind(workarounds.wrap_get_lora_device, original)
     taken = torch.nn.Linear(2, 2)
     taken.weight = None  # type: ignore[assignment]
     assert device(taken) == torch.device("cpu")
@@ -73,7 +74,7 @@ def test_rows_without_a_token_keep_their_place_among_those_that_have_one() -> No
     runner = SimpleNamespace(
         enable_prompt_embeds=True, lora_config=object(), supports_mm_inputs=False, model=Model()
     )
-    preprocess = prompt_embeds.wrap_runner_preprocess(original)
+    preprocess = bind(prompt_embeds.wrap_runner_preprocess, original)
     output = SimpleNamespace(total_num_scheduled_tokens=5)
 
     def found(*is_token: bool) -> Any:
@@ -104,9 +105,9 @@ def test_v2_logits_follow_their_requests() -> None:
     state.add_request("b", 0, None)
     state.add_request("c", 2, LoRARequest("two", 2, "/two"))
     step = ["a", "b", "c"], np.array([3, 0, 2]), np.array([4, 1, 2])
-    make = workarounds.wrap_make_lora_inputs(original_of(type(state).make_lora_inputs))
+    make = bind(workarounds.wrap_make_lora_inputs, original_of(type(state).make_lora_inputs))
     batch = SimpleNamespace(cu_num_logits_np=np.array([0, 3, 4, 6]))
-    prepare = workarounds.wrap_prepare_inputs(lambda self, scheduled: batch)
+    prepare = bind(workarounds.wrap_prepare_inputs, lambda self, scheduled: batch)
 
     runner = SimpleNamespace(lora_config=object(), lora_state=state)
     assert prepare(runner, None) is batch

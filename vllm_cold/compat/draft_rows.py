@@ -9,18 +9,15 @@ import torch
 from torch import Tensor
 
 
-def wrap_expand_batch_to_tokens(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def wrap_expand_batch_to_tokens(
+    original: Callable[..., Tensor],
+    x: Tensor,
+    cu_num_tokens: Tensor,
+    num_tokens: int,
+    replace_from: int = 0,
+    replace_to: int = 0,
+) -> Tensor:
     """Wrap ``expand_batch_to_tokens``."""
-
-    def expand_batch_to_tokens(
-        x: Tensor,
-        cu_num_tokens: Tensor,
-        num_tokens: int,
-        replace_from: int = 0,
-        replace_to: int = 0,
-    ) -> Tensor:
-        counts = torch.diff(cu_num_tokens, prepend=cu_num_tokens.new_zeros(1))
-        expanded = x.repeat_interleave(counts, output_size=num_tokens)
-        return expanded.masked_fill_(expanded == replace_from, replace_to)
-
-    return expand_batch_to_tokens
+    counts = torch.diff(cu_num_tokens, prepend=cu_num_tokens.new_zeros(1))
+    expanded = x.repeat_interleave(counts, output_size=num_tokens)
+    return expanded.masked_fill_(expanded == replace_from, replace_to)

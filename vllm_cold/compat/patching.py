@@ -22,7 +22,7 @@ from vllm_cold.compat import versions
 logger = logging.getLogger("vllm." + __name__)
 
 _T = TypeVar("_T")
-Maker = Callable[[Callable[..., Any]], Callable[..., Any]]
+Original = Callable[..., Any]
 
 
 class DependencyMissing(Exception):
@@ -158,13 +158,13 @@ class Wraps(Place):
     left as it is.
 
     Attributes:
-        maker: Takes the original as a plain function (with ``self`` or ``cls`` first where it has
-            one) and returns the replacement.
+        hook: What is called in its place, with the original as a plain function before the
+            arguments, of which ``self`` or ``cls`` is the first where there is one.
         takes: The first parameters by position, after ``self`` or ``cls``.
         kind: staticmethod or classmethod where it must be one.
     """
 
-    maker: Maker | Reference
+    hook: Callable[..., Any] | Reference
     takes: str = ""
     kind: type | None = None
 
@@ -185,21 +185,37 @@ class Wraps(Place):
         return owner, name, inspect.getattr_static(owner, name)
 
     def wrap(self) -> None:
-        """Replace it, unless ``maker`` did so before: each engine of a process asks again. Wrappers
-        of other makers are wrapped in turn.
+        """Replace it, unless ``hook`` did so before: each engine of a process asks again. Wrappers
+        of other hooks are wrapped in turn.
         """
         owner, name, method = self.find()
         original = method.__func__ if self.kind else method
-        maker = self.load_maker()
-        if maker in (wrapper._vllm_cold_maker for wrapper in _wrappers(original)):
+        hook = self.load_hook()
+        if hook in (wrapper._vllm_cold_hook for wrapper in _wrappers(original)):
             return
-        replacement = functools.wraps(original)(maker(original))
-        replacement._vllm_cold_maker = maker  # type: ignore[attr-defined]
+        replacement = bind(hook, original)
+        replacement._vllm_cold_hook = hook  # type: ignore[attr-defined]
         setattr(owner, name, self.kind(replacement) if self.kind else replacement)
 
-    def load_maker(self) -> Maker:
-        """Return ``maker`` itself, and load its module."""
-        return named(self.maker.where) if isinstance(self.maker, Reference) else self.maker
+    def load_hook(self) -> Callable[..., Any]:
+        """Return ``hook`` itself, and load its module."""
+        return named(self.hook.where) if isinstance(self.hook, Reference) else self.hook
+
+
+def bind(hook: Callable[..., Any], original: Original) -> Callable[..., Any]:
+    """Return a hook as a function that takes the original's place. A coroutine function may take
+    that of a plain one, and does not wait then.
+    """
+    if inspect.iscoroutinefunction(hook):
+        if inspect.iscoroutinefunction(inspect.unwrap(original)):
+
+            @functools.wraps(original)
+            async def replacement(*args: Any, **kwargs: Any) -> Any:
+                return await hook(original, *args, **kwargs)
+
+            return replacement
+        return functools.wraps(original)(lambda *a, **kw: at_once(hook(original, *a, **kw)))
+    return functools.wraps(original)(lambda *args, **kwargs: hook(original, *args, **kwargs))
 
 
 def _unlike(label: str, function: Any, takes: str) -> Iterator[str]:
@@ -232,7 +248,7 @@ def _set_in_init(owner: Any) -> set[str]:
 
 def _wrappers(function: Any) -> Iterator[Any]:
     """Our wrappers around vLLM's function, from the outside."""
-    while hasattr(function, "_vllm_cold_maker"):
+    while hasattr(function, "_vllm_cold_hook"):
         yield function
         function = function.__wrapped__
 
@@ -260,7 +276,7 @@ class Hook:
         when: When it is needed.
         why: The reason.
         can_go: What vLLM has to have before it can go.
-        places: What is wrapped, by makers in the file, and what else is relied on.
+        places: What is wrapped, by hooks in the file, and what else is relied on.
         since: The release of vLLM from which on it is needed.
         lost: What is lost without it, where vllm-cold does without.
         platform: "cpu" or "npu" where it is of that alone.
@@ -313,7 +329,7 @@ def install(hooks: Iterable[Hook]) -> None:
         raise DependencyMissing("; ".join(missing))
     for _, place, problem in looks:  # none is wrapped if a file of ours cannot be loaded
         if problem is None:
-            place.load_maker()
+            place.load_hook()
     for hook, place, problem in looks:
         if problem is None:
             place.wrap()
@@ -322,7 +338,7 @@ def install(hooks: Iterable[Hook]) -> None:
 
 
 def at_once(coroutine: Coroutine[Any, Any, _T]) -> _T:
-    """The result of a coroutine that does not wait."""
+    """Return the result of a coroutine that does not wait."""
     try:
         coroutine.send(None)
     except StopIteration as done:
@@ -334,12 +350,3 @@ def at_once(coroutine: Coroutine[Any, Any, _T]) -> _T:
 async def result_of(returned: Any) -> Any:
     """Return what a method returned, awaited if need be."""
     return await returned if inspect.isawaitable(returned) else returned
-
-
-def in_form_of(
-    original: Callable[..., Any], replacement: Callable[..., Coroutine[Any, Any, Any]]
-) -> Callable[..., Any]:
-    """The replacement, as a plain function unless the original is a coroutine function."""
-    if inspect.iscoroutinefunction(original):
-        return replacement
-    return lambda *args, **kwargs: at_once(replacement(*args, **kwargs))

@@ -11,6 +11,7 @@ from functools import cache
 from typing import Any
 
 from vllm_cold.compat import environment, hardware, patching, places, versions
+from vllm_cold.compat.patching import Original
 
 logger = logging.getLogger("vllm." + __name__)
 
@@ -107,52 +108,42 @@ def unsupported(config: Any) -> str | None:
     )
 
 
-def wrap_get_punica_wrapper(original: Callable[..., str]) -> Callable[..., str]:
+def wrap_get_punica_wrapper(
+    original: Callable[..., str], cls: type[Any], *args: Any, **kwargs: Any
+) -> str:
     """Wrap ``Platform.get_punica_wrapper``."""
+    name = original(cls, *args, **kwargs)
+    if name != STOCK:
+        return name  # a platform that brings its own wrapper keeps it
+    chosen = choice()
+    if chosen == "torch" and not environment.read(ENV):
+        from vllm_cold.cpu import operators
 
-    def get_punica_wrapper(cls: type[Any], *args: Any, **kwargs: Any) -> str:
-        name = original(cls, *args, **kwargs)
-        if name != STOCK:
-            return name  # a platform that brings its own wrapper keeps it
-        chosen = choice()
-        if chosen == "torch" and not environment.read(ENV):
-            from vllm_cold.cpu import operators
-
-            logger.warning(
-                "vllm-cold: LoRA on CPU falls back to torch operations, not compiled and slow. %s",
-                operators.missing(),
-            )
-        else:
-            logger.info("vllm-cold: LoRA on CPU: %s.", chosen)
-        return WRAPPERS[chosen]
-
-    return get_punica_wrapper
+        logger.warning(
+            "vllm-cold: LoRA on CPU falls back to torch operations, not compiled and slow. %s",
+            operators.missing(),
+        )
+    else:
+        logger.info("vllm-cold: LoRA on CPU: %s.", chosen)
+    return WRAPPERS[chosen]
 
 
-def wrap_register_overrides(original: Callable[..., None]) -> Callable[..., None]:
+def wrap_register_overrides(original: Original, cls: type[Any], *args: Any, **kwargs: Any) -> None:
     """Wrap ``Platform.register_triton_kernel_overrides``."""
-
-    def register_triton_kernel_overrides(cls: type[Any], *args: Any, **kwargs: Any) -> None:
-        original(cls, *args, **kwargs)
-        patching.install(places.rows(places.CPU_MODEL))
-
-    return register_triton_kernel_overrides
+    original(cls, *args, **kwargs)
+    patching.install(places.rows(places.CPU_MODEL))
 
 
-def wrap_check_and_update_config(original: Callable[..., None]) -> Callable[..., None]:
+def wrap_check_and_update_config(
+    original: Original, cls: type[Any], vllm_config: Any, *args: Any, **kwargs: Any
+) -> None:
     """Wrap ``Platform.check_and_update_config``."""
-
-    def check_and_update_config(
-        cls: type[Any], vllm_config: Any, *args: Any, **kwargs: Any
-    ) -> None:
-        lora = vllm_config.lora_config
-        if lora is None or not _is_stock(cls) or choice() != "cpp":
-            original(cls, vllm_config, *args, **kwargs)
-            return
-        vllm_config.lora_config = None
-        try:
-            original(cls, vllm_config, *args, **kwargs)
-        finally:
-            vllm_config.lora_config = lora
-
-    return check_and_update_config
+    lora = vllm_config.lora_config
+    if lora is None or not _is_stock(cls) or choice() != "cpp":
+        original(cls, vllm_config, *args, **kwargs)
+        return
+    vllm_config.lora_config = None
+    try:
+        original(cls, vllm_config, *args, **kwargs)
+    finally:
+        vllm_config.lora_config = lora

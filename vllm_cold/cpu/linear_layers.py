@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from vllm_cold.compat import environment, hardware
+from vllm_cold.compat.patching import Original
 from vllm_cold.cpu import linear_ops
 
 logger = logging.getLogger("vllm." + __name__)
@@ -150,17 +151,13 @@ def _say(error: str) -> None:
     logger.info("vllm-cold: products of linear layers are vLLM's. %s", error)
 
 
-def wrap_dispatch_gemm(original: Callable[..., None]) -> Callable[..., None]:
+def wrap_dispatch_gemm(
+    original: Original, layer: Any, remove_weight: bool, *args: Any, **kwargs: Any
+) -> None:
     """Wrap ``dispatch_cpu_unquantized_gemm``."""
-
-    def dispatch_cpu_unquantized_gemm(
-        layer: Any, remove_weight: bool, *args: Any, **kwargs: Any
-    ) -> None:
-        if not _takes(layer, remove_weight):
-            vars(layer).pop(_LINEARS, None)  # of weights that it had before
-            original(layer, remove_weight, *args, **kwargs)
-        elif remove_weight:
-            empty = torch.empty(0, dtype=layer.weight.dtype, device=layer.weight.device)
-            layer.weight = torch.nn.Parameter(empty, requires_grad=False)
-
-    return dispatch_cpu_unquantized_gemm
+    if not _takes(layer, remove_weight):
+        vars(layer).pop(_LINEARS, None)  # of weights that it had before
+        original(layer, remove_weight, *args, **kwargs)
+    elif remove_weight:
+        empty = torch.empty(0, dtype=layer.weight.dtype, device=layer.weight.device)
+        layer.weight = torch.nn.Parameter(empty, requires_grad=False)

@@ -4,7 +4,7 @@ Everything that a step changes is in the plan, which the kernels read: a compile
 way to see it.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,6 +18,7 @@ from vllm.lora.layers import (
 from vllm.lora.layers.base_linear import BaseLinearLayerWithLoRA
 
 from vllm_cold.compat import patching, places
+from vllm_cold.compat.patching import Original
 from vllm_cold.cpu import linear_layers, lora_ops, memory, operators
 from vllm_cold.cpu.lora_fallback import GroupedPunicaWrapperCPU
 
@@ -145,14 +146,10 @@ class NativePunicaWrapperCPU(GroupedPunicaWrapperCPU):
             self._logits[key].add_lora_linear(y, x, a, b, scale)
 
 
-def wrap_set_mapping(original: Callable[..., None]) -> Callable[..., None]:
+def wrap_set_mapping(
+    original: Original, self: BaseLayerWithLoRA, punica_wrapper: Any, *args: Any, **kwargs: Any
+) -> None:
     """Wrap ``BaseLayerWithLoRA.set_mapping``."""
-
-    def set_mapping(
-        self: BaseLayerWithLoRA, punica_wrapper: Any, *args: Any, **kwargs: Any
-    ) -> None:
-        original(self, punica_wrapper, *args, **kwargs)
-        if isinstance(punica_wrapper, NativePunicaWrapperCPU):
-            punica_wrapper.bind(self)
-
-    return set_mapping
+    original(self, punica_wrapper, *args, **kwargs)
+    if isinstance(punica_wrapper, NativePunicaWrapperCPU):
+        punica_wrapper.bind(self)

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 from vllm.model_executor.layers.fused_moe.experts.lora_experts_mixin import LoRAExpertsMixin
 
+from vllm_cold.compat.patching import Original
 from vllm_cold.cpu import cpu_platform
 from vllm_cold.cpu.lora_fallback import add_lora, group_rows
 
@@ -278,21 +279,17 @@ def with_lora(kernel: type[Any]) -> type[Any]:
     return type(f"{kernel.__name__}WithLoRA", (LoRAExperts, kernel), {})
 
 
-def wrap_select_moe_backend(original: Callable[..., Any]) -> Callable[..., Any]:
+def wrap_select_moe_backend(original: Original, moe_config: Any, *args: Any, **kwargs: Any) -> Any:
     """Wrap ``select_unquantized_moe_backend``."""
+    from vllm.model_executor.layers.fused_moe.experts.cpu_moe import CPUUnquantizedExperts
 
-    def select_unquantized_moe_backend(moe_config: Any, *args: Any, **kwargs: Any) -> Any:
-        from vllm.model_executor.layers.fused_moe.experts.cpu_moe import CPUUnquantizedExperts
-
-        if not moe_config.is_lora_enabled or cpu_platform.choice() == "stock":
-            return original(moe_config, *args, **kwargs)
-        moe_config.is_lora_enabled = False
-        try:
-            backend, kernel = original(moe_config, *args, **kwargs)
-        finally:
-            moe_config.is_lora_enabled = True
-        if kernel and not kernel.supports_lora() and issubclass(kernel, CPUUnquantizedExperts):
-            return backend, with_lora(kernel)
+    if not moe_config.is_lora_enabled or cpu_platform.choice() == "stock":
         return original(moe_config, *args, **kwargs)
-
-    return select_unquantized_moe_backend
+    moe_config.is_lora_enabled = False
+    try:
+        backend, kernel = original(moe_config, *args, **kwargs)
+    finally:
+        moe_config.is_lora_enabled = True
+    if kernel and not kernel.supports_lora() and issubclass(kernel, CPUUnquantizedExperts):
+        return backend, with_lora(kernel)
+    return original(moe_config, *args, **kwargs)

@@ -3,40 +3,38 @@
 ``cold_preset``. A model or adapter with the whole name comes first: names may have colons.
 """
 
-from collections.abc import Callable
 from typing import Any
 
+from vllm_cold.compat.patching import Original
 from vllm_cold.settings.presets import PRESETS
 
 
-def wrap_check_model(original: Callable[..., Any]) -> Callable[..., Any]:
+async def wrap_check_model(
+    original: Original, self: Any, request: Any, *args: Any, **kwargs: Any
+) -> Any:
     """Wrap ``BaseServing._check_model``."""
-
-    async def _check_model(self: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
-        error = await original(self, request, *args, **kwargs)
-        model = request.model or ""
-        name, _, preset = model.rpartition(":")
-        known = _is_served(self.models, model) or (error is not None and error.error.code != 404)
-        if not name or known or not hasattr(request, "vllm_xargs"):
-            return error
-        if preset in PRESETS:
-            request.model = name
-            # Not loaded, it may be one that vLLM loads when it is asked for.
-            other = None if _is_served(self.models, name) else await original(self, request)
-            if other is None:
-                request.vllm_xargs = {"cold_preset": preset, **(request.vllm_xargs or {})}
-                return None
-            request.model = model
-            if other.error.code != 404:
-                return other
-        elif error is not None and error.error.code == 404 and _is_served(self.models, name):
-            error.error.message = (
-                f"The model '{model}' does not exist. '{name}' does; after the colon, write one of "
-                f"these presets: {', '.join(PRESETS)}."
-            )
+    error = await original(self, request, *args, **kwargs)
+    model = request.model or ""
+    name, _, preset = model.rpartition(":")
+    known = _is_served(self.models, model) or (error is not None and error.error.code != 404)
+    if not name or known or not hasattr(request, "vllm_xargs"):
         return error
-
-    return _check_model
+    if preset in PRESETS:
+        request.model = name
+        # Not loaded, it may be one that vLLM loads when it is asked for.
+        other = None if _is_served(self.models, name) else await original(self, request)
+        if other is None:
+            request.vllm_xargs = {"cold_preset": preset, **(request.vllm_xargs or {})}
+            return None
+        request.model = model
+        if other.error.code != 404:
+            return other
+    elif error is not None and error.error.code == 404 and _is_served(self.models, name):
+        error.error.message = (
+            f"The model '{model}' does not exist. '{name}' does; after the colon, write one of "
+            f"these presets: {', '.join(PRESETS)}."
+        )
+    return error
 
 
 def _is_served(models: Any, name: str) -> bool:

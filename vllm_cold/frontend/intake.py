@@ -7,7 +7,6 @@ requests are decided about here; on an event loop, prompts are made and files ar
 """
 
 from collections import deque
-from collections.abc import Callable
 from contextlib import nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ from weakref import WeakKeyDictionary
 from vllm.sampling_params import SamplingParams
 from vllm.v1.engine import EngineCoreRequest
 
-from vllm_cold.compat.patching import at_once
+from vllm_cold.compat.patching import Original, at_once
 from vllm_cold.frontend import media_cache
 from vllm_cold.frontend.admission import Admission
 from vllm_cold.frontend.contrast import RequestedContrast, ResolvedContrast
@@ -122,38 +121,35 @@ def admit_request(processor: Any, request: EngineCoreRequest, prompt: Any, param
     source.fetched.clear()  # no further prompt is made of decoded media
 
 
-def wrap_add_request(original: Callable[..., Any]) -> Callable[..., Any]:
+async def wrap_add_request(
+    original: Original,
+    self: Any,
+    request_id: str,
+    prompt: Any,
+    params: Any,
+    arrival_time: Any = None,
+    lora_request: Any = None,
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
     """Wrap ``AsyncLLM.add_request``."""
-
-    async def add_request(
-        self: Any,
-        request_id: str,
-        prompt: Any,
-        params: Any,
-        arrival_time: Any = None,
-        lora_request: Any = None,
-        *args: Any,
-        **kwargs: Any,
-    ) -> Any:
-        rest = (arrival_time, lora_request, *args)
-        # vLLM makes other prompts in a thread of its own, where ``process_inputs`` is wrapped.
-        is_made = isinstance(prompt, dict) and "type" in prompt
-        if not is_made or not isinstance(params, SamplingParams):
-            return await original(self, request_id, prompt, params, *rest, **kwargs)
-        renderer = self.input_processor.renderer
-        # A server has decided about its prompts, and about a beam search as a whole. What it
-        # refuses has not passed the sender's cache, or is vLLM's alone.
-        decided = is_decided(prompt) or FRONT_END.is_search
-        guard = media_cache.forgotten_if_refused(renderer, offline=False)
-        with nullcontext() if decided else guard:
-            if not decided:
-                admission = FRONT_END.of(self.input_processor)
-                with refusals():
-                    requested = await admission.read_aside(params.extra_args, lora_request, params)
-                    contrast = await admission.decide(requested, source_of(prompt), prompt)
-                prompt = with_contrast(prompt, contrast)
-            queue = await original(self, request_id, prompt, params, *rest, **kwargs)
-        media_cache.tell_sent(renderer, prompt)
-        return queue
-
-    return add_request
+    rest = (arrival_time, lora_request, *args)
+    # vLLM makes other prompts in a thread of its own, where ``process_inputs`` is wrapped.
+    is_made = isinstance(prompt, dict) and "type" in prompt
+    if not is_made or not isinstance(params, SamplingParams):
+        return await original(self, request_id, prompt, params, *rest, **kwargs)
+    renderer = self.input_processor.renderer
+    # A server has decided about its prompts, and about a beam search as a whole. What it
+    # refuses has not passed the sender's cache, or is vLLM's alone.
+    decided = is_decided(prompt) or FRONT_END.is_search
+    guard = media_cache.forgotten_if_refused(renderer, offline=False)
+    with nullcontext() if decided else guard:
+        if not decided:
+            admission = FRONT_END.of(self.input_processor)
+            with refusals():
+                requested = await admission.read_aside(params.extra_args, lora_request, params)
+                contrast = await admission.decide(requested, source_of(prompt), prompt)
+            prompt = with_contrast(prompt, contrast)
+        queue = await original(self, request_id, prompt, params, *rest, **kwargs)
+    media_cache.tell_sent(renderer, prompt)
+    return queue

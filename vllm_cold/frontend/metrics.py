@@ -12,6 +12,7 @@ from prometheus_client import REGISTRY
 from prometheus_client import Metric as Family
 
 from vllm_cold.compat.engine import is_configured
+from vllm_cold.compat.patching import Original
 from vllm_cold.wire.counters import COUNTERS, GAUGES, HISTOGRAMS, ColdStats
 from vllm_cold.wire.stats_channel import detach
 
@@ -87,46 +88,40 @@ class ColdMetrics:
             gauge.labels(self._model_name, str(engine)).set(getattr(report, name))
 
 
-def wrap_logger_manager_init(original: Callable[..., None]) -> Callable[..., None]:
+def wrap_logger_manager_init(
+    original: Original, self: Any, vllm_config: Any, *args: Any, **kwargs: Any
+) -> None:
     """Wrap ``StatLoggerManager.__init__``."""
+    original(self, vllm_config, *args, **kwargs)
+    self.cold_metrics = None
+    if is_configured(vllm_config):
+        from vllm.v1.metrics.loggers import PrometheusStatLogger
 
-    def __init__(self: Any, vllm_config: Any, *args: Any, **kwargs: Any) -> None:
-        original(self, vllm_config, *args, **kwargs)
-        self.cold_metrics = None
-        if is_configured(vllm_config):
-            from vllm.v1.metrics.loggers import PrometheusStatLogger
-
-            logger = next(x for x in self.stat_loggers if isinstance(x, PrometheusStatLogger))
-            name = vllm_config.model_config.served_model_name
-            self.cold_metrics = ColdMetrics(name, self.engine_indexes, logger)
-
-    return __init__
+        logger = next(x for x in self.stat_loggers if isinstance(x, PrometheusStatLogger))
+        name = vllm_config.model_config.served_model_name
+        self.cold_metrics = ColdMetrics(name, self.engine_indexes, logger)
 
 
-def wrap_record(original: Callable[..., None]) -> Callable[..., None]:
+def wrap_record(
+    original: Original,
+    self: Any,
+    scheduler_stats: "SchedulerStats | None",
+    *args: Any,
+    **kwargs: Any,
+) -> None:
     """Wrap ``StatLoggerManager.record``."""
-
-    def record(
-        self: Any, scheduler_stats: "SchedulerStats | None", *args: Any, **kwargs: Any
-    ) -> None:
-        # Called by name in some places, so the signature is vLLM's as far as it is read here.
-        payload = detach(scheduler_stats)
-        if payload is not None and self.cold_metrics is not None:
-            self.cold_metrics.record(payload, kwargs.get("engine_idx") or 0)
-        original(self, scheduler_stats, *args, **kwargs)
-
-    return record
+    # Called by name in some places, so the signature is vLLM's as far as it is read here.
+    payload = detach(scheduler_stats)
+    if payload is not None and self.cold_metrics is not None:
+        self.cold_metrics.record(payload, kwargs.get("engine_idx") or 0)
+    original(self, scheduler_stats, *args, **kwargs)
 
 
-def wrap_get_metrics(original: Callable[[Any], "list[Metric]"]) -> Callable[..., "list[Metric]"]:
+def wrap_get_metrics(original: Callable[[Any], "list[Metric]"], self: Any) -> "list[Metric]":
     """Wrap ``LLMEngine.get_metrics``."""
-
-    def get_metrics(self: Any) -> "list[Metric]":
-        families = (f for f in REGISTRY.collect() if f.name.startswith(PREFIX))
-        ours = (metric for family in families for metric in _as_vllms(family))
-        return [*original(self), *ours]
-
-    return get_metrics
+    families = (f for f in REGISTRY.collect() if f.name.startswith(PREFIX))
+    ours = (metric for family in families for metric in _as_vllms(family))
+    return [*original(self), *ours]
 
 
 def _as_vllms(family: Family) -> "Iterator[Metric]":

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from vllm_cold.compat.engine import is_configured
-from vllm_cold.compat.patching import in_form_of, result_of
+from vllm_cold.compat.patching import Original, result_of
 from vllm_cold.errors import ColdError
 from vllm_cold.frontend import request_media
 from vllm_cold.settings.amateurs import AmateurSpec
@@ -207,30 +207,30 @@ def _keywords(kwargs: Mapping[str, Any]) -> dict[str, Any]:
     return {name: kwargs[name] for name in names if kwargs.get(name)}
 
 
-def wrap_render_cmpl(original: Callable[..., Any]) -> Callable[..., Any]:
+async def wrap_render_cmpl(original: Original, self: Any, *args: Any, **kwargs: Any) -> Any:
     """Wrap ``BaseRenderer.render_cmpl`` and ``render_cmpl_async``."""
-    return _note_sources(original, _completions)
+    return await _note_sources(original, _completions, self, *args, **kwargs)
 
 
-def wrap_render_chat(original: Callable[..., Any]) -> Callable[..., Any]:
+async def wrap_render_chat(original: Original, self: Any, *args: Any, **kwargs: Any) -> Any:
     """Wrap ``BaseRenderer.render_chat`` and ``render_chat_async``."""
-    return _note_sources(original, _chats)
+    return await _note_sources(original, _chats, self, *args, **kwargs)
 
 
-def _note_sources(
-    original: Callable[..., Any], sources_of: Callable[..., list[PromptSource]]
-) -> Callable[..., Any]:
-    """Have a renderer's method put into each prompt how it was made."""
-
-    async def render(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if not is_configured(self.config):
-            return await result_of(original(self, *args, **kwargs))
-        sources = sources_of(*args, **kwargs)
-        with request_media.remembering() as fetched:
-            rendered = await result_of(original(self, *args, **kwargs))
-        prompts = rendered[1] if isinstance(rendered, tuple) else rendered  # of a chat
-        for prompt, source in zip(prompts, sources, strict=True):
-            prompt[_SOURCE] = replace(source, fetched=fetched)
-        return rendered
-
-    return in_form_of(original, render)
+async def _note_sources(
+    original: Original,
+    sources_of: Callable[..., list[PromptSource]],
+    renderer: Any,
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
+    """Render prompts, and put into each how it was made."""
+    if not is_configured(renderer.config):
+        return await result_of(original(renderer, *args, **kwargs))
+    sources = sources_of(*args, **kwargs)
+    with request_media.remembering() as fetched:
+        rendered = await result_of(original(renderer, *args, **kwargs))
+    prompts = rendered[1] if isinstance(rendered, tuple) else rendered  # of a chat
+    for prompt, source in zip(prompts, sources, strict=True):
+        prompt[_SOURCE] = replace(source, fetched=fetched)
+    return rendered

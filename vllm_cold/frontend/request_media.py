@@ -4,7 +4,7 @@
 what vLLM checks in a client's.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
@@ -13,7 +13,7 @@ from typing import Any
 from vllm.config import VllmConfig
 
 from vllm_cold.compat import places, versions
-from vllm_cold.compat.patching import in_form_of, result_of
+from vllm_cold.compat.patching import Original, result_of
 from vllm_cold.frontend import refused_options
 from vllm_cold.settings.amateurs import AmateurSpec
 from vllm_cold.settings.sources import CannotLeaveOut, Distorted
@@ -46,19 +46,17 @@ def remembering(fetched: dict[Any, Any] | None = None) -> Iterator[dict[Any, Any
         _fetched.reset(token)
 
 
-def wrap_load_from_url(original: Callable[..., Any]) -> Callable[..., Any]:
+async def wrap_load_from_url(
+    original: Original, self: Any, url: str, media_io: Any, **kwargs: Any
+) -> Any:
     """Wrap ``MediaConnector.load_from_url_async`` and ``MediaConnector.load_from_url``."""
-
-    async def load(self: Any, url: str, media_io: Any, **kwargs: Any) -> Any:
-        if (fetched := _fetched.get()) is None:
-            return await result_of(original(self, url, media_io, **kwargs))
-        # What it is decoded with comes from the connector's keywords.
-        key = url, type(media_io), repr(self.media_io_kwargs)
-        if key not in fetched:
-            fetched[key] = await result_of(original(self, url, media_io, **kwargs))
-        return fetched[key]
-
-    return in_form_of(original, load)
+    if (fetched := _fetched.get()) is None:
+        return await result_of(original(self, url, media_io, **kwargs))
+    # What it is decoded with comes from the connector's keywords.
+    key = url, type(media_io), repr(self.media_io_kwargs)
+    if key not in fetched:
+        fetched[key] = await result_of(original(self, url, media_io, **kwargs))
+    return fetched[key]
 
 
 # ---- what prompts have ---------------------------------------------------------------------------

@@ -12,12 +12,13 @@ what it asked for of each step.
 import asyncio
 import json
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from functools import cache
 from importlib import import_module
 from typing import Any
 
+from vllm_cold.compat.patching import Original
 from vllm_cold.errors import ColdError
 from vllm_cold.frontend import media_cache
 from vllm_cold.frontend.admission import REQUESTED, Admission, is_long
@@ -35,41 +36,35 @@ _LISTED = 100  # choices in it
 _DONE = b"data: [DONE]"
 
 
-def wrap_models_init(original: Callable[..., None]) -> Callable[..., None]:
+def wrap_models_init(original: Original, self: Any, *args: Any, **kwargs: Any) -> None:
     """Wrap ``OpenAIServingModels.__init__``."""
-
-    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
-        original(self, *args, **kwargs)
-        FRONT_END.serve(self)
-
-    return __init__
+    original(self, *args, **kwargs)
+    FRONT_END.serve(self)
 
 
-def wrap_preprocess(original: Callable[..., Any]) -> Callable[..., Any]:
+async def wrap_preprocess(
+    original: Original, self: Any, request: Any, *args: Any, **kwargs: Any
+) -> Any:
     """Wrap ``OnlineRenderer.preprocess_cmpl`` and ``OnlineRenderer.preprocess_chat``."""
-
-    async def preprocess(self: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
-        if (server := FRONT_END.server) is None or not hasattr(request, "vllm_xargs"):
-            return await original(self, request, *args, **kwargs)
-        with refusals():
-            requested = await server.read_aside(*_read_args(server, request))
-        if requested is not None:
-            kwargs |= media_cache.ALWAYS_SENT
-        rendered = await original(self, request, *args, **kwargs)
-        prompts = rendered[1] if isinstance(rendered, tuple) else rendered  # of a chat
-        with refusals():
-            _check_prompts(requested, request, len(prompts))
-            for i, prompt in enumerate(prompts):
-                if i:
-                    await asyncio.sleep(0)  # other requests' turn: token ids wait for nothing
-                source = source_of(prompt)
-                contrast = await server.decide(requested, source, prompt, online=self)
-                prompts[i] = with_contrast(prompt, contrast)
-        contrasts = deque(map(contrast_of, prompts))
-        FRONT_END.exchange().decided[id(request)] = DecidedBody(request, contrasts)
-        return rendered
-
-    return preprocess
+    if (server := FRONT_END.server) is None or not hasattr(request, "vllm_xargs"):
+        return await original(self, request, *args, **kwargs)
+    with refusals():
+        requested = await server.read_aside(*_read_args(server, request))
+    if requested is not None:
+        kwargs |= media_cache.ALWAYS_SENT
+    rendered = await original(self, request, *args, **kwargs)
+    prompts = rendered[1] if isinstance(rendered, tuple) else rendered  # of a chat
+    with refusals():
+        _check_prompts(requested, request, len(prompts))
+        for i, prompt in enumerate(prompts):
+            if i:
+                await asyncio.sleep(0)  # other requests' turn: token ids wait for nothing
+            source = source_of(prompt)
+            contrast = await server.decide(requested, source, prompt, online=self)
+            prompts[i] = with_contrast(prompt, contrast)
+    contrasts = deque(map(contrast_of, prompts))
+    FRONT_END.exchange().decided[id(request)] = DecidedBody(request, contrasts)
+    return rendered
 
 
 def _read_args(server: Admission, request: Any) -> tuple[Any, ...]:
@@ -115,45 +110,37 @@ def _check_prompts(requested: RequestedContrast | None, request: Any, num_prompt
             )
 
 
-def wrap_to_sampling_params(original: Callable[..., Any]) -> Callable[..., Any]:
+def wrap_to_sampling_params(original: Original, self: Any, *args: Any, **kwargs: Any) -> Any:
     """Wrap ``ResponsesRequest.to_sampling_params`` and the like."""
-
-    def to_sampling_params(self: Any, *args: Any, **kwargs: Any) -> Any:
-        params = original(self, *args, **kwargs)
-        if (server := FRONT_END.server) is None:
-            return params
-        exchange = FRONT_END.exchange()
-        with refusals():
-            requested, contrast = _next_contrast(server, exchange, self)
-            if contrast is not None:
-                server.check(contrast, params, params.max_tokens)
-            elif requested is not None:
-                params.extra_args = {**(params.extra_args or {}), REQUESTED: requested}
-        exchange.used.append(requested)
+    params = original(self, *args, **kwargs)
+    if (server := FRONT_END.server) is None:
         return params
+    exchange = FRONT_END.exchange()
+    with refusals():
+        requested, contrast = _next_contrast(server, exchange, self)
+        if contrast is not None:
+            server.check(contrast, params, params.max_tokens)
+        elif requested is not None:
+            params.extra_args = {**(params.extra_args or {}), REQUESTED: requested}
+    exchange.used.append(requested)
+    return params
 
-    return to_sampling_params
 
-
-def wrap_to_beam_search_params(original: Callable[..., Any]) -> Callable[..., Any]:
+def wrap_to_beam_search_params(original: Original, self: Any, *args: Any, **kwargs: Any) -> Any:
     """Wrap ``to_beam_search_params`` of ``ChatCompletionRequest`` and ``CompletionRequest``."""
-
-    def to_beam_search_params(self: Any, *args: Any, **kwargs: Any) -> Any:
-        exchange = FRONT_END.exchange()
-        if (server := FRONT_END.server) is not None:
-            with refusals():
-                if _next_contrast(server, exchange, self)[0] is not None:
-                    raise ColdError(
-                        "use_beam_search",
-                        True,
-                        "vllm-cold does not support beam search; leave it out, or send "
-                        '{"cold": 0} in vllm_xargs to search with the adapter alone',
-                    )
-        # The parameters that beam search makes for its steps do not carry vllm_xargs.
-        exchange.is_search = True
-        return original(self, *args, **kwargs)
-
-    return to_beam_search_params
+    exchange = FRONT_END.exchange()
+    if (server := FRONT_END.server) is not None:
+        with refusals():
+            if _next_contrast(server, exchange, self)[0] is not None:
+                raise ColdError(
+                    "use_beam_search",
+                    True,
+                    "vllm-cold does not support beam search; leave it out, or send "
+                    '{"cold": 0} in vllm_xargs to search with the adapter alone',
+                )
+    # The parameters that beam search makes for its steps do not carry vllm_xargs.
+    exchange.is_search = True
+    return original(self, *args, **kwargs)
 
 
 _NO_TEMPLATE = (
@@ -183,19 +170,21 @@ def _next_contrast(
     return requested, None
 
 
-def wrap_generate(original: Callable[..., Any]) -> Callable[..., Any]:
+def wrap_generate(
+    original: Original,
+    self: Any,
+    prompt: Any,
+    sampling_params: Any,
+    request_id: str,
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
     """Wrap ``AsyncLLM.generate``."""
-
-    def generate(
-        self: Any, prompt: Any, sampling_params: Any, request_id: str, *args: Any, **kwargs: Any
-    ) -> Any:
-        outputs = original(self, prompt, sampling_params, request_id, *args, **kwargs)
-        is_regular = is_decided(prompt) and contrast_of(prompt) is None
-        if is_regular or FRONT_END.is_search or not FRONT_END.of(self.input_processor).is_server:
-            return outputs
-        return _watch(outputs, FRONT_END.exchange())
-
-    return generate
+    outputs = original(self, prompt, sampling_params, request_id, *args, **kwargs)
+    is_regular = is_decided(prompt) and contrast_of(prompt) is None
+    if is_regular or FRONT_END.is_search or not FRONT_END.of(self.input_processor).is_server:
+        return outputs
+    return _watch(outputs, FRONT_END.exchange())
 
 
 async def _watch(
@@ -268,27 +257,29 @@ def header(used: Sequence[RequestedContrast | None]) -> bytes:
     return json.dumps(fields).encode()
 
 
-def wrap_beam_search(original: Callable[..., Any]) -> Callable[..., Any]:
+def wrap_beam_search(
+    original: Original,
+    self: Any,
+    prompts: Any,
+    params: Any,
+    lora_request: Any = None,
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
     """Wrap ``LLM.beam_search``."""
-
-    def beam_search(
-        self: Any, prompts: Any, params: Any, lora_request: Any = None, *args: Any, **kwargs: Any
-    ) -> Any:
-        read = FRONT_END.of(self.llm_engine.input_processor).read
-        several = isinstance(lora_request, (list, tuple))
-        adapters = lora_request if several else [lora_request] * len(prompts)
-        contrasts = (read(None, adapter) for adapter in adapters)
-        pairs = zip(prompts, contrasts, strict=False)  # vLLM looks at their number
-        if isinstance(params, ColdParams) or any(
-            requested is not None and requested.applies(source_of(prompt))
-            for prompt, requested in pairs
-        ):
-            raise ColdError(
-                "beam_search",
-                type(params).__name__,
-                "vllm-cold does not support beam search; use generate(), or an engine whose "
-                "default sampler is not contrastive decoding",
-            )
-        return original(self, prompts, params, lora_request, *args, **kwargs)
-
-    return beam_search
+    read = FRONT_END.of(self.llm_engine.input_processor).read
+    several = isinstance(lora_request, (list, tuple))
+    adapters = lora_request if several else [lora_request] * len(prompts)
+    contrasts = (read(None, adapter) for adapter in adapters)
+    pairs = zip(prompts, contrasts, strict=False)  # vLLM looks at their number
+    if isinstance(params, ColdParams) or any(
+        requested is not None and requested.applies(source_of(prompt))
+        for prompt, requested in pairs
+    ):
+        raise ColdError(
+            "beam_search",
+            type(params).__name__,
+            "vllm-cold does not support beam search; use generate(), or an engine whose "
+            "default sampler is not contrastive decoding",
+        )
+    return original(self, prompts, params, lora_request, *args, **kwargs)

@@ -4,64 +4,56 @@ rest of the front end when they are used; an engine that has nothing to do with 
 none of it.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 from vllm_cold.compat import engine
+from vllm_cold.compat.patching import Original
 
 
-def wrap_create_engine_config(original: Callable[..., Any]) -> Callable[..., Any]:
+def wrap_create_engine_config(original: Original, self: Any, *args: Any, **kwargs: Any) -> Any:
     """Wrap ``EngineArgs.create_engine_config``."""
+    from vllm_cold.frontend import engine_config
 
-    def create_engine_config(self: Any, *args: Any, **kwargs: Any) -> Any:
-        from vllm_cold.frontend import engine_config
-
-        # First: whether contrastive decoding is available decides what the configuration becomes.
-        engine_config.prepare_front_end(args[0] if args else kwargs.get("usage_context"))
-        config = original(self, *args, **kwargs)
-        engine_config.prepare_engine(config)
-        return config
-
-    return create_engine_config
+    # First: whether contrastive decoding is available decides what the configuration becomes.
+    engine_config.prepare_front_end(args[0] if args else kwargs.get("usage_context"))
+    config = original(self, *args, **kwargs)
+    engine_config.prepare_engine(config)
+    return config
 
 
-def wrap_add_cli_args(original: Callable[..., Any]) -> Callable[..., Any]:
+def wrap_add_cli_args(original: Original, parser: Any, *args: Any, **kwargs: Any) -> Any:
     """Wrap ``EngineArgs.add_cli_args``."""
+    from vllm_cold.frontend import cli
 
-    def add_cli_args(parser: Any, *args: Any, **kwargs: Any) -> Any:
-        from vllm_cold.frontend import cli
-
-        return cli.add_options(original(parser, *args, **kwargs))
-
-    return add_cli_args
+    return cli.add_options(original(parser, *args, **kwargs))
 
 
-def wrap_from_cli_args(original: Callable[..., Any]) -> Callable[..., Any]:
+def wrap_from_cli_args(
+    original: Original, cls: type[Any], args: Any, *further: Any, **kwargs: Any
+) -> Any:
     """Wrap ``EngineArgs.from_cli_args``."""
+    from vllm_cold.frontend import cli
 
-    def from_cli_args(cls: type[Any], args: Any, *further: Any, **kwargs: Any) -> Any:
-        from vllm_cold.frontend import cli
-
-        cli.add_middleware(args)
-        return cli.with_defaults(original(cls, args, *further, **kwargs), args)
-
-    return from_cli_args
+    cli.add_middleware(args)
+    return cli.with_defaults(original(cls, args, *further, **kwargs), args)
 
 
-def wrap_process_inputs(original: Callable[..., Any]) -> Callable[..., Any]:
+def wrap_process_inputs(
+    original: Original,
+    self: Any,
+    request_id: str,
+    prompt: Any,
+    params: Any,
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
     """Wrap ``InputProcessor.process_inputs``."""
-
-    def process_inputs(
-        self: Any, request_id: str, prompt: Any, params: Any, *args: Any, **kwargs: Any
-    ) -> Any:
-        request = original(self, request_id, prompt, params, *args, **kwargs)
-        if request.sampling_params is None:  # of a pooling model
-            return request
-        asks = type(params).__module__.startswith("vllm_cold.") or params.extra_args
-        if asks or engine.is_configured(self.vllm_config):
-            from vllm_cold.frontend import intake
-
-            intake.admit_request(self, request, prompt, params)
+    request = original(self, request_id, prompt, params, *args, **kwargs)
+    if request.sampling_params is None:  # of a pooling model
         return request
+    asks = type(params).__module__.startswith("vllm_cold.") or params.extra_args
+    if asks or engine.is_configured(self.vllm_config):
+        from vllm_cold.frontend import intake
 
-    return process_inputs
+        intake.admit_request(self, request, prompt, params)
+    return request

@@ -59,14 +59,12 @@ def unsupported(config: Any) -> str | None:
     return None
 
 
-def wrap_npu_punica_wrapper(original: Callable[..., str]) -> Callable[..., str]:
+def wrap_npu_punica_wrapper(
+    original: Callable[..., str], cls: type[Any], *args: Any, **kwargs: Any
+) -> str:
     """Wrap ``Platform.get_punica_wrapper``."""
-
-    def get_punica_wrapper(cls: type[Any], *args: Any, **kwargs: Any) -> str:
-        name = original(cls, *args, **kwargs)
-        return OURS if name == STOCK and _is_for_ours() else name
-
-    return get_punica_wrapper
+    name = original(cls, *args, **kwargs)
+    return OURS if name == STOCK and _is_for_ours() else name
 
 
 def _is_for_ours() -> bool:

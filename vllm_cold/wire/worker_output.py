@@ -5,9 +5,9 @@ that is pickled with its attributes.
 """
 
 import threading
-from collections.abc import Callable
 from typing import Any
 
+from vllm_cold.compat.patching import Original
 from vllm_cold.wire.step_stats import RowStats, StepStats
 
 # ``step_stats`` of a thread: the figures of a step that has made no output yet. The model runner
@@ -29,15 +29,11 @@ def hand_over(stats: StepStats | None, *, in_front: bool = False) -> None:
         pending.insert(0 if in_front else len(pending), stats)
 
 
-def wrap_output_init(original: Callable[..., None]) -> Callable[..., None]:
+def wrap_output_init(original: Original, self: Any, *args: Any, **kwargs: Any) -> None:
     """Wrap ``ModelRunnerOutput.__init__``."""
-
-    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
-        original(self, *args, **kwargs)
-        if pending := vars(_pending).pop("step_stats", None):
-            self.cold = pending
-
-    return __init__
+    original(self, *args, **kwargs)
+    if pending := vars(_pending).pop("step_stats", None):
+        self.cold = pending
 
 
 def from_worker(output: Any) -> dict[str, list[RowStats]]:

@@ -1,18 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """V2's order of logits processors: vllm-cold's after bad words and before penalties, as on V1."""
 
-from collections.abc import Callable
 from typing import Any
 
+from vllm_cold.compat.patching import Original
 
-def wrap_sampler_init(original: Callable[..., None]) -> Callable[..., None]:
+
+def wrap_sampler_init(original: Original, self: Any, *args: Any, **kwargs: Any) -> None:
     """Wrap ``Sampler.__init__``."""
-
-    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
-        original(self, *args, **kwargs)
-        self.logits_processors = in_order(self.logits_processors)
-
-    return __init__
+    original(self, *args, **kwargs)
+    self.logits_processors = in_order(self.logits_processors)
 
 
 def in_order(processors: list[Any]) -> list[Any]:

@@ -3,7 +3,6 @@
 good in a process that makes an engine with such a model that vllm-cold uses.
 """
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -12,33 +11,31 @@ from vllm.config import VllmConfig
 
 from vllm_cold.compat import patching, places
 from vllm_cold.compat.engine import has_ssm
+from vllm_cold.compat.patching import Original
 
 
-def wrap_get_kv_cache_spec(original: Callable[..., Any]) -> Callable[..., Any]:
+def wrap_get_kv_cache_spec(original: Original, self: Any, *args: Any, **kwargs: Any) -> Any:
     """Wrap ``MambaMixer2.get_kv_cache_spec``."""
-
-    def get_kv_cache_spec(self: Any, *args: Any, **kwargs: Any) -> Any:
-        spec = original(self, *args, **kwargs)
-        if not getattr(spec, "num_prefill_checkpoint_blocks", 0):  # Mamba layers' alone
-            return spec
-        return replace(spec, num_prefill_checkpoint_blocks=0, prefill_checkpoint_alignment=None)
-
-    return get_kv_cache_spec
+    spec = original(self, *args, **kwargs)
+    if not getattr(spec, "num_prefill_checkpoint_blocks", 0):  # Mamba layers' alone
+        return spec
+    return replace(spec, num_prefill_checkpoint_blocks=0, prefill_checkpoint_alignment=None)
 
 
-def wrap_rotary_forward(original: Callable[..., Any]) -> Callable[..., Any]:
+def wrap_rotary_forward(
+    original: Original,
+    self: Any,
+    positions: Tensor,
+    query: Tensor,
+    key: Tensor | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor | None]:
     """Wrap ``RotaryEmbedding.forward_cpu``."""
-
-    def forward_cpu(
-        self: Any, positions: Tensor, query: Tensor, key: Tensor | None = None, **kwargs: Any
-    ) -> tuple[Tensor, Tensor | None]:
-        if query.dim() < 3:
-            return original(self, positions, query, key, **kwargs)  # type: ignore[no-any-return]
-        flat = query.flatten(-2), None if key is None else key.flatten(-2)
-        turned, keys = original(self, positions, *flat, **kwargs)
-        return turned.view_as(query), keys if key is None else keys.view_as(key)
-
-    return forward_cpu
+    if query.dim() < 3:
+        return original(self, positions, query, key, **kwargs)  # type: ignore[no-any-return]
+    flat = query.flatten(-2), None if key is None else key.flatten(-2)
+    turned, keys = original(self, positions, *flat, **kwargs)
+    return turned.view_as(query), keys if key is None else keys.view_as(key)
 
 
 def install(config: VllmConfig) -> None:
