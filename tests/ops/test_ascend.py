@@ -139,7 +139,7 @@ def check_out_of_range(backend, stream, row, num_groups):
 
 
 def test_the_op_raises_for_a_row_number_out_of_range(host, monkeypatch):
-    monkeypatch.setattr(scoring.registry, "load", lambda name: host)
+    monkeypatch.setattr(scoring.backend_registry, "load", lambda name: host)
     case = conformance.make_case(0, 2, 100, streams=2)
     case.expert_top_k, case.max_expert_top_k = None, 0
     contrastive_scores(case.logits, case.groups)
