@@ -86,7 +86,7 @@ def test_what_is_refused(wrong: dict[str, Any], message: str, online: Online) ->
 def test_a_vllm_without_its_class_of_errors_still_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr("vllm.exceptions.VLLMValidationError")
     monkeypatch.setattr(vllm_errors, "_request_error", vllm_errors._request_error.__wrapped__)
-    with pytest.raises(ValueError, match="unavailable, as"), vllm_errors.refusals():
+    with pytest.raises(ValueError, match="unavailable, as"), vllm_errors.as_http_400():
         raise ValueError("unavailable, as it has no VLLMValidationError")
 
 

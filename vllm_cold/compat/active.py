@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether contrastive decoding is active in this process; ``vllm.availability`` finds it out.
+"""Whether contrastive decoding is active in this process; ``compat.availability`` finds it out.
 Imports no vLLM.
 """
 

@@ -4,7 +4,7 @@
 A change of vLLM must not break engines that do not use contrastive decoding. So all places are
 checked before the first is wrapped. Where one is missing, one warning names it, and vLLM runs as
 without this package; whoever asks for contrastive decoding is told why it is not there
-(``refusal``).
+(``unavailable``).
 
 What an engine needs depends on the installed vLLM alone, so that its processes agree, each of which
 checks for itself. What only one kind of front end needs is checked by that front end, before it

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The C++ kernels for CPUs in vLLM's layers: LoRA of mixed batches, and small-M GEMM.
+Their plugin is loaded in every process (``cpu_platform.register``); they run in workers.
 
 LoRA: ``cpu_platform`` chooses. ``lora_wrapper`` with ``lora_ops`` (C++, compiled) is the usual one,
 ``lora_fallback`` (torch) is for machines without the C++ library. ``moe_lora`` lets vLLM's kernels

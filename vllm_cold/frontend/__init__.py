@@ -9,7 +9,8 @@ vLLM starts an engine:
 - ``serving.wrap_models_init``: a server knows its adapters, and gets its ``Admission``
 
 A body comes in (``serving.Header``), and ``aliases.wrap_check_model`` looks at its model's name:
-- ``serving.wrap_preprocess``: ``admission`` reads what it asks for (``RequestedContrast``)
+- ``serving.wrap_preprocess``: ``admission`` reads what it asks for (``RequestedContrast``); what is
+  wrong is a ``ColdError``, here and below, and HTTP 400 by ``vllm_errors.as_http_400``
 - ``prompts.wrap_render_chat``, ``wrap_render_cmpl``: vLLM makes the prompt, which notes how;
   ``request_media.wrap_load_from_url`` fetches each URL once
 - ``serving.wrap_preprocess`` goes on: ``rendering`` makes the amateurs' prompts, and ``admission``
@@ -26,5 +27,5 @@ The engine core answers:
 - ``metrics.wrap_record``: a scheduler's figures, counted
 - ``serving.Header`` adds what was used, and to a stream what was told
 
-Where contrastive decoding is unavailable, ``refusal`` is all that is hooked.
+Where contrastive decoding is unavailable, ``unavailable`` is all that is hooked.
 """

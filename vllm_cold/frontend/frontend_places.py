@@ -20,15 +20,15 @@ if TYPE_CHECKING:
         media_cache,
         metrics,
         prompts,
-        refusal,
         request_media,
         serving,
         start_hooks,
+        unavailable,
     )
 else:
     globals().update(lazy("vllm_cold.frontend",
-        "aliases capacity explain_output intake media_cache metrics prompts refusal request_media "
-        "serving start_hooks"))
+        "aliases capacity explain_output intake media_cache metrics prompts request_media serving "
+        "start_hooks unavailable"))
 
 _ENGINE_ARGS = "vllm.engine.arg_utils:EngineArgs."
 _OPENAI = "vllm.entrypoints.openai."
@@ -70,15 +70,15 @@ TABLE = (
               start_hooks.wrap_process_inputs, "request_id prompt params"),
     ),
     Hook(
-        refusal, places.NO_COLD,
+        unavailable, places.NO_COLD,
         "Who asks for contrastive decoding must be told why it is not there, and must not "
         "silently get regular decoding. Contrastive decoding itself hooks none of these, so that "
         "a change of vLLM hardly ever breaks both.",
         "never; it is the net.",
-        Wraps("vllm.sampling_params:SamplingParams.verify", refusal.wrap_verify),
+        Wraps("vllm.sampling_params:SamplingParams.verify", unavailable.wrap_verify),
         Wraps("vllm.utils.argparse_utils:FlexibleArgumentParser.parse_known_args",
-              refusal.wrap_parse_known_args, "args"),
-        Wraps(_ENGINE_ARGS + "__post_init__", refusal.wrap_post_init),
+              unavailable.wrap_parse_known_args, "args"),
+        Wraps(_ENGINE_ARGS + "__post_init__", unavailable.wrap_post_init),
         lost="who asks for contrastive decoding is not always told why it is unavailable",
     ),
     Hook(

@@ -21,7 +21,7 @@ from vllm_cold.frontend import media_cache
 from vllm_cold.frontend.admission import Admission
 from vllm_cold.frontend.contrast import RequestedContrast, ResolvedContrast
 from vllm_cold.frontend.prompts import contrast_of, is_decided, source_of, with_contrast
-from vllm_cold.frontend.vllm_errors import refusals
+from vllm_cold.frontend.vllm_errors import as_http_400
 
 
 @dataclass(slots=True)
@@ -109,7 +109,7 @@ def admit_request(processor: Any, request: EngineCoreRequest, prompt: Any, param
     if FRONT_END.is_search:
         return
     admission = FRONT_END.of(processor)
-    with refusals():
+    with as_http_400():
         if is_decided(prompt):  # by a server or an async engine, which see to its media
             admission.admit(contrast_of(prompt), params, request)
             return
@@ -146,7 +146,7 @@ async def wrap_add_request(
     with nullcontext() if decided else guard:
         if not decided:
             admission = FRONT_END.of(self.input_processor)
-            with refusals():
+            with as_http_400():
                 requested = await admission.read_aside(params.extra_args, lora_request, params)
                 contrast = await admission.decide(requested, source_of(prompt), prompt)
             prompt = with_contrast(prompt, contrast)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Media of amateurs' prompts: fetched once (``remembering``), sent after their expert's
-(``contrast``), split off by the scheduler (``scheduler.amateurs``). ``admission`` checks in them
-what vLLM checks in a client's.
+(``contrast``), split off by the scheduler (``scheduler.amateur_requests``). ``admission`` checks
+in them what vLLM checks in a client's.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

@@ -25,7 +25,7 @@ from vllm_cold.frontend.admission import REQUESTED, Admission, is_long
 from vllm_cold.frontend.contrast import RequestedContrast, ResolvedContrast
 from vllm_cold.frontend.intake import FRONT_END, DecidedBody, Exchange
 from vllm_cold.frontend.prompts import contrast_of, is_decided, source_of, with_contrast
-from vllm_cold.frontend.vllm_errors import generation_error, refusals
+from vllm_cold.frontend.vllm_errors import as_http_400, generation_error
 from vllm_cold.params import ColdParams
 from vllm_cold.settings.arguments import check_placement
 from vllm_cold.settings.sources import Part
@@ -48,13 +48,13 @@ async def wrap_preprocess(
     """Wrap ``OnlineRenderer.preprocess_cmpl`` and ``OnlineRenderer.preprocess_chat``."""
     if (server := FRONT_END.server) is None or not hasattr(request, "vllm_xargs"):
         return await original(self, request, *args, **kwargs)
-    with refusals():
+    with as_http_400():
         requested = await server.read_aside(*_read_args(server, request))
     if requested is not None:
         kwargs |= media_cache.ALWAYS_SENT
     rendered = await original(self, request, *args, **kwargs)
     prompts = rendered[1] if isinstance(rendered, tuple) else rendered  # of a chat
-    with refusals():
+    with as_http_400():
         _check_prompts(requested, request, len(prompts))
         for i, prompt in enumerate(prompts):
             if i:
@@ -116,7 +116,7 @@ def wrap_to_sampling_params(original: Original, self: Any, *args: Any, **kwargs:
     if (server := FRONT_END.server) is None:
         return params
     exchange = FRONT_END.exchange()
-    with refusals():
+    with as_http_400():
         requested, contrast = _next_contrast(server, exchange, self)
         if contrast is not None:
             server.check(contrast, params, params.max_tokens)
@@ -130,7 +130,7 @@ def wrap_to_beam_search_params(original: Original, self: Any, *args: Any, **kwar
     """Wrap ``to_beam_search_params`` of ``ChatCompletionRequest`` and ``CompletionRequest``."""
     exchange = FRONT_END.exchange()
     if (server := FRONT_END.server) is not None:
-        with refusals():
+        with as_http_400():
             if _next_contrast(server, exchange, self)[0] is not None:
                 raise ColdError(
                     "use_beam_search",

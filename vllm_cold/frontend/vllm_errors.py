@@ -10,8 +10,10 @@ from vllm_cold.errors import sendable
 
 
 @contextmanager
-def refusals() -> Iterator[None]:
-    """Make a ValueError what vLLM answers with HTTP 400 online, and still a ValueError offline."""
+def as_http_400() -> Iterator[None]:
+    """Turn a ValueError into one of vLLM's, which its server answers with HTTP 400; offline it is a
+    ValueError still.
+    """
     try:
         yield
     except ValueError as error:

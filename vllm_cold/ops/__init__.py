@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The contrastive scoring op, with one file per backend. Imports without vLLM installed."""
+"""The contrastive scoring op, which workers compute scores from logits with: a file for each
+backend. Imports without vLLM installed.
+"""
 
 from vllm_cold.ops.interface import Groups
 from vllm_cold.ops.scoring import contrastive_scores, contrastive_topk

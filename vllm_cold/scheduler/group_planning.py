@@ -9,7 +9,7 @@ says:
   loops of ``schedule()``, after the token budget; a 0 passes the request over (running) or ends
   admission for this step (waiting). It is replaced only during a pass in which a group may get
   tokens; vLLM's own rule is asked after it.
-- ``waiting``, ``kv_holding_waiting``: those of ``queue_view`` take their places in such a pass.
+- ``waiting``, ``kv_holding_waiting``: those of ``queue_view`` take their positions in such a pass.
 - ``_try_schedule_encoder_inputs(request, ...)``: called after the cap for requests with media, and
   takes tokens off those that cannot be encoded.
 - ``_update_after_schedule(output)``: before counts advance.
@@ -87,7 +87,7 @@ class GroupPlanning(GroupRequests):
         this.view.stand_in()
         this.step.chunk = self._prefill_limit()
         partial = self._partial.groups()
-        places = {request: i for i, request in enumerate(self.running)} if partial else {}
+        positions = {request: i for i, request in enumerate(self.running)} if partial else {}
         if last := {s for group in partial if this.may_go(group) for s in group.streams}:
             # So that nobody takes blocks between its turn and the admission of the others.
             self.running.sort(key=last.__contains__)
@@ -103,9 +103,9 @@ class GroupPlanning(GroupRequests):
             if partial:
                 # Where it was: the last one is preempted first, and that is the youngest.
                 for group in partial:
-                    first = min(places.get(stream, len(places)) for stream in group.streams)
-                    places.update(dict.fromkeys(group.streams, first))
-                self.running.sort(key=lambda request: places.get(request, len(places)))
+                    first = min(positions.get(stream, len(positions)) for stream in group.streams)
+                    positions.update(dict.fromkeys(group.streams, first))
+                self.running.sort(key=lambda request: positions.get(request, len(positions)))
             for group in reversed(self._partial.groups()):
                 if not any(map(runs, group.streams)):
                     self._queue_again(group)  # it started, and none was admitted

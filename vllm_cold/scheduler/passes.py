@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """One pass of ``schedule()``: who starts, which groups go, and how many tokens each request gets.
 
-``lockstep`` has the rule. Here it is asked where vLLM's pass asks: at each request
-that is about to get tokens (``cap``), at the head of a waiting queue (``_may_start``,
-``_may_go_on``), and before these for groups that wait with blocks (``_put_loaded``).
+``lockstep`` has the rule. Here it is asked where vLLM's pass asks: at each request that is about to
+get tokens (``cap``), at the head of a waiting queue (``_may_start``, ``_may_go_on``), and before
+these for groups that wait with blocks (``_put_loaded``).
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -128,8 +128,8 @@ class Pass:
         num_new_local_computed_tokens: int = 0,
         num_external_computed_tokens: int = 0,
     ) -> int:
-        """Return how many of ``num_new_tokens`` a request gets. Called as vLLM's
-        ``_mamba_block_aligned_split``; see ``scheduler``.
+        """Return how many of ``num_new_tokens`` a request gets. ``group_planning`` puts it in the
+        place of vLLM's ``_mamba_block_aligned_split``; ``scheduler_places`` says why.
         """
         if num_new_tokens <= 0:
             return 0
@@ -294,7 +294,7 @@ class Pass:
             return Ruling.START if self._adapters_fit([request]) else Ruling.SKIP
         if not self._promote(request):
             return Ruling.SKIP
-        if (ruling := self._start(group)) is Ruling.START:
+        if (ruling := self._start_if_room(group)) is Ruling.START:
             self.view.take()
             group.is_queued, group.passed_over = False, 0
             self._partial[group] = None  # until all of its streams run
@@ -317,15 +317,15 @@ class Pass:
         for group in self._undecided:
             if any(runs(s) or self._loads.is_under_way(s) for s in group.streams):
                 continue
-            # Who starts might take what it waits for. ``_start`` may know better.
+            # Who starts might take what it waits for. ``_start_if_room`` may know better.
             group.is_urgent = True
-            if self._start(group) is Ruling.SKIP:
+            if self._start_if_room(group) is Ruling.SKIP:
                 group.is_urgent = False
             return True
         return False
 
-    def _start(self, group: RequestGroup) -> Ruling:
-        """Whether a group of which no stream runs may start; then its streams are put in front."""
+    def _start_if_room(self, group: RequestGroup) -> Ruling:
+        """Start a group of which no stream runs if all streams have room: put them in front."""
         if self.step.preempted:
             return Ruling.STOP
         if any(map(is_late, group.streams)):

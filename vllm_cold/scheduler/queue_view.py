@@ -57,13 +57,13 @@ class QueueView:
         self._front: deque[Request] = deque()  # streams of groups, which come next
         self.loads: set[Request] = set()
         self.came: dict[Request, None] = {}
-        self.places: dict[Request, int] = {}  # of those who were at the head of a queue
+        self.positions: dict[Request, int] = {}  # of those who were at the head of a queue
         self._last: Request | None = None
         self.is_over = False
         self._put_loaded = put_loaded
         self.deferred: set[Request] = getattr(scheduler, "deferred_waiting", set())  # since 0.31
         self.waiting = scheduler.waiting
-        self._rules = {
+        self._deciders = {
             "waiting": may_start,
             "kv_holding_waiting": may_go_on,  # since 0.31
             "skipped_waiting": may_go_on,  # before 0.31
@@ -77,9 +77,9 @@ class QueueView:
             for request in reversed(list(skipped)):
                 self.waiting.prepend_request(request)
             skipped.remove_requests(list(skipped))
-        for name, rule in self._rules.items():
-            if (queue := getattr(self._scheduler, name, None)) is not None:  # as _rules says
-                self._views[name] = View(self, queue, rule)
+        for name, decide_head in self._deciders.items():
+            if (queue := getattr(self._scheduler, name, None)) is not None:  # as _deciders says
+                self._views[name] = View(self, queue, decide_head)
         vars(self._scheduler).update(self._views)
 
     def put(self, streams: Iterable[Request], to_load: bool = False) -> None:
@@ -142,11 +142,13 @@ class View(RequestQueue):  # type: ignore[misc]
     Args:
         queues: All of the pass.
         queue: vLLM's.
-        rule: Decides about its head.
+        decide_head: Decides whether its head may start.
     """
 
-    def __init__(self, queues: QueueView, queue: Any, rule: Callable[[Request], Ruling]) -> None:
-        self._queues, self._queue, self._rule = queues, queue, rule
+    def __init__(
+        self, queues: QueueView, queue: Any, decide_head: Callable[[Request], Ruling]
+    ) -> None:
+        self._queues, self._queue, self._decide_head = queues, queue, decide_head
         self._skipped: list[Request] = []
 
     def __bool__(self) -> bool:
@@ -158,7 +160,7 @@ class View(RequestQueue):  # type: ignore[misc]
         if queues.fill_front():
             return True
         while self._queue and not queues.is_over:
-            ruling = self._rule(self._queue.peek_request())
+            ruling = self._decide_head(self._queue.peek_request())
             if ruling is not Ruling.SKIP:
                 return ruling is Ruling.START
             request = self.take()
@@ -167,9 +169,9 @@ class View(RequestQueue):  # type: ignore[misc]
         return False
 
     def take(self) -> Request:
-        """Take the head out of vLLM's queue, and remember its place."""
+        """Take the head out of vLLM's queue, and remember its position."""
         request: Request = self._queue.pop_request()
-        self._queues.places[request] = len(self._queues.places)
+        self._queues.positions[request] = len(self._queues.positions)
         return request
 
     def peek_request(self) -> Request:
@@ -192,8 +194,8 @@ class View(RequestQueue):  # type: ignore[misc]
 
     def restored(self) -> Any:
         """Return vLLM's queue, with the skipped ones where they were."""
-        places = self._queues.places
-        for request in sorted(self._skipped, key=lambda r: places.get(r, -1), reverse=True):
+        positions = self._queues.positions
+        for request in sorted(self._skipped, key=lambda r: positions.get(r, -1), reverse=True):
             self._queue.prepend_request(request)
         return self._queue
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""In a worker: scores between logits and token, what is reported of them, and workarounds.
+"""In a worker: the scores that tokens are sampled from, what is reported of them, and workarounds.
 
 A worker sees the streams of a group as requests of a batch. A step, in the order in which vLLM runs
 it (V1: ``processor_v1``; V2, the default on GPUs since 0.32: ``processor_v2``):

@@ -108,7 +108,7 @@ class GroupRows:
         members: Of each group, the positions of its streams in the batch, the expert's first.
         experts: [A] int64, of each amateur the expert's position.
         amateurs: [A] int64, the amateurs' positions.
-        host: What is written.
+        host: The rows that are scored and their settings, as arrays of the host.
         ids: Of each row that is written, the group's id; a group's rows in the order of its tokens.
         present: Of each row that is written, the amateurs that are there: bit i for the i-th.
         groups: The rows and settings; None if no group has one.

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The weights that rules choose for the groups of a batch, and the state that they keep of them.
+"""Asks each group's rule for the weights of a step (``RuleRows.choose``), and keeps the rules'
+state. Fixed weights come with the request, and stand in ``groups.weights`` (``GroupRows.match``).
 Needs no vLLM.
 """
 
@@ -88,9 +89,9 @@ class RuleRows:
         names: Of its parameters.
         parameters: [P, n, 1] float32, theirs.
         at: [n] int64: which groups of the batch they are.
-        groups: They themselves, with -1 wherever a stream is not there, and the weights of the
+        groups: These groups, with -1 wherever a stream is not there, and the weights of the
             amateurs whose weights are fixed.
-        chooses: [n, S - 1] bool: the others.
+        chooses: [n, S - 1] bool: where the rule chooses an amateur's weight; else it is fixed.
         slots: [n] int64, of their states; None for a rule without.
         num_slots: More than any of them.
     """

@@ -1,18 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What tells whoever asks for contrastive decoding why it is unavailable."""
+"""Hooks of a process in which contrastive decoding is unavailable: whoever asks for it
+is told why.
+"""
 
 import sys
 from typing import Any
 
 from vllm_cold.compat import active
 from vllm_cold.compat.patching import Original
-from vllm_cold.frontend.vllm_errors import refusals
+from vllm_cold.frontend.vllm_errors import as_http_400
 from vllm_cold.settings.arguments import parse_engine_defaults, parse_request_args
 
 
 def wrap_verify(original: Original, self: Any, *args: Any, **kwargs: Any) -> None:
     """Wrap ``SamplingParams.verify``."""
-    with refusals():
+    with as_http_400():
         if parse_request_args(self.extra_args).enabled:
             raise ValueError(f"Contrastive decoding is unavailable: {active.unavailable}")
     original(self, *args, **kwargs)
