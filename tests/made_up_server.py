@@ -33,6 +33,7 @@ class MadeUp:
         models: Status and text instead of the list of models.
         plugin: Whether vllm-cold is there.
         explains: Whether answers tell of their steps.
+        reply: Status and text instead of an answer.
     """
 
     def __init__(self) -> None:
@@ -41,6 +42,7 @@ class MadeUp:
         self.models: tuple[int, str] | None = None
         self.plugin = True
         self.explains = True
+        self.reply: tuple[int, str] | None = None
 
     def answer(self, body: dict[str, Any]) -> dict[str, Any]:
         """The answer, with what is told of its steps."""
@@ -77,6 +79,8 @@ def _handler(made_up: MadeUp) -> type[loopback.Answering]:
                 return self._refuse("cold_alpha=-1: must be a number in [0, 1]")
             if wants == -1:
                 return self.send(200, {"choices": []})
+            if made_up.reply is not None:
+                return self.send_text(*made_up.reply)
             try:
                 self.send(200, made_up.answer(body))
             except ColdError as error:

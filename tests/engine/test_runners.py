@@ -10,6 +10,7 @@ import torch
 
 from tests.engine.conftest import lora
 from tests.naive import NaiveCold, score
+from vllm_cold.cpu import linear_ops
 
 pytestmark = pytest.mark.engine
 
@@ -114,3 +115,11 @@ def test_the_repetition_penalty_of_a_generation_config(
         {"prompt_token_ids": PROMPT}, params, lora_request=lora(tiny, "one"), use_tqdm=False
     )
     assert list(output.outputs[0].token_ids) == decode(naive, penalise(repetition=1.3))
+
+
+def test_products_are_computed_by_the_kernels_for_cpus(shared_llm: Any) -> None:
+    """They are there before a model is loaded, whichever runner loads it."""
+    core = shared_llm().llm_engine.engine_core.engine_core
+    modules = list(core.model_executor.driver_worker.worker.model_runner.model.modules())
+    ours = any(hasattr(module, "_vllm_cold_linears") for module in modules)
+    assert ours == (linear_ops.missing() is None)

@@ -49,7 +49,7 @@ CONTRASTS: dict[str, tuple[str | None, Prompt, dict[str, Any]]] = {
             "amateur": ["two", ""],
             "amateur_messages": ["", '[{"role": "user", "content": "w3"}]'],
             "weights": ["adaptive", -0.5],
-            "beta_max": 200.0,
+            "rule_parameters": {"beta_max": 200.0},
             "alpha": 0.05,
         },
     ),

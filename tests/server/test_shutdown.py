@@ -13,7 +13,7 @@ import pytest
 from tests.naive import NaiveCold
 from tests.server.clients import LIMITS, Asked, Got, assert_right, references, stream
 from tests.server.conftest import Server, arguments, serve
-from vllm_cold.frontend.serving import Header, _looked_at
+from vllm_cold.frontend.serving import Header, _watch
 
 pytestmark = pytest.mark.server
 
@@ -62,9 +62,11 @@ def end_of(folder: Path, command: list[str], asked: list[Asked], patience: float
         log = server.log.read_text()
         assert not re.search(r"\((?:EngineCore|Worker)[^)]*\) (?:ERROR|Traceback)", log)
         # What vLLM says of that goes through our generator and middleware, which pass it on.
-        frames = r'File ".*/vllm_cold/(?:vllm|ops|cpu|group|\w+\.py).* in (\w+)$'
+        frames = r'File ".*/vllm_cold/(?:(?!tools)\w+).* in (\w+)$'
         found = set(re.findall(frames, log, re.MULTILINE))
-        assert found <= {_looked_at.__name__, Header.__call__.__name__}, "traceback of the plugin"
+        assert found <= {_watch.__name__, Header.__call__.__name__, "replacement"}, (
+            "traceback of the plugin"
+        )
         return got
 
 

@@ -25,7 +25,7 @@ from vllm.v1.spec_decode.metadata import SpecDecodeMetadata
 
 from tests import engine_config
 from tests.contrast import Contrast
-from vllm_cold.compat import draft_rows, patching, places, versions
+from vllm_cold.compat import cpu_sampling, patching, places, versions
 from vllm_cold.compat.engine import PROCESSOR_V1
 from vllm_cold.compat.patching import bind, original_of
 from vllm_cold.wire import worker_output
@@ -49,7 +49,7 @@ def _wrapped(monkeypatch: pytest.MonkeyPatch) -> None:
         (Sampler, "forward", amateur_tokens.wrap_sampler_forward),
         (RejectionSampler, "forward", drafts_v1.wrap_rejection_forward),
         (RejectionSampler, "apply_logits_processors", drafts_v1.wrap_apply_logits_processors),
-        (rejection_sampler, "expand_batch_to_tokens", draft_rows.wrap_expand_batch_to_tokens),
+        (rejection_sampler, "expand_batch_to_tokens", cpu_sampling.wrap_expand_batch_to_tokens),
     ):
         monkeypatch.setattr(owner, name, bind(make, original_of(getattr(owner, name))))
     for name in ("greedy_sample", "random_sample"):

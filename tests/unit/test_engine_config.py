@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from vllm.sampling_params import SamplingParams
 
 from tests.contracts.source import since
 from tests.engine_config import config
@@ -17,10 +18,11 @@ from vllm_cold.compat import availability, places, versions
 from vllm_cold.compat.patching import Relies, bind
 from vllm_cold.cpu import cpu_platform
 from vllm_cold.errors import ColdError
-from vllm_cold.frontend import engine_config, start_hooks
+from vllm_cold.frontend import engine_config, intake, start_hooks
 from vllm_cold.frontend.capacity import fit
 from vllm_cold.frontend.engine_config import configure
 from vllm_cold.frontend.support import lacks_slots, unsupported
+from vllm_cold.params import ColdParams
 from vllm_cold.settings.amateurs import AmateurSpec
 from vllm_cold.settings.arguments import parse_engine_defaults
 
@@ -356,6 +358,38 @@ def test_options_that_do_not_fit_together() -> None:
         bind(start_hooks.wrap_from_cli_args, lambda cls, args: SimpleNamespace(**vars(args)))(
             None, args
         )
+
+
+class Own(ColdParams):
+    """As a caller may extend them."""
+
+
+@pytest.mark.parametrize("kind", [ColdParams, Own])
+def test_who_asks_in_an_engine_without_contrasts_is_not_overlooked(
+    kind: type[ColdParams], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    admitted: list[Any] = []
+    monkeypatch.setattr(intake, "admit_request", lambda *args: admitted.append(args[-1]))
+    request = SimpleNamespace(sampling_params=object())
+    process = bind(start_hooks.wrap_process_inputs, lambda *args: request)
+    processor = SimpleNamespace(vllm_config=config())
+    for params in (kind(), SamplingParams(), SamplingParams(extra_args={"cold": 1})):
+        assert process(processor, "id", {}, params) is request
+    assert [type(params) for params in admitted] == [kind, SamplingParams]
+
+
+def test_a_changed_vllm_stops_no_worker(
+    monkeypatch: pytest.MonkeyPatch, logged: list[logging.LogRecord]
+) -> None:
+    """Of an engine that may not have asked for anything."""
+
+    def fails(hooks: Any) -> None:
+        raise ImportError("no module")
+
+    monkeypatch.setattr(cpu_platform.patching, "install", fails)
+    register = bind(cpu_platform.wrap_register_overrides, lambda cls: None)
+    register(None)
+    assert "products are vLLM's own (ImportError: no module)" in logged[-1].getMessage()
 
 
 # ---- what computes LoRA on CPU -------------------------------------------------------------------

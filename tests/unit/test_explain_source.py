@@ -13,6 +13,7 @@ from tests.questions import questions
 from tests.unit.test_explain_command import parse
 from vllm_cold.settings.amateurs import describe, names_contrast
 from vllm_cold.settings.arguments import parse_request_args
+from vllm_cold.tools.command_error import ToolError
 from vllm_cold.tools.explain.account import LISTED
 from vllm_cold.tools.explain.explain_command import run
 from vllm_cold.tools.explain.explain_source import xargs
@@ -60,6 +61,23 @@ def test_a_servers_defaults_have_no_say(contrast: dict[str, Any]) -> None:
     for args in (request, other):
         assert names_contrast(args)  # so that nothing else is left out
         assert args.values["explain"] == LISTED
+
+
+@pytest.mark.parametrize(
+    ("reply", "says"),
+    [
+        ("<html>", "JSON"),
+        ("{}", "choices"),
+        ('{"choices": []}', "choices"),
+        ('{"choices": [{"finish_reason": "stop"}]}', "choices.0"),
+    ],
+)
+def test_a_reply_that_is_no_answer(reply: str, says: str, upstream: tuple[str, MadeUp]) -> None:
+    """As of a proxy."""
+    url, made_up = upstream
+    made_up.reply = 200, reply
+    with pytest.raises(ToolError, match=f"the server does not return {says}.* as vLLM does"):
+        run(parse("--url", url, "--adapter", ADAPTER, "--prompt", "x", "--max-tokens", "4"))
 
 
 def test_the_command(

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vllm_cold.compat import draft_rows
+from vllm_cold.compat import cpu_sampling
 from vllm_cold.compat.patching import bind, original_of
 from vllm_cold.cpu import workarounds
 from vllm_cold.worker import prompt_embeds
@@ -27,7 +27,7 @@ def test_each_row_gets_its_requests_value(dtype: torch.dtype) -> None:
     from vllm.v1.sample import rejection_sampler
 
     expand = bind(
-        draft_rows.wrap_expand_batch_to_tokens,
+        cpu_sampling.wrap_expand_batch_to_tokens,
         original_of(rejection_sampler.expand_batch_to_tokens),
     )
     value = torch.tensor([5.0, 0.0, 0.7, 500.0]).to(dtype)

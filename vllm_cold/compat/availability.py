@@ -85,6 +85,9 @@ def _check() -> None:
     """Raise DependencyMissing if vLLM lacks what an engine with contrastive decoding needs."""
     if (problem := places.problem(*places.EVERY_ENGINE)) is not None:
         raise patching.DependencyMissing(problem)
+    for hook in places.rows(places.FRONT_END):  # its files load, or nothing is prepared
+        for place in hook.wraps:
+            place.load_hook()
     for ours in map(patching.named, engine.CLASSES):
         if inspect.isabstract(ours):
             wanted = ", ".join(sorted(ours.__abstractmethods__))

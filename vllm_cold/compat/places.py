@@ -52,10 +52,11 @@ EMBEDS = Time(_WORKER, "in workers with LoRA and `enable_prompt_embeds`")
 NPU = Time(_NPU, "in every process on NPUs, when vLLM loads the plugin")
 NPU_LORA = Time(_NPU, "in engines with LoRA on NPUs")
 CPU = Time(CPU_TABLE, "in every process on CPUs, when vLLM loads the plugin `cold_cpu`")
+CPU_WORKERS = Time(CPU_TABLE, "in every process on CPUs, for its workers")
 CPU_MODEL = Time(CPU_TABLE, "in workers on CPU, before the model is loaded")
 CPU_LORA = Time(CPU_TABLE, "in engines with LoRA on CPUs")
 CPU_WORKAROUNDS = Time(CPU_TABLE, "in workers on CPU with LoRA")
-KERNELS_ON_CPU = (CPU, CPU_MODEL, CPU_LORA, CPU_WORKAROUNDS)
+KERNELS_ON_CPU = (CPU, CPU_WORKERS, CPU_MODEL, CPU_LORA, CPU_WORKAROUNDS)
 # Checked before an engine is prepared for contrastive decoding, whatever it serves.
 EVERY_ENGINE = (CONFIGURED, FRONT_END, WORKER, V1)
 

@@ -11,7 +11,7 @@ from vllm_cold.compat.patching import Hook, Relies, Wraps, lazy
 # fmt: off
 # A module is loaded when one of its functions wraps something.
 if TYPE_CHECKING:
-    from vllm_cold.compat import draft_rows
+    from vllm_cold.compat import cpu_sampling
     from vllm_cold.cpu import (
         cpu_platform,
         linear_layers,
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
         workarounds,
     )
 else:
-    globals().update(lazy("vllm_cold.compat", "draft_rows"))
+    globals().update(lazy("vllm_cold.compat", "cpu_sampling"))
     globals().update(lazy("vllm_cold.cpu",
         "cpu_platform linear_layers lora_fallback lora_wrapper moe_lora workarounds"))
 
@@ -48,7 +48,7 @@ TABLE = (
         lost="LoRA on CPU is vLLM's", platform="cpu",
     ),
     Hook(
-        cpu_platform, places.CPU,
+        cpu_platform, places.CPU_WORKERS,
         "Workers ask their platform for kernels of its own before they load a model, with either "
         "model runner. There the rows of workers are wrapped, and not in every process.",
         "with `cpu.linear_layers` and `cpu.moe_lora`.",
@@ -111,22 +111,22 @@ TABLE = (
         since="0.31", lost="LoRA on mixtures of experts does not run", platform="cpu",
     ),
     places.workaround(
-        workarounds, places.CPU_WORKAROUNDS,
+        cpu_sampling, places.CPU_WORKAROUNDS,
         "V1 rewinds the random generator of each seeded request that is still prefilling with "
         "`Generator.set_offset`, which CPU generators lack: a seeded request whose prompt is "
         "split over steps kills the engine. Here such rows keep their generator out of the step: "
         "their sample is thrown away anyway.",
         Wraps("vllm.v1.worker.cpu_model_runner:CPUModelRunner.sample_tokens",
-              workarounds.wrap_cpu_sample_tokens, if_loaded=True),
+              cpu_sampling.wrap_cpu_sample_tokens, if_loaded=True),
     ),
     places.workaround(
-        draft_rows, places.CPU_WORKAROUNDS,
+        cpu_sampling, places.CPU_WORKAROUNDS,
         "V1 gives each draft's row the temperature, top-k and top-p of its request. The kernel "
         "writes into an int64 copy of the output, and what it returns is uninitialised memory: as "
         "soon as one request of a batch samples at random, the tokens of all are wrong, greedy "
         "ones too.",
         Wraps(_SAMPLE + "rejection_sampler:expand_batch_to_tokens",
-              draft_rows.wrap_expand_batch_to_tokens,
+              cpu_sampling.wrap_expand_batch_to_tokens,
               "x cu_num_tokens num_tokens replace_from replace_to", if_loaded=True),
     ),
     places.workaround(

@@ -39,7 +39,7 @@ def register() -> None:
         return
     is_loaded = True
     try:
-        patching.install(places.rows(places.CPU))
+        patching.install(places.rows(places.CPU, places.CPU_WORKERS))
     except Exception as error:  # whatever vLLM raises when it is imported
         logger.warning("vllm-cold: LoRA is vLLM's own (%s: %s).", type(error).__name__, error)
 
@@ -131,7 +131,10 @@ def wrap_get_punica_wrapper(
 def wrap_register_overrides(original: Original, cls: type[Any], *args: Any, **kwargs: Any) -> None:
     """Wrap ``Platform.register_triton_kernel_overrides``."""
     original(cls, *args, **kwargs)
-    patching.install(places.rows(places.CPU_MODEL))
+    try:
+        patching.install(places.rows(places.CPU_MODEL))
+    except Exception as error:  # whatever vLLM raises: the engine may not have asked for anything
+        logger.warning("vllm-cold: products are vLLM's own (%s: %s).", type(error).__name__, error)
 
 
 def wrap_check_and_update_config(

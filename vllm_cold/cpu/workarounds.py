@@ -18,19 +18,6 @@ wrappers: WeakSet[Any] = WeakSet()
 _ENDS = "_vllm_cold_ends"
 
 
-def wrap_cpu_sample_tokens(original: Original, self: Any, *args: Any, **kwargs: Any) -> Any:
-    """Wrap ``CPUModelRunner.sample_tokens``."""
-    generators = self.input_batch.generators
-    if not generators:
-        return original(self, *args, **kwargs)
-    discarded = np.nonzero(self.discard_request_mask.np[: self.input_batch.num_reqs])[0]
-    set_aside = {row: generators.pop(row) for row in discarded.tolist() if row in generators}
-    try:
-        return original(self, *args, **kwargs)
-    finally:
-        generators.update(set_aside)
-
-
 def wrap_get_lora_device(
     original: Callable[..., torch.device], base_layer: torch.nn.Module, *args: Any, **kwargs: Any
 ) -> torch.device:

@@ -51,8 +51,9 @@ def wrap_process_inputs(
     request = original(self, request_id, prompt, params, *args, **kwargs)
     if request.sampling_params is None:  # of a pooling model
         return request
-    asks = type(params).__module__.startswith("vllm_cold.") or params.extra_args
-    if asks or engine.is_configured(self.vllm_config):
+    # ``ColdParams``, or a subclass of it: else nothing of ours need be loaded to know that.
+    is_ours = any(kind.__module__.startswith("vllm_cold.") for kind in type(params).__mro__)
+    if is_ours or params.extra_args or engine.is_configured(self.vllm_config):
         from vllm_cold.frontend import intake
 
         intake.admit_request(self, request, prompt, params)

@@ -4,7 +4,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from vllm_cold.compat import environment, hardware
+from vllm_cold.compat import environment, hardware, patching, places
 from vllm_cold.compat.patching import original_of
 
 STOCK = "vllm_ascend.lora.punica_npu.PunicaWrapperNPU"
@@ -39,6 +39,11 @@ def unsupported(config: Any) -> str | None:
         return (
             f"vllm-ascend computes LoRA with {name}, which vllm-cold does not know; "
             "install vllm-ascend 0.23, or a newer vllm-cold."
+        )
+    if (problem := patching.problems(places.rows(places.NPU, places.NPU_LORA))) is not None:
+        return (
+            f"this vllm-ascend has changed where vllm-cold's LoRA takes part: {problem}. Install "
+            "vllm-ascend 0.23, or a newer vllm-cold."
         )
     if (choice := environment.read(environment.LORA)) not in (None, "bgmv"):
         return f"{environment.LORA}={choice!r}: on NPUs it may only be bgmv, the default; unset it."

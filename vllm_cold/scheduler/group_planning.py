@@ -84,16 +84,16 @@ class GroupPlanning(GroupRequests):
 
     def _schedule_groups(self, this: Pass, *args: Any, **kwargs: Any) -> SchedulerOutput:
         self._loads.begin_pass(self._promote)
-        this.view.stand_in()
-        this.step.chunk = self._prefill_limit()
         partial = self._partial.groups()
         positions = {request: i for i, request in enumerate(self.running)} if partial else {}
-        if last := {s for group in partial if this.may_go(group) for s in group.streams}:
-            # So that nobody takes blocks between its turn and the admission of the others.
-            self.running.sort(key=last.__contains__)
         splits, self.need_mamba_block_aligned_split = self.need_mamba_block_aligned_split, True
         self._mamba_block_aligned_split = this.cap  # type: ignore[method-assign]
+        this.view.stand_in()
         try:
+            this.step.chunk = self._prefill_limit()
+            if last := {s for group in partial if this.may_go(group) for s in group.streams}:
+                # So that nobody takes blocks between its turn and the admission of the others.
+                self.running.sort(key=last.__contains__)
             return super().schedule(*args, **kwargs)
         finally:
             del self._mamba_block_aligned_split  # the class's again

@@ -297,6 +297,7 @@ class Pass:
         if (ruling := self._start_if_room(group)) is Ruling.START:
             self.view.take()
             group.is_queued, group.passed_over = False, 0
+            self._partial.pop(group, None)  # it comes last now
             self._partial[group] = None  # until all of its streams run
         return ruling
 

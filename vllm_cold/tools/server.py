@@ -9,11 +9,11 @@ import re
 from collections.abc import Coroutine, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import httpx
 import openai
-from pydantic import ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from vllm_cold.compat.versions import vllm_version
 from vllm_cold.tools.command_error import ToolError
@@ -21,6 +21,32 @@ from vllm_cold.tools.pictures import without_data
 
 _T = TypeVar("_T")
 _KEY_VARIABLE = "COLD_API_KEY"
+
+
+class _Usage(BaseModel):
+    prompt_tokens: int
+    completion_tokens: int
+
+
+class _ChatMessage(BaseModel):
+    content: str | None
+
+
+class _CompletionChoice(BaseModel):
+    finish_reason: str | None
+    text: str
+
+
+class _ChatChoice(BaseModel):
+    finish_reason: str | None
+    message: _ChatMessage
+
+
+class _Reply(BaseModel):
+    """What every answer has."""
+
+    choices: Annotated[list[_CompletionChoice | _ChatChoice], Field(min_length=1)]
+    usage: _Usage | None = None
 
 
 class Server:
@@ -138,6 +164,19 @@ class Server:
             "install it next to the server's vLLM, and unset COLD_ENABLED=0 if it is set"
         )
 
+    async def post(
+        self, client: openai.AsyncOpenAI, path: str, body: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Send a request for an answer; return the reply, whose first choice has a text.
+
+        Raises:
+            ToolError: there is none.
+        """
+        with self.errors():
+            reply: Any = await client.post(path, body=body, cast_to=object)
+            _Reply.model_validate(reply)
+            return dict(reply)
+
     @contextmanager
     def errors(self) -> Iterator[None]:
         """Turn the client's exceptions into sentences."""
@@ -161,8 +200,9 @@ class Server:
             if self._key:
                 message = message.replace(self._key, "...")
             raise ToolError(f"{self.where}: HTTP {error.status_code}: {message}") from error
-        except ValidationError as error:
-            what = ".".join(map(str, error.errors()[0]["loc"])) or "JSON"
+        except (ValidationError, json.JSONDecodeError) as error:
+            wrong = error.errors()[0]["loc"] if isinstance(error, ValidationError) else ()
+            what = ".".join(map(str, wrong)) or "JSON"
             raise ToolError(
                 f"{self.where}: the server does not return {what} as vLLM does; vLLM 0.23 or "
                 "newer is needed, without a proxy that strips fields"

@@ -11,7 +11,7 @@ from vllm_cold.compat.patching import Hook, Relies, Wraps, lazy
 # fmt: off
 # A module is loaded when one of its functions wraps something.
 if TYPE_CHECKING:
-    from vllm_cold.compat import draft_rows
+    from vllm_cold.compat import cpu_sampling
     from vllm_cold.wire import worker_output
     from vllm_cold.worker import (
         amateur_tokens,
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
         ssm,
     )
 else:
-    globals().update(lazy("vllm_cold.compat", "draft_rows"))
+    globals().update(lazy("vllm_cold.compat", "cpu_sampling"))
     globals().update(lazy("vllm_cold.worker",
         "amateur_tokens block_zeroer drafts_v1 drafts_v2 penalties_v2 processor_v1 "
         "processor_v2 prompt_embeds ssm"))
@@ -183,14 +183,24 @@ TABLE = (
         platform="",
     ),
     places.workaround(
-        draft_rows, places.DRAFTS_V1,
+        cpu_sampling, places.DRAFTS_V1,
         "V1 gives each draft's row the temperature, top-k and top-p of its request. The kernel "
         "writes into an int64 copy of the output, and what it returns is uninitialised memory: as "
         "soon as one request of a batch samples at random, the tokens of all are wrong, greedy "
         "ones too.",
         Wraps(_SAMPLE + "rejection_sampler:expand_batch_to_tokens",
-              draft_rows.wrap_expand_batch_to_tokens,
+              cpu_sampling.wrap_expand_batch_to_tokens,
               "x cu_num_tokens num_tokens replace_from replace_to", if_loaded=True),
+        since="0.32",
+    ),
+    places.workaround(
+        cpu_sampling, places.V1,
+        "V1 rewinds the random generator of each seeded request that is still prefilling with "
+        "`Generator.set_offset`, which CPU generators lack: a seeded request whose prompt is "
+        "split over steps kills the engine. Here such rows keep their generator out of the step: "
+        "their sample is thrown away anyway.",
+        Wraps("vllm.v1.worker.cpu_model_runner:CPUModelRunner.sample_tokens",
+              cpu_sampling.wrap_cpu_sample_tokens, if_loaded=True),
     ),
 )
 # fmt: on

@@ -189,7 +189,14 @@ def interfaces() -> Iterator[Entry]:
     """Check that the installed vLLM has what the package relies on."""
     from vllm_cold.compat import places, versions
 
-    always = (places.START, places.ONLINE, places.OFFLINE, places.CPU_LORA, *places.EVERY_ENGINE)
+    always = (
+        places.START,
+        places.ONLINE,
+        places.OFFLINE,
+        places.CPU_LORA,
+        places.NPU_LORA,
+        *places.EVERY_ENGINE,
+    )
     count = changed = 0
     for hook in (*places.rows(), *places.rows(*places.KERNELS_ON_CPU)):
         if versions.is_before(hook.since):

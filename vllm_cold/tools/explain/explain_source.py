@@ -53,8 +53,8 @@ async def _fetch_answer(
         "max_tokens": max_tokens,
         **_GREEDY,
     }
+    reply = await server.post(server.client, path, body)
     with server.errors():
-        reply: Any = await server.client.post(path, body=body, cast_to=object)
         # Chats have in a choice what completions have beside it, and the reverse.
         fields = {**reply, **reply["choices"][0]}
         text = fields["message"]["content"] if "message" in fields else fields["text"]

@@ -203,8 +203,7 @@ async def _answer(task: Task, server: Server, client: openai.AsyncOpenAI, job: J
         "vllm_xargs": xargs,
     }
     try:
-        with server.errors():
-            reply: Any = await client.post(path, body=body, cast_to=object)
+        reply = await server.post(client, path, body)
     except ToolError as error:
         raise ToolError(f"{job.problem.place}: {error}") from error
     choice, usage = reply["choices"][0], reply.get("usage")
