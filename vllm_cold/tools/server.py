@@ -28,7 +28,7 @@ class _Usage(BaseModel):
     completion_tokens: int
 
 
-class _ChatMessage(BaseModel):
+class _ReplyMessage(BaseModel):
     content: str | None
 
 
@@ -39,7 +39,7 @@ class _CompletionChoice(BaseModel):
 
 class _ChatChoice(BaseModel):
     finish_reason: str | None
-    message: _ChatMessage
+    message: _ReplyMessage
 
 
 class _Reply(BaseModel):
