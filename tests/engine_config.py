@@ -28,7 +28,7 @@ def config(**model: Any) -> Any:
             async_scheduling=True,
             enable_chunked_prefill=True,
         ),
-        lora_config=SimpleNamespace(max_lora_rank=8, max_loras=2),
+        lora_config=SimpleNamespace(max_lora_rank=8, max_loras=2, fully_sharded_loras=False),
         parallel_config=SimpleNamespace(
             pipeline_parallel_size=1, tensor_parallel_size=1, decode_context_parallel_size=1
         ),

@@ -453,6 +453,8 @@ def test_what_speculation_relies_on_is_checked_with_speculation_alone(
 def test_a_vllm_that_is_not_validated_is_warned_of(
     version: str, monkeypatch: pytest.MonkeyPatch, logged: list[logging.LogRecord]
 ) -> None:
+    if versions.is_before("0.31"):
+        pytest.skip("what came later is not there to be looked at")
     monkeypatch.setattr(versions, "vllm_version", lambda: version)
     assert availability.verify() is None
     messages = [r.getMessage() for r in logged if r.getMessage().startswith("vllm-cold: ")]

@@ -121,7 +121,8 @@ class GroupPlanning(GroupRequests):
         if num_requests <= 1:
             return 0
         share: int = self.scheduler_config.max_num_batched_tokens // num_requests
-        return max(limit, share) if self.adaptive_long_prefill_threshold else limit
+        since_0_31: Any = self
+        return max(limit, share) if since_0_31.adaptive_long_prefill_threshold else limit
 
     def _promote(self, request: Request) -> bool:
         """Make a request whose grammar is compiled, or whose KV has come, an ordinary one that

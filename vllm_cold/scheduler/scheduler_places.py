@@ -35,6 +35,8 @@ TABLE = (
         "removes what is left of a group that was split.",
         places.GROUPS,
         Relies(_SCHED + "scheduler:Scheduler", like="vllm_cold.scheduler.vllm_scheduler:Scheduler"),
+        Relies(_SCHED + "scheduler:Scheduler", has="adaptive_long_prefill_threshold",
+               since="0.31"),
         Relies(_SCHED + "interface:PauseState", has="UNPAUSED PAUSED_NEW PAUSED_ALL"),
         # A group that is held back takes its requests out of all columns of a step.
         Relies(_SCHED + "output:CachedRequestData",

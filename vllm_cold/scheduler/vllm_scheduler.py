@@ -91,7 +91,6 @@ class Scheduler(WithConnector):
     max_num_scheduled_tokens: int
     num_spec_tokens: int
     num_lookahead_tokens: int
-    adaptive_long_prefill_threshold: bool  # since 0.31
     num_waiting_for_streaming_input: int
     is_encoder_decoder: bool
     ec_connector: Any
