@@ -14,7 +14,7 @@ from tests.contracts.source import since
 from tests.engine_config import config
 from tests.places import add
 from vllm_cold import plugin
-from vllm_cold.compat import availability, places, versions
+from vllm_cold.compat import availability, hardware, places, versions
 from vllm_cold.compat.patching import Relies, bind
 from vllm_cold.cpu import cpu_platform
 from vllm_cold.errors import ColdError
@@ -38,6 +38,8 @@ def kernels(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_adapters_need_the_kernels_for_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
     """vLLM's own LoRA gives rows of the base model an adapter."""
     engine = config()
+    monkeypatch.setattr(hardware, "is_on", lambda platform: platform == "cpu")
+    monkeypatch.setattr(cpu_platform, "_lacks", lambda: None)
     monkeypatch.setattr(availability, "_adapters", plugin._unsupported_adapters)
     assert unsupported(engine) is None
     monkeypatch.setattr(cpu_platform, "is_loaded", False)
