@@ -25,9 +25,8 @@ else:
     globals().update(lazy("vllm_cold.cpu",
         "cpu_platform linear_layers lora_fallback lora_wrapper moe_lora workarounds"))
 
-_SCHED, _SAMPLE = "vllm.v1.core.sched.", "vllm.v1.sample."
+_SAMPLE = "vllm.v1.sample."
 _GPU = "vllm.v1.worker.gpu."
-_RUNNER_V1 = "vllm.v1.worker.gpu_model_runner:GPUModelRunner."
 _RUNNER_V2 = _GPU + "model_runner:GPUModelRunner."
 _DRAFTER = "vllm.v1.spec_decode.llm_base_proposer:SpecDecodeBaseProposer."
 _LINEAR = "y x lora_a_stacked lora_b_stacked scale"

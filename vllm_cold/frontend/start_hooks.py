@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What vLLM's processes get when they load the plugin, whatever they serve. These hooks load the
-rest of the front end when they are used; an engine that has nothing to do with vllm-cold loads
-none of it.
+rest of the front end when they are used: when an engine is configured. Engine cores and workers
+that have nothing to do with vllm-cold load none of it.
 """
 
 from typing import Any

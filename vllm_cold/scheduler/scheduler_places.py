@@ -23,7 +23,7 @@ else:
         "amateur_requests encoder_inputs kv_blocks kv_loads queue_view scheduler"))
     globals().update(lazy("vllm_cold.wire", "stats_channel"))
 
-_SCHED, _SAMPLE = "vllm.v1.core.sched.", "vllm.v1.sample."
+_SCHED = "vllm.v1.core.sched."
 
 TABLE = (
     Hook(
