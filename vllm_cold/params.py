@@ -40,9 +40,8 @@ class Amateur:
     Attributes:
         prompt: What it reads instead of the expert's prompt: text, token ids, chat messages,
             which the chat template renders (in ``LLM.chat`` with the call's own arguments),
-            ``{"prompt": text, "multi_modal_data": media}`` as vLLM takes it (or with
-            ``prompt_token_ids``), or ``{"prompt_embeds": tensor}`` with embeddings, [tokens, the
-            model's hidden size], on an engine with ``enable_prompt_embeds``.
+            or ``{"prompt": text, "multi_modal_data": media}`` as vLLM takes it (or with
+            ``prompt_token_ids``).
         without: What it does not read of the expert's conversation (``LLM.chat``): a role, the
             index of a message, "images", "videos" or "audios", or a list of these.
         images: What it sees instead of each of the expert's images: ``Noise(500)``, ``Blur(12)``,

@@ -52,7 +52,6 @@ BAD: dict[str, list[Any]] = {
     "amateur": [1, True, [None], {"a": 1}, b"a", [["a"]]],
     "amateur_prompt": [1, [1]],
     "amateur_messages": [1, [{"role": "user"}]],
-    "amateur_prompt_embeds": [1, [1]],
     "without": [1.5, True, [1.5], {}, [["system"]]],
     "part": [1, True, [1.5], [[1, 2]]],
     "images": [1, [1]],

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from msgspec.structs import asdict
-from safetensors.torch import save
 from vllm.lora.request import LoRARequest
 from vllm.v1.engine import EngineCoreRequest
 
@@ -131,28 +130,16 @@ class ResolvedContrast:
         return [(amateur, prompt) for amateur, prompt in pairs if prompt is not None]
 
     def stream(self) -> Stream:
-        """Return what the scheduler is told; after ``Admission.check``, as it copies embeddings."""
+        """Return what the scheduler is told."""
         requested = self.requested
         name = requested.settings.rule
         rule = None if name is None else registry.get(name)
-        # A prompt that several read is copied once.
-        embeds = {id(p): p.embeds for _, p in self.own_prompts if p.embeds is not None}
-        copies = {key: save({"embeds": tensor.contiguous()}) for key, tensor in embeds.items()}
         amateurs = []
         for amateur, weight, prompt in zip(
             requested.amateurs, requested.weights, self.prompts, strict=True
         ):
-            prompt = prompt or Prompt(None)  # None: it reads the expert's
-            amateurs.append(
-                AmateurStream(
-                    weight,
-                    _as_data(amateur.lora),
-                    prompt.ids,
-                    copies.get(id(prompt)),
-                    prompt.is_token_ids,
-                    len(prompt.features),
-                )
-            )
+            own = () if prompt is None else (prompt.ids, len(prompt.features))
+            amateurs.append(AmateurStream(weight, _as_data(amateur.lora), *own))
         return Stream(
             requested.settings,
             tuple(amateurs),
@@ -168,13 +155,13 @@ class ResolvedContrast:
         """
         if not any(prompt.features for _, prompt in self.own_prompts):
             return
-        end = len(self.expert.ids or ())
+        end = len(self.expert.ids)
         features = list(request.mm_features or ())
         for _, prompt in self.own_prompts:
             for feature in prompt.features:
                 place = replace(feature.mm_position, offset=feature.mm_position.offset + end)
                 features.append(replace(feature, mm_position=place))
-            end += len(prompt.ids or ())
+            end += len(prompt.ids)
         request.mm_features = features
 
 

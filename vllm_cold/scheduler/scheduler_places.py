@@ -58,8 +58,8 @@ TABLE = (
         Relies("vllm.v1.request:Request",
                has="client_index priority arrival_time status sampling_params lora_request "
                "num_preemptions num_prompt_tokens skip_reading_prefix_cache is_prefill_chunk "
-               "trace_headers block_hashes mm_features take_events _block_hasher prompt_embeds "
-               "prompt_is_token_ids cache_salt"),
+               "trace_headers block_hashes mm_features take_events _block_hasher "
+               "cache_salt"),
         Relies("vllm.v1.request:RequestStatus",
                has="WAITING RUNNING PREEMPTED FINISHED_ABORTED FINISHED_ERROR"),
         Relies("vllm.v1.engine:EngineCoreOutput",

@@ -97,11 +97,6 @@ CONTRAST: Mapping[str, SettingSpec] = {
         "Messages that the amateur reads.",
         "must be a JSON list of messages, as text, or a list of such texts",
     ),
-    "amateur_prompt_embeds": SettingSpec(
-        str | list[str] | None,
-        "Embeddings that the amateur reads, as vLLM's prompt_embeds.",
-        "must be what torch.save writes of a tensor, as base64 text, or a list of such texts",
-    ),
     "without": SettingSpec(
         str | int | list[str | int] | None,
         "Contrast chat requests with the same conversation without these messages: roles, "
