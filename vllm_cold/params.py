@@ -14,7 +14,7 @@ from vllm.sampling_params import SamplingParams
 from vllm_cold.compat import active
 from vllm_cold.errors import ColdError
 from vllm_cold.settings.amateurs import check_preset
-from vllm_cold.settings.images import View, read_view
+from vllm_cold.settings.images import Blur, Noise, read_distorted
 from vllm_cold.settings.presets import PRESETS, PresetName
 from vllm_cold.settings.source_readers import read_source
 from vllm_cold.settings.sources import Source
@@ -44,8 +44,8 @@ class Amateur:
             ``prompt_token_ids``).
         without: What it does not read of the expert's conversation (``LLM.chat``): a role, the
             index of a message, "images", "videos" or "audios", or a list of these.
-        images: What it sees instead of each of the expert's images: ``Noise(500)``, ``Blur(12)``,
-            or a function that makes a PIL image of one. At most one of these three is given.
+        images: What it sees instead of each of the expert's images: ``Noise(500)`` or
+            ``Blur(12)``. At most one of these three is given.
         lora_request: Its adapter, None for the base model. Left out: the expert's own if one of
             these three is given, else none.
         weight: A number from -1e6 to 1e6, below 0 to contrast; the name of a rule that chooses it
@@ -62,7 +62,7 @@ class Amateur:
 
     prompt: str | Sequence[int] | Sequence[Mapping[str, Any]] | Mapping[str, Any] | None = None
     without: str | int | Sequence[str | int] | None = None
-    images: View | None = None
+    images: Noise | Blur | None = None
     lora_request: LoRARequest | None | UnsetType = UNSET
     weight: float | str | None = None
 
@@ -182,7 +182,7 @@ class ColdParams(SamplingParams, kw_only=True, omit_defaults=True, dict=True):  
         """
         preset = PRESETS[check("preset", name)]
         if preset.images is not None and not fields.keys() & {"amateur", "amateurs"}:
-            fields["amateur"] = Amateur(images=read_view("images", preset.images))
+            fields["amateur"] = Amateur(images=read_distorted("images", preset.images))
         amateurs = _check_amateurs(fields.get("amateur"), fields.get("amateurs"))
         check_preset(
             ("preset", name),

@@ -12,7 +12,8 @@ from vllm_cold.compat.engine import is_configured
 from vllm_cold.compat.patching import Original, result_of
 from vllm_cold.frontend import request_media
 from vllm_cold.settings.amateurs import AmateurSpec
-from vllm_cold.settings.sources import CannotLeaveOut, Distorted, Without, has_media
+from vllm_cold.settings.images import Distorted
+from vllm_cold.settings.sources import CannotLeaveOut, Without, has_media
 
 # Keys in what vLLM makes of a prompt.
 _SOURCE = "cold_prompt_source"

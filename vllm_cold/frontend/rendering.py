@@ -15,8 +15,8 @@ from vllm_cold.errors import ColdError
 from vllm_cold.frontend import request_media
 from vllm_cold.frontend.prompts import Prompt, PromptSource
 from vllm_cold.settings.amateurs import AmateurSpec
+from vllm_cold.settings.images import Distorted
 from vllm_cold.settings.sources import (
-    Distorted,
     Media,
     Messages,
     Part,

@@ -9,9 +9,8 @@ import msgspec
 from msgspec import Meta
 
 from vllm_cold.errors import ColdError
-from vllm_cold.settings.images import read_view
+from vllm_cold.settings.images import Distorted, read_distorted
 from vllm_cold.settings.sources import (
-    Distorted,
     Media,
     Messages,
     Part,
@@ -40,12 +39,9 @@ def read_source(prompt: object, without: Any, images: object) -> Source | None:
         return read_prompt("prompt", prompt)
     if without is not None:
         return read_without("without", check("without", without))
-    if images is None:
-        return None
-    if not callable(images):
-        problem = "must be Noise, Blur or a function that makes a PIL image of one"
-        raise ColdError("images", images, problem)
-    return Distorted(images)
+    if images is None or isinstance(images, Distorted):
+        return images
+    raise ColdError("images", images, "must be a Noise or a Blur")
 
 
 def read_prompt(field: str, prompt: object) -> Source:
@@ -190,7 +186,7 @@ def read_without(field: str, value: str | int | Sequence[str | int]) -> Without:
 
 def read_images(field: str, value: str) -> Without | Distorted:
     """Read ``cold_images``; raises ColdError for anything else."""
-    return Without(("images",)) if value == "none" else Distorted(read_view(field, value))
+    return Without(("images",)) if value == "none" else read_distorted(field, value)
 
 
 _LONGEST = 32 * MOST_ITEMS  # of a text with positions

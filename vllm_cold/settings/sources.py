@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from vllm_cold.errors import ColdError
-from vllm_cold.settings.images import View, name_of
+from vllm_cold.settings.images import Distorted
 
 _T = TypeVar("_T", str, list[int])
 
@@ -80,23 +80,6 @@ class Media(msgspec.Struct, frozen=True, eq=False):
     @property
     def value(self) -> Any:
         return self.prompt.get("prompt") or self.prompt.get("prompt_token_ids")
-
-
-class Distorted(msgspec.Struct, frozen=True):
-    """The request's own prompt with other images.
-
-    Attributes:
-        view: Makes them, each of one of the expert's.
-    """
-
-    view: View
-
-    def __str__(self) -> str:
-        return self.value
-
-    @property
-    def value(self) -> str:
-        return name_of(self.view)
 
 
 class Without(msgspec.Struct, frozen=True):

@@ -18,7 +18,8 @@ from vllm_cold.frontend.cli import RuleOption
 from vllm_cold.rules import registry
 from vllm_cold.settings.amateurs import AmateurSpec, ContrastSpec, describe, names_contrast
 from vllm_cold.settings.arguments import parse_request_args
-from vllm_cold.settings.sources import Distorted, Messages, Part, Text, Without, media_parts
+from vllm_cold.settings.images import Distorted
+from vllm_cold.settings.sources import Messages, Part, Text, Without, media_parts
 from vllm_cold.settings.table import (
     CONTRAST,
     MAX_EXPERT_TOP_K,
@@ -238,7 +239,7 @@ def amateur_reads(whole: Content, amateur: AmateurSpec) -> Content | None:
         case Distorted():
             if isinstance(whole, Text) or not any(map(media_parts, whole.value)):
                 raise ColdError(field, source.value, "is for prompts with an image; give one")
-            return Messages(replace_pictures(whole.value, partial(replace, view=source.view)))
+            return Messages(replace_pictures(whole.value, partial(replace, seen=source)))
     raise AssertionError(source)  # token ids and media: no option, nor a row, has them
 
 
