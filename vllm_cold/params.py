@@ -15,7 +15,7 @@ from vllm_cold.compat import active
 from vllm_cold.errors import ColdError
 from vllm_cold.settings.amateurs import check_preset
 from vllm_cold.settings.images import Blur, Noise, read_distorted
-from vllm_cold.settings.presets import PRESETS, PresetName
+from vllm_cold.settings.presets import PRESETS
 from vllm_cold.settings.source_readers import read_source
 from vllm_cold.settings.sources import Source
 from vllm_cold.settings.table import (
@@ -159,14 +159,14 @@ class ColdParams(SamplingParams, kw_only=True, omit_defaults=True, dict=True):  
     amateur: LoRARequest | Amateur | None = None
     amateurs: Sequence[Amateur] | None = None
     explain: int = 0
-    method: PresetName | None = None
+    method: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.combine()
 
     @classmethod
-    def preset(cls, name: PresetName, **fields: Any) -> Self:
+    def preset(cls, name: str, **fields: Any) -> Self:
         """Return the parameters of a method by its name (``settings.presets``).
 
         Args:
@@ -217,10 +217,6 @@ class ColdParams(SamplingParams, kw_only=True, omit_defaults=True, dict=True):  
         if self.beta == DEFAULT_BETA:
             del values["beta"]  # nobody may have set it
         return combine(values, weights)
-
-    def settings(self) -> ColdSettings:
-        """Return the method's settings, checked."""
-        return self.combine()[0]
 
     def verify(self, *args: Any, **kwargs: Any) -> None:
         """Refuse to run where the plugin is not active: there the request would silently be decoded

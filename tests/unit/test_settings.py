@@ -56,7 +56,7 @@ BAD: dict[str, list[Any]] = {
     "part": [1, True, [1.5], [[1, 2]]],
     "images": [1, [1]],
     "weights": [math.nan, 1e9, HUGE, True, [1e9], [None], [[1.0]]],
-    "preset": ["", "CAD", 1, ["cad"]],
+    "preset": ["", "CAD", "cad\n", 1, ["cad"]],
 }
 GOOD: dict[str, list[Any]] = {
     "alpha": [0, -0.0, 5e-324, 0.1, 1],
@@ -76,7 +76,7 @@ def said_by(**values: Any) -> dict[str, Callable[[], ColdSettings]]:
     is in front of names in errors.
     """
     return {
-        "": lambda: ColdParams(**values).settings(),
+        "": lambda: ColdParams(**values).combine()[0],
         "cold_": lambda: settings({f"cold_{name}": value for name, value in values.items()}),
         'additional_config["cold"].': lambda: parse_engine_defaults(values).settings()[0],
     }

@@ -182,10 +182,8 @@ class Admission:
         """Refuse messages that are too long for the model before they are parsed, which takes much
         longer than parsing the body did.
         """
-        limit, messages = (
-            self.config.model_config.max_model_len,
-            args.values.get("amateur_messages"),
-        )
+        limit = self.config.model_config.max_model_len
+        messages = args.values.get("amateur_messages")
         for text in [messages] if isinstance(messages, str) else messages or ():
             # A token has a few quotes at most, and around each message and part are some.
             if text.count('"') > _MOST_QUOTES * limit:

@@ -14,7 +14,7 @@ from vllm_cold.frontend.prompts import Prompt, PromptSource
 from vllm_cold.params import ColdParams
 from vllm_cold.rules import registry
 from vllm_cold.settings.amateurs import AmateurSpec, ContrastSpec
-from vllm_cold.settings.presets import PRESETS, PresetName
+from vllm_cold.settings.presets import PRESETS
 from vllm_cold.settings.sources import CannotLeaveOut
 from vllm_cold.wire.stream import AmateurStream, Stream
 
@@ -36,7 +36,7 @@ class RequestedContrast(ContrastSpec):
     """
 
     expert: LoRARequest | None = None
-    preset: PresetName | None = None
+    preset: str | None = None
     optional: bool = False
     explicit: bool = True
     unlimited: bool = False
@@ -79,7 +79,7 @@ class RequestedContrast(ContrastSpec):
         return True
 
     @property
-    def in_force(self) -> PresetName | None:
+    def in_force(self) -> str | None:
         """The preset that the request is decoded by; None where the request replaced its rule."""
         preset = self.preset
         if preset is None or PRESETS[preset].settings.get("rule") != self.settings.rule:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The figures that a scheduler sent (``wire.stats_channel``) become Prometheus metrics, in the
+"""The figures that a scheduler sent (``wire.counters``) become Prometheus metrics, in the
 registry that vLLM's are in; docs/metrics.md says how to read them. What is counted, and how it is
 called, is ``wire.counters``'s.
 """
@@ -13,8 +13,7 @@ from prometheus_client import Metric as Family
 
 from vllm_cold.compat.engine import is_configured
 from vllm_cold.compat.patching import Original
-from vllm_cold.wire.counters import COUNTERS, GAUGES, HISTOGRAMS, ColdStats
-from vllm_cold.wire.stats_channel import detach
+from vllm_cold.wire.counters import CANDIDATES, COUNTERS, GAUGES, ColdStats, detach
 
 if TYPE_CHECKING:
     from vllm.v1.metrics.reader import Metric
@@ -49,12 +48,9 @@ class ColdMetrics:
             name: classes._counter_cls(PREFIX + name, text, labelnames=labels)
             for name, text in COUNTERS.items()
         }
-        self._histograms = {
-            name: classes._histogram_cls(
-                PREFIX + name, text, labelnames=labels, buckets=CANDIDATE_BUCKETS
-            )
-            for name, text in HISTOGRAMS.items()
-        }
+        self._candidates = classes._histogram_cls(
+            PREFIX + "candidates", CANDIDATES, labelnames=labels, buckets=CANDIDATE_BUCKETS
+        )
         self._gauges = {
             # Of several API servers the one that heard last knows.
             name: classes._gauge_cls(
@@ -78,10 +74,9 @@ class ColdMetrics:
             labels = (self._model_name, str(engine), *kind)
             for name, counter in self._counters.items():
                 counter.labels(*labels).inc(getattr(sums, name))  # 0 too: then it is on the page
-            for name, histogram in self._histograms.items():
-                child = histogram.labels(*labels)
-                for value in getattr(sums, name):
-                    child.observe(value)
+            candidates = self._candidates.labels(*labels)
+            for value in sums.candidates:
+                candidates.observe(value)
 
     def _set_gauges(self, report: ColdStats, engine: int) -> None:
         for name, gauge in self._gauges.items():
