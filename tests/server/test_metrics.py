@@ -27,11 +27,11 @@ def counts(server: Server) -> dict[str, float]:
         "amateur_cached_prompt_tokens_total", "requests_running", "requests_waiting",
     )  # fmt: skip
     page: Counter[str] = Counter()
-    for sample in server.samples("vllm_cold_"):
+    for sample in server.samples("vllm:cold_"):
         page[sample.name] += sample.value
-    assert {"vllm_cold_requests_running", "vllm_cold_requests_waiting"} <= page.keys()
+    assert {"vllm:cold_requests_running", "vllm:cold_requests_waiting"} <= page.keys()
     # What is counted by method and adapter is not there before the first request.
-    return {name: page[f"vllm_cold_{name}"] for name in names}
+    return {name: page[f"vllm:cold_{name}"] for name in names}
 
 
 def expected(naive: NaiveCold, prompt: list[int], tokens: list[int]) -> tuple[int, int]:

@@ -30,8 +30,7 @@ from vllm_cold.scheduler.kv_loads import Loads
 from vllm_cold.scheduler.lockstep import Group
 from vllm_cold.scheduler.passes import Partial, Pass, RequestGroup, runs
 from vllm_cold.scheduler.vllm_scheduler import Request
-from vllm_cold.wire.counters import CountersByKind
-from vllm_cold.wire.stats_channel import attach
+from vllm_cold.wire.counters import CountersByKind, attach
 from vllm_cold.wire.step_stats import RowStats
 from vllm_cold.wire.stream import from_extra_args
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a scheduler counts of contrastive requests, and tells the process that serves /metrics
-(``stats_channel``). Imports neither vLLM nor torch.
+"""What a scheduler counts of contrastive requests, and sends to the process that serves /metrics,
+next to what a KV connector counted. vLLM sends a step's statistics to one front end, so with
+several API servers each figure is added up once. Imports neither vLLM nor torch.
 """
 
 from collections import defaultdict
@@ -16,6 +17,7 @@ Kind: TypeAlias = tuple[str, str]
 """What a request is counted under: its method and its expert's adapter, "" for the base model."""
 MAX_ADAPTERS = 100  # that an engine counts apart: a server may load new ones for ever
 OTHER = "other"  # stands for further ones
+_KEY = "cold"  # in kv_connector_stats
 
 
 # Metrics by name, with their help: the fields of ``Counters`` and ``ColdStats``.
@@ -33,9 +35,7 @@ COUNTERS = {
     "amateur_cached_prompt_tokens": "Prompt tokens of amateurs that were found in the prefix "
     "cache.",
 }
-HISTOGRAMS = {
-    "candidates": "Tokens that the expert finds plausible, for each token that was given."
-}
+CANDIDATES = "Tokens that the expert finds plausible, for each token that was given."
 GAUGES = {
     "requests_running": "Contrastive requests of which all streams are in the batch.",
     "requests_waiting": "Contrastive requests of which a stream, or all, wait.",
@@ -97,3 +97,18 @@ class CountersByKind:
         self.sums.clear()
         payload: dict[str, Any] = msgspec.to_builtins(report)
         return payload
+
+
+def attach(stats: Any, payload: dict[str, Any]) -> None:
+    """Send ``payload`` to the front end along with these statistics."""
+    stats.kv_connector_stats = {**(stats.kv_connector_stats or {}), _KEY: payload}
+
+
+def detach(stats: Any) -> dict[str, Any] | None:
+    """Take the payload out again, before vLLM sees it; None if there is none."""
+    carried = stats.kv_connector_stats if stats is not None else None
+    if stats is None or carried is None or _KEY not in carried:
+        return None
+    payload: dict[str, Any] = carried[_KEY]
+    stats.kv_connector_stats = {k: v for k, v in carried.items() if k != _KEY} or None
+    return payload

@@ -35,7 +35,7 @@ class ColdLogitsProcessorV1(LogitsProcessor):  # type: ignore[misc]
         self._rows: GroupRows | None = None
         backend_registry.choose(device)  # says which; a missing one fails now, not at a request
         # The model is loaded after this.
-        patching.install(places.rows(places.WORKER, places.V1, places.EMBEDS))
+        patching.install(places.rows(places.WORKER, places.V1))
         ssm.install(vllm_config)
 
     def is_argmax_invariant(self) -> bool:
