@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vllm_cold.compat import environment, hardware
+from vllm_cold.compat import hardware
 from vllm_cold.compat.patching import Original
 from vllm_cold.cpu import linear_ops
 
@@ -23,17 +23,6 @@ logger = logging.getLogger("vllm." + __name__)
 
 _PACKED = "_vllm_cold_packed"  # of a weight that stays, as other layers may have it too
 _LINEARS = "_vllm_cold_linears"  # of a layer: without its bias, and with it
-
-
-def problem() -> str | None:
-    """Why products are left to vLLM in this process; None if they are not.
-
-    Raises:
-        ValueError: ``COLD_LINEAR`` has an unknown value.
-    """
-    if (choice := environment.read(environment.LINEAR)) not in (None, "packed", "stock"):
-        raise ValueError(f"{environment.LINEAR}={choice!r}: must be packed or stock.")
-    return f"{environment.LINEAR}=stock" if choice == "stock" else linear_ops.missing()
 
 
 def _is_for_onednn(weight: Tensor) -> bool:
@@ -62,7 +51,7 @@ def _is_for_onednn(weight: Tensor) -> bool:
 def _takes(layer: Any, remove_weight: bool) -> bool:
     """Give a layer its product; False if that is left to vLLM."""
     weight, bias = layer.weight, getattr(layer, "bias", None)
-    if (reason := problem()) is not None:
+    if (reason := linear_ops.problem()) is not None:
         _say(reason)
         return False
     try:

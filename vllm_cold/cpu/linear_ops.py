@@ -17,6 +17,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from vllm_cold.compat import environment
 from vllm_cold.cpu import memory, operators
 from vllm_cold.ops import cpu_library
 
@@ -37,6 +38,17 @@ def missing() -> str | None:
     if not operators.has_onednn():
         return "torch was built without oneDNN."
     return None
+
+
+def problem() -> str | None:
+    """Why products are left to vLLM in this process; None if they are not.
+
+    Raises:
+        ValueError: ``COLD_LINEAR`` has an unknown value.
+    """
+    if (choice := environment.read(environment.LINEAR)) not in (None, "packed", "stock"):
+        raise ValueError(f"{environment.LINEAR}={choice!r}: must be packed or stock.")
+    return f"{environment.LINEAR}=stock" if choice == "stock" else missing()
 
 
 def fits(weight: Tensor) -> bool:
