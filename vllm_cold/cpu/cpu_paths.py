@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which kernels compute an engine's layers on CPU, and why: for the log, the doctor and metrics."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from vllm_cold.compat import environment
 from vllm_cold.cpu import cpu_platform, linear_ops, operators
+
+ONE_CALL = "one call computes a layer's product and adds its adapters"
 
 
 @dataclass(frozen=True)
@@ -43,20 +46,14 @@ def paths() -> tuple[KernelPath, ...]:
     return (*_noted, *(path for path in _expected() if path.name not in names))
 
 
-def _expected() -> tuple[KernelPath, ...]:
-    lora, products = cpu_platform.choice(), linear_ops.problem()
-    why = {
-        "stock": f"{environment.LORA}=stock, or this vLLM is not known",
-        "torch": operators.missing() or f"{environment.LORA}=torch",
-        "cpp": products or "one call for a layer's product and its adapters",
-    }[lora]
-    of_cpp = "beside" if products else "inside"
-    return (
-        KernelPath("products", "vllm", products)
-        if products
-        else KernelPath("products", "kernel", "where it is the fastest when an engine starts"),
-        KernelPath("lora", {"stock": "vllm", "torch": "torch", "cpp": of_cpp}[lora], why),
-        KernelPath("experts", "vllm", why)
-        if lora == "stock"
-        else KernelPath("experts", "torch", "vLLM's kernels for experts take no adapters"),
-    )
+def _expected() -> Iterator[KernelPath]:
+    problem, lora = linear_ops.problem(), cpu_platform.choice()
+    fastest = "where it is the fastest when an engine starts"
+    yield KernelPath("products", "vllm" if problem else "kernel", problem or fastest)
+    if lora == "cpp":
+        yield KernelPath("lora", "beside" if problem else "inside", problem or ONE_CALL)
+    else:
+        why = cpu_platform.lacks() or operators.missing() or f"{environment.LORA}={lora}"
+        yield KernelPath("lora", lora.replace("stock", "vllm"), why)
+    experts = "vllm" if lora == "stock" else "torch"
+    yield KernelPath("experts", experts, "vLLM's kernels for experts take no adapters")
