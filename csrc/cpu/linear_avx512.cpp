@@ -22,7 +22,7 @@ struct Float32Weights {
     using Sum = Vec::F;
     static constexpr int64_t INPUTS = 1;  // side by side
     static constexpr int64_t CLOSED = 1;  // inputs after which a sum is closed
-    static constexpr int ROWS = 4;        // times the vectors of a block: 16 sums, in registers
+    static constexpr int ROWS = 4;        // at once; times the vectors of a block: 16 sums, in registers
     static V load(const T* w) { return Vec::load(w); }
     static V broadcast(const T* x) { return Vec::set1(x->value); }
     static Sum zero() { return Vec::zero(); }

@@ -38,16 +38,14 @@ inline __attribute__((always_inline)) void sum_inputs(const typename W::T* const
     }
 }
 
-template <class W, int V>
+// Up to R of the rows.
+template <class W, int R, int V>
 inline __attribute__((always_inline)) void sum_rows(const typename W::T* const* x, int64_t rows,
                                                     const typename W::T* w, int64_t width, int64_t from,
                                                     int64_t to, Float32* totals) {
-    if (rows == 1) return sum_inputs<W, 1, V>(x, w, width, from, to, totals);
-    if constexpr (W::ROWS == 4) {
-        if (rows == 3) return sum_inputs<W, 3, V>(x, w, width, from, to, totals);
-        if (rows >= 4) return sum_inputs<W, 4, V>(x, w, width, from, to, totals);
-    }
-    sum_inputs<W, 2, V>(x, w, width, from, to, totals);
+    if constexpr (R > 1)
+        if (rows < R) return sum_rows<W, R - 1, V>(x, rows, w, width, from, to, totals);
+    sum_inputs<W, R, V>(x, w, width, from, to, totals);
 }
 
 // V vectors of outputs of one block, from `output` on.
@@ -67,7 +65,7 @@ void outputs(const Product& product, int64_t output) {
         const int64_t to = end < linear.inputs ? end : linear.inputs;
         // The second time, the weights come from the cache.
         for (int64_t r = 0; r < product.rows; r += W::ROWS)
-            sum_rows<W, V>(x + r, product.rows - r, w, width, from, to, totals + r * kWidest);
+            sum_rows<W, W::ROWS, V>(x + r, product.rows - r, w, width, from, to, totals + r * kWidest);
     }
     for (int64_t r = 0; r < product.rows; ++r) {
         T* y = reinterpret_cast<T*>(product.y + r * product.y_stride) + output;

@@ -127,11 +127,11 @@ def test_the_faster_product_is_taken(
     engine.lora_config = SimpleNamespace()
     asked: list[bool] = []
 
-    def choose(weight: Tensor, stock_of: Any, has_lora: bool) -> linear_probe.Choice:
+    def choose(weight: Tensor, stock_of: Any, has_lora: bool) -> linear_probe.Fastest:
         asked.append(has_lora)
         x = torch.randn(3, INPUTS)
         near(stock_of(weight[:64])(x), x @ weight[:64].t())
-        return linear_probe.Choice(path, "it was said so", linear_ops.ALL_ROWS)
+        return linear_probe.Fastest(path, "it was said so", linear_ops.ALL_ROWS)
 
     def stock(layer: Any, remove_weight: bool) -> None:
         layer.cpu_linear = torch.nn.functional.linear

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from vllm_cold.compat import environment
-from vllm_cold.cpu import linear_ops
+from vllm_cold.cpu import linear_ops, memory
 
 UNKNOWN = "oneDNN packs weights, or sums, in a way that the kernel does not know"
 _ROWS = (1, 4, 8)  # measured
@@ -30,7 +30,7 @@ _LEAST, _MOST = 64 << 20, 512 << 20  # bytes that are read to clear caches
 Product = Callable[[Tensor], Tensor]
 
 
-class Choice(NamedTuple):
+class Fastest(NamedTuple):
     """Path and reason as of a ``cpu_paths.KernelPath``; whether the kernel computes 1 to 8 rows."""
 
     path: str
@@ -38,10 +38,10 @@ class Choice(NamedTuple):
     by_kernel: Sequence[bool]
 
 
-_choices: dict[tuple[object, ...], Choice] = {}
+_choices: dict[tuple[object, ...], Fastest] = {}
 
 
-def choose(weight: Tensor, stock_of: Callable[[Tensor], Product], has_lora: bool) -> Choice:
+def choose(weight: Tensor, stock_of: Callable[[Tensor], Product], has_lora: bool) -> Fastest:
     """Measure once for each dtype, shape and number of threads.
 
     Args:
@@ -50,28 +50,31 @@ def choose(weight: Tensor, stock_of: Callable[[Tensor], Product], has_lora: bool
         has_lora: Whether adapters are added: in our product's call, or in one after vLLM's.
     """
     if environment.read(environment.LINEAR) == "packed":
-        return Choice("kernel", f"{environment.LINEAR}=packed", linear_ops.ALL_ROWS)
+        return Fastest("kernel", f"{environment.LINEAR}=packed", linear_ops.ALL_ROWS)
     key = weight.dtype, *weight.shape, torch.get_num_threads(), has_lora
     if key not in _choices:
         rows = max(_PART // weight[0].nbytes // 192, 1) * 192  # blocks of each width
-        _choices[key] = _choose(weight.detach()[:rows], stock_of, has_lora)
+        with memory.lent():
+            _choices[key] = _choose(weight.detach()[:rows], stock_of, has_lora)
     return _choices[key]
 
 
-def _choose(weight: Tensor, stock_of: Callable[[Tensor], Product], has_lora: bool) -> Choice:
+def _choose(weight: Tensor, stock_of: Callable[[Tensor], Product], has_lora: bool) -> Fastest:
     packed, also = linear_ops.Weights(weight), linear_ops.Weights(weight, _NO_ROWS)
     if not packed.has_kernel and not has_lora:
-        return Choice("vllm", UNKNOWN, _NO_ROWS)
+        return Fastest("vllm", UNKNOWN, _NO_ROWS)
     ours = [linear_ops.Linear(weights, None) for weights in (packed, also)]
     kernel, onednn, stock = _seconds((*ours, stock_of(weight)), weight)
     limit = stock.sum() * (1 + _TIE if has_lora else 1 - _TIE)
     if torch.minimum(kernel, onednn).sum() > limit:
-        return Choice("vllm", "its products of few rows are the fastest here, or as fast", _NO_ROWS)
+        return Fastest(
+            "vllm", "its products of few rows are the fastest here, or as fast", _NO_ROWS
+        )
     if not packed.has_kernel:
-        return Choice("onednn", UNKNOWN, _NO_ROWS)
+        return Fastest("onednn", UNKNOWN, _NO_ROWS)
     if any(faster := (kernel < onednn)[[*_STAND_FOR]].tolist()):
-        return Choice("kernel", "it is the fastest here", faster)
-    return Choice("onednn", "it is faster here than the kernel", _NO_ROWS)
+        return Fastest("kernel", "it is the fastest here", faster)
+    return Fastest("onednn", "it is faster here than the kernel", _NO_ROWS)
 
 
 def _seconds(products: Sequence[Product], weight: Tensor) -> Tensor:
