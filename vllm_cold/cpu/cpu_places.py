@@ -91,7 +91,7 @@ TABLE = (
         linear_layers, places.CPU_MODEL,
         "vLLM computes all products with oneDNN. With up to 8 rows, as in decoding at small "
         "batches, that takes half as long again as reading the weights. The results here are the "
-        "same, bit for bit.",
+        "same, bit for bit; a layer's are vLLM's own where those are as fast.",
         "when oneDNN's small-M GEMM is as fast.",
         Wraps("vllm.model_executor.layers.utils:dispatch_cpu_unquantized_gemm",
               linear_layers.wrap_dispatch_gemm, "layer remove_weight"),
