@@ -13,7 +13,7 @@ from prometheus_client import Metric as Family
 
 from vllm_cold.compat.engine import is_configured
 from vllm_cold.compat.patching import Original
-from vllm_cold.wire.counters import COUNTERS, GAUGES, HISTOGRAMS, ColdStats
+from vllm_cold.wire.counters import COUNTERS, GAUGES, HISTOGRAMS, KERNEL_INFO, ColdStats
 from vllm_cold.wire.stats_channel import detach
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 PREFIX = "vllm_cold_"
 LABELS = ("model_name", "engine")
 KIND = ("method", "adapter")  # further labels of the sums
+KERNEL = ("kernel", "path", "reason")  # of what computes
 # At alpha 0.1 most steps have a handful; a tiny alpha admits thousands.
 CANDIDATE_BUCKETS = (1, 2, 3, 5, 10, 20, 50, 100, 1000, 10000)
 
@@ -62,6 +63,12 @@ class ColdMetrics:
             )
             for name, text in GAUGES.items()
         }
+        self._kernels = classes._gauge_cls(
+            PREFIX + "kernel_info",
+            KERNEL_INFO,
+            labelnames=(*LABELS, *KERNEL),
+            multiprocess_mode="mostrecent",
+        )
         for engine in engines:
             self._set_gauges(ColdStats(), engine)  # with several API servers not on the page before
 
@@ -74,6 +81,8 @@ class ColdMetrics:
         """
         report = msgspec.convert(payload, ColdStats)
         self._set_gauges(report, engine)
+        for kernel in report.kernels:
+            self._kernels.labels(self._model_name, str(engine), *kernel).set(1)
         for kind, sums in report.sums:
             labels = (self._model_name, str(engine), *kind)
             for name, counter in self._counters.items():
