@@ -376,6 +376,19 @@ def test_the_front_ends_hear_for_a_while_that_no_pair_is_left(tiny: Path) -> Non
     assert all(report == ColdStats() for report in after)
 
 
+def test_what_a_worker_computes_with_is_told_once(tiny: Path) -> None:
+    """By its first output, whoever's request that is."""
+    harness = harness_of(tiny)
+    harness.add(prompt(5), 3, adapter=1)
+    harness.schedule()
+    harness.in_flight[0][1].cold_kernels = [("lora", "inside", "one call")]
+    harness.drain()
+    assert harness.reports == [ColdStats(kernels=[("lora", "inside", "one call")])]
+    harness.add(prompt(5), 3, adapter=1, cold=True)
+    harness.drain()
+    assert len(harness.reports) > 1 and not any(r.kernels for r in harness.reports[1:])
+
+
 @both
 def test_a_cold_request_is_counted_once(is_async: bool, tiny: Path) -> None:
     """In vLLM's statistics: while it waits, runs, and waits again."""

@@ -49,6 +49,14 @@ def expected(naive: NaiveCold, prompt: list[int], tokens: list[int]) -> tuple[in
     return candidates, changed
 
 
+def test_what_computes(server: Server) -> None:
+    """Told with the first step, whoever's it is; of a CPU."""
+    server.ask(PROMPTS[0], cold=0)
+    told = server.samples("vllm:cold_kernel_info")
+    assert {sample.labels["kernel"] for sample in told} == {"products", "lora", "scoring"}
+    assert all(sample.value == 1 and sample.labels["reason"] for sample in told)
+
+
 def test_every_figure(server: Server, naive: NaiveCold) -> None:
     server.wait_until_idle()
     assert server.post("/reset_prefix_cache", {})[0] == 200

@@ -22,6 +22,7 @@ from vllm.v1.metrics.stats import SchedulerStats
 
 from tests.front_end import ONE, Front
 from vllm_cold import Amateur, ColdParams
+from vllm_cold.compat import hardware
 from vllm_cold.compat.patching import bind
 from vllm_cold.frontend import metrics
 from vllm_cold.frontend.metrics import PREFIX, ColdMetrics
@@ -182,6 +183,23 @@ def test_counts_are_taken_once() -> None:
     assert sums.candidates == [4, 2] and Counters().candidates == []
 
 
+def test_kernels_are_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the worker, by what it has loaded by then, to a metric for each."""
+    loaded: list[hardware.Kernel] = []
+    monkeypatch.setattr(hardware, "kernels", loaded)
+    worker_output.tell_kernels()  # when the logits processor is made, before the model is loaded
+    loaded += [("products", "kernel", "fast"), ("lora", "inside", "one call")]
+    first: Any = pickle.loads(pickle.dumps(SimpleNamespace(**vars(Output()))))
+    assert worker_output.kernels_of(first) == loaded
+    assert worker_output.kernels_of(Output()) == []
+    counts = CountersByKind()
+    counts.kernels = worker_output.kernels_of(first)
+    make_metrics().record(json.loads(json.dumps(counts.take(0, 0))), 1)
+    assert counts.take(0, 0) == {}
+    kernel = {"kernel": "lora", "path": "inside", "reason": "one call"}
+    assert sample("kernel_info", 1, **kernel) == 1 and sample("kernel_info", 0, **kernel) is None
+
+
 def test_what_a_request_is_counted_under(tiny: Path) -> None:
     front = Front(tiny / "model")
     messages = [{"role": role, "content": " w3"} for role in ("system", "user")]
@@ -247,7 +265,7 @@ def test_what_is_told_of_tokens_that_must_not_be_given(nonfinite: int, said: str
 
 def test_metrics_add_up() -> None:
     assert [*COUNTERS, "candidates"] == [*Counters.__struct_fields__]
-    assert [*GAUGES, "sums"] == [*ColdStats.__struct_fields__]
+    assert [*GAUGES, "sums", "kernels"] == [*ColdStats.__struct_fields__]
     make_metrics()  # an engine that was here before
     counting = make_metrics()
     assert sample("requests_running", 1) == sample("requests_waiting", 0) == 0

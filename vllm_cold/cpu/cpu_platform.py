@@ -123,8 +123,6 @@ def wrap_get_punica_wrapper(
             "vllm-cold: LoRA on CPU falls back to torch operations, not compiled and slow. %s",
             operators.missing(),
         )
-    else:
-        logger.info("vllm-cold: LoRA on CPU: %s.", chosen)
     return WRAPPERS[chosen]
 
 

@@ -12,7 +12,14 @@ import msgspec
 
 from vllm_cold.compat.engine import is_configured
 from vllm_cold.compat.patching import Original
-from vllm_cold.wire.counters import CANDIDATES, COUNTERS, GAUGES, ColdStats, detach
+from vllm_cold.wire.counters import (
+    CANDIDATES,
+    COUNTERS,
+    GAUGES,
+    KERNEL_INFO,
+    ColdStats,
+    detach,
+)
 
 if TYPE_CHECKING:
     from vllm.v1.metrics.stats import SchedulerStats
@@ -20,6 +27,7 @@ if TYPE_CHECKING:
 PREFIX = "vllm:cold_"
 LABELS = ("model_name", "engine")
 KIND = ("method", "adapter")  # further labels of the sums
+KERNEL = ("kernel", "path", "reason")  # of what computes
 # At alpha 0.1 most steps have a handful; a tiny alpha admits thousands.
 CANDIDATE_BUCKETS = (1, 2, 3, 5, 10, 20, 50, 100, 1000, 10000)
 
@@ -51,6 +59,12 @@ class ColdMetrics:
             )
             for name, text in GAUGES.items()
         }
+        self._kernels = classes._gauge_cls(
+            PREFIX + "kernel_info",
+            KERNEL_INFO,
+            labelnames=(*LABELS, *KERNEL),
+            multiprocess_mode="mostrecent",
+        )
         for engine in engines:
             self._set_gauges(ColdStats(), engine)  # with several API servers not on the page before
 
@@ -63,6 +77,8 @@ class ColdMetrics:
         """
         report = msgspec.convert(payload, ColdStats)
         self._set_gauges(report, engine)
+        for kernel in report.kernels:
+            self._kernels.labels(self._model_name, str(engine), *kernel).set(1)
         for kind, sums in report.sums:
             labels = (self._model_name, str(engine), *kind)
             for name, counter in self._counters.items():

@@ -41,6 +41,8 @@ class GroupScheduler(GroupPlanning):
         if self._groups:
             self._loads.end_step(scheduled)
         self._steps_in_flight -= bool(scheduled)
+        if kernels := worker_output.kernels_of(model_runner_output):
+            self._counters.kernels, self._to_report = kernels, max(self._to_report, 1)
         if took_part:
             ended += self._after_output(scheduler_output, outputs, scored)
         for expert, output in ended:

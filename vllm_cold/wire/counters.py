@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import msgspec
 
+from vllm_cold.compat.hardware import Kernel
+
 if TYPE_CHECKING:
     from vllm_cold.wire.step_stats import RowStats  # which needs torch
 
@@ -40,6 +42,7 @@ GAUGES = {
     "requests_running": "Contrastive requests of which all streams are in the batch.",
     "requests_waiting": "Contrastive requests of which a stream, or all, wait.",
 }
+KERNEL_INFO = "What is computed on a CPU, by which kernels, and why; always 1."
 
 
 class Counters(msgspec.Struct, omit_defaults=True):
@@ -74,6 +77,7 @@ class ColdStats(msgspec.Struct, omit_defaults=True):
     requests_running: int = 0
     requests_waiting: int = 0
     sums: list[tuple[Kind, Counters]] = []
+    kernels: list[Kernel] = []
 
 
 class CountersByKind:
@@ -81,6 +85,7 @@ class CountersByKind:
 
     def __init__(self) -> None:
         self.sums: defaultdict[Kind, Counters] = defaultdict(Counters)  # since the last report
+        self.kernels: list[Kernel] = []  # which no report has told yet
         self._adapters: set[str] = set()
 
     def kind(self, method: str, adapter: str) -> Kind:
@@ -93,8 +98,9 @@ class CountersByKind:
 
     def take(self, running: int, waiting: int) -> dict[str, Any]:
         """Return a ``ColdStats`` with these numbers of groups, as plain data; begin new sums."""
-        report = ColdStats(running, waiting, list(self.sums.items()))
+        report = ColdStats(running, waiting, list(self.sums.items()), self.kernels)
         self.sums.clear()
+        self.kernels = []
         payload: dict[str, Any] = msgspec.to_builtins(report)
         return payload
 

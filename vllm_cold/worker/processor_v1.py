@@ -37,6 +37,7 @@ class ColdLogitsProcessorV1(LogitsProcessor):  # type: ignore[misc]
         # The model is loaded after this.
         patching.install(places.rows(places.WORKER, places.V1))
         ssm.install(vllm_config)
+        worker_output.tell_kernels()
 
     def is_argmax_invariant(self) -> bool:
         """False: vllm-cold changes which token is best."""
