@@ -18,7 +18,9 @@ before each run. Prompts are tokenized beforehand. Clocks start when a batch is 
 
 - seconds: until the last token of the batch;
 - TTFT: until a request's first token, the median over the batch's requests;
-- TPOT: (last token - first token) / (tokens - 1) of a request, the median likewise.
+- TPOT: (last token - first token) / (tokens - 1) of a request, the median likewise;
+- memory's limit: what of TPOT is reading the weights once a step (the naive loop: once a stream),
+  as fast as this machine was seen to read its memory before or after (``benchmarks.machine``).
 
 Speeds are printed only if the results are right: every repetition gives the same tokens, and in
 float32 base greedy and adapter greedy equal stock vLLM's, CoLD the naive loop's, CoLD with beta = 0
@@ -37,7 +39,7 @@ from typing import Any
 from benchmarks.e2e import show
 from benchmarks.e2e.jobs import ALPHA, BETA, SYSTEMS
 from benchmarks.e2e.run import DTYPES, collect
-from benchmarks.rounds import machine, new_file, positive, progress, several
+from benchmarks.rounds import new_file, positive, progress, several
 from examples.demo import quiet
 
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # vLLM's, as far as the shipped adapters fit
@@ -94,7 +96,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from examples.smollm2 import model_path
 
     path = model_path()
-    print(machine())
     print("times mean little where other programs want the same cores")
     print(
         f"adapter of rank {options.rank}, CoLD with alpha {ALPHA} and beta {BETA}, up to "

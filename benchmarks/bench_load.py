@@ -41,10 +41,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks import machine
 from benchmarks.load.client import SLO
 from benchmarks.load.run import TIE, Bench, Plan
 from benchmarks.load.workload import SYSTEMS, Prompts
-from benchmarks.rounds import load, machine, new_file, progress, several, show_if_right
+from benchmarks.rounds import new_file, progress, several, show_if_right
 
 QUICK: dict[str, Any] = {
     "loads": [80], "seconds": 3.0, "capacity_seconds": 1.0, "tokens": 8, "checked": 3,
@@ -107,14 +108,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     say = progress()
     path = model_path()
-    print(f"{machine()}\nfigures mean little where others want the same cores")
+    print("figures mean little where others want the same cores")
     print(f"Aimed at: {', '.join(f'{name.upper()} <= {limit} ms' for name, limit in SLO.items())}")
+    facts = machine.look()
     with tempfile.TemporaryDirectory() as folder:
         prompts = Prompts(AutoTokenizer.from_pretrained(path))
         bench = Bench(options.plan, path, prompts, Path(folder), base, say)
         found = bench.run()
+    machine.look_again(facts)
     content = {
-        "machine": machine(), "slo": dict(SLO), "wrong": found.wrong, "notes": found.notes,
+        "machine": facts, "slo": dict(SLO), "wrong": found.wrong, "notes": found.notes,
         "plan": asdict(options.plan) | {"middle": options.plan.middle},
         "capacity": found.capacity, "runs": found.runs,
     }  # fmt: skip
@@ -132,7 +135,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         for note in found.notes:
             print(f"checked: {note}")
-        print(f"{load()} after\n\n{show.text(content)}")
+        print(f"\n{show.text(content)}")
         if options.picture is not None:
             show.picture(found.runs, options.picture)
 

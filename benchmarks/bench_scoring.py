@@ -16,7 +16,6 @@ reference; with one wrong, no speed is printed.
 
 import argparse
 import math
-import platform
 import random
 import sys
 import time
@@ -27,8 +26,8 @@ from itertools import product
 import torch
 from torch import Tensor
 
+from benchmarks import machine
 from benchmarks.rounds import (
-    cpu_cache,
     in_rounds,
     positive,
     ratios,
@@ -144,7 +143,7 @@ Times = dict[tuple[Workload, str], list[float]]
 def last_cache(device: torch.device) -> int:
     """Bytes of the last cache before memory."""
     if device.type == "cpu":
-        return cpu_cache()
+        return machine.cpu_cache()
     properties = getattr(torch, device.type).get_device_properties(device)
     return int(getattr(properties, "L2_cache_size", 0)) or 192 * 2**20  # of an Atlas A2
 
@@ -241,14 +240,14 @@ def rows(times: Times) -> Iterator[list[str]]:
 
 
 def describe(device: torch.device, backend: str) -> str:
-    """Device and versions."""
-    where = f"{platform.machine()}, {torch.get_num_threads()} threads"
+    """Where it runs, and by what."""
+    where = "the CPU"
     if device.type != "cpu":
         where = getattr(torch, device.type).get_device_name(device)
     elif backend == "cpu":
         where += f", {cpu_library.ISAS[cpu_library.best_isa()]}"
     cache = last_cache(device) / 2**20
-    return f"{where}, last cache {cache:.0f} MiB; torch {torch.__version__}; backend {backend}"
+    return f"scoring on {where}, last cache {cache:.0f} MiB; backend {backend}"
 
 
 def best_device() -> str:
@@ -289,17 +288,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if found := check(load, load.case(), backend, device):
                 wrong.append(f"{load}: {name}: {found}")
         torch._dynamo.reset()
+    facts: machine.Facts = {}
     if not wrong and not options.check_only:
-        rng = random.Random(0)
+        facts, rng = machine.look(), random.Random(0)
         for load in loads:
             measure(load, load.case(), backends, times, device, options, rng)
             torch._dynamo.reset()
+        machine.look_again(facts)
 
     def show() -> None:
         if options.check_only:
             print(f"{len(loads) * len(backends)} results, all right")
         else:
-            print(table(COLUMNS, rows(times), 6))
+            print(f"{machine.text(facts)}\n\n{table(COLUMNS, rows(times), 6)}")
 
     return show_if_right(wrong, show)
 

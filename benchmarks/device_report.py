@@ -40,6 +40,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from benchmarks import machine
 from benchmarks.e2e.jobs import SYSTEMS, Cell, Findings, Job, System
 from benchmarks.e2e.pool import ROOT, Workers
 from benchmarks.e2e.run import run_cells
@@ -206,7 +207,7 @@ def decode(device: str, dry: bool, timed: bool) -> int:
         batches, rounds = [1, 2], 2
     elif timed:
         dtype, shape, batches, prompt, tokens, rounds = "bfloat16", REAL, [1, 8, 32], 128, 128, 10
-    draw, found = random.Random(0), Findings()
+    draw, found = random.Random(0), Findings(machine.look() if timed else {})
     chosen = [SYSTEMS[key] for key in ("base", "adapter", "cold")]
     twins = [] if timed else [System(s.key, f"naive {s.mode}", "naive", s.mode) for s in chosen]
     pairs = [(twin.label, s.label, tie) for twin, s in zip(twins, chosen, strict=False)]
@@ -240,6 +241,8 @@ def decode(device: str, dry: bool, timed: bool) -> int:
     for cell in found.cells:
         if cell.jobs["plugin CoLD"].output == cell.jobs["plugin adapter"].output:
             found.wrong.append(f"{cell.title}: CoLD and greedy decoding gave the same tokens")
+    if timed:
+        machine.look_again(found.machine)
 
     def right() -> None:
         print(found.checks())

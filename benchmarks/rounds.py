@@ -6,9 +6,6 @@ next to a wrong result.
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
-import os
-import platform
 import random
 import sys
 import time
@@ -92,41 +89,6 @@ def progress() -> Say:
         print(f"{minutes:3d}:{seconds:02d}  {text}", file=sys.stderr, flush=True)
 
     return say
-
-
-def cpu_model() -> str:
-    """The processor's name, as far as the system tells."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, "") or platform.processor() or platform.machine()
-
-
-def cpu_cache() -> int:
-    """Bytes of the CPU's last cache before memory."""
-    units = {"K": 2**10, "M": 2**20, "G": 2**30}
-    caches = Path("/sys/devices/system/cpu/cpu0/cache")
-    sizes = [path.read_text().strip() for path in caches.glob("index*/size")]
-    return max((int(size[:-1]) * units[size[-1]] for size in sizes), default=2**25)
-
-
-def load() -> str:
-    """The machine's load average."""
-    return f"load average (1, 5, 15 minutes): {', '.join(f'{x:.1f}' for x in os.getloadavg())}"
-
-
-def machine() -> str:
-    """Versions and processor."""
-    from vllm_cold.compat.versions import vllm_version
-
-    names = ("vllm-cold", "torch", "transformers", "peft")
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
-    return (
-        f"vllm {vllm_version()}, {versions}, Python {platform.python_version()}\n"
-        f"CPU: {cpu_model()}, {os.cpu_count()} logical; {load()}"
-    )
 
 
 def positive(text: str) -> int:

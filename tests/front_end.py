@@ -38,8 +38,8 @@ _SCALAR = (
     | st.floats()
     | st.sampled_from(["adaptive", "mti", '{"tau": 2}'])
 )
-_NAMES = ["amateur", "amateur_prompt", "amateur_messages", "amateur_prompt_embeds", "without",
-          "part", "images", "weights", "preset"]  # fmt: skip
+_NAMES = ["amateur", "amateur_prompt", "amateur_messages", "without", "part", "images", "weights",
+          "preset"]  # fmt: skip
 # Flat arguments of a request, without ``cold_``, that make some sense or none.
 JUNK = st.dictionaries(
     st.sampled_from([*_NAMES, "alpha", "beta", "rule_parameters"]),

@@ -28,7 +28,6 @@ def long_arguments(size: int, amateurs: int) -> Mapping[str, dict[str, Any]]:
         "media": {"cold_amateur_messages": messages(media, size)},
         "brackets": {"cold_amateur_messages": "[" * size},
         "prompt": {"cold_amateur_prompt": texts("a ")},
-        "embeddings": {"cold_amateur_prompt_embeds": texts("A")},
         "images": {"cold_images": texts("noise:1,")},
         "parameters": {
             "cold_rule": "mti",

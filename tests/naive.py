@@ -293,19 +293,11 @@ class NaiveCold:
             yield self._model
 
     @torch.inference_mode()
-    def _forward(
-        self, adapter: str | None, ids: list[list[int]] | Tensor, cache: Any
-    ) -> tuple[Tensor, Any]:
-        """Logits [B, V] float32 after the last of `ids` [B, n], or of embeddings [n, H] in their
-        place, and the stream's KV cache.
-        """
-        read = (
-            {"inputs_embeds": ids[None]}
-            if isinstance(ids, Tensor)
-            else {"input_ids": torch.tensor(ids)}
-        )
+    def _forward(self, adapter: str | None, ids: list[list[int]], cache: Any) -> tuple[Tensor, Any]:
+        """Logits [B, V] float32 after the last of `ids` [B, n], and the stream's KV cache."""
+        read = torch.tensor(ids)
         with self._using(adapter) as model:
-            out = model(**read, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            out = model(input_ids=read, past_key_values=cache, use_cache=True, logits_to_keep=1)
         return out.logits[:, -1].float(), out.past_key_values
 
     def greedy(
@@ -326,21 +318,15 @@ class NaiveCold:
             ids = [token]
         return trace
 
-    def embed(self, ids: Sequence[int]) -> Tensor:
-        """The embeddings [n, H] of tokens."""
-        rows: Tensor = self._model.get_input_embeddings()(torch.tensor(ids)).detach()
-        return rows
-
     def decode(self, group: Group, prompts: Sequence[Any] = ()) -> Trace:
         """Greedy decoding of a group. The end-of-sequence token, if given, is kept in the trace.
 
         Args:
             group: The request.
-            prompts: Of each stream, in place of the group's: ids, embeddings [n, H], or what else
-                ``_forward`` takes.
+            prompts: Of each stream, in place of the group's: ids, or what else ``_forward`` takes.
         """
         trace = Trace()
-        read = [p if isinstance(p, Tensor | dict) else [list(p)] for p in prompts or group.prompts]
+        read = [p if isinstance(p, dict) else [list(p)] for p in prompts or group.prompts]
         self._decode([group], [trace], read)
         return trace
 

@@ -14,8 +14,8 @@ from vllm.sampling_params import SamplingParams
 from vllm_cold.compat import active
 from vllm_cold.errors import ColdError
 from vllm_cold.settings.amateurs import check_preset
-from vllm_cold.settings.images import View, read_view
-from vllm_cold.settings.presets import PRESETS, PresetName
+from vllm_cold.settings.images import Blur, Noise, read_distorted
+from vllm_cold.settings.presets import PRESETS
 from vllm_cold.settings.source_readers import read_source
 from vllm_cold.settings.sources import Source
 from vllm_cold.settings.table import (
@@ -40,13 +40,12 @@ class Amateur:
     Attributes:
         prompt: What it reads instead of the expert's prompt: text, token ids, chat messages,
             which the chat template renders (in ``LLM.chat`` with the call's own arguments),
-            ``{"prompt": text, "multi_modal_data": media}`` as vLLM takes it (or with
-            ``prompt_token_ids``), or ``{"prompt_embeds": tensor}`` with embeddings, [tokens, the
-            model's hidden size], on an engine with ``enable_prompt_embeds``.
+            or ``{"prompt": text, "multi_modal_data": media}`` as vLLM takes it (or with
+            ``prompt_token_ids``).
         without: What it does not read of the expert's conversation (``LLM.chat``): a role, the
             index of a message, "images", "videos" or "audios", or a list of these.
-        images: What it sees instead of each of the expert's images: ``Noise(500)``, ``Blur(12)``,
-            or a function that makes a PIL image of one. At most one of these three is given.
+        images: What it sees instead of each of the expert's images: ``Noise(500)`` or
+            ``Blur(12)``. At most one of these three is given.
         lora_request: Its adapter, None for the base model. Left out: the expert's own if one of
             these three is given, else none.
         weight: A number from -1e6 to 1e6, below 0 to contrast; the name of a rule that chooses it
@@ -63,7 +62,7 @@ class Amateur:
 
     prompt: str | Sequence[int] | Sequence[Mapping[str, Any]] | Mapping[str, Any] | None = None
     without: str | int | Sequence[str | int] | None = None
-    images: View | None = None
+    images: Noise | Blur | None = None
     lora_request: LoRARequest | None | UnsetType = UNSET
     weight: float | str | None = None
 
@@ -160,14 +159,14 @@ class ColdParams(SamplingParams, kw_only=True, omit_defaults=True, dict=True):  
     amateur: LoRARequest | Amateur | None = None
     amateurs: Sequence[Amateur] | None = None
     explain: int = 0
-    method: PresetName | None = None
+    method: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.combine()
 
     @classmethod
-    def preset(cls, name: PresetName, **fields: Any) -> Self:
+    def preset(cls, name: str, **fields: Any) -> Self:
         """Return the parameters of a method by its name (``settings.presets``).
 
         Args:
@@ -183,7 +182,7 @@ class ColdParams(SamplingParams, kw_only=True, omit_defaults=True, dict=True):  
         """
         preset = PRESETS[check("preset", name)]
         if preset.images is not None and not fields.keys() & {"amateur", "amateurs"}:
-            fields["amateur"] = Amateur(images=read_view("images", preset.images))
+            fields["amateur"] = Amateur(images=read_distorted("images", preset.images))
         amateurs = _check_amateurs(fields.get("amateur"), fields.get("amateurs"))
         check_preset(
             ("preset", name),
@@ -218,10 +217,6 @@ class ColdParams(SamplingParams, kw_only=True, omit_defaults=True, dict=True):  
         if self.beta == DEFAULT_BETA:
             del values["beta"]  # nobody may have set it
         return combine(values, weights)
-
-    def settings(self) -> ColdSettings:
-        """Return the method's settings, checked."""
-        return self.combine()[0]
 
     def verify(self, *args: Any, **kwargs: Any) -> None:
         """Refuse to run where the plugin is not active: there the request would silently be decoded

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from benchmarks.accuracy.models import Model
 from benchmarks.accuracy.problem import Cell, Problem, Prompt
-from vllm_cold.settings.presets import PRESETS, PresetName
+from vllm_cold.settings.presets import PRESETS
 
 # What the amateur is: the expert with the prompt without its part, the base model with the expert's
 # own prompt (CoLD), or the expert's adapter after a quarter of its training (autoguidance, arXiv
@@ -179,7 +179,7 @@ def _quarter(adapter: str | None) -> str | None:
     return found and f"{found[1]}-25"
 
 
-def preset(name: PresetName, key: str = "", prompt: str = "prompt", **more: Any) -> Method:
+def preset(name: str, key: str = "", prompt: str = "prompt", **more: Any) -> Method:
     """A contrast by a preset's values."""
     found = PRESETS[name]
     return Method(key or name, found.settings, prompt, weights=found.weights, **more)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from benchmarks.rounds import load, machine, show_if_right
+from benchmarks.rounds import show_if_right
 
 if TYPE_CHECKING:
     from benchmarks.e2e.pool import Workers
@@ -102,7 +102,8 @@ class Job:
         ttft: Seconds to the first token, the median over the requests of each timed run.
         tpot: Seconds for each further token, likewise; empty if there are no further ones.
         blocks: The most KV blocks in use; None if there are no blocks.
-        counts: Of the last run, see ``worker.Counts``.
+        counts: Of the last run, see ``worker.CountersByKind``.
+        step_bytes: Of the weights that a step reads; 0 if that is not known.
         parted: Repeated requests that gave other tokens than the first time, if they may.
     """
 
@@ -121,7 +122,13 @@ class Job:
     tpot: list[float] = field(default_factory=list)
     blocks: int | None = None
     counts: dict[str, int] = field(default_factory=dict)
+    step_bytes: int = 0
     parted: int = 0
+
+    @property
+    def tokens_a_step(self) -> float:
+        """How many a stream emits, on average: more than one with drafts."""
+        return self.counts["emitted"] / self.counts["steps"] if self.counts.get("steps") else 1.0
 
     def texts(self, index: int) -> list[list[int]]:
         """The prompts of a request's streams, the expert's first; one if all read the same."""
@@ -163,7 +170,7 @@ class Job:
             "tokens": [len(row) for row in self.output],
             **{
                 name: getattr(self, name)
-                for name in ("seconds", "ttft", "tpot", "blocks", "counts")
+                for name in ("seconds", "ttft", "tpot", "blocks", "counts", "step_bytes")
             },
         }
 
@@ -215,6 +222,7 @@ class Findings:
     """All that was measured.
 
     Attributes:
+        machine: See ``benchmarks.machine.look``; empty if nobody looked.
         cells: All of them.
         wrong: What is wrong with results; speeds count only if this stays empty.
         notes: What else the checks found.
@@ -222,6 +230,7 @@ class Findings:
         busy: Cores that a worker used while it waited.
     """
 
+    machine: dict[str, Any] = field(default_factory=dict)
     cells: list[Cell] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -243,7 +252,7 @@ class Findings:
         if self.wrong:
             return {"problems": self.wrong}
         return {
-            "machine": machine().splitlines(),
+            "machine": self.machine,
             "workers": self.facts,
             "checks": self.notes,
             "idle share of a core": self.busy,
@@ -280,6 +289,4 @@ class Findings:
         """Write the file, if one is named, and print all, or what is wrong; the exit status."""
         if file is not None:
             file.write_text(json.dumps(self.content(), indent=1) + "\n")
-        return show_if_right(
-            self.wrong, lambda: print(f"{self.checks()}\n\n{pages()}\n\n{load()} after")
-        )
+        return show_if_right(self.wrong, lambda: print(f"{self.checks()}\n\n{pages()}"))

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks import machine
 from benchmarks.e2e import speculation
 from benchmarks.e2e.check import check_cell
 from benchmarks.e2e.jobs import (
@@ -23,6 +24,7 @@ from benchmarks.e2e.jobs import (
     Findings,
     Job,
     Jobs,
+    System,
 )
 from benchmarks.e2e.pool import Workers
 from benchmarks.rounds import Say, in_rounds
@@ -75,6 +77,31 @@ def widen(source: Path, target: Path, rank: int) -> None:
         else:  # [outputs, r]
             weights[name] = torch.cat([weight, weight.new_zeros(len(weight), more)], 1)
     save_file(weights, target / "adapter_model.safetensors")
+
+
+def num_weights(folder: Path) -> int:
+    """Numbers that a pass reads, of a model or an adapter: all but the rows of an embedding that is
+    not the output layer, too.
+    """
+    from safetensors import safe_open
+
+    sizes: dict[str, int] = {}
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, "numpy") as weights:
+            names = weights.keys()
+            sizes |= {name: math.prod(weights.get_slice(name).get_shape()) for name in names}
+    if "lm_head.weight" in sizes:
+        sizes.pop("model.embed_tokens.weight", None)
+    return sum(sizes.values())
+
+
+def step_bytes(system: System, model: int, adapter: int) -> int:
+    """Bytes of weights that a step reads, of a model and an adapter of so many bytes. The naive
+    loop takes a pass for each stream, of which the expert's alone has the adapter.
+    """
+    mode = MODES[system.mode]
+    passes = 1 + mode.amateurs if system.family == "naive" else 1
+    return passes * model + mode.adapter * adapter
 
 
 def read_prompts(tokenizer: Any, count: int) -> list[list[int]]:
@@ -176,7 +203,7 @@ def collect(options: argparse.Namespace, model: Path, say: Say) -> Findings:
 
     tokenizer = AutoTokenizer.from_pretrained(model)
     config = json.loads((model / "config.json").read_text(encoding="utf-8"))
-    findings, rng, task, most = Findings(), random.Random(0), TASK, options.batch[-1]
+    findings, rng, task, most = Findings(machine.look()), random.Random(0), TASK, options.batch[-1]
     if options.speculation:
         task, works = speculation.TASK, speculation.workloads(tokenizer, most)
     else:
@@ -184,6 +211,7 @@ def collect(options: argparse.Namespace, model: Path, say: Say) -> Findings:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         widen(ADAPTERS / task, folder / "adapter", options.rank)
+        numbers = num_weights(model), num_weights(folder / "adapter")
         for dtype in options.dtype:
             if findings.wrong:
                 break
@@ -192,6 +220,8 @@ def collect(options: argparse.Namespace, model: Path, say: Say) -> Findings:
             else:
                 cells = system_cells(dtype, options, prompts)
             jobs = [job for cell in cells for job in cell.jobs.values()]
+            for job in jobs:
+                job.step_bytes = step_bytes(job.system, *(DTYPES[dtype] * n for n in numbers))
             streams = max(len(job.prompts) * (1 + MODES[job.system.mode].amateurs) for job in jobs)
             longest = options.tokens + max(
                 len(ids) for job in jobs for i in range(len(job.prompts)) for ids in job.texts(i)
@@ -210,4 +240,5 @@ def collect(options: argparse.Namespace, model: Path, say: Say) -> Findings:
             gib = kv_gib(config, DTYPES[dtype], streams, longest + options.drafts)
             with Workers(settings, gib, folder, say) as workers:
                 run_cells(dtype, cells, workers, rng, say, findings)
+    machine.look_again(findings.machine)
     return findings

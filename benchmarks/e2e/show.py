@@ -6,6 +6,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterator
 
+from benchmarks import machine
 from benchmarks.e2e import speculation
 from benchmarks.e2e.jobs import DOUBLED, SYSTEMS, Findings, Job, Jobs
 from benchmarks.rounds import ratios, short, spread_text, table
@@ -14,6 +15,8 @@ REFERENCES = tuple(SYSTEMS[key].label for key in ("stock-adapter", "adapter", "c
 NOTE = (
     "Median (20th-80th percentile) over the rounds. Seconds and tokens/s: of the batch; blocks: "
     "of the KV cache, a request at the fullest moment; time ratio: to {} of the same round. "
+    "Memory's limit: what a token would take if reading the weights once a step (the naive loop: "
+    "once a stream) at the fastest reading above were all. "
     "Stock LoRA base and stock adapter are one engine, as are the plugin's three with LoRA; "
     f"{DOUBLED}: at twice the batch."
 )
@@ -36,14 +39,16 @@ def reference_of(jobs: Jobs) -> Job | None:
     return next((jobs[label] for label in REFERENCES if label in jobs), None)
 
 
-def job_cells(job: Job, reference: Job | None) -> list[str]:
+def job_cells(job: Job, reference: Job | None, facts: machine.Facts) -> list[str]:
     """A row of the table."""
     rate = sum(map(len, job.output)) / statistics.median(job.seconds)
+    limit = machine.limit(facts, job.step_bytes / job.tokens_a_step)
     return [
         job.label,
         spread_text(job.seconds, short),
         spread_text(job.ttft, short, 1e3),
         spread_text(job.tpot, short, 1e3),
+        short(1e3 * limit) if limit else "-",
         short(rate),
         "-" if job.blocks is None else f"{job.blocks / len(job.prompts):.2f}",
         spread_text(ratios(job.seconds, reference.seconds) if reference else []),
@@ -62,20 +67,28 @@ def cell_ratios(jobs: Jobs) -> Iterator[tuple[str, list[float]]]:
     for job in jobs.values():
         if drafted := job.counts.get("drafted"):
             steps = job.counts["steps"]
-            yield f"{job.label}, tokens a step", [job.counts["emitted"] / steps]
+            yield f"{job.label}, tokens a step", [job.tokens_a_step]
             yield f"{job.label}, drafts a step", [drafted / steps]
             yield f"{job.label}, accepted", [job.counts["accepted"] / drafted]
 
 
 def pages(findings: Findings) -> str:
-    """All tables, and what their columns mean."""
-    columns = ["seconds", "TTFT, ms", "TPOT, ms", "tokens/s", "blocks", "time ratio"]
+    """The machine, all tables, and what their columns mean."""
+    columns = [
+        "seconds", "TTFT, ms", "TPOT, ms", "memory's limit, ms", "tokens/s", "blocks", "time ratio",
+    ]  # fmt: skip
+    facts = findings.machine
     cells = [(cell.title, cell.timed) for cell in findings.cells]
-    rows = [[t, *job_cells(job, reference_of(jobs))] for t, jobs in cells for job in jobs.values()]
+    rows = [
+        [title, *job_cells(job, reference_of(jobs), facts)]
+        for title, jobs in cells
+        for job in jobs.values()
+    ]
     divided = [[t, *pair] for t, jobs in cells for pair in cell_ratios(jobs)]
     labels = {label for _, jobs in cells for label in jobs}
     reference = next((label for label in REFERENCES if label in labels), "none")
     parts = [
+        *([machine.text(facts)] if facts else []),
         table(["cell", "system", *columns], rows, 2),
         NOTE.format(reference),
         table(["cell", "compared", "ratio"], [[t, n, spread_text(v)] for t, n, v in divided], 2),

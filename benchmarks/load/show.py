@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from benchmarks import machine
 from benchmarks.load.client import SLO
 from benchmarks.load.workload import SYSTEMS
 from benchmarks.rounds import short, table
@@ -94,10 +95,11 @@ def loads(runs: Iterable[Row]) -> str:
 
 
 def text(content: Mapping[str, Any]) -> str:
-    """All tables of a file's content."""
+    """The machine and all tables of a file's content."""
     plan = content["plan"]
     limits = ", ".join(f"{name.upper()} <= {limit} ms" for name, limit in SLO.items())
     parts = [
+        machine.text(content["machine"]),
         f"Goodput: requests with {limits}. {plan['tokens']} tokens each.",
         capacities(content["capacity"], plan["tokens"]),
         loads(content["runs"]),

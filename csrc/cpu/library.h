@@ -16,7 +16,7 @@ constexpr int64_t kElementSize[3] = {4, 2, 2};
 enum Isa : int32_t { kPortable = 0, kAvx2 = 1, kAvx512 = 2, kAvx512Bf16 = 3 };
 
 // Changes with the functions of the library: a caller compares it with what it was written for.
-constexpr int32_t kInterface = 11;
+constexpr int32_t kInterface = 12;
 VLLM_COLD_EXPORT int32_t vllm_cold_interface();
 
 // 0 if there is no OpenMP runtime in the process: everything then runs on one thread.

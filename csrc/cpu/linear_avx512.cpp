@@ -19,10 +19,16 @@ namespace {
 struct Float32Weights {
     using T = Float32;
     using V = Vec::F;
+    using Sum = Vec::F;
     static constexpr int64_t INPUTS = 1;  // side by side
+    static constexpr int64_t CLOSED = 1;  // inputs after which a sum is closed
+    static constexpr int ROWS = 4;        // at once; times the vectors of a block: 16 sums, in registers
     static V load(const T* w) { return Vec::load(w); }
     static V broadcast(const T* x) { return Vec::set1(x->value); }
-    static Vec::F add(V x, V w, Vec::F sum) { return Vec::fma(x, w, sum); }
+    static Sum zero() { return Vec::zero(); }
+    static Sum add(V x, V w, Sum sum) { return Vec::fma(x, w, sum); }
+    static Sum close(Sum sum) { return sum; }
+    static Vec::F total(Sum sum) { return sum; }
 };
 
 }  // namespace

@@ -15,7 +15,8 @@ const char* run(const Linear* linear, Tensor x, Tensor* y) {
     const bool is_matrix = matrix_of(x, &of_x);
     if (is_matrix && (of_x.dtype != linear->dtype || of_x.columns != linear->inputs)) return kShape;
     const int64_t rows = is_matrix ? of_x.rows : 0;
-    const int64_t inputs_summed = rows >= 1 && rows <= kFewRows ? linear->inputs_summed[rows - 1] : 0;
+    const FewRows* few = reinterpret_cast<const FewRows*>(linear->few_rows);
+    const int64_t inputs_summed = rows >= 1 && rows <= kFewRows ? few->inputs_summed[rows - 1] : 0;
     if (inputs_summed == 0) {
         Tensor bias = reinterpret_cast<Tensor>(linear->bias_tensor);
         const double* no_scalars = nullptr;

@@ -149,21 +149,6 @@ def test_cpu_still_expands_into_a_copy() -> None:
     assert ".copy_(" not in source_of(find(kernel))
 
 
-@since("0.31")
-def test_v1_still_embeds_some_rows_as_if_they_were_the_first() -> None:
-    in_order(
-        _V1 + "._preprocess",
-        "elif self.enable_prompt_embeds and is_first_rank:",
-        "is_token_ids = self.is_token_ids.np[:num_scheduled_tokens]",
-        "token_ids_idx_np = np.nonzero(is_token_ids)[0]",
-        "self.model.embed_input_ids(input_ids=token_ids)",
-    )
-    contains(
-        "vllm.lora.layers:VocabParallelEmbeddingWithLoRA.forward",
-        "self.punica_wrapper._embeddings_indices[:num_tokens]",
-    )
-
-
 @since("0.32")
 def test_v2_still_maps_logits_by_request() -> None:
     told = parameters("vllm.v1.worker.gpu.lora_utils:LoraState.make_lora_inputs")

@@ -64,4 +64,4 @@ def test_serve(folder: Path) -> None:
         asked = block("README.md", "curl")
         assert PAGE_URL in asked
         assert run(asked.replace(PAGE_URL, server.url)).splitlines() == SHOWN
-        assert server.metric("vllm_cold_requests_total") == 1
+        assert server.metric("vllm:cold_requests_total") == 1

@@ -65,7 +65,7 @@ def test_speculation(tiny: Path, naive: NaiveCold, tmp_path: Path) -> None:
         sure = expected.settled()
         assert sure >= 8
         assert answer.choices[0].token_ids[:sure] == expected.tokens[:sure]  # type: ignore[attr-defined]
-        drafts = server.metric("vllm_cold_draft_tokens_total")
+        drafts = server.metric("vllm:cold_draft_tokens_total")
         assert drafts == server.metric("vllm:spec_decode_num_draft_tokens_total") > 0
-        right = server.metric("vllm_cold_accepted_draft_tokens_total")
+        right = server.metric("vllm:cold_accepted_draft_tokens_total")
         assert right == server.metric("vllm:spec_decode_num_accepted_tokens_total")

@@ -80,7 +80,8 @@ def test_nothing_is_wrong_here(runner: str) -> None:
     assert named(done, "problem") == set()
     assert named(done, "warning") <= UNDERSTOOD
     found = sections(done)
-    assert found["Scoring"]["on cpu"][0] == "ok"
+    assert {"products", "LoRA", "LoRA of experts"} < found["Kernels"].keys()
+    assert found["Kernels"]["scoring"][0] == "ok"
     test = found["Self-test"]
     said = rf"{runner.upper()} runner, \w+ scheduling, started and decoded in \d+ s"
     assert re.fullmatch(said, test["engine"][1])

@@ -198,7 +198,7 @@ def test_configurations(
     expected = expected_of(folder)
     drafts = None
     if name == "drafts":
-        monkeypatch.setattr(DraftController, "break_even", lambda *args: None)
+        monkeypatch.setattr(DraftController, "break_even", lambda *args: 0.0)
         answered = zip(expected.prompts, expected.traces, strict=True)
         texts = [[*prompt, *trace.tokens] for prompt, trace in answered]
         drafts = drafters.oracle(monkeypatch, tmp_path, texts, as_ngrams=True)

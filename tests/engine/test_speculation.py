@@ -70,7 +70,7 @@ class Drafters:
 @pytest.fixture
 def drafter(tiny: Path, tmp_path: Path, runner: str, monkeypatch: pytest.MonkeyPatch) -> Drafters:
     # Whether drafts pay depends on this machine's times; here all that are made are verified.
-    monkeypatch.setattr(DraftController, "break_even", lambda *args: None)
+    monkeypatch.setattr(DraftController, "break_even", lambda *args: 0.0)
     return Drafters(tiny, tmp_path, runner, monkeypatch)
 
 

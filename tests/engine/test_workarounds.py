@@ -23,7 +23,7 @@ def stock(monkeypatch: pytest.MonkeyPatch) -> None:
     from vllm_cold.compat import places
     from vllm_cold.compat.patching import original_of
 
-    for hook in places.rows(places.CPU_WORKAROUNDS, places.EMBEDS):
+    for hook in places.rows(places.CPU_WORKAROUNDS):
         for place in hook.wraps:
             owner, name, method = place.find()
             monkeypatch.setattr(owner, name, original_of(method))

@@ -36,6 +36,7 @@ def _afresh(monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_the_kernel_is_built_here() -> None:
     assert scoring_cpu.BACKEND.missing(CPU) is None
     assert backend_registry.choose(CPU) == "cpu"
+    assert backend_registry.path(CPU) == ("cpu", backend_registry.BACKENDS["cpu"])
 
 
 def test_a_fallback_is_logged_once_with_its_reason(
@@ -51,6 +52,7 @@ def test_a_fallback_is_logged_once_with_its_reason(
             "vllm-cold: scoring on cpu falls back to torch; not cpu: It is not built: build it.",
         )
     ]
+    assert backend_registry.path(CPU) == ("torch", "not cpu: It is not built: build it.")
 
 
 def test_a_missing_library_is_named_with_the_remedy(
@@ -82,6 +84,7 @@ def test_a_backend_asked_for_is_used_or_an_error(monkeypatch: pytest.MonkeyPatch
         backend_registry.choose(CPU, "cuda")
     monkeypatch.setenv(environment.SCORING, "torch")
     assert backend_registry.choose(CPU) == "torch"
+    assert backend_registry.path(CPU) == ("torch", f"{environment.SCORING}=torch")
     assert backend_registry.choose(CPU, "cpu") == "cpu"
     monkeypatch.setenv(environment.SCORING, "triton")
     with pytest.raises(RuntimeError, match="backend 'triton' was asked for"):

@@ -376,6 +376,19 @@ def test_the_front_ends_hear_for_a_while_that_no_pair_is_left(tiny: Path) -> Non
     assert all(report == ColdStats() for report in after)
 
 
+def test_what_a_worker_computes_with_is_told_once(tiny: Path) -> None:
+    """By its first output, whoever's request that is."""
+    harness = harness_of(tiny)
+    harness.add(prompt(5), 3, adapter=1)
+    harness.schedule()
+    harness.in_flight[0][1].cold_kernels = [("lora", "inside", "one call")]
+    harness.drain()
+    assert harness.reports == [ColdStats(kernels=[("lora", "inside", "one call")])]
+    harness.add(prompt(5), 3, adapter=1, cold=True)
+    harness.drain()
+    assert len(harness.reports) > 1 and not any(r.kernels for r in harness.reports[1:])
+
+
 @both
 def test_a_cold_request_is_counted_once(is_async: bool, tiny: Path) -> None:
     """In vLLM's statistics: while it waits, runs, and waits again."""
@@ -400,23 +413,19 @@ def test_a_cold_request_is_counted_once(is_async: bool, tiny: Path) -> None:
 def test_what_is_asked_of_the_steps(
     is_async: bool, tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Times of steps without prompts, and what drafts cost for the streams and requests that got
-    tokens and are still there.
-    """
-    times: list[int] = []
+    """What drafts cost for the streams and requests that got tokens and are still there."""
     asked: list[tuple[int, ...]] = []
-    monkeypatch.setattr(DraftController, "add", lambda _, rows, seconds: times.append(rows))
-    monkeypatch.setattr(DraftController, "break_even", lambda _, *step: asked.append(step))
+    monkeypatch.setattr(DraftController, "break_even", lambda _, *step: asked.append(step) or 0.0)
     harness = harness_of(tiny, is_async=is_async, drafts=2, budget=64)
     harness.sched._draft_controller = DraftController()  # the harness's own asks nobody
     harness.add(prompt(5), 20, adapter=1, cold=True, amateurs=[(0, None), (0, prompt(3))])
     regular = harness.add(prompt(7, 200), 20, adapter=1)
     harness.schedule()
     harness.deliver()
-    assert times == [] and asked == [(4, 2)]
-    rows = harness.schedule()
+    assert asked == [(4, 2)]
+    harness.schedule()
     harness.deliver()
-    assert times == [rows] and asked == [(4, 2)] * 2
+    assert asked == [(4, 2)] * 2
     harness.schedule()
     harness.abort([regular])
     harness.deliver()

@@ -89,10 +89,10 @@ def test_data_parallel(
         server.wait_until_idle()
         # Ours too, added up over both API servers.
         cold = [a for a in asked if a.beta is not None]
-        found = by_engine(server, "vllm_cold_generation_tokens_total")
+        found = by_engine(server, "vllm:cold_generation_tokens_total")
         assert min(found.values()) > 0 and sum(found.values()) == 16 * len(cold)
-        assert server.metric("vllm_cold_requests_total") == len(cold)
-        assert server.metric("vllm_cold_candidates_count") == 16 * len(cold)
+        assert server.metric("vllm:cold_requests_total") == len(cold)
+        assert server.metric("vllm:cold_candidates_count") == 16 * len(cold)
         # What a contrastive request may take is counted in one engine's blocks, not in both
         # engines'.
         large = {**asked[0].body(), "max_tokens": 250}

@@ -27,11 +27,11 @@ def counts(server: Server) -> dict[str, float]:
         "amateur_cached_prompt_tokens_total", "requests_running", "requests_waiting",
     )  # fmt: skip
     page: Counter[str] = Counter()
-    for sample in server.samples("vllm_cold_"):
+    for sample in server.samples("vllm:cold_"):
         page[sample.name] += sample.value
-    assert {"vllm_cold_requests_running", "vllm_cold_requests_waiting"} <= page.keys()
+    assert {"vllm:cold_requests_running", "vllm:cold_requests_waiting"} <= page.keys()
     # What is counted by method and adapter is not there before the first request.
-    return {name: page[f"vllm_cold_{name}"] for name in names}
+    return {name: page[f"vllm:cold_{name}"] for name in names}
 
 
 def expected(naive: NaiveCold, prompt: list[int], tokens: list[int]) -> tuple[int, int]:
@@ -47,6 +47,14 @@ def expected(naive: NaiveCold, prompt: list[int], tokens: list[int]) -> tuple[in
         changed += int(scores.argmax()) != int(e[0].argmax())
         ids = [token]
     return candidates, changed
+
+
+def test_what_computes(server: Server) -> None:
+    """Told with the first step, whoever's it is; of a CPU."""
+    server.ask(PROMPTS[0], cold=0)
+    told = server.samples("vllm:cold_kernel_info")
+    assert {sample.labels["kernel"] for sample in told} == {"products", "lora", "scoring"}
+    assert all(sample.value == 1 and sample.labels["reason"] for sample in told)
 
 
 def test_every_figure(server: Server, naive: NaiveCold) -> None:

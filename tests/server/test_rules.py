@@ -77,7 +77,7 @@ def test_tokens_are_those_of_the_reference(
     assert_same_tokens([tokens(ask(server, rule, **each)) for each in said], right)
     alone = naive.greedy(PROMPT, "one", MAX_TOKENS)
     assert len({tuple(trace.tokens) for trace in (*right, alone)}) == 3
-    counted = server.samples("vllm_cold_requests_total")
+    counted = server.samples("vllm:cold_requests_total")
     assert [sample.value for sample in counted if sample.labels["method"] == rule] == [2]
 
 

@@ -117,7 +117,7 @@ WAYS: dict[str, dict[str, Any]] = {
 def test_the_client_hears_why(
     role: str, path: str, stream: bool, server: Server, expected: list[Trace]
 ) -> None:
-    requests = "vllm_cold_requests_total"  # which is not there before the first one
+    requests = "vllm:cold_requests_total"  # which is not there before the first one
     before = sum(sample.value for sample in server.samples(requests))
     with beside_healthy_ones(server, expected):
         for options in WAYS.values():

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 
 from benchmarks import bench_e2e as bench
+from benchmarks import machine
 from benchmarks.e2e import check, run
+from benchmarks.e2e.jobs import SYSTEMS
 
 pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
@@ -93,6 +95,7 @@ def faked(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(smollm2, "model_path", lambda: tiny / "model")
     monkeypatch.setattr(bench, "quiet", lambda: None)
+    monkeypatch.setattr(machine, "read_speed", lambda: 10.0)
     monkeypatch.setattr(run, "Workers", FakeWorkers)
 
 
@@ -107,9 +110,28 @@ def test_speeds_beside_right_results(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "| plugin CoLD / stock base, 2x | 1.90 (" in " ".join(printed.split())
     assert "| naive CoLD / plugin CoLD | 4.74 (" in " ".join(printed.split())
     row = next(x for x in printed.splitlines() if "plugin CoLD " in x and x.startswith("|"))
-    # Seconds, TTFT, TPOT, tokens per second (8 tokens), blocks, ratio.
+    # Seconds, TTFT, TPOT, the memory's limit, tokens per second (8 tokens), blocks, ratio.
     numbers = [cell.split()[0] for cell in row.strip("| ").split("|")[2:]]
+    least = numbers.pop(3)
     assert numbers == ["1.90", "950", "136", "4.21", "2.00", "0.47"]
+    size = next(r["step_bytes"] for r in saved["runs"] if r["system"] == "plugin CoLD")
+    assert float(least) == pytest.approx(size / 10e9 * 1e3, rel=0.1)
+    # The machine is in the file, and at the head of the tables.
+    assert saved["machine"]["memory read, GB/s"] == [10.0, 10.0]
+    assert "memory read, GB/s: 10.0 before, 10.0 after" in printed.partition("| cell")[0]
+
+
+def test_bytes_that_a_step_reads(tiny: Path) -> None:
+    """Two layers of 64 and 128, with heads of 4 and 2 times 32; the embedding is no product."""
+    layer = 64 * (128 + 2 * 64) + 128 * 64 + 3 * 64 * 128 + 2 * 64
+    assert run.num_weights(tiny / "model") == 2 * layer + 64 + 512 * 64
+    of_a_layer = 64 + 128, 64 + 64, 64 + 64, 128 + 64, 64 + 128, 64 + 128, 128 + 64
+    assert run.num_weights(tiny / "one") == 2 * 8 * sum(of_a_layer)
+    sizes = {key: run.step_bytes(system, 100, 7) for key, system in SYSTEMS.items()}
+    assert sizes["stock-base"] == sizes["base"] == 100
+    # Expert and amateur share a pass, but in the naive loop.
+    assert sizes["stock-adapter"] == sizes["adapter"] == sizes["cold"] == 107
+    assert (sizes["naive"], sizes["naive-adapter"]) == (207, 107)
 
 
 @pytest.mark.usefixtures("faked")

@@ -2,6 +2,7 @@
 """``vllm-cold doctor`` piece by piece: what it calls a problem, and what it never prints."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -16,11 +17,13 @@ from tests.docs.blocks import ROOT
 from tests.naive import Amateur, Group, NaiveCold, Trace
 from tests.places import add
 from tests.unit.test_own_server import gone
-from vllm_cold import __version__, plugin
-from vllm_cold.compat import active, environment, places, versions
+from vllm_cold import __version__
+from vllm_cold.compat import active, environment, hardware, places, versions
 from vllm_cold.compat.patching import Relies
-from vllm_cold.cpu import operators
+from vllm_cold.cpu import cpu_platform, operators
+from vllm_cold.npu import npu_platform
 from vllm_cold.ops import backend_registry, cpu_library
+from vllm_cold.tools import machine
 from vllm_cold.tools.doctor import doctor_report, sections, self_test, tiny
 from vllm_cold.tools.doctor.doctor_report import Entry, Status
 from vllm_cold.tools.doctor.self_test import CASES, Case
@@ -93,7 +96,7 @@ def test_without_vllm_there_is_one_problem_and_what_it_hides_is_listed(
     assert report["verdict"].startswith("Problems: 1. ")
     entry, left_out = report["sections"]["vLLM"]
     assert entry["status"] == "problem" and re.match(problem, entry["value"])
-    assert left_out["value"] == "Devices, Plugin, Scoring, LoRA, vLLM's interfaces, Self-test"
+    assert left_out["value"] == "Devices, Plugin, Kernels, vLLM's interfaces, Self-test"
     assert report["sections"].keys() == {"vLLM", "Versions", "Environment variables"}
 
 
@@ -130,23 +133,21 @@ def test_scoring_says_why_it_falls_back(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.delenv(environment.SCORING, raising=False)
     monkeypatch.setattr(cpu_library, "missing", lambda: "Its library is gone.")
     monkeypatch.setattr(backend_registry, "_choose", backend_registry._choose.__wrapped__)
-    library, entry = sections.scoring()
+    library, *_, entry = sections.kernels()
     assert library.status is entry.status is Status.WARNING
-    assert entry.value.startswith("torch: ") and entry.value.endswith(
-        "; not cpu: Its library is gone."
-    )
+    assert entry == Entry("scoring", "torch (not cpu: Its library is gone.)", Status.WARNING)
     monkeypatch.setenv(environment.SCORING, "triton")
-    entry = find(doctor_report.examine(sections.scoring), "this section")
+    entry = find(doctor_report.examine(sections.kernels), "this section")
     assert entry.status is Status.PROBLEM and "'triton' was asked for. " in entry.value
 
 
 @pytest.mark.parametrize(
     ("variable", "missing", "status", "part"),
     [
-        (None, None, Status.OK, "C++ kernels"),
-        ("torch", None, Status.WARNING, "torch operations, slow: asked for"),
-        (None, "Not built.", Status.WARNING, "torch operations, slow: Not built."),
-        ("stock", None, Status.PROBLEM, "vLLM's own; contrastive requests are refused"),
+        (None, None, Status.OK, "inside ("),
+        ("torch", None, Status.WARNING, "torch (COLD_LORA=torch)"),
+        (None, "Not built.", Status.WARNING, "torch (Not built.)"),
+        ("stock", None, Status.PROBLEM, "vllm (COLD_LORA=stock"),
     ],
 )
 def test_lora(
@@ -156,14 +157,43 @@ def test_lora(
     part: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    plugin.register()
+    monkeypatch.setattr(cpu_platform, "is_loaded", True)
     monkeypatch.delenv(environment.LORA, raising=False)
     if variable:
         monkeypatch.setenv(environment.LORA, variable)
     monkeypatch.setattr(operators, "missing", lambda: missing)
-    entry = find(sections.lora(), "LoRA")
+    entry = find(sections.kernels(), "LoRA")
     assert entry.status is status
     assert entry.value.startswith(part)
+
+
+def test_lora_without_its_plugin(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu_platform, "is_loaded", False)
+    entry = find(sections.kernels(), "LoRA")
+    assert entry.status is Status.PROBLEM and "cold_cpu" in entry.value
+
+
+@pytest.mark.parametrize(
+    ("named", "text", "status"),
+    [
+        ("stock", "bgmv (in engines with contrastive decoding, else stock)", Status.OK),
+        ("new", "unknown to vllm-cold (new)", Status.PROBLEM),
+    ],
+)
+def test_lora_on_npus(
+    named: str, text: str, status: Status, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hardware, "is_on", lambda platform: platform == "npu")
+    monkeypatch.setattr(npu_platform, "STOCK", "stock")
+    monkeypatch.setattr(npu_platform, "named", lambda: named)
+    assert find(sections.kernels(), "LoRA") == Entry("LoRA", text, status)
+
+
+def test_the_machine_where_linux_tells_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "_read", lambda path: "")
+    monkeypatch.delattr(os, "sched_getaffinity")
+    entries = list(sections.installed())
+    assert find(entries, "CPU").value.endswith(f", logical cores {os.cpu_count()}")
 
 
 def test_what_changed_in_vllm_is_a_problem_or_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:

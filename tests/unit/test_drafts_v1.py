@@ -355,7 +355,7 @@ def test_it_is_loaded_beside_min_tokens(build: tuple[Any, list[Any]]) -> None:
         assert isinstance(found, LogitsProcessors)
         assert [type(p) for p in found.all] == [MinTokensLogitsProcessor, ColdLogitsProcessorV1]
         assert found.argmax_invariant == []
-    wanted = places.rows(places.DRAFTS_V1, places.EMBEDS, places.V1)
+    wanted = places.rows(places.DRAFTS_V1, places.V1)
     assert set(wanted) <= set(installed)
 
 

@@ -39,7 +39,7 @@ def test_adapters_need_the_kernels_for_cpus(monkeypatch: pytest.MonkeyPatch) -> 
     """vLLM's own LoRA gives rows of the base model an adapter."""
     engine = config()
     monkeypatch.setattr(hardware, "is_on", lambda platform: platform == "cpu")
-    monkeypatch.setattr(cpu_platform, "_lacks", lambda: None)
+    monkeypatch.setattr(cpu_platform, "lacks", lambda: None)
     monkeypatch.setattr(availability, "_adapters", plugin._unsupported_adapters)
     assert unsupported(engine) is None
     monkeypatch.setattr(cpu_platform, "is_loaded", False)

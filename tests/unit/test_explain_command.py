@@ -26,7 +26,7 @@ def parse(*arguments: str) -> argparse.Namespace:
 
 
 WRONG: dict[str, tuple[list[str], str]] = {
-    "alpha": (["--alpha", "-1"], r"--alpha=-1.0: must be a number in \[0, 1\]"),
+    "alpha": (["--alpha", "-1"], r"--alpha=.-1.: must be a number in \[0, 1\]"),
     "tokens": (["--max-tokens", "0"], "--max-tokens=0: must be >= 1"),
     # As a shell hands over bytes that are not UTF-8.
     "prompt": (["--prompt", "\udcff"], "--prompt=.*: must be valid Unicode text"),

@@ -9,9 +9,9 @@ from PIL import Image, ImageFilter
 
 from vllm_cold import Blur, Noise
 from vllm_cold.errors import ColdError
-from vllm_cold.settings.images import name_of, read_view
+from vllm_cold.settings.images import read_distorted
 from vllm_cold.settings.source_readers import read_images
-from vllm_cold.settings.sources import Distorted, Without
+from vllm_cold.settings.sources import Without
 
 pytestmark = pytest.mark.unit
 
@@ -78,17 +78,12 @@ def test_steps_and_radii_that_are_none() -> None:
 
 def test_what_is_read() -> None:
     assert read_images("f", "none") == Without(("images",))
-    assert read_images("f", "noise:500") == Distorted(Noise(500))
-    assert read_view("f", "noise:0") == Noise(0) and read_view("f", "noise:999") == Noise(999)
-    assert read_view("f", "blur:12") == Blur(12) and read_view("f", "blur:0.5") == Blur(0.5)
-    for view in (Noise(7), Blur(2.5), Blur(12)):
-        assert read_view("f", name_of(view)) == view
-
-    def darker(image: Image.Image) -> Image.Image:
-        return image
-
-    assert name_of(darker) == "images by darker"
-    assert str(Distorted(darker)) == "images by darker"
+    assert read_images("f", "noise:500") == Noise(500)
+    for said in ("noise:0", "noise:7", "noise:999", "blur:12", "blur:0.5"):
+        kind, _, number = said.partition(":")
+        wanted = Noise(int(number)) if kind == "noise" else Blur(float(number))
+        assert read_distorted("f", said) == wanted
+        assert str(wanted) == wanted.value == said
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from vllm.model_executor.layers import linear as layers
 from vllm.model_executor.layers import utils
 
 from vllm_cold.compat.patching import bind
-from vllm_cold.cpu import linear_layers, linear_ops, lora_ops, memory
+from vllm_cold.cpu import cpu_paths, linear_layers, linear_ops, linear_probe, lora_ops, memory
 
 pytestmark = [
     pytest.mark.unit,
@@ -26,13 +26,19 @@ OURS = "vllm_cold.scheduler.scheduler.ColdScheduler"
 
 @pytest.fixture
 def engine(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """The engine whose model is loaded."""
+    """The engine whose model is loaded; which product is the fastest is not asked."""
     scheduler = SimpleNamespace(scheduler_cls=OURS)
     config = SimpleNamespace(scheduler_config=scheduler, lora_config=None)
     monkeypatch.setattr("vllm.config.get_current_vllm_config_or_none", lambda: config)
     monkeypatch.setattr(utils.ops, "_supports_onednn", True)
-    monkeypatch.delenv("COLD_LINEAR", raising=False)
+    monkeypatch.setattr(cpu_paths, "_noted", {})
+    monkeypatch.setenv("COLD_LINEAR", "packed")
     return config
+
+
+def told(name: str) -> list[tuple[str, str]]:
+    """Path and reason of what layers got."""
+    return [(path.path, path.reason) for path in cpu_paths._noted if path.name == name]
 
 
 def weights(outputs: int = 128, inputs: int = INPUTS) -> torch.nn.Parameter:
@@ -65,6 +71,10 @@ def test_a_layer_of_an_engine_that_we_serve(engine: SimpleNamespace, bias: bool)
     layer = layer_of(bias=bias)
     weight, x = layer.weight.data.clone(), torch.randn(3, INPUTS)
     assert dispatch(layer) == [] and layer.weight.numel() == 0
+    has_kernel = layer._vllm_cold_linears[0].weights.has_kernel
+    assert told("products") == [
+        ("kernel", "COLD_LINEAR=packed") if has_kernel else ("onednn", linear_probe.UNKNOWN)
+    ]
     near(layer.cpu_linear(x, layer.weight, None), x @ weight.t())
     deep = layer.cpu_linear(x.view(1, 3, INPUTS), layer.weight, layer.bias)
     near(deep, torch.nn.functional.linear(x, weight, layer.bias).unsqueeze(0))
@@ -74,9 +84,12 @@ def test_a_layer_of_an_engine_that_we_serve(engine: SimpleNamespace, bias: bool)
 
 
 def test_layers_that_stay_vllms(engine: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
-    odd, three = layer_of(65), layer_of()
+    half, three, empty = layer_of(), layer_of(), layer_of(0)
+    half.weight.data = half.weight.data.half()
     three.weight = torch.nn.Parameter(torch.randn(4, 64, 64))
-    assert dispatch(odd) == [odd] and dispatch(three) == [three]
+    for layer in (half, three, empty):
+        assert dispatch(layer) == [layer]
+    assert told("products") == [("vllm", "it has another kernel than oneDNN's for such weights")]
     for owner, name, value in (
         (utils.ops, "_supports_onednn", False),
         (utils, "check_cpu_sgl_kernel", lambda n, k, dtype: True),
@@ -85,12 +98,14 @@ def test_layers_that_stay_vllms(engine: SimpleNamespace, monkeypatch: pytest.Mon
         with monkeypatch.context() as patch:
             patch.setattr(owner, name, value)
             assert len(dispatch(layer_of())) == 1
+    assert told("products")[-1] == ("vllm", "no room")
     with monkeypatch.context() as patch:  # a vLLM that does not say
         patch.delattr(utils, "check_cpu_sgl_kernel")
         assert len(dispatch(layer_of())) == 1
     with monkeypatch.context() as patch:
         patch.setenv("COLD_LINEAR", "stock")
         assert len(dispatch(layer_of())) == 1
+        assert told("products")[-1] == ("vllm", "COLD_LINEAR=stock")
         patch.setenv("COLD_LINEAR", "fast")
         with pytest.raises(ValueError, match="COLD_LINEAR='fast': must be packed or stock"):
             dispatch(layer_of())
@@ -99,6 +114,56 @@ def test_layers_that_stay_vllms(engine: SimpleNamespace, monkeypatch: pytest.Mon
     ours.weight = weights()
     engine.scheduler_config.scheduler_cls = None  # another engine's; what was ours is forgotten
     assert dispatch(ours) == [ours] and not hasattr(ours, "_vllm_cold_linears")
+    assert told("products")[-1][1] == "the engine has neither LoRA nor contrastive decoding"
+
+
+@pytest.mark.parametrize("outputs", [65, 128])
+@pytest.mark.parametrize("is_usual", [False, True])
+def test_the_faster_product_is_taken(
+    outputs: int, is_usual: bool, engine: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """vLLM's own is measured by what it gives a layer; LoRA counts where it goes along."""
+    monkeypatch.delenv("COLD_LINEAR")
+    engine.lora_config = SimpleNamespace()
+    asked: list[bool] = []
+
+    def choose(weight: Tensor, stock_of: Any, has_lora: bool) -> linear_probe.Fastest:
+        asked.append(has_lora)
+        x = torch.randn(3, INPUTS)
+        near(stock_of(weight[:64])(x), x @ weight[:64].t())
+        return linear_probe.Fastest(path, "it was said so", linear_ops.ALL_ROWS)
+
+    def stock(layer: Any, remove_weight: bool) -> None:
+        layer.cpu_linear = torch.nn.functional.linear
+
+    monkeypatch.setattr(linear_probe, "choose", choose)
+    for path in ("kernel", "onednn", "vllm"):
+        layer = layer_of(outputs)
+        if not is_usual:
+            layer.__class__ = type("Gate", (layers.LinearBase,), {})
+        bind(linear_layers.wrap_dispatch_gemm, stock)(layer, True)
+        assert hasattr(layer, "_vllm_cold_linears") == (path != "vllm")
+        assert (layer.weight.numel() > 0) == (path == "vllm")
+        x = torch.randn(2, INPUTS)
+        if path == "vllm":
+            near(layer.cpu_linear(x, layer.weight, None), x @ layer.weight.t())
+    assert asked == [is_usual] * 3
+    assert told("products")[-1] == ("vllm", "it was said so")
+
+
+def test_products_are_measured_with_vllms_own_here(
+    engine: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By vLLM's own dispatch."""
+    monkeypatch.delenv("COLD_LINEAR")
+    monkeypatch.setattr(linear_probe, "_choices", {})
+    layer = layer_of()
+    weight, x = layer.weight.data.clone(), torch.randn(3, INPUTS)
+    bind(linear_layers.wrap_dispatch_gemm, utils.dispatch_cpu_unquantized_gemm)(layer, True)
+    near(layer.cpu_linear(x, layer.weight, None), x @ weight.t())
+    (choice,) = linear_probe._choices.values()
+    assert told("products") == [choice[:2]]
+    assert hasattr(layer, "_vllm_cold_linears") == (choice.path != "vllm")
 
 
 def test_shared_weights_are_packed_once(engine: SimpleNamespace) -> None:
@@ -128,6 +193,7 @@ def test_lora_goes_along_and_stays_when_weights_are_loaded_anew(engine: SimpleNa
         y = torch.nn.functional.linear(x, weight, layer.bias)
         return y + torch.stack([torch.zeros(128), product @ x[1]])
 
+    assert [path for path, _ in told("lora")] == ["inside"]
     near(ours(x, layer.weight, layer.bias), right(first))
     layer.weight = weights()
     second = layer.weight.data.clone()
@@ -150,3 +216,31 @@ def test_lora_goes_along_with_vllms_own_layers_alone(engine: SimpleNamespace) ->
     assert dispatch(gate) == []
     assert linear_layers.add_lora(gate, adapter.table) is None
     assert linear_layers.add_lora(layer_of(), adapter.table) is None  # not ours
+    assert [path for path, _ in told("lora")] == ["beside"]
+
+
+@pytest.mark.parametrize("name", ["products", "lora", "experts"])
+def test_what_an_engine_is_to_expect(
+    name: str, engine: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where no layer was made; then what layers got."""
+
+    def path() -> tuple[str, str]:
+        (one,) = [path for path in cpu_paths.paths() if path.name == name]
+        return one.path, one.reason
+
+    expected = {
+        "": {"products": "kernel", "lora": "inside", "experts": "torch"},
+        "COLD_LINEAR=stock": {"products": "vllm", "lora": "beside", "experts": "torch"},
+        "COLD_LORA=torch": {"products": "kernel", "lora": "torch", "experts": "torch"},
+        "COLD_LORA=stock": {"products": "kernel", "lora": "vllm", "experts": "vllm"},
+    }
+    for setting, by_name in expected.items():
+        with monkeypatch.context() as patch:
+            if setting:
+                patch.setenv(*setting.split("="))
+            assert path()[0] == by_name[name], setting
+            if setting.removeprefix("COLD_").lower().startswith(name[:3]):
+                assert path()[1] == setting
+    cpu_paths.note(name, "measured", "it was so")
+    assert path() == ("measured", "it was so")

@@ -158,21 +158,19 @@ def test_tokens_that_were_not_taken_are_others() -> None:
 
 
 @pytest.mark.parametrize(
-    ("drafting", "of_group", "each"),
+    ("of_group", "each"),
     [
-        (True, {"possible": False}, 1),
-        (True, {"_pays": False, "acceptance": AcceptanceStats(owed=1.0)}, 1),
-        (True, {"_pays": False}, 4),  # a try
-        (True, {}, 4),
-        (False, {}, 1),
-        (False, {"seeded": True}, 4),  # its tokens must not depend on time
+        ({"possible": False}, 1),
+        ({"_pays": False, "acceptance": AcceptanceStats(owed=1.0)}, 1),
+        ({"_pays": False}, 4),  # a try
+        ({}, 4),
     ],
 )
-def test_who_drafts(drafting: bool, of_group: dict[str, Any], each: int) -> None:
+def test_who_drafts(of_group: dict[str, Any], each: int) -> None:
     group = make_group(1, 1, drafts=(3, 3))
     for name, value in of_group.items():
         setattr(group.drafting, name, value)
-    assert play(Step(budget=64, drafting=drafting), group) == [each, each]
+    assert play(Step(budget=64), group) == [each, each]
 
 
 @pytest.mark.parametrize("num", [2, 4])

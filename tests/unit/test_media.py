@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -219,30 +220,15 @@ def test_other_images(front: Front) -> None:
     assert read(front, expert, Amateur(images=view)).amateurs == [[(0, wanted[0])]]
 
 
-def test_a_function_of_images(front: Front) -> None:
-    """It gets them as the model would: upright, RGB, what is transparent on white."""
+def test_images_are_distorted_as_the_model_sees_them(front: Front) -> None:
+    """Upright, RGB, what is transparent on white."""
     clear = Image.new("RGBA", (21, 21), (9, 9, 9, 0))
-    got: list[Image.Image] = []
-
-    def darker(image: Image.Image) -> Image.Image:
-        got.append(image)
-        return image.point(lambda value: value // 2)
-
-    found = read(front, render(front, seen("<image> w1", clear)), Amateur(images=darker))
-    [image] = got
-    assert image.mode == "RGB" and image.getpixel((0, 0)) == (255, 255, 255)
-    assert found.amateurs == [[(0, hash_of(front, Image.new("RGB", (21, 21), (127,) * 3)))]]
-
-    def broken(image: Image.Image) -> Image.Image:
-        raise KeyError("b")
-
-    expert = render(front, seen("<image> w1", picture()))
-    message = refusal(front, expert, Amateur(images=broken))
-    assert message == "amateurs[0]='images by broken': KeyError: 'b'"
-    message = refusal(front, expert, Amateur(images=lambda image: "x"))
-    assert message.endswith("must make a PIL image, and made a str")
-    # Which does nothing.
-    assert "the amateur is the expert" in refusal(front, expert, Amateur(images=lambda i: i))
+    found = read(front, render(front, seen("<image> w1", clear)), Amateur(images=Noise(500)))
+    white = Noise(500)(Image.new("RGB", (21, 21), (255,) * 3))
+    assert found.amateurs == [[(0, hash_of(front, white))]]
+    # What is left as it is.
+    plain = render(front, seen("<image> w1", Image.new("RGB", (21, 21))))
+    assert "the amateur is the expert" in refusal(front, plain, Amateur(images=Blur(1)))
 
 
 def test_messages_and_media_left_out(front: Front) -> None:
@@ -277,20 +263,18 @@ def test_prompts_that_vllm_has_not_made(front: Front) -> None:
     assert found.amateurs == [[(0, hash_of(front, Noise(9)(picture(1))))]]
 
 
-def test_several_amateurs_share_what_is_the_same(front: Front) -> None:
-    calls: list[Any] = []
-
-    def view(image: Image.Image) -> Image.Image:
-        calls.append(image)
-        return Blur(1)(image)
-
+def test_several_amateurs_share_what_is_the_same(
+    front: Front, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    distort = Mock(wraps=request_media.distorted)
+    monkeypatch.setattr(request_media, "distorted", distort)
     own = seen("<image> w1", picture(5))
     found = read(
         front,
         render(front, seen("<image> w1", picture())),
-        *[Amateur(images=view), Amateur(images=view, weight=0.5), Amateur(prompt=own)] * 2,
+        *[Amateur(images=Blur(1)), Amateur(images=Blur(1), weight=0.5), Amateur(prompt=own)] * 2,
     )
-    assert len(calls) == 1
+    assert distort.call_count == 1
     assert found.amateurs[0] == found.amateurs[1] == found.amateurs[3]
     assert found.amateurs[2] == found.amateurs[5]
 

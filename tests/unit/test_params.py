@@ -86,10 +86,10 @@ def test_repr() -> None:
         ("amateurs", [Amateur()] * 33, "has 33 entries"),
         ("prompt", "", "must not be empty"),
         ("prompt", [], "must not be empty"),
-        ("prompt", b"text", "must be a text, a list of token ids, a list of messages, {"),
+        ("prompt", b"text", "must be a text, a list of token ids, a list of messages, or {"),
         ("prompt", [1, -1], "must be a text"),
         ("prompt", [1, True], "must be a text"),
-        ("prompt", {"prompt": "a"}, "must be a text, .*unknown field `prompt`"),
+        ("prompt", {"prompt": "a"}, "must be a text, .*missing required field `multi_modal_data`"),
         ("prompt", [{"content": "a"}], "must be a list of messages, each with a role, .*`role`"),
         ("prompt", [*MESSAGES, {"role": "user"}], "message 1 must have a content"),
         ("prompt", [{"role": "user", "content": [{"type": "file"}]}], "of text, images, videos or"),
@@ -100,7 +100,8 @@ def test_repr() -> None:
         ("prompt", {"prompt": "a", "multi_modal_data": {}, "b": 1}, "unknown field `b`"),
         ("without", 1.5, "must be a role"),
         ("without", "", "must be roles, or indices"),
-        ("images", 3, "must be Noise, Blur or a function"),
+        ("images", 3, "must be a Noise or a Blur"),
+        ("images", lambda image: image, "must be a Noise or a Blur"),
         ("lora_request", "other", "must be a LoRARequest"),
         ("weight", math.nan, "must be a number from -1e6 to 1e6, or the name of a rule"),
         ("weight", "", "must be a number, or the name of a rule: acd, adaptive, "),
@@ -132,10 +133,10 @@ def test_presets() -> None:
     own = Amateur(prompt="Who?")
     for name in PRESETS.keys() - {"dexperts", "grounded"}:
         params = ColdParams.preset(name, amateur=own, max_tokens=7)
-        assert params.settings() == combine(PRESETS[name].settings)[0]
+        assert params.combine()[0] == combine(PRESETS[name].settings)[0]
         assert (params.max_tokens, params.amateur, params.method) == (7, own, name)
-    assert ColdParams.preset("cfg", amateur=own, beta=1.0).settings() == ColdSettings(0.0, 1.0)
-    assert ColdParams.preset("cold").settings() == ColdSettings()
+    assert ColdParams.preset("cfg", amateur=own, beta=1.0).combine()[0] == ColdSettings(0.0, 1.0)
+    assert ColdParams.preset("cold").combine()[0] == ColdSettings()
     # What the caller's fields leave nothing to do for is left out.
     for given, wanted in (
         ({"beta": 0.5}, ColdSettings(0.0, 0.5)),
@@ -145,7 +146,7 @@ def test_presets() -> None:
             ColdSettings(0.0, rule="adaptive", rule_parameters={"beta_max": 2.0}),
         ),
     ):
-        assert ColdParams.preset("adacad", amateur=own, **given).settings() == wanted
+        assert ColdParams.preset("adacad", amateur=own, **given).combine()[0] == wanted
     weighted = ColdParams.preset("adacad", amateur=Amateur(prompt="Who?", weight=-0.25))
     assert weighted.combine()[1] == (-0.25,)
     adapters = [Amateur(lora_request=OTHER), Amateur(lora_request=LoRARequest("anti", 3, "/anti"))]
@@ -155,7 +156,7 @@ def test_presets() -> None:
     assert ColdParams.preset("dexperts", amateurs=stronger).combine()[1] == (1.0, -2.0)
     apart = [own, Amateur(prompt="It was Ada.")]
     vcd = ColdParams.preset("vcd", max_tokens=7)
-    assert vcd.settings() == ColdSettings(0.1, 1.0) and vcd.method == "vcd"
+    assert vcd.combine()[0] == ColdSettings(0.1, 1.0) and vcd.method == "vcd"
     assert vcd.amateur == Amateur(images=Noise(500))
     assert ColdParams.preset("vcd", amateur=Amateur(images=Blur(3))).amateur.images == Blur(3)
     params = ColdParams.preset("grounded", amateurs=apart)
@@ -163,12 +164,12 @@ def test_presets() -> None:
     for wrong, message in (
         (lambda: ColdParams.preset("grounded", amateur=own), "'grounded': is for 2 amateurs; give"),
         (lambda: ColdParams.preset("grounded", amateurs=adapters), "contrasts with another prompt"),
-        (lambda: ColdParams.preset("cat"), "^preset='cat': must be one of cold, cad,"),  # type: ignore[arg-type]
+        (lambda: ColdParams.preset("cat"), "^preset='cat': must be one of cold, cad,"),
         (lambda: ColdParams.preset("cad", amateurs=own), "^amateurs=.*must be a list of Amateur"),
         (lambda: ColdParams.preset("cad"), "^preset='cad': contrasts with another prompt"),
         (lambda: ColdParams.preset("vcd", amateur=OTHER), "^preset='vcd': contrasts with another"),
         (lambda: ColdParams.preset("dexperts"), "^preset='dexperts': is for 2 amateurs"),
-        (lambda: ColdParams(method="my own"), "^method='my own': must be one of cold, cad,"),  # type: ignore[arg-type]
+        (lambda: ColdParams(method="my own"), "^method='my own': must be one of cold, cad,"),
     ):
         with pytest.raises(ValueError, match=message):
             wrong()

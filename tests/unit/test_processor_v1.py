@@ -83,6 +83,12 @@ def test_vllm_loads_it() -> None:
     assert make().is_argmax_invariant() is False
 
 
+def test_the_first_output_tells_what_computes() -> None:
+    vars(worker_output._pending).clear()
+    make()
+    assert vars(worker_output._pending).pop("tells_kernels")
+
+
 def test_other_drafts_are_reported_at_their_place() -> None:
     processor = make()
     requests = [params("x", 0), REGULAR, params("x", 1), params("y", 1)]

@@ -82,6 +82,12 @@ def draw(num_rows: int, seed: int = 0) -> Tensor:
     return 3 * torch.randn(num_rows, VOCAB, generator=torch.Generator().manual_seed(seed))
 
 
+def test_the_first_output_tells_what_computes() -> None:
+    vars(worker_output._pending).clear()
+    make()
+    assert vars(worker_output._pending).pop("tells_kernels")
+
+
 def test_loader_accepts_it() -> None:
     assert _load_v2_logitsprocs_by_fqcns([PROCESSOR_V2]) == [ColdLogitsProcessorV2]
     assert build_custom_logits_processors_params_validator([PROCESSOR_V2])(REGULAR) is None

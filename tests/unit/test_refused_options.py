@@ -6,6 +6,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+import vllm.engine.arg_utils  # noqa: F401 - imported below, it would keep what is lost there
 
 from tests.engine_config import config
 from vllm_cold.compat import active, availability, hardware, places, versions

@@ -52,12 +52,11 @@ BAD: dict[str, list[Any]] = {
     "amateur": [1, True, [None], {"a": 1}, b"a", [["a"]]],
     "amateur_prompt": [1, [1]],
     "amateur_messages": [1, [{"role": "user"}]],
-    "amateur_prompt_embeds": [1, [1]],
     "without": [1.5, True, [1.5], {}, [["system"]]],
     "part": [1, True, [1.5], [[1, 2]]],
     "images": [1, [1]],
     "weights": [math.nan, 1e9, HUGE, True, [1e9], [None], [[1.0]]],
-    "preset": ["", "CAD", 1, ["cad"]],
+    "preset": ["", "CAD", "cad\n", 1, ["cad"]],
 }
 GOOD: dict[str, list[Any]] = {
     "alpha": [0, -0.0, 5e-324, 0.1, 1],
@@ -77,7 +76,7 @@ def said_by(**values: Any) -> dict[str, Callable[[], ColdSettings]]:
     is in front of names in errors.
     """
     return {
-        "": lambda: ColdParams(**values).settings(),
+        "": lambda: ColdParams(**values).combine()[0],
         "cold_": lambda: settings({f"cold_{name}": value for name, value in values.items()}),
         'additional_config["cold"].': lambda: parse_engine_defaults(values).settings()[0],
     }

@@ -16,10 +16,13 @@ import prometheus_client
 import pytest
 import torch
 from vllm.v1.metrics.loggers import PrometheusStatLogger
+from vllm.v1.metrics.prometheus import unregister_vllm_metrics
+from vllm.v1.metrics.reader import get_metrics_snapshot
 from vllm.v1.metrics.stats import SchedulerStats
 
 from tests.front_end import ONE, Front
 from vllm_cold import Amateur, ColdParams
+from vllm_cold.compat import hardware
 from vllm_cold.compat.patching import bind
 from vllm_cold.frontend import metrics
 from vllm_cold.frontend.metrics import PREFIX, ColdMetrics
@@ -29,14 +32,14 @@ from vllm_cold.wire import transfer_params, worker_output
 from vllm_cold.wire.counters import (
     COUNTERS,
     GAUGES,
-    HISTOGRAMS,
     MAX_ADAPTERS,
     OTHER,
     ColdStats,
     Counters,
     CountersByKind,
+    attach,
+    detach,
 )
-from vllm_cold.wire.stats_channel import attach, detach
 from vllm_cold.wire.step_stats import OTHER_DRAFTS, RULE_FAILED, Explained, RowStats, StepStats
 
 pytestmark = pytest.mark.unit
@@ -45,6 +48,12 @@ DASHBOARD = Path(__file__).parents[2] / "docs" / "grafana-dashboard.json"
 
 
 KIND = {"method": "cold", "adapter": "a"}
+
+
+def make_metrics() -> ColdMetrics:
+    """Those of two engines, made when vLLM has made its own."""
+    unregister_vllm_metrics()
+    return ColdMetrics("m", [0, 1], PrometheusStatLogger)
 
 
 def sample(name: str, engine: int = 0, **labels: str) -> float | None:
@@ -174,6 +183,23 @@ def test_counts_are_taken_once() -> None:
     assert sums.candidates == [4, 2] and Counters().candidates == []
 
 
+def test_kernels_are_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the worker, by what it has loaded by then, to a metric for each."""
+    loaded: list[hardware.Kernel] = []
+    monkeypatch.setattr(hardware, "kernels", loaded)
+    worker_output.tell_kernels()  # when the logits processor is made, before the model is loaded
+    loaded += [("products", "kernel", "fast"), ("lora", "inside", "one call")]
+    first: Any = pickle.loads(pickle.dumps(SimpleNamespace(**vars(Output()))))
+    assert worker_output.kernels_of(first) == loaded
+    assert worker_output.kernels_of(Output()) == []
+    counts = CountersByKind()
+    counts.kernels = worker_output.kernels_of(first)
+    make_metrics().record(json.loads(json.dumps(counts.take(0, 0))), 1)
+    assert counts.take(0, 0) == {}
+    kernel = {"kernel": "lora", "path": "inside", "reason": "one call"}
+    assert sample("kernel_info", 1, **kernel) == 1 and sample("kernel_info", 0, **kernel) is None
+
+
 def test_what_a_request_is_counted_under(tiny: Path) -> None:
     front = Front(tiny / "model")
     messages = [{"role": role, "content": " w3"} for role in ("system", "user")]
@@ -238,10 +264,10 @@ def test_what_is_told_of_tokens_that_must_not_be_given(nonfinite: int, said: str
 
 
 def test_metrics_add_up() -> None:
-    assert [*COUNTERS, *HISTOGRAMS] == [*Counters.__struct_fields__]
-    assert [*GAUGES, "sums"] == [*ColdStats.__struct_fields__]
-    ColdMetrics("m", [0], PrometheusStatLogger)  # an engine that was here before
-    counting = ColdMetrics("m", [0, 1], PrometheusStatLogger)
+    assert [*COUNTERS, "candidates"] == [*Counters.__struct_fields__]
+    assert [*GAUGES, "sums", "kernels"] == [*ColdStats.__struct_fields__]
+    make_metrics()  # an engine that was here before
+    counting = make_metrics()
     assert sample("requests_running", 1) == sample("requests_waiting", 0) == 0
     counts = counts_of(requests=1)
     counts.sums["cold", "a"].give(2, [RowStats(1, 0, 0), RowStats(4, 1, 0), RowStats(9, 1, 0)])
@@ -262,7 +288,7 @@ def test_metrics_add_up() -> None:
     assert sample("candidates_count", 1, method="cfg", adapter="a") == 0
     assert sample("requests_total", 0, **KIND) is None
     # Offline, as vLLM's reader shows its own: one of each kind.
-    shown = bind(metrics.wrap_get_metrics, lambda self: [])(None)
+    shown = get_metrics_snapshot()
     found = {(one.name, one.labels.get("method")): one for one in shown}
     assert found[PREFIX + "requests", "cfg"].value == 5
     candidates = found[PREFIX + "candidates", "cold"]
@@ -278,7 +304,7 @@ def test_the_front_end_takes_the_figures_out() -> None:
         metrics.wrap_record, lambda self, stats, **_: seen.append(stats.kv_connector_stats)
     )
     stats = SimpleNamespace(kv_connector_stats=None)
-    manager = SimpleNamespace(cold_metrics=ColdMetrics("m", [0, 1], PrometheusStatLogger))
+    manager = SimpleNamespace(cold_metrics=make_metrics())
     attach(stats, counts_of(requests=4).take(0, 0))
     record(manager, scheduler_stats=stats, engine_idx=1)
     assert sample("requests_total", 1, **KIND) == 4
@@ -297,7 +323,7 @@ def test_the_dashboard_shows_metrics_that_exist() -> None:
     queries = [
         target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", [])
     ]
-    asked = {name for query in queries for name in re.findall(r"\bvllm_cold_\w+", query)}
+    asked = {name for query in queries for name in re.findall(r"\bvllm:cold_\w+", query)}
     assert queries and asked
     there = {PREFIX + name + "_total" for name in COUNTERS} | {PREFIX + name for name in GAUGES}
     parts = {PREFIX + "candidates" + end for end in ("_bucket", "_sum", "_count")}
@@ -307,7 +333,8 @@ def test_the_dashboard_shows_metrics_that_exist() -> None:
     from vllm.v1.metrics import loggers
 
     source = Path(loggers.__file__).read_text()
-    for name in {name for query in queries for name in re.findall(r"\bvllm:\w+", query)}:
+    found = {name for query in queries for name in re.findall(r"\bvllm:\w+", query)}
+    for name in found - asked:
         stem = re.sub(r"_(total|bucket|sum|count)$", "", name)
         assert f'"{stem}"' in source or f'"{name}"' in source, name
 

@@ -30,8 +30,6 @@ AMATEURS = st.builds(
         {"lora_name": st.text(), "lora_int_id": st.integers(1, 2**31), "lora_path": st.text()}
     ),
     prompt=st.none() | st.lists(st.integers(0, 2**31)),
-    embeds=st.none() | st.binary(),
-    is_token_ids=st.none() | st.lists(st.booleans()),
 )
 STREAMS = st.builds(
     Stream,

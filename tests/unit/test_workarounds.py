@@ -4,17 +4,14 @@ which bugs are still there; ``tests/engine/test_workarounds.py`` has some of thi
 """
 
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from vllm_cold.compat import cpu_sampling
 from vllm_cold.compat.patching import bind, original_of
 from vllm_cold.cpu import workarounds
-from vllm_cold.worker import prompt_embeds
 
 pytestmark = pytest.mark.unit
 
@@ -56,44 +53,6 @@ def test_lora_finds_its_device_without_a_weight() -> None:
     packed = torch.nn.Module()
     packed.qweight = torch.nn.Parameter(torch.ones(1, device="meta"))
     assert device(packed) == torch.device("meta")
-
-
-def test_rows_without_a_token_keep_their_place_among_those_that_have_one() -> None:
-    class Model(torch.nn.Module):
-        def embed_input_ids(self, input_ids: Tensor) -> Tensor:
-            seen.append(input_ids.tolist())
-            # As LoRA of an embedding: by token, and by the row's adapter.
-            return torch.stack([input_ids, torch.arange(len(input_ids)) * 10], dim=1)
-
-    def original(self: Any, scheduler_output: Any, more: int) -> Tensor | None:
-        is_token = self.is_token_ids.np[: scheduler_output.total_num_scheduled_tokens]
-        ids = torch.arange(100, 100 + len(is_token))[torch.from_numpy(is_token)]
-        return self.model.embed_input_ids(input_ids=ids) if len(ids) else None
-
-    seen: list[list[int]] = []
-    runner = SimpleNamespace(
-        enable_prompt_embeds=True, lora_config=object(), supports_mm_inputs=False, model=Model()
-    )
-    preprocess = bind(prompt_embeds.wrap_runner_preprocess, original)
-    output = SimpleNamespace(total_num_scheduled_tokens=5)
-
-    def found(*is_token: bool) -> Any:
-        seen.clear()
-        runner.is_token_ids = SimpleNamespace(np=np.array([*is_token, True]))
-        rows = preprocess(runner, output, 3)
-        assert "embed_input_ids" not in vars(runner.model)
-        return None if rows is None else rows.tolist()
-
-    assert found(False, True, True, False, True) == [[101, 10], [102, 20], [104, 40]]
-    assert seen == [[0, 101, 102, 0, 104]]
-    assert found(*[True] * 5) == [[100 + i, 10 * i] for i in range(5)]
-    assert found(*[False] * 5) is None and not seen
-    # Left alone without adapters, or where the model reads images and vLLM embeds all rows.
-    for name, value in (("lora_config", None), ("supports_mm_inputs", True)):
-        before = getattr(runner, name)
-        setattr(runner, name, value)
-        assert found(False, False, False, True, False) == [[103, 0]]
-        setattr(runner, name, before)
 
 
 def test_v2_logits_follow_their_requests() -> None:

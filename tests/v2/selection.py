@@ -6,7 +6,6 @@ What is marked ``full`` is for V1 alone.
 # In `make test-all` and `make v2`.
 FILES = (
     "tests/engine/test_streams.py",
-    "tests/engine/test_embeds.py",
     "tests/engine/test_images.py",
     "tests/engine/test_reference.py",
     "tests/engine/test_requests.py",

@@ -3,7 +3,12 @@
 they serve. Of the contrast this knows our scheduler's name, no more.
 """
 
-from typing import Any
+from typing import Any, TypeAlias
+
+Kernel: TypeAlias = tuple[str, str, str]
+"""What is computed, by which path, and why."""
+
+kernels: list[Kernel] = []  # of the model that this process has loaded last, on a CPU
 
 
 def is_on(platform: str) -> bool:

@@ -48,7 +48,6 @@ DRAFTS = Time(_WORKER, _DRAFTS)
 DRAFTS_V1, DRAFTS_V2 = (Time(_WORKER, f"{_DRAFTS}, {runner}") for runner in (_V1, _V2))
 BLOCKS_V2 = Time(_WORKER, _V2 + ", on CPU")
 SSM = Time(_WORKER, "in workers on CPU, for models with state-space layers")
-EMBEDS = Time(_WORKER, "in workers with LoRA and `enable_prompt_embeds`")
 NPU = Time(_NPU, "in every process on NPUs, when vLLM loads the plugin")
 NPU_LORA = Time(_NPU, "in engines with LoRA on NPUs")
 CPU = Time(CPU_TABLE, "in every process on CPUs, when vLLM loads the plugin `cold_cpu`")
@@ -74,11 +73,10 @@ def workaround(
     *places: Wraps | Relies,
     can_go: str = "when its test in `tests/contracts/test_cpu.py` says so.",
     since: str = "0.23",
-    platform: str = "cpu",
 ) -> Hook:
-    """Return a row for a bug of vLLM."""
+    """Return a row for a bug of vLLM on CPUs."""
     lost = "a bug of vLLM is not worked around here"
-    return Hook(module, when, why, can_go, *places, since=since, lost=lost, platform=platform)
+    return Hook(module, when, why, can_go, *places, since=since, lost=lost, platform="cpu")
 
 
 def table(name: str) -> tuple[Hook, ...]:

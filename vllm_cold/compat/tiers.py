@@ -18,13 +18,11 @@ GPUS: Final = "GPUs"
 NPUS: Final = "Ascend NPUs"
 CONNECTORS: Final = "KV connectors"
 DRAFTS_V2: Final = "speculative decoding on the V2 model runner"
-EMBEDS: Final = "prompt embeddings"
-EXPERIMENTAL = (GPUS, NPUS, CONNECTORS, DRAFTS_V2, EMBEDS)
 
 
 @cache
 def warn(part: str) -> None:
-    """Log, once in a process, that a part of ``EXPERIMENTAL`` is used."""
+    """Log, once in a process, that an experimental part is used."""
     logger.warning(
         "vllm-cold: contrastive decoding with %s is experimental: emulated or tested on CPUs "
         "alone, and hardly used yet. `vllm-cold doctor` checks its tokens on this machine (%s).",

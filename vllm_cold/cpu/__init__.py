@@ -6,6 +6,7 @@ LoRA: ``cpu_platform`` chooses. ``lora_wrapper`` with ``lora_ops`` (C++, compile
 ``lora_fallback`` (torch) is for machines without the C++ library. ``moe_lora`` lets vLLM's kernels
 for mixtures of experts take adapters, in torch.
 Linear layers: ``linear_ops`` has the operator and the weights, ``linear_layers`` gives them to
-vLLM's.
+vLLM's where ``linear_probe`` finds them faster.
+``cpu_paths`` tells what layers got.
 Nothing here knows of the contrast.
 """

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from vllm_cold.compat import cpu_sampling
     from vllm_cold.cpu import (
         cpu_platform,
+        kernel_report,
         linear_layers,
         lora_fallback,
         lora_wrapper,
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 else:
     globals().update(lazy("vllm_cold.compat", "cpu_sampling"))
     globals().update(lazy("vllm_cold.cpu",
-        "cpu_platform linear_layers lora_fallback lora_wrapper moe_lora workarounds"))
+        "cpu_platform kernel_report linear_layers lora_fallback lora_wrapper moe_lora workarounds"))
 
 _SAMPLE = "vllm.v1.sample."
 _GPU = "vllm.v1.worker.gpu."
@@ -91,7 +92,7 @@ TABLE = (
         linear_layers, places.CPU_MODEL,
         "vLLM computes all products with oneDNN. With up to 8 rows, as in decoding at small "
         "batches, that takes half as long again as reading the weights. The results here are the "
-        "same, bit for bit.",
+        "same, bit for bit; a layer's are vLLM's own where those are as fast.",
         "when oneDNN's small-M GEMM is as fast.",
         Wraps("vllm.model_executor.layers.utils:dispatch_cpu_unquantized_gemm",
               linear_layers.wrap_dispatch_gemm, "layer remove_weight"),
@@ -108,6 +109,16 @@ TABLE = (
         Relies("vllm.model_executor.layers.fused_moe.experts.lora_experts_mixin",
                has="LoRAExpertsMixin"),
         since="0.31", lost="LoRA on mixtures of experts does not run", platform="cpu",
+    ),
+    Hook(
+        kernel_report, places.CPU_MODEL,
+        "When a worker has loaded its model, one line of the log says which kernels compute it, "
+        "and why.",
+        "with the kernels.",
+        Wraps("vllm.v1.worker.worker_base:WorkerWrapperBase.initialize_from_config",
+              kernel_report.wrap_initialize_from_config),
+        Relies("vllm.config:ModelConfig", has="is_moe"),
+        since="0.31", lost="the log does not say which kernels compute", platform="cpu",
     ),
     places.workaround(
         cpu_sampling, places.CPU_WORKAROUNDS,

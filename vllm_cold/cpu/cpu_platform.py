@@ -51,7 +51,7 @@ def _is_stock(cls: type[Any]) -> bool:
 
 
 @cache
-def _lacks() -> str | None:
+def lacks() -> str | None:
     """What our classes need and this vLLM lacks; None if nothing."""
     if (problem := patching.problems(places.rows(places.CPU, places.CPU_LORA))) is not None:
         logger.warning("vllm-cold: LoRA on CPU is left to vLLM, as %s.", problem)
@@ -68,7 +68,7 @@ def choice() -> str:
     name = environment.read(ENV)
     if name is not None and name not in WRAPPERS:
         raise ValueError(f"{ENV}={name!r}: must be one of {', '.join(WRAPPERS)}.")
-    if name == "stock" or _lacks() is not None:
+    if name == "stock" or lacks() is not None:
         return "stock"
     if name == "torch":
         return name
@@ -95,7 +95,7 @@ def unsupported(config: Any) -> str | None:
             "the base model may get an adapter; add cold_cpu to VLLM_PLUGINS, or install vllm-cold "
             "again."
         )
-    if (lacking := _lacks()) is not None:
+    if (lacking := lacks()) is not None:
         return (
             f"this vLLM has changed where vllm-cold's LoRA for CPUs takes part: {lacking}. Install "
             f"vLLM {versions.RANGE}, or a newer vllm-cold."
@@ -123,8 +123,6 @@ def wrap_get_punica_wrapper(
             "vllm-cold: LoRA on CPU falls back to torch operations, not compiled and slow. %s",
             operators.missing(),
         )
-    else:
-        logger.info("vllm-cold: LoRA on CPU: %s.", chosen)
     return WRAPPERS[chosen]
 
 

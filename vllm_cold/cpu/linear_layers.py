@@ -2,86 +2,80 @@
 """Products of linear layers with few rows on CPU, by ``linear_ops``, in engines with LoRA or with
 contrastive decoding.
 
-Layers that vLLM would not give to oneDNN, and weights that ``linear_ops`` does not fit, are left
-alone. Weights that are shared (of the embedding and the logits) are packed once.
-``COLD_LINEAR=stock`` switches it off.
+Layers that vLLM would not give to oneDNN are left alone, and those whose product is as fast there
+(``linear_probe``). Weights that are shared (of the embedding and the logits) are packed once.
+``COLD_LINEAR=stock`` switches it off, ``COLD_LINEAR=packed`` takes it without measuring.
 """
 
-import logging
 from collections.abc import Callable
-from functools import cache
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from vllm_cold.compat import environment, hardware
+from vllm_cold.compat import hardware
 from vllm_cold.compat.patching import Original
-from vllm_cold.cpu import linear_ops
-
-logger = logging.getLogger("vllm." + __name__)
+from vllm_cold.cpu import cpu_paths, cpu_platform, linear_ops, linear_probe
 
 _PACKED = "_vllm_cold_packed"  # of a weight that stays, as other layers may have it too
 _LINEARS = "_vllm_cold_linears"  # of a layer: without its bias, and with it
 
 
-def problem() -> str | None:
-    """Why products are left to vLLM in this process; None if they are not.
-
-    Raises:
-        ValueError: ``COLD_LINEAR`` has an unknown value.
-    """
-    if (choice := environment.read(environment.LINEAR)) not in (None, "packed", "stock"):
-        raise ValueError(f"{environment.LINEAR}={choice!r}: must be packed or stock.")
-    return f"{environment.LINEAR}=stock" if choice == "stock" else linear_ops.missing()
-
-
-def _is_for_onednn(weight: Tensor) -> bool:
-    """Whether vLLM would have oneDNN compute a product with a weight, in an engine that gets our
-    products.
+def _has_another_kernel(weight: Tensor) -> bool:
+    """Whether vLLM would not have oneDNN compute a product with a weight, or oneDNN not pack it.
 
     Raises:
         ImportError, AttributeError: this vLLM does not say.
     """
-    from vllm.config import get_current_vllm_config_or_none
     from vllm.model_executor.layers import utils
     from vllm.platforms import current_platform
 
-    engine = get_current_vllm_config_or_none()
-    if engine is None:
-        return False
-    if engine.lora_config is None and not hardware.is_contrastive(engine):  # it did not ask
-        return False
     if weight.is_meta or weight.ndim != 2 or not utils.ops._supports_onednn:
-        return False
-    if current_platform.is_zen_cpu():
-        return False
-    return not utils.check_cpu_sgl_kernel(*weight.shape, weight.dtype)
+        return True
+    if current_platform.is_zen_cpu() or weight.dtype not in (torch.float32, torch.bfloat16):
+        return True
+    return weight.numel() == 0 or bool(utils.check_cpu_sgl_kernel(*weight.shape, weight.dtype))
 
 
-def _takes(layer: Any, remove_weight: bool) -> bool:
-    """Give a layer its product; False if that is left to vLLM."""
+def _take(original: Original, layer: Any, remove_weight: bool) -> str | None:
+    """Give a layer its product. If that is left to vLLM: the reason.
+
+    Raises:
+        ImportError, AttributeError, ValueError, RuntimeError, OSError: so it is; says why.
+    """
+    from vllm.config import get_current_vllm_config_or_none
+
     weight, bias = layer.weight, getattr(layer, "bias", None)
-    if (reason := problem()) is not None:
-        _say(reason)
-        return False
-    try:
-        if not _is_for_onednn(weight) or not linear_ops.fits(weight):
-            return False
-        if _is_loaded_anew(layer, weight, bias):
-            return True
-        weights = getattr(weight, _PACKED, None) or linear_ops.Weights(weight)
-        linears = [linear_ops.Linear(weights, None)]
-        if bias is not None:
-            linears.append(linear_ops.Linear(weights, bias.data))
-    except (ImportError, AttributeError, ValueError, RuntimeError, OSError) as error:
-        _say(str(error))
-        return False
+    engine = get_current_vllm_config_or_none()
+    if engine is None or (engine.lora_config is None and not hardware.is_contrastive(engine)):
+        return "the engine has neither LoRA nor contrastive decoding"
+    if _has_another_kernel(weight):
+        return "it has another kernel than oneDNN's for such weights"
+    if _is_loaded_anew(layer, weight, bias):
+        return None
+
+    def stock_of(part: Tensor) -> linear_probe.Product:
+        stand_in = SimpleNamespace(weight=part, bias=None)
+        original(stand_in, False)
+        return lambda x: stand_in.cpu_linear(x, part, None)
+
+    has_lora = engine.lora_config is not None and _is_usual(layer)
+    has_lora = has_lora and cpu_platform.choice() == "cpp"
+    choice = linear_probe.choose(weight, stock_of, has_lora)
+    if choice.path == "vllm":
+        return choice.reason
+    weights = getattr(weight, _PACKED, None) or linear_ops.Weights(weight, choice.by_kernel)
+    linears = [linear_ops.Linear(weights, None)]
+    if bias is not None:
+        linears.append(linear_ops.Linear(weights, bias.data))
+    path = choice if weights.has_kernel else ("onednn", linear_probe.UNKNOWN)
+    cpu_paths.note("products", *path[:2])
     layer.cpu_linear = _product(linears, None)
     setattr(layer, _LINEARS, linears)  # the tables have addresses of what they keep
     if not remove_weight:
         setattr(weight, _PACKED, weights)
-    return True
+    return None
 
 
 def _is_loaded_anew(layer: Any, weight: Tensor, bias: Tensor | None) -> bool:
@@ -135,27 +129,33 @@ def add_lora(layer: Any, table: Tensor) -> Product | None:
         table: Of a ``lora_ops.Layer`` that lives as long.
 
     Returns:
-        The product, or None if that is vLLM's.
+        The product, or None if LoRA is to be added after it.
     """
-    # Other classes may do more between the product and LoRA.
-    usual = type(layer).__module__ == "vllm.model_executor.layers.linear"
-    if not usual or (linears := getattr(layer, _LINEARS, None)) is None:
+    linears = getattr(layer, _LINEARS, None)
+    if linears is None or not _is_usual(layer):
+        cpu_paths.note("lora", "beside", "the product is vLLM's, or more than a product")
         return None
+    cpu_paths.note("lora", "inside", cpu_paths.ONE_CALL)
     product = layer.cpu_linear = _product(linears, table)
     return product
 
 
-@cache
-def _say(error: str) -> None:
-    """Once, not for each layer."""
-    logger.info("vllm-cold: products of linear layers are vLLM's. %s", error)
+def _is_usual(layer: Any) -> bool:
+    """Whether LoRA follows upon the product: classes of models may do more in between."""
+    return type(layer).__module__ == "vllm.model_executor.layers.linear"
 
 
 def wrap_dispatch_gemm(
     original: Original, layer: Any, remove_weight: bool, *args: Any, **kwargs: Any
 ) -> None:
     """Wrap ``dispatch_cpu_unquantized_gemm``."""
-    if not _takes(layer, remove_weight):
+    reason = linear_ops.problem()
+    try:
+        reason = reason or _take(original, layer, remove_weight)
+    except (ImportError, AttributeError, ValueError, RuntimeError, OSError) as error:
+        reason = str(error)
+    if reason is not None:
+        cpu_paths.note("products", "vllm", reason)
         vars(layer).pop(_LINEARS, None)  # of weights that it had before
         original(layer, remove_weight, *args, **kwargs)
     elif remove_weight:

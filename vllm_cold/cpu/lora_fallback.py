@@ -90,7 +90,7 @@ class GroupedPunicaWrapperCPU(PunicaWrapperCPU):  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         # Every engine with LoRA on CPU comes here, with contrastive decoding or without it.
-        patching.install(places.rows(places.CPU_WORKAROUNDS, places.EMBEDS))
+        patching.install(places.rows(places.CPU_WORKAROUNDS))
         workarounds.wrappers.add(self)
         self._drafting = False
 

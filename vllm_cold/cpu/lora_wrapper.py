@@ -19,7 +19,7 @@ from vllm.lora.layers.base_linear import BaseLinearLayerWithLoRA
 
 from vllm_cold.compat import patching, places
 from vllm_cold.compat.patching import Original
-from vllm_cold.cpu import linear_layers, lora_ops, memory, operators
+from vllm_cold.cpu import cpu_paths, linear_layers, lora_ops, memory, operators
 from vllm_cold.cpu.lora_fallback import GroupedPunicaWrapperCPU
 
 
@@ -117,6 +117,8 @@ class NativePunicaWrapperCPU(GroupedPunicaWrapperCPU):
             if config is not None and not config.fully_sharded_loras:
                 bound._base_layer = layer.base_layer
                 bound._product = linear_layers.add_lora(layer.base_layer, bound.table)
+            else:
+                cpu_paths.note("lora", "beside", "adapters are split over processes")
         elif isinstance(layer, LogitsProcessorWithLoRA):
             lora_ops.by_rank((layer.lora_b_stacked,))  # here, and not at the first request
         elif isinstance(layer, VocabParallelEmbeddingWithLoRA):

@@ -4,7 +4,8 @@ less time than it takes to find the next.
 """
 
 import mmap
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 import torch
 from torch import Tensor
@@ -35,6 +36,16 @@ def allocate(size: int) -> Tensor:
         _arena[:] = [chunk[first : first + room]]
     piece, _arena[0] = _arena[0][:size], _arena[0][size:]
     return piece
+
+
+@contextmanager
+def lent() -> Iterator[None]:
+    """Within it ``allocate`` gives what is used again afterwards: nothing may hold it then."""
+    before = _arena[:]
+    try:
+        yield
+    finally:
+        _arena[:] = before
 
 
 def move(tensor: Tensor) -> None:

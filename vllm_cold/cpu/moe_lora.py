@@ -7,7 +7,6 @@ which one is unpacked at a time. vLLM compiles a model on CPU with its experts: 
 out which rows have an adapter. In vLLM 0.23 experts on CPU are of another kind, which refuses LoRA.
 """
 
-import logging
 import secrets
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -22,8 +21,6 @@ from vllm.model_executor.layers.fused_moe.experts.lora_experts_mixin import LoRA
 from vllm_cold.compat.patching import Original
 from vllm_cold.cpu import cpu_platform
 from vllm_cold.cpu.lora_fallback import add_lora, group_rows
-
-logger = logging.getLogger("vllm." + __name__)
 
 # Packed weights [O, I] of an expert are stored as [O / n, I / g, n, g]; (n, g) of the kernels with
 # vector instructions, with AMX, for Arm and for POWER.
@@ -272,10 +269,6 @@ torch.library.register_fake("vllm_cold::lora_experts", lambda *args: None, lib=_
 @cache
 def with_lora(kernel: type[Any]) -> type[Any]:
     """One of vLLM's classes for experts on CPU, with adapters."""
-    logger.info(
-        "vllm-cold: LoRA on a mixture of experts is computed with torch, by a subclass of %s.",
-        kernel.__name__,
-    )
     return type(f"{kernel.__name__}WithLoRA", (LoRAExperts, kernel), {})
 
 

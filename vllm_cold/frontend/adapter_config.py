@@ -12,10 +12,6 @@ _REMEDY = "give the folder that peft's save_pretrained wrote"
 _Rank = Annotated[int, msgspec.Meta(ge=1)]
 
 
-class AdapterConfigError(ValueError):
-    """An adapter's folder has no usable ``adapter_config.json``; the message says why."""
-
-
 class _Config(msgspec.Struct):
     r: _Rank
     rank_pattern: dict[str, _Rank] | None = None
@@ -33,16 +29,16 @@ def read_rank(folder: str) -> int:
         ``rank_pattern`` look at ``r`` alone, and then fail in the worker at a larger one.)
 
     Raises:
-        AdapterConfigError: the file is missing or unreadable, or names no rank.
+        ValueError: the file is missing or unreadable, or names no rank; says why.
     """
     path = os.path.join(folder, NAME)
     if not os.path.isfile(path):  # to open a pipe would wait for its other end
-        raise AdapterConfigError(f"no {NAME} in {folder} that is a regular file; {_REMEDY}")
+        raise ValueError(f"no {NAME} in {folder} that is a regular file; {_REMEDY}")
     try:
         with open(path, encoding="utf-8") as file:
             config = msgspec.convert(json.load(file), _Config)
     except msgspec.ValidationError as error:
-        raise AdapterConfigError(f"{path}: {error}; {_REMEDY}") from None
+        raise ValueError(f"{path}: {error}; {_REMEDY}") from None
     except (OSError, ValueError, RecursionError) as error:
-        raise AdapterConfigError(f"{path} cannot be read as JSON ({error}); {_REMEDY}") from None
+        raise ValueError(f"{path} cannot be read as JSON ({error}); {_REMEDY}") from None
     return max([config.r, *(config.rank_pattern or {}).values()])

@@ -19,8 +19,7 @@ from msgspec import structs
 from vllm.lora.request import LoRARequest
 from vllm.v1.engine import EngineCoreRequest
 
-from vllm_cold.compat import tiers
-from vllm_cold.compat.engine import is_configured, uses_v2_runner
+from vllm_cold.compat.engine import is_configured
 from vllm_cold.errors import ColdError
 from vllm_cold.frontend import adapter_config, request_media
 from vllm_cold.frontend.capacity import fit
@@ -183,10 +182,8 @@ class Admission:
         """Refuse messages that are too long for the model before they are parsed, which takes much
         longer than parsing the body did.
         """
-        limit, messages = (
-            self.config.model_config.max_model_len,
-            args.values.get("amateur_messages"),
-        )
+        limit = self.config.model_config.max_model_len
+        messages = args.values.get("amateur_messages")
         for text in [messages] if isinstance(messages, str) else messages or ():
             # A token has a few quotes at most, and around each message and part are some.
             if text.count('"') > _MOST_QUOTES * limit:
@@ -270,6 +267,17 @@ class Admission:
         """
         if requested is None or not requested.applies(source):
             return None
+        is_made = isinstance(rendered, Mapping)
+        embeds = rendered.get("prompt_embeds") if is_made else rendered.prompt_embeds
+        if embeds is not None:
+            if requested.by_default:
+                return None
+            raise ColdError(
+                "prompt_embeds",
+                list(embeds.shape),
+                "embeddings are not contrasted; send text, token ids or messages, or "
+                '"cold": 0 to decode without a contrast',
+            )
         for amateur in requested.amateurs:
             lora = amateur.lora
             if amateur.adapter is None and lora is not None and lora is not requested.expert:
@@ -302,9 +310,6 @@ class Admission:
             if requested.by_default:
                 return None
             raise ValueError(f"vllm-cold: this request {never}.")
-        _check_drafter(self.config, contrast)
-        if (problem := contrast.expert.problem(self.config.model_config)) is not None:
-            raise contrast.expert.refused(problem)
         return contrast
 
     def _check_media(self, contrast: ResolvedContrast) -> str | None:
@@ -322,13 +327,8 @@ class Admission:
                 f"{request_media.REFUSED}they are in shared memory; start the engine with "
                 'mm_processor_cache_type="lru", or send text only.'
             )
-        if any(prompt.embeds is not None for prompt in prompts):
-            raise ValueError(
-                "vllm-cold does not support media in one request with prompt_embeds; send text or "
-                "token ids."
-            )
         room = room_of(self.config, self.encoder_cache_size)
-        return why_never([(prompt.num_tokens, prompt.features) for prompt in prompts], room)
+        return why_never([(len(prompt.ids), prompt.features) for prompt in prompts], room)
 
     # ---- with the parameters ---------------------------------------------------------------------
 
@@ -342,15 +342,8 @@ class Admission:
                 room.
         """
         requested = contrast.requested
-        if contrast.expert.embeds is not None and params.repetition_penalty != 1.0:
-            raise ColdError(  # vLLM would penalise other tokens
-                "repetition_penalty",
-                params.repetition_penalty,
-                "is for the tokens of a prompt, and prompt_embeds has none; set it to 1, or use "
-                "presence_penalty or frequency_penalty",
-            )
         unlimited = unlimited or requested.unlimited
-        lengths = [prompt.num_tokens for prompt in contrast.streams]
+        lengths = [len(prompt.ids) for prompt in contrast.streams]
         most = fit(self.config, requested.amateurs, lengths, most, unlimited)
         numbers = 2 * requested.explain * (2 + len(requested.amateurs)) * most * (params.n or 1)
         if numbers > _MOST_TOLD:
@@ -413,28 +406,6 @@ def _check_sendable(arguments: Mapping[str, Any] | None) -> None:
             f"vllm_xargs cannot be sent to the engine ({error}): use valid Unicode text, and "
             "integers from -2^63 to 2^64 - 1."
         ) from error
-
-
-def _check_drafter(config: Any, contrast: ResolvedContrast) -> None:
-    """On V1, a drafter that is a model reads the ids of prompts. A worker ends where there are
-    none, or where those next to embeddings are not in the vocabulary.
-    """
-    of_embeds: list[AmateurSpec | Prompt] = [
-        amateur for amateur, prompt in contrast.own_prompts if prompt.embeds is not None
-    ]
-    of_embeds += [contrast.expert] if contrast.expert.embeds is not None else []
-    if not of_embeds:
-        return
-    tiers.warn(tiers.EMBEDS)
-    speculative = config.speculative_config
-    if speculative is None or uses_v2_runner(config):
-        return
-    if (method := speculative.method) not in ("ngram", "suffix"):
-        raise of_embeds[0].refused(
-            f"speculative decoding is on ({method}) with the V1 model runner, whose drafter reads "
-            "the token ids of prompts; send text or token ids, or start the engine with ngram or "
-            "without speculative decoding"
-        )
 
 
 def _check_file(max_rank: int, amateur: AmateurSpec) -> None:

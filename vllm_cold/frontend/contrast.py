@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from msgspec.structs import asdict
-from safetensors.torch import save
 from vllm.lora.request import LoRARequest
 from vllm.v1.engine import EngineCoreRequest
 
@@ -15,7 +14,7 @@ from vllm_cold.frontend.prompts import Prompt, PromptSource
 from vllm_cold.params import ColdParams
 from vllm_cold.rules import registry
 from vllm_cold.settings.amateurs import AmateurSpec, ContrastSpec
-from vllm_cold.settings.presets import PRESETS, PresetName
+from vllm_cold.settings.presets import PRESETS
 from vllm_cold.settings.sources import CannotLeaveOut
 from vllm_cold.wire.stream import AmateurStream, Stream
 
@@ -37,7 +36,7 @@ class RequestedContrast(ContrastSpec):
     """
 
     expert: LoRARequest | None = None
-    preset: PresetName | None = None
+    preset: str | None = None
     optional: bool = False
     explicit: bool = True
     unlimited: bool = False
@@ -80,7 +79,7 @@ class RequestedContrast(ContrastSpec):
         return True
 
     @property
-    def in_force(self) -> PresetName | None:
+    def in_force(self) -> str | None:
         """The preset that the request is decoded by; None where the request replaced its rule."""
         preset = self.preset
         if preset is None or PRESETS[preset].settings.get("rule") != self.settings.rule:
@@ -131,28 +130,16 @@ class ResolvedContrast:
         return [(amateur, prompt) for amateur, prompt in pairs if prompt is not None]
 
     def stream(self) -> Stream:
-        """Return what the scheduler is told; after ``Admission.check``, as it copies embeddings."""
+        """Return what the scheduler is told."""
         requested = self.requested
         name = requested.settings.rule
         rule = None if name is None else registry.get(name)
-        # A prompt that several read is copied once.
-        embeds = {id(p): p.embeds for _, p in self.own_prompts if p.embeds is not None}
-        copies = {key: save({"embeds": tensor.contiguous()}) for key, tensor in embeds.items()}
         amateurs = []
         for amateur, weight, prompt in zip(
             requested.amateurs, requested.weights, self.prompts, strict=True
         ):
-            prompt = prompt or Prompt(None)  # None: it reads the expert's
-            amateurs.append(
-                AmateurStream(
-                    weight,
-                    _as_data(amateur.lora),
-                    prompt.ids,
-                    copies.get(id(prompt)),
-                    prompt.is_token_ids,
-                    len(prompt.features),
-                )
-            )
+            own = () if prompt is None else (prompt.ids, len(prompt.features))
+            amateurs.append(AmateurStream(weight, _as_data(amateur.lora), *own))
         return Stream(
             requested.settings,
             tuple(amateurs),
@@ -168,13 +155,13 @@ class ResolvedContrast:
         """
         if not any(prompt.features for _, prompt in self.own_prompts):
             return
-        end = len(self.expert.ids or ())
+        end = len(self.expert.ids)
         features = list(request.mm_features or ())
         for _, prompt in self.own_prompts:
             for feature in prompt.features:
                 place = replace(feature.mm_position, offset=feature.mm_position.offset + end)
                 features.append(replace(feature, mm_position=place))
-            end += len(prompt.ids or ())
+            end += len(prompt.ids)
         request.mm_features = features
 
 

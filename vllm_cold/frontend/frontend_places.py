@@ -146,13 +146,6 @@ TABLE = (
                has="_counter_cls _gauge_cls _histogram_cls"),
     ),
     Hook(
-        metrics, places.FRONT_END,
-        "The same figures, offline; prometheus_client's registry has them all the same.",
-        places.CHANNEL,
-        Wraps("vllm.v1.engine.llm_engine:LLMEngine.get_metrics", metrics.wrap_get_metrics),
-        lost="LLM.get_metrics() shows no metrics of contrastive decoding",
-    ),
-    Hook(
         request_media, places.FRONT_END,
         "Media of a prompt that is rendered for an amateur, too, are fetched and decoded once.",
         places.DERIVED,

@@ -1,28 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The figures that a scheduler sent (``wire.stats_channel``) become Prometheus metrics, in the
-registry that vLLM's are in; docs/metrics.md says how to read them. What is counted, and how it is
-called, is ``wire.counters``'s.
+"""The figures that a scheduler sent become Prometheus metrics, in the registry that vLLM's are in;
+docs/metrics.md says how to read them. What is counted, and what it is called, ``wire.counters``
+says. Names begin as vLLM's do: so vLLM removes them before the process has another engine, and
+``LLM.get_metrics`` shows them.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from prometheus_client import REGISTRY
-from prometheus_client import Metric as Family
 
 from vllm_cold.compat.engine import is_configured
 from vllm_cold.compat.patching import Original
-from vllm_cold.wire.counters import COUNTERS, GAUGES, HISTOGRAMS, ColdStats
-from vllm_cold.wire.stats_channel import detach
+from vllm_cold.wire.counters import (
+    CANDIDATES,
+    COUNTERS,
+    GAUGES,
+    KERNEL_INFO,
+    ColdStats,
+    detach,
+)
 
 if TYPE_CHECKING:
-    from vllm.v1.metrics.reader import Metric
     from vllm.v1.metrics.stats import SchedulerStats
 
-PREFIX = "vllm_cold_"
+PREFIX = "vllm:cold_"
 LABELS = ("model_name", "engine")
 KIND = ("method", "adapter")  # further labels of the sums
+KERNEL = ("kernel", "path", "reason")  # of what computes
 # At alpha 0.1 most steps have a handful; a tiny alpha admits thousands.
 CANDIDATE_BUCKETS = (1, 2, 3, 5, 10, 20, 50, 100, 1000, 10000)
 
@@ -38,23 +43,15 @@ class ColdMetrics:
     """
 
     def __init__(self, model_name: str, engines: Iterable[int], classes: Any) -> None:
-        # What an earlier engine in this process registered goes, as vLLM's own does.
-        for collector in tuple(REGISTRY._collector_to_names):
-            # Those of other packages may have no name.
-            if getattr(collector, "_name", "").startswith(PREFIX):
-                REGISTRY.unregister(collector)
         self._model_name = model_name
         labels = (*LABELS, *KIND)
         self._counters = {
             name: classes._counter_cls(PREFIX + name, text, labelnames=labels)
             for name, text in COUNTERS.items()
         }
-        self._histograms = {
-            name: classes._histogram_cls(
-                PREFIX + name, text, labelnames=labels, buckets=CANDIDATE_BUCKETS
-            )
-            for name, text in HISTOGRAMS.items()
-        }
+        self._candidates = classes._histogram_cls(
+            PREFIX + "candidates", CANDIDATES, labelnames=labels, buckets=CANDIDATE_BUCKETS
+        )
         self._gauges = {
             # Of several API servers the one that heard last knows.
             name: classes._gauge_cls(
@@ -62,6 +59,12 @@ class ColdMetrics:
             )
             for name, text in GAUGES.items()
         }
+        self._kernels = classes._gauge_cls(
+            PREFIX + "kernel_info",
+            KERNEL_INFO,
+            labelnames=(*LABELS, *KERNEL),
+            multiprocess_mode="mostrecent",
+        )
         for engine in engines:
             self._set_gauges(ColdStats(), engine)  # with several API servers not on the page before
 
@@ -74,14 +77,15 @@ class ColdMetrics:
         """
         report = msgspec.convert(payload, ColdStats)
         self._set_gauges(report, engine)
+        for kernel in report.kernels:
+            self._kernels.labels(self._model_name, str(engine), *kernel).set(1)
         for kind, sums in report.sums:
             labels = (self._model_name, str(engine), *kind)
             for name, counter in self._counters.items():
                 counter.labels(*labels).inc(getattr(sums, name))  # 0 too: then it is on the page
-            for name, histogram in self._histograms.items():
-                child = histogram.labels(*labels)
-                for value in getattr(sums, name):
-                    child.observe(value)
+            candidates = self._candidates.labels(*labels)
+            for value in sums.candidates:
+                candidates.observe(value)
 
     def _set_gauges(self, report: ColdStats, engine: int) -> None:
         for name, gauge in self._gauges.items():
@@ -115,32 +119,3 @@ def wrap_record(
     if payload is not None and self.cold_metrics is not None:
         self.cold_metrics.record(payload, kwargs.get("engine_idx") or 0)
     original(self, scheduler_stats, *args, **kwargs)
-
-
-def wrap_get_metrics(original: Callable[[Any], "list[Metric]"], self: Any) -> "list[Metric]":
-    """Wrap ``LLMEngine.get_metrics``."""
-    families = (f for f in REGISTRY.collect() if f.name.startswith(PREFIX))
-    ours = (metric for family in families for metric in _as_vllms(family))
-    return [*original(self), *ours]
-
-
-def _as_vllms(family: Family) -> "Iterator[Metric]":
-    """Yield a family of metrics as vLLM's reader shows its own: one for each set of labels."""
-    from vllm.v1.metrics.reader import Counter, Gauge, Histogram
-
-    name, histogram = family.name, Histogram(family.name, {}, count=0, sum=0.0, buckets={})
-    for sample in family.samples:
-        match family.type, sample.name.removeprefix(name):
-            case "gauge", "":
-                yield Gauge(name, sample.labels, sample.value)
-            case "counter", "_total":
-                yield Counter(name, sample.labels, int(sample.value))
-            # Those of one set of labels follow each other: its buckets, the count and the sum.
-            case "histogram", "_bucket":
-                histogram.buckets[sample.labels["le"]] = int(sample.value)
-            case "histogram", "_count":
-                histogram.labels, histogram.count = sample.labels, int(sample.value)
-            case "histogram", "_sum":
-                histogram.sum = sample.value
-                yield histogram
-                histogram = Histogram(name, {}, count=0, sum=0.0, buckets={})

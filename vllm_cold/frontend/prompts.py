@@ -10,15 +10,14 @@ from typing import Any
 
 from vllm_cold.compat.engine import is_configured
 from vllm_cold.compat.patching import Original, result_of
-from vllm_cold.errors import ColdError
 from vllm_cold.frontend import request_media
 from vllm_cold.settings.amateurs import AmateurSpec
-from vllm_cold.settings.sources import CannotLeaveOut, Distorted, Embeds, Without, has_media
+from vllm_cold.settings.images import Distorted
+from vllm_cold.settings.sources import CannotLeaveOut, Without, has_media
 
 # Keys in what vLLM makes of a prompt.
 _SOURCE = "cold_prompt_source"
 _CONTRAST = "cold_contrast"
-_DTYPES = ("float16", "bfloat16", "float32", "float64")  # of embeddings
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,86 +61,30 @@ class PromptSource:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A prompt as vLLM made it: token ids, or embeddings.
+    """A prompt of token ids as vLLM made it.
 
     Attributes:
-        ids: Token ids; with embeddings only if these are for a part of the prompt.
-        embeds: A tensor, [tokens, hidden size]; None for token ids alone.
-        is_token_ids: Where the ids count and not the embeddings; None without one of them.
+        ids: The token ids.
         features: Its media, vLLM's MultiModalFeatureSpec, in their order.
     """
 
-    ids: list[int] | None
-    embeds: Any = None
-    is_token_ids: list[bool] | None = None
+    ids: list[int]
     features: tuple[Any, ...] = ()
 
     @classmethod
     def of(cls, rendered: Any) -> "Prompt":
         """Return the prompt that a renderer made, or that an EngineCoreRequest has."""
         if isinstance(rendered, Mapping):
-            ids, embeds = rendered.get("prompt_token_ids"), rendered.get("prompt_embeds")
-            return cls(ids, embeds, rendered.get("is_token_ids"), request_media.of_prompt(rendered))
-        return cls(
-            rendered.prompt_token_ids,
-            rendered.prompt_embeds,
-            rendered.prompt_is_token_ids,
-            tuple(rendered.mm_features or ()),
-        )
-
-    @property
-    def num_tokens(self) -> int:
-        return len(self.ids or ()) if self.embeds is None else len(self.embeds)
+            return cls(rendered["prompt_token_ids"], request_media.of_prompt(rendered))
+        return cls(rendered.prompt_token_ids, tuple(rendered.mm_features or ()))
 
     def equals(self, other: "Prompt") -> bool:
-        """Whether both are the same prompt. ``is_token_ids`` does not matter where ids and
-        embeddings are equal, as vLLM's prefix cache before 0.31 does not look at it either.
-        """
+        """Whether both are the same prompt."""
         mine, theirs = (
             [(f.modality, f.mm_hash or f.identifier, f.mm_position.offset) for f in prompt.features]
             for prompt in (self, other)
         )
-        if mine != theirs or self.ids != other.ids:
-            return False
-        if self.embeds is None or other.embeds is None:
-            return self.embeds is other.embeds
-        if (self.embeds.dtype, self.embeds.shape) != (other.embeds.dtype, other.embeds.shape):
-            return False
-        return bool(self.embeds.equal(other.embeds))
-
-    def refused(self, problem: str) -> ColdError:
-        """Return the error about an expert's embeddings."""
-        return ColdError("prompt_embeds", Embeds({"prompt_embeds": self.embeds}).value, problem)
-
-    def problem(self, model_config: Any) -> str | None:
-        """Say what is wrong with its embeddings; None if nothing is. vLLM does not check all of it,
-        and its workers would end.
-        """
-        if self.embeds is None:
-            return None
-        hidden = model_config.get_inputs_embeds_size()
-        rows, columns = self.embeds.shape
-        dtype = str(self.embeds.dtype).removeprefix("torch.")
-        if not (rows and columns == hidden and dtype in _DTYPES):
-            return f"must be {' or '.join(_DTYPES)} of shape [1 or more tokens, {hidden}]"
-        if self.ids is self.is_token_ids is None:
-            return None
-        if any(x is None or len(x) != rows for x in (self.ids, self.is_token_ids)):
-            return (
-                f"must have prompt_token_ids and prompt_is_token_ids of its {rows} tokens, or "
-                "neither"
-            )
-        assert self.ids is not None and self.is_token_ids is not None
-        used = [i for i, is_id in zip(self.ids, self.is_token_ids, strict=True) if is_id]
-        return unknown_token(used, model_config.get_vocab_size())
-
-
-def unknown_token(ids: Sequence[int], size: int) -> str | None:
-    """Say what is wrong with token ids of a vocabulary of this size; None if nothing is."""
-    for extreme in (max(ids), min(ids)) if ids else ():
-        if not 0 <= extreme < size:
-            return f"token {extreme} is none of the model's {size}, which are from 0"
-    return None
+        return mine == theirs and self.ids == other.ids
 
 
 # ---- what a prompt carries along ----------------------------------------------------------------
@@ -180,8 +123,6 @@ def _completion(prompt: Any, **more: Any) -> PromptSource:
         return PromptSource(prompt if isinstance(prompt, (str, list)) else None, **more)
     ids = prompt.get("prompt_token_ids")  # vLLM reads these where there is a text, too
     text_or_ids = prompt.get("prompt") if ids is None else list(ids)
-    if "prompt_embeds" in prompt:
-        text_or_ids = None  # ids next to them stand for a part of the prompt only
     whole = dict(prompt) if prompt.get("multi_modal_data") else None
     return PromptSource(text_or_ids, whole=whole, **more)
 

@@ -13,11 +13,10 @@ from vllm_cold.compat import versions
 from vllm_cold.compat.patching import result_of
 from vllm_cold.errors import ColdError
 from vllm_cold.frontend import request_media
-from vllm_cold.frontend.prompts import Prompt, PromptSource, unknown_token
+from vllm_cold.frontend.prompts import Prompt, PromptSource
 from vllm_cold.settings.amateurs import AmateurSpec
+from vllm_cold.settings.images import Distorted
 from vllm_cold.settings.sources import (
-    Distorted,
-    Embeds,
     Media,
     Messages,
     Part,
@@ -114,9 +113,9 @@ async def _distorted(
 
 @contextmanager
 def _errors(amateur: AmateurSpec) -> Iterator[None]:
-    """Make whatever is raised about an amateur's prompt a ColdError: a client's messages and bytes
-    make templates, torch and PIL raise anything. What vLLM would raise if it had changed is logged
-    with its traceback.
+    """Make whatever is raised about an amateur's prompt a ColdError: a client's messages make
+    templates and PIL raise anything. What vLLM would raise if it had changed is logged with its
+    traceback.
     """
     try:
         yield
@@ -170,15 +169,8 @@ def _call(
                 media_io = chat_params.media_io_kwargs or {}
                 keywords["prompt_extras"] = {**extras, "media_io_kwargs": media_io}
             return "render_cmpl", ([seen], tok_params), keywords
-        case Embeds():
-            if tok_params is not None:
-                # For an answer with the prompt's text, which this one does not have.
-                tok_params = replace(tok_params, needs_detokenization=False)
-            embeds = source.prompt
-            prompt: Any = embeds.encode() if isinstance(embeds, str) else {**embeds}
-            return "render_cmpl", ([prompt], tok_params), {}
         case Media():
-            prompt = dict(source.prompt)
+            prompt: Any = dict(source.prompt)
             if "prompt_extras" in keywords:
                 extras = keywords["prompt_extras"]
                 keywords["prompt_extras"] = {k: extras[k] for k in extras if k not in prompt}
@@ -220,15 +212,15 @@ def default_chat_params(renderer: Any, online: Any = None) -> Any:
 def _read(renderer: Any, amateur: AmateurSpec, rendered: Any) -> Prompt:
     """Return the prompt that a renderer made for an amateur, checked."""
     (prompt,) = rendered[1] if isinstance(rendered, tuple) else rendered  # of a chat
-    if prompt["type"] not in ("token", "multimodal", "embeds"):
-        raise amateur.refused("must be text, token ids, embeddings, or these with media")
-    read = Prompt.of(prompt)
-    problem = read.problem(renderer.model_config)
-    if prompt["type"] != "embeds":
-        ids, size = prompt["prompt_token_ids"], renderer.model_config.get_vocab_size()
-        if prompt["type"] == "multimodal" and renderer.tokenizer:  # images' tokens may be beyond
-            size = max(size, renderer.tokenizer.max_token_id + 1)
-        problem = unknown_token(ids, size) if ids else "is no token at all; it must not be empty"
-    if problem is not None:
-        raise amateur.refused(problem)
-    return read
+    if prompt["type"] not in ("token", "multimodal"):
+        raise amateur.refused("must be text or token ids, or one of these with media")
+    ids, size = prompt["prompt_token_ids"], renderer.model_config.get_vocab_size()
+    if prompt["type"] == "multimodal" and renderer.tokenizer:  # images' tokens may be beyond
+        size = max(size, renderer.tokenizer.max_token_id + 1)
+    if not ids:
+        raise amateur.refused("is no token at all; it must not be empty")
+    for extreme in (max(ids), min(ids)):
+        if not 0 <= extreme < size:
+            problem = f"token {extreme} is none of the model's {size}, which are from 0"
+            raise amateur.refused(problem)
+    return Prompt.of(prompt)

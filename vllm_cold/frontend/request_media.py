@@ -16,7 +16,8 @@ from vllm_cold.compat import places, versions
 from vllm_cold.compat.patching import Original, result_of
 from vllm_cold.frontend import refused_options
 from vllm_cold.settings.amateurs import AmateurSpec
-from vllm_cold.settings.sources import CannotLeaveOut, Distorted
+from vllm_cold.settings.images import Distorted
+from vllm_cold.settings.sources import CannotLeaveOut
 
 REFUSED = "vllm-cold does not support prompts with media here: "
 _OLD = f"vLLM is older than {places.since(places.MEDIA)}; send text only."
@@ -100,8 +101,7 @@ def distorted(image: Any, amateur: AmateurSpec, most_megapixels: float) -> Any:
     """Return what an amateur with a ``Distorted`` prompt sees of a decoded image; slow.
 
     Raises:
-        ColdError: it is not an image, one that would keep other clients waiting, or the amateur's
-            function fails.
+        CannotLeaveOut: it is not an image, or one that would keep other clients waiting.
     """
     import numpy as np
     from PIL import Image
@@ -130,14 +130,7 @@ def distorted(image: Any, amateur: AmateurSpec, most_megapixels: float) -> Any:
             CannotLeaveOut,
         )
     # As vLLM reads the expert's: upright, on white.
-    picture = convert_image_mode(normalize_image(image), "RGB")
-    try:
-        seen = amateur.source.view(picture)
-    except Exception as error:
-        raise amateur.refused(f"{type(error).__name__}: {error}") from error
-    if not isinstance(seen, Image.Image):
-        raise amateur.refused(f"must make a PIL image, and made a {type(seen).__name__}")
-    return seen
+    return amateur.source(convert_image_mode(normalize_image(image), "RGB"))
 
 
 # ---- what cannot be ------------------------------------------------------------------------------

@@ -48,6 +48,18 @@ def choose(device: torch.device, name: str | None = None) -> str:
     return _choose(device.type, name or environment.read(environment.SCORING))
 
 
+def path(device: torch.device) -> tuple[str, str]:
+    """Return the name of the backend that scores on ``device``, and why; raises what ``choose``
+    does.
+    """
+    chosen, best = choose(device), AUTOMATIC.get(device.type, "torch")
+    if environment.read(environment.SCORING):
+        return chosen, f"{environment.SCORING}={chosen}"
+    if chosen == best:
+        return chosen, BACKENDS[chosen]
+    return chosen, f"not {best}: {load(best).missing(device)}"
+
+
 @cache
 def _choose(device_type: str, name: str | None) -> str:
     device = torch.device(device_type)

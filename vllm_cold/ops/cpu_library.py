@@ -17,7 +17,7 @@ from vllm_cold.compat import environment
 logger = logging.getLogger("vllm." + __name__)
 
 # csrc/cpu/library.h
-_INTERFACE = 11
+_INTERFACE = 12
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 ISAS = ("portable", "avx2", "avx512", "avx512bf16")
 

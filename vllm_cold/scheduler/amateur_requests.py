@@ -6,7 +6,6 @@ from dataclasses import replace
 from typing import Any
 
 from msgspec import structs
-from safetensors.torch import load
 from vllm.lora.request import LoRARequest
 from vllm.sampling_params import SamplingParams
 from vllm.v1.request import Request
@@ -88,19 +87,13 @@ def _make_amateur(
     params: SamplingParams,
     features: list[Any],
 ) -> Request:
-    ids, embeds, is_token_ids = amateur.prompt, None, None
-    if amateur.embeds is not None:
-        embeds, is_token_ids = load(amateur.embeds)["embeds"], amateur.is_token_ids
-    elif ids is None:
-        ids, embeds = expert.prompt_token_ids, expert.prompt_embeds
-        is_token_ids = expert.prompt_is_token_ids
+    if (ids := amateur.prompt) is None:
+        ids = expert.prompt_token_ids
         features = [replace(feature) for feature in expert.mm_features]
     return Request(
         request_id=f"{expert.request_id}-amateur-{index}",
         client_index=expert.client_index,
         prompt_token_ids=ids,
-        prompt_embeds=embeds,
-        prompt_is_token_ids=is_token_ids,
         mm_features=features,
         sampling_params=params,
         pooling_params=None,

@@ -60,7 +60,6 @@ class GroupPlanning(GroupRequests):
             longest=self.max_model_len,
             extra=self._draft_slots,
             padding=self.num_spec_tokens,
-            drafting=self._draft_controller is None or self._draft_controller.may_draft(),
         )
         throttled = holds_prompts(self, throttle)
         self._partial.prune()
@@ -224,8 +223,6 @@ class GroupPlanning(GroupRequests):
             self.sched_step_seq -= 1  # vLLM counts the steps that do something
         self._emptied = False
         self._steps_in_flight += bool(scheduler_output.num_scheduled_tokens)
-        if self._draft_controller is not None:
-            self._draft_controller.begin_step()
         super()._update_after_schedule(scheduler_output)
 
     def _after_pass(self, this: Pass, output: SchedulerOutput) -> None:

@@ -17,7 +17,12 @@ from vllm.v1.request import RequestStatus
 
 from vllm_cold.compat import versions
 from vllm_cold.scheduler.amateur_requests import make_streams
-from vllm_cold.scheduler.drafting import DraftController, Drafting
+from vllm_cold.scheduler.drafting import (
+    ROW_COST,
+    ROW_COST_ON_CPU,
+    DraftController,
+    Drafting,
+)
 from vllm_cold.scheduler.encoder_inputs import EncoderInputs
 from vllm_cold.scheduler.explain_steps import StepExplainer
 from vllm_cold.scheduler.kv_blocks import KVBlocks
@@ -25,8 +30,7 @@ from vllm_cold.scheduler.kv_loads import Loads
 from vllm_cold.scheduler.lockstep import Group
 from vllm_cold.scheduler.passes import Partial, Pass, RequestGroup, runs
 from vllm_cold.scheduler.vllm_scheduler import Request
-from vllm_cold.wire.counters import CountersByKind
-from vllm_cold.wire.stats_channel import attach
+from vllm_cold.wire.counters import CountersByKind, attach
 from vllm_cold.wire.step_stats import RowStats
 from vllm_cold.wire.stream import from_extra_args
 
@@ -68,7 +72,9 @@ class GroupRequests(Scheduler):
         self._loads = Loads(self, self._blocks, self._num_ended)
         self._encoder = EncoderInputs(self)
         speculative = self.vllm_config.speculative_config
-        self._draft_controller = DraftController() if self.num_spec_tokens > 0 else None
+        on_cpu = self.vllm_config.device_config.device_type == "cpu"
+        row_cost = ROW_COST_ON_CPU if on_cpu else ROW_COST
+        self._draft_controller = DraftController(row_cost) if self.num_spec_tokens > 0 else None
         self._slots: set[int] = set()  # those of groups that have begun and not ended
         self._draft_slots = speculative.max_num_new_slots_for_drafting if speculative else 0
         self._partial = Partial()

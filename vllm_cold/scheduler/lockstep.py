@@ -164,7 +164,6 @@ class Step(Generic[R]):
         longest: The most tokens that a request may have.
         extra: Tokens that a drafter adds to each request which is scheduled.
         padding: Tokens that must be left over where a request with one token left is admitted.
-        drafting: Whether drafts are verified; those of requests with a seed are in any case.
         turns: The groups that this pass dealt with, and what it decided for each.
         preempted: Whether this pass preempted a request; then it admits nobody.
     """
@@ -174,7 +173,6 @@ class Step(Generic[R]):
     longest: int = 1 << 62
     extra: int = 0
     padding: int = 0
-    drafting: bool = True
     turns: dict[Group[R], Turn] = field(default_factory=dict)
     preempted: bool = False
 
@@ -212,7 +210,7 @@ class Step(Generic[R]):
             return
         turn.goes = True
         # Who is admitted is offered none, though drafts of before a preemption may have come since.
-        if not admits and (self.drafting or group.drafting.seeded):
+        if not admits:
             most = [spare // len(left), room]
             if self.chunk:
                 most.append(self.chunk - max(left))

@@ -30,9 +30,6 @@ class GroupScheduler(GroupPlanning):
     ) -> dict[int, EngineCoreOutputs]:
         scored: dict[str, list[RowStats]] = {}
         ended: list[tuple[Request, EngineCoreOutput]] = []
-        if self._draft_controller is not None:
-            tokens = scheduler_output.num_scheduled_tokens.values()
-            self._draft_controller.end_step(tokens, most=1 + self.num_spec_tokens)
         scheduled = scheduler_output.num_scheduled_tokens
         took_part = bool(self._groups) and not self._groups.keys().isdisjoint(scheduled)
         if took_part:
@@ -44,6 +41,8 @@ class GroupScheduler(GroupPlanning):
         if self._groups:
             self._loads.end_step(scheduled)
         self._steps_in_flight -= bool(scheduled)
+        if kernels := worker_output.kernels_of(model_runner_output):
+            self._counters.kernels, self._to_report = kernels, max(self._to_report, 1)
         if took_part:
             ended += self._after_output(scheduler_output, outputs, scored)
         for expert, output in ended:
@@ -84,7 +83,7 @@ class GroupScheduler(GroupPlanning):
             sums.draft_tokens += num_drafts - invalid.get(request_id, 0)
             sums.accepted_draft_tokens += num_tokens - 1
             if self._draft_controller is not None:
-                least = None if break_even is None else break_even * len(group.streams)
+                least = break_even * len(group.streams)
                 group.drafting.observe(num_drafts, num_tokens - 1, least)
             here = sum(
                 bit for i, bit in group.bits.items() if i in scheduler_output.num_scheduled_tokens
@@ -98,12 +97,12 @@ class GroupScheduler(GroupPlanning):
                 scored[request_id] = figures
         return scored
 
-    def _break_even(self, row: Mapping[str, int], tokens: Any) -> float | None:
-        """Return the share of a group's drafts that must be right, for each of its streams; None if
-        it is not known. ``row``: of each request of the step, where its ``tokens`` are.
+    def _break_even(self, row: Mapping[str, int], tokens: Any) -> float:
+        """Return the share of a group's drafts that must be right, for each of its streams.
+        ``row``: of each request of the step, where its ``tokens`` are.
         """
         if self._draft_controller is None or not tokens:
-            return None
+            return 0.0
         sampled = [i for i, at in row.items() if i in self.requests and len(tokens[at])]
         groups = [(i, g) for i in sampled if (g := self._groups.get(i)) is not None]
         num_amateurs = sum(group.request_id != i for i, group in groups)

@@ -17,11 +17,11 @@ if TYPE_CHECKING:
         queue_view,
         scheduler,
     )
-    from vllm_cold.wire import stats_channel
+    from vllm_cold.wire import counters
 else:
     globals().update(lazy("vllm_cold.scheduler",
         "amateur_requests encoder_inputs kv_blocks kv_loads queue_view scheduler"))
-    globals().update(lazy("vllm_cold.wire", "stats_channel"))
+    globals().update(lazy("vllm_cold.wire", "counters"))
 
 _SCHED = "vllm.v1.core.sched."
 
@@ -58,8 +58,8 @@ TABLE = (
         Relies("vllm.v1.request:Request",
                has="client_index priority arrival_time status sampling_params lora_request "
                "num_preemptions num_prompt_tokens skip_reading_prefix_cache is_prefill_chunk "
-               "trace_headers block_hashes mm_features take_events _block_hasher prompt_embeds "
-               "prompt_is_token_ids cache_salt"),
+               "trace_headers block_hashes mm_features take_events _block_hasher "
+               "cache_salt"),
         Relies("vllm.v1.request:RequestStatus",
                has="WAITING RUNNING PREEMPTED FINISHED_ABORTED FINISHED_ERROR"),
         Relies("vllm.v1.engine:EngineCoreOutput",
@@ -114,7 +114,7 @@ TABLE = (
         Relies("vllm.multimodal.inputs:PlaceholderRange", has="get_num_embeds offset length"),
     ),
     Hook(
-        stats_channel, places.CONFIGURED,
+        counters, places.CONFIGURED,
         "What the scheduler counted reaches the process that serves /metrics in a dictionary, "
         "next to what a KV connector counted.",
         places.CHANNEL,

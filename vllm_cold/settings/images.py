@@ -10,10 +10,9 @@ both: in a picture that is scaled down afterwards, noise is averaged away.
 
 import hashlib
 import re
-from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -32,7 +31,20 @@ ALLOWED = (
 )
 
 
-class Noise(msgspec.Struct, frozen=True):
+class Distorted(msgspec.Struct, frozen=True):
+    """The request's own prompt with other images, each of which is made of one of the expert's."""
+
+    @property
+    def value(self) -> str:
+        """What clients and errors call it: what ``cold_images`` says."""
+        return str(self)
+
+    def __call__(self, image: "Image.Image") -> "Image.Image":
+        """Return the picture that is seen instead, RGB."""
+        raise NotImplementedError
+
+
+class Noise(Distorted, frozen=True):
     """Images with VCD's noise (arXiv 2311.16922, equation 2), its forward diffusion with 1000 steps
     of rates from a sigmoid, at a step.
 
@@ -92,7 +104,7 @@ def _amplitudes(step: int) -> "tuple[np.float32, np.float32]":
     return np.float32(np.sqrt(left)), np.float32(np.sqrt(1.0 - left))
 
 
-class Blur(msgspec.Struct, frozen=True):
+class Blur(Distorted, frozen=True):
     """Images with a Gaussian blur.
 
     Attributes:
@@ -120,22 +132,12 @@ class Blur(msgspec.Struct, frozen=True):
         return image.convert("RGB").filter(ImageFilter.GaussianBlur(self.radius))
 
 
-View: TypeAlias = Noise | Blur | Callable[[Any], Any]
-"""Makes a picture (PIL) of a picture."""
-
 _TEXT = re.compile(r"(noise|blur):(\d{1,9}(?:\.\d{1,9})?)", re.ASCII)
 
 
-def read_view(field: str, text: str) -> View:
+def read_distorted(field: str, text: str) -> Noise | Blur:
     """Read ``cold_images`` if it is not "none"; raises ColdError for anything else."""
     if match := _TEXT.fullmatch(text):
         with suppress(ValueError):  # out of range, or a step that is no integer
             return Noise(int(match[2])) if match[1] == "noise" else Blur(float(match[2]))
     raise ColdError(field, text, ALLOWED)
-
-
-def name_of(view: View) -> str:
-    """Return the name by which clients and errors know it."""
-    if isinstance(view, Noise | Blur):
-        return str(view)
-    return f"images by {getattr(view, '__name__', type(view).__name__)}"

@@ -8,23 +8,7 @@ request says what its amateurs are.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
-
-PresetName = Literal[
-    "cold",
-    "cad",
-    "adacad",
-    "cfg",
-    "dexperts",
-    "grounded",
-    "acd",
-    "arr",
-    "cocoa",
-    "grd",
-    "m3id",
-    "mti",
-    "vcd",
-]
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +16,6 @@ class Preset:
     """The values of a method.
 
     Attributes:
-        about: The method, in a few words.
         settings: Fields of ``ColdSettings``.
         weights: Of its amateurs, where it has several.
         without: The messages of a chat that its amateur does not read where nobody says which, for
@@ -41,7 +24,6 @@ class Preset:
             method that is not about images.
     """
 
-    about: str
     settings: Mapping[str, Any]
     weights: tuple[float, ...] = ()
     without: str | tuple[str, ...] | None = None
@@ -58,56 +40,40 @@ class Preset:
         return "tool" in (self.without or ())
 
 
-def _of_rule(rule: str, about: str) -> Preset:
-    return Preset(about, {"alpha": 0.0, "rule": rule}, without="tool")
+def _of_rule(rule: str) -> Preset:
+    return Preset({"alpha": 0.0, "rule": rule}, without="tool")
 
 
-PRESETS: Mapping[PresetName, Preset] = {
-    # arXiv 2505.14620
-    "cold": Preset("an adapter against the base model", {"alpha": 0.1, "beta": 0.5}),
-    # arXiv 2305.14739: (1 + a) z - a z', a = 0.5, no mask
-    "cad": Preset(
-        "a prompt against the same one without its context",
-        {"alpha": 0.0, "beta": 0.5},
-        without="tool",
-    ),
-    # arXiv 2409.07394: a is the Jensen-Shannon divergence at each step
+PRESETS: Mapping[str, Preset] = {
+    # An adapter against the base model (arXiv 2505.14620)
+    "cold": Preset({"alpha": 0.1, "beta": 0.5}),
+    # A prompt against the same one without its context (arXiv 2305.14739): (1 + a) z - a z',
+    # a = 0.5, no mask
+    "cad": Preset({"alpha": 0.0, "beta": 0.5}, without="tool"),
+    # The same, as strong as the two differ (arXiv 2409.07394): a is the Jensen-Shannon divergence
+    # at each step
     "adacad": Preset(
-        "the same, as strong as the two differ",
         {"alpha": 0.0, "rule": "adaptive", "rule_parameters": {"beta_max": 1.0}},
         without="tool",
     ),
-    # The rules of these names, whose files say where each is from; none has a mask
-    "acd": _of_rule("acd", "the same, both mixed by their entropies"),
-    "arr": _of_rule("arr", "the same, towards the more confident one"),
-    "cocoa": _of_rule("cocoa", "the same, weighted by the gap of their entropies"),
-    "grd": _of_rule("grd", "the same, committed to one of both at their first disagreement"),
-    "m3id": _of_rule("m3id", "the same, stronger with every token"),
-    "mti": _of_rule("mti", "the same, only where the expert is uncertain"),
-    # arXiv 2306.17806: z' + g (z - z'), g = 1.5, so w = -(g - 1)
-    "cfg": Preset(
-        "a prompt against the same one without its instruction",
-        {"alpha": 0.0, "beta": 0.5},
-        without="system",
-    ),
-    # arXiv 2105.03023, 2401.08565: z + (z+ - z-)
-    "dexperts": Preset(
-        "the base model, towards one adapter and away from another",
-        {"alpha": 0.0},
-        weights=(1.0, -1.0),
-    ),
-    # No paper's: what the text makes likely whatever is asked must not win either
-    "grounded": Preset(
-        "a prompt against the same one without its context, and without its question",
-        {"alpha": 0.3},
-        weights=(-0.25, -0.25),
-        without=("tool", "user"),
-    ),
-    # arXiv 2311.16922: (1 + a) z - a z', a = 1, mask 0.1, 500 steps of noise
-    "vcd": Preset(
-        "images against the same with noise",
-        {"alpha": 0.1, "beta": 1.0},
-        images="noise:500",
-    ),
+    # The same, by the rules of these names, whose files say where each is from; none has a mask
+    "acd": _of_rule("acd"),  # both mixed by their entropies
+    "arr": _of_rule("arr"),  # towards the more confident one
+    "cocoa": _of_rule("cocoa"),  # weighted by the gap of their entropies
+    "grd": _of_rule("grd"),  # committed to one of both at their first disagreement
+    "m3id": _of_rule("m3id"),  # stronger with every token
+    "mti": _of_rule("mti"),  # only where the expert is uncertain
+    # A prompt against the same one without its instruction (arXiv 2306.17806): z' + g (z - z'),
+    # g = 1.5, so w = -(g - 1)
+    "cfg": Preset({"alpha": 0.0, "beta": 0.5}, without="system"),
+    # The base model, towards one adapter and away from another (arXiv 2105.03023, 2401.08565):
+    # z + (z+ - z-)
+    "dexperts": Preset({"alpha": 0.0}, weights=(1.0, -1.0)),
+    # A prompt against the same one without its context, and without its question. No paper's: what
+    # the text makes likely whatever is asked must not win either
+    "grounded": Preset({"alpha": 0.3}, weights=(-0.25, -0.25), without=("tool", "user")),
+    # Images against the same with noise (arXiv 2311.16922): (1 + a) z - a z', a = 1, mask 0.1, 500
+    # steps of noise
+    "vcd": Preset({"alpha": 0.1, "beta": 1.0}, images="noise:500"),
 }
-NO_PRESET = Preset("no method", {})
+NO_PRESET = Preset({})

@@ -9,10 +9,8 @@ import msgspec
 from msgspec import Meta
 
 from vllm_cold.errors import ColdError
-from vllm_cold.settings.images import read_view
+from vllm_cold.settings.images import Distorted, read_distorted
 from vllm_cold.settings.sources import (
-    Distorted,
-    Embeds,
     Media,
     Messages,
     Part,
@@ -41,17 +39,14 @@ def read_source(prompt: object, without: Any, images: object) -> Source | None:
         return read_prompt("prompt", prompt)
     if without is not None:
         return read_without("without", check("without", without))
-    if images is None:
-        return None
-    if not callable(images):
-        problem = "must be Noise, Blur or a function that makes a PIL image of one"
-        raise ColdError("images", images, problem)
-    return Distorted(images)
+    if images is None or isinstance(images, Distorted):
+        return images
+    raise ColdError("images", images, "must be a Noise or a Blur")
 
 
 def read_prompt(field: str, prompt: object) -> Source:
-    """Read a prompt of a Python program: text, token ids, messages, embeddings, or one of the first
-    two with media.
+    """Read a prompt of a Python program: text, token ids, messages, or one of the first two with
+    media.
 
     Raises:
         ColdError: it is something else, or empty.
@@ -59,7 +54,7 @@ def read_prompt(field: str, prompt: object) -> Source:
     if isinstance(prompt, str):
         return _text(field, prompt)
     if isinstance(prompt, Mapping):
-        return _mapping(field, prompt)
+        return _media(field, prompt)
     if isinstance(prompt, Sequence) and not isinstance(prompt, (bytes, bytearray)):
         if isinstance(_not_empty(field, prompt)[0], Mapping):
             return _messages(field, prompt, prompt)
@@ -69,7 +64,7 @@ def read_prompt(field: str, prompt: object) -> Source:
 
 
 _PROMPTS = (
-    'must be a text, a list of token ids, a list of messages, {"prompt_embeds": tensor}, or '
+    "must be a text, a list of token ids, a list of messages, or "
     '{"prompt": text, "multi_modal_data": media by modality}'
 )
 
@@ -88,29 +83,14 @@ class _MediaPrompt(msgspec.Struct, forbid_unknown_fields=True):
             raise ValueError("it has neither prompt nor prompt_token_ids")
 
 
-class _EmbedsPrompt(msgspec.Struct, forbid_unknown_fields=True):
-    """vLLM's EmbedsPrompt."""
-
-    prompt_embeds: Any
-    prompt_token_ids: _TokenIds | None = None
-    prompt_is_token_ids: list[bool] | None = None
-
-    def __post_init__(self) -> None:
-        import torch
-
-        if not isinstance(self.prompt_embeds, torch.Tensor):
-            raise ValueError("prompt_embeds is no tensor")
-
-
-def _mapping(field: str, prompt: Mapping[str, Any]) -> Embeds | Media:
-    """Read a prompt as vLLM takes it, with embeddings or media."""
-    has_media = "multi_modal_data" in prompt and "prompt_embeds" not in prompt
+def _media(field: str, prompt: Mapping[str, Any]) -> Media:
+    """Read a prompt with media, as vLLM takes it."""
     try:
-        msgspec.convert(prompt, _MediaPrompt if has_media else _EmbedsPrompt)
+        msgspec.convert(prompt, _MediaPrompt)
     except msgspec.ValidationError as error:
         types = {key: type(part).__name__ for key, part in prompt.items()}  # values may be large
         raise ColdError(field, types, f"{_PROMPTS} ({error})") from error
-    return Media(prompt) if has_media else Embeds(prompt)
+    return Media(prompt)
 
 
 def _not_empty(field: str, value: _Sized) -> _Sized:
@@ -206,7 +186,7 @@ def read_without(field: str, value: str | int | Sequence[str | int]) -> Without:
 
 def read_images(field: str, value: str) -> Without | Distorted:
     """Read ``cold_images``; raises ColdError for anything else."""
-    return Without(("images",)) if value == "none" else Distorted(read_view(field, value))
+    return Without(("images",)) if value == "none" else read_distorted(field, value)
 
 
 _LONGEST = 32 * MOST_ITEMS  # of a text with positions
@@ -244,7 +224,6 @@ def read_part(field: str, value: str | int | Sequence[str | int]) -> Part:
 READERS: Mapping[str, Any] = {
     "amateur_prompt": _text,
     "amateur_messages": _json_messages,
-    "amateur_prompt_embeds": lambda field, text: Embeds(_not_empty(field, text)),
     "without": read_without,
     "part": read_part,
     "images": read_images,

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What an amateur reads in place of the expert's prompt. Imports no vLLM.
 
-It reads a text, token ids, messages, embeddings or a prompt with media that the request brings
-along, or what the expert reads: ``Without`` some of the messages or media, without a ``Part``, or
-with ``Distorted`` images. A part is named by positions, which no text of a user can imitate.
+It reads a text, token ids, messages or a prompt with media that the request brings along, or what
+the expert reads: ``Without`` some of the messages or media, without a ``Part``, or with
+``Distorted`` images. A part is named by positions, which no text of a user can imitate.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from vllm_cold.errors import ColdError
-from vllm_cold.settings.images import View, name_of
+from vllm_cold.settings.images import Distorted
 
 _T = TypeVar("_T", str, list[int])
 
@@ -61,39 +61,18 @@ class Messages(msgspec.Struct, frozen=True):
         return "messages"
 
 
-class _SamePrompt(msgspec.Struct, frozen=True, eq=False):
-    """Equal to another only if it is of the very same object: comparing tensors takes long."""
-
-    prompt: Any
-
-    def __eq__(self, other: object) -> bool:
-        return type(other) is type(self) and other.prompt is self.prompt
-
-
-class Embeds(_SamePrompt, frozen=True, eq=False):
-    """A prompt as embeddings.
-
-    Attributes:
-        prompt: A mapping with the tensor, or base64 text of what ``torch.save`` writes of one.
-    """
-
-    def __str__(self) -> str:
-        return "embeddings"
-
-    @property
-    def value(self) -> str:
-        if isinstance(self.prompt, str):
-            return self.prompt
-        tensor = self.prompt["prompt_embeds"]
-        return f"{tensor.dtype}{list(tensor.shape)}"
-
-
-class Media(_SamePrompt, frozen=True, eq=False):
-    """A prompt with media next to its text or token ids.
+class Media(msgspec.Struct, frozen=True, eq=False):
+    """A prompt with media next to its text or token ids. Equal to another only if it is of the very
+    same mapping: comparing pictures takes long.
 
     Attributes:
         prompt: A mapping with ``prompt`` or ``prompt_token_ids``, and ``multi_modal_data``.
     """
+
+    prompt: Mapping[str, Any]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Media) and other.prompt is self.prompt
 
     def __str__(self) -> str:
         return "a prompt with media"
@@ -101,23 +80,6 @@ class Media(_SamePrompt, frozen=True, eq=False):
     @property
     def value(self) -> Any:
         return self.prompt.get("prompt") or self.prompt.get("prompt_token_ids")
-
-
-class Distorted(msgspec.Struct, frozen=True):
-    """The request's own prompt with other images.
-
-    Attributes:
-        view: Makes them, each of one of the expert's.
-    """
-
-    view: View
-
-    def __str__(self) -> str:
-        return self.value
-
-    @property
-    def value(self) -> str:
-        return name_of(self.view)
 
 
 class Without(msgspec.Struct, frozen=True):
@@ -255,4 +217,4 @@ class Part(msgspec.Struct, frozen=True):
         return left
 
 
-Source = Text | TokenIds | Messages | Embeds | Media | Distorted | Without | Part
+Source = Text | TokenIds | Messages | Media | Distorted | Without | Part

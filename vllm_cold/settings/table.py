@@ -19,7 +19,7 @@ from msgspec import Meta
 from vllm_cold.errors import ColdError
 from vllm_cold.rules import registry
 from vllm_cold.settings.images import ALLOWED
-from vllm_cold.settings.presets import PRESETS, PresetName
+from vllm_cold.settings.presets import PRESETS
 
 DEFAULT_ALPHA = 0.1
 DEFAULT_BETA = 0.5
@@ -41,13 +41,11 @@ class SettingSpec(NamedTuple):
         type: With its range, for msgspec.
         about: A sentence with range and default: the help of a command line.
         allowed: What an error says of any other value.
-        number: int or float, which its numbers are; None if it takes none.
     """
 
     type: Any
     about: str
     allowed: str
-    number: type[float] | None = None
 
 
 SETTINGS: Mapping[str, SettingSpec] = {
@@ -55,13 +53,11 @@ SETTINGS: Mapping[str, SettingSpec] = {
         Annotated[float, Meta(ge=0.0, le=1.0)],
         f"Plausibility threshold in [0, 1], 0 for no mask, default {DEFAULT_ALPHA}.",
         "must be a number in [0, 1]",
-        float,
     ),
     "beta": SettingSpec(
         Annotated[float, Meta(ge=0.0, le=MAX_BETA)],
         f"Contrast strength, >= 0, default {DEFAULT_BETA}.",
         "must be a number >= 0, at most 1e6",
-        float,
     ),
     "rule": SettingSpec(
         str | None,
@@ -78,7 +74,6 @@ SETTINGS: Mapping[str, SettingSpec] = {
         Annotated[int, Meta(ge=1, le=MAX_EXPERT_TOP_K)] | None,
         "Cap on the candidates: the expert's k most probable tokens; default none.",
         f"must be an integer from 1 to {MAX_EXPERT_TOP_K}, or left out for no cap",
-        int,
     ),
 }
 CONTRAST: Mapping[str, SettingSpec] = {
@@ -97,11 +92,6 @@ CONTRAST: Mapping[str, SettingSpec] = {
         "Messages that the amateur reads.",
         "must be a JSON list of messages, as text, or a list of such texts",
     ),
-    "amateur_prompt_embeds": SettingSpec(
-        str | list[str] | None,
-        "Embeddings that the amateur reads, as vLLM's prompt_embeds.",
-        "must be what torch.save writes of a tensor, as base64 text, or a list of such texts",
-    ),
     "without": SettingSpec(
         str | int | list[str | int] | None,
         "Contrast chat requests with the same conversation without these messages: roles, "
@@ -109,14 +99,12 @@ CONTRAST: Mapping[str, SettingSpec] = {
         "audios.",
         "must be a role, such as 'system' or 'tool', the index of a message, 'images', 'videos' or "
         "'audios', or several of these: a list, or a text with commas between them",
-        int,
     ),
     "part": SettingSpec(
         list[str | int] | str | None,
         "Part of the prompt that the amateur does not read.",
         "must be start and end, two positions in the prompt (of several parts: [s1, e1, s2, e2]), "
         "or a text such as '0:120'",
-        int,
     ),
     "images": SettingSpec(
         str | list[str] | None,
@@ -127,10 +115,9 @@ CONTRAST: Mapping[str, SettingSpec] = {
         _Weight | list[_Weight] | None,
         "The amateurs' weights.",
         f"{_WEIGHT_ALLOWED}, or a list of these",
-        float,
     ),
     "preset": SettingSpec(
-        PresetName | None,
+        Annotated[str, Meta(pattern=rf"^({'|'.join(PRESETS)})\Z")] | None,
         f"Values of a method, by its name: {', '.join(PRESETS)}.",
         f"must be one of {', '.join(PRESETS)}",
     ),
@@ -145,14 +132,12 @@ ENGINE: Mapping[str, SettingSpec] = {
         f"The most amateurs of a request, 1 to {MAX_AMATEURS}, default a quarter of max_num_seqs, "
         "at least 2.",
         f"must be an integer from 1 to {MAX_AMATEURS}",
-        int,
     ),
     "max_megapixels": SettingSpec(
         Annotated[float, Meta(gt=0.0)] | None,
         f"The largest image that is distorted for a client, in megapixels, above 0, default "
         f"{DEFAULT_MEGAPIXELS:g}.",
         "must be a number above 0",
-        float,
     ),
 }
 MAX_EXPLAIN = 64  # the limit of ``contrastive_topk``, too
@@ -163,13 +148,11 @@ _ALL = {
         _Weight | None,
         "The weight of one amateur.",
         _WEIGHT_ALLOWED,
-        float,
     ),
     "explain": SettingSpec(
         Annotated[int, Meta(ge=0, le=MAX_EXPLAIN)],
         "Of how many tokens of each step the client is told.",
         f"must be an integer from 0 to {MAX_EXPLAIN}",
-        int,
     ),
 }
 _STRENGTH = ("beta", "rule")  # each replaces the other
@@ -344,12 +327,9 @@ def _without_none(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
 
 def read(name: str, text: str) -> Any:
     """Read a setting's text on a command line, for argparse; ``check`` finds mistakes."""
-    number = _ALL[name].number
-    for kind in (number, float) if number else ():
-        try:
-            return kind(text)
-        except ValueError:
-            continue
+    for kind in (int, float):
+        with suppress(ValueError, SystemError):  # one of msgspec's if it takes no such number
+            return msgspec.convert(kind(text), _ALL[name].type)
     return text
 
 

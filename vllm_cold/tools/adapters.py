@@ -60,7 +60,7 @@ def read_adapter(option: str, text: str) -> Adapter:
         )
     try:
         rank = adapter_config.read_rank(str(path))
-    except adapter_config.AdapterConfigError as error:
+    except ValueError as error:
         raise ToolError(f"{option}={text!r}: {error}") from None
     return Adapter(name, str(path), rank)
 

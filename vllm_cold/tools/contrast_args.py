@@ -18,7 +18,8 @@ from vllm_cold.frontend.cli import RuleOption
 from vllm_cold.rules import registry
 from vllm_cold.settings.amateurs import AmateurSpec, ContrastSpec, describe, names_contrast
 from vllm_cold.settings.arguments import parse_request_args
-from vllm_cold.settings.sources import Distorted, Messages, Part, Text, Without, media_parts
+from vllm_cold.settings.images import Distorted
+from vllm_cold.settings.sources import Messages, Part, Text, Without, media_parts
 from vllm_cold.settings.table import (
     CONTRAST,
     MAX_EXPERT_TOP_K,
@@ -36,7 +37,7 @@ Content = Text | Messages
 """What a stream reads, before it is token ids. In messages a picture is a ``Picture``."""
 
 # Options that say what is contrasted with; a preset says how.
-OPTIONS = tuple(name for name in CONTRAST if name not in ("preset", "amateur_prompt_embeds"))
+OPTIONS = tuple(name for name in CONTRAST if name != "preset")
 # What may differ from prompt to prompt: what the amateur reads.
 ROW_KEYS = tuple(
     PREFIX + name for name in ("amateur_prompt", "amateur_messages", "without", "part", "images")
@@ -238,8 +239,8 @@ def amateur_reads(whole: Content, amateur: AmateurSpec) -> Content | None:
         case Distorted():
             if isinstance(whole, Text) or not any(map(media_parts, whole.value)):
                 raise ColdError(field, source.value, "is for prompts with an image; give one")
-            return Messages(replace_pictures(whole.value, partial(replace, view=source.view)))
-    raise AssertionError(source)  # token ids, embeddings, media: no option, nor a row, has them
+            return Messages(replace_pictures(whole.value, partial(replace, seen=source)))
+    raise AssertionError(source)  # token ids and media: no option, nor a row, has them
 
 
 def check_amateurs(

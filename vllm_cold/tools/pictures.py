@@ -13,7 +13,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from vllm_cold.settings.images import View
+from vllm_cold.settings.images import Distorted
 from vllm_cold.tools.command_error import ToolError
 
 _DATA = re.compile(r"(data:[\w.+-]*/?[\w.+-]*;base64,)[\w+/=-]+")
@@ -27,11 +27,11 @@ class Picture:
     data: bytes = field(repr=False)  # the file's
     size: tuple[int, int]  # width and height in pixels
     kind: str  # its media type, such as "image/png"
-    view: View | None = None  # what an amateur sees of it, made by a server; None for the file
+    seen: Distorted | None = None  # what an amateur sees of it, made by a server; None for the file
 
     def __str__(self) -> str:
         width, height = self.size
-        as_seen = "" if self.view is None else f", {self.view}"
+        as_seen = "" if self.seen is None else f", {self.seen}"
         return f"{self.name}, {width} × {height}{as_seen}"
 
     @cached_property
@@ -42,7 +42,7 @@ class Picture:
     @property
     def url(self) -> str:
         """The data URL that a request carries."""
-        assert self.view is None
+        assert self.seen is None
         return f"data:{self.kind};base64,{base64.b64encode(self.data).decode()}"
 
 

@@ -8,9 +8,10 @@ Four channels, each in a field of vLLM's:
   for each stream (``scheduler.amateur_requests``), workers read it (``worker.processor_v1``,
   ``worker.processor_v2``).
 - ``worker_output``: the attribute ``cold`` of a ``ModelRunnerOutput``, the figures of a step
-  (``step_stats``). From workers (``worker.group_rows``) to ``scheduler.scheduler``.
-- ``stats_channel``: ``SchedulerStats.kv_connector_stats["cold"]``, what the scheduler counted
-  (``counters``). From ``scheduler.group_requests`` to ``frontend.metrics``.
+  (``step_stats``). From workers (``worker.group_rows``) to ``scheduler.scheduler``. The first
+  output has ``cold_kernels``, too: what computes there (``compat.hardware.kernels``).
+- ``counters``: ``SchedulerStats.kv_connector_stats["cold"]``, what the scheduler counted.
+  From ``scheduler.group_requests`` to ``frontend.metrics``.
 - ``transfer_params``: ``kv_transfer_params["cold"]`` of an output, what a client is told of each
   token, and what an engine needs that goes on with a request. From ``scheduler.scheduler`` and
   ``scheduler.kv_loads`` to ``frontend.explain_output`` and ``frontend.serving``; back in with a

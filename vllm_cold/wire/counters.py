@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a scheduler counts of contrastive requests, and tells the process that serves /metrics
-(``stats_channel``). Imports neither vLLM nor torch.
+"""What a scheduler counts of contrastive requests, and sends to the process that serves /metrics,
+next to what a KV connector counted. vLLM sends a step's statistics to one front end, so with
+several API servers each figure is added up once. Imports neither vLLM nor torch.
 """
 
 from collections import defaultdict
@@ -9,6 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import msgspec
 
+from vllm_cold.compat.hardware import Kernel
+
 if TYPE_CHECKING:
     from vllm_cold.wire.step_stats import RowStats  # which needs torch
 
@@ -16,6 +19,7 @@ Kind: TypeAlias = tuple[str, str]
 """What a request is counted under: its method and its expert's adapter, "" for the base model."""
 MAX_ADAPTERS = 100  # that an engine counts apart: a server may load new ones for ever
 OTHER = "other"  # stands for further ones
+_KEY = "cold"  # in kv_connector_stats
 
 
 # Metrics by name, with their help: the fields of ``Counters`` and ``ColdStats``.
@@ -33,13 +37,12 @@ COUNTERS = {
     "amateur_cached_prompt_tokens": "Prompt tokens of amateurs that were found in the prefix "
     "cache.",
 }
-HISTOGRAMS = {
-    "candidates": "Tokens that the expert finds plausible, for each token that was given."
-}
+CANDIDATES = "Tokens that the expert finds plausible, for each token that was given."
 GAUGES = {
     "requests_running": "Contrastive requests of which all streams are in the batch.",
     "requests_waiting": "Contrastive requests of which a stream, or all, wait.",
 }
+KERNEL_INFO = "What is computed on a CPU, by which kernels, and why; always 1."
 
 
 class Counters(msgspec.Struct, omit_defaults=True):
@@ -74,6 +77,7 @@ class ColdStats(msgspec.Struct, omit_defaults=True):
     requests_running: int = 0
     requests_waiting: int = 0
     sums: list[tuple[Kind, Counters]] = []
+    kernels: list[Kernel] = []
 
 
 class CountersByKind:
@@ -81,6 +85,7 @@ class CountersByKind:
 
     def __init__(self) -> None:
         self.sums: defaultdict[Kind, Counters] = defaultdict(Counters)  # since the last report
+        self.kernels: list[Kernel] = []  # which no report has told yet
         self._adapters: set[str] = set()
 
     def kind(self, method: str, adapter: str) -> Kind:
@@ -93,7 +98,23 @@ class CountersByKind:
 
     def take(self, running: int, waiting: int) -> dict[str, Any]:
         """Return a ``ColdStats`` with these numbers of groups, as plain data; begin new sums."""
-        report = ColdStats(running, waiting, list(self.sums.items()))
+        report = ColdStats(running, waiting, list(self.sums.items()), self.kernels)
         self.sums.clear()
+        self.kernels = []
         payload: dict[str, Any] = msgspec.to_builtins(report)
         return payload
+
+
+def attach(stats: Any, payload: dict[str, Any]) -> None:
+    """Send ``payload`` to the front end along with these statistics."""
+    stats.kv_connector_stats = {**(stats.kv_connector_stats or {}), _KEY: payload}
+
+
+def detach(stats: Any) -> dict[str, Any] | None:
+    """Take the payload out again, before vLLM sees it; None if there is none."""
+    carried = stats.kv_connector_stats if stats is not None else None
+    if stats is None or carried is None or _KEY not in carried:
+        return None
+    payload: dict[str, Any] = carried[_KEY]
+    stats.kv_connector_stats = {k: v for k, v in carried.items() if k != _KEY} or None
+    return payload

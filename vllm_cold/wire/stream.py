@@ -25,10 +25,7 @@ class AmateurStream(msgspec.Struct, frozen=True, omit_defaults=True):
             the settings chooses it at each step.
         adapter: As vLLM-independent data (the keyword arguments of a LoRARequest), None for the
             base model.
-        prompt: Its token ids.
-        embeds: Its embeddings, a tensor of this name as safetensors; without both it has the
-            expert's prompt.
-        is_token_ids: With embeddings, where the ids count and not they; None without ids.
+        prompt: Its token ids; None for the expert's prompt.
         num_features: Of the media of its own prompt. They travel after the expert's, at offsets
             past the end of its prompt and of the amateurs' before it.
     """
@@ -36,8 +33,6 @@ class AmateurStream(msgspec.Struct, frozen=True, omit_defaults=True):
     weight: float | None
     adapter: dict[str, Any] | None = None
     prompt: list[int] | None = None
-    embeds: bytes | None = None
-    is_token_ids: list[bool] | None = None
     num_features: int = 0
 
 
@@ -71,7 +66,7 @@ class Stream(msgspec.Struct, frozen=True):
 
     def to_extra_args(self, extra_args: Mapping[str, Any] | None) -> dict[str, Any]:
         """Return ``extra_args`` with this stream, without the request's own ``cold_*`` keys."""
-        return {**without_cold(extra_args), KEY: msgspec.to_builtins(self, builtin_types=(bytes,))}
+        return {**without_cold(extra_args), KEY: msgspec.to_builtins(self)}
 
 
 def set_slot(extra_args: dict[str, Any], slot: int) -> None:

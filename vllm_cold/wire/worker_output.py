@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Brings a worker's figures of the groups that it scored (``wire.step_stats``) to the scheduler,
 which may be another process: as the attribute ``cold`` of a step's own output, an ordinary object
-that is pickled with its attributes.
+that is pickled with its attributes. The first output tells in ``cold_kernels`` what computes there.
 """
 
 import threading
 from typing import Any
 
+from vllm_cold.compat import hardware
 from vllm_cold.compat.patching import Original
 from vllm_cold.wire.step_stats import RowStats, StepStats
 
@@ -29,11 +30,26 @@ def hand_over(stats: StepStats | None, *, in_front: bool = False) -> None:
         pending.insert(0 if in_front else len(pending), stats)
 
 
+def tell_kernels() -> None:
+    """Have the next output that this thread makes tell which kernels compute: by then the model is
+    loaded, and they are known.
+    """
+    _pending.tells_kernels = True
+
+
 def wrap_output_init(original: Original, self: Any, *args: Any, **kwargs: Any) -> None:
     """Wrap ``ModelRunnerOutput.__init__``."""
     original(self, *args, **kwargs)
     if pending := vars(_pending).pop("step_stats", None):
         self.cold = pending
+    if vars(_pending).pop("tells_kernels", False):
+        self.cold_kernels = list(hardware.kernels)
+
+
+def kernels_of(output: Any) -> list[hardware.Kernel]:
+    """Return which kernels a ``ModelRunnerOutput`` tells of: a worker's first one."""
+    kernels: list[hardware.Kernel] = getattr(output, "cold_kernels", [])
+    return kernels
 
 
 def from_worker(output: Any) -> dict[str, list[RowStats]]:

@@ -10,7 +10,7 @@ it (V1: ``processor_v1``; V2, the default on GPUs since 0.32: ``processor_v2``):
 2. ``update_state`` (V1) or ``add_request`` (V2): which rows of the batch are streams. Their
    ``Stream`` comes in ``extra_args`` (``wire.stream``). ``GroupRows.match`` (``group_rows``) finds
    the complete groups.
-3. The model runs. V1 embeds prompts of embeddings (``prompt_embeds``, ``_preprocess``).
+3. The model runs.
 4. Where drafts are verified, ``RejectionSampler.forward`` (``drafts_v1``) or ``__call__``
    (``drafts_v2``) tell the processor how many rows of logits each request has.
 5. ``apply``: the rules choose weights (``rule_weights``), the op (``ops``) writes scores over the

@@ -35,8 +35,9 @@ class ColdLogitsProcessorV1(LogitsProcessor):  # type: ignore[misc]
         self._rows: GroupRows | None = None
         backend_registry.choose(device)  # says which; a missing one fails now, not at a request
         # The model is loaded after this.
-        patching.install(places.rows(places.WORKER, places.V1, places.EMBEDS))
+        patching.install(places.rows(places.WORKER, places.V1))
         ssm.install(vllm_config)
+        worker_output.tell_kernels()
 
     def is_argmax_invariant(self) -> bool:
         """False: vllm-cold changes which token is best."""

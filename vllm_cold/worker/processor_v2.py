@@ -33,6 +33,7 @@ class ColdLogitsProcessorV2(LogitsProcessor):  # type: ignore[misc]
         self._states = RuleStates(self._device)
         load_rules(vllm_config.additional_config)
         ssm.install(vllm_config)
+        worker_output.tell_kernels()
         # Logs which; a missing one fails now, not at a request.
         backend_registry.choose(self._device)
         self._num_rows = np.ones(req_states.max_num_reqs, dtype=np.int64)  # by slot

@@ -21,14 +21,13 @@ if TYPE_CHECKING:
         penalties_v2,
         processor_v1,
         processor_v2,
-        prompt_embeds,
         ssm,
     )
 else:
     globals().update(lazy("vllm_cold.compat", "cpu_sampling"))
     globals().update(lazy("vllm_cold.worker",
         "amateur_tokens block_zeroer drafts_v1 drafts_v2 penalties_v2 processor_v1 "
-        "processor_v2 prompt_embeds ssm"))
+        "processor_v2 ssm"))
     globals().update(lazy("vllm_cold.wire", "worker_output"))
 
 _SCHED, _SAMPLE = "vllm.v1.core.sched.", "vllm.v1.sample."
@@ -172,15 +171,6 @@ TABLE = (
         Wraps("vllm.model_executor.layers.rotary_embedding.base:RotaryEmbedding.forward_cpu",
               ssm.wrap_rotary_forward, "positions query key"),
         since="0.32",
-    ),
-    places.workaround(
-        prompt_embeds, places.EMBEDS,
-        "V1 embeds only the rows of a step that are tokens, without those that bring their "
-        "embeddings. The LoRA layer gives them the adapters of the first rows: another request's. "
-        "Here all rows are embedded, and those that were asked for taken.",
-        Wraps(_RUNNER_V1 + "_preprocess", prompt_embeds.wrap_runner_preprocess, "scheduler_output",
-              if_loaded=True),
-        platform="",
     ),
     places.workaround(
         cpu_sampling, places.DRAFTS_V1,

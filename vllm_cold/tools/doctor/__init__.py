@@ -42,8 +42,7 @@ def run(options: argparse.Namespace) -> int:
     with_vllm: dict[str, Look] = {
         "Devices": sections.devices,
         "Plugin": sections.plugin,
-        "Scoring": sections.scoring,
-        "LoRA": sections.lora,
+        "Kernels": sections.kernels,
         "vLLM's interfaces": sections.interfaces,
     }
     if not options.no_self_test:

@@ -4,14 +4,12 @@
 """
 
 import importlib.metadata
-import os
 import platform
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 
 from vllm_cold import __version__
-from vllm_cold.compat import active, environment, versions
-from vllm_cold.tools import setup_cpu
+from vllm_cold.compat import active, versions
+from vllm_cold.tools import machine, setup_cpu
 from vllm_cold.tools.doctor.doctor_report import Entry, Status, failure, without_home
 
 _DISTRIBUTIONS = """
@@ -33,6 +31,16 @@ _SHOWN = """
 """
 
 
+_UNKNOWN = "unknown to vllm-cold"
+# Torch operations are slow, and without LoRA of ours adapters cannot be contrasted.
+_STATUS = {
+    ("scoring", "torch"): Status.WARNING,
+    ("lora", "torch"): Status.WARNING,
+    ("lora", "vllm"): Status.PROBLEM,
+    ("lora", _UNKNOWN): Status.PROBLEM,
+}
+
+
 def installed() -> Iterator[Entry]:
     """Look at packages, Python and the machine, and whether this vLLM was validated."""
     yield Entry("vllm-cold", __version__)
@@ -46,8 +54,7 @@ def installed() -> Iterator[Entry]:
             yield Entry(name, distribution.version)
     yield Entry("Python", f"{platform.python_version()} ({platform.python_implementation()})")
     yield Entry("system", platform.platform())
-    affinity = len(os.sched_getaffinity(0))
-    yield Entry("CPU", f"{_cpu()}; {affinity} of {os.cpu_count()} cores for this process")
+    yield Entry("CPU", machine.text(machine.describe()))
 
 
 def unusable() -> str | None:
@@ -69,13 +76,6 @@ def unusable() -> str | None:
                 return f"{' and '.join(broken)} cannot be loaded: run {setup_cpu.COMMAND}"
             return f"{failure(error)}: reinstall vLLM {version} with what it needs"
     return None
-
-
-def _cpu() -> str:
-    """Return the processor's name."""
-    lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
-    names = (line.partition(": ")[2] for line in lines if line.startswith("model name"))
-    return next(names, platform.machine())
 
 
 def variables(values: Mapping[str, str]) -> Iterator[Entry]:
@@ -131,11 +131,14 @@ def plugin() -> Iterator[Entry]:
         yield Entry("contrastive decoding", "available in this process")
 
 
-def scoring() -> Iterator[Entry]:
-    """Name the scoring backend for the device here, and why a better one is missing."""
+def kernels() -> Iterator[Entry]:
+    """Name what computes scores and LoRA here, on CPUs products, too, and why."""
     import torch
     from vllm.platforms import current_platform
 
+    from vllm_cold.compat import hardware
+    from vllm_cold.cpu import kernel_report
+    from vllm_cold.npu import npu_platform
     from vllm_cold.ops import backend_registry, cpu_library
 
     if (reason := cpu_library.missing()) is not None:
@@ -144,45 +147,19 @@ def scoring() -> Iterator[Entry]:
         isa = cpu_library.ISAS[cpu_library.best_isa()]
         library = without_home(str(cpu_library.PATH))
         yield Entry("C++ library", f"{library}, instruction set {isa}")
-    device = torch.device(current_platform.device_type)
-    chosen = backend_registry.choose(device)
-    best = backend_registry.AUTOMATIC.get(device.type, "torch")
-    text, status = f"{chosen}: {backend_registry.BACKENDS[chosen]}", Status.OK
-    if environment.read(environment.SCORING):
-        text += f", by {environment.SCORING}"
-    elif chosen != best:
-        text += f"; not {best}: {backend_registry.load(best).missing(device)}"
-        status = Status.WARNING
-    yield Entry(f"on {device}", text, status)
-
-
-def lora() -> Iterator[Entry]:
-    """Name the kernels that compute LoRA."""
-    from vllm.platforms import current_platform
-
-    from vllm_cold.compat import hardware
-    from vllm_cold.cpu import cpu_platform, operators
-    from vllm_cold.npu import npu_platform
-
-    if hardware.is_on("npu"):
-        if (wrapper := npu_platform.named()) != npu_platform.STOCK:
-            yield Entry("LoRA", f"not known to vllm-cold: {wrapper}", Status.PROBLEM)
-        else:
-            yield Entry("LoRA", f"bgmv in engines with contrastive decoding, else {wrapper}")
-        return
-    wrapper = current_platform.get_punica_wrapper()
-    if wrapper not in cpu_platform.WRAPPERS.values():
-        yield Entry("LoRA", f"the platform's own ({wrapper})")
-        return
-    match cpu_platform.choice():
-        case "cpp":
-            yield Entry("LoRA", "C++ kernels")
-        case "torch":
-            why = operators.missing() or "asked for"
-            yield Entry("LoRA", f"torch operations, slow: {why}", Status.WARNING)
-        case _:
-            text = "vLLM's own; contrastive requests are refused"
-            yield Entry("LoRA", text, Status.PROBLEM)
+    if hardware.is_on("cpu"):
+        rows = kernel_report.kernels()
+    else:
+        wrapper, path, reason = current_platform.get_punica_wrapper(), "the platform's own", ""
+        if hardware.is_on("npu"):
+            wrapper, path = npu_platform.named(), _UNKNOWN
+            if wrapper == npu_platform.STOCK:
+                path, reason = "bgmv", "in engines with contrastive decoding, else "
+        device = torch.device(current_platform.device_type)
+        rows = [("scoring", *backend_registry.path(device)), ("lora", path, reason + wrapper)]
+    for name, path, reason in rows:
+        status = _STATUS.get((name, path), Status.OK)
+        yield Entry(kernel_report.LABELS.get(name, name), f"{path} ({reason})", status)
 
 
 def interfaces() -> Iterator[Entry]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from vllm_cold.settings.presets import PRESETS, PresetName
+from vllm_cold.settings.presets import PRESETS
 from vllm_cold.settings.table import PREFIX, SETTINGS, check, read
 from vllm_cold.tools.contrast_args import option_of
 
@@ -17,7 +17,7 @@ AXES = {"alpha": "0.05,0.1,0.3", "beta": "0.25,0.5,1"}
 class Setting(msgspec.Struct, frozen=True, omit_defaults=True):
     """What a request says of the method; None where it says nothing."""
 
-    preset: PresetName | None = None
+    preset: str | None = None
     alpha: float | None = None
     beta: float | None = None  # None, as is the rule, where each amateur has a weight of its own
     rule: str | None = None
