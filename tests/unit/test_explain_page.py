@@ -49,9 +49,7 @@ def test_the_terminal_without_colours() -> None:
     words = [word for word in differing if word.strip().isalpha()]
     assert len(words) > 5 and all(f"[{word}]" in flowing for word in words)
     assert "against sql, text of its own, weight +0.25" in flowing
-    assert flowing.count("weights: ") == 1  # of vllm-cold's answer
-    assert "ended, 0.25" in flowing and "0.25 ⊣" in flowing
-    assert "weights: " not in printed(make_report(), 100)
+    assert flowing.count("⊣") == 1  # of vllm-cold's answer
 
 
 def test_the_table_of_candidates() -> None:

@@ -132,11 +132,6 @@ def test_what_is_served(fake: Path) -> None:
         ("(EngineCore pid=7) ValueError: no such dtype", "ValueError: no such dtype"),
         ("  Value error, Unrecognized model [type=value_error, ...]", "Unrecognized model"),
         ("vllm serve: error: argument --dtype: invalid", "error: argument --dtype: invalid"),
-        (
-            "ValueError: Available memory is less than desired CPU memory utilization (0.9)",
-            "ValueError: Available memory is less than desired CPU memory utilization (0.9) "
-            "(change --gpu-memory-utilization, or on a CPU VLLM_CPU_KVCACHE_SPACE, in GiB)",
-        ),
         ("killed", "status 1; the end of its log is above"),
     ],
 )

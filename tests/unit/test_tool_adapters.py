@@ -53,9 +53,9 @@ def test_two_adapters_differ(tmp_path: Path) -> None:
     assert [a.name for a in read_adapters(one, [two])] == ["one", "two"]
     assert [a.name for a in read_adapters(None, [two, one])] == ["two", "one"]
     for expert, amateurs in ((one, [f"other={one}"]), (None, [one, f"other={one}"])):
-        with pytest.raises(ToolError, match="is given twice; leave it out"):
+        with pytest.raises(ToolError, match="has the name or the folder of another adapter"):
             read_adapters(expert, amateurs)
-    with pytest.raises(ToolError, match="has the name 'one' of another adapter; give it one of"):
+    with pytest.raises(ToolError, match="has the name or the folder of another adapter"):
         read_adapters(one, [f"one={two}"])
 
 

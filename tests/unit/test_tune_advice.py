@@ -121,8 +121,6 @@ def test_the_greedy_line_has_no_cold_in_it() -> None:
     )
     assert parse(line).sampler is None
     assert serve_line("org/model", [], engine_arguments([]), None) == "vllm serve org/model"
-    engine = {"additional_config": {"other": 1, **engine_arguments([])["additional_config"]}}
-    assert parse(serve_line("M", [], engine, None)).additional_config == {"other": 1}
 
 
 @pytest.mark.parametrize(

@@ -70,15 +70,11 @@ def read_adapters(expert: str | None, amateurs: Sequence[str] = ()) -> list[Adap
     adapters = [] if expert is None else [read_adapter("--adapter", expert)]
     for text in amateurs:
         adapter = read_adapter("--amateur", text)
-        if adapter.folder in (other.folder for other in adapters):
+        if any(adapter.name == other.name or adapter.folder == other.folder for other in adapters):
             raise ToolError(
-                f"--amateur={text!r}: is given twice; leave it out: an amateur is the base model, "
-                "or the expert's adapter if it has another prompt"
-            )
-        if adapter.name in (other.name for other in adapters):
-            raise ToolError(
-                f"--amateur={text!r}: has the name {adapter.name!r} of another adapter; give it "
-                "one of its own as NAME=FOLDER"
+                f"--amateur={text!r}: has the name or the folder of another adapter; give it a "
+                "name as NAME=FOLDER, or leave it out: an amateur is the base model, or the "
+                "expert's adapter if it has another prompt"
             )
         adapters.append(adapter)
     return adapters

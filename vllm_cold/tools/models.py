@@ -32,11 +32,11 @@ class Models:
     # What requests call an adapter, by the value of --amateur.
     amateur_names: Mapping[str, str] = field(default_factory=dict)
 
-    def open(self, verbose: bool = False) -> AbstractContextManager[Server]:
-        """Open the server, which is started if need be; ``verbose`` shows its log."""
+    def open(self) -> AbstractContextManager[Server]:
+        """Open the server, which is started if need be."""
         if self.server is not None:
             return closing(self.server)
-        return serving(self.model, self.adapters, self.expert, verbose=verbose, **self.engine)
+        return serving(self.model, self.adapters, self.expert, **self.engine)
 
 
 def read_models(options: argparse.Namespace, **engine: Any) -> Models:
@@ -52,8 +52,8 @@ def read_models(options: argparse.Namespace, **engine: Any) -> Models:
     add_rules(options.rules)
     _check_options(options)
     if options.url is not None:
-        key, insecure = options.api_key, options.insecure_http
-        server = Server(options.url, options.adapter, options.model, key, insecure)
+        insecure = options.insecure_http
+        server = Server(options.url, options.adapter, options.model, insecure_http=insecure)
         return Models(model=server.base, expert=server.expert, server=server)
     model = read_model(options.model)
     # What is no adapter: whichever the amateur has where none is named, and the base model.
@@ -74,10 +74,10 @@ def read_models(options: argparse.Namespace, **engine: Any) -> Models:
 
 def _check_options(options: argparse.Namespace) -> None:
     """Refuse what would be ignored: with --url an engine's options, without it a server's."""
-    ignored = ["api_key", "insecure_http"]
+    ignored = ["insecure_http"]
     problem = "is for a server; add --url, or leave it out"
     if options.url is not None:
-        ignored = [*ENGINE_OPTIONS, "engine_args"]
+        ignored = [*ENGINE_OPTIONS]
         problem = (
             "is for an engine that is started, and --url asks a server that is running; leave one "
             "of them out"

@@ -26,11 +26,6 @@ def add_models(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     )
     models("--url", help="use this server, such as http://localhost:8000, instead of starting one")
     models(
-        "--api-key",
-        metavar="KEY",
-        help="the server's API key (default: $COLD_API_KEY, which process lists do not show)",
-    )
-    models(
         "--insecure-http",
         action="store_true",
         default=None,

@@ -25,7 +25,6 @@ from vllm_cold.tools.command_error import ToolError
 from vllm_cold.tools.server import Server
 
 _HOST = "127.0.0.1"
-_SPACE = " (change --gpu-memory-utilization, or on a CPU VLLM_CPU_KVCACHE_SPACE, in GiB)"
 _LOG_LINES = 100  # an engine's error may stand far above its server's
 _PATIENCE = 20.0  # seconds until a server that does not end is killed
 # pydantic writes an error's reason into a line of its own.
@@ -51,12 +50,7 @@ def words_of(arguments: Mapping[str, Any]) -> list[str]:
 
 @contextmanager
 def serving(
-    model: str,
-    adapters: Sequence[Adapter] = (),
-    expert: str | None = None,
-    *,
-    verbose: bool = False,
-    **engine: Any,
+    model: str, adapters: Sequence[Adapter] = (), expert: str | None = None, **engine: Any
 ) -> Iterator[Server]:
     """Serve a model. The server has ended when this returns, be it by an error or Ctrl-C; if the
     command is killed, Linux has it end itself.
@@ -65,7 +59,6 @@ def serving(
         model: A folder or hub name; also what the base model is called.
         adapters: Those that requests can name.
         expert: The name of the expert's adapter, None for none.
-        verbose: Whether its log is shown.
         engine: More arguments of ``vllm.LLM``: ``engine_arguments`` and others.
 
     Raises:
@@ -88,8 +81,8 @@ def serving(
         process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
-            stdout=None if verbose else log,
-            stderr=None if verbose else subprocess.STDOUT,
+            stdout=log,
+            stderr=subprocess.STDOUT,
             env=_environment(key),
             start_new_session=True,  # Ctrl-C is the command's
             preexec_fn=lambda: ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM),
@@ -149,9 +142,6 @@ def _fail(process: subprocess.Popen[Any], log: Any, model: str, what: str) -> No
     errors = [_ERROR.search(line) for line in lines if _AFTER not in line]
     reasons = [match["of_pydantic"] or match[0] for match in errors if match is not None]
     reason = reasons[-1] if reasons else f"status {process.returncode}; the end of its log is above"
-    low = reason.lower()
-    if "memory utilization" in low or "requested memory for kv" in low:
-        reason += _SPACE
     raise ToolError(f"--model={model!r}: vllm serve {what}: {reason}")
 
 

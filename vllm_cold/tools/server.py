@@ -183,10 +183,8 @@ class Server:
         try:
             yield
         except openai.AuthenticationError as error:
-            raise ToolError(
-                f"{self.where}: wants {'another' if self._key else 'an'} API key; set "
-                f"{_KEY_VARIABLE}, or give --api-key"
-            ) from error
+            which = "another" if self._key else "an"
+            raise ToolError(f"{self.where}: wants {which} API key; set {_KEY_VARIABLE}") from error
         # The second of a name that no resolver takes.
         except (openai.APIConnectionError, UnicodeError) as error:
             reason = str(error.__cause__ or "") or error
@@ -230,13 +228,12 @@ def without_openai() -> Iterator[None]:
 
 
 def _read_key(api_key: str | None) -> str | None:
-    """Return the key of ``--api-key``, else the environment's; an empty variable has none."""
-    key = os.environ.get(_KEY_VARIABLE) or None if api_key is None else api_key
+    """Return this key, else the environment's; an empty variable has none."""
+    key = api_key or os.environ.get(_KEY_VARIABLE) or None
     # The client's error about a key that no header can hold would show it.
     if key is not None and not re.fullmatch(r"[!-~]+", key):
-        source = _KEY_VARIABLE if api_key is None else "--api-key"
         raise ToolError(
-            f"{source}: an API key has only ASCII characters and no white space; correct it"
+            f"{_KEY_VARIABLE}: an API key has only ASCII characters and no white space; correct it"
         )
     return key
 

@@ -21,8 +21,6 @@ from vllm_cold.tools.models import Models
 from vllm_cold.tools.pictures import read_picture, without_data
 from vllm_cold.tools.rows import PromptRow, read_lines, read_row
 
-MAX_PROMPTS = 50
-
 
 @dataclass(frozen=True, slots=True)
 class Question:
@@ -112,9 +110,4 @@ def read_questions(options: argparse.Namespace, models: Models) -> list[Question
         questions.append(question(prompt, row_args=row_args, where=where))
     if not questions:
         raise ToolError(f"--prompts={path}: holds no prompt; put one on each line")
-    if len(questions) > MAX_PROMPTS:
-        raise ToolError(
-            f"--prompts={path}: holds {len(questions)} prompts; one page takes up to "
-            f"{MAX_PROMPTS}: split the file"
-        )
     return questions

@@ -4,7 +4,6 @@ Tokens are ids, probabilities from 0 to 1.
 """
 
 import math
-from itertools import zip_longest
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, PlainSerializer
@@ -76,6 +75,19 @@ class Answer(_Record):
     finish_reason: str  # vLLM's: "stop", "length"
     steps: tuple[ShownStep, ...]  # one for each token
 
+    @property
+    def summary(self) -> str:
+        """Sum it up in a line."""
+        steps = self.steps
+        mean = math.fsum(step.divergence for step in steps) / len(steps)
+        is_finished = self.finish_reason == "stop"
+        ended = "finished (EOS or stop)" if is_finished else "cut at --max-tokens"
+        facts = [f"{len(steps)} tokens, {ended}"]
+        if not self.greedy:
+            facts.append(f"{sum(step.differs for step in steps)} differ from greedy's choice")
+        facts.append(f"mean disagreement {mean:.3f} bits")
+        return " · ".join(facts)
+
 
 class Piece(_Record):
     """A part of what a stream reads: a text, or a message and its role."""
@@ -97,23 +109,6 @@ class Explanation(_Record):
     pieces: tuple[Piece, ...]
     amateurs: tuple[ShownAmateur, ...]
     answers: tuple[Answer, Answer]
-
-    def summary(self, answer: Answer) -> str:
-        """Sum up one of the answers in a line."""
-        steps = answer.steps
-        mean = math.fsum(step.divergence for step in steps) / len(steps)
-        is_finished = answer.finish_reason == "stop"
-        ended = "finished (EOS or stop)" if is_finished else "cut at --max-tokens"
-        facts = [f"{len(steps)} tokens, {ended}"]
-        if not answer.greedy:
-            facts.append(f"{sum(step.differs for step in steps)} differ from greedy's choice")
-        facts.append(f"mean disagreement {mean:.3f} bits")
-        cold, greedy = ([step.token for step in either.steps] for either in self.answers)
-        pairs = enumerate(zip_longest(cold, greedy), 1)  # one of them may only be longer
-        first = next((number for number, (a, b) in pairs if a != b), None)
-        if not answer.greedy and first is not None:
-            facts.append(f"first differs from the greedy answer at token {first}")
-        return " · ".join(facts)
 
 
 class Report(_Record):

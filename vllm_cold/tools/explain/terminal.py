@@ -38,11 +38,8 @@ def show(console: Console, report: Report) -> None:
                 console.print(Padding.indent(_pieces(amateur.pieces), 2))
         for answer in explanation.answers:
             console.print()
-            summary = explanation.summary(answer)
-            console.print(Text.assemble((answer.title, "bold"), f"  {summary}"))
+            console.print(Text.assemble((answer.title, "bold"), f"  {answer.summary}"))
             console.print(Padding.indent(_tokens(answer, colours), 2))
-            if any(step.weights for step in answer.steps):
-                console.print(Padding.indent(_weights(answer), 2))
             if any(step.differs for step in answer.steps):
                 console.print(_table(report, explanation, answer))
 
@@ -78,16 +75,6 @@ def _tokens(answer: Answer, colours: bool) -> Text:
         text.append(shown, style=style)
         if step.ends:
             text.append("⊣", style="bold")
-    return text
-
-
-def _weights(answer: Answer) -> Text:
-    """Return the amateurs' weights at each token."""
-    text = Text("weights: ", style="dim")
-    for step in answer.steps:
-        weights = ["ended" if weight is None else f"{weight:.3g}" for weight in step.weights]
-        text.append(visible.alone(step.text, step.token), style="bold")
-        text.append(f" {', '.join(weights)}{' ⊣' if step.ends else ''}   ")
     return text
 
 

@@ -68,11 +68,7 @@ def add_parser(subparsers: Any) -> None:
         metavar="N",
         help="requests at a time (default: 32 with --url, else 256)",
     )
-    add_models(parser).add_argument(
-        "--engine-args",
-        metavar="JSON",
-        help='more arguments of vllm.LLM, such as \'{"quantization": "fp8"}\'',
-    )
+    add_models(parser)
     add_contrast(parser)
     search = parser.add_argument_group("what to try, and how to judge")
     search.add_argument(
@@ -113,7 +109,6 @@ def add_parser(subparsers: Any) -> None:
         help="answers and report; the same command goes on there after a crash "
         "(default: cold-tune)",
     )
-    files.add_argument("--verbose", action="store_true", help="show vLLM's own log")
     parser.set_defaults(run=run)
 
 

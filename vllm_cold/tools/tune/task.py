@@ -3,12 +3,10 @@
 
 import argparse
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
-
-import msgspec
 
 import vllm_cold
 from vllm_cold.compat.versions import vllm_version
@@ -30,10 +28,6 @@ from vllm_cold.tools.tune.baselines import Lacks, add_baselines
 from vllm_cold.tools.tune.grid import Setting, make_grid
 from vllm_cold.tools.tune.match import Matcher, load_keeper, load_matcher
 from vllm_cold.tools.tune.problems import Problem, load_problems, split_problems
-
-# What --engine-args may not have, with the remedy: a token would stand in results and reports.
-_ELSEWHERE = {"model": "use --model", "hf_token": "set HF_TOKEN"}
-_ELSEWHERE |= dict.fromkeys(("host", "port", "api_key"), "leave it out")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +102,7 @@ def read_task(options: argparse.Namespace) -> Task:
     dev, held_out = split_problems(problems, options.test_fraction, options.seed)
     keeper = load_keeper(options.keep, problems)
     return Task(
-        **vars(replace(models, engine=_with_more(models.engine, options.engine_args))),
+        **vars(models),
         options=options,
         args=args,
         grid=grid,
@@ -152,20 +146,3 @@ def _other_reader(
     ordered = sorted(by_preset.values(), key=len)
     others = (amateur for amateur in chain.from_iterable(ordered) if amateur.source is not None)
     return next(others, None)
-
-
-def _with_more(engine: Mapping[str, Any], text: str | None) -> dict[str, Any]:
-    """Return a server's arguments with those of ``--engine-args``."""
-    try:
-        more = msgspec.json.decode(text or "{}", type=dict[str, Any])
-    except msgspec.DecodeError as error:
-        raise ToolError(f"--engine-args={text!r}: must be a JSON object ({error})") from None
-    for name, remedy in _ELSEWHERE.items():
-        if name in more:
-            raise ToolError(f"--engine-args: {name} does not belong there; {remedy}")
-    theirs = more.get("additional_config") or {}
-    if not isinstance(theirs, dict):
-        raise ToolError(f"--engine-args: additional_config={theirs!r}: must be a JSON object")
-    if isinstance(ours := engine.get("additional_config"), dict):
-        more["additional_config"] = {**theirs, **ours}
-    return {**engine, **more}

@@ -43,7 +43,7 @@ class Tuning:
     @cached_property
     def server(self) -> Server:
         """What is asked; it starts when it is needed."""
-        return self.stack.enter_context(self.task.open(self.task.options.verbose))
+        return self.stack.enter_context(self.task.open())
 
     def _score(self, setting: Setting, problem: Problem) -> tuple[float, ...]:
         """Return the scores of ``--match`` and, if something must be kept, of ``--keep``."""

@@ -49,15 +49,13 @@ def serve_line(
     """Return the command that serves what was measured, quoted for a shell. vllm-cold's defaults
     are those of ``server_defaults``; None for a server that decodes greedily.
     """
-    more = engine.get("additional_config") or {}
     # What is said of contrastive decoding there is for the server that tunes.
-    rest = {key: value for key, value in more.items() if key != "cold"} or None
-    words = ["vllm", "serve", model, *words_of({**engine, "additional_config": rest})]
+    words = ["vllm", "serve", model, *words_of({**engine, "additional_config": None})]
     if adapters:
         words += ["--lora-modules", *(adapter.module for adapter in adapters)]
     if defaults is not None:
         words += ["--sampler", "cold"]
-        for path in more.get("cold", {}).get("rules", ()):
+        for path in engine.get("additional_config", {}).get("cold", {}).get("rules", ()):
             words += ["--cold-rule", path]
         for name, value in defaults.items():
             text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
