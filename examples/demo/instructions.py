@@ -76,5 +76,5 @@ def note(problem: Problem) -> str:
         f'[dim]Asked as in "{user}", under "{system}". Sampled at random. The contrast '
         f"is with the same model without the instruction (preset {PRESET}). What makes this model "
         "follow more makes fewer answers right; on larger ones less so (docs/accuracy.md). Count "
-        "both at once on your own questions: vllm-cold tune --keep.[/]"
+        "both at once on your own questions: vllm-cold tune.[/]"
     )

@@ -175,7 +175,7 @@ def test_a_gain_is_found_and_its_line_serves_what_was_measured(
     assert (asked["max_lora_rank"], asked["max_model_len"], asked["max_num_seqs"]) == (8, 128, 8)
     check_outputs(folder, case)
     found = report(folder)
-    assert found["gain"] and found["test"]["score"]["found"]["better"] == COUNT // 2
+    assert found["gain"] and found["test"]["answered"]["better"] == COUNT // 2
     said = capsys.readouterr().out.splitlines()
     assert said[-1].startswith(
         "Use alpha 0.05, beta 2, which beats greedy decoding: +100.0 points on 12 held-out"
@@ -244,4 +244,4 @@ def test_the_commands_of_the_page(
     assert "enable_lora" not in starts[-1] and "--enable-lora" not in found["serve"]
     found = run("tune-callable", block("docs/tuning.md", "tune-callable"))
     assert found["run"]["match"] == "scoring:similarity"
-    assert 0.0 < found["test"]["score"]["found"]["greedy"] < 1.0
+    assert 0.0 < found["test"]["answered"]["greedy"] < 1.0

@@ -3,7 +3,6 @@
 
 import json
 import re
-import shlex
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -13,9 +12,10 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from tests.docs.blocks import ROOT, block, blocks
+from tests.docs.blocks import ROOT, blocks
 from vllm_cold.settings.table import ENGINE, MAX_EXPERT_TOP_K
 from vllm_cold.tools import models, tune
+from vllm_cold.tools.contrast_args import ROW_KEYS
 from vllm_cold.tools.main import build_parser, main
 from vllm_cold.tools.tune import tune_command as tune_command
 from vllm_cold.tools.tune.answers import Job, Output
@@ -176,7 +176,7 @@ def test_one_engine_one_greedy_pass_and_nothing_held_out_but_the_best(
     on_dev = {id for setting, id in done if setting == OTHER}
     assert {id for _, id in done[-COUNT // 2 :]} == {f"p{n}" for n in range(COUNT)} - on_dev
     report = command.report
-    assert report["gain"] and report["test"]["score"]["found"]["count"] == COUNT // 2
+    assert report["gain"] and report["test"]["answered"]["count"] == COUNT // 2
     assert [row["picked"] for row in report["settings"]] == [True, False]
     assert len(report["changes"]) == COUNT // 2 and report["changes"][0]["cold"] == "right"
     printed = capsys.readouterr()
@@ -213,51 +213,6 @@ def test_rule_split_answers_and_grid_may_change(command: Command) -> None:
     assert {setting for setting, _ in command.take()} == added
     assert command("--seed", "1") == 0
     assert {setting for setting, _ in command.take()} == {OTHER}
-
-
-@pytest.mark.parametrize("loses", [False, True])
-def test_what_must_be_kept_is_judged_with_what_is_right(command: Command, loses: bool) -> None:
-    """Nothing is decoded again for it, and what loses it is not served."""
-
-    def text(job: Job) -> str:
-        right = job.setting == BEST or (job.setting == OTHER and job.problem.line % 2)
-        kept = not loses or job.setting == GREEDY or job.problem.line % 4 == 0
-        return " ".join([*["right"] * bool(right), *["kept"] * kept]) or "-"
-
-    command.text = text
-    assert command("--match", "contains") == 0
-    alone = command.report
-    assert alone["test"]["keep"] is None and len(command.take()) == TOTAL
-    rows = map(json.loads, (command.folder / "p.jsonl").read_text().splitlines())
-    command.write([row | {"keep": "kept"} for row in rows])
-    assert command("--match", "contains", "--keep", "regex") == int(loses)
-    assert not command.jobs
-    report = command.report
-    assert report["run"]["keep"] == "regex" and report["test"]["match"] == alone["test"]["score"]
-    assert report["settings"][1]["test"] is None  # was not decoded there
-    scores = {"keep": "kept", "greedy_keep": 1.0, "greedy_match": 0.0, "cold_match": 1.0}
-    assert scores.items() <= report["changes"][0].items()
-    assert "0.0 % and 100.0 % are matched (better on 20, worse on 0, p = 1.9e-06)" in command.notes
-
-
-def test_instructions_as_on_the_page(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The contrast makes the model follow; whether the rest is kept decides."""
-    pytest.importorskip("if_verifiable", reason="is of the extra ifeval")
-    (row,) = (b.text for b in blocks("docs/tuning.md") if "instruction_id_list" in b.text)
-    rows = [json.loads(row) for _ in range(COUNT)]
-    for number, row in enumerate(rows):
-        row["messages"][-1]["content"] += f" {number}"
-    command.write(rows)
-    monkeypatch.chdir(command.folder)
-    Path("p.jsonl").rename("kept.jsonl")
-    words = shlex.split(block("docs/tuning.md", "tune-keep").replace("$MODEL", "org/model"))
-    for cold, headline in (
-        ('"Baghdad."', "Use cfg, which beats greedy decoding: +100.0 points of both"),
-        ('"Use marks."', "Use greedy decoding: cfg matches more (+100.0 points) but"),
-    ):
-        command.text = lambda job, cold=cold: cold if job.args else "Baghdad."
-        main([*words[1:], "--output", cold])
-        assert json.loads(Path(cold, "report.json").read_text())["headline"].startswith(headline)
 
 
 def test_a_callable_that_fails_ends_the_run_at_once(
@@ -344,9 +299,8 @@ def test_a_baseline_that_gains_is_tried_with_contrasts(command: Command, chats: 
         assert job.reads == job.problem.baselines[repeated]
     assert command.headline.startswith(f"Use {preset} with {repeated}, which beats greedy deco")
     assert f", and {repeated} alone by +" in command.headline
-    sent = f'"{key}": "<the prompt without the {lacks}>", "cold_preset": "{preset}"}}'
-    assert f"{sent} and a prompt with {repeated}, as answers.jsonl has it for " in command.notes
-    assert "cold_without" not in command.notes + command.report["serve"]
+    sent = json.dumps({**SENT, "cold_preset": preset})
+    assert f"{sent} and a prompt and {', '.join(ROW_KEYS)} as answers.jsonl has" in command.notes
     assert command.report["serve"].endswith("--sampler cold")
 
 
@@ -388,7 +342,7 @@ ADVICE = {
         Command.write_texts, "--preset cad", PRESET, lambda job: job.setting == CAD,
         0, "Use cad, which beats", "/sql --sampler cold",
         'Contrastive requests must also send "vllm_xargs": '
-        f"{json.dumps({**SENT, 'cold_preset': 'cad'})} and the cold_* keys of its problem's row",
+        f"{json.dumps({**SENT, 'cold_preset': 'cad'})} and a prompt and {', '.join(ROW_KEYS)} as ",
     ),
     "two amateurs": Advised(
         lambda command: None, "--amateur chat --amateur org/model --weights 0.5 --weights -0.5",
@@ -399,7 +353,7 @@ ADVICE = {
         Command.write_chats, "--without system --amateur chat --weights -0.25", ("--beta",),
         lambda job: job.setting.baseline and (job.args or job.problem.line % 2),
         0, "Use alpha 0.1 with a stronger prompt, which beats", "--sampler cold",
-        '"cold_amateur": "chat", "cold_weights": -0.25, ', "cold_without",
+        '"cold_amateur": "chat", "cold_weights": -0.25, ', "cold_without\":",
     ),
     "a gain where texts answer alone": Advised(
         lambda command: command.write_texts(silent=16), "--preset cad", PRESET,
@@ -459,16 +413,8 @@ def test_a_library_that_is_missing_is_named_before_anything_starts(
     assert not command.started
 
 
-def test_the_extra_for_instructions_is_named(
-    command: Command, monkeypatch: pytest.MonkeyPatch, capsys: Capture
-) -> None:
-    monkeypatch.setitem(sys.modules, "langdetect", None)
-    assert command("--match", "ifeval") == 2
-    assert capsys.readouterr().err.endswith("needs langdetect: pip install 'vllm-cold[ifeval]'\n")
-
-
 def test_the_page_shows_problems_and_options_that_exist(tmp_path: Path) -> None:
-    rows, chats, kept = (b.text for b in blocks("docs/tuning.md") if b.language == "json")
+    rows, chats = (b.text for b in blocks("docs/tuning.md") if b.language == "json")
     (tmp_path / "p.jsonl").write_text(rows)
     problems, _ = load_problems(str(tmp_path / "p.jsonl"))
     assert [p.answer for p in problems] == ["42", ["2", "3"], 12]
@@ -478,9 +424,6 @@ def test_the_page_shows_problems_and_options_that_exist(tmp_path: Path) -> None:
         {"cold_without": "system"}, {"cold_without": 0}, {"cold_part": [0, 31]},
     ]  # fmt: skip
     assert problems[2].prompt.value[31:] == "Question: How many arches? Answer:"
-    (tmp_path / "p.jsonl").write_text(kept)
-    ((problem,), _) = load_problems(str(tmp_path / "p.jsonl"))
-    assert problem.answer["kwargs"] == [{}] and problem.keep == "Baghdad"
     (parser,) = (
         action.choices["tune"]
         for action in build_parser()._actions

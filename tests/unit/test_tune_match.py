@@ -2,7 +2,6 @@
 """Outputs are scored by rules that are exact to the character."""
 
 import math
-import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import pytest
 
 from vllm_cold.settings.sources import Text
 from vllm_cold.tools.command_error import ToolError
-from vllm_cold.tools.tune.match import load_keeper, load_matcher, numbers
+from vllm_cold.tools.tune.match import load_matcher, numbers
 from vllm_cold.tools.tune.problems import Problem
 
 pytestmark = pytest.mark.unit
@@ -54,10 +53,20 @@ def test_what_a_number_is(text: str, expected: str) -> None:
         ("contains", "It is Paris.", "Paris ", True),
         ("regex", "It is paris.", "(?i)PARIS", True),
         ("regex", "a\nb", r"\Aa$", False),
+        # Two things at once, as the page has it.
+        ("regex", '"It is Baghdad."', '^".*Baghdad.*"$', True),
+        ("regex", "It is Baghdad.", '^".*Baghdad.*"$', False),
     ],
 )
 def test_rules(how: str, output: str, answer: str, right: bool) -> None:
     assert score(how, output, answer) == right
+
+
+def test_what_is_no_rule() -> None:
+    with pytest.raises(
+        ToolError, match="^--match='fuzzy': must be one of exact, number, contains, regex, or a ca"
+    ):
+        score("fuzzy", "output", "a")
 
 
 def test_one_of_several_answers_is_enough() -> None:
@@ -69,6 +78,7 @@ def test_one_of_several_answers_is_enough() -> None:
     [
         ("regex", "(", r"'\(': missing \), unterm"),
         ("number", "3/4", "'3/4' must have exactly one number, and has 2"),
+        ("exact", [], r"\[\]: an empty list"),
         ("exact", True, "True: must be text that is not empty, a number, or a list"),
         ("contains", math.nan, "nan: must be text"),
     ],
@@ -80,34 +90,6 @@ def test_answers_that_a_rule_cannot_use(how: str, answer: Any, message: str) -> 
         score(how, "output", answer)
 
 
-def kept(*keeps: Any) -> list[Problem]:
-    """Problems, of which the first is on line 1, with what must be kept."""
-    return [Problem(f"p{n}", n, Text("prompt"), "a", keep=keep) for n, keep in enumerate(keeps, 1)]
-
-
-def test_what_must_be_kept() -> None:
-    for how, output, right in ((None, "It is Paris.", 1.0), ("exact", "It is Paris.", 0.0)):
-        (problem,) = problems = kept(["Paris", "Rome"])
-        keeper = load_keeper(how, problems)  # without a rule: contains
-        assert keeper is not None and keeper(output, problem) == right
-    assert load_keeper(None, kept(None, None)) is None
-
-
-@pytest.mark.parametrize(
-    ("how", "keeps", "message"),
-    [
-        ("contains", (None,), "--keep='contains': no row has a \"keep\" (what its output must"),
-        (None, ("a", "b", None), 'line 3: has no "keep", and line 1 has one; give it to all rows'),
-        ("scoring_of_mine:half", ("a", None), 'line 2: has no "keep", and line 1 has one'),
-        ("fuzzy", ("a",), "--keep='fuzzy': must be one of exact, number, contains, regex, ifeval"),
-        ("exact", ("a", []), "--keep='exact': line 2: cannot use the keep: []: an empty list"),
-    ],
-)
-def test_what_cannot_be_kept(how: str | None, keeps: tuple[Any, ...], message: str) -> None:
-    with pytest.raises(ToolError, match=f"^{re.escape(message)}"):
-        load_keeper(how, kept(*keeps))
-
-
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "scoring_of_mine.py").write_text(
@@ -117,7 +99,7 @@ def half(output, answer): return 0.5
 def right(output, answer): return output == answer
 def array(output, answer): return numpy.float32(0.25)
 def many(output, answer): return isinstance(answer, list) and output in answer
-def given(output, answer): return answer == {"b": 1}
+def given(output, answer): return answer == {"a": [1]}
 def large(output, answer): return 2
 def nan(output, answer): return float("nan")
 def nothing(output, answer): pass
@@ -141,14 +123,7 @@ def test_a_callable(here: Path) -> None:
     # It gets a list where the file has one.
     assert score("scoring_of_mine:many", "b", "a", "b") == 1.0
     assert score("scoring_of_mine:many", "a", "a") == 0.0
-
-
-def test_a_callable_keeps_what_it_likes(here: Path) -> None:
-    """It gets any JSON, and None of rows without one."""
-    for keep, expected in (({"b": 1}, 1.0), (None, 0.0)):
-        (problem,) = problems = kept(keep)
-        keeper = load_keeper("scoring_of_mine:given", problems)
-        assert keeper is not None and keeper("x", problem) == expected
+    assert score("scoring_of_mine:given", "x", {"a": [1]}) == 1.0  # any JSON
 
 
 def test_a_callable_imports_its_neighbours_when_it_is_called(here: Path) -> None:

@@ -24,20 +24,20 @@ def write(path: Path, *rows: Any) -> str:
 
 
 def test_what_a_row_may_be(tmp_path: Path) -> None:
-    """Answers and what must be kept are as the row has them: the rule looks at them."""
+    """Answers are as the row has them: the rule looks at them."""
     file = write(
         tmp_path / "p.jsonl",
-        {"prompt": "one", "answer": "1", "keep": {"any": [True]}},
+        {"prompt": "one", "answer": {"any": [True]}},
         "",
         {"messages": [{"role": "user", "content": "two"}], "answer": ["2", 2.5], "id": 7},
         {"prompt": "a\u2028b", "answer": -3, "id": "x", "source": "elsewhere", "answers": False},
     )
     problems, repeated = load_problems(file)
     assert repeated == 0
-    assert [(p.id, p.line, p.answer, p.keep, p.has_answer) for p in problems] == [
-        ("line-1", 1, "1", {"any": [True]}, True),
-        ("7", 3, ["2", 2.5], None, True),
-        ("x", 4, -3, None, False),
+    assert [(p.id, p.line, p.answer, p.has_answer) for p in problems] == [
+        ("line-1", 1, {"any": [True]}, True),
+        ("7", 3, ["2", 2.5], True),
+        ("x", 4, -3, False),
     ]
     assert problems[1].prompt == content((("user", "two"),))
 
@@ -51,12 +51,14 @@ def test_what_a_row_may_be(tmp_path: Path) -> None:
         ({"prompt": "p", "answer": "a", "cold_beta": 1}, r":2: cold_beta=1: a row may have"),
         (
             {"prompt": "good", "answer": "a", "cold_amateur_prompt": "other"},
-            r":2: has the prompt of line 1 with another answer, keep or contrast; give all",
+            r":2: has the prompt of line 1 with another answer or contrast; give all",
         ),
         ({"prompt": "good", "answer": "other"}, r":2: has the prompt of line 1 with another"),
         ({"prompt": "good", "answer": "a", "answers": False}, r":2: has the prompt of line 1 with"),
-        ({"prompt": "good", "answer": "a", "keep": "b"}, r":2: has the prompt of line 1 with"),
-        ({"prompt": "p", "answer": "a", "answers": ["b"]}, r":2: answers: must be true or false"),
+        (
+            {"prompt": "p", "answer": "a", "answers": ["b"]},
+            r":2: answers: Input should be a valid",
+        ),
     ],
 )
 def test_a_wrong_row(tmp_path: Path, row: Any, message: str) -> None:
@@ -114,7 +116,7 @@ def test_rows_with_images(tmp_path: Path) -> None:
         {"prompt": "p", "image": "b.png", "answer": "y"},
         {"prompt": "p", "images": ["a.png", "b.png"], "answer": "z", "cold_images": "blur:3"},
         {"prompt": "p", "answer": "without"},
-        {"prompt": "p", "image": "copy.png", "answer": "x"},
+        {"prompt": "p", "images": ["copy.png"], "answer": "x"},
     )
     problems, repeated = load_problems(path)
     assert ([p.line for p in problems], repeated) == ([1, 2, 3, 4], 1)

@@ -16,14 +16,12 @@ from scipy import stats
 
 from vllm_cold.tools.tune import tune_report, verdict
 from vllm_cold.tools.tune.grid import Setting, make_grid
-from vllm_cold.tools.tune.verdict import FEWEST, LEVEL, Outcome, Result, Verdict, compare, findings
+from vllm_cold.tools.tune.verdict import FEWEST, LEVEL, Result, Verdict, compare, findings
 
 pytestmark = pytest.mark.unit
 
 GRID = make_grid({"alpha": "0.1,0.3", "beta": "0.25,0.5"})
 Pair = tuple[int, int]  # problems on which one is better than the other, and worse
-Three = tuple[Pair, Pair, Pair]
-Said = Pair | Three
 
 
 @cache
@@ -41,18 +39,12 @@ def halves(better: int, worse: int, count: int = 100) -> verdict.Comparison:
     return compare(np.repeat([1.0, 0, 1, 0], counts), np.repeat([0.0, 1, 1, 0], counts))
 
 
-def outcome(found: Pair, silent: Pair | None = None) -> Outcome:
+def row(setting: Setting, answered: Pair, silent: Pair | None = None) -> Result:
     """On 100 problems whose text answers, and as many whose text does not."""
     if silent is None:
-        return Outcome(halves(*found), None, halves(*found))
-    whole = halves(found[0] + silent[0], found[1] + silent[1], 200)
-    return Outcome(halves(*found), halves(*silent), whole)
-
-
-def row(setting: Setting, said: Said, silent: Said | None = None) -> Result:
-    """Of one kind of score, or of three: both at once, what is matched, and what is kept."""
-    kinds, others = ([one] if len(one) == 2 else one for one in (said, silent or [None] * 3))
-    return Result(setting, *map(outcome, kinds, others))  # type: ignore[arg-type]
+        return Result(setting, halves(*answered), None, halves(*answered))
+    whole = halves(answered[0] + silent[0], answered[1] + silent[1], 200)
+    return Result(setting, halves(*answered), halves(*silent), whole)
 
 
 def test_the_sign_test_by_counting() -> None:
@@ -109,25 +101,21 @@ NO_TEXT, BETTER, TWICE = (
     Setting(baseline=name) for name in ("no text", "a stronger prompt", "the text repeated")
 )
 CAD, BOTH = Setting("cad"), Setting("cad", baseline=TWICE.baseline)
-BARGAIN: Three = ((12, 1), (20, 0), (0, 35))  # gains, by what it must not pay with
-FAIR: Three = ((12, 1), (16, 1), (2, 6))
-SAME: Three = ((2, 2), (3, 3), (1, 1))
-MOST: Three = ((40, 0), (50, 0), (0, 20))  # the most by far, and loses
 
 
 class Tried(NamedTuple):
     """A baseline on the held-out problems."""
 
-    test: Said
+    test: Pair
     against: Pair  # the setting against it
-    silent: Said | None = None
+    silent: Pair | None = None
     dev: Pair | None = None  # the same as there
 
 
 def judged(
-    test: Said,
+    test: Pair,
     tried: dict[Setting, Tried] | None = None,
-    silent: Said | None = None,
+    silent: Pair | None = None,
     dev: Pair = (20, 0),
     setting: Setting = CAD,
     untested: bool = False,
@@ -146,7 +134,6 @@ WITHOUT = Tried((0, 45), (50, 5))
 ONLY = "Use cad only where the text is known to answer, which"
 STRONGER = "Use a stronger prompt, without a contrast: "
 NO_GAIN = "Use greedy decoding: no setting beats it significantly; cad differs by "
-LOSES = "Use greedy decoding: cad matches more (+20.0 points) but loses what must be kept: -35.0 "
 NOR = "Use greedy decoding: no setting or baseline beats it significantly"
 ADVICE: dict[str, list[tuple[str, Verdict]]] = {
     "a gain, or none": [
@@ -180,7 +167,8 @@ ADVICE: dict[str, list[tuple[str, Verdict]]] = {
          "repeated (+9.0) does not beat it.",
          judged((11, 2), {TWICE: Tried((10, 3), (2, 0))}, setting=BOTH)),
         ("Use cad with the text repeated, which beats greedy...), and the text repeated alone by "
-         "+11.0 (p = 0.0034).", judged((11, 2), {TWICE: Tried((10, 3), (12, 1))}, setting=BOTH)),
+         "+11.0 points (p = 0.0034).",
+         judged((11, 2), {TWICE: Tried((10, 3), (12, 1))}, setting=BOTH)),
     ],
     "texts that do not answer": [
         (ONLY + " beats greedy decoding: +20.0 points on 100 held-out problems whose text answers "
@@ -197,40 +185,6 @@ ADVICE: dict[str, list[tuple[str, Verdict]]] = {
         (ONLY, judged((10, 1), {BETTER: Tried((0, 45), (45, 0), (50, 0))}, (3, 9))),
         ("Use cad, which", judged((10, 1), {BETTER: Tried((0, 45), (45, 0), (40, 0))}, (3, 9))),
     ],
-    "what must be kept": [
-        (LOSES + "points (p = 5.8e-11); +11.0 points of both at once on 100 held-out problems (95 "
-         "% interval +3.6 to +17.9, p = 0.0034; matched +20.0, kept -35.0 with p = 5.8e-11).",
-         judged(BARGAIN)),
-        # What is kept does not make up for it: both at once decide.
-        ("Use greedy decoding: no setting beats", judged(((5, 4), (4, 5), (40, 0)))),
-        ("Use cad, which beats greedy decoding: +11.0 points of both at once on 100 held-out "
-         "problems (95 % interval +3.6 to +17.9, p = 0.0034; matched +15.0, kept -4.0 with "
-         "p = 0.29).", judged(FAIR)),
-        # No rival: it loses what the setting keeps. Else another one is to be had.
-        ("Use cad, which beats", judged(FAIR, {TWICE: Tried(MOST, (0, 30))})),
-        (NOR + " and keeps what must be kept; cad differs by 0.0 points of both",
-         judged(SAME, {TWICE: Tried(MOST, (0, 30))})),
-        (STRONGER + "+11.0 points of both",
-         judged(SAME, {TWICE: Tried(MOST, (0, 30)), BETTER: Tried(FAIR, (0, 8))})),
-        # The setting loses it, and the prompt does not.
-        (STRONGER + "+11.0...; cad matches more (+20.0 points) but loses what must be kept: -35.0",
-         judged(BARGAIN, {BETTER: Tried(FAIR, (9, 9))})),
-        # Both keep it: who has more of both at once, and of two with the same the prompt.
-        (STRONGER + "+11.0 points", judged(FAIR, {BETTER: Tried(FAIR, (6, 6))})),
-        ("Use cad, which", judged(FAIR, {BETTER: Tried(((9, 2), (30, 2), (3, 4)), (12, 1))})),
-        # What it is combined with need not be beaten if it is not to be used.
-        ("Use cad with the text repeated, which ... kept -4.0 with p = 0.29).",
-         judged(FAIR, {TWICE: Tried(((10, 4), (30, 0), (0, 20)), (5, 3))}, setting=BOTH)),
-        # What is lost where texts do not answer is lost.
-        ("Use greedy decoding: cad matches more (+15.0 points) but loses what must be kept: -30.0 "
-         "points...; matched +9.0, kept -30.0 with p = 1.9e-09).",
-         judged(FAIR, silent=((2, 2), (9, 0), (0, 30)))),
-        ("Use cad, which", judged(FAIR, {TWICE: Tried(MOST, (0, 30))}, ((2, 2), (9, 0), (0, 0)))),
-        # On neither side significantly, on both together; and where they answer.
-        ("Use greedy decoding: ...: -5.0 points (p = 0.002); ",
-         judged((FAIR[0], FAIR[1], (0, 5)), silent=((2, 2), (9, 0), (0, 5)))),
-        ("Use greedy decoding: ", judged(BARGAIN, silent=((2, 2), (9, 0), (40, 0)))),
-    ],
 }  # fmt: skip
 
 
@@ -245,32 +199,12 @@ def test_what_is_advised(about: str) -> None:
         assert (found.gain, found.only) == (beats and not only, beats and only)
 
 
-COUNTS = st.tuples(*[st.sampled_from([0, 5, 6, 20])] * 2)
-
-
-@given(st.lists(st.tuples(COUNTS, COUNTS, COUNTS), min_size=4, max_size=4), COUNTS, COUNTS)
-def test_nothing_advised_loses_what_must_be_kept(said: list[Three], one: Pair, other: Pair) -> None:
-    tried = {BETTER: Tried(said[2], one), TWICE: Tried(said[3], other)}
-    found = judged(said[0], tried, said[1], setting=BOTH)
-    if use := found.use:
-        assert use.keep is not None
-        for kept in (use.keep.answered, use.keep.silent, use.keep.whole):
-            assert kept is None or not kept.is_worse
-
-
 def test_what_the_dev_problems_pick() -> None:
-    """The first of the best; what gains less and harms less; and last what loses."""
-    for settings, picked in (
-        ([(4, 2), (12, 1), (12, 1)], 1),
-        ([FAIR, ((30, 0), (40, 0), (0, 9)), FAIR], 0),
-        ([BARGAIN, ((30, 0), (40, 0), (0, 9))], 1),
-    ):
-        rows = [row(one, said) for one, said in zip(GRID, settings, strict=False)]
-        assert verdict.pick(rows) is rows[picked]
+    """The first of the best; and what gains less and harms less."""
+    rows = [row(one, said) for one, said in zip(GRID, [(4, 2), (12, 1), (12, 1)], strict=False)]
+    assert verdict.pick(rows) is rows[1]
     rows = [row(CAD, (30, 0), (0, 30)), row(TWICE, (14, 0), (0, 7))]
     assert verdict.pick(rows) is rows[1]
-    worse = row(CAD, ((0, 9), (0, 3), (0, 20))).loss
-    assert worse == "cad loses what must be kept: -20.0 points (p = 1.9e-06)"
 
 
 def test_what_is_told_before_the_search() -> None:
@@ -282,24 +216,22 @@ def test_what_is_told_before_the_search() -> None:
         "Baseline (no extra cost), a stronger prompt: +1.0 points (p = 1), where the text does not "
         "answer -7.0 points (p = 0.016).",
     ]
-    said = findings([row(NO_TEXT, SAME), row(TWICE, BARGAIN)], "instruction", True)
+    said = findings([row(NO_TEXT, (2, 2)), row(TWICE, (12, 1))], "instruction", True)
     assert said[:2] == [
-        "The instruction has no clear effect: 50.0 % are right and kept with it, 50.0 % without "
-        "(100 problems, p = 1).",
-        "Baseline (no extra cost), the text repeated: +11.0 points (p = 0.0034); what must be kept "
-        "-35.0 points (p = 5.8e-11).",
+        "The instruction has no clear effect: 50.0 % are right with it, 50.0 % without (100 "
+        "problems, p = 1).",
+        "Baseline (no extra cost), the text repeated: +11.0 points (p = 0.0034).",
     ]
     assert said[2].startswith('Not tested: irrelevant context. Add problems with "answers": false')
     assert findings([], "", False) == []
 
 
-@pytest.mark.parametrize(("width", "keeps"), [(40, False), (80, True)])
-def test_the_terminal_shows_all_and_what_is_pasted_in_one_piece(width: int, keeps: bool) -> None:
-    dev: list[Said] = [(9, 3), (12, 1)]
-    silent: Said | None = None
-    if keeps:
-        dev, silent = [(both, (20, 0), (0, 35)) for both in dev], ((0, 8), (0, 0), (0, 0))  # type: ignore[misc]
-    rows = {setting: row(setting, score, silent) for setting, score in zip(GRID, dev, strict=False)}
+@pytest.mark.parametrize(("width", "silent"), [(40, None), (80, (0, 8))])
+def test_the_terminal_shows_all_and_what_is_pasted_in_one_piece(
+    width: int, silent: Pair | None
+) -> None:
+    dev = zip(GRID, [(9, 3), (12, 1)], strict=False)
+    rows = {setting: row(setting, score, silent) for setting, score in dev}
     found = replace(judged((10, 1), setting=GRID[1]), dev=rows)
     hostile, headline = "[bold]x[/bold] & <b> {{ 7 * 7 }}", found.headline()
     serve = "vllm serve '/models/a long name' --sampler cold --cold-alpha 0.1 --cold-beta 0.5"
@@ -308,7 +240,7 @@ def test_the_terminal_shows_all_and_what_is_pasted_in_one_piece(width: int, keep
     console = Console(file=io.StringIO(), width=width)
     tune_report.show(console, report, found, "out.json")
     text = console.file.getvalue()  # type: ignore[attr-defined]
-    figures = ("+6.0", "+11.0", "9/3", "12/1", *(("-8.0", "70.0 %", "15.0 %") if keeps else ()))
+    figures = ("+6.0", "+11.0", "9/3", "12/1", *(("-8.0",) if silent else ()))
     for part in (hostile, "Serve it with contrastive decoding:", "Written: out.json", *figures):
         assert part in " ".join(text.split())
     lines = text.splitlines()

@@ -33,7 +33,6 @@ SUITES: dict[str, tuple[str, ...]] = {
 EVERYWHERE = {
     "tests/unit/test_bench_e2e.py": "is about our benchmark, and wants the packages of the demo",
     "tests/unit/test_device_report.py": "is about our benchmark, not about a release",
-    "tests/unit/test_tune_ifeval.py": "is about IFEval's checks, and wants their package",
 }
 # Of tests/unit/test_drafts_v1.py: by vLLM's samplers, which on CPU are in C++.
 _SAMPLED = (

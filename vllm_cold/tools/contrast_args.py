@@ -202,16 +202,11 @@ def endpoint(reads: Content) -> tuple[str, dict[str, Any]]:
     return "/completions", {"prompt": reads.value}
 
 
-def as_json(reads: Content, with_names: bool = True) -> Any:
-    """Return a prompt as JSON, with digests of its pictures and, if ``with_names``, their names."""
+def as_json(reads: Content) -> Any:
+    """Return a prompt as JSON, with names and digests of its pictures."""
     if isinstance(reads, Text):
         return reads.value
-
-    def shown(picture: Picture) -> dict[str, str]:
-        names = {"name": picture.name} if with_names else {}
-        return {**names, "sha256": picture.digest}
-
-    return replace_pictures(reads.value, shown)
+    return replace_pictures(reads.value, lambda x: {"name": x.name, "sha256": x.digest})
 
 
 def reads_args(reads: Content) -> dict[str, Any]:

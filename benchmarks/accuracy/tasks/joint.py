@@ -32,7 +32,6 @@ from benchmarks.accuracy.tasks import instructions, memory
 from benchmarks.accuracy.tasks.instructions import GROUP
 from benchmarks.accuracy.tasks.text import distinct, words
 from examples.facts import Fact, facts, names
-from vllm_cold.tools.tune.match import instruction_kinds
 
 # Those that fit a short answer.
 KINDS = (
@@ -105,9 +104,20 @@ def _drawn(kind: str, rng: Random) -> dict[str, Any]:
     }.get(kind, {})
 
 
+@cache
+def _kinds() -> Mapping[str, Any]:
+    """IFEval's checkers by the names of instructions."""
+    import langdetect
+    from if_verifiable.ifeval import instructions_registry
+
+    langdetect.DetectorFactory.seed = 0  # else a text has another language each time
+    found: Mapping[str, Any] = instructions_registry.INSTRUCTION_DICT
+    return found
+
+
 def _words_of(kind: str, arguments: Mapping[str, Any]) -> str:
     """How IFEval says it."""
-    return str(instruction_kinds()[kind](kind).build_description(**arguments)).strip()
+    return str(_kinds()[kind](kind).build_description(**arguments)).strip()
 
 
 def follows(text: str, kind: str, arguments: Mapping[str, Any]) -> bool:
@@ -158,7 +168,7 @@ def score(text: str, problem: Problem) -> dict[str, bool]:
 
 
 def _strict(text: str, kind: str, arguments: Mapping[str, Any]) -> bool:
-    checker = instruction_kinds()[kind](kind)
+    checker = _kinds()[kind](kind)
     checker.build_description(**arguments)
     return bool(checker.check_following(text))
 

@@ -35,25 +35,16 @@ def add_parser(subparsers: Any) -> None:
         "data",
         metavar="PROBLEMS.jsonl",
         help='one problem a line: {"prompt": "...", "answer": "..."}; "messages" (a list of chat '
-        'messages) may replace "prompt"; a list of answers, "keep" (what must be kept), "id" and '
-        "what the amateur reads, as in a request (cold_without and others), may be given, and "
+        'messages) may replace "prompt"; a list of answers, "id" and what the amateur reads, as in '
+        "a request (cold_without and others), may be given, and "
         '"answers": false where the text that the amateur does not read has no answer',
     )
     what.add_argument(
         "--match",
         default="exact",
         metavar="HOW",
-        help="exact (default), number, contains, regex, ifeval (IFEval's instructions), or a "
-        "callable as module:function that takes the output and the answer and returns a bool or a "
-        "float from 0 to 1",
-    )
-    what.add_argument(
-        "--keep",
-        metavar="HOW",
-        help='what an output must have, too, according to the row\'s "keep": as --match, but a '
-        "callable also gets None, of rows without one (default: contains, where rows have it). "
-        "Settings are picked and judged by both at once, and none that loses what must be kept is "
-        "advised",
+        help="exact (default), number, contains, regex, or a callable as module:function "
+        "that takes the output and the answer and returns a bool or a float from 0 to 1",
     )
     what.add_argument(
         "--chat", action="store_true", help='put each "prompt" into the model\'s chat template'

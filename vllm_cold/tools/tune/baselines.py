@@ -79,10 +79,8 @@ def add_baselines(
     why = f"the question cannot be told from the {lacks}"
     if STRONGER in fewest:
         why = f"the {lacks} has more than {LONGEST} characters"
-    untried = []
-    for name in names[len(fewest) :]:
-        without = (p for p, has in zip(problems, by_problem, strict=True) if name not in has)
-        untried.append(f"Baseline not tried: {name}. In {next(without).place} {why}.")
+    place = problems[by_problem.index(fewest)].place
+    untried = [f"Baseline not tried: {name}. In {place} {why}." for name in names[len(fewest) :]]
     with_baselines = [
         replace(problem, baselines={name: baselines[name] for name in fewest})
         for problem, baselines in zip(problems, by_problem, strict=True)

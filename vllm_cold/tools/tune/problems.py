@@ -5,15 +5,15 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
-from pydantic import BeforeValidator
 
 from vllm_cold.errors import site
 from vllm_cold.tools.command_error import ToolError
-from vllm_cold.tools.contrast_args import Content, as_chat, as_json, merge
+from vllm_cold.tools.contrast_args import Content, as_chat, endpoint, merge
 from vllm_cold.tools.rows import PromptRow, Whole, read_lines, read_row
 from vllm_cold.tools.tune.verdict import FEWEST
 
@@ -30,7 +30,6 @@ class Problem:
     row_keys: frozenset[str] = frozenset()  # those of the row itself that say so
     has_answer: bool = True  # whether the text that an amateur lacks answers the question
     baselines: Mapping[str, Content] = field(default_factory=dict)  # its baselines, by name
-    keep: Any = None  # what must be kept, too, as the file has it; None where it does not say
 
     @property
     def lacking(self) -> Content:
@@ -43,16 +42,9 @@ class Problem:
         return f"problem {self.id!r} (line {self.line})"
 
 
-def _as_switch(value: Any) -> bool:
-    if isinstance(value, bool):
-        return value
-    raise ValueError('must be true or false: whether the text answers; right answers are "answer"')
-
-
 class _Row(PromptRow):
     answer: Any
-    keep: Any = None
-    answers: Annotated[bool, BeforeValidator(_as_switch)] = True
+    answers: bool = True
     id: Whole | int | None = None
 
 
@@ -75,7 +67,7 @@ def load_problems(
     Raises:
         ToolError: names the file, the first line with a mistake, and what is wrong with it.
     """
-    by_prompt: dict[str, Problem] = {}
+    by_prompt: dict[bytes, Problem] = {}
     by_id: dict[str, Problem] = {}
     repeated = 0
     for number, line in read_lines(Path(path), path):
@@ -90,9 +82,9 @@ def load_problems(
                 args=merge(args or {}, row_args),
                 row_keys=frozenset(row_args),
                 has_answer=row.answers,
-                keep=row.keep,
             )
-            key = json.dumps(as_json(problem.prompt, with_names=False))
+            # Of what is sent: pictures count, not their names.
+            key = sha256(json.dumps(endpoint(problem.prompt)).encode()).digest()
             first = by_prompt.setdefault(key, problem)
             if first is problem:
                 same = by_id.setdefault(problem.id, problem)
@@ -100,10 +92,10 @@ def load_problems(
                     raise ValueError(f"id: {problem.id!r} is line {same.line}'s already")
                 continue
             repeated += 1
-            fields = ("answer", "args", "has_answer", "keep")
+            fields = ("answer", "args", "has_answer")
             if any(getattr(first, name) != getattr(problem, name) for name in fields):
                 raise ValueError(
-                    f"has the prompt of line {first.line} with another answer, keep or contrast; "
+                    f"has the prompt of line {first.line} with another answer or contrast; "
                     "give all right answers as one list, and one contrast"
                 )
         except (ValueError, ToolError) as error:

@@ -26,7 +26,7 @@ from vllm_cold.tools.contrast_args import (
 from vllm_cold.tools.models import Models, read_models
 from vllm_cold.tools.tune.baselines import Lacks, add_baselines
 from vllm_cold.tools.tune.grid import Setting, make_grid
-from vllm_cold.tools.tune.match import Matcher, load_keeper, load_matcher
+from vllm_cold.tools.tune.match import Matcher, load_matcher
 from vllm_cold.tools.tune.problems import Problem, load_problems, split_problems
 
 
@@ -45,7 +45,7 @@ class Task(Models):
     dev: list[Problem]  # those that pick a setting
     held_out: list[Problem]  # those that judge it
     repeated: int  # rows that were left out because they repeat a prompt
-    matchers: list[Matcher]  # the second one of what must be kept, too, if there is such
+    matcher: Matcher  # of --match
 
     def made_with(self) -> dict[str, Any]:
         """Return all that answers depend on besides problem and setting, as JSON."""
@@ -100,7 +100,6 @@ def read_task(options: argparse.Namespace) -> Task:
     readers = list(map(_other_reader, problems, by_preset))
     lacks, problems, untried = add_baselines(problems, readers, options.better, texts=texts)
     dev, held_out = split_problems(problems, options.test_fraction, options.seed)
-    keeper = load_keeper(options.keep, problems)
     return Task(
         **vars(models),
         options=options,
@@ -114,7 +113,7 @@ def read_task(options: argparse.Namespace) -> Task:
         dev=dev,
         held_out=held_out,
         repeated=repeated,
-        matchers=[load_matcher(options.match, problems), *([keeper] if keeper else [])],
+        matcher=load_matcher(options.match, problems),
     )
 
 

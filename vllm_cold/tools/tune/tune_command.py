@@ -3,7 +3,6 @@
 
 import argparse
 import itertools
-import math
 import sys
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
@@ -38,19 +37,19 @@ class Tuning:
     answers: Answers
     console: Console  # for progress
     stack: ExitStack  # ends a server that is started
-    scored: dict[tuple[Setting, str], tuple[float, ...]] = field(default_factory=dict)
+    scored: dict[tuple[Setting, str], float] = field(default_factory=dict)
 
     @cached_property
     def server(self) -> Server:
         """What is asked; it starts when it is needed."""
         return self.stack.enter_context(self.task.open())
 
-    def _score(self, setting: Setting, problem: Problem) -> tuple[float, ...]:
-        """Return the scores of ``--match`` and, if something must be kept, of ``--keep``."""
+    def _score(self, setting: Setting, problem: Problem) -> float:
+        """Return the score of an answer that is there."""
         at = (setting, problem.id)
         if at not in self.scored:
             text = self.answers[Job(setting, problem).key].text
-            self.scored[at] = tuple(rule(text, problem) for rule in self.task.matchers)
+            self.scored[at] = self.task.matcher(text, problem)
         return self.scored[at]
 
     def _results(
@@ -89,7 +88,7 @@ class Tuning:
             Console().print(Text(finding))
         rows = self._results(task.baselines, dev)
         added = list(rows.values())[1:]  # the first one lacks what the amateur lacks
-        gains = [row for row in added if row.score.whole.cold > row.score.whole.greedy]
+        gains = [row for row in added if row.whole.difference > 0.0]
         grid = list(task.grid)
         if gains:
             more = verdict.pick(gains).setting.baseline
@@ -103,7 +102,7 @@ class Tuning:
             picked=best,
             held_out=self._results([*task.baselines, best], held_out),
             against={
-                baseline: self._results([best], held_out, baseline)[best].score.answered
+                baseline: self._results([best], held_out, baseline)[best].answered
                 for baseline in task.baselines
             },
             untested=untested,
@@ -134,16 +133,11 @@ class Tuning:
         those where it scores lower.
         """
         changes = []
-        kinds = ("match", "keep") if len(self.task.matchers) > 1 else ()
         for problem in self.task.held_out:
             change = {"id": problem.id, "prompt": as_json(problem.prompt), "answer": problem.answer}
-            change |= {"keep": problem.keep} if kinds else {}
             for name, setting in (("greedy", GREEDY), ("cold", best)):
-                scores = self._score(setting, problem)
                 change[name] = self.answers[Job(setting, problem).key].text
-                change[f"{name}_score"] = math.prod(scores)
-                for kind, score in zip(kinds, scores, strict=False):
-                    change[f"{name}_{kind}"] = score
+                change[f"{name}_score"] = self._score(setting, problem)
             if change["greedy_score"] != change["cold_score"]:
                 changes.append(change)
         return sorted(changes, key=lambda change: change["cold_score"] < change["greedy_score"])
@@ -159,15 +153,11 @@ class Tuning:
                     f"{self.task.options.max_tokens} tokens; a larger --max-tokens may change "
                     "scores."
                 )
-        columns = zip(*self.scored.values(), strict=True)
-        what = (("right", "--match"), ("kept", "--keep"))
-        for (name, option), scores in zip(what, columns, strict=False):
-            if not any(scores):
-                notes.append(
-                    f"Nothing is {name}, with or without a contrast. Compare answers.jsonl with "
-                    f"the answers that you expect: {option}, --chat, --stop or --max-tokens may be "
-                    "wrong."
-                )
+        if not any(self.scored.values()):
+            notes.append(
+                "Nothing is right, with or without a contrast. Compare answers.jsonl with the "
+                "answers that you expect: --match, --chat, --stop or --max-tokens may be wrong."
+            )
         return notes
 
 

@@ -16,16 +16,15 @@ from vllm_cold.errors import ColdError
 from vllm_cold.settings.arguments import parse_engine_defaults
 from vllm_cold.settings.table import PREFIX
 from vllm_cold.tools.adapters import Adapter
-from vllm_cold.tools.contrast_args import ROW_KEYS, reads_args, request_args
+from vllm_cold.tools.contrast_args import ROW_KEYS, request_args
 from vllm_cold.tools.own_server import words_of
 from vllm_cold.tools.tune.answers import Job
 from vllm_cold.tools.tune.baselines import BETTER, STRONGER
 from vllm_cold.tools.tune.grid import Setting
-from vllm_cold.tools.tune.match import KEEP
 from vllm_cold.tools.tune.task import Task
 from vllm_cold.tools.tune.verdict import Verdict, percent, points
 
-FORMAT = 8  # of report.json
+FORMAT = 9  # of report.json
 
 
 def server_defaults(args: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -70,14 +69,11 @@ def _advice(task: Task, judged: Verdict) -> tuple[str, list[str]]:
     setting, problem = judged.picked, task.problems[0]
     varies = setting.baseline is not None or any(p.row_keys for p in task.problems)
     args = request_args(Job(setting, problem).args, None if varies else task.model)
-    rows = [f"the cold_* keys of its problem's row, in place of other {', '.join(ROW_KEYS)}"]
-    if setting.baseline is not None:
-        # A stream's JSON text for a chat; as it stands here, a server refuses it.
-        args |= dict.fromkeys(reads_args(problem.lacking), f"<the prompt without the {task.lacks}>")
-        rows = [f"a prompt with {setting.baseline}, as answers.jsonl has it for this setting"]
-    elif varies:
-        args = {key: value for key, value in args.items() if key not in problem.row_keys}
-    must = [f'"vllm_xargs": {json.dumps(args)}', *(rows if varies else [])]
+    rows = []
+    if varies:
+        args = {key: value for key, value in args.items() if key not in ROW_KEYS}
+        rows = [f"a prompt and {', '.join(ROW_KEYS)} as answers.jsonl has them for this setting"]
+    must = [f'"vllm_xargs": {json.dumps(args)}', *rows]
     if task.server is not None:
         sent = args if judged.gain else {"cold": 0}
         line = json.dumps({"model": task.expert or task.model, "vllm_xargs": sent})
@@ -119,7 +115,6 @@ def make_report(
             "data": Path(options.data).name,
             "contrast": task.args,
             "match": options.match,
-            "keep": (options.keep or KEEP) if best.keep else None,
             "seed": options.seed,
             "test_fraction": options.test_fraction,
             **{name: what for name, what in task.made_with().items() if name != "files"},
@@ -129,31 +124,18 @@ def make_report(
 
 def _notes(task: Task, judged: Verdict, must: Sequence[str]) -> list[str]:
     """Write what a reader has to know of the verdict; ``must`` is what requests must send."""
-    options, best, score = task.options, judged.best, judged.best.score.answered
+    options, best, score = task.options, judged.best, judged.best.answered
     notes = [
         f"On the {score.count} held-out problems greedy scores {percent(score.greedy)} and "
         f"{best.setting} {percent(score.cold)}: better on {score.better}, worse on {score.worse} "
         "(two-sided sign test, for right and wrong McNemar's exact one)."
     ]
-    if best.match is not None and best.keep is not None:
-        parts = [
-            f"{percent(part.greedy)} and {percent(part.cold)} are {name} (better on "
-            f"{part.better}, worse on {part.worse}, p = {part.p:.2g})"
-            for name, part in (("matched", best.match.answered), ("kept", best.keep.answered))
-        ]
-        notes.append(f"These scores are of both at once; {', '.join(parts)}.")
     stop = f", stop {json.dumps(options.stop)}" if options.stop else ""
     notes.append(
         "Measured with temperature 0 in each request; sampling was not tested. The requests had "
         f"max_tokens {options.max_tokens}{stop}."
     )
-    notes += [
-        f"On the held-out problems {row.loss}, so it is not advised."
-        for row in judged.held_out.values()
-        if row is not best and row.loss
-    ]
-    advised = judged.gain or judged.only
-    if must and (advised or (best.setting.baseline is None and best.loss is None)):
+    if must and judged.use is best:
         who = "Contrastive requests"
         if judged.only:
             who = "Where the text is known to answer, requests"
@@ -190,11 +172,8 @@ def show(console: Console, report: Mapping[str, Any], judged: Verdict, path: str
 def _table(judged: Verdict) -> Table:
     """Return a table of all settings on the dev problems."""
     first = next(iter(judged.dev.values()))
-    dev, silent, match, keep = first.score.answered, first.score.silent, first.match, first.keep
+    dev, silent = first.answered, first.silent
     title = f"{dev.count} dev problems, which pick a setting; greedy: {percent(dev.greedy)}"
-    if match and keep:
-        matched, kept = percent(match.answered.greedy), percent(keep.answered.greedy)
-        title += f" (matched {matched}, kept {kept})"
     if silent:
         title += f"\n{silent.count} whose text does not answer; greedy: {percent(silent.greedy)}"
     table = Table(
@@ -208,15 +187,13 @@ def _table(judged: Verdict) -> Table:
     )
     table.add_column("setting", overflow="fold")
     more = ("no answer: points",) if silent else ()
-    scores = ("matched", "kept", "both") if keep else ("score",)
-    for name in (*scores, "points", "better/worse", "95 % interval", *more):
+    for name in ("score", "points", "better/worse", "95 % interval", *more):
         table.add_column(name, justify="right", overflow="fold")
     for setting, row in judged.dev.items():
-        dev, silent = row.score.answered, row.score.silent
+        dev, silent = row.answered, row.silent
         is_picked = setting == judged.picked
         table.add_row(
             f"{setting} (picked)" if is_picked else str(setting),
-            *(percent(part.answered.cold) for part in (row.match, row.keep) if part),
             percent(dev.cold),
             points(dev.difference),
             f"{dev.better}/{dev.worse}",

@@ -7,7 +7,6 @@ Everything is paired: what counts is the difference on each problem. Scores lie 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import msgspec
 import numpy as np
@@ -52,6 +51,15 @@ class Comparison(msgspec.Struct, frozen=True):
         """The interval of the difference, in percentage points: "+1.0 to +15.0"."""
         return f"{points(self.low)} to {points(self.high)}"
 
+    def figures(self, which: str = "") -> str:
+        """Describe the difference on held-out problems, with its interval and p; ``which`` says
+        which of them.
+        """
+        return (
+            f"{points(self.difference)} points on {self.count} held-out problems{which} "
+            f"(95 % interval {self.interval}, p = {self.p:.2g})"
+        )
+
     def __str__(self) -> str:
         return f"{points(self.difference)} points (p = {self.p:.2g})"
 
@@ -92,50 +100,13 @@ def compare(cold: Scores, greedy: Scores) -> Comparison:
     )
 
 
-class Outcome(msgspec.Struct, frozen=True):
-    """A setting against greedy decoding, by one kind of score."""
-
-    answered: Comparison = msgspec.field(name="found")  # where texts answer, or nothing is said
-    silent: Comparison | None  # where they do not, if there are such problems
-    whole: Comparison  # on all problems
-
-
 class Result(msgspec.Struct, frozen=True):
     """A setting or a baseline against greedy decoding."""
 
     setting: Setting
-    score: Outcome  # where something must be kept, too, of both at once: the product
-    match: Outcome | None = None  # where something must be kept, what is matched
-    keep: Outcome | None = None  # and what is kept
-
-    @property
-    def loss(self) -> str | None:
-        """That it loses what must be kept, as a sentence without its full stop, if that is
-        significantly worse: where texts answer, where they do not, or on all problems.
-        """
-        if self.match is None or self.keep is None:
-            return None
-        gain = self.match.answered.difference
-        more = f"matches more ({points(gain)} points) but " if gain > 0.0 else ""
-        for part in (self.keep.answered, self.keep.silent, self.keep.whole):
-            if part is not None and part.is_worse:
-                return f"{self.setting} {more}loses what must be kept: {part}"
-        return None
-
-    def figures(self, part: Literal["answered", "silent"]) -> str:
-        """Describe the difference on a part of the held-out problems, with its interval and p."""
-        score: Comparison = getattr(self.score, part)
-        both, parts = "", ""
-        which = " whose text answers" if part == "answered" and self.score.silent else ""
-        if self.match is not None and self.keep is not None:
-            match, keep = getattr(self.match, part), getattr(self.keep, part)
-            both = " of both at once"
-            parts = f"; matched {points(match.difference)}, kept {points(keep.difference)}"
-            parts += f" with p = {keep.p:.2g}"
-        return (
-            f"{points(score.difference)} points{both} on {score.count} held-out problems{which} "
-            f"(95 % interval {score.interval}, p = {score.p:.2g}{parts})"
-        )
+    answered: Comparison  # where texts answer, or nothing is said
+    silent: Comparison | None  # where they do not, if there are such problems
+    whole: Comparison  # on all problems
 
 
 def result(setting: Setting, cold: Scores, greedy: Scores, answers: NDArray[np.bool_]) -> Result:
@@ -143,29 +114,23 @@ def result(setting: Setting, cold: Scores, greedy: Scores, answers: NDArray[np.b
 
     Args:
         setting: The setting.
-        cold: Its scores [problems, 1 or 2]: what is matched, and what is kept if something must be.
+        cold: Its scores [problems].
         greedy: Those of greedy decoding.
         answers: Whether the problems' texts answer [problems].
     """
-    kinds = [(cold.prod(1), greedy.prod(1))]
-    if cold.shape[1] > 1:
-        kinds += zip(cold.T, greedy.T, strict=True)
-    outcomes = [
-        Outcome(
-            answered=compare(new[answers], old[answers]),
-            silent=None if answers.all() else compare(new[~answers], old[~answers]),
-            whole=compare(new, old),
-        )
-        for new, old in kinds
-    ]
-    return Result(setting, *outcomes)
+    return Result(
+        setting,
+        answered=compare(cold[answers], greedy[answers]),
+        silent=None if answers.all() else compare(cold[~answers], greedy[~answers]),
+        whole=compare(cold, greedy),
+    )
 
 
 def pick(rows: Sequence[Result]) -> Result:
     """Pick the setting with the best dev score, the first of several: a grid begins with the
-    mildest. One that loses what must be kept is taken only where all do.
+    mildest.
     """
-    return max(rows, key=lambda row: (row.loss is None, row.score.whole.cold))
+    return max(rows, key=lambda row: row.whole.cold)
 
 
 def points(difference: float) -> str:
@@ -186,18 +151,14 @@ def findings(baselines: Sequence[Result], lacks: str, untested: bool) -> list[st
     sentences = []
     silently = f"where the {lacks} does not answer"
     for place, row in enumerate(baselines):
-        score, silent = row.score.answered, row.score.silent
         if place == 0:
-            right = "right" if row.keep is None else "right and kept"
-            sentences.append(f"The {lacks} {_help(score, right)}.")
-            if silent is not None:
-                sentences.append(f"{silently.capitalize()}, it {_help(silent, right)}.")
+            sentences.append(f"The {lacks} {_help(row.answered)}.")
+            if row.silent is not None:
+                sentences.append(f"{silently.capitalize()}, it {_help(row.silent)}.")
             continue
-        sentence = f"Baseline (no extra cost), {row.setting}: {score}"
-        if silent is not None:
-            sentence += f", {silently} {silent}"
-        if row.keep is not None:
-            sentence += f"; what must be kept {row.keep.whole}"
+        sentence = f"Baseline (no extra cost), {row.setting}: {row.answered}"
+        if row.silent is not None:
+            sentence += f", {silently} {row.silent}"
         sentences.append(f"{sentence}.")
     if untested:
         sentences.append(
@@ -207,7 +168,7 @@ def findings(baselines: Sequence[Result], lacks: str, untested: bool) -> list[st
     return sentences
 
 
-def _help(without: Comparison, right: str) -> str:
+def _help(without: Comparison) -> str:
     """Say whether a text helps, by what is right without it."""
     does, advice = "has no clear effect", ""
     if without.is_worse:
@@ -215,7 +176,7 @@ def _help(without: Comparison, right: str) -> str:
     elif without.is_better:
         does, advice = "harms", ": leave it out"
     return (
-        f"{does}: {percent(without.greedy)} are {right} with it, {percent(without.cold)} without "
+        f"{does}: {percent(without.greedy)} are right with it, {percent(without.cold)} without "
         f"({without.count} problems, p = {without.p:.2g}){advice}"
     )
 
@@ -237,16 +198,14 @@ class Verdict:
 
     @property
     def _baselines(self) -> list[Result]:
-        """The baselines on the held-out problems, but for those that lose what must be kept."""
-        rows = (self.held_out[baseline] for baseline in self.against)
-        return [row for row in rows if row.loss is None]
+        """The baselines on the held-out problems."""
+        return [self.held_out[baseline] for baseline in self.against]
 
     def _gains(self, row: Result) -> bool:
         """Whether it beats greedy decoding: significantly on the held-out problems, and at all on
-        the dev ones; and does not lose what must be kept.
+        the dev ones.
         """
-        dev = self.dev[row.setting].score.answered
-        return row.score.answered.is_better and dev.difference > 0.0 and row.loss is None
+        return row.answered.is_better and self.dev[row.setting].answered.difference > 0.0
 
     def _rivals(self, baseline: Result) -> bool:
         """Whether a baseline does as well as the picked setting.
@@ -256,13 +215,13 @@ class Verdict:
         all problems, too, but for a baseline that is significantly worse than greedy decoding where
         texts answer.
         """
-        rival, best = baseline.score, self.best.score
-        if rival.answered.cold >= best.answered.cold:
+        best, setting = self.best, baseline.setting
+        if baseline.answered.cold >= best.answered.cold:
             return True
-        combined = baseline.setting.baseline == self.picked.baseline
-        if (combined or rival.answered.is_better) and not self.against[baseline.setting].is_better:
+        combined = setting.baseline == self.picked.baseline
+        if (combined or baseline.answered.is_better) and not self.against[setting].is_better:
             return True
-        return rival.whole.cold >= best.whole.cold and not rival.answered.is_worse
+        return baseline.whole.cold >= best.whole.cold and not baseline.answered.is_worse
 
     @property
     def use(self) -> Result | None:
@@ -270,26 +229,26 @@ class Verdict:
 
         A setting is used if it beats greedy decoding, and no baseline does as well; else the best
         of those that do. Where it does not, the baseline that the dev problems pick, if that one
-        does. What loses what must be kept never is.
+        does.
         """
         baselines = self._baselines
         if self._gains(self.best):
             rivals = filter(self._rivals, baselines)
-            return max(rivals, key=lambda row: row.score.answered.cold, default=self.best)
+            return max(rivals, key=lambda row: row.answered.cold, default=self.best)
         if not baselines:
             return None
-        picked = pick([self.dev[row.setting] for row in baselines]).setting
-        return self.held_out[picked] if self._gains(self.held_out[picked]) else None
+        picked = self.held_out[pick([self.dev[row.setting] for row in baselines]).setting]
+        return picked if self._gains(picked) else None
 
     def _is_for_answers(self, row: Result) -> bool:
         """Whether something is to be used only where a text is known to answer: where texts do not,
         it is significantly worse, or on all problems greedy decoding or a baseline is better.
         """
-        silent, whole = row.score.silent, row.score.whole
-        if silent is None:
+        if row.silent is None:
             return False
-        most = max((row.score.whole.cold for row in self._baselines), default=0.0)
-        return silent.is_worse or whole.cold <= whole.greedy or whole.cold < most
+        whole = row.whole
+        most = max((baseline.whole.cold for baseline in self._baselines), default=0.0)
+        return row.silent.is_worse or whole.cold <= whole.greedy or whole.cold < most
 
     @property
     def gain(self) -> bool:
@@ -305,32 +264,24 @@ class Verdict:
         """Say what to use, with its figures."""
         best, use = self.best, self.use
         row = use or best
-        silent = row.score.silent
-        figures = row.figures("answered")
+        figures = row.answered.figures(" whose text answers" if row.silent else "")
         only = " only where the text is known to answer" if self._is_for_answers(row) else ""
         if use is None:
-            dev = self.dev[self.picked].score.answered
+            dev = self.dev[self.picked].answered
             tried = "no setting or baseline" if self.against else "no setting"
-            kept = "" if best.keep is None else " and keeps what must be kept"
-            text = f"{tried} beats it significantly{kept}; {self.picked} differs by {figures}"
-            text += f"; {points(dev.difference)} on {dev.count} dev problems"
-            text = "Use greedy decoding: " + (f"{best.loss}; {figures}" if best.loss else text)
+            text = f"Use greedy decoding: {tried} beats it significantly; {self.picked} differs by "
+            text += f"{figures}; {points(dev.difference)} on {dev.count} dev problems"
         elif use is best:
             text = f"Use {use.setting}{only}, which beats greedy decoding: {figures}"
-            for baseline in self._baselines:
-                if baseline.setting.baseline == self.picked.baseline:
-                    alone = self.against[baseline.setting]
-                    gain = points(alone.difference)
-                    text += f", and {baseline.setting} alone by {gain} (p = {alone.p:.2g})"
+            if self.picked.baseline is not None:
+                alone = Setting(baseline=self.picked.baseline)
+                text += f", and {alone} alone by {self.against[alone]}"
         else:
             name = str(use.setting)
             how = f"Leave the {name[3:]} out" if name.startswith("no ") else f"Use {name}"
             text = f"{how}{only}, without a contrast: {figures}"
-            if best.loss:
-                text += f"; {best.loss}"
-            elif best.score.answered.is_better:
-                gain = points(best.score.answered.difference)
-                text += f"; {best.setting} ({gain}) does not beat it"
-        if silent is not None:
-            return f"{text}; where the text does not answer, {row.figures('silent')}."
+            if best.answered.is_better:
+                text += f"; {best.setting} ({points(best.answered.difference)}) does not beat it"
+        if row.silent is not None:
+            return f"{text}; where the text does not answer, {row.silent.figures()}."
         return text + ("; irrelevant context was not tested." if self.untested else ".")
