@@ -19,7 +19,7 @@ from vllm_cold.cpu import linear_ops, memory
 UNKNOWN = "oneDNN packs weights, or sums, in a way that the kernel does not know"
 _ROWS = (1, 4, 8)  # measured
 _STAND_FOR = (0, 0, 1, 1, 2, 2, 2, 2)  # 1 to 8 rows
-_REPEATS = 3
+_REPEATS = 5  # the least counts: others may compute meanwhile
 _PART = 16 << 20  # bytes of weights that are measured; of more, a part is as good
 _NO_ROWS = (False,) * linear_ops.FEW_ROWS
 _TIE = 0.05
