@@ -219,6 +219,26 @@ def speed() -> Any:
     return figure
 
 
+def step() -> Any:
+    """Milliseconds of a decoding step on a CPU by its parts, one bar a system and batch size."""
+    found = json.loads((ROOT / "benchmarks" / "measured" / "step.json").read_text())
+    figure, panels = plt.subplots(1, 2, figsize=(7.4, 2.8), layout="constrained", sharex=True)
+    colours = (BLUE, SKY, ORANGE, "#f0a070", GREEN, GREY, PURPLE, BLACK, "#f0e442")
+    for axis, run in zip(panels, found, strict=True):
+        labels = [f"{r['system']}, {r['batch']}" for r in run["runs"]]
+        left = [0.0] * len(labels)
+        for part, colour in zip(run["runs"][0]["parts, ms"], colours, strict=True):
+            widths = [r["parts, ms"][part] for r in run["runs"]]
+            axis.barh(labels, widths, 0.7, left, color=colour, label=part)
+            left = [a + b for a, b in zip(left, widths, strict=True)]
+        axis.invert_yaxis()
+        axis.set_title("eager" if run["eager"] else "compiled")
+        axis.set_xlabel("milliseconds a step")
+    handles, names = panels[0].get_legend_handles_labels()
+    figure.legend(handles, names, frameon=False, loc="outside lower center", ncols=3, fontsize=7)
+    return figure
+
+
 MACHINES = {
     "H100 SXM 80 GB": BLUE, "8 x H100 SXM 80 GB": SKY, "A100 SXM 80 GB": ORANGE,
     "Ascend 910B 64 GB": GREEN,
@@ -251,4 +271,11 @@ def gpu() -> Any:
     return figure
 
 
-CHARTS = {"followed": followed, "gains": gains, "no-rule": no_rule, "speed": speed, "gpu": gpu}
+CHARTS = {
+    "followed": followed,
+    "gains": gains,
+    "no-rule": no_rule,
+    "speed": speed,
+    "step": step,
+    "gpu": gpu,
+}
