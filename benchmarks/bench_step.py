@@ -132,11 +132,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 for event in seen.key_averages():
                     parts[part_of.get(event.key, REST)] += event.self_cpu_time_total / 1e3 / steps
                 milliseconds = [1e3 * seconds / count for seconds, count in timed]
-                runs.append({"system": name, "batch": batch, "ms a step": milliseconds,
-                             "parts, ms": {part: round(parts[part], 3) for part in PARTS}})  # fmt: skip
-                print(
-                    name, batch, round(median(milliseconds), 2), runs[-1]["parts, ms"], flush=True
-                )
+                by_part = {part: round(parts[part], 3) for part in PARTS}
+                run = {"system": name, "batch": batch, "ms a step": milliseconds}
+                runs.append(run | {"parts, ms": by_part})
+                print(name, batch, round(median(milliseconds), 2), by_part, flush=True)
         paths = [(path.name, path.path, path.reason) for path in cpu_paths.paths()]
     machine.look_again(facts)
     found = {"machine": facts, "eager": options.eager, "kernels": paths, "runs": runs}

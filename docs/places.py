@@ -57,8 +57,6 @@ def _place(place: Wraps | Relies) -> str:
         parts.append("and no field that is not known")
     if place.uses:
         parts.append(f"in this order: {', '.join(place.uses.split())}")
-    if place.like:
-        parts.append(f"what `{place.like.replace(':', '.')}` has")
     return f"- relied on: `{where}`: {', '.join(parts)}"
 
 

@@ -19,8 +19,7 @@ from vllm.renderers.inputs.preprocess import prompt_to_seq
 from tests.places import wrapped
 from tests.requests import ids, xargs
 from vllm_cold.compat import patching, places
-from vllm_cold.frontend import serving
-from vllm_cold.frontend.intake import FRONT_END
+from vllm_cold.frontend import request_hooks, serving
 from vllm_cold.wire.stream import Stream, from_extra_args
 
 MAX_LEN = 64
@@ -81,7 +80,7 @@ class Front:
         self.config.additional_config = of_others | ({} if default is None else {"cold": default})
         engine = SimpleNamespace(vllm_config=self.config, input_processor=self.processor)
         models = SimpleNamespace(engine_client=engine, lora_requests=self.adapters)
-        FRONT_END.serve(models)
+        request_hooks.serve(models)
         return engine
 
     def run(self, coroutine: Any) -> Any:

@@ -24,7 +24,7 @@ class Stream:
     spec_token_ids: list[int] = field(default_factory=list)
 
 
-def make_group(*left: int, drafts: Sequence[int] = ()) -> Group[Stream]:
+def make_group(*left: int, drafts: Sequence[int] = ()) -> Group:
     """The expert "0" and the amateurs "1", "2" and so on, with as many tokens left, and drafts."""
     counts = drafts or [0] * len(left)
     return Group(
@@ -36,8 +36,8 @@ def make_group(*left: int, drafts: Sequence[int] = ()) -> Group[Stream]:
 
 
 def play(
-    step: Step[Stream],
-    group: Group[Stream],
+    step: Step,
+    group: Group,
     admits: bool = False,
     fits: bool = True,
     order: Sequence[int] = (),
@@ -92,13 +92,13 @@ def test_a_pass(
     asked: dict[str, Any], left: Sequence[int], how: dict[str, Any], expected: list[int]
 ) -> None:
     group = make_group(*left, drafts=how.pop("drafts", ()))
-    step: Step[Stream] = Step(**asked)
+    step = Step(**asked)
     assert play(step, group, **how) == expected
     assert step.budget == asked["budget"] - sum(n + step.extra for n in expected if n)
 
 
 def test_nobody_takes_what_is_set_aside() -> None:
-    step: Step[Stream] = Step(budget=10)
+    step = Step(budget=10)
     group, other, regular = make_group(3, 4), make_group(2, 2), Stream("regular", 9)
     step.decide(group, [3, 4], False, True)
     step.decide(other, [2, 2], False, True)
@@ -110,7 +110,7 @@ def test_nobody_takes_what_is_set_aside() -> None:
 
 
 def test_what_is_set_aside_for_a_group_that_is_preempted_is_others() -> None:
-    step: Step[Stream] = Step(budget=10)
+    step = Step(budget=10)
     group = make_group(3, 4)
     step.decide(group, [3, 4], False, True)
     assert step.budget == 3
@@ -120,7 +120,7 @@ def test_what_is_set_aside_for_a_group_that_is_preempted_is_others() -> None:
 
 def test_a_part_is_taken_of_what_is_not_all() -> None:
     """Whole blocks, where layers have SSM states."""
-    step: Step[Stream] = Step(budget=64)
+    step = Step(budget=64)
     group = make_group(35, 40)
     step.decide(group, [35, 40], False, False)
     got = [
@@ -132,7 +132,7 @@ def test_a_part_is_taken_of_what_is_not_all() -> None:
 
 def test_who_finds_less_than_was_found_gets_nothing() -> None:
     """Other streams' blocks pushed its own out of the prefix cache; or a stream was preempted."""
-    step: Step[Stream] = Step(budget=64)
+    step = Step(budget=64)
     group = make_group(3, 4)
     step.decide(group, [3, 4], True, True)
     assert step.clip(group, group.streams[0], 3, 3) == 3
@@ -141,14 +141,14 @@ def test_who_finds_less_than_was_found_gets_nothing() -> None:
     step.preempt(group)
     assert step.preempted and step.clip(group, group.streams[1], 4, 4) == 0
     step.begin(make_group(1))
-    other = Step[Stream](budget=64)
+    other = Step(budget=64)
     other.begin(group)
     assert not other.turns[group].is_lost and not other.turns[group].goes
 
 
 def test_tokens_that_were_not_taken_are_others() -> None:
     """With what a drafter adds, where the request gets none at all."""
-    step: Step[Stream] = Step(64, extra=2)
+    step = Step(64, extra=2)
     for taken, left in ((10, 52), (4, 58), (0, 64)):
         step.budget = 52
         step.take_back(10, taken)
@@ -210,7 +210,7 @@ def test_streams_that_verify_different_drafts_are_split(rows: tuple[int, int]) -
 )
 def test_any_pass(budget: int, groups: list[Any], extra: int, padding: int, chunk: int) -> None:
     """Whatever comes, in any order: the budget holds, and no group is split."""
-    step: Step[Stream] = Step(budget, chunk, extra=extra, padding=padding)
+    step = Step(budget, chunk, extra=extra, padding=padding)
     used = 0
     for streams, admits, fits, rng in groups:
         left, drafts = zip(*streams, strict=True)

@@ -87,35 +87,6 @@ class Struct(msgspec.Struct):
     ids: int
 
 
-class Like:
-    """As ours say of ``Owner``: two that it sets, one that it has, and what a method takes."""
-
-    running: list[int]
-    waiting: int
-    attribute: int
-
-    def plain(self, x: int, y: int = 0, **more: Any) -> str:
-        return ""
-
-
-class Unlike(Like):
-    gone: int
-
-
-class UnlikeProperty:
-    waiting: int
-
-    @property
-    def lost(self) -> int: ...
-
-
-class UnlikeMethod:
-    waiting: int
-
-    def plain(self, y: int) -> str:
-        return ""
-
-
 def function(x: int) -> str:
     return f"function {x}"
 
@@ -124,7 +95,7 @@ def function(x: int) -> str:
 def module(monkeypatch: pytest.MonkeyPatch) -> Any:
     """The classes above in a module, of which those that are wrapped are copies."""
     made: Any = types.ModuleType(NAME)
-    for cls in (Base, Interface, Colour, Row, Struct, Like, Unlike, UnlikeProperty, UnlikeMethod):
+    for cls in (Base, Interface, Colour, Row, Struct):
         setattr(made, cls.__name__, cls)
     made.Owner = type("Owner", (Base,), {k: v for k, v in vars(Owner).items() if k[:2] != "__"})
     made.Child = type("Child", (made.Owner,), {})
@@ -176,10 +147,6 @@ def relied_on(path: str, **what: Any) -> Relies:
         (relied_on("Row", has="ids", others=""), ".Row has the new field spare"),
         (relied_on("Struct", has="ids", others=""), None),
         (relied_on("Owner", has="running gone waiting"), ".Owner has no gone any more"),
-        (relied_on("Owner", like=f"{NAME}:Like"), None),
-        (relied_on("Owner", like=f"{NAME}:Unlike"), ".Owner has no gone any more"),
-        (relied_on("Owner", like=f"{NAME}:UnlikeProperty"), ".Owner has no lost any more"),
-        (relied_on("Owner", like=f"{NAME}:UnlikeMethod"), ".Owner.plain takes (x), not (y)"),
         (relied_on("Owner.score", uses="mask penalties"), None),
         (relied_on("Owner.score", uses="penalties mask"),
          ".Owner.score uses (mask, penalties), not (penalties, mask) in this order"),

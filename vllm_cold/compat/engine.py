@@ -23,6 +23,24 @@ CLASSES = (
 )
 
 
+def asked_of(additional_config: object) -> object:
+    """Return what an engine was given as ``additional_config["cold"]``; None for nothing."""
+    return additional_config.get("cold") if isinstance(additional_config, dict) else None
+
+
+def may_contrast(config: Any) -> bool:
+    """Whether the engine of a ``VllmConfig`` has LoRA, or was asked for contrastive decoding.
+    Whether it can, ``frontend.support`` says.
+    """
+    try:
+        if config.lora_config is not None and config.model_config.runner_type != "pooling":
+            return True
+        cold = asked_of(config.additional_config)
+    except AttributeError:  # vLLM has changed, and whoever looks further says so
+        return True
+    return not (cold is None or cold is False) or is_configured(config)
+
+
 def is_configured(config: Any) -> bool:
     """Whether the engine of a ``VllmConfig`` is prepared for contrastive decoding: both halves, the
     scheduler and a logits processor.

@@ -113,14 +113,11 @@ class Relies(Place):
             "name(a b)" for a method that takes these first.
         others: Which further fields a dataclass or struct may have; None for any.
         uses: Names that a function uses, for the first time in this order.
-        like: "module:Class" of ours that declares what it ``has``: methods with what they take by
-            position, and variables.
     """
 
     has: str = ""
     others: str | None = None
     uses: str = ""
-    like: str = ""
 
     def _problems(self, label: str) -> Iterator[str]:
         owner = named(self.here)
@@ -142,14 +139,7 @@ class Relies(Place):
     def _names(self) -> dict[str, str | None]:
         """Return what it has to have, by name; of methods, what they take."""
         matches = re.findall(r"(\w+)(\([^)]*\))?", self.has)
-        names = {name: takes[1:-1] if takes else None for name, takes in matches}
-        if self.like:
-            ours = vars(named(self.like))
-            names |= dict.fromkeys(ours["__annotations__"])
-            methods = {n: m for n, m in ours.items() if inspect.isfunction(m) and n[:2] != "__"}
-            names |= {name: " ".join(_positional(method)) for name, method in methods.items()}
-            names |= dict.fromkeys(n for n, m in ours.items() if isinstance(m, property))
-        return names
+        return {name: takes[1:-1] if takes else None for name, takes in matches}
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,6 @@
 from typing import Any
 
 from vllm_cold.compat.patching import Original
-from vllm_cold.settings.presets import PRESETS
 
 
 async def wrap_check_model(
@@ -19,6 +18,8 @@ async def wrap_check_model(
     known = _is_served(self.models, model) or (error is not None and error.error.code != 404)
     if not name or known or not hasattr(request, "vllm_xargs"):
         return error
+    from vllm_cold.settings.presets import PRESETS
+
     if preset in PRESETS:
         request.model = name
         # Not loaded, it may be one that vLLM loads when it is asked for.

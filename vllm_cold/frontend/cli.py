@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """``vllm serve --sampler cold --cold-alpha ... --cold-beta ...``, for vLLM's parser and its engine
 arguments. ``AsyncEngineArgs.add_cli_args`` loads the plugins itself, so the first call in a process
-runs before it could be wrapped; it calls the one that is right after that.
+runs before it could be wrapped; it calls the one that is right after that. What reads values is
+loaded with the first one.
 """
 
 import argparse
@@ -9,9 +10,8 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from vllm_cold.compat.engine import asked_of
 from vllm_cold.errors import ColdError
-from vllm_cold.settings.arguments import parse_engine_defaults
-from vllm_cold.settings.source_readers import read_without
 from vllm_cold.settings.table import ENGINE, REQUEST_KEYS, check, merge, read
 
 _SAMPLER = "--sampler"
@@ -46,6 +46,8 @@ def _checked(name: str) -> Callable[[str], Any]:
         try:
             value = check(name, read(name, text), "")
             if name == "without":
+                from vllm_cold.settings.source_readers import read_without
+
                 read_without("", value)
             return value
         except ColdError as error:
@@ -101,8 +103,7 @@ def _given_options(args: argparse.Namespace) -> dict[str, Any]:
 
 def add_middleware(args: argparse.Namespace) -> None:
     """Have the server tell clients what was used, if contrastive decoding may be used there."""
-    additional = getattr(args, "additional_config", None)
-    cold = additional.get("cold") if isinstance(additional, dict) else None
+    cold = asked_of(getattr(args, "additional_config", None))
     asks = _given_options(args) or cold not in (None, False)
     if not asks and not getattr(args, "enable_lora", False):
         return
@@ -123,6 +124,8 @@ def with_defaults(engine_args: Any, args: argparse.Namespace) -> Any:
         base = {"enabled": bool(base)}
     if not options or not isinstance(base, dict):
         return engine_args  # what is no mapping is refused when the engine is configured
+    from vllm_cold.settings.arguments import parse_engine_defaults
+
     try:
         cold = merge(options, prefix="--cold-", defaults=base)
         if options.get("rules") and isinstance(base.get("rules"), list):

@@ -4,7 +4,6 @@ those that ask for it. Others, and engines in which vllm-cold cannot work, are l
 """
 
 import logging
-from typing import Any
 
 from vllm.config import VllmConfig
 
@@ -25,15 +24,6 @@ from vllm_cold.settings.arguments import ColdArgs, load_rules
 from vllm_cold.settings.source_readers import read_without
 
 logger = logging.getLogger("vllm." + __name__)
-
-
-def prepare_front_end(usage_context: Any) -> None:
-    """Wrap what this kind of front end needs; ``usage_context``: vLLM's UsageContext, or None."""
-    context = usage_context and usage_context.name
-    if context in ("OPENAI_API_SERVER", "OPENAI_BATCH_RUNNER"):
-        availability.install(places.ONLINE)
-    elif context == "LLM_CLASS":
-        availability.install(places.OFFLINE)
 
 
 def prepare_engine(config: VllmConfig) -> None:

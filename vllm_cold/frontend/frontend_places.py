@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         media_cache,
         metrics,
         prompts,
+        request_hooks,
         request_media,
         serving,
         start_hooks,
@@ -27,8 +28,8 @@ if TYPE_CHECKING:
     )
 else:
     globals().update(lazy("vllm_cold.frontend",
-        "aliases capacity explain_output intake media_cache metrics prompts request_media serving "
-        "start_hooks unavailable"))
+        "aliases capacity explain_output intake media_cache metrics prompts request_hooks "
+        "request_media serving start_hooks unavailable"))
 
 _ENGINE_ARGS = "vllm.engine.arg_utils:EngineArgs."
 _OPENAI = "vllm.entrypoints.openai."
@@ -120,6 +121,16 @@ TABLE = (
               "new_token_ids pooling_output finish_reason stop_reason kv_transfer_params"),
     ),
     Hook(
+        serving, places.FRONT_END,
+        "A request that the scheduler ends with an error has the reason in `stop_reason`; vLLM's "
+        'servers would say "Internal server error". The header `x-cold` tells a client what its '
+        "tokens were chosen with, and `kv_transfer_params` what it asked for of each step; before "
+        "0.33, streams get the latter here.",
+        "when vLLM reports the reason of an error and lets plugins add to a response.",
+        Wraps("vllm.v1.engine.async_llm:AsyncLLM.generate", serving.wrap_generate,
+              "prompt sampling_params request_id"),
+    ),
+    Hook(
         refused_options, places.FRONT_END,
         "Options with which contrastive decoding is refused: if vLLM renamed one, engines with it "
         "would not be refused any more.",
@@ -181,52 +192,44 @@ TABLE = (
         since="0.31",
     ),
     Hook(
-        serving, places.ONLINE,
+        request_hooks, places.ONLINE,
         "Right after the renderer, the amateurs' prompts are made: the body and the template's "
         "arguments are known, a wrong request gets its HTTP 400 before a streamed response "
         "starts, and it is off the event loop. `to_sampling_params` says which prompts are sent "
         "to the engine; for some models, vLLM makes the prompts elsewhere, and their requests are "
         "decided about there.",
         places.DERIVED,
-        Wraps(_ONLINE + "preprocess_chat", serving.wrap_preprocess, "request",
+        Wraps(_ONLINE + "preprocess_chat", request_hooks.wrap_preprocess, "request",
               before=_ONLINE_023 + "preprocess_chat"),
-        Wraps(_ONLINE + "preprocess_cmpl", serving.wrap_preprocess, "request",
+        Wraps(_ONLINE + "preprocess_cmpl", request_hooks.wrap_preprocess, "request",
               before=_ONLINE_023 + "preprocess_cmpl"),
-        Wraps(_COMPLETION + "to_sampling_params", serving.wrap_to_sampling_params),
-        Wraps(_CHAT + "to_sampling_params", serving.wrap_to_sampling_params),
+        Wraps(_COMPLETION + "to_sampling_params", request_hooks.wrap_to_sampling_params),
+        Wraps(_CHAT + "to_sampling_params", request_hooks.wrap_to_sampling_params),
         Wraps(_OPENAI + "responses.protocol:ResponsesRequest.to_sampling_params",
-              serving.wrap_to_sampling_params),
+              request_hooks.wrap_to_sampling_params),
     ),
     Hook(
-        serving, places.ONLINE,
+        request_hooks, places.ONLINE,
         "`cold_amateur` names an adapter, and only the server's list of loaded adapters resolves "
         "it.",
         "when vLLM resolves names of adapters for extensions.",
-        Wraps(_OPENAI + "models.serving:OpenAIServingModels.__init__", serving.wrap_models_init),
+        Wraps(_OPENAI + "models.serving:OpenAIServingModels.__init__",
+              request_hooks.wrap_models_init),
     ),
     Hook(
-        serving, places.ONLINE,
+        request_hooks, places.ONLINE,
         "Beam search makes its own sampling parameters: a request for both would silently lose "
         "contrastive decoding.",
         "when vLLM passes `vllm_xargs` on in beam search.",
-        Wraps(_COMPLETION + "to_beam_search_params", serving.wrap_to_beam_search_params),
-        Wraps(_CHAT + "to_beam_search_params", serving.wrap_to_beam_search_params),
+        Wraps(_COMPLETION + "to_beam_search_params", request_hooks.wrap_to_beam_search_params),
+        Wraps(_CHAT + "to_beam_search_params", request_hooks.wrap_to_beam_search_params),
     ),
     Hook(
-        serving, places.OFFLINE,
+        request_hooks, places.OFFLINE,
         "The same, offline.",
         "when vLLM passes `extra_args` on in beam search.",
-        Wraps("vllm:LLM.beam_search", serving.wrap_beam_search, "prompts params lora_request"),
-    ),
-    Hook(
-        serving, places.ONLINE,
-        "A request that the scheduler ends with an error has the reason in `stop_reason`; vLLM's "
-        'servers would say "Internal server error". The header `x-cold` tells a client what its '
-        "tokens were chosen with, and `kv_transfer_params` what it asked for of each step; before "
-        "0.33, streams get the latter here.",
-        "when vLLM reports the reason of an error and lets plugins add to a response.",
-        Wraps("vllm.v1.engine.async_llm:AsyncLLM.generate", serving.wrap_generate,
-              "prompt sampling_params request_id"),
+        Wraps("vllm:LLM.beam_search", request_hooks.wrap_beam_search,
+              "prompts params lora_request"),
     ),
     Hook(
         aliases, places.ONLINE,

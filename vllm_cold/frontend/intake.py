@@ -62,11 +62,12 @@ class FrontEnd:
     """What this process knows of its engines' requests.
 
     Attributes:
-        server: The admission of this process's API server, if it is one.
+        server: The admission of this process's API server, from ``serve`` on.
     """
 
+    server: Admission
+
     def __init__(self) -> None:
-        self.server: Admission | None = None
         self._admissions: WeakKeyDictionary[Any, Admission] = WeakKeyDictionary()
         self._exchange: ContextVar[Exchange | None] = ContextVar("exchange", default=None)
 

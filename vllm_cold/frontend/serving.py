@@ -36,23 +36,18 @@ _LISTED = 100  # choices in it
 _DONE = b"data: [DONE]"
 
 
-def wrap_models_init(original: Original, self: Any, *args: Any, **kwargs: Any) -> None:
-    """Wrap ``OpenAIServingModels.__init__``."""
-    original(self, *args, **kwargs)
-    FRONT_END.serve(self)
-
-
-async def wrap_preprocess(
-    original: Original, self: Any, request: Any, *args: Any, **kwargs: Any
+async def preprocess(
+    original: Original, renderer: Any, request: Any, *args: Any, **kwargs: Any
 ) -> Any:
-    """Wrap ``OnlineRenderer.preprocess_cmpl`` and ``OnlineRenderer.preprocess_chat``."""
-    if (server := FRONT_END.server) is None or not hasattr(request, "vllm_xargs"):
-        return await original(self, request, *args, **kwargs)
+    """Make a body's prompts by vLLM's ``original``, decide about each and make its amateurs'."""
+    server = FRONT_END.server
+    if not hasattr(request, "vllm_xargs"):
+        return await original(renderer, request, *args, **kwargs)
     with as_http_400():
         requested = await server.read_aside(*_read_args(server, request))
     if requested is not None:
         kwargs |= media_cache.ALWAYS_SENT
-    rendered = await original(self, request, *args, **kwargs)
+    rendered = await original(renderer, request, *args, **kwargs)
     prompts = rendered[1] if isinstance(rendered, tuple) else rendered  # of a chat
     with as_http_400():
         _check_prompts(requested, request, len(prompts))
@@ -60,7 +55,7 @@ async def wrap_preprocess(
             if i:
                 await asyncio.sleep(0)  # other requests' turn: token ids wait for nothing
             source = source_of(prompt)
-            contrast = await server.decide(requested, source, prompt, online=self)
+            contrast = await server.decide(requested, source, prompt, online=renderer)
             prompts[i] = with_contrast(prompt, contrast)
     contrasts = deque(map(contrast_of, prompts))
     FRONT_END.exchange().decided[id(request)] = DecidedBody(request, contrasts)
@@ -110,37 +105,35 @@ def _check_prompts(requested: RequestedContrast | None, request: Any, num_prompt
             )
 
 
-def wrap_to_sampling_params(original: Original, self: Any, *args: Any, **kwargs: Any) -> Any:
-    """Wrap ``ResponsesRequest.to_sampling_params`` and the like."""
-    params = original(self, *args, **kwargs)
-    if (server := FRONT_END.server) is None:
-        return params
-    exchange = FRONT_END.exchange()
+def check_params(body: Any, params: Any) -> None:
+    """Check what vLLM made of a body for its next prompt, and note for the header what it asks for.
+
+    Raises:
+        ValueError: see ``Admission.check``.
+    """
+    server, exchange = FRONT_END.server, FRONT_END.exchange()
     with as_http_400():
-        requested, contrast = _next_contrast(server, exchange, self)
+        requested, contrast = _next_contrast(server, exchange, body)
         if contrast is not None:
             server.check(contrast, params, params.max_tokens)
         elif requested is not None:
             params.extra_args = {**(params.extra_args or {}), REQUESTED: requested}
     exchange.used.append(requested)
-    return params
 
 
-def wrap_to_beam_search_params(original: Original, self: Any, *args: Any, **kwargs: Any) -> Any:
-    """Wrap ``to_beam_search_params`` of ``ChatCompletionRequest`` and ``CompletionRequest``."""
-    exchange = FRONT_END.exchange()
-    if (server := FRONT_END.server) is not None:
-        with as_http_400():
-            if _next_contrast(server, exchange, self)[0] is not None:
-                raise ColdError(
-                    "use_beam_search",
-                    True,
-                    "vllm-cold does not support beam search; leave it out, or send "
-                    '{"cold": 0} in vllm_xargs to search with the adapter alone',
-                )
+def begin_search(body: Any) -> None:
+    """Note that a body is a beam search; one that asks for a contrast is refused."""
+    server, exchange = FRONT_END.server, FRONT_END.exchange()
+    with as_http_400():
+        if _next_contrast(server, exchange, body)[0] is not None:
+            raise ColdError(
+                "use_beam_search",
+                True,
+                "vllm-cold does not support beam search; leave it out, or send "
+                '{"cold": 0} in vllm_xargs to search with the adapter alone',
+            )
     # The parameters that beam search makes for its steps do not carry vllm_xargs.
     exchange.is_search = True
-    return original(self, *args, **kwargs)
 
 
 _NO_TEMPLATE = (
@@ -257,17 +250,9 @@ def header(used: Sequence[RequestedContrast | None]) -> bytes:
     return json.dumps(fields).encode()
 
 
-def wrap_beam_search(
-    original: Original,
-    self: Any,
-    prompts: Any,
-    params: Any,
-    lora_request: Any = None,
-    *args: Any,
-    **kwargs: Any,
-) -> Any:
-    """Wrap ``LLM.beam_search``."""
-    read = FRONT_END.of(self.llm_engine.input_processor).read
+def check_search(llm: Any, prompts: Any, params: Any, lora_request: Any) -> None:
+    """Refuse a beam search of ``LLM`` that asks for a contrast, or whose engine does by default."""
+    read = FRONT_END.of(llm.llm_engine.input_processor).read
     several = isinstance(lora_request, (list, tuple))
     adapters = lora_request if several else [lora_request] * len(prompts)
     contrasts = (read(None, adapter) for adapter in adapters)
@@ -282,4 +267,3 @@ def wrap_beam_search(
             "vllm-cold does not support beam search; use generate(), or an engine whose "
             "default sampler is not contrastive decoding",
         )
-    return original(self, prompts, params, lora_request, *args, **kwargs)

@@ -1,23 +1,34 @@
 # SPDX-License-Identifier: Apache-2.0
 """What vLLM's processes get when they load the plugin, whatever they serve. These hooks load the
-rest of the front end when they are used: when an engine is configured. Engine cores and workers
-that have nothing to do with vllm-cold load none of it.
+rest of the front end when an engine or a request may want a contrast, by what it says itself.
+Engine cores and workers that have nothing to do with vllm-cold load none of it.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
-from vllm_cold.compat import engine
+from vllm_cold.compat import availability, engine, places
 from vllm_cold.compat.patching import Original
+
+# What further kinds of front ends need, by the names of vLLM's UsageContext.
+_TIMES = {
+    "OPENAI_API_SERVER": places.ONLINE,
+    "OPENAI_BATCH_RUNNER": places.ONLINE,
+    "LLM_CLASS": places.OFFLINE,
+}
 
 
 def wrap_create_engine_config(original: Original, self: Any, *args: Any, **kwargs: Any) -> Any:
     """Wrap ``EngineArgs.create_engine_config``."""
-    from vllm_cold.frontend import engine_config
-
     # First: whether contrastive decoding is available decides what the configuration becomes.
-    engine_config.prepare_front_end(args[0] if args else kwargs.get("usage_context"))
+    context = args[0] if args else kwargs.get("usage_context")
+    if context is not None and (when := _TIMES.get(context.name)) is not None:
+        availability.install(when)
     config = original(self, *args, **kwargs)
-    engine_config.prepare_engine(config)
+    if engine.may_contrast(config):
+        from vllm_cold.frontend import engine_config
+
+        engine_config.prepare_engine(config)
     return config
 
 
@@ -51,10 +62,19 @@ def wrap_process_inputs(
     request = original(self, request_id, prompt, params, *args, **kwargs)
     if request.sampling_params is None:  # of a pooling model
         return request
-    # ``ColdParams``, or a subclass of it: else nothing of ours need be loaded to know that.
-    is_ours = any(kind.__module__.startswith("vllm_cold.") for kind in type(params).__mro__)
-    if is_ours or params.extra_args or engine.is_configured(self.vllm_config):
+    asks = are_ours(params) or has_our_keys(params.extra_args)
+    if asks or engine.is_configured(self.vllm_config):
         from vllm_cold.frontend import intake
 
         intake.admit_request(self, request, prompt, params)
     return request
+
+
+def are_ours(params: Any) -> bool:
+    """Whether a request's parameters are ``ColdParams``, or of a subclass of it."""
+    return any(kind.__module__.startswith("vllm_cold.") for kind in type(params).__mro__)
+
+
+def has_our_keys(arguments: Mapping[str, Any] | None) -> bool:
+    """Whether some of these flat arguments, or of a body's further fields, look like ours."""
+    return any(str(key)[:4].lower() == "cold" for key in arguments or ())

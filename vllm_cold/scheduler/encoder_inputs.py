@@ -19,8 +19,7 @@ from typing import Any
 
 from vllm.v1.core.encoder_cache_manager import EncoderCacheManager
 
-from vllm_cold.scheduler.lockstep import Group
-from vllm_cold.scheduler.vllm_scheduler import Request, Scheduler
+from vllm_cold.scheduler.lockstep import Group, Request
 from vllm_cold.settings import encoder_room
 from vllm_cold.settings.encoder_room import EncoderRoom, room_of
 
@@ -35,7 +34,7 @@ class EncoderInputs:
         ValueError: the engine encodes in a way that vllm-cold does not follow.
     """
 
-    def __init__(self, scheduler: Scheduler) -> None:
+    def __init__(self, scheduler: Any) -> None:
         self._scheduler = scheduler
         self._planned: set[str] = set()  # identifiers, in this pass
         self._budget = 0  # embeddings that it can still encode
@@ -64,7 +63,7 @@ class EncoderInputs:
 
     # ---- a group's arrival ---------------------------------------------------------------------
 
-    def why_never(self, group: Group[Request]) -> str | None:
+    def why_never(self, group: Group) -> str | None:
         """Tell why the group's media keep it from ever being scheduled; None if they do not.
         Admission refuses such a request before.
         """
@@ -92,7 +91,7 @@ class EncoderInputs:
         """Embeddings that this step can still encode and keep."""
         return int(min(self._budget, self._manager.num_freeable_slots))
 
-    def needed(self, group: Group[Request], left: Sequence[int]) -> int:
+    def needed(self, group: Group, left: Sequence[int]) -> int:
         """Return the embeddings that streams need for so many last tokens and nobody keeps yet."""
         needed: list[Any] = []
         for stream, tokens in zip(group.streams, left, strict=True):
@@ -114,7 +113,7 @@ class EncoderInputs:
                 return int(place.offset - start)
         return num_tokens
 
-    def end_pass(self, output: Any, groups: Mapping[str, Group[Request]]) -> None:
+    def end_pass(self, output: Any, groups: Mapping[str, Group]) -> None:
         """Mend the plans after requests were taken out of the step. vLLM takes their media for
         encoded, and others may count on them: then one of these encodes them. Media that nobody in
         the step needs leave the cache, as nobody encodes them.

@@ -28,10 +28,9 @@ from vllm.v1.request import RequestStatus
 
 from vllm_cold.compat import versions
 from vllm_cold.scheduler.group_requests import GroupRequests
-from vllm_cold.scheduler.lockstep import Step, is_split
-from vllm_cold.scheduler.passes import Pass, RequestGroup, runs
+from vllm_cold.scheduler.lockstep import Group, Request, Step, is_split
+from vllm_cold.scheduler.passes import Pass, runs
 from vllm_cold.scheduler.queue_view import holds_prompts
-from vllm_cold.scheduler.vllm_scheduler import Request
 from vllm_cold.wire.stream import set_slot
 
 # Split this often in a row with nothing else running: the group will never go.
@@ -40,6 +39,10 @@ _MAX_FAILED_ALONE = 3
 
 class GroupPlanning(GroupRequests):
     """Plans steps in which the streams of each group keep in step."""
+
+    # vLLM's own, and for a time others.
+    waiting: Any
+    need_mamba_block_aligned_split: bool
 
     # ---- the pass ------------------------------------------------------------------------------
 
@@ -55,7 +58,7 @@ class GroupPlanning(GroupRequests):
     def _schedule(self, throttle: bool, *args: Any, **kwargs: Any) -> SchedulerOutput:
         if not self._groups:
             return super().schedule(*args, **kwargs)
-        step: Step[Request] = Step(
+        step = Step(
             min(self.max_num_scheduled_tokens, self.scheduler_config.max_num_batched_tokens),
             longest=self.max_model_len,
             extra=self._draft_slots,
@@ -86,7 +89,7 @@ class GroupPlanning(GroupRequests):
         partial = self._partial.groups()
         positions = {request: i for i, request in enumerate(self.running)} if partial else {}
         splits, self.need_mamba_block_aligned_split = self.need_mamba_block_aligned_split, True
-        self._mamba_block_aligned_split = this.cap  # type: ignore[method-assign]
+        self._mamba_block_aligned_split = this.cap
         this.view.stand_in()
         try:
             this.step.chunk = self._prefill_limit()
@@ -120,18 +123,16 @@ class GroupPlanning(GroupRequests):
         if num_requests <= 1:
             return 0
         share: int = self.scheduler_config.max_num_batched_tokens // num_requests
-        since_0_31: Any = self
-        return max(limit, share) if since_0_31.adaptive_long_prefill_threshold else limit
+        return max(limit, share) if self.adaptive_long_prefill_threshold else limit
 
     def _promote(self, request: Request) -> bool:
         """Make a request whose grammar is compiled, or whose KV has come, an ordinary one that
         waits, as vLLM does; whether it may start now.
         """
         if self._is_old:
-            before: Any = super()
             compiles = request.status == RequestStatus.WAITING_FOR_STRUCTURED_OUTPUT_GRAMMAR
-            return not compiles or bool(before._try_promote_blocked_waiting_request(request))
-        return super()._handle_blocked_waiting_request(request)
+            return not compiles or bool(super()._try_promote_blocked_waiting_request(request))
+        return bool(super()._handle_blocked_waiting_request(request))
 
     def _try_schedule_encoder_inputs(
         self,
@@ -141,7 +142,7 @@ class GroupPlanning(GroupRequests):
         *args: Any,
         **how: Any,
     ) -> tuple[Any, ...]:
-        plan = super()._try_schedule_encoder_inputs(
+        plan: tuple[Any, ...] = super()._try_schedule_encoder_inputs(
             request, num_computed_tokens, num_new_tokens, *args, **how
         )
         if self._pass is not None:
@@ -167,14 +168,14 @@ class GroupPlanning(GroupRequests):
         if group is not None:
             self._queue_again(group)
 
-    def _group_of(self, request: Request) -> RequestGroup | None:
+    def _group_of(self, request: Request) -> Group | None:
         """Return the group of a stream; None for a regular request, or where all amateurs have
         ended.
         """
         group = self._groups.get(request.request_id)
         return group if group is not None and group.amateurs else None
 
-    def _queue_again(self, group: RequestGroup) -> None:
+    def _queue_again(self, group: Group) -> None:
         """Have the group wait as a whole from now on, unless some of its KV is under way; streams
         that run are about to be preempted.
         """
@@ -187,14 +188,14 @@ class GroupPlanning(GroupRequests):
         queue = self.waiting if self._pass is None else self._pass.view.waiting
         queue.prepend_request(group.expert)
 
-    def _begin_anew(self, group: RequestGroup) -> None:
+    def _begin_anew(self, group: Group) -> None:
         """Take the blocks of the group's streams that wait."""
         for stream in group.streams:
             self._loads.release(stream)
         if not any(map(runs, group.streams)):
             self._queue_again(group)
 
-    def _preempt_all(self, group: RequestGroup) -> None:
+    def _preempt_all(self, group: Group) -> None:
         for request in reversed(group.streams):
             if runs(request):
                 self.running.remove(request)
@@ -229,7 +230,7 @@ class GroupPlanning(GroupRequests):
         """Preempt groups that were split, end those that never go, and give slots to others."""
         self._loads.end_pass(this.view.came)
         step, had_tokens = this.step, bool(output.num_scheduled_tokens)
-        failed: list[RequestGroup] = []
+        failed: list[Group] = []
         for group, turn in tuple(step.turns.items()):
             if turn.is_lost or is_split(group, output.num_scheduled_tokens):
                 self._withdraw(group, output)
@@ -261,7 +262,7 @@ class GroupPlanning(GroupRequests):
                 self._take_slot(group, output)
         self._encoder.end_pass(output, self._groups)
 
-    def _failed_alone(self, group: RequestGroup) -> None:
+    def _failed_alone(self, group: Group) -> None:
         """Give a group that was preempted although nothing else ran a better chance; end it if that
         did not help.
         """
@@ -280,7 +281,7 @@ class GroupPlanning(GroupRequests):
                 "shorten it or enlarge the KV cache.",
             )
 
-    def _take_slot(self, group: RequestGroup, output: SchedulerOutput) -> None:
+    def _take_slot(self, group: Group, output: SchedulerOutput) -> None:
         """Give the group the lowest free slot if it gets its first tokens: ``output`` has the
         streams' parameters for the workers, whose tables are as large as the highest slot.
         """
@@ -303,7 +304,7 @@ class GroupPlanning(GroupRequests):
         """Whether no step's results, and no answer of a connector, are still to come."""
         return not (self._steps_in_flight or self._loads.asked_in_vain)
 
-    def _withdraw(self, group: RequestGroup, output: SchedulerOutput) -> None:
+    def _withdraw(self, group: Group, output: SchedulerOutput) -> None:
         """Take all streams out of this step and preempt them."""
         for request in reversed(group.streams):
             never_sent = strip(output, request.request_id)

@@ -9,9 +9,10 @@ the clients' requests.
 import logging
 import uuid
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from msgspec import structs
+from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, FinishReason
 from vllm.v1.request import RequestStatus
 
@@ -27,17 +28,11 @@ from vllm_cold.scheduler.encoder_inputs import EncoderInputs
 from vllm_cold.scheduler.explain_steps import StepExplainer
 from vllm_cold.scheduler.kv_blocks import KVBlocks
 from vllm_cold.scheduler.kv_loads import Loads
-from vllm_cold.scheduler.lockstep import Group
-from vllm_cold.scheduler.passes import Partial, Pass, RequestGroup, runs
-from vllm_cold.scheduler.vllm_scheduler import Request
+from vllm_cold.scheduler.lockstep import Group, Request
+from vllm_cold.scheduler.passes import Partial, Pass, runs
 from vllm_cold.wire.counters import CountersByKind, attach
 from vllm_cold.wire.step_stats import RowStats
 from vllm_cold.wire.stream import from_extra_args
-
-if TYPE_CHECKING:
-    from vllm_cold.scheduler.vllm_scheduler import Scheduler
-else:
-    from vllm.v1.core.sched.scheduler import Scheduler
 
 logger = logging.getLogger("vllm." + __name__)
 
@@ -45,13 +40,17 @@ logger = logging.getLogger("vllm." + __name__)
 LAST_REPORTS = 32
 
 
-class GroupRequests(Scheduler):
+class GroupRequests(Scheduler):  # type: ignore[misc]
     """vLLM's Scheduler, which knows of groups of streams."""
+
+    # vLLM's own, which is Any to a type checker.
+    requests: dict[str, Request]
+    running: list[Request]
 
     # What vLLM's methods need of us although __init__ never ran, as in some of its tests.
     connector: Any = None
     defer_block_free = False
-    _groups: dict[str, RequestGroup] = {}
+    _groups: dict[str, Group] = {}
     _blocks: KVBlocks | None = None
     _draft_controller: DraftController | None = None
     _steps_in_flight = 0
@@ -64,7 +63,7 @@ class GroupRequests(Scheduler):
         self._groups = {}  # by the id of each stream
         self._num_groups = 0
         self._is_old = versions.is_before("0.31")
-        self._failed: list[RequestGroup] = []  # groups that must end
+        self._failed: list[Group] = []  # groups that must end
         self._counters = CountersByKind()
         # In a group's id, so that no two engines have the same one: see ``wire.worker_output``.
         self._engine = uuid.uuid4().hex[:12]
@@ -91,7 +90,7 @@ class GroupRequests(Scheduler):
         kind = self._counters.kind(stream.method, adapter)
         streams = make_streams(request, stream)
         num_amateurs, k = len(stream.amateurs), stream.explain
-        group: RequestGroup = Group(
+        group: Group = Group(
             streams,
             kind,
             rule_keeps_state=stream.rule_keeps_state,
@@ -118,7 +117,7 @@ class GroupRequests(Scheduler):
 
     def finish_requests(
         self, request_ids: str | Iterable[str] | None, finished_status: RequestStatus
-    ) -> list[Any]:
+    ) -> Any:
         """Finish whole groups; the amateurs are not reported."""
         if not self._groups:
             return super().finish_requests(request_ids, finished_status)
@@ -139,7 +138,7 @@ class GroupRequests(Scheduler):
             if (r[0] if isinstance(r, tuple) else r.request_id) not in amateurs
         ]
 
-    def _forget(self, group: RequestGroup) -> None:
+    def _forget(self, group: Group) -> None:
         if group.slot is not None:
             self._slots.remove(group.slot)
         self._num_groups -= 1
@@ -148,7 +147,7 @@ class GroupRequests(Scheduler):
             self._loads.streams.pop(request, None)
         self._partial.pop(group, None)
 
-    def _retire(self, group: RequestGroup, figures: Sequence[RowStats], new: int) -> None:
+    def _retire(self, group: Group, figures: Sequence[RowStats], new: int) -> None:
         """End the amateurs that the group's rule needs no more, now that the client gets ``new``
         tokens. If the group was preempted meanwhile, its rule will say so again.
         """
@@ -168,7 +167,7 @@ class GroupRequests(Scheduler):
         ids = [amateur.request_id for amateur in amateurs]
         super().finish_requests(ids, RequestStatus.FINISHED_ABORTED)
 
-    def _fail(self, group: RequestGroup, why: str) -> None:
+    def _fail(self, group: Group, why: str) -> None:
         """Have the group end, and its client told why; the first reason counts."""
         if group.error is None:
             group.error = why
@@ -217,7 +216,7 @@ class GroupRequests(Scheduler):
         waiting -= self._num_groups - len(self._running_groups().union(self._partial.groups()))
         return running - len(streams), waiting - self._loads.num_queued
 
-    def _running_groups(self) -> set[RequestGroup]:
+    def _running_groups(self) -> set[Group]:
         """Return the groups of which a stream runs."""
         groups = (self._groups.get(request.request_id) for request in self.running)
         return {group for group in groups if group is not None}

@@ -5,13 +5,12 @@
 
 import inspect
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 from vllm.v1.request import RequestStatus
 
 from vllm_cold.compat import engine
-from vllm_cold.scheduler.lockstep import Group
-from vllm_cold.scheduler.vllm_scheduler import Request, Scheduler
+from vllm_cold.scheduler.lockstep import Group, Request
 
 
 class CachedPrefix(NamedTuple):
@@ -40,7 +39,7 @@ class CachedPrefix(NamedTuple):
 class KVBlocks:
     """The KV cache of one scheduler."""
 
-    def __init__(self, scheduler: Scheduler) -> None:
+    def __init__(self, scheduler: Any) -> None:
         self._scheduler = scheduler
         count = scheduler.kv_cache_manager.coordinator.get_num_blocks_to_allocate
         self._counted_by = inspect.signature(count).parameters
@@ -71,7 +70,7 @@ class KVBlocks:
         would find instead of, or beyond, what is ``cached`` for it now. An SSM state that the
         stream starts from counts as such a block.
         """
-        unit: int = cast(Any, self._scheduler).hash_block_size  # not in 0.23
+        unit: int = self._scheduler.hash_block_size  # not in 0.23
         first = max(-(-start // unit), cached.num_tokens // unit, 1)
         last = min(stream.num_tokens, later.num_tokens - 1) // unit
         if stream is later or later.skip_reading_prefix_cache or first > last:
@@ -80,7 +79,7 @@ class KVBlocks:
         return stream.block_hashes[first - 1] == later.block_hashes[first - 1]
 
     def has_room(
-        self, group: Group[Request], cached: Mapping[Request, CachedPrefix], promised: int = 0
+        self, group: Group, cached: Mapping[Request, CachedPrefix], promised: int = 0
     ) -> bool:
         """Whether all streams' known tokens fit the free blocks, of which so many are ``promised``
         to others. ``cached``: for its streams that hold no blocks, as far as it is known.
@@ -94,11 +93,11 @@ class KVBlocks:
         free -= promised + getattr(scheduler.kv_cache_manager, "watermark_blocks", 0)  # since 0.31
         return needed <= free
 
-    def _others_hold_blocks(self, group: Group[Request]) -> bool:
+    def _others_hold_blocks(self, group: Group) -> bool:
         """Whether requests that do not run have blocks which they will free, or have ended."""
         scheduler = self._scheduler
         if scheduler.connector is None:
-            return scheduler.num_waiting_for_streaming_input > 0
+            return bool(scheduler.num_waiting_for_streaming_input > 0)
         return bool(scheduler.deferred_frees) or any(
             request.num_computed_tokens or request.is_finished()
             for request in scheduler.requests.values()

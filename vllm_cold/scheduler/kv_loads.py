@@ -24,8 +24,7 @@ from vllm.v1.request import RequestStatus
 
 from vllm_cold.compat import places, versions
 from vllm_cold.scheduler.kv_blocks import CachedPrefix, KVBlocks
-from vllm_cold.scheduler.lockstep import Group
-from vllm_cold.scheduler.vllm_scheduler import Request, Scheduler
+from vllm_cold.scheduler.lockstep import Group, Request
 from vllm_cold.wire import transfer_params
 
 _WAITS = (RequestStatus.WAITING, RequestStatus.PREEMPTED)
@@ -46,9 +45,7 @@ class Loads:
         asked_in_vain: Whether the connector did not know yet, in this pass.
     """
 
-    def __init__(
-        self, scheduler: Scheduler, blocks: KVBlocks, num_ended: Callable[[], int]
-    ) -> None:
+    def __init__(self, scheduler: Any, blocks: KVBlocks, num_ended: Callable[[], int]) -> None:
         self._scheduler = scheduler
         self._num_ended = num_ended
         self._blocks = blocks
@@ -195,7 +192,7 @@ class Loads:
         waiting = self._scheduler.kv_holding_waiting
         return waiting if self._are_queued else (*waiting, *self.streams)
 
-    def has_room(self, group: Group[Request], cached: Mapping[Request, CachedPrefix]) -> bool:
+    def has_room(self, group: Group, cached: Mapping[Request, CachedPrefix]) -> bool:
         """Whether all streams' tokens fit besides what is promised to others that load or prefill:
         a load holds its blocks until the group can begin.
         """
@@ -203,7 +200,7 @@ class Loads:
         promised = sum(map(self._scheduler._request_remaining_blocks, others))
         return self._blocks.has_room(group, cached, promised)
 
-    def hand_on(self, outputs: Iterable[Any], groups: Mapping[str, Group[Request]]) -> None:
+    def hand_on(self, outputs: Iterable[Any], groups: Mapping[str, Group]) -> None:
         """Send the client, with what the engine that decodes needs to find an expert's KV, what it
         needs for the amateurs'. Of a step: all ``outputs``, and ``groups`` by the expert's id.
         """

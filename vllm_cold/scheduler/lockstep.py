@@ -20,7 +20,7 @@ one. All streams of a group verify the same number, so that every draft has a ro
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol
 
 from vllm_cold.scheduler.drafting import Drafting
 
@@ -28,8 +28,8 @@ if TYPE_CHECKING:  # which needs torch
     from vllm_cold.scheduler.explain_steps import StepExplainer
 
 
-class Tokens(Protocol):
-    """What is known here of a request."""
+class Request(Protocol):
+    """What is used of a ``vllm.v1.request.Request``; in this file, what comes first."""
 
     request_id: str
     num_computed_tokens: int
@@ -51,12 +51,27 @@ class Tokens(Protocol):
     def is_finished(self) -> bool:
         """Whether it has ended."""
 
+    client_index: int
+    priority: int
+    arrival_time: float
+    status: Any  # RequestStatus
+    sampling_params: Any
+    lora_request: Any
+    num_preemptions: int
+    num_prompt_tokens: int
+    skip_reading_prefix_cache: bool
+    is_prefill_chunk: bool
+    trace_headers: Any
+    block_hashes: Sequence[bytes]
+    mm_features: Sequence[Any]
+    shared_prefix_boundary: int  # not in 0.23
 
-R = TypeVar("R", bound=Tokens)
+    def take_events(self) -> Any:
+        """Return the events for whoever measures, and forget them."""
 
 
 @dataclass(eq=False, slots=True)
-class Group(Generic[R]):
+class Group:
     """The streams of one contrastive request, and all that a scheduler knows of it.
 
     Attributes:
@@ -80,7 +95,7 @@ class Group(Generic[R]):
             that were found in the prefix cache.
     """
 
-    streams: tuple[R, ...]
+    streams: tuple[Request, ...]
     kind: tuple[str, str] = ("", "")
     bits: dict[str, int] = field(init=False)
     rule_keeps_state: bool = False
@@ -99,19 +114,19 @@ class Group(Generic[R]):
         self.bits = {amateur.request_id: 1 << i for i, amateur in enumerate(self.amateurs)}
         self.new_amateurs = {amateur.request_id: 0 for amateur in self.amateurs}
 
-    def retire(self, amateurs: Sequence[R]) -> None:
+    def retire(self, amateurs: Sequence[Request]) -> None:
         """Remove amateurs that are not needed any more. A group without any is an expert alone,
         which is scheduled as a regular request.
         """
         self.streams = tuple(stream for stream in self.streams if stream not in amateurs)
 
     @property
-    def expert(self) -> R:
+    def expert(self) -> Request:
         """The request that the client knows."""
         return self.streams[0]
 
     @property
-    def amateurs(self) -> tuple[R, ...]:
+    def amateurs(self) -> tuple[Request, ...]:
         """What the expert is compared with."""
         return self.streams[1:]
 
@@ -121,7 +136,7 @@ class Group(Generic[R]):
         return self.streams[0].request_id
 
 
-def tokens_left(request: Tokens, num_cached: int = 0) -> int:
+def tokens_left(request: Request, num_cached: int = 0) -> int:
     """Return the tokens from here to the sampling position, which is after the last known token.
 
     Args:
@@ -154,7 +169,7 @@ def _all(num_tokens: int) -> int:
 
 
 @dataclass(slots=True)
-class Step(Generic[R]):
+class Step:
     """One scheduler step: the budget as it is handed out.
 
     Attributes:
@@ -173,10 +188,10 @@ class Step(Generic[R]):
     longest: int = 1 << 62
     extra: int = 0
     padding: int = 0
-    turns: dict[Group[R], Turn] = field(default_factory=dict)
+    turns: dict[Group, Turn] = field(default_factory=dict)
     preempted: bool = False
 
-    def begin(self, group: Group[R]) -> Turn:
+    def begin(self, group: Group) -> Turn:
         """Return the group's turn in this pass; a new one holds."""
         return self.turns.setdefault(group, Turn())
 
@@ -188,7 +203,7 @@ class Step(Generic[R]):
             return -1
         return self.budget - sum(left) - self.extra * len(left)
 
-    def decide(self, group: Group[R], left: Sequence[int], admits: bool, fits: bool) -> None:
+    def decide(self, group: Group, left: Sequence[int], admits: bool, fits: bool) -> None:
         """Decide whether a group goes, before any of its streams is given tokens in this pass.
 
         Args:
@@ -222,8 +237,8 @@ class Step(Generic[R]):
 
     def clip(
         self,
-        group: Group[R] | None,
-        request: R,
+        group: Group | None,
+        request: Request,
         offered: int,
         left: int,
         part: Callable[[int], int] = _all,
@@ -258,7 +273,7 @@ class Step(Generic[R]):
         self.budget += aside - granted - self.extra
         return granted
 
-    def preempt(self, group: Group[R] | None) -> None:
+    def preempt(self, group: Group | None) -> None:
         """Note that this pass preempted a request; if it is a group's, that gets nothing more."""
         self.preempted = True
         if group is not None:
@@ -274,7 +289,7 @@ class Step(Generic[R]):
             self.budget += self.extra
 
 
-def is_split(group: Group[R], num_scheduled: dict[str, int]) -> bool:
+def is_split(group: Group, num_scheduled: dict[str, int]) -> bool:
     """Whether one stream of a group samples in a step, or verifies a draft, and another does not.
     One that holds may go on prefilling.
 

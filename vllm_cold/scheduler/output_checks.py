@@ -4,7 +4,7 @@
 from collections.abc import Sequence
 
 from vllm_cold.ops.interface import NOT_FINITE, OUT_OF_RANGE
-from vllm_cold.scheduler.lockstep import Tokens
+from vllm_cold.scheduler.lockstep import Request
 from vllm_cold.wire.step_stats import OTHER_DRAFTS, RULE_FAILED, RowStats
 
 NOT_SCORED = (
@@ -55,7 +55,7 @@ def problem(
     return None
 
 
-def is_desynchronised(expert: Tokens, amateur: Tokens, most: int) -> bool:
+def is_desynchronised(expert: Request, amateur: Request, most: int) -> bool:
     """Whether an amateur has other tokens than its expert, of which a step gives ``most`` at most.
 
     Of drafts that were right, an expert that stops keeps those up to its end; its amateurs, which

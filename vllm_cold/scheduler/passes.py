@@ -15,15 +15,12 @@ from vllm.v1.request import RequestStatus
 from vllm_cold.scheduler.encoder_inputs import EncoderInputs
 from vllm_cold.scheduler.kv_blocks import CachedPrefix, KVBlocks
 from vllm_cold.scheduler.kv_loads import Loads
-from vllm_cold.scheduler.lockstep import Group, Step, tokens_left
+from vllm_cold.scheduler.lockstep import Group, Request, Step, tokens_left
 from vllm_cold.scheduler.queue_view import QueueView, Ruling
-from vllm_cold.scheduler.vllm_scheduler import Request, Scheduler
 
 # So many passes admit others in front of a group of whose adapters some find slots and others none,
 # or that would wait while another group does. Then nobody passes it any more.
 _MAX_PASSED_OVER = 64
-
-RequestGroup = Group[Request]
 
 
 def runs(request: Request) -> bool:
@@ -31,7 +28,7 @@ def runs(request: Request) -> bool:
     return bool(request.status == RequestStatus.RUNNING)
 
 
-class Partial(dict[RequestGroup, None]):
+class Partial(dict[Group, None]):
     """Groups that have started and of which not all streams run, and maybe, until ``prune``, some
     of which all run or that wait as a whole again.
     """
@@ -41,18 +38,18 @@ class Partial(dict[RequestGroup, None]):
         for group in [group for group in self if not _is_partial(group)]:
             del self[group]
 
-    def groups(self) -> list[RequestGroup]:
+    def groups(self) -> list[Group]:
         """Return those that are partial now."""
         return list(filter(_is_partial, self))
 
-    def begun(self) -> list[RequestGroup]:
+    def begun(self) -> list[Group]:
         """Return those of which some streams run: slots (for sequences and adapters) are kept for
         the others.
         """
         return [group for group in self.groups() if any(map(runs, group.streams))]
 
 
-def _is_partial(group: RequestGroup) -> bool:
+def _is_partial(group: Group) -> bool:
     return not (group.is_queued or all(map(runs, group.streams)))
 
 
@@ -76,13 +73,13 @@ class Pass:
 
     def __init__(
         self,
-        scheduler: Scheduler,
-        groups: Mapping[str, RequestGroup],
+        scheduler: Any,
+        groups: Mapping[str, Group],
         partial: Partial,
         blocks: KVBlocks,
         loads: Loads,
         encoder: EncoderInputs,
-        step: Step[Request],
+        step: Step,
         throttled: bool,
         promote: Callable[[Request], bool],
     ) -> None:
@@ -94,14 +91,14 @@ class Pass:
         self._split = scheduler._mamba_block_aligned_split if splits else None
         self._capped: Request | None = None
         # One that may not start, as it would wait while another one does. It keeps its slots.
-        self._passed: RequestGroup | None = None
+        self._passed: Group | None = None
         self._adapters: set[int] = set()  # of the first requests that run
         self._num_seen = 0  # how many these are
         # Sequence slots, also where vLLM has no name for those in use.
         self._max_active: int = getattr(  # since 0.31
             scheduler, "max_num_active_reqs", scheduler.max_num_running_reqs
         )
-        self._undecided: Iterator[RequestGroup] | None = None  # see _put_loaded
+        self._undecided: Iterator[Group] | None = None  # see _put_loaded
         self.view = QueueView(scheduler, self._may_start, self._may_go_on, self._put_loaded)
 
     def takes_part(self) -> bool:
@@ -111,7 +108,7 @@ class Pass:
         running = self._scheduler.running
         return len(running) < self._max_active or any(r.request_id in self._groups for r in running)
 
-    def may_go(self, group: RequestGroup) -> bool:
+    def may_go(self, group: Group) -> bool:
         """Whether a group of which not all streams run may go, as far as is known before."""
         left = [tokens_left(stream) if runs(stream) else 1 for stream in group.streams]
         if self.step.spare(left) < 0:
@@ -175,14 +172,14 @@ class Pass:
             self.step.take_back(num_new_tokens, num_tokens)
             self._capped = None
 
-    def _decide(self, group: RequestGroup) -> None:
+    def _decide(self, group: Group) -> None:
         """Decide for a group at the turn of its first stream that runs."""
         if all(map(runs, group.streams)):
             self._go_or_hold(group, {})
             return
         may_admit = (
             not self.step.preempted
-            and not self.view.has_front
+            and not self.view.front
             and not any(map(self._loads.is_under_way, group.streams))
             and not any(map(is_late, group.streams))
             and self._sequences_fit(0)
@@ -201,7 +198,7 @@ class Pass:
             group.is_urgent = False  # the connector's answer may take long
 
     def _go_or_hold(
-        self, group: RequestGroup, cached: Mapping[Request, CachedPrefix], may_admit: bool = True
+        self, group: Group, cached: Mapping[Request, CachedPrefix], may_admit: bool = True
     ) -> Sequence[Request]:
         """Decide whether a group goes, and put those of its streams in front that do not run and
         get tokens.
@@ -233,7 +230,7 @@ class Pass:
         return admitted
 
     def _can_end(
-        self, group: RequestGroup, left: Sequence[int], cached: Mapping[Request, CachedPrefix]
+        self, group: Group, left: Sequence[int], cached: Mapping[Request, CachedPrefix]
     ) -> bool:
         """Whether vLLM lets all streams get to their sampling positions in one step: it splits
         prompts for their SSM states, and admits nobody who finds one that another leaves.
@@ -249,7 +246,7 @@ class Pass:
                 return False
         return True
 
-    def _look_up(self, group: RequestGroup) -> dict[Request, CachedPrefix]:
+    def _look_up(self, group: Group) -> dict[Request, CachedPrefix]:
         """Return what the prefix cache, or a connector, has of the streams without blocks."""
         cached = {
             stream: self._loads.look_up(stream)
@@ -266,7 +263,7 @@ class Pass:
                 cached[stream] = self._loads.look_up(stream)
         return cached
 
-    def _load(self, group: RequestGroup, cached: Mapping[Request, CachedPrefix]) -> bool:
+    def _load(self, group: Group, cached: Mapping[Request, CachedPrefix]) -> bool:
         """Have streams loaded whose KV is brought between steps, if there is room for all of the
         group; whether there are any, or nobody knows.
         """
@@ -325,7 +322,7 @@ class Pass:
             return True
         return False
 
-    def _start_if_room(self, group: RequestGroup) -> Ruling:
+    def _start_if_room(self, group: Group) -> Ruling:
         """Start a group of which no stream runs if all streams have room: put them in front."""
         if self.step.preempted:
             return Ruling.STOP
@@ -343,7 +340,7 @@ class Pass:
         if not _all_known(cached):
             return Ruling.SKIP
         if self._load(group, cached):
-            return Ruling.START if self.view.has_front else Ruling.STOP
+            return Ruling.START if self.view.front else Ruling.STOP
         if not self._has_room(group, cached):
             return Ruling.STOP
         admitted = self._go_or_hold(group, cached)
@@ -352,19 +349,19 @@ class Pass:
         if self._partial.begun() and len(admitted) < len(group.streams):
             # Only one group waits for others to get to their last token. The next one lets requests
             # pass that can start whole; to ask all groups after it would take long.
-            self.view.clear_front()
+            self.view.front.clear()
             if self._passed is not None:
                 return Ruling.STOP
             self._passed = group
             return self._pass_over(group)
         return Ruling.START
 
-    def _pass_over(self, group: RequestGroup) -> Ruling:
+    def _pass_over(self, group: Group) -> Ruling:
         """Let those after the group start, but not for ever."""
         group.passed_over += 1
         return Ruling.SKIP if group.passed_over <= _MAX_PASSED_OVER else Ruling.STOP
 
-    def _holds_up(self, group: RequestGroup, request: Request) -> bool:
+    def _holds_up(self, group: Group, request: Request) -> bool:
         """Whether a request may not start because that might take what a group waits for."""
         return (
             group.is_urgent
@@ -380,7 +377,7 @@ class Pass:
     # ---- room --------------------------------------------------------------------------------
 
     def _has_room(
-        self, group: RequestGroup, cached: Mapping[Request, CachedPrefix], promised: int = 0
+        self, group: Group, cached: Mapping[Request, CachedPrefix], promised: int = 0
     ) -> bool:
         """Whether vLLM would admit those streams, as far as is known."""
         if self._throttled:
@@ -389,7 +386,7 @@ class Pass:
                 return False
         return self._blocks.has_room(group, cached, promised)
 
-    def _begun(self) -> list[RequestGroup]:
+    def _begun(self) -> list[Group]:
         """Return the groups for which slots are kept: they have begun, or others pass them."""
         begun = self._partial.begun() if self._partial else []
         return begun if self._passed is None else [*begun, self._passed]
@@ -399,7 +396,7 @@ class Pass:
         for other in self._begun():
             more += sum(not runs(stream) for stream in other.streams)
         scheduler = self._scheduler
-        taken = len(scheduler.running) + scheduler.num_waiting_for_streaming_input
+        taken: int = len(scheduler.running) + scheduler.num_waiting_for_streaming_input
         return taken + more <= self._max_active
 
     def _adapters_left(
@@ -427,7 +424,7 @@ class Pass:
 
     # ---- what vLLM does meanwhile --------------------------------------------------------------
 
-    def preempt(self, request: Request, group: RequestGroup | None) -> None:
+    def preempt(self, request: Request, group: Group | None) -> None:
         """Note that a request is preempted, a stream of this group if of any."""
         unwritten = self._blocks.uncache_unwritten(request, self._loads.num_written(request))
         if self._loads.possible:

@@ -15,7 +15,7 @@ from typing import Any
 from vllm.v1.core.sched.request_queue import RequestQueue
 from vllm.v1.request import RequestStatus
 
-from vllm_cold.scheduler.vllm_scheduler import Request, Scheduler
+from vllm_cold.scheduler.lockstep import Request
 
 
 class Ruling(Enum):
@@ -41,6 +41,8 @@ class QueueView:
             everybody else.
 
     Attributes:
+        front: The streams of groups that come next. If it is emptied, those do not come in this
+            pass.
         loads: Those put in front that are to be loaded, and not to run.
         came: All that were put in front.
         waiting: vLLM's queue.
@@ -48,13 +50,13 @@ class QueueView:
 
     def __init__(
         self,
-        scheduler: Scheduler,
+        scheduler: Any,
         may_start: Callable[[Request], Ruling],
         may_go_on: Callable[[Request], Ruling],
         put_loaded: Callable[[], bool],
     ) -> None:
-        self._scheduler: Any = scheduler
-        self._front: deque[Request] = deque()  # streams of groups, which come next
+        self._scheduler = scheduler
+        self.front: deque[Request] = deque()
         self.loads: set[Request] = set()
         self.came: dict[Request, None] = {}
         self.positions: dict[Request, int] = {}  # of those who were at the head of a queue
@@ -85,27 +87,14 @@ class QueueView:
     def put(self, streams: Iterable[Request], to_load: bool = False) -> None:
         """Put streams of a group in front: they come next."""
         for stream in streams:
-            self._front.append(stream)
+            self.front.append(stream)
             self.came[stream] = None
             if to_load:
                 self.loads.add(stream)
 
-    @property
-    def has_front(self) -> bool:
-        """Whether a stream is in front now."""
-        return bool(self._front)
-
-    def clear_front(self) -> None:
-        """Put back those that are still in front: they do not come in this pass."""
-        self._front.clear()
-
-    def next(self) -> Request | None:
-        """Return the first one in front; None if there is none."""
-        return self._front[0] if self._front else None
-
     def take_next(self) -> Request:
         """Take the first one from the front: vLLM admits it now, or passes it over."""
-        self._last = self._front.popleft()
+        self._last = self.front.popleft()
         return self._last
 
     def fill_front(self) -> bool:
@@ -117,11 +106,11 @@ class QueueView:
         last = self._last
         if last is not None and last not in self.loads and last.status != RequestStatus.RUNNING:
             # vLLM has passed it over, so its group is split: nobody may find what is not written.
-            self._front.clear()
+            self.front.clear()
             self.is_over = True
         if self.is_over:
             return False
-        while not self._front:
+        while not self.front:
             if not self._put_loaded():
                 return False
         return True
@@ -175,11 +164,11 @@ class View(RequestQueue):  # type: ignore[misc]
         return request
 
     def peek_request(self) -> Request:
-        head: Request = self._queues.next() or self._queue.peek_request()
+        head: Request = self._queues.front[0] if self._queues.front else self._queue.peek_request()
         return head
 
     def pop_request(self) -> Request:
-        return self._queues.take_next() if self._queues.has_front else self.take()
+        return self._queues.take_next() if self._queues.front else self.take()
 
     def prepend_request(self, request: Request) -> None:
         self._queue.prepend_request(request)
@@ -216,7 +205,7 @@ class View(RequestQueue):  # type: ignore[misc]
         self._queue.remove_requests(requests)
 
 
-def holds_prompts(scheduler: Scheduler, throttle: bool) -> bool:
+def holds_prompts(scheduler: Any, throttle: bool) -> bool:
     """Whether vLLM gives no tokens of prompts in this pass, but their last ones.
 
     Args:
@@ -224,11 +213,10 @@ def holds_prompts(scheduler: Scheduler, throttle: bool) -> bool:
         throttle: Whether the engine says so, for the balance of data parallelism.
     """
     if not throttle:  # 0.33 does so between prompts
-        since_0_33: Any = scheduler
-        interval = getattr(since_0_33, "local_prefill_interval", 1)  # since 0.33
+        interval = getattr(scheduler, "local_prefill_interval", 1)  # since 0.33
         if interval == 1:
             return False
-        steps: int = since_0_33.num_executed_steps + 1 - since_0_33.last_prefill_step
+        steps = scheduler.num_executed_steps + 1 - scheduler.last_prefill_step
         throttle = steps < interval
     bound = getattr(scheduler, "prefill_capacity_bound", False)  # since 0.31
     return throttle and not bound and any(not r.is_prefill_chunk for r in scheduler.running)

@@ -16,8 +16,7 @@ from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
 
 from vllm_cold.scheduler import output_checks
 from vllm_cold.scheduler.group_planning import GroupPlanning
-from vllm_cold.scheduler.passes import RequestGroup
-from vllm_cold.scheduler.vllm_scheduler import Request
+from vllm_cold.scheduler.lockstep import Group, Request
 from vllm_cold.wire import transfer_params, worker_output
 from vllm_cold.wire.step_stats import RowStats
 
@@ -37,6 +36,7 @@ class GroupScheduler(GroupPlanning):
         if self._groups:
             # Before vLLM sees their tokens. It passes over requests that ended meanwhile.
             ended = self._end_failed()
+        outputs: dict[int, EngineCoreOutputs]
         outputs = super().update_from_output(scheduler_output, model_runner_output)
         if self._groups:
             self._loads.end_step(scheduled)
@@ -112,6 +112,7 @@ class GroupScheduler(GroupPlanning):
         self, invalid_block_ids: set[int], num_scheduled_tokens: dict[str, int]
     ) -> set[str]:
         """Have whole groups fail with a stream whose KV did not come."""
+        failed: set[str]
         failed = super()._handle_invalid_blocks(invalid_block_ids, num_scheduled_tokens)
         if self._groups:
             self._loads.cut(invalid_block_ids)
@@ -168,13 +169,11 @@ class GroupScheduler(GroupPlanning):
             self._forget(group)
         return self._end_failed()
 
-    def _in_step(
-        self, scheduler_output: SchedulerOutput
-    ) -> tuple[dict[str, RequestGroup], set[str]]:
+    def _in_step(self, scheduler_output: SchedulerOutput) -> tuple[dict[str, Group], set[str]]:
         """Return the groups of which an amateur, or an expert without amateurs, was in the step, by
         the expert's id, and those amateurs' ids. Count the prompts of amateurs that are new.
         """
-        groups: dict[str, RequestGroup] = {}
+        groups: dict[str, Group] = {}
         amateurs: set[str] = set()
         for request_id in scheduler_output.num_scheduled_tokens:
             group = self._groups.get(request_id)
@@ -192,7 +191,7 @@ class GroupScheduler(GroupPlanning):
                 sums.amateur_cached_prompt_tokens += num_cached
         return groups, amateurs
 
-    def _has_finished(self, group: RequestGroup) -> bool:
+    def _has_finished(self, group: Group) -> bool:
         """Whether a group's expert has finished as it should; the group fails if its streams do not
         agree.
         """

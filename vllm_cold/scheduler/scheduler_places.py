@@ -34,7 +34,21 @@ TABLE = (
         "blocks are allocated and hashed. `_update_after_schedule`, the end of `schedule()`, "
         "removes what is left of a group that was split.",
         places.GROUPS,
-        Relies(_SCHED + "scheduler:Scheduler", like="vllm_cold.scheduler.vllm_scheduler:Scheduler"),
+        Relies(_SCHED + "scheduler:Scheduler",
+               has="vllm_config scheduler_config cache_config lora_config policy pause_state "
+               "kv_cache_manager encoder_cache_manager max_num_encoder_input_tokens requests "
+               "running waiting prev_step_scheduled_req_ids block_size max_model_len "
+               "max_num_running_reqs max_num_scheduled_tokens num_spec_tokens "
+               "num_lookahead_tokens num_waiting_for_streaming_input is_encoder_decoder "
+               "ec_connector use_v2_model_runner need_mamba_block_aligned_split log_stats "
+               "add_request(request) finish_requests(request_ids finished_status) "
+               "get_request_counts() make_stats() make_spec_decoding_stats(spec_decoding_stats) "
+               "schedule() update_from_output(scheduler_output model_runner_output) "
+               "_mamba_block_aligned_split(request num_new_tokens "
+               "num_new_local_computed_tokens num_external_computed_tokens) "
+               "_preempt_request(request timestamp) _update_after_schedule(scheduler_output) "
+               "_try_schedule_encoder_inputs(request num_computed_tokens num_new_tokens) "
+               "reset_prefix_cache(reset_running_requests)"),
         Relies(_SCHED + "scheduler:Scheduler", has="adaptive_long_prefill_threshold",
                since="0.31"),
         Relies(_SCHED + "interface:PauseState", has="UNPAUSED PAUSED_NEW PAUSED_ALL"),
@@ -54,9 +68,10 @@ TABLE = (
                "skip_drafts num_invalid_spec_tokens has_structured_output_requests "
                "pending_structured_output_tokens"),
         Relies(_SCHED + "output:NewRequestData", has="req_id mm_features"),
-        Relies("vllm.v1.request:Request", like="vllm_cold.scheduler.lockstep:Tokens"),
         Relies("vllm.v1.request:Request",
-               has="client_index priority arrival_time status sampling_params lora_request "
+               has="request_id num_computed_tokens num_output_placeholders spec_token_ids "
+               "num_tokens num_output_tokens output_token_ids is_finished "
+               "client_index priority arrival_time status sampling_params lora_request "
                "num_preemptions num_prompt_tokens skip_reading_prefix_cache is_prefill_chunk "
                "trace_headers block_hashes mm_features take_events _block_hasher "
                "cache_salt"),
@@ -126,7 +141,14 @@ TABLE = (
         "of them.",
         places.GROUPS,
         Relies(_SCHED + "scheduler:Scheduler",
-               like="vllm_cold.scheduler.vllm_scheduler:WithConnector"),
+               has="connector defer_block_free sched_step_seq deferred_frees "
+               "recompute_kv_load_failures finished_recving_kv_req_ids "
+               "failed_recving_kv_req_ids finished_req_ids kv_holding_waiting "
+               "deferred_waiting max_num_active_reqs _inflight_prefills has_finished_requests() "
+               "_handle_blocked_waiting_request(request) "
+               "_build_kv_connector_meta(connector scheduler_output) "
+               "_handle_invalid_blocks(invalid_block_ids num_scheduled_tokens) "
+               "_free_request_blocks(request) _request_remaining_blocks(request)"),
         Relies(_SCHED + "output:KVConnectorBlockState", has="req_ids"),
         Relies("vllm.distributed.kv_transfer.kv_connector.v1.base:KVConnectorBase_V1",
                has="get_num_new_matched_tokens has_pending_block_frees "
