@@ -163,6 +163,22 @@ def test_the_width_is_read(dtype: torch.dtype, outputs: int) -> None:
         assert not linear_ops._lies(data, weight, width)  # in the last block
 
 
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_each_width_is_found_and_used(
+    dtype: torch.dtype, width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weight, by_onednn = weight_of(208, 1024, dtype), linear_ops._pack
+    linear_ops.Weights(weight)  # finds the order of sums
+    with monkeypatch.context() as patch:
+        patch.setattr(linear_ops, "_pack", lambda w: (by_onednn(w)[0], pack(w, width)))
+        weights = linear_ops.Weights(weight)
+        weights.load(weight * 2)
+    assert weights.few_rows[0] == width and weights.few_rows.all()
+    x = torch.randn(4, 1024).to(dtype)
+    assert torch.equal(linear_ops.Linear(weights, None)(x), onednn(x, weight * 2, None))
+
+
 @pytest.mark.parametrize("hint", [1, 2, 16, 256])
 @pytest.mark.parametrize("dtype", ALL_DTYPES, ids=str)
 def test_results_are_right_for_every_hint(
@@ -398,6 +414,12 @@ def test_weights_of_many_layers_share_memory_and_do_not_overlap() -> None:
         assert layer.weights.memory.data_ptr() % 64 == 0
     ends = {weights.weights.memory.data_ptr() // memory._ARENA for weights in layers}
     assert len(ends) <= 3
+
+
+def test_memory_that_is_lent_is_used_again() -> None:
+    with memory.lent():
+        addresses = [memory.allocate(1 << 20).data_ptr() for _ in range(3)]
+    assert [memory.allocate(1 << 20).data_ptr() for _ in range(3)] == addresses
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
