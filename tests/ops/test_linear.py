@@ -34,10 +34,22 @@ def is_packed(dtype: torch.dtype) -> bool:
 
 
 ALL_DTYPES = [dtype for dtype in (torch.float32, torch.bfloat16) if is_packed(dtype)]
-# Those that the kernel computes here: with AMX, in which order oneDNN sums has not been seen.
-DTYPES = [d for d in ALL_DTYPES if linear_ops.Weights(weight_of(64, 1024, d)).has_kernel]
 # Outputs and inputs: SmolLM2's, several sums of oneDNN's for each output, one block, one padded.
 SHAPES = ((960, 576), (576, 1536), (128, 4160), (64, 64), (80, 1024))
+FURTHER_SHAPES = ((208, 1024), (720, 1024), (144, 1088), (16, 1088), (1008, 1088))
+
+
+def is_computed(dtype: torch.dtype) -> bool:
+    """Whether the kernel computes products here. With AMX, in which order oneDNN sums has not been
+    seen, and it may be known for some shapes and numbers of rows alone.
+    """
+    if dtype == torch.bfloat16 and torch.cpu._is_amx_tile_supported():
+        shapes = (*SHAPES, *FURTHER_SHAPES)
+        return all(linear_ops.Weights(weight_of(*shape, dtype)).few_rows.all() for shape in shapes)
+    return linear_ops.Weights(weight_of(64, 1024, dtype)).has_kernel
+
+
+DTYPES = [dtype for dtype in ALL_DTYPES if is_computed(dtype)]
 ROWS = (1, 2, 3, 4, 5, 7, 8, 9, 40)
 
 

@@ -20,7 +20,7 @@ from tests.unit.test_own_server import gone
 from vllm_cold import __version__
 from vllm_cold.compat import active, environment, hardware, places, versions
 from vllm_cold.compat.patching import Relies
-from vllm_cold.cpu import cpu_platform, linear_ops, operators
+from vllm_cold.cpu import cpu_paths, cpu_platform, linear_ops, operators
 from vllm_cold.npu import npu_platform
 from vllm_cold.ops import backend_registry, cpu_library
 from vllm_cold.tools import machine
@@ -36,6 +36,7 @@ def _afresh(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is missing is found out once in a process: what these tests pretend must not stay."""
     for module in (operators, linear_ops):
         monkeypatch.setattr(module, "missing", module.missing.__wrapped__)
+    monkeypatch.setattr(cpu_paths, "_noted", {})  # by tests of layers
 
 
 def find(entries: Iterable[Entry], name: str) -> Entry:
