@@ -79,7 +79,8 @@ def _choose(weight: Tensor, stock_of: Callable[[Tensor], Product], has_lora: boo
 
 def _seconds(products: Sequence[Product], weight: Tensor) -> Tensor:
     """The least time of each product, [products, rows measured], with weights that no cache has."""
-    seconds = torch.empty(1 + _REPEATS, len(products), len(_ROWS))
+    # Not in the model's dtype, which is the default while it is loaded.
+    seconds = torch.empty(1 + _REPEATS, len(products), len(_ROWS), dtype=torch.float64)
     caches = os.sysconf(_LAST_CACHE) * -(-torch.get_num_threads() // _SHARING)
     elsewhere = torch.ones(min(max(2 * caches, _LEAST), _MOST) // 8, dtype=torch.int64)
     for repeat, (column, rows) in product(range(1 + _REPEATS), enumerate(_ROWS)):
