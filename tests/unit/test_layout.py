@@ -6,11 +6,13 @@ import graphlib
 import re
 from collections.abc import Iterator
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 from tests import __main__ as suite
+from tests.places import TABLES as TABLES_OF_PLACES
 from tests.places import hooks
 from vllm_cold.compat.patching import Reference
 
@@ -168,6 +170,16 @@ def test_hooks_say_what_they_wrap() -> None:
         assert method in str(place.load_hook().__doc__) or method.strip("_") in name, name
     names = {place.hook.where for _, place in wrapped}
     assert len({name.partition(":")[2] for name in names}) == len(names)
+
+
+@pytest.mark.parametrize("table", TABLES_OF_PLACES)
+def test_a_table_names_its_files(table: str) -> None:
+    """Unloaded: they are no imports, and stand for what they are called."""
+    files = {n: f for n, f in vars(import_module(table)).items() if isinstance(f, Reference)}
+    assert files
+    for name, file in files.items():
+        assert file.where in modules() and file.where.endswith(f".{name}"), name
+        assert room(file.where) in GROUND | {room(table)}, name
 
 
 def bindings() -> Iterator[str]:

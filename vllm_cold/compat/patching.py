@@ -50,9 +50,9 @@ class Reference:
         return Reference(f"{self.where}:{name}")
 
 
-def lazy(package: str, names: str) -> dict[str, Reference]:
-    """Return modules of a package by their names, which are separated by spaces, unloaded."""
-    return {name: Reference(f"{package}.{name}") for name in names.split()}
+def lazy(package: str, names: str) -> list[Reference]:
+    """Return modules of a package, unloaded, by their names, which are separated by spaces."""
+    return [Reference(f"{package}.{name}") for name in names.split()]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

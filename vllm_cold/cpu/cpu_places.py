@@ -3,28 +3,18 @@
 alone.
 """
 
-from typing import TYPE_CHECKING
-
 from vllm_cold.compat import places
 from vllm_cold.compat.patching import Hook, Relies, Wraps, lazy
 
 # fmt: off
 # A module is loaded when one of its functions wraps something.
-if TYPE_CHECKING:
-    from vllm_cold.compat import cpu_sampling
-    from vllm_cold.cpu import (
-        cpu_platform,
-        kernel_report,
-        linear_layers,
-        lora_fallback,
-        lora_wrapper,
-        moe_lora,
-        workarounds,
-    )
-else:
-    globals().update(lazy("vllm_cold.compat", "cpu_sampling"))
-    globals().update(lazy("vllm_cold.cpu",
-        "cpu_platform kernel_report linear_layers lora_fallback lora_wrapper moe_lora workarounds"))
+(cpu_sampling,) = lazy("vllm_cold.compat", "cpu_sampling")
+(
+    cpu_platform, kernel_report, linear_layers, lora_fallback, lora_wrapper, moe_lora, workarounds,
+) = lazy(
+    "vllm_cold.cpu",
+    "cpu_platform kernel_report linear_layers lora_fallback lora_wrapper moe_lora workarounds",
+)
 
 _SAMPLE = "vllm.v1.sample."
 _GPU = "vllm.v1.worker.gpu."

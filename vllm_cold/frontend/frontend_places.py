@@ -3,33 +3,20 @@
 plugin; ``compat.places`` says how it is used. Data alone.
 """
 
-from typing import TYPE_CHECKING
-
 from vllm_cold.compat import places
 from vllm_cold.compat.patching import Hook, Relies, Wraps, lazy
 from vllm_cold.frontend import refused_options
 
 # fmt: off
 # A module is loaded when one of its functions wraps something.
-if TYPE_CHECKING:
-    from vllm_cold.frontend import (
-        aliases,
-        capacity,
-        explain_output,
-        intake,
-        media_cache,
-        metrics,
-        prompts,
-        request_hooks,
-        request_media,
-        serving,
-        start_hooks,
-        unavailable,
-    )
-else:
-    globals().update(lazy("vllm_cold.frontend",
-        "aliases capacity explain_output intake media_cache metrics prompts request_hooks "
-        "request_media serving start_hooks unavailable"))
+(
+    aliases, capacity, explain_output, intake, media_cache, metrics, prompts, request_hooks,
+    request_media, serving, start_hooks, unavailable,
+) = lazy(
+    "vllm_cold.frontend",
+    "aliases capacity explain_output intake media_cache metrics prompts request_hooks "
+    "request_media serving start_hooks unavailable",
+)
 
 _ENGINE_ARGS = "vllm.engine.arg_utils:EngineArgs."
 _OPENAI = "vllm.entrypoints.openai."

@@ -1,17 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """What LoRA on Ascend NPUs wraps and relies on in vLLM and vllm-ascend. Data alone."""
 
-from typing import TYPE_CHECKING
-
 from vllm_cold.compat import places
 from vllm_cold.compat.patching import Hook, Relies, Wraps, lazy
 
 # fmt: off
 # A module is loaded when one of its functions wraps something.
-if TYPE_CHECKING:
-    from vllm_cold.npu import lora_bgmv, npu_platform
-else:
-    globals().update(lazy("vllm_cold.npu", "lora_bgmv npu_platform"))
+lora_bgmv, npu_platform = lazy("vllm_cold.npu", "lora_bgmv npu_platform")
 
 
 TABLE = (

@@ -1,27 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """What vllm-cold relies on in vLLM's scheduler; ``compat.places`` says how it is used."""
 
-from typing import TYPE_CHECKING
-
 from vllm_cold.compat import places
 from vllm_cold.compat.patching import Hook, Relies, lazy
 
 # fmt: off
 # A module is loaded when one of its functions wraps something.
-if TYPE_CHECKING:
-    from vllm_cold.scheduler import (
-        amateur_requests,
-        encoder_inputs,
-        kv_blocks,
-        kv_loads,
-        queue_view,
-        scheduler,
-    )
-    from vllm_cold.wire import counters
-else:
-    globals().update(lazy("vllm_cold.scheduler",
-        "amateur_requests encoder_inputs kv_blocks kv_loads queue_view scheduler"))
-    globals().update(lazy("vllm_cold.wire", "counters"))
+(counters,) = lazy("vllm_cold.wire", "counters")
+amateur_requests, encoder_inputs, kv_blocks, kv_loads, queue_view, scheduler = lazy(
+    "vllm_cold.scheduler",
+    "amateur_requests encoder_inputs kv_blocks kv_loads queue_view scheduler",
+)
 
 _SCHED = "vllm.v1.core.sched."
 

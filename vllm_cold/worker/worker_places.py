@@ -3,32 +3,20 @@
 alone.
 """
 
-from typing import TYPE_CHECKING
-
 from vllm_cold.compat import places
 from vllm_cold.compat.patching import Hook, Relies, Wraps, lazy
 
 # fmt: off
 # A module is loaded when one of its functions wraps something.
-if TYPE_CHECKING:
-    from vllm_cold.compat import cpu_sampling
-    from vllm_cold.wire import worker_output
-    from vllm_cold.worker import (
-        amateur_tokens,
-        block_zeroer,
-        drafts_v1,
-        drafts_v2,
-        penalties_v2,
-        processor_v1,
-        processor_v2,
-        ssm,
-    )
-else:
-    globals().update(lazy("vllm_cold.compat", "cpu_sampling"))
-    globals().update(lazy("vllm_cold.worker",
-        "amateur_tokens block_zeroer drafts_v1 drafts_v2 penalties_v2 processor_v1 "
-        "processor_v2 ssm"))
-    globals().update(lazy("vllm_cold.wire", "worker_output"))
+(cpu_sampling,) = lazy("vllm_cold.compat", "cpu_sampling")
+(worker_output,) = lazy("vllm_cold.wire", "worker_output")
+(
+    amateur_tokens, block_zeroer, drafts_v1, drafts_v2, penalties_v2, processor_v1, processor_v2,
+    ssm,
+) = lazy(
+    "vllm_cold.worker",
+    "amateur_tokens block_zeroer drafts_v1 drafts_v2 penalties_v2 processor_v1 processor_v2 ssm",
+)
 
 _SCHED, _SAMPLE = "vllm.v1.core.sched.", "vllm.v1.sample."
 _GPU = "vllm.v1.worker.gpu."
