@@ -221,6 +221,21 @@ def test_going_on_after_an_error_and_an_interruption(
     assert "adapter was None and is 'sql'" in capsys.readouterr().err
 
 
+def test_the_first_error_ends_all(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also what is still being answered."""
+    answer = fake.answer
+
+    def slowly(path: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        status, reply = answer(path, body)
+        time.sleep(4 if status == 200 else 0)
+        return status, reply
+
+    monkeypatch.setattr(fake, "answer", slowly)
+    fake.fails, start = 6, time.monotonic()
+    assert fake.tune(*GUIDED, "--concurrency", "12") == 2
+    assert time.monotonic() - start < 3 and len(fake.bodies) <= 12
+
+
 def test_a_prompt_without_room_for_its_answer(
     fake: Fake, capsys: pytest.CaptureFixture[str]
 ) -> None:

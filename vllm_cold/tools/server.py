@@ -1,15 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """A vLLM server that a command sends requests to: its address and key, its models, its errors."""
 
-import asyncio
 import ipaddress
 import json
 import os
 import re
-from collections.abc import Coroutine, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import httpx
 import openai
@@ -19,7 +18,6 @@ from vllm_cold.compat.versions import vllm_version
 from vllm_cold.tools.command_error import ToolError
 from vllm_cold.tools.pictures import without_data
 
-_T = TypeVar("_T")
 _KEY_VARIABLE = "COLD_API_KEY"
 
 
@@ -241,13 +239,3 @@ def _read_key(api_key: str | None) -> str | None:
 def _without_user(url: str) -> str:
     """Return a URL without a name and password before its host."""
     return re.sub(r"^([a-z]+://)?[^/?#]*@", r"\1", url, flags=re.IGNORECASE)
-
-
-async def side_by_side(questions: Iterable[Coroutine[Any, Any, _T]]) -> list[_T]:
-    """Await all questions; return the answers in their order. The first error ends all."""
-    try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(question) for question in questions]
-    except BaseExceptionGroup as errors:
-        raise errors.exceptions[0] from None
-    return [task.result() for task in tasks]

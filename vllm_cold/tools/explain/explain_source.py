@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Answers of a server, which tells of each step how it came about."""
 
+import asyncio
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -11,7 +12,7 @@ from vllm_cold.tools.contrast_args import endpoint, request_args
 from vllm_cold.tools.explain.account import LISTED, make_answer, make_report
 from vllm_cold.tools.explain.explain_prompts import Question
 from vllm_cold.tools.explain.record import Answer, Report
-from vllm_cold.tools.server import Server, side_by_side
+from vllm_cold.tools.server import Server
 
 # A server takes what a request leaves out from the model's generation_config.json.
 _GREEDY: dict[str, Any] = {
@@ -36,7 +37,7 @@ async def explain(server: Server, questions: Sequence[Question], max_tokens: int
         for greedy, how in ((False, "with the contrast"), (True, "greedily")):
             print(f"decoding {how} ...", file=sys.stderr, flush=True)
             fetch = partial(_fetch_answer, server, greedy, max_tokens)
-            answers.append(await side_by_side(map(fetch, questions)))
+            answers.append(await asyncio.gather(*map(fetch, questions)))
     return make_report(server, questions, list(zip(*answers, strict=True)))
 
 

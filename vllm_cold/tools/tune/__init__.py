@@ -92,8 +92,7 @@ def add_parser(subparsers: Any) -> None:
     )
     search.add_argument("--seed", type=int, default=0, help="of the split (default: 0)")
 
-    files = parser.add_argument_group("files")
-    files.add_argument(
+    parser.add_argument_group("files").add_argument(
         "--output",
         default="cold-tune",
         metavar="DIR",

@@ -26,7 +26,7 @@ from vllm_cold.tools.contrast_args import (
     reads_args,
     request_args,
 )
-from vllm_cold.tools.server import Server, side_by_side, without_openai
+from vllm_cold.tools.server import Server, without_openai
 from vllm_cold.tools.tune.grid import Setting
 from vllm_cold.tools.tune.problems import Problem
 from vllm_cold.tools.tune.task import Task
@@ -185,7 +185,8 @@ def ask(
             with without_openai():
                 client = server.client.with_options(http_client=http)
             most = _CONCURRENCY if task.server is not None else _OWN_CONCURRENCY
-            await side_by_side(work(client) for _ in range(task.options.concurrency or most))
+            num = task.options.concurrency or most
+            await asyncio.gather(*(work(client) for _ in range(num)))  # the first error ends all
 
     asyncio.run(run())
 

@@ -166,11 +166,9 @@ def run(options: argparse.Namespace) -> int:
     task = read_task(options)
     progress = Console(stderr=True, highlight=False, soft_wrap=True)
     with open_answers(options.output, task.made_with()) as answers, ExitStack() as stack:
-        is_combined = task.baselines[1:] and task.single
-        more = ", and again with a baseline that gains" if is_combined else ""
         progress.print(
             f"{len(task.problems)} problems ({len(task.dev)} dev, {len(task.held_out)} held out), "
-            f"{len(task.grid)} settings{more}. {len(answers)} answers are there already."
+            f"{len(task.grid)} settings. {len(answers)} answers are there already."
         )
         tuning = Tuning(task, answers, progress, stack)
         try:
