@@ -93,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from examples.demo import ADAPTERS
     from examples.smollm2 import model_path
     from vllm_cold import ColdParams
-    from vllm_cold.cpu import cpu_paths
+    from vllm_cold.compat import hardware
 
     facts, runs = machine.look(), []
     with tempfile.TemporaryDirectory() as folder:
@@ -136,10 +136,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 run = {"system": name, "batch": batch, "ms a step": milliseconds}
                 runs.append(run | {"parts, ms": by_part})
                 print(name, batch, round(median(milliseconds), 2), by_part, flush=True)
-        paths = [(path.name, path.path, path.reason) for path in cpu_paths.paths()]
     machine.look_again(facts)
-    found = {"machine": facts, "eager": options.eager, "kernels": paths, "runs": runs}
-    options.json.write_text(json.dumps(found, indent=1) + "\n")
+    kernels = hardware.kernels
+    measured = {"machine": facts, "eager": options.eager, "kernels": kernels, "runs": runs}
+    options.json.write_text(json.dumps(measured, indent=1) + "\n")
     return 0
 
 

@@ -221,10 +221,10 @@ def speed() -> Any:
 
 def step() -> Any:
     """Milliseconds of a decoding step on a CPU by its parts, one bar a system and batch size."""
-    found = json.loads((ROOT / "benchmarks" / "measured" / "step.json").read_text())
+    measured = json.loads((ROOT / "benchmarks" / "measured" / "step.json").read_text())
     figure, panels = plt.subplots(1, 2, figsize=(7.4, 2.8), layout="constrained", sharex=True)
     colours = (BLUE, SKY, ORANGE, "#f0a070", GREEN, GREY, PURPLE, BLACK, "#f0e442")
-    for axis, run in zip(panels, found, strict=True):
+    for axis, run in zip(panels, measured, strict=True):
         labels = [f"{r['system']}, {r['batch']}" for r in run["runs"]]
         left = [0.0] * len(labels)
         for part, colour in zip(run["runs"][0]["parts, ms"], colours, strict=True):

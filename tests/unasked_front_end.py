@@ -48,20 +48,18 @@ class Stages:
             self.refusals[who] = f"{'400 ' * ('VLLMValidationError' in kinds)}{error}"
 
 
-def offline(stages: Stages, model: str, **options: Any) -> Any:
-    """Configure an engine of ``LLM``."""
-    args = EngineArgs(model=model, **SIZES, **options)
-    stages.end("plugins")
-    config = args.create_engine_config(UsageContext.LLM_CLASS)
-    stages.end("engine")
-    return config
-
-
-def text(stages: Stages, model: str) -> None:
-    """Without LoRA: a request, and those that ask for a contrast."""
+def offline(stages: Stages, model: str) -> None:
+    """Engines of ``LLM``: one that pools and whose clients can name adapters; one without LoRA, a
+    request, and those that ask for a contrast.
+    """
     from vllm import LLM
 
-    config = offline(stages, model)
+    args = EngineArgs(model=model, **SIZES, runner="pooling", enable_lora=True)
+    stages.end("plugins")
+    args.create_engine_config(UsageContext.LLM_CLASS)
+    stages.end("pooling")
+    config = EngineArgs(model=model, **SIZES).create_engine_config(UsageContext.LLM_CLASS)
+    stages.end("engine")
     processor = InputProcessor(config)
     llm: Any = SimpleNamespace(
         llm_engine=SimpleNamespace(vllm_config=config, input_processor=processor)
@@ -80,13 +78,15 @@ def text(stages: Stages, model: str) -> None:
     stages.refused("beam search", lambda: LLM.beam_search(llm, [" w1"], ColdParams()))
 
 
-def pooling(stages: Stages, model: str) -> None:
-    """One whose clients can name adapters."""
-    offline(stages, model, runner="pooling", enable_lora=True)
+def changed(stages: Stages, model: str) -> None:
+    """An API server on a vLLM that has changed where our files look at it when they load."""
+    server(stages, model, lost="vllm_cold.frontend.admission")
 
 
-def server(stages: Stages, model: str) -> None:
-    """An API server without LoRA, up to what it gives its engine."""
+def server(stages: Stages, model: str, lost: str | None = None) -> None:
+    """An API server without LoRA, up to what it gives its engine; ``lost``: a file of ours that
+    cannot be imported.
+    """
     load_general_plugins()
     stages.end("plugins")
     parser = AsyncEngineArgs.add_cli_args(FlexibleArgumentParser())
@@ -140,6 +140,12 @@ def server(stages: Stages, model: str) -> None:
     answer(vllm_xargs={"mine": 1})
     assert isinstance(answer(search=True, use_beam_search=True), BeamSearchParams)
     stages.end("request")
+    if lost is not None:
+        sys.modules[lost] = None  # type: ignore[assignment]
+        stages.refused("vllm_xargs", lambda: answer(vllm_xargs={"cold_beta": 1}))
+        stages.refused("again", lambda: answer(vllm_xargs={"cold_beta": 1}))
+        answer()
+        return
     stages.refused("misplaced", lambda: answer(Cold_beta=1))
     stages.refused("vllm_xargs", lambda: answer(vllm_xargs={"cold_beta": 1}))
     stages.refused("wrong", lambda: answer(vllm_xargs={"cold_beta": -1}))
@@ -151,7 +157,7 @@ def server(stages: Stages, model: str) -> None:
     answer(vllm_xargs={"cold": 0})
 
 
-KINDS = {"text": text, "pooling": pooling, "server": server}
+KINDS = {"offline": offline, "server": server, "changed": changed}
 
 if __name__ == "__main__":
     stages = Stages()

@@ -51,18 +51,19 @@ OPTIONS = [
     "settings.images", "settings.presets", "settings.table",
 ]  # fmt: skip
 UNASKED = {
-    "text": {"engine": HOOKS, "request": []},
-    "pooling": {"engine": HOOKS},
+    "offline": {"pooling": HOOKS, "engine": [], "request": []},
     "server": {"options": OPTIONS, "engine": ["frontend.aliases", *HOOKS], "request": []},
 }
+UNASKED["changed"] = UNASKED["server"]
 LACKS = "vllm-cold cannot be used in this engine: LoRA is off, and the engine was not asked for"
+UNAVAILABLE = "Contrastive decoding is unavailable: this vLLM"
 REFUSALS = {
-    "text": {
+    "offline": {
         "extra_args": f"400 {LACKS}",
         "ColdParams": f"400 {LACKS}",
         "beam search": "beam_search='ColdParams': vllm-cold does not support beam search; use gen",
     },
-    "pooling": {},
+    "changed": {who: f"400 {UNAVAILABLE}" for who in ("vllm_xargs", "again")},
     "server": {
         "misplaced": "400 Cold_beta=1: belongs into vllm_xargs",
         "vllm_xargs": f"400 {LACKS}",

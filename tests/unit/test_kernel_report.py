@@ -27,7 +27,9 @@ PATHS = (
 @pytest.fixture(autouse=True)
 def paths(monkeypatch: pytest.MonkeyPatch) -> None:
     """Those of a process that has loaded a model."""
-    monkeypatch.setattr(cpu_paths, "paths", lambda: PATHS)
+    monkeypatch.setattr(
+        cpu_paths, "take", lambda names: [path for path in PATHS if path.name in names]
+    )
     monkeypatch.setattr(cpu_platform, "is_loaded", True)
     monkeypatch.setattr(backend_registry, "path", lambda device: ("cpu", f"C++ on {device}"))
     monkeypatch.setattr(hardware, "kernels", [])

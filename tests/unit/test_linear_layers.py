@@ -124,7 +124,7 @@ def test_the_faster_product_is_taken(
 ) -> None:
     """vLLM's own is measured by what it gives a layer; LoRA counts where it goes along."""
     monkeypatch.delenv("COLD_LINEAR")
-    engine.lora_config = SimpleNamespace()
+    engine.lora_config = SimpleNamespace(fully_sharded_loras=False)
     asked: list[bool] = []
 
     def choose(weight: Tensor, stock_of: Any, has_lora: bool) -> linear_probe.Fastest:
@@ -226,8 +226,8 @@ def test_what_an_engine_is_to_expect(
     """Where no layer was made; then what layers got."""
 
     def path() -> tuple[str, str]:
-        (one,) = [path for path in cpu_paths.paths() if path.name == name]
-        return one.path, one.reason
+        (taken,) = cpu_paths.take([name])
+        return taken.path, taken.reason
 
     expected = {
         "": {"products": "kernel", "lora": "inside", "experts": "torch"},
@@ -244,3 +244,13 @@ def test_what_an_engine_is_to_expect(
                 assert path()[1] == setting
     cpu_paths.note(name, "measured", "it was so")
     assert path() == ("measured", "it was so")
+    assert path()[0] == expected[""][name]  # of the next engine
+
+
+def test_what_is_of_lora_alone_ends_no_other_engine(
+    engine: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLD_LORA", "fast")
+    assert [path.name for path in cpu_paths.take(["products"])] == ["products"]
+    with pytest.raises(ValueError, match="COLD_LORA"):
+        cpu_paths.take(["products", "lora"])

@@ -295,6 +295,8 @@ FAULTS: list[tuple[Callable[[Statistics, Any], Any], dict[str, Any], str]] = [
     (lambda s, p: amateurs(s) / (s.num_streams - 1), {}, MIXES),
     (lambda s, p: Choice((s.state.sum(1, True)[..., 0] + amateurs(s)) * p.most, s.state + 1),
      {"state": 1}, MIXES),
+    # An amateur that has ended.
+    (lambda s, p: Choice(amateurs(s), done=amateurs(s) > -1), {"retires": True}, "was done"),
     # What a device is waited for: values, shapes, copies to the host and from it.
     *(
         (lambda s, p, wait=wait: (wait(amateurs(s)), -amateurs(s))[1], {}, WAITED)

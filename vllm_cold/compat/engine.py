@@ -23,7 +23,7 @@ CLASSES = (
 )
 
 
-def asked_of(additional_config: object) -> object:
+def cold_setting(additional_config: object) -> object:
     """Return what an engine was given as ``additional_config["cold"]``; None for nothing."""
     return additional_config.get("cold") if isinstance(additional_config, dict) else None
 
@@ -35,7 +35,7 @@ def may_contrast(config: Any) -> bool:
     try:
         if config.lora_config is not None and config.model_config.runner_type != "pooling":
             return True
-        cold = asked_of(config.additional_config)
+        cold = cold_setting(config.additional_config)
     except AttributeError:  # vLLM has changed, and whoever looks further says so
         return True
     return not (cold is None or cold is False) or is_configured(config)

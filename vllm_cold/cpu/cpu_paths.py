@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which kernels compute an engine's layers on CPU, and why: for the log, the doctor and metrics."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 from vllm_cold.compat import environment
@@ -35,21 +35,27 @@ def note(name: str, path: str, reason: str) -> None:
     _noted[KernelPath(name, path, reason)] = None
 
 
-def paths() -> tuple[KernelPath, ...]:
-    """What the layers of this process got; several of a name where layers differ. Of a name without
-    layers, as in the doctor's process, what an engine with LoRA is to expect here.
+def take(names: Collection[str]) -> tuple[KernelPath, ...]:
+    """Return, of these names, what the layers got that this process has loaded since the last call;
+    several of a name where layers differ. Of a name without layers, as in the doctor's process,
+    what an engine with LoRA is to expect here.
 
     Raises:
         ValueError, RuntimeError: an environment variable asks for what is not known or cannot run.
     """
-    names = {noted.name for noted in _noted}
-    return (*_noted, *(path for path in _expected() if path.name not in names))
+    paths = [path for path in _noted if path.name in names]
+    _noted.clear()
+    missing = set(names) - {path.name for path in paths}
+    return (*paths, *(path for path in _expected(missing) if path.name in missing))
 
 
-def _expected() -> Iterator[KernelPath]:
-    problem, lora = linear_ops.problem(), cpu_platform.choice()
+def _expected(names: Collection[str]) -> Iterator[KernelPath]:
+    problem = linear_ops.problem()
     fastest = "where it is the fastest when an engine starts"
     yield KernelPath("products", "vllm" if problem else "kernel", problem or fastest)
+    if not {"lora", "experts"} & {*names}:  # an engine without LoRA need not be able to have it
+        return
+    lora = cpu_platform.choice()
     if lora == "cpp":
         yield KernelPath("lora", "beside" if problem else "inside", problem or ONE_CALL)
     else:

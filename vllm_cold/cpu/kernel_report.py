@@ -16,7 +16,7 @@ from vllm_cold.ops import backend_registry
 logger = logging.getLogger("vllm." + __name__)
 
 LABELS = {"lora": "LoRA", "experts": "LoRA of experts"}
-_NOT_LOADED = "vLLM has not loaded the plugin cold_cpu"
+NOT_LOADED = "vLLM has not loaded the plugin cold_cpu"
 
 
 def kernels(config: Any = None) -> list[hardware.Kernel]:
@@ -34,10 +34,10 @@ def kernels(config: Any = None) -> list[hardware.Kernel]:
         names -= {"lora", "experts"}
     elif config is not None and not config.model_config.is_moe:
         names.remove("experts")
-    rows = [(each.name, each.path, each.reason) for each in cpu_paths.paths()]
-    if not cpu_platform.is_loaded:
-        rows = [(name, "vllm", _NOT_LOADED) for name in ("products", "lora")]
-    rows = [row for row in rows if row[0] in names]
+    if cpu_platform.is_loaded:
+        rows = [(path.name, path.path, path.reason) for path in cpu_paths.take(names)]
+    else:
+        rows = [(name, "vllm", NOT_LOADED) for name in ("products", "lora") if name in names]
     if config is None or hardware.is_contrastive(config):
         rows.append(("scoring", *backend_registry.path(torch.device("cpu"))))
     return rows

@@ -28,6 +28,7 @@ def _has_another_kernel(weight: Tensor) -> bool:
     Raises:
         ImportError, AttributeError: this vLLM does not say.
     """
+    from vllm import envs
     from vllm.model_executor.layers import utils
     from vllm.platforms import current_platform
 
@@ -35,7 +36,10 @@ def _has_another_kernel(weight: Tensor) -> bool:
         return True
     if current_platform.is_zen_cpu() or weight.dtype not in (torch.float32, torch.bfloat16):
         return True
-    return weight.numel() == 0 or bool(utils.check_cpu_sgl_kernel(*weight.shape, weight.dtype))
+    if weight.numel() == 0:
+        return True
+    may_be_sgl = getattr(envs, "VLLM_CPU_SGL_KERNEL", True)  # a switch of 0.23 alone, off there
+    return may_be_sgl and bool(utils.check_cpu_sgl_kernel(*weight.shape, weight.dtype))
 
 
 def _take(original: Original, layer: Any, remove_weight: bool) -> str | None:
@@ -60,7 +64,8 @@ def _take(original: Original, layer: Any, remove_weight: bool) -> str | None:
         original(stand_in, False)
         return lambda x: stand_in.cpu_linear(x, part, None)
 
-    has_lora = engine.lora_config is not None and _is_usual(layer)
+    lora = engine.lora_config
+    has_lora = lora is not None and not lora.fully_sharded_loras and _is_usual(layer)
     has_lora = has_lora and cpu_platform.choice() == "cpp"
     choice = linear_probe.choose(weight, stock_of, has_lora)
     if choice.path == "vllm":

@@ -85,6 +85,7 @@ class Weights:
         """
         self.dtype, (self.outputs, self.inputs) = weight.dtype, weight.shape
         packed, data = _pack(weight)
+        self._layout = torch.ops.mkldnn._get_mkldnn_serialized_md(packed)
         self.memory = memory.allocate(data.numel())[: data.numel()]
         self.memory.copy_(data)
         self.handle = _Handle(self.memory.data_ptr(), weight, packed)
@@ -110,9 +111,8 @@ class Weights:
         Raises:
             ValueError: oneDNN packs them in another way than those before.
         """
-        _, data = _pack(weight)
-        width = int(self.few_rows[0])
-        if len(data) != len(self.memory) or (width and not _lies(data, weight, width)):
+        packed, data = _pack(weight)
+        if not torch.equal(torch.ops.mkldnn._get_mkldnn_serialized_md(packed), self._layout):
             raise ValueError("oneDNN packs a layer's new weights in another way than those before.")
         self.memory.copy_(data)
 

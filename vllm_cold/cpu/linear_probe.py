@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which product of few rows is the fastest with weights of a shape: the kernel's, oneDNN's with the
-same packed weights, or vLLM's. Measured when an engine starts; imports no vLLM. The results are the
-same bit for bit, so noise costs speed alone.
+same packed weights, or vLLM's. Measured when an engine starts; imports no vLLM. The first two give
+the same bits; so does vLLM's wherever it was tried, which was not with AMX. So noise costs speed.
 """
 
 import os
@@ -53,7 +53,8 @@ def choose(weight: Tensor, stock_of: Callable[[Tensor], Product], has_lora: bool
         return Fastest("kernel", f"{environment.LINEAR}=packed", linear_ops.ALL_ROWS)
     key = weight.dtype, *weight.shape, torch.get_num_threads(), has_lora
     if key not in _choices:
-        rows = max(_PART // weight[0].nbytes // 192, 1) * 192  # blocks of each width
+        # Blocks of each width; where the whole does not fit the kernel, the part does not, either.
+        rows = max(_PART // weight[0].nbytes // 192, 1) * 192 + weight.shape[0] % 16
         with memory.lent():
             _choices[key] = _choose(weight.detach()[:rows], stock_of, has_lora)
     return _choices[key]

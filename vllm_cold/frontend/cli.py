@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from vllm_cold.compat.engine import asked_of
+from vllm_cold.compat.engine import cold_setting
 from vllm_cold.errors import ColdError
 from vllm_cold.settings.table import ENGINE, REQUEST_KEYS, check, merge, read
 
@@ -103,7 +103,7 @@ def _given_options(args: argparse.Namespace) -> dict[str, Any]:
 
 def add_middleware(args: argparse.Namespace) -> None:
     """Have the server tell clients what was used, if contrastive decoding may be used there."""
-    cold = asked_of(getattr(args, "additional_config", None))
+    cold = cold_setting(getattr(args, "additional_config", None))
     asks = _given_options(args) or cold not in (None, False)
     if not asks and not getattr(args, "enable_lora", False):
         return

@@ -5,41 +5,45 @@
 
 from typing import Any
 
-from vllm_cold.compat import engine
+from vllm_cold.compat import availability, engine
 from vllm_cold.compat.patching import Original
 from vllm_cold.frontend.start_hooks import are_ours, has_our_keys
 
-_unasked: Any = None  # the OpenAIServingModels of a server that was not asked for a contrast yet
-_sees_bodies = False  # whether ``serving`` does
+_unasked: Any = None  # the OpenAIServingModels of a server that nobody asked for a contrast yet
+_reads_bodies = False  # whether ``serving`` reads each of its bodies
 
 
 def serve(models: Any) -> None:
     """Begin to serve these ``OpenAIServingModels`` of an API server."""
-    global _unasked, _sees_bodies
-    _unasked, _sees_bodies = models, False
+    global _unasked, _reads_bodies
+    _unasked, _reads_bodies = models, False
     if engine.may_contrast(models.engine_client.vllm_config):
-        _have_bodies_seen()
+        _begin_to_read()
 
 
-def _have_bodies_seen() -> None:
-    """Have ``serving`` see to each body from now on."""
-    global _unasked, _sees_bodies
+def _begin_to_read() -> None:
+    """Have ``serving`` read each body from now on, unless its files do not fit this vLLM: then
+    vLLM's check of the parameters refuses who asks.
+    """
+    global _unasked, _reads_bodies
+    if availability.verify() is not None:
+        return
     from vllm_cold.frontend.intake import FRONT_END
 
     FRONT_END.serve(_unasked)
-    _unasked, _sees_bodies = None, True
+    _unasked, _reads_bodies = None, True
 
 
-def _is_for_us(body: Any) -> bool:
-    """Whether ``serving`` is to see a body: in engines without contrasts, from the first on that
+def _reads(body: Any) -> bool:
+    """Whether ``serving`` is to read a body: in engines without contrasts, from the first on that
     asks for one.
     """
     if _unasked is not None and (
         has_our_keys(getattr(body, "vllm_xargs", None))
         or has_our_keys(getattr(body, "model_extra", None))
     ):
-        _have_bodies_seen()
-    return _sees_bodies
+        _begin_to_read()
+    return _reads_bodies
 
 
 def wrap_models_init(original: Original, self: Any, *args: Any, **kwargs: Any) -> None:
@@ -52,7 +56,7 @@ async def wrap_preprocess(
     original: Original, self: Any, request: Any, *args: Any, **kwargs: Any
 ) -> Any:
     """Wrap ``OnlineRenderer.preprocess_cmpl`` and ``OnlineRenderer.preprocess_chat``."""
-    if not _is_for_us(request):
+    if not _reads(request):
         return await original(self, request, *args, **kwargs)
     from vllm_cold.frontend import serving
 
@@ -62,7 +66,7 @@ async def wrap_preprocess(
 def wrap_to_sampling_params(original: Original, self: Any, *args: Any, **kwargs: Any) -> Any:
     """Wrap ``ResponsesRequest.to_sampling_params`` and the like."""
     params = original(self, *args, **kwargs)
-    if _is_for_us(self):
+    if _reads(self):
         from vllm_cold.frontend import serving
 
         serving.check_params(self, params)
@@ -71,7 +75,7 @@ def wrap_to_sampling_params(original: Original, self: Any, *args: Any, **kwargs:
 
 def wrap_to_beam_search_params(original: Original, self: Any, *args: Any, **kwargs: Any) -> Any:
     """Wrap ``to_beam_search_params`` of ``ChatCompletionRequest`` and ``CompletionRequest``."""
-    if _is_for_us(self):
+    if _reads(self):
         from vllm_cold.frontend import serving
 
         serving.begin_search(self)
@@ -88,7 +92,8 @@ def wrap_beam_search(
     **kwargs: Any,
 ) -> Any:
     """Wrap ``LLM.beam_search``."""
-    if are_ours(params) or engine.is_configured(self.llm_engine.vllm_config):
+    asks = are_ours(params) or engine.is_configured(self.llm_engine.vllm_config)
+    if asks and availability.verify() is None:
         from vllm_cold.frontend import serving
 
         serving.check_search(self, prompts, params, lora_request)

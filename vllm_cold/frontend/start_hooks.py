@@ -59,11 +59,12 @@ def wrap_process_inputs(
     **kwargs: Any,
 ) -> Any:
     """Wrap ``InputProcessor.process_inputs``."""
+    asks = are_ours(params) or has_our_keys(getattr(params, "extra_args", None))  # pooling has none
+    asks = asks or engine.is_configured(self.vllm_config)
+    # If the rest does not fit this vLLM, vLLM's check of the parameters refuses it from now on.
+    is_available = asks and availability.verify() is None
     request = original(self, request_id, prompt, params, *args, **kwargs)
-    if request.sampling_params is None:  # of a pooling model
-        return request
-    asks = are_ours(params) or has_our_keys(params.extra_args)
-    if asks or engine.is_configured(self.vllm_config):
+    if is_available and request.sampling_params is not None:
         from vllm_cold.frontend import intake
 
         intake.admit_request(self, request, prompt, params)

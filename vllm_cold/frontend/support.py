@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from vllm.config import VllmConfig
 
 from vllm_cold.compat import active, availability, places, versions
-from vllm_cold.compat.engine import asked_of, has_ssm, is_configured, uses_v2_runner
+from vllm_cold.compat.engine import cold_setting, has_ssm, is_configured, uses_v2_runner
 from vllm_cold.frontend import ascend, kv_connectors
 from vllm_cold.frontend.refused_options import ALWAYS, SPECULATION, SSM, refused
 from vllm_cold.settings.arguments import ColdArgs, parse_engine_defaults
@@ -16,7 +16,7 @@ from vllm_cold.settings.arguments import ColdArgs, parse_engine_defaults
 
 def engine_defaults(config: VllmConfig) -> ColdArgs:
     """Return ``additional_config["cold"]``, checked."""
-    return parse_engine_defaults(asked_of(config.additional_config))
+    return parse_engine_defaults(cold_setting(config.additional_config))
 
 
 def unsupported(config: VllmConfig) -> str | None:
@@ -26,7 +26,7 @@ def unsupported(config: VllmConfig) -> str | None:
     model, scheduler = config.model_config, config.scheduler_config
     if model.runner_type == "pooling":
         return "it serves a pooling model, which generates no tokens; use a generative model."
-    if config.lora_config is None and asked_of(config.additional_config) in (None, False):
+    if config.lora_config is None and cold_setting(config.additional_config) in (None, False):
         return (
             "LoRA is off, and the engine was not asked for contrastive decoding; start it with "
             "--enable-lora (enable_lora=True). Without adapters, start it with --sampler cold "

@@ -7,7 +7,7 @@ import sys
 from typing import Any
 
 from vllm_cold.compat import active
-from vllm_cold.compat.engine import asked_of
+from vllm_cold.compat.engine import cold_setting
 from vllm_cold.compat.patching import Original
 from vllm_cold.frontend.vllm_errors import as_http_400
 from vllm_cold.settings.arguments import parse_engine_defaults, parse_request_args
@@ -40,7 +40,7 @@ def wrap_parse_known_args(
 def wrap_post_init(original: Original, self: Any, *args: Any, **kwargs: Any) -> None:
     """Wrap ``EngineArgs.__post_init__``."""
     original(self, *args, **kwargs)
-    if parse_engine_defaults(asked_of(self.additional_config)).enabled:
+    if parse_engine_defaults(cold_setting(self.additional_config)).enabled:
         raise ValueError(
             "Contrastive decoding is this engine's default sampler, but it is unavailable: "
             f"{active.unavailable}"

@@ -43,9 +43,10 @@ def try_out(rule: Rule) -> None:
 def _try_with_values(rule: Rule) -> None:
     """Call a rule for groups at two steps, all in one batch and each alone."""
     first = _first_step(rule)
-    rows, state = first["rows"], _call(rule, first).state
+    rows, before = first["rows"], _call(rule, first)
     second = first | {"rows": torch.where(rows < 0, rows, (rows + 1) % _ROWS)}
-    second |= {"step": first["step"] + 1, "state": first["state"] if state is None else state}
+    state = first["state"] if before.state is None else before.state
+    second |= {"step": first["step"] + 1, "state": state}
     both = {name: torch.cat([tensor, second[name]]) for name, tensor in first.items()}
     together = _call(rule, both)
     if not together.weights[both["rows"][:, 1:] >= 0].isfinite().all():
@@ -53,6 +54,13 @@ def _try_with_values(rule: Rule) -> None:
             "it returns weights that are not finite; keep them finite for all that its parameters "
             "allow, also where a stream allows one token alone or equals another one, or allow less"
         )
+    if before.done is not None:
+        ended = before.done & (rows[:, 1:] >= 0)
+        if (together.weights[len(rows) :][ended] != 0).any():
+            raise ValueError(
+                "it returns a weight other than 0 at the step after the one where the amateur was "
+                "done; the engine may have ended it by then"
+            )
     for i in range(len(both["rows"])):
         group = _alone(both, i)
         for among, alone in zip(together, _call(rule, group), strict=True):

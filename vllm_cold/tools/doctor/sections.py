@@ -159,6 +159,8 @@ def kernels() -> Iterator[Entry]:
         rows = [("scoring", *backend_registry.path(device)), ("lora", path, reason + wrapper)]
     for name, path, reason in rows:
         status = _STATUS.get((name, path), Status.OK)
+        if reason == kernel_report.NOT_LOADED:  # that may be meant, by VLLM_PLUGINS=cold
+            status = Status.WARNING
         yield Entry(kernel_report.LABELS.get(name, name), f"{path} ({reason})", status)
 
 
