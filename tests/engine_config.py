@@ -12,8 +12,6 @@ def config(**model: Any) -> Any:
         "is_encoder_decoder": False,
         "is_hybrid": False,
         "is_attention_free": False,
-        "is_mm_prefix_lm": False,
-        "use_mla": False,
         "hf_text_config": None,
         "logits_processors": None,
         "max_model_len": 64,

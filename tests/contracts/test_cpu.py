@@ -177,9 +177,3 @@ def test_cpu_still_turns_one_head_of_three_dimensions() -> None:
     rotary_embedding(positions, heads, None, 32, table, True)
     rotary_embedding(positions, flat, None, 32, table, True)
     assert not torch.allclose(heads.flatten(1), flat)
-
-
-def test_cpu_attention_is_still_causal_in_images() -> None:
-    """Else ``engine_config`` need not warn."""
-    assert hasattr(find("vllm.config:ModelConfig"), "is_mm_prefix_lm")
-    assert not find("vllm.v1.attention.backends.cpu_attn:CPUAttentionBackend").supports_mm_prefix()

@@ -94,25 +94,6 @@ def test_a_default_that_leaves_out_texts_is_warned_of(
         assert f"a chat's text ({said['without']}) is followed {does}" in line.getMessage()
 
 
-@pytest.mark.parametrize(
-    ("model", "on_cpu"), [(True, True), (True, False), (False, True), (None, True)]
-)
-def test_models_whose_images_are_read_wrongly_on_cpu(
-    model: bool | None,
-    on_cpu: bool,
-    monkeypatch: pytest.MonkeyPatch,
-    logged: list[logging.LogRecord],
-) -> None:
-    """vLLM's attention there is causal in them."""
-    from vllm.platforms import current_platform
-
-    monkeypatch.setattr(type(current_platform), "is_cpu", lambda self: on_cpu)
-    engine_config._warn_of_attention(
-        config(**({} if model is None else {"is_mm_prefix_lm": model}))
-    )
-    assert len(logged) == (model is True and on_cpu)
-
-
 def put(engine: Any, option: str, value: Any) -> None:
     """``model.x`` is the field x of ``model_config``."""
     *owner, name = option.split(".")

@@ -40,7 +40,6 @@ def prepare_engine(config: VllmConfig) -> None:
     load_rules(config.additional_config)
     _say(defaults := engine_defaults(config))
     _warn(defaults)
-    _warn_of_attention(config)
     ascend.warn(config)
     tiers.warn_of_engine(config)
 
@@ -87,18 +86,6 @@ def _warn(defaults: ColdArgs) -> None:
         site("accuracy.html"),
         rows,
     )
-
-
-def _warn_of_attention(config: VllmConfig) -> None:
-    """Say which models vLLM computes differently on CPU, with a contrast or without."""
-    from vllm.platforms import current_platform
-
-    if current_platform.is_cpu() and config.model_config.is_mm_prefix_lm:
-        logger.warning(
-            "vllm-cold: vLLM's CPU attention is causal within images, but this model expects "
-            "bidirectional attention: its answers about images differ from the reference "
-            "implementation, with a contrast or without."
-        )
 
 
 def configure(config: VllmConfig) -> None:
