@@ -26,12 +26,9 @@ _NOT_WITH_LORA_ON_RANKS = (
 # Replaces the queue of waiting requests, which vllm-cold puts streams into; splits the
 # vocabulary over ranks, where vllm-cold needs whole rows of logits.
 _NEVER = ("short_request_first_config", "enable_reduce_sample")
-# Has a copy of schedule(). No contract looks at that: the tests run on it.
-_TESTED = "enable_balance_scheduling"
 _VARIABLES = {
     "enable_flashcomm1": "VLLM_ASCEND_ENABLE_FLASHCOMM1",
     "enable_flashcomm2_parallel_size": "VLLM_ASCEND_FLASHCOMM2_PARALLEL_SIZE",
-    _TESTED: "VLLM_ASCEND_BALANCE_SCHEDULING",
 }
 
 
@@ -42,19 +39,15 @@ def unsupported(config: VllmConfig) -> str | None:
     if not hardware.is_on("npu"):
         return None
     options = list(_NEVER)
-    if versions.minor(versions.ascend_version() or "") not in versions.VALIDATED_ASCEND:
-        options.append(_TESTED)
     if config.lora_config is not None:
         options += _NOT_WITH_LORA
         if config.parallel_config.tensor_parallel_size > 1:
             options += _NOT_WITH_LORA_ON_RANKS
     for option in options:
         if _is_on(config, option):
-            tested = f" on releases other than {', '.join(versions.VALIDATED_ASCEND)}"
             return (
-                f"vllm-ascend's {option} is on, which vllm-cold does not support"
-                f"{tested if option == _TESTED else ''}; leave it out of additional_config, and of "
-                "the environment."
+                f"vllm-ascend's {option} is on, which vllm-cold does not support; leave it out of "
+                "additional_config, and of the environment."
             )
     return next(refused_options.refused(config, refused_options.NPU), None)
 
@@ -71,11 +64,6 @@ def warn(config: VllmConfig) -> None:
             "with and without LoRA, so that requests without an adapter may get wrong tokens; "
             'start with --compilation-config \'{"cudagraph_mode": "PIECEWISE"}\'.',
             versions.ascend_version(),
-        )
-    if config.model_config.use_mla:
-        logger.warning(
-            "vllm-cold: vllm-ascend does not apply adapters to MLA attention, which this model "
-            "has: requests get what they change in other layers only."
         )
 
 

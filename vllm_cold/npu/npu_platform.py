@@ -35,12 +35,10 @@ def unsupported(config: Any) -> str | None:
     """
     if (lora := config.lora_config) is None or not hardware.is_on("npu"):
         return None
+    problem = patching.problems(places.rows(places.NPU, places.NPU_LORA))
     if (name := named()) != STOCK:
-        return (
-            f"vllm-ascend computes LoRA with {name}, which vllm-cold does not know; "
-            "install vllm-ascend 0.23, or a newer vllm-cold."
-        )
-    if (problem := patching.problems(places.rows(places.NPU, places.NPU_LORA))) is not None:
+        problem = f"it is {name}"
+    if problem is not None:
         return (
             f"this vllm-ascend has changed where vllm-cold's LoRA takes part: {problem}. Install "
             "vllm-ascend 0.23, or a newer vllm-cold."
