@@ -88,7 +88,6 @@ def test_regular_requests_are_scheduled_as_by_vllm(is_async: bool, tiny: Path) -
 @pytest.mark.parametrize(
     ("what", "changed"),
     [
-        ("encoder-decoder models", {"is_encoder_decoder": True}),
         ("encoder-cache connectors", {"ec_connector": object()}),
         ("other managers of the encoder's cache", {"encoder_cache_manager": object()}),
     ],

@@ -31,7 +31,7 @@ def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(active, "is_loaded", True)
     monkeypatch.setattr(active, "unavailable", None)
     monkeypatch.setattr(availability, "_verified", False)
-    monkeypatch.setattr(availability, "_tell_who_asks", lambda: None)
+    monkeypatch.setattr(places, "NO_COLD", places.Time(places.TABLES[0], "never"))
 
 
 def lose(patch: pytest.MonkeyPatch, option: Option) -> None:

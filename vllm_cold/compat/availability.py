@@ -112,9 +112,4 @@ def give_up(what: str) -> None:
         "vllm-cold: contrastive decoding is unavailable; vLLM runs as without it. Reason: %s",
         active.unavailable,
     )
-    _tell_who_asks()
-
-
-def _tell_who_asks() -> None:
-    """Whoever asks for contrastive decoding is told from now on why it is unavailable."""
-    patching.install(places.rows(places.NO_COLD))
+    patching.install(places.rows(places.NO_COLD))  # whoever asks for it is told why

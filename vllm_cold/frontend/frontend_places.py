@@ -64,8 +64,6 @@ TABLE = (
         "a change of vLLM hardly ever breaks both.",
         "never; it is the net.",
         Wraps("vllm.sampling_params:SamplingParams.verify", unavailable.wrap_verify),
-        Wraps("vllm.utils.argparse_utils:FlexibleArgumentParser.parse_known_args",
-              unavailable.wrap_parse_known_args, "args"),
         Wraps(_ENGINE_ARGS + "__post_init__", unavailable.wrap_post_init),
         lost="who asks for contrastive decoding is not always told why it is unavailable",
     ),

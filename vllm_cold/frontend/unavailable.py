@@ -3,7 +3,6 @@
 is told why.
 """
 
-import sys
 from typing import Any
 
 from vllm_cold.compat import active
@@ -19,22 +18,6 @@ def wrap_verify(original: Original, self: Any, *args: Any, **kwargs: Any) -> Non
         if parse_request_args(self.extra_args).enabled:
             raise ValueError(f"Contrastive decoding is unavailable: {active.unavailable}")
     original(self, *args, **kwargs)
-
-
-def wrap_parse_known_args(
-    original: Original, self: Any, args: Any = None, *further: Any, **kwargs: Any
-) -> Any:
-    """Wrap ``FlexibleArgumentParser.parse_known_args``."""
-    command = list(sys.argv[1:] if args is None else args)
-    for option, following in zip(command, [*command[1:], ""], strict=True):
-        name, assigned, value = option.partition("=")
-        name = name.replace("_", "-")
-        chosen = name == "--sampler" and (value if assigned else following) == "cold"
-        if chosen or name.startswith("--cold-"):
-            self.error(
-                f"argument {name}: contrastive decoding is unavailable: {active.unavailable}"
-            )
-    return original(self, args, *further, **kwargs)
 
 
 def wrap_post_init(original: Original, self: Any, *args: Any, **kwargs: Any) -> None:

@@ -38,8 +38,6 @@ class EncoderInputs:
         self._scheduler = scheduler
         self._planned: set[str] = set()  # identifiers, in this pass
         self._budget = 0  # embeddings that it can still encode
-        if scheduler.is_encoder_decoder:
-            raise ValueError("vllm-cold does not support encoder-decoder models.")
         if scheduler.ec_connector is not None:
             raise ValueError(
                 "vllm-cold does not support encoder-cache connectors (ec_transfer_config)."

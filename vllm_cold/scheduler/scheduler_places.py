@@ -28,7 +28,7 @@ TABLE = (
                "kv_cache_manager encoder_cache_manager max_num_encoder_input_tokens requests "
                "running waiting prev_step_scheduled_req_ids block_size max_model_len "
                "max_num_running_reqs max_num_scheduled_tokens num_spec_tokens "
-               "num_lookahead_tokens num_waiting_for_streaming_input is_encoder_decoder "
+               "num_lookahead_tokens num_waiting_for_streaming_input "
                "ec_connector use_v2_model_runner need_mamba_block_aligned_split log_stats "
                "add_request(request) finish_requests(request_ids finished_status) "
                "get_request_counts() make_stats() make_spec_decoding_stats(spec_decoding_stats) "
