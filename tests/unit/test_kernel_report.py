@@ -11,16 +11,15 @@ from vllm_cold.compat import hardware
 from vllm_cold.compat.engine import SCHEDULER
 from vllm_cold.compat.patching import bind
 from vllm_cold.cpu import cpu_paths, cpu_platform, kernel_report
-from vllm_cold.cpu.cpu_paths import KernelPath
 from vllm_cold.ops import backend_registry
 
 pytestmark = pytest.mark.unit
 
 PATHS = (
-    KernelPath("products", "kernel", "it is the fastest here"),
-    KernelPath("products", "vllm", "another kernel than oneDNN's"),
-    KernelPath("lora", "inside", "one call"),
-    KernelPath("experts", "torch", "none else takes adapters"),
+    ("products", "kernel", "it is the fastest here"),
+    ("products", "vllm", "another kernel than oneDNN's"),
+    ("lora", "inside", "one call"),
+    ("experts", "torch", "none else takes adapters"),
 )
 
 
@@ -28,7 +27,7 @@ PATHS = (
 def paths(monkeypatch: pytest.MonkeyPatch) -> None:
     """Those of a process that has loaded a model."""
     monkeypatch.setattr(
-        cpu_paths, "take", lambda names: [path for path in PATHS if path.name in names]
+        cpu_paths, "take", lambda names: [path for path in PATHS if path[0] in names]
     )
     monkeypatch.setattr(cpu_platform, "is_loaded", True)
     monkeypatch.setattr(backend_registry, "path", lambda device: ("cpu", f"C++ on {device}"))

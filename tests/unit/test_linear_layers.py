@@ -38,7 +38,7 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
 def told(name: str) -> list[tuple[str, str]]:
     """Path and reason of what layers got."""
-    return [(path.path, path.reason) for path in cpu_paths._noted if path.name == name]
+    return [(path, reason) for of, path, reason in cpu_paths._noted if of == name]
 
 
 def weights(outputs: int = 128, inputs: int = INPUTS) -> torch.nn.Parameter:
@@ -226,8 +226,8 @@ def test_what_an_engine_is_to_expect(
     """Where no layer was made; then what layers got."""
 
     def path() -> tuple[str, str]:
-        (taken,) = cpu_paths.take([name])
-        return taken.path, taken.reason
+        ((_, path, reason),) = cpu_paths.take([name])
+        return path, reason
 
     expected = {
         "": {"products": "kernel", "lora": "inside", "experts": "torch"},
@@ -251,6 +251,6 @@ def test_what_is_of_lora_alone_ends_no_other_engine(
     engine: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLD_LORA", "fast")
-    assert [path.name for path in cpu_paths.take(["products"])] == ["products"]
+    assert [name for name, _, _ in cpu_paths.take(["products"])] == ["products"]
     with pytest.raises(ValueError, match="COLD_LORA"):
         cpu_paths.take(["products", "lora"])

@@ -35,7 +35,7 @@ def kernels(config: Any = None) -> list[hardware.Kernel]:
     elif config is not None and not config.model_config.is_moe:
         names.remove("experts")
     if cpu_platform.is_loaded:
-        rows = [(path.name, path.path, path.reason) for path in cpu_paths.take(names)]
+        rows = cpu_paths.take(names)
     else:
         rows = [(name, "vllm", NOT_LOADED) for name in ("products", "lora") if name in names]
     if config is None or hardware.is_contrastive(config):

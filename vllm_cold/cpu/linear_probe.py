@@ -31,7 +31,7 @@ Product = Callable[[Tensor], Tensor]
 
 
 class Fastest(NamedTuple):
-    """Path and reason as of a ``cpu_paths.KernelPath``; whether the kernel computes 1 to 8 rows."""
+    """Path and reason as ``cpu_paths`` has them; whether the kernel computes 1 to 8 rows."""
 
     path: str
     reason: str
