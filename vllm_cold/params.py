@@ -104,12 +104,12 @@ def _check_amateurs(amateur: Any, amateurs: Any) -> tuple[Amateur, ...]:
     problem = ""
     if amateur is not None:
         problem = "amateur is given too; give one of the two"
-    elif not isinstance(amateurs, (list, tuple)) or not all(
-        isinstance(entry, Amateur) for entry in amateurs
+    elif (
+        not isinstance(amateurs, (list, tuple))
+        or not 1 <= len(amateurs) <= MAX_AMATEURS
+        or not all(isinstance(entry, Amateur) for entry in amateurs)
     ):
-        problem = "must be a list of Amateur"
-    elif not 1 <= len(amateurs) <= MAX_AMATEURS:
-        problem = f"has {len(amateurs)} entries; must have 1 to {MAX_AMATEURS}"
+        problem = f"must be a list of 1 to {MAX_AMATEURS} Amateurs"
     if problem:
         raise ColdError("amateurs", amateurs, problem)
     return tuple(amateurs)

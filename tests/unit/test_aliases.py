@@ -75,22 +75,12 @@ def test_names_of_models(asked: str | None, said: Any, name: str | None, xargs: 
     assert (request.model, request.vllm_xargs) == (name, xargs)
 
 
-@pytest.mark.parametrize(
-    ("name", "said"),
-    [
-        ("sql:cda", "after the colon, write one of these presets: cold, cad, adacad, acd, arr,"),
-        ("base:", "'base' does; after the colon, write one"),
-        ("sql:cad:cad", ""),
-        ("other:cad", ""),
-        (":cad", ""),
-    ],
-)
-def test_unknown_models(name: str, said: str) -> None:
+@pytest.mark.parametrize("name", ["sql:cda", "base:", "sql:cad:cad", "other:cad", ":cad"])
+def test_unknown_models(name: str) -> None:
     request = completion(name)
     error = check(Models("sql"), request).error
     assert (error.code, error.type) == (404, "NotFoundError")
     assert f"The model `{name}` does not exist" in error.message.replace("'", "`")
-    assert said in error.message and ("preset" in error.message) == bool(said)
     assert (request.model, request.vllm_xargs) == (name, None)
 
 

@@ -69,7 +69,6 @@ def test_a_servers_defaults_have_no_say(contrast: dict[str, Any]) -> None:
         ("<html>", "JSON"),
         ("{}", "choices"),
         ('{"choices": []}', "choices"),
-        ('{"choices": [{"finish_reason": "stop"}]}', "choices.0"),
     ],
 )
 def test_a_reply_that_is_no_answer(reply: str, says: str, upstream: tuple[str, MadeUp]) -> None:

@@ -30,11 +30,6 @@ async def wrap_check_model(
         request.model = model
         if other.error.code != 404:
             return other
-    elif error is not None and error.error.code == 404 and _is_served(self.models, name):
-        error.error.message = (
-            f"The model '{model}' does not exist. '{name}' does; after the colon, write one of "
-            f"these presets: {', '.join(PRESETS)}."
-        )
     return error
 
 

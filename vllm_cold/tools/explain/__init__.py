@@ -19,17 +19,6 @@ candidates there were and which was chosen. Write one HTML page that needs no ne
 same in the terminal.
 """
 
-EPILOG = """\
-examples:
-  with a model:        vllm-cold explain --model MODEL --adapter sql=/path/to/sql \\
-                           --prompt "List all users."
-  a running server:    vllm-cold explain --url http://localhost:8000 --adapter sql \\
-                           --prompts prompts.jsonl --chat
-  what a prompt did:   vllm-cold explain --model MODEL --prompts chats.jsonl \\
-                           --without system --preset cfg
-  what an image did:   vllm-cold explain --model MODEL --image photo.jpg \\
-                           --prompt "Is there a dog?" --preset vcd"""
-
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the sub-command to the ``vllm-cold`` command line."""
@@ -37,7 +26,6 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "explain",
         help="show an answer token by token: candidates, scores, disagreement",
         description=DESCRIPTION,
-        epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.set_defaults(run=_run)

@@ -30,10 +30,7 @@ def run(options: argparse.Namespace) -> int:
         raise ToolError(f"--html={path}: cannot be written; name a file in a folder that is there")
     with models.open() as server:
         report = asyncio.run(explain(server, questions, options.max_tokens))
-    try:
-        path.write_text(page.render(report), encoding="utf-8")
-    except OSError as error:
-        raise ToolError(f"--html={path}: cannot be written: {error}") from error
+    path.write_text(page.render(report), encoding="utf-8")
     console = Console(highlight=False)
     terminal.show(console, report)
     console.print(f"page: {path}", markup=False, soft_wrap=True)

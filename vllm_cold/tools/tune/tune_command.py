@@ -17,7 +17,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 from rich.text import Text
 
-from vllm_cold.tools.command_error import ToolError
 from vllm_cold.tools.contrast_args import as_json
 from vllm_cold.tools.server import Server
 from vllm_cold.tools.tune import tune_report, verdict
@@ -183,9 +182,6 @@ def run(options: argparse.Namespace) -> int:
     best = judged.best.setting
     report = tune_report.make_report(task, first, judged, tuning.changes(best), tuning.notes(best))
     path = Path(options.output, "report.json")
-    try:
-        path.write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n")
-    except OSError as error:
-        raise ToolError(f"{path}: cannot be written: {error.strerror}") from error
+    path.write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n")
     tune_report.show(Console(), report, judged, str(path))
     return 0 if judged.gain else 1
