@@ -241,7 +241,7 @@ def test_adapters_are_counted_apart_up_to_a_number() -> None:
     [
         (0, None),
         (1, NOT_FINITE),
-        (OTHER_DRAFTS, output_checks.NOT_THE_SAME_DRAFTS),
+        (OTHER_DRAFTS, output_checks.NOT_SCORED),
         (OUT_OF_RANGE, output_checks.NOT_SCORED),
         (RULE_FAILED, output_checks.RULE_HAS_NO_WEIGHTS),
     ],
