@@ -13,6 +13,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 
 from benchmarks.accuracy.report import Outcomes, compare, read_outcomes
+from docs.tables import peers
 
 ROOT = Path(__file__).parents[1]
 ACCURACY = ROOT / "benchmarks" / "accuracy" / "measured"
@@ -192,15 +193,16 @@ SYSTEMS = (
 
 
 def speed() -> Any:
-    """Seconds for a batch of 1 and of 8, medians with their ranges."""
-    runs = json.loads((ROOT / "benchmarks" / "measured" / "peers.json").read_text())["runs"]
-    figure, panels = plt.subplots(1, 2, figsize=(7.4, 2.5), layout="constrained", sharey=True)
-    for axis, dtype in zip(panels, ("float32", "bfloat16"), strict=True):
+    """Seconds for a batch of 1 and of 8, medians with their ranges, a row a machine."""
+    figure, panels = plt.subplots(
+        len(peers()), 2, figsize=(7.4, 2.2 * len(peers())), layout="constrained", sharey=True
+    )
+    cells = [(name, dtype) for name in peers() for dtype in ("float32", "bfloat16")]
+    for axis, (name, dtype) in zip(panels.flat, cells, strict=True):
         for place, (system, label, colour) in enumerate(SYSTEMS):
             for column, batch in enumerate((1, 8)):
-                key = (dtype, batch, system)
-                (run,) = (r for r in runs if (r["dtype"], r["batch"], r["system"]) == key)
-                seconds, x = run["seconds"], column + (place - 1) * 0.27
+                seconds = peers()[name][dtype, batch, system]["seconds"]
+                x = column + (place - 1) * 0.27
                 middle = median(seconds)
                 axis.bar(x, middle, 0.25, color=colour, label=label if not column else None)
                 axis.errorbar(
@@ -212,9 +214,10 @@ def speed() -> Any:
                     textcoords="offset points", fontsize=7,
                 )  # fmt: skip
         axis.set_xticks((0, 1), ("batch 1", "batch 8"))
-        axis.set_title(dtype)
-    panels[0].set_ylabel("seconds for 48 tokens")
-    handles, labels = panels[0].get_legend_handles_labels()
+        axis.set_title(f"{name}, {dtype}")
+        if dtype == "float32":
+            axis.set_ylabel("seconds for 48 tokens")
+    handles, labels = panels.flat[0].get_legend_handles_labels()
     figure.legend(handles, labels, frameon=False, loc="outside lower center", ncols=3)
     return figure
 

@@ -5,11 +5,14 @@ its marker ``<!-- table: NAME -->``, out of the files in which the outcomes are 
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
+from statistics import median
+from typing import Any
 
 from benchmarks.accuracy.answers import Judged
 from benchmarks.accuracy.report import (
@@ -20,9 +23,11 @@ from benchmarks.accuracy.report import (
     read_outcomes,
     signed,
 )
+from benchmarks.rounds import ratios, short
 from vllm_cold.tools.tune.verdict import LEVEL
 
 ROOT = Path(__file__).parents[1]
+PEERS = ROOT / "benchmarks" / "measured" / "peers.json"
 MEASURED = ROOT / "benchmarks" / "accuracy" / "measured"
 TEST, JOINT = "outcomes-test.jsonl", "outcomes-joint.jsonl"
 MODELS = {
@@ -302,7 +307,113 @@ def when() -> list[str]:
     return [line.replace("--:", "---") for line in _lines(head, rows)]
 
 
+DTYPES, BATCHES = ("float32", "bfloat16"), (1, 2, 8)
+OURS, OURS_COLD = "this package, adapter", "this package, CoLD"
+STOCK = "stock vLLM, adapter"
+LLAMA, LLAMA_COLD = "llama.cpp, adapter", "llama.cpp, CoLD"
+PROGRAMS = {
+    OURS: "adapter greedy, vllm-cold",
+    STOCK: "adapter greedy, stock vLLM",
+    LLAMA: "adapter greedy, llama.cpp",
+    "llama.cpp, Q8_0, adapter": "adapter greedy, llama.cpp, weights in Q8_0",
+    "OpenVINO GenAI, adapter": "adapter greedy, OpenVINO GenAI",
+    "transformers loop, adapter": "adapter greedy, transformers",
+    OURS_COLD: "CoLD, vllm-cold",
+    LLAMA_COLD: "CoLD, two contexts of llama.cpp",
+    "llama.cpp, Q8_0, CoLD": "CoLD, the same, weights in Q8_0",
+    "transformers loop, CoLD": "CoLD, transformers",
+}
+# What is divided by what, and what of it is aimed at.
+OF_PEERS = {
+    (OURS, STOCK): ("adapter / stock vLLM's adapter", {}),
+    (OURS_COLD, STOCK): ("CoLD / stock vLLM's adapter", {1: "at most 0.25"}),
+    (OURS, OURS_COLD): ("adapter / CoLD", {1: "below 1"}),
+    (OURS, LLAMA): ("adapter / llama.cpp's adapter", {2: "below 1", 8: "below 1"}),
+    (OURS_COLD, LLAMA_COLD): (
+        "CoLD / two contexts of llama.cpp", {2: "below 1", 8: "below 1"},
+    ),
+}  # fmt: skip
+# Of bfloat16, measured elsewhere: no file of it was kept.
+XEON = {
+    ("ratio", 1): "0.35", ("ratio", 8): "0.33", (OURS_COLD, 1): "1.9 to 2.1",
+    (OURS_COLD, 8): "2.8 to 3.7", (OURS, 1): "2.9 to 3.3",
+}  # fmt: skip
+Runs = Mapping[tuple[str, int, str], Mapping[str, Any]]
+
+
+@cache
+def peers() -> dict[str, Runs]:
+    """What was measured beside other programs: by machine; by dtype, batch and system."""
+    found = json.loads(PEERS.read_text(encoding="utf-8"))
+    return {
+        name: {(run["dtype"], run["requests"], run["system"]): run for run in measured["runs"]}
+        for name, measured in found.items()
+    }
+
+
+def _seconds(runs: Runs, *key: Any) -> str:
+    return short(median(runs[key]["seconds"])) if key in runs else ""  # type: ignore[index]
+
+
+def _ratio(runs: Runs, dtype: str, batch: int, over: str, under: str) -> str:
+    """The median over the rounds."""
+    both = [runs.get((dtype, batch, system), {}).get("seconds", ()) for system in (over, under)]
+    found = ratios(*both)
+    return f"{median(found):.2f}" if found else "–"
+
+
+def programs(name: str) -> list[str]:
+    """Seconds of all programs on a machine."""
+    runs = peers()[name]
+    columns = [key for key in ((d, b) for d in DTYPES for b in BATCHES) if (*key, OURS) in runs]
+    first = [next(key for key in columns if key[0] == dtype) for dtype in DTYPES]
+    rows = [
+        [label, *(_seconds(runs, *key, system) for key in columns)]
+        for system, label in PROGRAMS.items()
+        if any((*key, system) in runs for key in columns)
+    ]
+    head = [f"{key[0]}, batch {key[1]}" if key in first else str(key[1]) for key in columns]
+    return _lines([name, *head], rows)
+
+
+def of_peers() -> list[str]:
+    """What is divided by what, in float32 and bfloat16, a column a machine."""
+    rows = []
+    for pair, (about, aims) in OF_PEERS.items():
+        for batch in BATCHES:
+            cells = (
+                " / ".join(_ratio(runs, dtype, batch, *pair) for dtype in DTYPES)
+                for runs in peers().values()
+            )
+            rows.append([about, str(batch), *cells, aims.get(batch, "")])
+            about = ""
+    return _lines(["time over time: float32 / bfloat16", "batch", *peers(), "aim"], rows)
+
+
+def with_amx() -> list[str]:
+    """All machines in bfloat16, that one too whose figures are not in a file."""
+    rows = []
+    for about, key in {
+        "CoLD / stock vLLM's adapter alone, batch 1": ("ratio", 1),
+        "the same, batch 8": ("ratio", 8),
+        "CoLD, seconds, batch 1": (OURS_COLD, 1),
+        "the same, seconds, batch 8": (OURS_COLD, 8),
+        "adapter greedy, seconds, batch 1": (OURS, 1),
+    }.items():
+        system, batch = key
+        rows.append([about, *(
+            _ratio(runs, "bfloat16", batch, OURS_COLD, STOCK) if system == "ratio"
+            else _seconds(runs, "bfloat16", batch, system)
+            for runs in peers().values()
+        ), XEON[key]])  # fmt: skip
+    return _lines(["bfloat16", *peers(), "Xeon, preliminary†"], rows)
+
+
 TABLES: dict[str, Callable[[], list[str]]] = {
+    "programs-epyc": partial(programs, "EPYC"),
+    "programs-epyc-26": partial(programs, "EPYC 26"),
+    "of-peers": of_peers,
+    "with-amx": with_amx,
     "when": when,
     "followed": followed,
     "followed-compared": followed_compared,
@@ -312,7 +423,10 @@ TABLES: dict[str, Callable[[], list[str]]] = {
     "half": half,
     "rules": rules,
 }
-PAGES = ("README.md", "docs/accuracy.md", "docs/rag.md", "docs/system-prompts.md")
+PAGES = (
+    "README.md", "docs/accuracy.md", "docs/cpu.md", "docs/performance.md", "docs/rag.md",
+    "docs/system-prompts.md",
+)  # fmt: skip
 _TABLE = re.compile(r"(<!-- table: ([\w-]+) -->\n)((?:\|.*\n)*)")
 
 

@@ -12,7 +12,9 @@ side by side, each on one core.
 from __future__ import annotations
 
 import argparse
+import json
 import os
+import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -23,6 +25,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
 
 from tqdm import tqdm
 
+from benchmarks import machine
 from benchmarks.accuracy import models, packages, plan
 from benchmarks.accuracy.answers import Answer, Folder, add, read
 from benchmarks.accuracy.choice import scorings
@@ -40,11 +43,15 @@ CHUNK = 128
 
 
 class Runner:
-    """Decodes what is not decoded yet, with an engine that is started when it is needed."""
+    """Decodes what is not decoded yet, with an engine that is started when it is needed. Beside the
+    answers it records the machine, before the engine starts and after it has ended.
+    """
 
     def __init__(self, model: Model, folder: Folder, *, adapters: bool) -> None:
         self._model, self._folder, self._adapters = model, folder, adapters
         self._engine: Any = None
+        self._facts: machine.Facts = {}
+        self._record = folder.record(model, time.strftime("%Y%m%dT%H%M%SZ", time.gmtime()))
 
     def run(self, cell: Cell, split: Split, methods: Sequence[Method], count: int) -> None:
         """Decode the first ``count`` problems of a cell's split with methods that are for it."""
@@ -60,7 +67,10 @@ class Runner:
                 if not left:
                     continue
                 bar.set_postfix_str(method.key)
-                self._engine = self._engine or self._start()
+                if not self._engine:
+                    self._facts = machine.look()
+                    self._write_facts()  # the run may be cut off
+                    self._engine = self._start()
                 marks = list(left)
                 for start in range(0, len(marks), CHUNK):
                     some = marks[start : start + CHUNK]
@@ -77,6 +87,13 @@ class Runner:
         """End the engine, if it was started."""
         if self._engine:
             self._engine.close()
+        if self._facts:
+            machine.look_again(self._facts)
+            self._write_facts()
+
+    def _write_facts(self) -> None:
+        self._record.parent.mkdir(parents=True, exist_ok=True)
+        self._record.write_text(json.dumps(self._facts, indent=1) + "\n", encoding="utf-8")
 
     def _requests(
         self, cell: Cell, method: Method, problems: Sequence[Problem], kept: dict[str, str]
@@ -143,14 +160,14 @@ def decode(
 
 def show_plan(arguments: argparse.Namespace) -> None:
     """Say what is decoded in which order, and how long it takes at most."""
-    machine, total = plan.MACHINES[arguments.machine], 0.0
+    kind, total = plan.MACHINES[arguments.machine], 0.0
     for model in arguments.models:
         cells = ready(model, arguments.cells, arguments.folder)
         for members, split, methods in plan.steps(cells, arguments.splits, arguments.methods):
             count = count_of(model, split, arguments.problems)
             times = {
                 method.key: sum(
-                    plan.seconds(model, c, c.problems(model, split, count), method, machine)
+                    plan.seconds(model, c, c.problems(model, split, count), method, kind)
                     for c in members
                 )
                 for method in methods

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks import machine
 from benchmarks.accuracy.choice import fitted, pairs
 from benchmarks.accuracy.methods import GREEDY, Method, Request
 from benchmarks.accuracy.models import Model
@@ -57,6 +58,15 @@ class Folder:
     def answers(self, model: Model, cell: Cell, split: Split) -> Path:
         """The file with the answers of a model to a cell's problems of a split."""
         return self.root / "answers" / model.name / f"{cell.name}-{split}.jsonl"
+
+    def record(self, model: Model, begun: str) -> Path:
+        """The file with the machine of a run that decoded with a model, by when it began."""
+        return self.root / "machines" / model.name / f"{begun}.json"
+
+    def records(self, model: Model) -> list[machine.Facts]:
+        """The machines of all runs that decoded with a model, see ``benchmarks.machine.look``."""
+        files = sorted(self.record(model, "any").parent.glob("*.json"))
+        return [json.loads(file.read_text(encoding="utf-8")) for file in files]
 
 
 def read(path: Path) -> dict[str, Answer]:

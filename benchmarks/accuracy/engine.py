@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import platform
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -19,6 +18,9 @@ from typing import Any
 from benchmarks.accuracy.methods import Request, Stream
 from benchmarks.accuracy.models import Model
 from benchmarks.accuracy.problem import Prompt
+from vllm_cold.tools import machine
+
+_PROCESSOR = ("CPU", "family", "model", "flags")  # what decides how sums are rounded
 
 
 class Engine:
@@ -64,9 +66,10 @@ class Engine:
         )
         self._adapters: dict[tuple[str, float], Any] = {}
         self._scaled = tempfile.TemporaryDirectory()
-        device = platform.processor() or platform.machine()
-        if not current_platform.is_cpu():
-            device = current_platform.get_device_name()
+        device = current_platform.get_device_name()
+        if current_platform.is_cpu():
+            facts = machine.describe()
+            device = machine.text({name: facts[name] for name in _PROCESSOR if name in facts})
         self.versions = ", ".join(
             f"{name} {importlib.metadata.version(name)}" for name in ("vllm", "vllm-cold")
         )

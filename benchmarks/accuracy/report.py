@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from benchmarks import machine
 from benchmarks.accuracy.answers import Bits, Folder, Judged, judge_of, judged
 from benchmarks.accuracy.methods import METHODS
 from benchmarks.accuracy.models import Model
@@ -417,7 +418,10 @@ def render(
         loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
     )  # fmt: skip
-    context: dict[str, Any] = {"tables": found, "split": split, "versions": sorted(versions)}
+    machines = [(model, machine.text(each)) for model in used for each in folder.records(model)]
+    context: dict[str, Any] = {
+        "tables": found, "split": split, "versions": sorted(versions), "machines": machines,
+    }  # fmt: skip
     text = pages.get_template("report.md.j2").render(
         context, models=used, overview=overview(columns), of_texts=of_texts(columns),
         declared=sum(each.declared for each in every),

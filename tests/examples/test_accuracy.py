@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import machine
 from benchmarks.accuracy import __main__ as command
 from benchmarks.accuracy import models
 from benchmarks.accuracy.answers import Folder, judged
@@ -91,6 +92,9 @@ class FakeEngine:
     answer: Callable[[Request], str]
     versions: str = "fake 1"
 
+    def close(self) -> None:
+        pass
+
     def run(self, requests: Sequence[Request]) -> list[tuple[str, int]]:
         return [(self.answer(request), 2) for request in requests]
 
@@ -121,6 +125,29 @@ def test_answers_to_something_else_are_never_counted(tmp_path: Path) -> None:
     decode(folder, ["greedy"], cell=two)
     cut_off = judged(folder, CHAT, two, "test", methods, 12)["greedy"].measures["cut off"]
     assert cut_off.all()
+
+
+def test_a_run_that_decodes_records_its_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "SECONDS", 0.0)
+    folder, greedy = Folder(tmp_path), [METHODS["greedy"]]
+    recorded = []
+
+    def start(self: command.Runner) -> FakeEngine:
+        recorded.extend(folder.records(CHAT))
+        return FakeEngine(lambda _: "no")
+
+    monkeypatch.setattr(command.Runner, "_start", start)
+    for _ in range(2):  # nothing is left for the second
+        runner = command.Runner(CHAT, folder, adapters=False)
+        runner.run(CELL, "test", greedy, 2)
+        runner.close()
+    (before,), (facts,) = recorded, folder.records(CHAT)
+    assert (len(before[machine.READ]), len(facts[machine.READ])) == (1, 2)
+    assert before["versions"] == facts["versions"] and facts["processor"]["CPU"]
+    text, _ = render(folder, [CHAT], [CELL], "test", 2)
+    assert f"A run of *small*:\n\n{machine.text(facts)}\n" in text
 
 
 @pytest.mark.parametrize("name", ["test", "joint"])
