@@ -98,7 +98,7 @@ ORDER: tuple[Step, ...] = (
             *(bound for bound in BOUNDS if bound.key in ("8 bits", "32 bits over the question")),
         ),
     ),
-    Step((*_ASKED, *_USED), BOUNDS),
+    Step(("secrets-asked-own", "secrets-everyday", "secrets-which"), BOUNDS),
 )
 # The comparisons that hypotheses.md declares, on test: of cells, methods with a rival. Holm's
 # correction is over these, and what else a report has is shown without a mark.
