@@ -168,7 +168,7 @@ def judged(
         if len(found) < len(problems):
             continue
         scores: list[dict[str, Any]] = [
-            cell.score(answer.text, problem)
+            cell.score(method.read(answer.text, cell, problem), problem)
             for answer, problem in zip(found, problems, strict=True)
         ]
         measures = {name: np.array([float(each[name]) for each in scores]) for name in scores[0]}

@@ -16,10 +16,10 @@ from benchmarks.accuracy.models import Model
 from benchmarks.accuracy.problem import Cell, Problem, Prompt
 from vllm_cold.settings.presets import PRESETS
 
-# What the amateur is: the expert with the prompt without its part, the base model with the expert's
-# own prompt (CoLD), or the expert's adapter after a quarter of its training (autoguidance, arXiv
-# 2406.02507).
-AmateurKind = Literal["without", "base", "quarter"]
+# What the amateur is: the expert with the prompt without its part or with the question alone, the
+# base model with the expert's own prompt (CoLD), or the expert's adapter after a quarter of its
+# training (autoguidance, arXiv 2406.02507).
+AmateurKind = Literal["without", "question", "base", "quarter"]
 # By which a fixed weight's one-stream rivals are scaled: (1 + beta) of the preset cold.
 ONE_STREAM = 1.5
 
@@ -109,6 +109,7 @@ class Method:
         scale: By what the expert's adapter is multiplied.
         sampling: Fields of ``SamplingParams`` other than greedy decoding's.
         chooses: Whether it decodes nothing and chooses between two finished answers.
+        filters: Whether the cell's filter reads the answers of greedy decoding.
     """
 
     key: str
@@ -120,11 +121,15 @@ class Method:
     scale: float = 1.0
     sampling: Mapping[str, Any] = field(default_factory=dict)
     chooses: bool = False
+    filters: bool = False
 
     def is_for(self, cell: Cell, problem: Problem) -> bool:
         """Whether the cell asks for such methods and the problem has such prompts."""
         adapted = self.bare or self.scale != 1 or self.sampling
-        if cell.adapter is None and (adapted or (self.settings and self.amateur != "without")):
+        worn = self.settings and self.amateur in ("base", "quarter")
+        if cell.adapter is None and (adapted or worn) or (self.filters and cell.filter is None):
+            return False
+        if self.amateur == "question" and self.amateur not in problem.plain:
             return False
         if self.amateur == "quarter" and (_quarter(cell.adapter) in (None, cell.adapter)):
             return False
@@ -155,8 +160,10 @@ class Method:
         expert = Stream(mine, None if self.bare else folder(cell.adapter), scale=self.scale)
         amateurs: list[Stream] = []
         if self.settings:
-            theirs = problem.without if self.amateur == "without" else problem.prompt
-            worn = {"without": cell.adapter, "quarter": _quarter(cell.adapter)}.get(self.amateur)
+            prompts = {"without": problem.without, **problem.plain}
+            theirs = prompts.get(self.amateur, problem.prompt)
+            others = {"base": None, "quarter": _quarter(cell.adapter)}
+            worn = others.get(self.amateur, cell.adapter)
             amateurs.append(Stream(theirs, folder(worn), self.weights[0] if self.weights else None))
         if self.weights:
             assert problem.unasked is not None
@@ -171,6 +178,10 @@ class Method:
         if any((each.prompt, each.adapter) == (mine, expert.adapter) for each in amateurs):
             return Request(model, expert, (), {}, sampling)
         return Request(model, expert, tuple(amateurs), self.settings, sampling)
+
+    def read(self, answer: str, cell: Cell, problem: Problem) -> str:
+        """What is judged of an answer."""
+        return cell.filter(answer, problem) if self.filters and cell.filter else answer
 
 
 def _quarter(adapter: str | None) -> str | None:
@@ -223,4 +234,19 @@ ADAPTED = (
     Method("drawn, min_p", sampling={**_DRAWN, "min_p": 0.1}),
     Method("drawn, min_p, sharper", sampling={"temperature": 1 / ONE_STREAM, "min_p": 0.1}),
 )
-METHODS = {method.key: method for method in (*PLAIN, *CONTRASTS, CHOICE, *RULES, *ADAPTED)}
+FILTERED = Method("output filtered", filters=True)
+# What the part may add at most to an answer, over the prompt without it or the question alone.
+BOUNDS: tuple[Method, ...] = ()
+if "bound" in PRESETS:
+    BOUNDS = tuple(
+        Method(f"{bits:g} bits{over}", {**PRESETS["bound"].settings, "bits": bits}, amateur=amateur)
+        for amateur, over, sizes in (
+            ("without", "", (4.0, 8.0, 16.0, 32.0)),
+            ("question", " over the question", (16.0, 32.0, 64.0)),
+        )
+        for bits in sizes
+    )
+METHODS = {
+    method.key: method
+    for method in (*PLAIN, *CONTRASTS, CHOICE, *RULES, *ADAPTED, FILTERED, *BOUNDS)
+}

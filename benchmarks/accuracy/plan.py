@@ -17,6 +17,7 @@ from typing import get_args
 
 from benchmarks.accuracy.methods import (
     ADAPTED,
+    BOUNDS,
     CHOICE,
     GREEDY,
     MEMORY,
@@ -50,6 +51,8 @@ _FIRST = (*PLAIN, *_methods("cad"))
 # The plan that hypotheses.md declares, what matters most first. Dev is there for the judge of whole
 # answers alone; what no hypothesis asks for is left out.
 _TOLD = ("told-two", "told-long", "told-turns", "told-requests", "unrelated")
+_ASKED = ("secrets-asked", "secrets-asked-own")
+_USED = ("secrets-everyday", "secrets-bit", "secrets-which")
 _FOLLOWED = _methods("greedy", "part repeated", "cad", "part repeated + cad")
 ORDER: tuple[Step, ...] = (
     Step(("told-facts",), (*_FOLLOWED, *_methods("cad, beta 0.25", "cad, beta 1"))),
@@ -88,6 +91,14 @@ ORDER: tuple[Step, ...] = (
     Step(("words-r8-50", "words-r8-25"), _methods("greedy", "cold", "adapter x 1.5")),
     Step(("false", "near", "nothing"), (*_methods("adacad"), *RULES)),
     Step(("humaneval",), (*PLAIN, *_methods("cad", "alpha 0.1, beta 1"))),
+    Step(
+        (*_ASKED, *_USED),
+        (
+            *_methods("greedy", "output filtered", "part repeated", "without the part"),
+            *(bound for bound in BOUNDS if bound.key in ("8 bits", "32 bits over the question")),
+        ),
+    ),
+    Step(("secrets-asked-own", "secrets-everyday", "secrets-which"), BOUNDS),
 )
 # The comparisons that hypotheses.md declares, on test: of cells, methods with a rival. Holm's
 # correction is over these, and what else a report has is shown without a mark.
@@ -132,12 +143,18 @@ COMPARED: tuple[tuple[Sequence[str], Sequence[str], str], ...] = (
     (_STAGES, ("cold",), "adapter x 1.5"),
     (("words-r8-100", "gsm8k"), ("drawn, cold",), "drawn"),
     (("words-r8-100", "gsm8k"), ("drawn, cold",), "drawn, min_p, sharper"),
+    (_ASKED, ("8 bits", "32 bits over the question", "output filtered"), "greedy"),
+    (_ASKED, ("8 bits",), "part repeated"),
+    (_ASKED, ("8 bits",), "output filtered"),
+    (_USED, ("8 bits", "32 bits over the question"), "greedy"),
+    (_USED[1:], ("8 bits",), "without the part"),
 )
 # Comparisons of another measure than a cell's main one: what a gain there costs.
 COSTS: tuple[tuple[Sequence[str], Sequence[str], str, str], ...] = (
     (_ALL_TOLD, ("cad", "part repeated", "part repeated + cad"), "greedy", "right"),
     (("told-facts",), ("cad",), "part repeated", "right"),
     (("half-answered",), ("cad", "better prompt"), "greedy", "rest"),
+    (_ASKED, ("8 bits",), "output filtered", "no part"),
 )
 SEQUENCES = 128
 
@@ -204,7 +221,7 @@ def seconds(
     model: Model, cell: Cell, problems: Sequence[Problem], method: Method, machine: Machine
 ) -> float:
     """How long a method takes for a cell's problems, at most."""
-    mine = [problem for problem in problems if method.is_for(cell, problem)]
+    mine = [p for p in problems if method.is_for(cell, p) and not method.filters]
     answers = 0 if method.chooses else cell.max_tokens
     streams = 4 if method.chooses else 1 + bool(method.settings) + bool(method.weights)
     tokens = sum(streams * (_tokens(problem.prompt) + answers) for problem in mine)

@@ -77,6 +77,7 @@ class Cell:
         chosen: Whether an answer from memory may be the right one, and finished answers are chosen
             between.
         executes: Whether the judge runs what the model wrote.
+        filter: Gives what a filter makes of an answer; None for a cell without one.
     """
 
     name: str
@@ -92,6 +93,7 @@ class Cell:
     adapter: str | None = None
     chosen: bool = False
     executes: bool = False
+    filter: Callable[[str, Problem], str] | None = None
 
     def is_for(self, model: Model) -> bool:
         """Whether the model can be asked."""

@@ -12,11 +12,12 @@ from benchmarks.accuracy.tasks import (
     memory,
     questions,
     retrieved,
+    secrets,
 )
 
 MODULES = {
     module.__name__.rpartition(".")[2]: module
-    for module in (memory, retrieved, instructions, joint, questions, code, adapters)
+    for module in (memory, retrieved, instructions, joint, questions, code, adapters, secrets)
 }
 CELLS: dict[str, Cell] = {cell.name: cell for each in MODULES.values() for cell in each.CELLS}
 
