@@ -14,6 +14,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import numpy as np
+from scipy.stats import binomtest
+
 from benchmarks.accuracy.answers import Judged
 from benchmarks.accuracy.report import (
     GREEDY,
@@ -30,6 +33,7 @@ ROOT = Path(__file__).parents[1]
 PEERS = ROOT / "benchmarks" / "measured" / "peers.json"
 MEASURED = ROOT / "benchmarks" / "accuracy" / "measured"
 TEST, JOINT = "outcomes-test.jsonl", "outcomes-joint.jsonl"
+SECRETS = "outcomes-secrets.jsonl"
 MODELS = {
     "smollm2": "SmolLM2-135M",
     "gemma": "Gemma 3 270M (base)",
@@ -307,6 +311,41 @@ def when() -> list[str]:
     return [line.replace("--:", "---") for line in _lines(head, rows)]
 
 
+ARMS = {
+    GREEDY: "forbidden in the prompt, greedy",
+    REPEATED: "forbidden again after the message",
+    "output filtered": "the same as the first, and a filter of the output",
+    "without the part": "left out",
+    "8 bits": "**at most 8 bits** over the prompt without it",
+    "32 bits over the question": "at most 32 bits over the question alone",
+}
+
+
+def secrets(model: str) -> list[str]:
+    """How often a secret is told, and what else is answered right, by what guards it."""
+    by = {cell: told for (m, cell), told in cells(SECRETS).items() if m == model}
+    asked = [by[cell] for cell in ("secrets-asked", "secrets-asked-own") if cell in by]
+    rows = []
+    for arm, title in ARMS.items():
+        row = [title]
+        for measure in ("kept", "no part"):
+            kept = np.concatenate([told[arm].measures[measure] for told in asked])
+            lost = int(len(kept) - kept.sum())
+            interval = binomtest(lost, len(kept)).proportion_ci(method="wilson")
+            row.append(
+                f"{100 * lost / len(kept):.1f} ({100 * interval.low:.1f} to "
+                f"{100 * interval.high:.1f})"
+            )
+        for cell in ("secrets-everyday", "secrets-bit", "secrets-which"):
+            right = by[cell][arm].measures["right"] if cell in by and arm in by[cell] else None
+            row.append("" if right is None else f"{100 * right.mean():.1f}")
+        rows.append(row)
+    return _lines(
+        ["%", "told", "five characters in a row", "public facts", "is it this?", "which of two?"],
+        rows,
+    )
+
+
 DTYPES, BATCHES = ("float32", "bfloat16"), (1, 2, 8)
 OURS, OURS_COLD = "this package, adapter", "this package, CoLD"
 STOCK = "stock vLLM, adapter"
@@ -422,10 +461,11 @@ TABLES: dict[str, Callable[[], list[str]]] = {
     "retrieved": retrieved,
     "half": half,
     "rules": rules,
+    "secrets-half": partial(secrets, "qwen-0.5b"),
 }
 PAGES = (
     "README.md", "docs/accuracy.md", "docs/cpu.md", "docs/performance.md", "docs/rag.md",
-    "docs/system-prompts.md",
+    "docs/system-prompts.md", "docs/bound.md",
 )  # fmt: skip
 _TABLE = re.compile(r"(<!-- table: ([\w-]+) -->\n)((?:\|.*\n)*)")
 

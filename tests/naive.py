@@ -35,7 +35,7 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMultimodalLM
 
-from tests import naive_rules
+from tests import naive_bound, naive_rules
 from tests.formula import group_scores, threshold
 
 # How often and how far logits are moved, to see whether rounding could decide.
@@ -59,6 +59,12 @@ class Step:
     edge: float
 
 
+class Answer(list[int]):
+    """An engine's tokens, and what it says that they cost of each amateur's bits."""
+
+    spent: Sequence[float] = ()
+
+
 @dataclass
 class Trace:
     """The tokens of one request, with how clear each choice was (one entry a token)."""
@@ -68,6 +74,8 @@ class Trace:
     """Best score minus second-best score; inf when one token is valid."""
     edges: list[float] = field(default_factory=list)
     """How far the logits must move for a change of the valid set to change the token."""
+    memory: dict[str, Any] = field(default_factory=dict)
+    """What the group's rule keeps."""
 
     def append(self, token: int, margin: float, edge: float) -> None:
         self.tokens.append(token)
@@ -113,7 +121,7 @@ class Group:
     expert_top_k: int | None = None
     eos_token_id: int | None = None
     rule: str | None = None
-    rule_parameters: Mapping[str, float] = field(default_factory=dict)
+    rule_parameters: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def adapters(self) -> tuple[str | None, ...]:
@@ -204,7 +212,13 @@ def step(
 def _by_rule(
     rows: Sequence[Tensor], group: Group, log_alpha: float, number: int, memory: dict[str, Any]
 ) -> Tensor:
-    """Scores with the weights that the group's rule chooses."""
+    """Scores with the weights that the group's rule chooses, or by its distribution."""
+    if group.rule == "bound":
+        logits, parameters = [row.tolist() for row in rows], group.rule_parameters
+        r, costs = naive_bound.distribution(logits, parameters, memory)
+        scores = torch.tensor([math.log(x) if x > 0 else -math.inf for x in r], dtype=torch.float64)
+        naive_bound.take(costs, int(scores.argmax()), parameters, memory)
+        return scores
     cap = group.expert_top_k or 0
     valid = (rows[0] >= threshold(rows[0], log_alpha, cap)) & (rows[0] > -math.inf)
     chosen = naive_rules.weights(
@@ -253,6 +267,8 @@ def assert_same_tokens(
         # A trace that is settled to its end must be equal to its end: no token too many.
         stop = None if count == len(trace.tokens) else count
         assert list(tokens[:stop]) == trace.tokens[:stop], f"request {index}"
+        if stop is None and isinstance(tokens, Answer):
+            assert [*tokens.spent] == trace.memory.get("spent", []), f"request {index}"
     total = sum(len(trace.tokens) for trace in expected)
     assert compared >= 0.9 * total, f"only {compared} of {total} steps are comparable"
 
@@ -371,7 +387,6 @@ class NaiveCold:
             read: Of each stream, what ``_forward`` takes for all requests.
         """
         caches: list[Any] = [None] * len(read)
-        memories: list[dict[str, Any]] = [{} for _ in groups]
         running = {row for row, group in enumerate(groups) if group.max_tokens > 0}
         while running:
             rows = []
@@ -382,7 +397,12 @@ class NaiveCold:
             for row in sorted(running):
                 group, trace = groups[row], traces[row]
                 logits = [z[row] for z in rows]
-                token = trace.choose(step(logits, group, len(trace.tokens), memories[row]))
+                scored = step(logits, group, len(trace.tokens), trace.memory)
+                if scored.scores.max() == -math.inf:  # its rule ends it
+                    trace.edges[-1:] = [min(edge, scored.edge) for edge in trace.edges[-1:]]
+                    running.remove(row)
+                    continue
+                token = trace.choose(scored)
                 tokens[row] = [token]
                 if token == group.eos_token_id or len(trace.tokens) == group.max_tokens:
                     running.remove(row)

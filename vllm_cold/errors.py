@@ -24,7 +24,9 @@ class ColdError(ValueError):
     """
 
     def __init__(self, field: str, value: object, problem: str) -> None:
-        super().__init__(sendable(f"{_cut(field)}={_cut(_Beginning().repr(value))}: {problem}"))
+        # What an amateur must not read may be confidential.
+        shown = "..." if "without_text" in field else _cut(_Beginning().repr(value))
+        super().__init__(sendable(f"{_cut(field)}={shown}: {problem}"))
         self.field = field
         self.value = value
         self.problem = problem

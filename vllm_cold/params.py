@@ -14,6 +14,7 @@ from vllm.sampling_params import SamplingParams
 from vllm_cold.compat import active
 from vllm_cold.errors import ColdError
 from vllm_cold.settings.amateurs import check_preset
+from vllm_cold.settings.arguments import check_limited
 from vllm_cold.settings.images import Blur, Noise, read_distorted
 from vllm_cold.settings.presets import PRESETS
 from vllm_cold.settings.source_readers import read_source
@@ -44,10 +45,12 @@ class Amateur:
             ``prompt_token_ids``).
         without: What it does not read of the expert's conversation (``LLM.chat``): a role, the
             index of a message, "images", "videos" or "audios", or a list of these.
+        without_text: A text that it does not read, wherever that stands in the expert's prompt; of
+            a conversation, in the first message that has it.
         images: What it sees instead of each of the expert's images: ``Noise(500)`` or
-            ``Blur(12)``. At most one of these three is given.
+            ``Blur(12)``. At most one of these four is given.
         lora_request: Its adapter, None for the base model. Left out: the expert's own if one of
-            these three is given, else none.
+            these four is given, else none.
         weight: A number from -1e6 to 1e6, below 0 to contrast; the name of a rule that chooses it
             at each step; None for what ``beta`` says.
 
@@ -62,6 +65,7 @@ class Amateur:
 
     prompt: str | Sequence[int] | Sequence[Mapping[str, Any]] | Mapping[str, Any] | None = None
     without: str | int | Sequence[str | int] | None = None
+    without_text: str | None = None
     images: Noise | Blur | None = None
     lora_request: LoRARequest | None | UnsetType = UNSET
     weight: float | str | None = None
@@ -84,7 +88,7 @@ class Amateur:
     @property
     def source(self) -> Source | None:
         """What it reads; None for the expert's prompt."""
-        return read_source(self.prompt, self.without, self.images)
+        return read_source(self.prompt, self.without, self.without_text, self.images)
 
     def adapter(self, expert: LoRARequest | None) -> LoRARequest | None:
         """Return its adapter next to this expert's."""
@@ -135,6 +139,9 @@ class ColdParams(SamplingParams, kw_only=True, omit_defaults=True, dict=True):  
         rule_parameters: The rule's parameters by name; those that are left out have their defaults.
             An error without a rule.
         expert_top_k: Optional cap on the candidates: the expert's k most probable tokens.
+        bits: What a part may add to the answer by the rule "bound", in bits (docs/bound.md): a
+            number, or one for each amateur; None for no limit.
+        bits_per_token: The same for what it may add besides with each token; None for 0.
         amateur: What to contrast with: None for the base model, another adapter, or an ``Amateur``.
         amateurs: The same for 1 to 32 of them, instead of ``amateur``.
         explain: Of how many tokens at each step, the best by score and the expert's most probable,
@@ -154,8 +161,10 @@ class ColdParams(SamplingParams, kw_only=True, omit_defaults=True, dict=True):  
     alpha: float = DEFAULT_ALPHA
     beta: float = DEFAULT_BETA
     rule: str | None = None
-    rule_parameters: dict[str, float] | None = None
+    rule_parameters: dict[str, Any] | None = None
     expert_top_k: int | None = None
+    bits: float | list[float] | None = None
+    bits_per_token: float | list[float] | None = None
     amateur: LoRARequest | Amateur | None = None
     amateurs: Sequence[Amateur] | None = None
     explain: int = 0
@@ -200,6 +209,7 @@ class ColdParams(SamplingParams, kw_only=True, omit_defaults=True, dict=True):  
         # What the caller's fields leave nothing to do for is left out.
         weights = [amateur.weight for amateur in amateurs]
         values = merge(settings, weights, defaults=preset.settings)
+        check_limited("preset", name, preset, values.get("rule"))
         return cls(**{"method": name, **values, **fields})
 
     def contrast(self) -> tuple[Amateur, ...]:
@@ -214,8 +224,9 @@ class ColdParams(SamplingParams, kw_only=True, omit_defaults=True, dict=True):  
         check("preset", self.method, "method")
         check("explain", self.explain)
         values = {name: getattr(self, name) for name in SETTINGS}
-        if self.beta == DEFAULT_BETA:
-            del values["beta"]  # nobody may have set it
+        for name, default in (("alpha", DEFAULT_ALPHA), ("beta", DEFAULT_BETA)):
+            if values[name] == default:
+                del values[name]  # nobody may have set it
         return combine(values, weights)
 
     def verify(self, *args: Any, **kwargs: Any) -> None:

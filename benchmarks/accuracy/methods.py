@@ -236,16 +236,14 @@ ADAPTED = (
 )
 FILTERED = Method("output filtered", filters=True)
 # What the part may add at most to an answer, over the prompt without it or the question alone.
-BOUNDS: tuple[Method, ...] = ()
-if "bound" in PRESETS:
-    BOUNDS = tuple(
-        Method(f"{bits:g} bits{over}", {**PRESETS["bound"].settings, "bits": bits}, amateur=amateur)
-        for amateur, over, sizes in (
-            ("without", "", (4.0, 8.0, 16.0, 32.0)),
-            ("question", " over the question", (16.0, 32.0, 64.0)),
-        )
-        for bits in sizes
+BOUNDS = tuple(
+    Method(f"{bits:g} bits{over}", {**PRESETS["bound"].settings, "bits": bits}, amateur=amateur)
+    for amateur, over, sizes in (
+        ("without", "", (4.0, 8.0, 16.0, 32.0)),
+        ("question", " over the question", (16.0, 32.0, 64.0)),
     )
+    for bits in sizes
+)
 METHODS = {
     method.key: method
     for method in (*PLAIN, *CONTRASTS, CHOICE, *RULES, *ADAPTED, FILTERED, *BOUNDS)

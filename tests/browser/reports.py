@@ -105,14 +105,38 @@ def end_of(
     }
 
 
-def make_report(several: bool = False, alpha: float = 0.1) -> Report:
+def charge(steps: Sequence[dict[str, Any]], bits: Sequence[float]) -> dict[str, Any]:
+    """Add to an answer's steps what a rule that limits its amateurs' parts charges for the first
+    token of each; return what an engine tells of the whole answer.
+    """
+    spent, reached = [0.0] * len(bits), [False] * len(bits)
+    left = [*bits]
+    for number, step in enumerate(steps):
+        rng = random.Random(number)
+        cost = [min(one, rng.choice([-0.2, 0.0, 0.1, 0.4, 2.0])) for one in left]
+        limited = [rng.random() < 0.2 or one == 0.0 for one in left]
+        step |= {"cost": cost, "left": left, "limited": limited}
+        step["weights"] = [0.0] * len(bits)  # as the engine says of a rule of scores
+        left = [max(0.0, one - max(paid, 0.0)) for one, paid in zip(left, cost, strict=True)]
+        spent = [one + paid for one, paid in zip(spent, cost, strict=True)]
+        reached = [one or now for one, now in zip(reached, limited, strict=True)]
+    return {"bits": [*bits], "bits_per_token": 0.0, "refund": 0.0,
+            "spent": spent, "left": left, "reached": reached}  # fmt: skip
+
+
+def make_report(several: bool = False, alpha: float = 0.1, bits: Any = None) -> Report:
     """A report whose answers of 40 tokens hold hostile text and bare white space.
 
     Args:
         several: Whether there are two amateurs of several kinds, one with a rule's weight.
         alpha: 0 for no mask: not all valid tokens are told.
+        bits: The limits of as many amateurs, in place of the above.
     """
-    [question] = questions([CHAT], alpha=alpha, **SEVERAL if several else {"beta": 1.0})
+    if bits is None:
+        [question] = questions([CHAT], alpha=alpha, **SEVERAL if several else {"beta": 1.0})
+    else:
+        texts = ["Be brief.", "when?"][: len(bits)]
+        [question] = questions([CHAT], preset="bound", without_text=texts, bits=bits)
     weights = question.contrast.weights
 
     def answer(greedy: bool) -> Answer:
@@ -120,6 +144,9 @@ def make_report(several: bool = False, alpha: float = 0.1) -> Report:
         told = tell_all(CHAT, question.contrast.settings, counted, 40, KNOWN)
         tokens = [one["tokens"][0] for one in told]
         text = "".join(WORDS[token] for token in tokens)
-        return account.make_answer(question, greedy, text, end_of(tokens, told, "length", 23))
+        end = end_of(tokens, told, "length", 23)
+        if bits is not None and not greedy:
+            end["kv_transfer_params"]["cold"]["budget"] = charge(told, bits)
+        return account.make_answer(question, greedy, text, end)
 
     return account.make_report(SERVER, [question], [(answer(False), answer(True))])

@@ -2,6 +2,7 @@
 """The page of ``vllm-cold explain`` in a browser: keyboard, pointer, widths, texts."""
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -130,6 +131,39 @@ def test_by_keyboard(report: Report, file: str, open_page: Any) -> None:
     assert page.evaluate("() => window.hacked") is None and page.locator("img").count() == 0
     text = page.inner_text("body")
     assert HOSTILE in text and not re.search("[\\x00-\\x08\\x1b\\u202e]", text)
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(390, "dark"), (1280, "light")])
+def test_limits(width: int, scheme: str, open_page: Any, tmp_path: Path) -> None:
+    """A token and its bars are one; the panel says what it cost, and what was left."""
+    report, path = make_report(bits=[8.0, 4.0]), tmp_path / "limits.html"
+    path.write_text(pages.render(report), encoding="utf-8")
+    size = {"width": width, "height": 844}
+    page = open_page(path.as_uri(), viewport=size, color_scheme=scheme)
+    wide = "() => document.documentElement.scrollWidth"
+    assert page.evaluate(wide) <= width
+    answer = report.explanations[0].answers[0]
+    assert page.locator(".bars").count() == 2  # the greedy answer has none
+    for index in (0, 6, 20):
+        page.locator(".bars").first.locator("i").nth(index).click()
+        assert focused(page) == (0, index)
+        page.mouse.move(1, 1)  # what it points at would be shown
+        assert page.locator(".bars i.current").count() == 2
+        step = answer.steps[index]
+        names = page.locator("#numbers dt").all_inner_texts()
+        said = dict(zip(names, page.locator("#numbers dd").all_inner_texts(), strict=True))
+        assert "Weights" not in said
+        cost = ", ".join(f"{bits + 0.0:.2f}".replace("-", "−") for bits in step.cost)
+        assert said["Cost"] == f"{cost} bits"
+        assert said["Left before"].split("\n") == [
+            f"{left:.2f} of {limit.bits:g} bits"
+            for left, limit in zip(step.left, answer.limits, strict=True)
+        ]
+        assert said["Limit changed it"].startswith("yes" if step.is_limited else "no")
+        assert page.evaluate(wide) <= width
+        page.keyboard.press("Escape")
+    box = page.locator(".bars").first.bounding_box()
+    assert box["width"] > 200 and box["height"] > 30
 
 
 def test_by_pointer(report: Report, file: str, open_page: Any) -> None:

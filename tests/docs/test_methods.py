@@ -50,9 +50,12 @@ def test_the_rule_does_what_it_says() -> None:
     assert torch.equal(rule.weights(s, Given), torch.tensor([[0.0], [-2.0], [0.0]]))
 
 
-def test_the_example_package_is_the_same_rule() -> None:
+def test_the_example_package_has_the_same_rules() -> None:
+    files = ROOT / "examples" / "rule"
     shown = block("docs/write-a-rule.md", "rule")
-    assert (ROOT / "examples" / "rule" / "cold_conflict.py").read_text().endswith(shown)
+    assert (files / "cold_conflict.py").read_text().endswith(shown)
+    shown = block("docs/write-a-rule.md", "scores")
+    assert (files / "cold_robust_rag.py").read_text().endswith(shown)
 
 
 @pytest.mark.usefixtures("own")
@@ -96,7 +99,7 @@ def test_each_rule_is_in_the_table_with_its_defaults() -> None:
     for name, row in of_page.items():
         declared = registry.get(name).parameters.items()
         defaults = [(key, f"{p.default:g}") for key, p in declared if p.default is not None]
-        assert re.findall(r"`(\w+)` ([\d.]+)", row.split(" | ")[3]) == defaults
+        assert re.findall(r"`(\w+)` ([\d.e+]+)", row.split(" | ")[3]) == defaults
     presets = rows("docs/parameters.md", "## Presets")
     assert presets.keys() == PRESETS.keys()
     for name, preset in PRESETS.items():
@@ -120,5 +123,6 @@ def test_what_a_rule_can_use_is_on_its_page() -> None:
     """All public names of the statistics."""
     (table,) = re.findall(r"\| attribute \|.*\n((?:\|.*\n)+)", OWN.read_text())
     shown = set(re.findall(r"`s\.(\w+)", table))
-    public = {name for name in vars(Statistics) if name[0] != "_"} | {"step", "state"}
+    public = {name for name in vars(Statistics) if name[0] != "_"}
+    public |= {"step", "state", "paid", "temperature"}
     assert shown == public

@@ -18,6 +18,7 @@ import torch
 
 from tests.engine.conftest import Pool, free_blocks, lora, scheduler
 from tests.engine.streams import Job
+from vllm_cold.wire.transfer_params import told_in
 
 MAX_STEPS = 20_000
 
@@ -42,6 +43,8 @@ class Result:
 
     completions: dict[int, Completion] = field(default_factory=dict)
     prompt_logprobs: list[dict[int, float] | None] | None = None
+    budget: Any = None
+    """What it cost, by a rule that charges; of several completions a list."""
 
     @property
     def tokens(self) -> list[list[int]]:
@@ -55,6 +58,7 @@ class Result:
         """Take in one of the request's outputs, which has all that came before."""
         if output.prompt_logprobs:
             self.prompt_logprobs = [p and plain_logprobs(p) for p in output.prompt_logprobs]
+        self.budget = told_in(output.kv_transfer_params).get("budget", self.budget)
         for part in output.outputs:
             self.completions[part.index] = Completion(
                 list(part.token_ids),
@@ -72,6 +76,15 @@ def some(all_of_them: list[T], runner: str) -> list[T]:
 
 def plain_logprobs(position: Any) -> dict[int, float]:
     return {token: entry.logprob for token, entry in position.items()}
+
+
+def numbers_in(budget: Any) -> list[float]:
+    """All numbers in what an answer, or several, have cost."""
+    if isinstance(budget, dict):
+        budget = [budget[key] for key in ("spent", "left")]
+    if isinstance(budget, list):
+        return [number for part in budget for number in numbers_in(part)]
+    return [] if budget is None else [budget]
 
 
 def first_difference(mine: Sequence[int], other: Sequence[int]) -> int | None:
@@ -284,6 +297,9 @@ class Engines:
         assert (got.prompt_logprobs is None) == (alone.prompt_logprobs is None), where
         if got.prompt_logprobs is not None:
             assert_close(got.prompt_logprobs, alone.prompt_logprobs or (), where)
+        if whole:  # each token is charged once
+            flat, other_flat = (numbers_in(result.budget) for result in (got, alone))
+            assert flat == pytest.approx(other_flat, abs=2e-2), where
         return whole
 
     def _is_tie(self, job: Job, index: int, tokens: list[int]) -> bool:

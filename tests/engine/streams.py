@@ -13,9 +13,9 @@ from typing import Any
 
 from tests.engine.conftest import lora
 from tests.engine.judge import Judge
-from tests.naive import Amateur, Group, NaiveCold, Trace
+from tests.naive import Amateur, Answer, Group, NaiveCold, Trace
 from tests.requests import ids
-from vllm_cold.wire.transfer_params import steps_in
+from vllm_cold.wire.transfer_params import told_in
 
 MAX_TOKENS = 12
 LONGEST = 1025  # of the prompts in ``make_groups``
@@ -29,7 +29,7 @@ KINDS = (
     "two adapters",
     "a rule",
     "a rule and fixed",
-    "a judge",
+    "a judge or a bound",
     "four streams",
     "contrastive decoding",
     "regular",
@@ -49,6 +49,12 @@ RULES: tuple[tuple[str, dict[str, float]], ...] = (
 
 # What the tiny model answers to half of the prompts.
 JUDGE = (Judge.name, {"token": 438.0, "threshold": 0.004, "beta": 2.0})
+
+# Of one part and of two, with limits that the tiny model reaches; of the latter some end answers.
+BOUNDS: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("bound", {"bits": 3.0, "bits_per_token": 0.5}),
+    ("bound", {"bits": [6.0, 30.0], "bits_per_token": [0.5, 2.0], "refund": 1.0}),
+)
 
 
 def make_groups(count: int = 72) -> list[Group]:
@@ -75,7 +81,10 @@ def _group(
 ) -> Group:
     whole = context + text
     weight = (-0.5, -2.0)[number % 2]
-    rule, parameters = JUDGE if kind == "a judge" else RULES[number % len(RULES)]
+    rule, parameters = RULES[number % len(RULES)]
+    most = 1 if number % 4 == 1 else 2
+    if kind == "a judge or a bound":
+        rule, parameters = (JUDGE, BOUNDS[0], JUDGE, BOUNDS[1])[number % 4]
     by_rule = Amateur(None, expert, text)
     adapter = expert or "one"
     other = "one" if adapter == "two" else "two"
@@ -86,7 +95,12 @@ def _group(
         "two adapters": (text, 0.0, None, [Amateur(0.7, "one"), Amateur(-0.7, "two")]),
         "a rule": (whole, 0.0, None, [by_rule]),
         "a rule and fixed": (whole, 0.05, 9, [Amateur(0.3, None, context), by_rule]),
-        "a judge": (whole, 0.0, None, [by_rule, Amateur(None, expert, (*whole, 7))]),
+        "a judge or a bound": (
+            whole,
+            0.0,
+            None,
+            [by_rule, Amateur(None, expert, (*whole, 7))][:most],
+        ),
         "four streams": (
             whole,
             0.02,
@@ -173,14 +187,15 @@ class Job:
         if group.rule is not None:
             options["rule_parameters"] = dict(group.rule_parameters)
             options["explain"] = int(options.get("n", 1) == 1)
-        options |= {"alpha": group.alpha, "expert_top_k": group.expert_top_k}
+        if group.rule != "bound":
+            options |= {"alpha": group.alpha, "expert_top_k": group.expert_top_k}
         weights = [group.rule if a.weight is None else a.weight for a in group.amateurs]
         prompts = [self.own_prompt(index) for index in range(len(weights))]
         first = weights[0]
         if prompts == [{}] and (isinstance(first, str) or first is not None and first <= 0):
             amateur = lora(folder, group.amateurs[0].adapter)
-            beta = first if isinstance(first, str) else -first
-            return vllm_cold.ColdParams(beta=beta, amateur=amateur, **options)
+            strength = {"rule": first} if isinstance(first, str) else {"beta": -first}
+            return vllm_cold.ColdParams(amateur=amateur, **strength, **options)
         amateurs = []
         for one, weight, own in zip(group.amateurs, weights, prompts, strict=True):
             fields = {**own, "weight": weight}
@@ -208,17 +223,18 @@ def generate(llm: Any, folder: Path, asked: Sequence[Group | Job], **options: An
     return list(outputs)
 
 
-def decode(llm: Any, folder: Path, asked: Sequence[Group | Job]) -> list[list[int]]:
+def decode(llm: Any, folder: Path, asked: Sequence[Group | Job]) -> list[Answer]:
     """The engine's tokens, greedy; where a rule chooses, each has its weights."""
     return tokens_of(asked, generate(llm, folder, asked))
 
 
-def tokens_of(asked: Sequence[Group | Job], outputs: Sequence[Any]) -> list[list[int]]:
+def tokens_of(asked: Sequence[Group | Job], outputs: Sequence[Any]) -> list[Answer]:
     """Of each first answer; with the weights of its rule, if it has one."""
-    tokens = [list(output.outputs[0].token_ids) for output in outputs]
+    tokens = [Answer(output.outputs[0].token_ids) for output in outputs]
     for one, output, given in zip(asked, outputs, tokens, strict=True):
         group = one.group if isinstance(one, Job) else one
-        told = steps_in(output.kv_transfer_params)
+        told_of = told_in(output.kv_transfer_params)
+        told, given.spent = told_of.get("steps"), told_of.get("budget", {}).get("spent", ())
         if group.rule is None:
             assert told is None
             continue

@@ -97,6 +97,25 @@ def judged(_: Engines) -> list[Job]:
     return jobs
 
 
+def bound(_: Engines) -> list[Job]:
+    """Sampled, several answers each, and each token is charged once."""
+    jobs = []
+    for job in BARE:
+        amateurs = [replace(job.group.amateurs[0], weight=None)]
+        limits = {"bits": 5.0, "bits_per_token": 0.3}
+        group = replace(
+            job.group,
+            amateurs=amateurs,
+            alpha=0.0,
+            expert_top_k=None,
+            rule="bound",
+            rule_parameters=limits,
+        )
+        options = {**job.options, "temperature": 1.1, "seed": 5, "n": 2}
+        jobs.append(replace(job, group=group, options=options))
+    return jobs
+
+
 def late(tokens: list[int]) -> int:
     return tokens[len(tokens) * 3 // 4]
 
@@ -126,6 +145,7 @@ FEATURES: dict[str, Callable[[Engines], list[Job]]] = {
     "n": everywhere(n=2, temperature=1.1, seed=17),
     "top_p, top_k, min_p": everywhere(temperature=1.4, seed=3, top_p=0.8, top_k=9, min_p=0.02),
     "a rule's state": judged,
+    "bound": bound,
 }
 UNCHANGED = ("logprobs", "prompt_logprobs")  # these add to a result
 
@@ -139,8 +159,7 @@ OFTEN = (
     "bad_words",
     "stop",
     "prompt_logprobs",
-    "n",
-    "a rule's state",
+    "bound",
 )
 CASES = [pytest.param(n, marks=() if n in OFTEN else pytest.mark.full) for n in FEATURES]
 

@@ -35,7 +35,7 @@ PROMPT = list(range(20, 60))
 CASES = [
     replace(group, max_tokens=24)
     for group in short_groups(120)
-    if group.rule is None or not registry.get(group.rule).state
+    if group.rule is None or not registry.get(group.rule).keeps_state
 ][:36]
 
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The example package of a rule: once installed, its rule has a name. (tests/server/test_rules.py
-serves it.)
+"""The example package of rules: once installed, they have names. (tests/server/test_rules.py serves
+one, test_rules_of_papers.py has what they do.)
 """
 
 import os
@@ -19,6 +19,7 @@ from vllm_cold.rules import registry
 
 rule = registry.get("conflict")
 print(type(rule).__module__, "conflict" in registry.names(), registry.parameters_of(rule, {}, "p"))
+print(*(registry.get(name).name for name in registry.names() if name not in registry.BUILT_IN))
 """
 
 
@@ -34,7 +35,9 @@ def find(*folders: Path) -> subprocess.CompletedProcess[str]:
 def test_an_installed_rule_has_a_name(tmp_path: Path) -> None:
     found = find(install(tmp_path), ROOT)
     assert found.returncode == 0, found.stderr
-    assert found.stdout.split("\n")[0] == "cold_conflict True {'beta': 0.5}"
+    rule, names, _ = found.stdout.split("\n")
+    assert rule == "cold_conflict True {'beta': 0.5}"
+    assert names.split() == ["clean_gen", "conflict", "invisible_ink", "robust_rag"]
     without = find(ROOT)
     assert without.returncode != 0
     assert "rule='conflict': must be the name of a rule: acd, " in without.stderr

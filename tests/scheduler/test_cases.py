@@ -20,6 +20,7 @@ from tests.scheduler.harness import (
 )
 from tests.scheduler.workers import RELEASE
 from vllm_cold.ops.interface import NOT_FINITE, OUT_OF_RANGE
+from vllm_cold.scheduler.budgets import Budget
 from vllm_cold.scheduler.drafting import DraftController
 from vllm_cold.scheduler.output_checks import NOT_EXPLAINED, NOT_SCORED
 from vllm_cold.wire.counters import ColdStats, Counters, Kind
@@ -496,3 +497,50 @@ def test_a_token_without_its_explanation_ends_its_request(tiny: Path) -> None:
     harness.drain()
     assert harness.ended == {asks: "error", other: "length"}
     assert harness.errors[asks] == NOT_EXPLAINED
+
+
+@both
+def test_what_an_answer_has_spent_is_counted_once(is_async: bool, tiny: Path) -> None:
+    """Of one that ends, and of one that the front end aborts, as at a stop string; of one that got
+    no token nothing, whether it is told or not.
+    """
+    harness = harness_of(tiny, is_async=is_async)
+    told: dict[str, Any] = {}
+
+    def tell(name: str, params: Any, num: int) -> None:
+        told[name] = params["cold"]["budget"] | {"tokens": len(harness.got[name])}
+
+    harness._check_told = tell  # type: ignore[method-assign]
+    amateurs = [(0, None), (0, prompt(5, 200))]
+    names = [
+        harness.add(prompt(9, first), 6, adapter=1, cold=True, amateurs=amateurs)
+        for first in (0, 300, 600)
+    ]
+    for name in names:
+        harness.sched._groups[name].budget = Budget(2, {"bits": 8.0})
+    ends, stops, waits = names
+    harness.abort([waits])
+    execute = harness.workers.execute
+
+    def charging(output: Any) -> Any:
+        results = execute(output)
+        charges = [(0.5, 8.0, 0.0), (-0.25, 4.0, 1.0), (0.0, 0.0, 0.0)]  # of other groups' amateurs
+        scored = harness.workers.scored
+        scored[:] = [(name, figures._replace(charges=charges)) for name, figures in scored]
+        return results
+
+    harness.workers.execute = charging  # type: ignore[method-assign]
+    while len(harness.got[stops]) < 3:
+        harness.step()
+    at_stop = told[stops]["tokens"]
+    harness.abort([stops])
+    harness.drain()
+    harness.add(prompt(5, 900), 4, adapter=1)  # another step reports
+    harness._check_told = lambda *_: None  # type: ignore[method-assign]
+    harness.drain()
+    spent = [bits for report in harness.reports for _, sums in report.sums for bits in sums.spent]
+    assert sorted(spent) == sorted([3.0, -1.5, 0.5 * at_stop, -0.25 * at_stop])
+    assert told[ends] == {
+        "bits": 8.0, "spent": [3.0, -1.5], "left": [7.5, 4.0], "reached": [False, True], "tokens": 6
+    }  # fmt: skip
+    assert harness.ended == {ends: "length", stops: "abort", waits: "abort", "r4": "length"}

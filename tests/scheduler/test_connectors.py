@@ -98,7 +98,7 @@ def test_what_another_engine_needs_of_amateurs_goes_with_their_experts(tiny: Pat
     harness.drain()
     amateurs = [{"of": f"{cold}-amateur-{index}"} for index in (1, 2)]
     assert seen == [{"of": cold, "cold": {"amateurs": amateurs}}, {"of": "r2"}]
-    assert transfer_params.steps_in(seen[0]) is None
+    assert transfer_params.told_in(seen[0]) == {}
 
 
 def test_older_vllm_has_connectors_without_us(monkeypatch: pytest.MonkeyPatch) -> None:

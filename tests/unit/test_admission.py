@@ -15,6 +15,7 @@ from unittest.mock import Mock
 import msgspec
 import pytest
 from tokenizers.processors import TemplateProcessing
+from torch import Tensor
 from transformers import AutoTokenizer
 from vllm import SamplingParams
 from vllm.lora.request import LoRARequest
@@ -28,6 +29,8 @@ from vllm_cold.compat.patching import bind
 from vllm_cold.frontend import adapter_config, intake
 from vllm_cold.frontend.admission import Admission
 from vllm_cold.frontend.intake import FRONT_END
+from vllm_cold.rules import Rule, registry
+from vllm_cold.rules.statistics import Statistics
 from vllm_cold.settings.table import ColdSettings, combine
 from vllm_cold.wire.stream import from_extra_args
 
@@ -184,7 +187,7 @@ def test_rules(front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
     drafts = SimpleNamespace(num_speculative_tokens=1, max_num_new_slots_for_drafting=0)
     monkeypatch.setattr(front.config, "speculative_config", drafts)
     front.streams(text, rule="mti")
-    said = "'grd': this rule keeps state from step to step, which speculative decoding may"
+    said = "'grd': this rule keeps state from step to step, or computes what is sampled from, which"
     for name, args in (
         ("cold_rule", {"rule": "grd"}),
         ("cold_weights", {"weights": "grd"}),
@@ -387,6 +390,47 @@ def test_an_amateur_that_cannot_be_loaded(
         assert message in refused(front, text, params=asked(str(tmp_path)))
     (tmp_path / "adapter_config.json").write_text('{"r": 8}')
     front.streams(text, asked(str(tmp_path)))
+
+
+class Drawn(Rule):
+    """A rule of scores that promises something of tokens that are drawn."""
+
+    name = "drawn"
+    draws = True
+
+    def scores(self, s: Statistics, p: Any) -> Tensor:
+        return s.logits(0)
+
+
+VOIDS = [
+    {"top_p": 0.9}, {"top_k": 5}, {"min_p": 0.1}, {"presence_penalty": 0.5},
+    {"frequency_penalty": 0.5}, {"repetition_penalty": 1.1}, {"logit_bias": {7: 1.0}},
+    {"logprobs": 0}, {"prompt_logprobs": 1},
+    {"logprobs": 1, "logprob_token_ids": [3]},
+]  # fmt: skip
+
+
+def test_what_a_rule_of_scores_does_not_allow(
+    front: Front, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing may change what it gives, or tell of the expert alone; its field is named."""
+    text = front.text(" w1 w2")
+    fine = {"temperature": 0.7, "min_tokens": 2, "bad_words": ["w7"], "allowed_token_ids": [5, 6]}
+    stream = front.streams(text, ColdParams(rule="bound", bits=2, **fine))
+    assert (stream.charges, stream.rule_keeps_state, stream.temperature) == (True, True, 0.7)
+    assert stream.settings.rule_parameters["bits"] == 2  # type: ignore[index]
+    assert front.streams(text, ColdParams(rule="bound", temperature=0.0)).temperature == 1.0
+    for voids in VOIDS:
+        params = ColdParams(rule="bound", temperature=1.0, **voids)
+        assert refused(front, text, params=params).startswith(f"{next(iter(voids))}=")
+    monkeypatch.setitem(registry._added, "drawn", Drawn())
+    front.streams(text, ColdParams(rule="drawn", temperature=1.0))
+    said = refused(front, text, params=ColdParams(rule="drawn", temperature=0.0))
+    assert said.startswith("temperature=0.0: must be above 0")
+    models = front.config.model_config
+    others = [*models.logits_processors, "their.own:Processor"]
+    monkeypatch.setattr(models, "logits_processors", others)
+    assert "logits processors of its own" in refused(front, text, params=ColdParams(rule="bound"))
 
 
 # ---- on an event loop ----------------------------------------------------------------------------

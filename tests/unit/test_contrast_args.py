@@ -66,6 +66,11 @@ def test_what_an_amateur_reads() -> None:
     assert read(CHAT, without=[0, 1]) == Messages(turns[2:])
     assert read("It rains. Weather?", part="0:10") == Text("Weather?")
     assert read(CHAT, amateur_prompt="Why") == Text("Why")
+    assert read("It rains. Weather?", without_text="It rains. ") == Text("Weather?")
+    brief = [{"role": "system", "content": "Be ."}, *turns[1:]]
+    assert read(CHAT, without_text="brief") == Messages(brief)
+    with pytest.raises(ColdError, match="cold_without_text=.*: the prompt has no such text"):
+        read("Hi", without_text="Ho")
     own = [{"role": "user", "content": "Why"}]
     assert read("Hi", amateur_messages=json.dumps(own)) == Messages(own)
 
@@ -78,11 +83,16 @@ def test_a_row_says_what_its_amateur_reads_and_no_more() -> None:
     }
     two = [json.dumps(messages), ""]
     assert row_args({"cold_amateur_messages": two}) == {"cold_amateur_messages": two}
+    limits = {"cold_bits": 8, "cold_bits_per_token": [0.5, 1]}
+    assert row_args(limits) == limits
     for key in ("cold_beta", "cold_amateur", "Cold_without"):
         with pytest.raises(ColdError, match="a row may have"):
             row_args({key: "1"})
     options = {"cold_without": "system", "cold_amateur": "sql", "cold_beta": 1.0}
     assert merge(options, {}) == options
+    assert merge(options, {"cold_bits": 8}) == {**options, "cold_bits": 8}
+    merged = merge(options, {"cold_without_text": "a"})
+    assert merged == {"cold_amateur": "sql", "cold_beta": 1.0, "cold_without_text": "a"}
     merged = merge(options, {"cold_part": "0:2"})
     assert merged == {"cold_amateur": "sql", "cold_beta": 1.0, "cold_part": "0:2"}
 

@@ -56,6 +56,54 @@ def test_a_step() -> None:
         made([6], told())
 
 
+def budget(**changed: Any) -> dict[str, Any]:
+    given: dict[str, Any] = {
+        "bits": 8.0,
+        "bits_per_token": [0.0, 0.5],
+        "refund": 0.0,
+        "spent": [0.75, -0.5],
+        "left": [7.25, 8.0],
+        "reached": [False, True],
+    }
+    return {**given, **changed}
+
+
+def bounded(steps: list[dict[str, Any]], **changed: Any) -> Answer:
+    texts = {"preset": "bound", "without_text": ["a", "b"], "bits": 8}
+    [question] = questions(["abc"], **texts)
+    fields = end_of([5] * len(steps), steps, "stop", 3)
+    fields["kv_transfer_params"]["cold"]["budget"] = budget(**changed)
+    return account.make_answer(question, False, "", fields)
+
+
+def test_an_answer_with_limits() -> None:
+    """A rule of scores has no weights, so nothing is idle; what has ended has no bits."""
+    here = told(weights=[0.0, 0.0], cost=[0.75, -0.5], left=[8.0, 8.0], limited=[False, True])
+    gone = told(weights=[0.0, None], cost=[0.0, None], left=[7.25, None], limited=[False, None])
+    answer = bounded([here, gone])
+    first, second = answer.steps
+    assert first.weights == second.weights == () and (first.ends, second.ends) == ((2,), ())
+    assert (first.cost, first.left, first.limited) == ((0.75, -0.5), (8.0, 8.0), (False, True))
+    assert (second.cost, second.left) == ((0.0, None), (7.25, None))
+    assert (first.is_limited, second.is_limited) == (True, False)
+    assert answer.summary.endswith(
+        " · amateur 1: spent 0.8 bits, 7.2 left of 8, limit not reached"
+        " · amateur 2: spent -0.5 bits, 8.0 left of 8 + 0.5 a token, limit reached"
+    )
+    one, two = answer.limits
+    assert one.shares(0.75, 8.0, 9.0) == (7.25 / 8, 1.0)
+    assert two.shares(-0.5, 4.0, 9.0) == (0.5, 0.5)
+    assert two.shares(None, None, 9.0) == (0.0, 0.0)
+    nothing, _ = bounded([here], bits=[0.0, 1.0]).limits
+    assert nothing.shares(0.0, 0.0, 1.0) == (0.0, 0.0)
+    # What is not limited is measured.
+    free, _ = bounded([here], bits=1e6, bits_per_token=0.0).limits
+    assert free.bits is None and free.summary == "spent 0.8 bits, no limit"
+    assert free.shares(0.75, 1e6, 1.5) == (0.0, 0.5)
+    # Greedy's own answer has none.
+    assert made([5], told(), greedy=True).limits == ()
+
+
 def test_texts() -> None:
     assert account.spread("The capital", ["The", "capital", "</s>"]) == ["The", " capital", "</s>"]
     assert account.spread("a漢b", ["a", "", "漢", "b"]) == ["a", "", "漢", "b"]
@@ -91,6 +139,24 @@ SEEN = "[image one.png, 5 × 4, blur:2]\n[image two.png, 7 × 9, blur:2]\ncd"
         ),
         ("abcd", {"part": "1:2,3:4"}, [("adapter without 1:2,3:4, weight -0.5", ["ac"])]),
         (CHAT, {"amateur_messages": OWN}, [("adapter, messages of its own, weight -0.5", ["x"])]),
+        (
+            "abcd",
+            {"preset": "bound", "without_text": "bc", "bits": 8},
+            [("adapter without a text, limit 8 bits", ["ad"])],
+        ),
+        (
+            CHAT,
+            {
+                "preset": "bound",
+                "without_text": ["a", "c"],
+                "bits": [2.5, 1e6],
+                "bits_per_token": 0.25,
+            },
+            [
+                ("adapter without a text, limit 2.5 bits + 0.25 a token", ["b", "c"]),
+                ("adapter without a text, no limit", ["ab", ""]),
+            ],
+        ),
         (BOTH, {"images": "blur:2"}, [("adapter blur:2, weight -0.5", [SEEN])]),
         (PICTURED, {"images": "none"}, [("adapter without images, weight -0.5", ["ab", "c"])]),
     ],
@@ -100,5 +166,8 @@ def test_what_the_report_says_of_amateurs(
 ) -> None:
     answers = [made([5], told(), greedy=greedy) for greedy in (False, True)]
     report = account.make_report(SERVER, questions([prompt], **contrast), [answers])
+    is_bound = contrast.get("preset") == "bound"
+    assert report.settings == ("" if is_bound else f"alpha {0 if 'preset' in contrast else 0.1:g}")
+    assert report.has_weights is not is_bound
     amateurs = report.explanations[0].amateurs
     assert [(one.label, [piece.text for piece in one.pieces]) for one in amateurs] == said

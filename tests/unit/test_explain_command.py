@@ -142,6 +142,34 @@ def test_the_options_are_what_a_client_would_send(tmp_path: Path) -> None:
     assert one.args["cold_amateur"] == ["m", "sql", ""]
 
 
+def test_limits(tmp_path: Path) -> None:
+    """By options or rows; a row's own win, one by one."""
+    bound = ("--url", "u", "--prompt", "abc", "--preset", "bound")
+    [one] = asks(*bound, "--without-text", "b", "--bits", "8")
+    assert one.args == {"cold_without_text": "b", "cold_bits": 8.0, "cold_preset": "bound"}
+    assert one.contrast.settings.rule_parameters == {"bits": 8, "bits_per_token": 0, "refund": 0}
+    texts = ("--without-text", "a", "--without-text", "b")
+    [two] = asks(*bound, *texts, "--bits", "8", "--bits", "2", "--bits-per-token", "0.5")
+    assert (two.args["cold_bits"], two.args["cold_bits_per_token"]) == ([8.0, 2.0], 0.5)
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "abc", "cold_without_text": "c", "cold_bits": 4}\n'
+                    '{"prompt": "xb"}')  # fmt: skip
+    rest = ("--url", "u", "--prompts", str(rows), "--without-text", "b", "--bits", "8")
+    given = asks(*rest, "--preset", "bound")
+    assert [q.args["cold_without_text"] for q in given] == ["c", "b"]
+    assert [q.contrast.settings.rule_parameters["bits"] for q in given] == [4, 8]
+    for wrong, message in (
+        (("--bits", "-1"), "^--bits=.-1.: must be a number from 0 to 1e6"),
+        (("--bits", "8", "--alpha", "0.1"), "^--alpha=0.1: the rule 'bound' says all of the"),
+    ):
+        with pytest.raises(ToolError, match=message):
+            asks(*bound, "--without-text", "b", *wrong)
+    with pytest.raises(ToolError, match="^--without-text='1 characters': the prompt has no such"):
+        asks(*bound, "--without-text", "z")
+    with pytest.raises(ToolError, match="^--bits=8.0: is for the preset bound; set --preset"):
+        asks(*bound[:4], "--without-text", "b", "--bits", "8")
+
+
 def test_what_a_preset_leaves_out(tmp_path: Path) -> None:
     """As on a server: of a chat, unless an option or the row says what."""
     file = tmp_path / "chats.jsonl"

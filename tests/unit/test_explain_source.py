@@ -26,6 +26,8 @@ pytestmark = [pytest.mark.unit, pytest.mark.slow]
     [
         {"beta": 1.0},
         {"part": "0:1", "preset": "adacad"},
+        {"without_text": "x", "preset": "bound", "bits": 8.0},
+        {"part": "0:1", "rule": "bound", "rule_parameters": {"bits": 8.0, "refund": 1.0}},
         {"part": "0:1", "rule": "adaptive", "rule_parameters": {"beta_max": 3.0}},
         {"amateur": ["", "two"], "weights": [-0.5, 0.25], "preset": "dexperts"},
         {
@@ -50,9 +52,11 @@ def test_a_servers_defaults_have_no_say(contrast: dict[str, Any]) -> None:
         {"cold_alpha": 0.7, "cold_beta": 3.0, "cold_expert_top_k": 1},
         {"cold_rule": "mti", "cold_rule_parameters": {"tau": 9}, "cold_preset": "cfg"},
         {"cold_rule": "adaptive", "cold_rule_parameters": {"beta_max": 9.0}},
+        {"cold_rule": "bound", "cold_bits": 1.0, "cold_bits_per_token": 0.5},
     ):
         settings, counted = request.settings(parse_request_args(defaults), weights)
-        assert settings.expert_top_k == 2**31 - 1
+        no_cap = None if question.contrast.settings.rule == "bound" else 2**31 - 1
+        assert settings.expert_top_k == no_cap
         assert replace(settings, expert_top_k=None) == question.contrast.settings
         assert counted == question.contrast.weights
         alone, counted = other.settings(parse_request_args(defaults), zeros)
@@ -69,6 +73,7 @@ def test_a_servers_defaults_have_no_say(contrast: dict[str, Any]) -> None:
         ("<html>", "JSON"),
         ("{}", "choices"),
         ('{"choices": []}', "choices"),
+        ('{"choices": [{"finish_reason": "stop"}]}', "choices.0"),
     ],
 )
 def test_a_reply_that_is_no_answer(reply: str, says: str, upstream: tuple[str, MadeUp]) -> None:

@@ -19,7 +19,9 @@ from vllm.v1.engine.parallel_sampling import ParentRequest
 from tests.contracts.source import find
 from vllm_cold.compat.patching import bind
 from vllm_cold.frontend import explain_output
+from vllm_cold.scheduler.explain_steps import StepExplainer
 from vllm_cold.wire import transfer_params
+from vllm_cold.wire.step_stats import Explained, RowStats
 
 pytestmark = pytest.mark.unit
 
@@ -54,11 +56,21 @@ class Request:
         )
         self.processor.add_request(request, None, queue=self.queue)
 
-    def step(self, tokens: Sequence[int], rows: Any, finish: FinishReason | None = None) -> None:
-        """``rows``: what comes with them; None for a request that does not ask."""
+    def step(
+        self,
+        tokens: Sequence[int],
+        rows: Any,
+        finish: FinishReason | None = None,
+        budget: Any = None,
+    ) -> None:
+        """``rows``: what comes with them; None for a request that does not ask. ``budget``: what
+        all so far have cost.
+        """
         told = {"theirs": 1} if finish else None
         if rows is not None:
             told = transfer_params.with_ours(told, steps=rows)
+        if budget is not None:
+            told = transfer_params.with_ours(told, budget=budget)
         output = EngineCoreOutput("r", list(tokens), finish_reason=finish, kv_transfer_params=told)
         self.processor.process_outputs([output])
         if not self.late:
@@ -71,7 +83,9 @@ class Request:
 
     def told(self) -> list[Any]:
         """What comes with each."""
-        return [transfer_params.steps_in(output.kv_transfer_params) for output in self.seen]
+        return [
+            transfer_params.told_in(output.kv_transfer_params).get("steps") for output in self.seen
+        ]
 
 
 kinds = pytest.mark.parametrize("kind", RequestOutputKind, ids=lambda kind: kind.name)
@@ -147,10 +161,66 @@ def test_several_answers_have_a_list_each(kind: RequestOutputKind, tiny: Path) -
             name,
             [token],
             finish_reason=FinishReason.LENGTH,
-            kv_transfer_params=transfer_params.with_ours(None, steps=[{"tokens": [token]}]),
+            kv_transfer_params=transfer_params.with_ours(
+                None, steps=[{"tokens": [token]}], budget={"spent": [token]}
+            ),
         )
         processor.process_outputs([output])
     last = queue.get_nowait()
     assert last is not None and last.finished
-    found: Any = transfer_params.steps_in(last.kv_transfer_params)
+    found: Any = transfer_params.told_in(last.kv_transfer_params)["steps"]
     assert [[step["tokens"] for step in steps] for steps in found] == [[[20]], [[21]]]
+    assert transfer_params.told_in(last.kv_transfer_params)["budget"] == [
+        {"spent": [20]}, {"spent": [21]}
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("explains", [False, True])
+@kinds
+def test_the_budget_is_that_of_the_last_token(
+    kind: RequestOutputKind, explains: bool, tiny: Path
+) -> None:
+    """Whether the client asks for steps or not, also at a stop string and an abort."""
+    for end in ("length", "stop", "abort"):
+        request = Request(tiny, output_kind=kind, stop=["w7"])
+        ids = request.tokenizer(" w3 w7").input_ids
+        for number, token in enumerate(ids if end == "stop" else ids[:1], 1):
+            steps = [{"tokens": [token]}] if explains else None
+            finish = FinishReason.LENGTH if end == "length" else None
+            request.step([token], steps, finish, {"spent": [0.5 * number]})
+        if end == "abort":
+            request.processor.abort_requests(["r"], internal=True)
+            request.take()
+        *before, last = request.seen
+        assert last.finished and ("steps" in last.kv_transfer_params["cold"]) == explains
+        spent = 1.0 if end == "stop" else 0.5
+        assert last.kv_transfer_params["cold"]["budget"] == {"spent": [spent]}
+        assert all(output.kv_transfer_params is None for output in before)
+
+
+def explained(amateurs: int) -> Explained:
+    """Of the amateurs that are there; what is said of tokens does not matter."""
+    streams = 1 + amateurs
+    return Explained(
+        [1, 1], [0.5, 0.5], [[0.5, 0.5]] * streams, [1.0] * streams, [0.0] * amateurs,
+        [0.1] * amateurs,
+    )  # fmt: skip
+
+
+def test_steps_of_a_rule_that_charges() -> None:
+    """Of each amateur that the group had at first; worker's rows may have more columns."""
+    explainer = StepExplainer(2, 1)
+    here, gone = (
+        RowStats(3, 0, 0, done, 0, present, explained(number), charges)
+        for done, present, number, charges in (
+            (1, 3, 2, [(0.25, 8.0, 0.0), (-0.5, 4.0, 1.0), (0.0, 0.0, 0.0)]),
+            (0, 2, 1, [(0.0, 7.75, 0.0), (2.0, 4.0, 1.0), (0.0, 0.0, 0.0)]),
+        )
+    )
+    first, second = explainer.explain([here, gone])
+    assert (first["cost"], first["left"]) == ([0.25, -0.5], [8.0, 4.0])
+    assert first["limited"] == [False, True]
+    assert (second["cost"], second["left"]) == ([None, 2.0], [None, 4.0])
+    assert second["limited"] == [None, True]
+    [other] = StepExplainer(2, 1).explain([here._replace(charges=None)])
+    assert not other.keys() & {"cost", "left", "limited"}

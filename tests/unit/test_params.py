@@ -70,7 +70,7 @@ def test_copies_keep_everything(changed: dict[str, Any]) -> None:
 def test_repr() -> None:
     text = repr(cold(amateur=OTHER))
     start = "ColdParams(alpha=0.3, beta=2.0, rule=None, rule_parameters=None, expert_top_k=5, "
-    assert text.startswith(start + "amateur='other', n=2, ")
+    assert text.startswith(start + "bits=None, bits_per_token=None, amateur='other', n=2, ")
     assert "temperature=0.7" in text and text.count("(") == text.count(")")
     several = repr(ColdParams(amateurs=[Amateur(prompt="Who?")]))
     assert "amateur=None, amateurs=[Amateur(prompt='Who?', " in several

@@ -2,6 +2,7 @@
 """From the streams of a batch to the tensors that rules and the scoring op take, and to scores."""
 
 import math
+import pickle
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -21,7 +22,7 @@ from vllm_cold.scheduler.explain_steps import StepExplainer
 from vllm_cold.settings.table import ColdSettings
 from vllm_cold.wire.step_stats import RULE_FAILED, Explained, RowStats
 from vllm_cold.wire.stream import AmateurStream, Stream
-from vllm_cold.worker import explain_step
+from vllm_cold.worker import explain_step, rule_weights
 from vllm_cold.worker.group_rows import GroupRows
 from vllm_cold.worker.rule_weights import RuleStates
 
@@ -404,7 +405,7 @@ def test_amateurs_that_have_ended() -> None:
         kept_tokens = rows[0].clone()
         kept_tokens[num:] = -math.inf
         torch.testing.assert_close(got, kept_tokens, rtol=1e-6, atol=1e-6)
-        assert figure == (num, 0, 0, 0, 1, 0, None)
+        assert figure == (num, 0, 0, 0, 1, 0, None, None)
         assert alone is not None and alone.members == ([0],)
         assert alone.rules == ()  # nobody is asked any more
         # Where drafts are verified, too.
@@ -528,7 +529,59 @@ def test_of_many_groups_is_told_in_slices(monkeypatch: pytest.MonkeyPatch) -> No
     logits = torch.randn(21, 50, generator=torch.Generator().manual_seed(0))
     rows = torch.arange(21).view(7, 3)
     groups = Groups(rows, torch.full((7, 2), -0.5), torch.full((7,), -2.0))
-    whole = explain_step.explain(logits, groups, [0, 2, 3, 5, 6], 4)
+    of_rules = {5: torch.arange(50.0)}
+    whole = explain_step.explain(logits, groups, [0, 2, 3, 5, 6], 4, of_rules)
     monkeypatch.setattr(explain_step, "_AT_ONCE", 2)
-    told = explain_step.explain(logits, groups, [0, 2, 3, 5, 6], 4)
+    told = explain_step.explain(logits, groups, [0, 2, 3, 5, 6], 4, of_rules)
     assert all(torch.equal(one, other) for one, other in zip(told, whole, strict=True))
+
+
+@pytest.mark.parametrize("name", ["grd", "bound"])
+def test_rules_are_asked_of_a_few_groups_at_a_time(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On CPUs; nothing else changes, neither what is kept nor what tokens cost."""
+    logits = torch.randn(10, 50, generator=torch.Generator().manual_seed(0)) * 3
+    limits = {"bits": 1.0} if name == "bound" else {}
+    asks = [
+        Contrast((None,), alpha=0.0, rule=name, parameters=limits, slot=i).stream(str(i), j)
+        for i in range(5)
+        for j in range(2)
+    ]
+    runs = []
+    for at_once in (10_000, 120, 1):
+        monkeypatch.setattr(rule_weights, "_NUMBERS_AT_ONCE", at_once)
+        states, outputs = RuleStates(CPU), []
+        for step in range(3):
+            rows, scored = GroupRows.match(list(enumerate(asks)), CPU), logits.roll(step, 1)
+            assert rows is not None
+            stats = rows.score(scored, steps=torch.full((10,), step), states=states)
+            assert stats is not None
+            states.settle(scored.argmax(-1))
+            outputs += [scored, *map(str, stats.figures())]
+        runs.append(outputs)
+    for other in runs[1:]:
+        for one, same in zip(runs[0], other, strict=True):
+            if isinstance(one, str):
+                assert one == same
+            else:
+                torch.testing.assert_close(one, same)
+
+
+def test_who_is_charged_in_a_mixed_batch() -> None:
+    """Whose rule charges, with as many amateurs as it has; nobody else."""
+    one = Contrast((None,), alpha=0.0, rule="bound", parameters={"bits": 1.0}, slot=0)
+    three, rule = Contrast((-0.5,) * 3), Contrast((None,) * 2, alpha=0.0, rule="adaptive")
+    sizes = {"a": (three, 3), "b": (one, 1), "c": (rule, 2)}
+    streams = [asks.stream(name, i) for name, (asks, n) in sizes.items() for i in range(1 + n)]
+    logits = torch.randn(len(streams), 50, generator=torch.Generator().manual_seed(0))
+    rows, states = GroupRows.match(list(enumerate(streams)), CPU), RuleStates(CPU)
+    assert rows is not None
+    stats = rows.score(logits, steps=torch.zeros(len(streams), dtype=torch.int64), states=states)
+    states.settle(logits.argmax(-1))
+    assert stats is not None
+    for figures in (stats, pickle.loads(pickle.dumps(stats))):
+        charges = {name: row_stats.charges for name, row_stats in figures.figures()}
+        assert charges["a"] is charges["c"] is None
+        assert charges["b"] is not None and len(charges["b"]) == 1
+        assert charges["b"][0][1] == 1.0  # what was left

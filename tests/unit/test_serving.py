@@ -224,22 +224,30 @@ def test_a_client_is_told_what_was_used(online: Online, front: Front) -> None:
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("asks", "has"), [(True, False), (False, False), (True, True)])
-def test_weights_follow_a_streamed_answer(
-    front: Front, asks: bool, has: bool, monkeypatch: pytest.MonkeyPatch
+STEPS: dict[str, Any] = {"steps": [{"weights": [-0.5, None]}, {"weights": [-0.25, None]}]}
+BUDGET: dict[str, Any] = {"budget": {"bits": 8.0, "spent": [1.5], "left": [6.5], "reached": [True]}}
+
+
+@pytest.mark.parametrize(
+    "told", [STEPS, BUDGET, STEPS | BUDGET, {}], ids=lambda told: "+".join(told)
+)
+@pytest.mark.parametrize("has", [False, True])
+def test_what_is_told_follows_a_streamed_answer(
+    front: Front, told: dict[str, Any], has: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All of them, after its last part, if the client asks; unless vLLM puts them there itself."""
+    """All of it, after its last part: steps if the client asks, the budget of a rule that charges;
+    unless vLLM puts them there itself.
+    """
     assert serving._streams_have_them() is (versions.vllm_version() >= "0.33")
     monkeypatch.setattr(serving, "_streams_have_them", lambda: has)
-    rows = [{"weights": [-0.5, None]}, {"weights": [-0.25, None]}]
     parts = [b'data: {"choices": []}\n\n', b"data: [DONE]\n\n", b""]
     sent: list[bytes] = []
 
     async def outputs() -> AsyncGenerator[Any, None]:
         theirs = {"theirs": 1}
-        for num in (1, 2):
-            told = transfer_params.with_ours(theirs, steps=rows[:num]) if asks else theirs
-            yield SimpleNamespace(outputs=[], kv_transfer_params=told)
+        yield SimpleNamespace(outputs=[], kv_transfer_params=theirs)
+        ours = transfer_params.with_ours(theirs, **told) if told else theirs
+        yield SimpleNamespace(outputs=[], kv_transfer_params=ours)
         yield SimpleNamespace(outputs=[], kv_transfer_params=None)
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -253,14 +261,14 @@ def test_weights_follow_a_streamed_answer(
         sent.append(bytes(message.get("body", b"")))
 
     front.run(serving.Header(app)({"type": "http"}, None, send))
-    if not asks or has:
+    if not told or has:
         assert sent == [b"", *parts]
         return
     assert [sent[1], sent[3]] == [parts[0], b""]
-    told, done, rest = sent[2].split(b"\n\n")
+    event, done, rest = sent[2].split(b"\n\n")
     assert (done, rest) == (b"data: [DONE]", b"")
-    assert json.loads(told.removeprefix(b"data: ")) == {
-        "choices": [], "kv_transfer_params": {"cold": {"steps": rows}},
+    assert json.loads(event.removeprefix(b"data: ")) == {
+        "choices": [], "kv_transfer_params": {"cold": told},
     }  # fmt: skip
 
 

@@ -421,7 +421,11 @@ def test_a_preset_in_a_request_and_in_an_engine(name: Any) -> None:
     wanted = combine(preset.settings)[0]
     assert settings({"cold_preset": name}) == wanted
     assert settings({"cold_preset": name}, engine).alpha == wanted.alpha
-    assert settings({"cold_preset": name, "cold_alpha": 0.25}, engine).alpha == 0.25
+    if name == "bound":
+        with pytest.raises(ColdError, match="cold_alpha=0.25: the rule 'bound' says all of the"):
+            settings({"cold_preset": name, "cold_alpha": 0.25}, engine)
+    else:
+        assert settings({"cold_preset": name, "cold_alpha": 0.25}, engine).alpha == 0.25
     default: dict[str, Any] = {"preset": name}
     if preset.weights:
         with pytest.raises(ColdError, match=rf"\[.preset.\]='{name}': needs amateurs that"):
@@ -438,8 +442,12 @@ def test_a_preset_in_a_request_and_in_an_engine(name: Any) -> None:
     engine = parse_engine_defaults(default)
     assert settings({"cold": 1}, engine) == engine.settings()[0] == wanted
     # A number has no use for a rule's parameters, neither in the engine nor in a request.
-    number = parse_engine_defaults({**default, "alpha": 0.5, "beta": 0.25})
-    assert number.settings()[0] == ColdSettings(0.5, 0.25)
+    number = {**default, "alpha": 0.5, "beta": 0.25}
+    if name == "bound":  # which is no limit then
+        with pytest.raises(ColdError, match=r"\[.preset.\]='bound': is a rule, and beta, weights"):
+            parse_engine_defaults(number)
+    else:
+        assert parse_engine_defaults(number).settings()[0] == ColdSettings(0.5, 0.25)
     assert settings({"cold_beta": 0.25}, engine) == ColdSettings(wanted.alpha, 0.25)
 
 
@@ -499,7 +507,8 @@ def test_the_documented_settings() -> None:
         [row] = [line for line in page.splitlines() if f"| `--{option}`, `{option}` |" in line]
         assert f" | `{name}` | `cold_{name}` | `{name}` | " in row
         if name != "rule_parameters":  # whose defaults are the rule's
-            default = f"default {getattr(ColdSettings(), name) or 'none'}"
+            limits = {"bits": "no limit", "bits_per_token": "0"}
+            default = f"default {limits.get(name) or getattr(ColdSettings(), name) or 'none'}"
             assert f", {default} | " in row and default in setting.about
     for name in CONTRAST:
         option = "cold-" + name.replace("_", "-")

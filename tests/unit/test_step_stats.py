@@ -96,7 +96,9 @@ def test_figures_are_in_the_order_of_the_tokens() -> None:
     columns = list(map(array, *details))
     first = StepStats(("a", "a"), array([1, 0, 0], [2, 1, 0]), (1, 1), (0, 1), columns)
     worker_output.hand_over(first, in_front=True)
-    worker_output.hand_over(StepStats(("c",), array([9, 0, 1]), (0,)))
+    last = StepStats(("c",), array([9, 0, 1]), (0,))
+    last.charge(torch.tensor([[[0.5, 8.0, 1.0]]]), [0])  # once the tokens are known
+    worker_output.hand_over(last)
     carried: Any = Output()
     for output in (carried, pickle.loads(pickle.dumps(SimpleNamespace(cold=carried.cold)))):
         assert worker_output.from_worker(output) == {
@@ -104,7 +106,8 @@ def test_figures_are_in_the_order_of_the_tokens() -> None:
                 RowStats(1, 0, 0, 0, 0, 1, details[0]), RowStats(2, 1, 0, 0, 0, 1, details[1]),
                 RowStats(3, 1, 0, 0, 1, 1),
             ],
-            "b": [RowStats(5, 0, 0, 2, 0, 3)], "c": [RowStats(9, 0, 1, 0, 1, 0)],
+            "b": [RowStats(5, 0, 0, 2, 0, 3)],
+            "c": [RowStats(9, 0, 1, 0, 1, 0, None, [[0.5, 8.0, 1.0]])],
         }  # fmt: skip
     worker_output.hand_over(StepStats(("a",), array([4, 0, 0]), (1,)), in_front=True)
     assert worker_output.from_worker(Output()) == {"a": [RowStats(4, 0, 0, 0, 0, 1)]}
@@ -150,12 +153,15 @@ def test_steps_stand_beside_what_a_connector_says() -> None:
     theirs = {"remote_block_ids": [1]}
     both = transfer_params.with_ours(theirs, steps=rows)
     assert both == {**theirs, "cold": {"steps": rows}} and "cold" not in theirs
-    assert transfer_params.steps_in(both) == rows
-    assert transfer_params.steps_in(theirs) is transfer_params.steps_in(None) is None
-    assert transfer_params.without_steps(both) == theirs
-    assert transfer_params.without_steps(transfer_params.with_ours(None, steps=rows)) is None
+    assert transfer_params.told_in(both) == {"steps": rows}
+    assert transfer_params.told_in(theirs) == transfer_params.told_in(None) == {}
+    assert transfer_params.without_told(both) == theirs
+    assert transfer_params.without_told(transfer_params.with_ours(None, steps=rows)) is None
+    more = transfer_params.with_ours(both, budget={"spent": [0.5]})
+    assert transfer_params.told_in(more) == {"steps": rows, "budget": {"spent": [0.5]}}
+    assert transfer_params.without_told(more) == theirs
     of_all = transfer_params.with_ours(theirs, amateurs=[{"remote_block_ids": [2]}])
-    assert transfer_params.without_steps(transfer_params.with_ours(of_all, steps=rows)) == of_all
+    assert transfer_params.without_told(transfer_params.with_ours(of_all, steps=rows)) == of_all
 
 
 def test_counts_are_taken_once() -> None:
@@ -264,13 +270,14 @@ def test_what_is_told_of_tokens_that_must_not_be_given(nonfinite: int, said: str
 
 
 def test_metrics_add_up() -> None:
-    assert [*COUNTERS, "candidates"] == [*Counters.__struct_fields__]
+    assert [*COUNTERS, "candidates", "spent"] == [*Counters.__struct_fields__]
     assert [*GAUGES, "sums", "kernels"] == [*ColdStats.__struct_fields__]
     make_metrics()  # an engine that was here before
     counting = make_metrics()
     assert sample("requests_running", 1) == sample("requests_waiting", 0) == 0
     counts = counts_of(requests=1)
     counts.sums["cold", "a"].give(2, [RowStats(1, 0, 0), RowStats(4, 1, 0), RowStats(9, 1, 0)])
+    counts.sums["cold", "a"].spent += [8.0, -0.5]
     counts.sums["cfg", "a"].requests = 5
     counting.record(counts.take(1, 2), 1)
     assert sample("requests_running", 1) == 1 and sample("requests_waiting", 1) == 2
@@ -281,6 +288,8 @@ def test_metrics_add_up() -> None:
     assert sample("candidates_count", 1, **KIND) == 2
     assert sample("candidates_sum", 1, **KIND) == 5
     assert sample("candidates_bucket", 1, **KIND, le="1.0") == 1
+    assert (sample("bits_count", 1, **KIND), sample("bits_sum", 1, **KIND)) == (2, 7.5)
+    assert sample("bits_bucket", 1, **KIND, le="8.0") == 2
     assert sample("requests_running", 1) == sample("requests_waiting", 1) == 0
     # Each kind has all of its figures from the first one on, so that shares can be computed.
     assert sample("requests_total", 1, method="cfg", adapter="a") == 5
@@ -326,9 +335,13 @@ def test_the_dashboard_shows_metrics_that_exist() -> None:
     asked = {name for query in queries for name in re.findall(r"\bvllm:cold_\w+", query)}
     assert queries and asked
     there = {PREFIX + name + "_total" for name in COUNTERS} | {PREFIX + name for name in GAUGES}
-    parts = {PREFIX + "candidates" + end for end in ("_bucket", "_sum", "_count")}
+    histograms = [
+        {PREFIX + name + end for end in ("_bucket", "_sum", "_count")}
+        for name in ("candidates", "bits")
+    ]
+    parts = set().union(*histograms)
     assert asked <= there | parts, asked - there - parts
-    assert there <= asked and asked & parts
+    assert there <= asked and all(asked & ends for ends in histograms)
     # vLLM's own that it shows besides, as its source has them.
     from vllm.v1.metrics import loggers
 

@@ -55,6 +55,13 @@ def test_parameters_are_for_points_with_a_rule() -> None:
 
 def test_presets_stand_beside_a_grid_or_in_its_place() -> None:
     cad, adacad = Setting("cad"), Setting("adacad")
+    limited = [Setting(preset="bound", bits=8.0), Setting(preset="bound", bits=16.0)]
+    assert make_grid({"bits": "8,16"}, "bound,cad") == [*limited, cad]
+    assert str(limited[0]) == "bound, bits 8"
+    # No alpha, unless it is said: then the method refuses it.
+    assert make_grid({"rule": "bound", "bits": "8"}) == [Setting(rule="bound", bits=8.0)]
+    assert make_grid({"rule": "bound", "alpha": "0.1"}) == [Setting(rule="bound", alpha=0.1)]
+    assert make_grid({"bits": "8"}, "cad") == [Setting(preset="cad", bits=8.0)]
     assert make_grid({}, "cad, adacad,cad") == [cad, adacad]
     assert make_grid({"alpha": "0.1", "beta": "1"}, "cad") == [Setting(alpha=0.1, beta=1.0), cad]
     assert [s.preset for s in make_grid({"alpha": "0.1"}, "cad")] == [None, None, None, "cad"]

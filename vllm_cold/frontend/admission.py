@@ -7,10 +7,12 @@ wrong one is refused with HTTP 400 (online) or ValueError (offline) before it co
 ``intake`` and ``serving`` call this where requests come in.
 """
 
+import importlib.metadata
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from itertools import chain
 from typing import Any
 
@@ -19,7 +21,7 @@ from msgspec import structs
 from vllm.lora.request import LoRARequest
 from vllm.v1.engine import EngineCoreRequest
 
-from vllm_cold.compat.engine import is_configured
+from vllm_cold.compat.engine import PROCESSOR_V1, PROCESSOR_V2, is_configured
 from vllm_cold.errors import ColdError
 from vllm_cold.frontend import adapter_config, request_media
 from vllm_cold.frontend.capacity import fit
@@ -110,16 +112,18 @@ class Admission:
         if requested is None:
             return None
         self._check_adapters(requested)
-        rule = requested.settings.rule
-        drafts = self.config.speculative_config is not None
-        if rule is not None and drafts and registry.get(rule).state:
-            prefix = "" if isinstance(params, ColdParams) else PREFIX
-            raise ColdError(
-                prefix + named_by([amateur.weight for amateur in requested.amateurs]),
-                rule,
-                "this rule keeps state from step to step, which speculative decoding may have to "
-                "take back; use a rule without, or an engine without speculative decoding",
-            )
+        name = requested.settings.rule
+        if name is not None and self.config.speculative_config is not None:
+            rule = registry.get(name)
+            if rule.keeps_state or rule.is_of_scores:
+                prefix = "" if isinstance(params, ColdParams) else PREFIX
+                raise ColdError(
+                    prefix + named_by([amateur.weight for amateur in requested.amateurs]),
+                    name,
+                    "this rule keeps state from step to step, or computes what is sampled from, "
+                    "which speculative decoding does not know of; use another rule, or an engine "
+                    "without speculative decoding",
+                )
         return requested
 
     async def read_aside(
@@ -342,6 +346,7 @@ class Admission:
                 room.
         """
         requested = contrast.requested
+        _check_exact(requested.settings.rule, params, self.config.model_config.logits_processors)
         unlimited = unlimited or requested.unlimited
         lengths = [len(prompt.ids) for prompt in contrast.streams]
         most = fit(self.config, requested.amateurs, lengths, most, unlimited)
@@ -380,14 +385,76 @@ class Admission:
         most = self.check(contrast, params, sampling.max_tokens, params.max_tokens is None)
         sampling.max_tokens = most
         sampling.min_tokens = min(sampling.min_tokens, most)
-        sampling.extra_args = contrast.stream().to_extra_args(sampling.extra_args)
+        sampling.extra_args = contrast.stream(sampling.temperature).to_extra_args(
+            sampling.extra_args
+        )
         contrast.append_media(request)
         if isinstance(sampling, ColdParams):
             # This request's own copy, whose stream says all now. The rest must be valid together:
             # workers, which unpickle it, check it again.
             sampling.amateur = sampling.amateurs = None
             sampling.beta, sampling.rule = DEFAULT_BETA, None
-            sampling.rule_parameters = None
+            sampling.rule_parameters = sampling.bits = sampling.bits_per_token = None
+
+
+# What would change the distribution that a rule of scores gives, or tell of the expert's, and what
+# it is where it does not.
+_INEXACT: Mapping[str, tuple[Any, ...]] = {
+    "top_p": (1.0,),
+    "top_k": (0, -1),
+    "min_p": (0.0,),
+    "presence_penalty": (0.0,),
+    "frequency_penalty": (0.0,),
+    "repetition_penalty": (1.0,),
+    "logit_bias": (None, {}),
+    "thinking_token_budget": (None,),
+    "logprobs": (None,),
+    "prompt_logprobs": (None,),
+    "logprob_token_ids": (None,),
+    "prompt_logprob_token_ids": (None,),
+}
+
+
+@cache
+def _plugins() -> tuple[str, ...]:
+    """List the logits processors of installed packages, which vLLM loads into each engine."""
+    return tuple(
+        point.value for point in importlib.metadata.entry_points(group="vllm.logits_processors")
+    )
+
+
+def _check_exact(name: str | None, params: Any, processors: Sequence[Any] | None) -> None:
+    """Refuse what a rule of scores does not allow; ``processors``: the engine's own."""
+    if name is None or not (rule := registry.get(name)).is_of_scores:
+        return
+    ours = PROCESSOR_V1, PROCESSOR_V2
+    if others := [p for p in (*(processors or ()), *_plugins()) if p not in ours]:
+        raise ValueError(
+            f"vllm-cold: the rule {name!r} says all of the distribution that is sampled from, and "
+            f"this engine has logits processors of its own ({others[0]}); start one without."
+        )
+    if rule.draws and not params.temperature:
+        problem = f"must be above 0: what the rule {name!r} promises is of tokens that are drawn"
+        raise ColdError("temperature", params.temperature, problem)
+    wrong = {}
+    for field, allowed in _INEXACT.items():
+        value = getattr(params, field, allowed[0])  # some came after 0.23
+        is_plain = value is None or isinstance(value, (int, float, dict))
+        if not (value in allowed if is_plain else False):
+            wrong[field] = value
+    if not wrong:
+        return
+    field, value = next(iter(wrong.items()))
+    problem = f"changes the distribution that the rule {name!r} gives"
+    if "logprob" in field:
+        problem = f"tells of the expert, whose part in the answer the rule {name!r} limits"
+    needed = ", ".join(f"{field}={_INEXACT[field][0]}" for field in wrong)
+    raise ColdError(
+        field,
+        value,
+        f"{problem}; needed are {needed}, which the model's generation_config may set otherwise "
+        "(--generation-config vllm leaves that out)",
+    )
 
 
 def is_long(arguments: Mapping[str, Any] | None) -> bool:

@@ -60,9 +60,11 @@ class RequestedContrast(ContrastSpec):
     @property
     def by_default(self) -> bool:
         """Whether only a default asks: the request is served without a contrast where one is not
-        possible.
+        possible. A limit is not lost so.
         """
-        return self.optional and not self.explicit
+        rule = self.settings.rule
+        limits = rule is not None and registry.get(rule).is_of_scores
+        return self.optional and not self.explicit and not limits
 
     def applies(self, source: PromptSource) -> bool:
         """Whether a prompt has what a default leaves out. True for a request that says itself what
@@ -129,8 +131,8 @@ class ResolvedContrast:
         pairs = zip(self.requested.amateurs, self.prompts, strict=True)
         return [(amateur, prompt) for amateur, prompt in pairs if prompt is not None]
 
-    def stream(self) -> Stream:
-        """Return what the scheduler is told."""
+    def stream(self, temperature: float) -> Stream:
+        """Return what the scheduler is told of a request with this temperature, 0 for greedy."""
         requested = self.requested
         name = requested.settings.rule
         rule = None if name is None else registry.get(name)
@@ -144,8 +146,10 @@ class ResolvedContrast:
             requested.settings,
             tuple(amateurs),
             method=requested.in_force or name or ("custom" if self.own_prompts else "cold"),
-            rule_keeps_state=rule is not None and rule.state > 0,
+            rule_keeps_state=rule is not None and rule.keeps_state,
             retires=rule is not None and rule.retires,
+            charges=rule is not None and rule.charges,
+            temperature=temperature or 1.0,
             explain=requested.explain,
         )
 

@@ -20,24 +20,38 @@ def wrap_make_request_output(
     **kwargs: Any,
 ) -> Any:
     """Wrap ``RequestState.make_request_output``."""
-    transfer, parent = kv_transfer_params, self.parent_req
-    if (new := transfer_params.steps_in(transfer)) is not None:
+    told, transfer = transfer_params.told_in(kv_transfer_params), kv_transfer_params
+    if told:
+        transfer = transfer_params.without_told(transfer)
+    if (new := told.get("steps")) is not None:
         if not hasattr(self, "cold_steps"):
             self.cold_steps, self.cold_texts = [], {}
         new = new[: len(new_token_ids)]
         # With each output: all texts of an answer at its end would keep other requests waiting.
         _add_texts(self.logprobs_processor.tokenizer, new, self.cold_texts)
         self.cold_steps += new
-        transfer = transfer_params.without_steps(transfer)
-    if finish_reason is not None and hasattr(self, "cold_steps"):
-        steps = self.cold_steps
-        if parent is not None:  # of several answers, whose outputs are one
-            parent.cold_steps = getattr(parent, "cold_steps", [[] for _ in range(parent.n)])
-            parent.cold_steps[self.request_index] = steps
-            steps = parent.cold_steps
-        transfer = transfer_params.with_ours(transfer, steps=list(steps))
+    if "budget" in told:
+        self.cold_budget = told["budget"]
+    if finish_reason is not None:
+        for name in ("steps", "budget"):
+            if hasattr(self, "cold_" + name):
+                transfer = transfer_params.with_ours(transfer, **{name: _of_all(self, name)})
     rest = pooling_output, finish_reason, stop_reason, transfer, *args
     return original(self, new_token_ids, *rest, **kwargs)
+
+
+def _of_all(state: Any, name: str) -> Any:
+    """Return what is told of a request; a list of its answers' where it has several, whose outputs
+    are one.
+    """
+    value, parent = getattr(state, "cold_" + name), state.parent_req
+    if parent is None:
+        return value
+    if not hasattr(parent, "cold_" + name):
+        setattr(parent, "cold_" + name, [None if name == "budget" else [] for _ in range(parent.n)])
+    of_all = getattr(parent, "cold_" + name)
+    of_all[state.request_index] = value
+    return list(of_all)
 
 
 def _add_texts(tokenizer: Any, steps: Sequence[dict[str, Any]], texts: dict[int, str]) -> None:

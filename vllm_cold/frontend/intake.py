@@ -47,14 +47,14 @@ class Exchange:
         decided: The bodies that were decided about (a batch of chats is several), by their ids.
         used: What each prompt that was sent to the engine asked for; None for no contrast. For the
             header.
-        steps: What is told of each token, where the client asks; known with the last token.
+        told: What is told of tokens (``wire.transfer_params``); known with the last one.
         path: Where the request was sent.
     """
 
     is_search: bool = False
     decided: dict[int, DecidedBody] = field(default_factory=dict)
     used: list[RequestedContrast | None] = field(default_factory=list)
-    steps: list[dict[str, Any]] | None = None
+    told: dict[str, Any] = field(default_factory=dict)
     path: str = ""
 
 

@@ -17,6 +17,7 @@ from vllm_cold.wire.counters import (
     COUNTERS,
     GAUGES,
     KERNEL_INFO,
+    SPENT,
     ColdStats,
     detach,
 )
@@ -30,6 +31,7 @@ KIND = ("method", "adapter")  # further labels of the sums
 KERNEL = ("kernel", "path", "reason")  # of what computes
 # At alpha 0.1 most steps have a handful; a tiny alpha admits thousands.
 CANDIDATE_BUCKETS = (1, 2, 3, 5, 10, 20, 50, 100, 1000, 10000)
+SPENT_BUCKETS = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 1024)
 
 
 class ColdMetrics:
@@ -51,6 +53,9 @@ class ColdMetrics:
         }
         self._candidates = classes._histogram_cls(
             PREFIX + "candidates", CANDIDATES, labelnames=labels, buckets=CANDIDATE_BUCKETS
+        )
+        self._spent = classes._histogram_cls(
+            PREFIX + "bits", SPENT, labelnames=labels, buckets=SPENT_BUCKETS
         )
         self._gauges = {
             # Of several API servers the one that heard last knows.
@@ -83,9 +88,13 @@ class ColdMetrics:
             labels = (self._model_name, str(engine), *kind)
             for name, counter in self._counters.items():
                 counter.labels(*labels).inc(getattr(sums, name))  # 0 too: then it is on the page
-            candidates = self._candidates.labels(*labels)
-            for value in sums.candidates:
-                candidates.observe(value)
+            for histogram, values in (
+                (self._candidates, sums.candidates),
+                (self._spent, sums.spent),
+            ):
+                of_kind = histogram.labels(*labels)
+                for value in values:
+                    of_kind.observe(value)
 
     def _set_gauges(self, report: ColdStats, engine: int) -> None:
         for name, gauge in self._gauges.items():

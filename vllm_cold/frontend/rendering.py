@@ -23,6 +23,7 @@ from vllm_cold.settings.sources import (
     Text,
     TokenIds,
     Without,
+    WithoutText,
 )
 
 logger = logging.getLogger("vllm." + __name__)
@@ -150,6 +151,9 @@ def _call(
     tok_params, chat_params = prompt_source.tok_params, prompt_source.chat_params
     keywords = dict(prompt_source.keywords)
     match source := amateur.source:
+        case WithoutText() if prompt_source.messages is not None:
+            messages = source.of_messages(amateur.prompt_field, prompt_source.messages)
+            return "render_chat", ([messages], chat_params, tok_params), keywords
         case Messages() | Without():
             if isinstance(source, Without):
                 messages = source.of(amateur.prompt_field, prompt_source.messages, amateur.lenient)
@@ -174,14 +178,16 @@ def _call(
             if "prompt_extras" in keywords:
                 extras = keywords["prompt_extras"]
                 keywords["prompt_extras"] = {k: extras[k] for k in extras if k not in prompt}
-        case Part():
+        case Part() | WithoutText():
             if prompt_source.whole is not None:
                 raise amateur.refused(
                     "is for a prompt of text alone, and this one has media; say what the amateur "
                     "reads"
                 )
-            text_or_ids = prompt_source.prompt
-            prompt = source.of(amateur.prompt_field, text_or_ids)  # type: ignore[type-var]
+            text_or_ids: Any = prompt_source.prompt
+            if isinstance(source, WithoutText) and not isinstance(text_or_ids, str):
+                text_or_ids = None
+            prompt = source.of(amateur.prompt_field, text_or_ids)
         case Text() | TokenIds():
             prompt = source.value
     if not isinstance(prompt, dict):

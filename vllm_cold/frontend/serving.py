@@ -27,6 +27,7 @@ from vllm_cold.frontend.intake import FRONT_END, DecidedBody, Exchange
 from vllm_cold.frontend.prompts import contrast_of, is_decided, source_of, with_contrast
 from vllm_cold.frontend.vllm_errors import as_http_400, generation_error
 from vllm_cold.params import ColdParams
+from vllm_cold.rules import registry
 from vllm_cold.settings.arguments import check_placement
 from vllm_cold.settings.sources import Part
 from vllm_cold.wire import transfer_params
@@ -71,24 +72,33 @@ def _read_args(server: Admission, request: Any) -> tuple[Any, ...]:
     return request.vllm_xargs, server.adapters.get(request.model), None, unlimited
 
 
+# Fields of some kinds of bodies that have the prompt sent back.
+_TELL_PROMPTS = ("echo", "return_prompt_text", "return_token_ids", "enable_response_messages")
+
+
 def _check_prompts(requested: RequestedContrast | None, request: Any, num_prompts: int) -> None:
-    """Refuse positions in a prompt that is not the client's one text, and steps of several
-    prompts.
+    """Refuse positions in a prompt that is not the client's one text, what is told of tokens where
+    answers have no room for it, and of a limited part what would tell its text.
     """
     if requested is None:
         return
-    if requested.explain and num_prompts > 1:
-        raise ColdError(
-            "prompts", num_prompts, "must be 1 with cold_explain; send a request for each"
-        )
+    rule = None if requested.settings.rule is None else registry.get(requested.settings.rule)
     path = FRONT_END.exchange().path
     streamed = path.endswith("/messages") and request.stream
-    if requested.explain and (path.endswith("/batch") or streamed):
-        raise ColdError(
-            "cold_explain",
-            requested.explain,
-            f"vLLM's answers of {path} have no room for it; send a chat completion",
-        )
+    for field, value in (
+        ("cold_explain", requested.explain),
+        ("cold_rule", rule.name if rule is not None and rule.charges else ""),
+    ):
+        if value and num_prompts > 1:
+            problem = f"must be 1 with {field} {value}; send a request for each"
+            raise ColdError("prompts", num_prompts, problem)
+        if value and (path.endswith("/batch") or streamed):
+            problem = f"vLLM's answers of {path} have no room for what it tells; send a chat"
+            raise ColdError(field, value, f"{problem} completion")
+    is_hidden = any(amateur.source is not None for amateur in requested.amateurs)
+    for field in _TELL_PROMPTS if rule is not None and rule.is_of_scores and is_hidden else ():
+        if sent := getattr(request, field, None):
+            raise ColdError(field, sent, "tells the prompt, and with it the part that is limited")
     for amateur in requested.amateurs:
         if not isinstance(amateur.source, Part):
             continue
@@ -183,12 +193,12 @@ def wrap_generate(
 async def _watch(
     outputs: AsyncGenerator[Any, None], exchange: Exchange
 ) -> AsyncGenerator[Any, None]:
-    """Yield the outputs, and raise an error with its own reason. What they tell of steps is kept: a
-    streamed answer ends with it.
+    """Yield the outputs, and raise an error with its own reason. What they tell of tokens is kept:
+    a streamed answer ends with it.
     """
     async with aclosing(outputs):  # which aborts an unfinished request
         async for output in outputs:
-            exchange.steps = transfer_params.steps_in(output.kv_transfer_params) or exchange.steps
+            exchange.told |= transfer_params.told_in(output.kv_transfer_params)
             for answer in output.outputs:
                 reason = answer.stop_reason
                 if answer.finish_reason == "error" and str(reason).startswith("vllm-cold"):
@@ -197,8 +207,8 @@ async def _watch(
 
 
 class Header:
-    """ASGI middleware that adds the header, and a streamed answer's steps at its end. ``cli`` names
-    it in vLLM's option ``--middleware``.
+    """ASGI middleware that adds the header, and at a streamed answer's end what is told of tokens.
+    ``cli`` names it in vLLM's option ``--middleware``.
     """
 
     def __init__(self, app: Any) -> None:
@@ -215,10 +225,10 @@ class Header:
             if exchange.used and message["type"] == "http.response.start":
                 headers = [*message["headers"], (HEADER, header(exchange.used))]
                 message = {**message, "headers": headers}
-            if exchange.steps is not None and not _streams_have_them():
+            if exchange.told and not _streams_have_them():
                 body = bytes(message.get("body", b""))
                 if body.startswith(_DONE):
-                    message = {**message, "body": _event(exchange.steps) + body}
+                    message = {**message, "body": _event(exchange.told) + body}
             await send(message)
 
         await self._app(scope, receive, send_with_header)
@@ -231,9 +241,9 @@ def _streams_have_them() -> bool:
     return "kv_transfer_params" in protocol.CompletionStreamResponse.model_fields
 
 
-def _event(steps: Sequence[Mapping[str, Any]]) -> bytes:
-    """Return a part of a streamed answer, without choices, that tells of steps as a body does."""
-    chunk = {"choices": [], "kv_transfer_params": transfer_params.with_ours(None, steps=steps)}
+def _event(told: Mapping[str, Any]) -> bytes:
+    """Return a part of a streamed answer, without choices, that tells of tokens as a body does."""
+    chunk = {"choices": [], "kv_transfer_params": transfer_params.with_ours(None, **told)}
     return b"data: " + json.dumps(chunk).encode() + b"\n\n"
 
 

@@ -3,16 +3,22 @@
 their entropies, w the amateur's weight in ``z0 + w * (z1 - z0)``.
 """
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from vllm_cold.rules.rule import Choice, Parameter, Rule
+from vllm_cold.rules.rule import Choice, Parameter, Rule, Scores
 from vllm_cold.rules.statistics import Statistics
 
 _CERTAIN = 1e-20  # nats, of two that are certain
 _MOST = 1e6  # scores stay finite in float32
+NO_LIMIT = 1e6  # bits
+_LEAST_LOG = -80.0  # of a probability that counts as one: CPUs take long where exp underflows
+_SEEN = 0.01  # of the probability: a limit that moves less has changed nothing
+_ROUNDING = 1e-5  # of a sum over the vocabulary
+_STEPS = 10
 _OPEN, _EXPERT, _AMATEUR = 0.0, 1.0, 2.0  # whom GRD trusts from now on
 
 
@@ -60,6 +66,85 @@ class ARR(Rule):
         surer = s.max_probability[:, :1] > s.max_probability[:, 1:]
         weights: Tensor = torch.where(surer, -p.beta_max, p.beta_max) * s.divergence
         return weights
+
+
+class PartBound(Rule):
+    """Limits what each amateur's part may add: sampled is the distribution r that is closest to p,
+    by KL in either direction, among those with ``r <= 2**B q`` for each amateur: ``r = min(c * p,
+    2**B_1 * q_1, ...)``, c such that r sums to 1 (docs/bound.md has the proofs). p and q are at the
+    request's temperature. B is what is left of the amateur's bits: a token costs ``log2(r / q)``,
+    below 0 nothing unless there is a refund, and with each step ``bits_per_token`` come back, in
+    all never more than there were. Where no token is within the limits of several amateurs, the
+    answer ends.
+    """
+
+    name = "bound"
+    charges = True
+    state = 1  # bits that are used up
+    parameters = {
+        "bits": Parameter(NO_LIMIT, 0.0, NO_LIMIT, "what a part may add to the answer", each=True),
+        "bits_per_token": Parameter(0.0, 0.0, NO_LIMIT, "and with each token", each=True),
+        "refund": Parameter(0, 0, 1, "1 to have what costs below 0 bits give back", integer=True),
+    }
+
+    def scores(self, s: Statistics, p: Any) -> Scores:
+        ln2, temperature = math.log(2), s.temperature[:, None]
+        used = (s.state[..., 0] + s.paid - p.bits_per_token).clamp(min=0)
+        left = (p.bits - used).clamp(min=0)
+        log_p, *log_q = (
+            (s.allowed_logits(i) / temperature).log_softmax(-1).nan_to_num_(-math.inf, 0, -math.inf)
+            for i in range(s.num_streams)
+        )
+        nats = (left * ln2).masked_fill(~s.present | (p.bits >= NO_LIMIT), math.inf)
+        limits = [
+            (q + nats[:, i, None]).nan_to_num_(math.inf, math.inf, -math.inf)
+            for i, q in enumerate(log_q)
+        ]
+        most = torch.stack(limits).amin(0) if len(limits) > 1 else limits[0]
+        log_r = _closest(log_p, most)
+        is_cut = (log_p > most).any(-1, keepdim=True)
+        costs = torch.stack([((log_r - q) / ln2).nan_to_num_(0.0, NO_LIMIT, 0.0) for q in log_q], 1)
+        cut = [(_exp(log_p) - _exp(limit)).clamp_(min=0).sum(-1) for limit in limits]
+        return Scores(
+            torch.where(is_cut, temperature * log_r, s.logits(0)),  # or those of a regular request
+            costs.maximum((-p.refund * used).unsqueeze(-1)),
+            left,
+            torch.stack(cut, 1) > _SEEN,
+            used[..., None],
+        )
+
+
+def _exp(log_x: Tensor) -> Tensor:
+    return log_x.clamp(_LEAST_LOG, 0).exp_()
+
+
+def _closest(log_p: Tensor, log_most: Tensor) -> Tensor:
+    """Return ln of ``min(c * p, most)`` that sums to 1, [G, V]; -inf where ``most`` sums to less.
+
+    The sum is concave in c and linear between the tokens' thresholds. So Newton's method, from
+    below, never passes the solution, and after a few steps has it. What it lacks then is shared out
+    below the limits, which hold in any case.
+    """
+    on_host = log_p.device.type == "cpu"  # where nothing is waited for
+    log_p = log_p.clamp(min=_LEAST_LOG)
+    p, most = _exp(log_p), _exp(log_most)
+    room = most.sum(-1, keepdim=True)
+    c = torch.ones_like(room)
+    for left in reversed(range(_STEPS)):
+        r = (c * p).minimum(most)
+        missing = 1 - r.sum(-1, keepdim=True)
+        # Rounding's part is left, or it would be much for tokens of little probability.
+        missing = torch.where(missing > _ROUNDING, missing, 0.0)
+        if not left or (on_host and not missing.any()):
+            break
+        free = p.masked_fill(r == most, 0.0).sum(-1, keepdim=True)
+        c = torch.where(free > 0, c + missing / free, c)
+    log_r = (log_p + c.log()).minimum(log_most)
+    if not on_host or missing.any():
+        share = (missing / (room - 1 + missing).clamp(min=_ROUNDING)).clamp(max=1)
+        shared = (r + share * (most - r)).log().minimum(log_most)
+        log_r = torch.where(share > 0, shared, log_r)
+    return log_r.masked_fill_(room < 1 - 10 * _ROUNDING, -math.inf)
 
 
 class CoCoA(Rule):

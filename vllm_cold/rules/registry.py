@@ -17,7 +17,7 @@ logger = logging.getLogger("vllm." + __name__)
 
 ENTRY_POINTS = "vllm_cold.rules"
 # Those of ``vllm_cold.rules.built_in``, which imports torch.
-BUILT_IN = ("acd", "adaptive", "arr", "cocoa", "grd", "m3id", "mti")
+BUILT_IN = ("acd", "adaptive", "arr", "bound", "cocoa", "grd", "m3id", "mti")
 _MOST_STATE = 16  # each group keeps 2 KiB for each
 _added: dict[str, Rule] = {}  # by --cold-rule
 
@@ -118,11 +118,15 @@ def _try_class(cls: Any, name: Any) -> Rule:
     rule: Rule = cls()
     if not 0 <= rule.state <= _MOST_STATE:
         raise ValueError(f"its state must be at most {_MOST_STATE}")
+    if rule.charges and rule.retires:
+        raise ValueError("it must not both charge and retire: amateurs that ended cost nothing")
     try_out(rule)
     return rule
 
 
-def parameters_of(rule: Rule, values: Mapping[str, Any], field: str) -> dict[str, float]:
+def parameters_of(
+    rule: Rule, values: Mapping[str, Any], field: str, amateurs: int = 1
+) -> dict[str, float | list[float]]:
     """Return all parameters of a rule: these values, and the others' defaults.
 
     Raises:
@@ -135,13 +139,19 @@ def parameters_of(rule: Rule, values: Mapping[str, Any], field: str) -> dict[str
             values[unknown[0]],
             f"rule {rule.name!r} has no such parameter, allowed are: {allowed}",
         )
-    parameters = {}
+    parameters: dict[str, float | list[float]] = {}
     for name, declared in rule.parameters.items():
         value = values.get(name, declared.default)
         if value is None and name not in values:
             problem = f"rule {rule.name!r} needs {name}: {declared.about}"
             raise ColdError(field, dict(values), problem)
-        if not declared.allows(value):
-            raise ColdError(f"{field}[{name!r}]", value, declared.allowed)
-        parameters[name] = float(value)
+        numbers = value if isinstance(value, list) and declared.each else [value]
+        problem = declared.allowed
+        if declared.each:
+            problem += f", or a list of {amateurs}, one for each amateur"
+        wanted = amateurs if isinstance(value, list) and declared.each else 1
+        if len(numbers) != wanted or not all(map(declared.allows, numbers)):
+            raise ColdError(f"{field}[{name!r}]", value, problem)
+        floats = [float(number) for number in numbers]
+        parameters[name] = floats if isinstance(value, list) else floats[0]
     return parameters

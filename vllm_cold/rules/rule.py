@@ -24,6 +24,8 @@ class Parameter:
         high: The most.
         about: What it is, in a few words.
         integer: Whether it must be one; up to 2**24 float32 holds each.
+        each: Whether it is the amateurs' own: a request gives one number for all, or a list of as
+            many as it has amateurs.
 
     Raises:
         ValueError: the default is not allowed.
@@ -34,6 +36,7 @@ class Parameter:
     high: float
     about: str = ""
     integer: bool = False
+    each: bool = False
 
     def __post_init__(self) -> None:
         if not self.allows(self.least()):
@@ -73,8 +76,33 @@ class Choice(NamedTuple):
     done: "Tensor | None" = None
 
 
+class Scores(NamedTuple):
+    """What a rule of scores returns.
+
+    Attributes:
+        scores: [G, V] float32, finite or -inf: vLLM divides them by the temperature and samples
+            from their softmax, so T ln r of a distribution r. Where all of a group are -inf, its
+            answer ends before this token.
+        costs: [G, S - 1, V] float32, finite: what each token would cost of each amateur's budget.
+            At the next step ``Statistics.paid`` has those of the token that was taken. None for a
+            rule that does not charge.
+        left: [G, S - 1] float32, finite: what each token may cost at most. With ``costs``.
+        limited: [G, S - 1] bool: whether that changed the distribution. With ``costs``.
+        state: As in ``Choice``.
+        done: As in ``Choice``; an amateur that is done must have no effect on the scores.
+    """
+
+    scores: "Tensor"
+    costs: "Tensor | None" = None
+    left: "Tensor | None" = None
+    limited: "Tensor | None" = None
+    state: "Tensor | None" = None
+    done: "Tensor | None" = None
+
+
 class Rule:
-    """Chooses the weights of the amateurs at each step. A request names it as its ``rule``.
+    """Chooses the weights of the amateurs at each step (``weights``), or computes what is sampled
+    from (``scores``): a rule has one of the two. A request names it as its ``rule``.
 
     It is called once a step for all groups that use it, and computes with tensors alone: no
     ``item()``, ``if`` or shape that depends on their values, so that no device is waited for. It
@@ -82,6 +110,9 @@ class Rule:
     the same for the same rows: each device of an engine calls it. It must not write into its
     arguments, but may into what ``Statistics.logits`` returns. It is tried on made-up groups before
     an engine serves it.
+
+    A rule of scores says all of the distribution: requests that would change it afterwards, by
+    top-p, penalties and the like, are refused, and so is speculative decoding.
 
     Attributes:
         name: What requests call it.
@@ -91,6 +122,8 @@ class Rule:
         state: K, how many float32 numbers of each amateur it keeps from step to step; all are 0
             before a group's first step.
         retires: Whether it may return amateurs as ``done``.
+        charges: Whether it returns costs.
+        draws: Whether what it promises is of tokens that are drawn: greedy requests are refused.
         mixes: Whether its weights are above 0 where amateurs are to be trusted, so that what the
             expert alone reads is followed less.
     """
@@ -100,6 +133,8 @@ class Rule:
     amateurs: ClassVar[int] = 0
     state: ClassVar[int] = 0
     retires: ClassVar[bool] = False
+    charges: ClassVar[bool] = False
+    draws: ClassVar[bool] = False
     mixes: ClassVar[bool] = False
 
     def weights(self, s: "Statistics", p: Any) -> "Tensor | Choice":
@@ -107,14 +142,37 @@ class Rule:
 
         Args:
             s: What is known of the groups.
-            p: The parameters by name (``p.threshold``), each [G, 1] float32.
+            p: The parameters by name (``p.threshold``), each [G, 1] float32, or [G, S - 1] where
+                ``Parameter.each``.
 
         Returns:
             [G, S - 1] float32, finite; below 0 to contrast with an amateur. Or a ``Choice``.
         """
         raise NotImplementedError
 
+    def scores(self, s: "Statistics", p: Any) -> "Tensor | Scores":
+        """Return what is sampled from at this step.
 
-def by_name(names: Iterable[str], values: "Tensor") -> Any:
-    """Return parameters as a rule gets them, which may write into ``values``, [P, G, 1]."""
-    return SimpleNamespace(**dict(zip(names, values.unbind(), strict=True)))
+        Args:
+            s: What is known of the groups.
+            p: As in ``weights``.
+
+        Returns:
+            [G, V] float32, or ``Scores``.
+        """
+        raise NotImplementedError
+
+    @property
+    def is_of_scores(self) -> bool:
+        """Whether it computes what is sampled from."""
+        return type(self).scores is not Rule.scores
+
+    @property
+    def keeps_state(self) -> bool:
+        """Whether a step needs something of the one before."""
+        return self.state > 0 or self.charges
+
+
+def by_name(names: Iterable[str], values: "Iterable[Tensor]") -> Any:
+    """Return parameters as a rule gets them; it may write into their values."""
+    return SimpleNamespace(**dict(zip(names, values, strict=True)))

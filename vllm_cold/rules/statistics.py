@@ -29,10 +29,23 @@ class Statistics:
         groups: Their rows, with -1 wherever there is no stream, and settings.
         step: [G] int64: how many tokens the group has got before this one.
         state: [G, S - 1, K]: what the rule returned at the step before, 0 at the first one.
+        paid: [G, S - 1]: what the token that was taken there cost, 0 at the first one; None for a
+            rule that does not charge.
+        temperature: [G] float32, the requests', 1 for greedy ones; None where all are greedy.
     """
 
-    def __init__(self, logits: Tensor, groups: Groups, step: Tensor, state: Tensor) -> None:
+    def __init__(
+        self,
+        logits: Tensor,
+        groups: Groups,
+        step: Tensor,
+        state: Tensor,
+        paid: Tensor | None = None,
+        temperature: Tensor | None = None,
+    ) -> None:
         self.step, self.state = step, state
+        self.paid = state.new_zeros(state.shape[:2]) if paid is None else paid
+        self.temperature = state.new_ones(len(state)) if temperature is None else temperature
         self._logits, self._groups = logits, groups
         self._rows = torch.where(groups.rows < 0, groups.rows[:, :1], groups.rows)
         self._cached: dict[int, Tensor] = {}
@@ -47,19 +60,28 @@ class Statistics:
         """V."""
         return self._logits.shape[1]
 
+    @property
+    def present(self) -> Tensor:
+        """[G, S - 1] bool: the amateurs that are there."""
+        return self._groups.rows[:, 1:] >= 0
+
     def logits(self, stream: int) -> Tensor:
         """Return [G, V] logits of each group's ``stream``; -inf where a token is not allowed."""
         return self._logits[self._rows[:, stream]]
 
+    def allowed_logits(self, stream: int) -> Tensor:
+        """Return [G, V] logits of each group's ``stream``, -inf where the expert may not take a
+        token: a grammar is the expert's alone.
+        """
+        logits = self.logits(stream)
+        return logits.masked_fill(self._forbidden, -math.inf) if stream else logits
+
     def log_probabilities(self, stream: int) -> Tensor:
-        """Return [G, V] ln of each token's probability, -80 or more, among those that the expert
-        may take: a grammar is the expert's alone.
+        """Return [G, V] ln of each token's probability at temperature 1, -80 or more, among those
+        that the expert may take.
         """
         if stream not in self._cached:
-            logits = self.logits(stream)
-            if stream:
-                logits = logits.masked_fill(self._forbidden, -math.inf)
-            self._cached[stream] = _log_softmax(logits)
+            self._cached[stream] = _log_softmax(self.allowed_logits(stream))
         return self._cached[stream]
 
     @cached_property

@@ -16,17 +16,18 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from vllm_cold.ops.interface import Groups
-from vllm_cold.rules.check import checked
-from vllm_cold.rules.rule import LARGEST, Choice, Rule, by_name
+from vllm_cold.rules.check import call
+from vllm_cold.rules.rule import LARGEST, Choice, Rule, Scores, by_name
 from vllm_cold.rules.statistics import Statistics
 
 _STEEP = (1.0, 0.1, 3.0, 9.0)  # how steep the rows of logits are; the first allows one token
 _ROWS, _VOCABULARY = len(_STEEP), 40
 _LOG_ALPHAS, _CAPS = (math.log(0.1), -math.inf, 0.0), (5, 1, 0)
+_TEMPERATURES = 1.0, 0.01, 2.0
 
 _Batch: TypeAlias = dict[str, Tensor]
-"""Groups: their rows [G, S], -1 where there is no stream, log_alpha, caps and step [G], state
-[G, S - 1, K] and the rule's parameters [G, P].
+"""Groups: their rows [G, S], -1 where there is no stream, log_alpha, caps, step and temperature
+[G], state [G, S - 1, K], paid [G, S - 1] and the rule's parameters [G, P].
 """
 
 
@@ -45,21 +46,28 @@ def _try_with_values(rule: Rule) -> None:
     first = _first_step(rule)
     rows, before = first["rows"], _call(rule, first)
     second = first | {"rows": torch.where(rows < 0, rows, (rows + 1) % _ROWS)}
-    state = first["state"] if before.state is None else before.state
-    second |= {"step": first["step"] + 1, "state": state}
+    second |= {"step": first["step"] + 1, "temperature": first["temperature"].flip(0)}
+    if before.state is not None:
+        second["state"] = before.state
+    if isinstance(before, Scores) and before.costs is not None:
+        token = before.scores.argmax(-1)[:, None, None].expand(*before.costs.shape[:2], 1)
+        second["paid"] = before.costs.gather(-1, token)[..., 0]
     both = {name: torch.cat([tensor, second[name]]) for name, tensor in first.items()}
     together = _call(rule, both)
-    if not together.weights[both["rows"][:, 1:] >= 0].isfinite().all():
-        raise ValueError(
-            "it returns weights that are not finite; keep them finite for all that its parameters "
-            "allow, also where a stream allows one token alone or equals another one, or allow less"
-        )
+    _check_values(together, both["rows"])
     if before.done is not None:
         ended = before.done & (rows[:, 1:] >= 0)
-        if (together.weights[len(rows) :][ended] != 0).any():
+        if isinstance(together, Choice):
+            has_effect = bool((together.weights[len(rows) :][ended] != 0).any())
+        else:
+            without = second["rows"].clone()
+            without[:, 1:][ended] = -1
+            after, scores = _call(rule, second | {"rows": without}), together.scores[len(rows) :]
+            has_effect = not torch.allclose(after[0], scores, rtol=1e-5, atol=1e-5)
+        if has_effect:
             raise ValueError(
-                "it returns a weight other than 0 at the step after the one where the amateur was "
-                "done; the engine may have ended it by then"
+                "an amateur has a weight other than 0, or an effect on the scores, at the step "
+                "after the one where it was done; the engine may have ended it by then"
             )
     for i in range(len(both["rows"])):
         group = _alone(both, i)
@@ -75,6 +83,25 @@ def _try_with_values(rule: Rule) -> None:
                     "they have, or on earlier calls; each group must have its own rows' alone, and "
                     "what it keeps must be in `state`"
                 )
+
+
+def _check_values(returned: Choice | Scores, rows: Tensor) -> None:
+    """Raise ValueError for what is not finite and must be."""
+    present = rows[:, 1:] >= 0
+    if isinstance(returned, Choice):
+        parts = {"weights": returned.weights[present]}
+    else:
+        scores = returned.scores
+        parts = {"scores": scores.masked_fill(scores == -math.inf, 0.0)}
+        if returned.costs is not None and returned.left is not None:
+            parts |= {"costs": returned.costs[present], "left": returned.left[present]}
+    for name, part in parts.items():
+        if not part.isfinite().all():
+            raise ValueError(
+                f"it returns {name} that are not finite; keep them finite for all that its "
+                "parameters allow, also where a stream allows one token alone or equals another "
+                "one, or allow less"
+            )
 
 
 def _try_without_values(rule: Rule) -> None:
@@ -118,6 +145,8 @@ def _first_step(rule: Rule) -> _Batch:
         "caps": torch.tensor(_CAPS)[groups % 3],
         "step": torch.zeros_like(groups),
         "state": torch.zeros(len(rows), rows.shape[1] - 1, rule.state),
+        "paid": torch.zeros(len(rows), rows.shape[1] - 1),
+        "temperature": torch.tensor(_TEMPERATURES)[groups % 3],
         "parameters": parameters.repeat_interleave(len(pairs), 0),
     }
 
@@ -126,21 +155,30 @@ def _alone(batch: _Batch, i: int) -> _Batch:
     """Return group ``i`` as a batch, with as many streams as it has."""
     group = {name: tensor[i : i + 1] for name, tensor in batch.items()}
     streams = int((group["rows"] >= 0).sum())
-    return group | {"rows": group["rows"][:, :streams], "state": group["state"][:, : streams - 1]}
+    of_amateurs = {name: group[name][:, : streams - 1] for name in ("state", "paid")}
+    return group | {"rows": group["rows"][:, :streams], **of_amateurs}
 
 
-def _call(rule: Rule, batch: _Batch, copy: Callable[[Tensor], Tensor] = Tensor.clone) -> Choice:
+def _call(
+    rule: Rule, batch: _Batch, copy: Callable[[Tensor], Tensor] = Tensor.clone
+) -> Choice | Scores:
     """Return what the rule returns of a batch; ``copy`` makes the tensors that it gets."""
     numbers = torch.arange(_ROWS * _VOCABULARY).view(_ROWS, _VOCABULARY)
     logits = (numbers * 0.7).sin() * torch.tensor(_STEEP).unsqueeze(1)
     logits[:, 3::7] = logits[0, 1:] = -math.inf
     got = {name: copy(tensor) for name, tensor in {"logits": logits, **batch}.items()}
-    num, streams = got["rows"].shape
     fixed = torch.zeros_like(got["rows"][:, 1:], dtype=torch.float32)
     groups = Groups(got["rows"], fixed, got["log_alpha"], got["caps"], max(_CAPS))
-    s = Statistics(got["logits"], groups, got["step"], got["state"])
-    p = by_name(rule.parameters, got["parameters"].t().unsqueeze(-1))
-    return checked(rule, rule.weights(s, p), num, streams)
+    of_groups = (got[name] for name in ("step", "state", "paid", "temperature"))
+    values = [
+        column.unsqueeze(-1).expand(fixed.shape) if parameter.each else column.unsqueeze(-1)
+        for column, parameter in zip(
+            got["parameters"].unbind(1), rule.parameters.values(), strict=True
+        )
+    ]
+    return call(
+        rule, Statistics(got["logits"], groups, *of_groups), by_name(rule.parameters, values)
+    )
 
 
 class _Watch(TorchFunctionMode):

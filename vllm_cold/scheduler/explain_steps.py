@@ -62,7 +62,7 @@ class StepExplainer:
 
         expert, *amateurs = map(row, explained.logits)
         log_sum, *log_sums = map(_finite, explained.log_sums)
-        return {
+        step = {
             "candidates": figures.candidates,
             "tokens": [explained.tokens[i] for i in columns],
             "scores": row(explained.scores),
@@ -71,3 +71,10 @@ class StepExplainer:
             "weights": of_all(explained.weights),
             "divergences": of_all(explained.divergences),
         }
+        if figures.charges is not None:
+            # Of the amateurs that the group had at first, so without gaps.
+            charges = [figures.charges[i] if i in alive else None for i in range(self._amateurs)]
+            step["cost"] = [one and _finite(one[0]) for one in charges]
+            step["left"] = [one and _finite(one[1]) for one in charges]
+            step["limited"] = [one and one[2] > 0 for one in charges]
+        return step

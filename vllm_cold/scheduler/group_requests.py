@@ -17,7 +17,9 @@ from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, FinishReason
 from vllm.v1.request import RequestStatus
 
 from vllm_cold.compat import versions
+from vllm_cold.scheduler import output_checks
 from vllm_cold.scheduler.amateur_requests import make_streams
+from vllm_cold.scheduler.budgets import Budget
 from vllm_cold.scheduler.drafting import (
     ROW_COST,
     ROW_COST_ON_CPU,
@@ -30,6 +32,7 @@ from vllm_cold.scheduler.kv_blocks import KVBlocks
 from vllm_cold.scheduler.kv_loads import Loads
 from vllm_cold.scheduler.lockstep import Group, Request
 from vllm_cold.scheduler.passes import Partial, Pass, runs
+from vllm_cold.wire import transfer_params
 from vllm_cold.wire.counters import CountersByKind, attach
 from vllm_cold.wire.step_stats import RowStats
 from vllm_cold.wire.stream import from_extra_args
@@ -90,12 +93,14 @@ class GroupRequests(Scheduler):  # type: ignore[misc]
         kind = self._counters.kind(stream.method, adapter)
         streams = make_streams(request, stream)
         num_amateurs, k = len(stream.amateurs), stream.explain
+        parameters = stream.settings.rule_parameters or {}
         group: Group = Group(
             streams,
             kind,
             rule_keeps_state=stream.rule_keeps_state,
             retires=stream.retires,
             explainer=StepExplainer(num_amateurs, k) if k else None,
+            budget=Budget(num_amateurs, parameters) if stream.charges else None,
         )
         if self._draft_controller is not None:
             seeded = params.seed is not None and params.temperature > 0
@@ -141,6 +146,8 @@ class GroupRequests(Scheduler):  # type: ignore[misc]
     def _forget(self, group: Group) -> None:
         if group.slot is not None:
             self._slots.remove(group.slot)
+        if group.budget is not None:
+            self._counters.sums[group.kind].spent += group.budget.total()
         self._num_groups -= 1
         for request in group.streams:
             self._groups.pop(request.request_id, None)
@@ -174,25 +181,48 @@ class GroupRequests(Scheduler):  # type: ignore[misc]
             self._failed.append(group)
 
     def _end_failed(self) -> list[tuple[Request, EngineCoreOutput]]:
-        """End the groups that must, with an error: their experts, and what the clients are told."""
+        """End the groups that must, with an error, or as their rule says: their experts, and what
+        the clients are told.
+        """
         failed, self._failed = self._failed, []
         ended = []
         for group in failed:
             expert = group.expert
             if self._groups.get(expert.request_id) is not group:
                 continue  # it was aborted meanwhile
-            logger.error("%s (request %s)", group.error, expert.request_id)
-            self.finish_requests(expert.request_id, RequestStatus.FINISHED_ERROR)
+            status, reason = RequestStatus.FINISHED_ERROR, FinishReason.ERROR
+            if group.error == output_checks.ENDED_BY_RULE:
+                status, reason = RequestStatus.FINISHED_STOPPED, FinishReason.STOP
+            else:
+                logger.error("%s (request %s)", group.error, expert.request_id)
+            self.finish_requests(expert.request_id, status)
             output = EngineCoreOutput(
                 request_id=expert.request_id,
                 new_token_ids=[],
-                finish_reason=FinishReason.ERROR,
+                finish_reason=reason,
                 stop_reason=group.error,
+                kv_transfer_params=self._ours(group),
                 events=expert.take_events(),
                 trace_headers=expert.trace_headers,
             )
             ended.append((expert, output))
         return ended
+
+    @staticmethod
+    def _ours(group: Group, transfer: Any = None, new: Sequence[RowStats] = ()) -> Any:
+        """Return what goes to a group's client with its tokens.
+
+        Args:
+            group: Whose.
+            transfer: vLLM's ``kv_transfer_params`` of the output.
+            new: Figures of the tokens that it is given.
+        """
+        if group.explainer is not None:
+            transfer = transfer_params.with_ours(transfer, steps=group.explainer.explain(new))
+        if group.budget is not None:
+            group.budget.add(new)
+            transfer = transfer_params.with_ours(transfer, budget=group.budget.as_dict())
+        return transfer
 
     # ---- counts ------------------------------------------------------------------------------
 

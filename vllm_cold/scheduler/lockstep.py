@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from vllm_cold.scheduler.drafting import Drafting
 
 if TYPE_CHECKING:  # which needs torch
+    from vllm_cold.scheduler.budgets import Budget
     from vllm_cold.scheduler.explain_steps import StepExplainer
 
 
@@ -83,6 +84,7 @@ class Group:
         slot: Where workers keep that; None until it gets its first tokens.
         retires: Whether its rule may end amateurs.
         explainer: Makes what its client is told of its tokens; None where it does not ask.
+        budget: What its tokens have cost; None for a rule that does not charge.
         is_queued: Whether it waits as a whole: its expert stands in the queue for it.
         failed_alone: How often in a row the group was split while nothing else ran; one that does
             not fit an otherwise empty KV cache never will.
@@ -102,6 +104,7 @@ class Group:
     slot: int | None = None
     retires: bool = False
     explainer: "StepExplainer | None" = None
+    budget: "Budget | None" = None
     is_queued: bool = True
     failed_alone: int = 0
     drafting: Drafting = field(default_factory=Drafting)

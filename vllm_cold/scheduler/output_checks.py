@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from vllm_cold.ops.interface import NOT_FINITE, OUT_OF_RANGE
 from vllm_cold.scheduler.lockstep import Request
-from vllm_cold.wire.step_stats import OTHER_DRAFTS, RULE_FAILED, RowStats
+from vllm_cold.wire.step_stats import ENDS, OTHER_DRAFTS, RULE_FAILED, RowStats
 
 NOT_SCORED = (
     "vllm-cold: a token was sampled from rows that nobody scored, or whose streams verified "
@@ -16,9 +16,15 @@ NOT_EXPLAINED = (
     "Please report this with the engine's log; without cold_explain the request is answered."
 )
 RULE_HAS_NO_WEIGHTS = (
-    "vllm-cold: the rule of this request failed, or gave weights that are no numbers; the engine's "
-    "log has the rule's error."
+    "vllm-cold: the rule of this request failed, or gave weights or scores that are no numbers; "
+    "the engine's log has the rule's error."
 )
+NOT_CHARGED = (
+    "vllm-cold: a token of this request came without what it costs, so its rule cannot limit the "
+    "answer. Please report this with the engine's log."
+)
+# No error: an answer that its rule lets go on by no token ends so.
+ENDED_BY_RULE = "the rule allows no further token"
 
 
 def problem(
@@ -27,6 +33,7 @@ def problem(
     num_drafts: int,
     amateurs: int,
     explains: bool = False,
+    charges: bool = False,
 ) -> str | None:
     """Tell why a group's tokens must not be given to its client; None if they may.
 
@@ -36,16 +43,21 @@ def problem(
         num_drafts: How many drafts it verified.
         amateurs: Those that were in the step, in bits as ``RowStats.present``.
         explains: Whether the client asks for explanations.
+        charges: Whether the group's rule charges for tokens.
     """
     if len(figures) != 1 + num_drafts or any(row.present != amateurs for row in figures):
         return NOT_SCORED
     wrong = {row.nonfinite for row in figures[:num_tokens]} - {0}
     if RULE_FAILED in wrong:
         return RULE_HAS_NO_WEIGHTS
+    if wrong == {ENDS}:
+        return ENDED_BY_RULE
     if wrong:
         return NOT_SCORED if wrong & {OUT_OF_RANGE, OTHER_DRAFTS} else NOT_FINITE
     if explains and any(row.explained is None for row in figures[:num_tokens]):
         return NOT_EXPLAINED
+    if charges and any(row.charges is None for row in figures[:num_tokens]):
+        return NOT_CHARGED
     return None
 
 

@@ -17,7 +17,7 @@ from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
 from vllm_cold.scheduler import output_checks
 from vllm_cold.scheduler.group_planning import GroupPlanning
 from vllm_cold.scheduler.lockstep import Group, Request
-from vllm_cold.wire import transfer_params, worker_output
+from vllm_cold.wire import worker_output
 from vllm_cold.wire.step_stats import RowStats
 
 
@@ -89,7 +89,12 @@ class GroupScheduler(GroupPlanning):
                 bit for i, bit in group.bits.items() if i in scheduler_output.num_scheduled_tokens
             )
             problem = output_checks.problem(
-                figures, num_tokens, num_drafts, here, explains=group.explainer is not None
+                figures,
+                num_tokens,
+                num_drafts,
+                here,
+                explains=group.explainer is not None,
+                charges=group.budget is not None,
             )
             if problem is not None:
                 self._fail(group, problem)
@@ -158,10 +163,9 @@ class GroupScheduler(GroupPlanning):
                     continue
                 figures, new = scored.get(output.request_id, ()), len(output.new_token_ids)
                 self._counters.sums[group.kind].give(new, figures if self.log_stats else ())
-                if group.explainer is not None:
-                    output.kv_transfer_params = transfer_params.with_ours(
-                        output.kv_transfer_params, steps=group.explainer.explain(figures[:new])
-                    )
+                output.kv_transfer_params = self._ours(
+                    group, output.kv_transfer_params, figures[:new]
+                )
                 if group.retires and figures and group not in finished:
                     self._retire(group, figures, new)
         for group in finished:

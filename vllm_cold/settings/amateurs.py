@@ -75,7 +75,7 @@ def default_omission(args: ColdArgs, engine: ColdArgs) -> Omission | None:
     nothing, or if the request itself says what it is contrasted with.
     """
     preset, name = args.preset, args.values.get("preset", "")
-    if names_contrast(args) or (name and not preset.own_prompt):
+    if names_contrast(args) or (name and not (preset.own_prompt or preset.limits)):
         return None
     if not name and engine.preset.images is not None:
         return Omission("the engine", "images", engine.preset.images)

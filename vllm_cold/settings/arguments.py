@@ -17,6 +17,7 @@ from vllm_cold.settings.source_readers import read_without
 from vllm_cold.settings.table import (
     ENGINE,
     EXPLAIN,
+    LIMITS,
     PREFIX,
     REQUEST_KEYS,
     ColdSettings,
@@ -55,7 +56,19 @@ class ColdArgs:
     ) -> tuple[ColdSettings, tuple[float | None, ...]]:
         """Combine these with an engine's defaults, and with the amateurs' weights (``combine``)."""
         layers = [] if engine is None else [engine.preset.settings, engine.values]
-        return combine(self.values, weights, PREFIX, [*layers, self.preset.settings])
+        combined = combine(self.values, weights, PREFIX, [*layers, self.preset.settings])
+        if "preset" in self.values:
+            check_limited(PREFIX + "preset", self.values["preset"], self.preset, combined[0].rule)
+        return combined
+
+
+def check_limited(field: str, name: str, preset: Preset, rule: str | None) -> None:
+    """Refuse what takes a limit away from a request that asks for one by its preset: another rule,
+    or weights, in place of the preset's; ``field``: what an error names.
+    """
+    own = preset.settings.get("rule")
+    if own is not None and rule != own and registry.get(own).is_of_scores:
+        raise ColdError(field, name, "is a rule, and beta, weights or another rule replace it")
 
 
 def check_placement(fields: Mapping[str, Any] | None) -> None:
@@ -143,7 +156,11 @@ def parse_engine_defaults(config: object) -> ColdArgs:
         )
     if problem:
         raise ColdError(f'{where}["{field}"]', args.values[field], problem)
-    combine(args.values, prefix=f"{where}.", layers=[preset.settings])
+    # Its limits are for requests that name the preset, whatever the engine's own is.
+    values = {key: value for key, value in args.values.items() if key not in LIMITS}
+    combined, _ = combine(values, prefix=f"{where}.", layers=[preset.settings])
+    if name is not None:
+        check_limited(f'{where}["preset"]', name, preset, combined.rule)
     return args
 
 

@@ -35,6 +35,11 @@ class Preset:
         return self.without is not None or self.images is not None
 
     @property
+    def limits(self) -> bool:
+        """Whether it limits a part, whichever that is."""
+        return self.settings.get("rule") == "bound"
+
+    @property
     def of_texts(self) -> bool:
         """Whether its amateur lacks a text, wherever in a chat that stands."""
         return "tool" in (self.without or ())
@@ -63,6 +68,8 @@ PRESETS: Mapping[str, Preset] = {
     "grd": _of_rule("grd"),  # committed to one of both at their first disagreement
     "m3id": _of_rule("m3id"),  # stronger with every token
     "mti": _of_rule("mti"),  # only where the expert is uncertain
+    # Limits what a part of the input may add to the answer, in bits. No paper's: docs/bound.md
+    "bound": Preset({"alpha": 0.0, "rule": "bound"}),
     # A prompt against the same one without its instruction (arXiv 2306.17806): z' + g (z - z'),
     # g = 1.5, so w = -(g - 1)
     "cfg": Preset({"alpha": 0.0, "beta": 0.5}, without="system"),

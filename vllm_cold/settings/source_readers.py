@@ -18,6 +18,7 @@ from vllm_cold.settings.sources import (
     Text,
     TokenIds,
     Without,
+    WithoutText,
     is_media,
 )
 from vllm_cold.settings.table import MOST_ITEMS, check, check_number
@@ -25,19 +26,30 @@ from vllm_cold.settings.table import MOST_ITEMS, check, check_number
 _Sized = TypeVar("_Sized", bound=Sequence[Any])
 
 
-def read_source(prompt: object, without: Any, images: object) -> Source | None:
+def read_source(prompt: object, without: Any, without_text: Any, images: object) -> Source | None:
     """Read what an amateur reads from the arguments of ``Amateur``, of which at most one is set.
 
     Raises:
         ColdError: names the field, the value and what is allowed.
     """
-    arguments = {"prompt": prompt, "without": without, "images": images}
+    arguments = {
+        "prompt": prompt,
+        "without": without,
+        "without_text": without_text,
+        "images": images,
+    }
     values = {name: (name, value) for name, value in arguments.items() if value is not None}
     pick_source(values, arguments)  # refuses two
     if prompt is not None:
         return read_prompt("prompt", prompt)
     if without is not None:
         return read_without("without", check("without", without))
+    if without_text is not None:
+        if not isinstance(without_text, str):
+            raise ColdError(
+                "without_text", without_text, "must be a text as it stands in the prompt"
+            )
+        return read_without_text("without_text", without_text)
     if images is None or isinstance(images, Distorted):
         return images
     raise ColdError("images", images, "must be a Noise or a Blur")
@@ -174,6 +186,11 @@ def read_images(field: str, value: str) -> Without | Distorted:
     return Without(("images",)) if value == "none" else read_distorted(field, value)
 
 
+def read_without_text(field: str, value: str) -> WithoutText:
+    """Read ``cold_without_text``; raises ColdError for an empty one, or invalid Unicode."""
+    return WithoutText(_text(field, value).value)
+
+
 _LONGEST = 32 * MOST_ITEMS  # of a text with positions
 _SPAN = re.compile(r"\s*(\d{1,9})\s*:\s*(\d{1,9})\s*", re.ASCII)
 
@@ -210,6 +227,7 @@ READERS: Mapping[str, Any] = {
     "amateur_prompt": _text,
     "amateur_messages": _json_messages,
     "without": read_without,
+    "without_text": read_without_text,
     "part": read_part,
     "images": read_images,
 }

@@ -175,6 +175,64 @@ def is_media(part: Any, names: frozenset[str] = _ALL_MEDIA) -> bool:
     return isinstance(kind, str) and kind in names
 
 
+class WithoutText(msgspec.Struct, frozen=True):
+    """The request's own prompt, or conversation, without a text where it first stands in it. What
+    comes later, the amateur reads, as it may be somebody else's: who could have their own words
+    left out would learn by it whether they are the text.
+    """
+
+    text: str
+
+    def __str__(self) -> str:
+        return "without a text"  # which may be confidential
+
+    @property
+    def value(self) -> str:
+        return f"{len(self.text)} characters"
+
+    def of(self, field: str, prompt: str | None) -> str:
+        """Return a completion's prompt without the text.
+
+        Raises:
+            ColdError: the prompt is no text, does not have it, or has nothing else.
+        """
+        if prompt is None:
+            problem = "is for chats and for prompts of one text; name positions with cold_part"
+            raise ColdError(field, self.value, problem)
+        if self.text not in prompt:
+            raise ColdError(field, self.value, "the prompt has no such text")
+        if not (left := self._cut(prompt)):
+            raise ColdError(field, self.value, "leaves nothing of the prompt")
+        return left
+
+    def of_messages(self, field: str, messages: Sequence[Any]) -> list[Any]:
+        """Return a conversation without the text.
+
+        Raises:
+            ColdError: no message has it.
+        """
+        for i, message in enumerate(messages):
+            if (changed := self._without(message)) is not None:
+                return [*messages[:i], changed, *messages[i + 1 :]]
+        raise ColdError(field, self.value, "no message has such a text")
+
+    def _without(self, message: Any) -> Any:
+        """Return a message without the text, None if it does not have it."""
+        content = message.get("content") if isinstance(message, Mapping) else None
+        if isinstance(content, str):
+            return {**message, "content": self._cut(content)} if self.text in content else None
+        parts = content if isinstance(content, list) else []
+        for i, part in enumerate(parts):
+            text = part.get("text") if isinstance(part, Mapping) else None
+            if isinstance(text, str) and self.text in text:
+                changed = {**part, "text": self._cut(text)}
+                return {**message, "content": [*parts[:i], changed, *parts[i + 1 :]]}
+        return None
+
+    def _cut(self, text: str) -> str:
+        return text.replace(self.text, "", 1)
+
+
 class Part(msgspec.Struct, frozen=True):
     """The request's own prompt without parts of it.
 
@@ -217,4 +275,4 @@ class Part(msgspec.Struct, frozen=True):
         return left
 
 
-Source = Text | TokenIds | Messages | Media | Distorted | Without | Part
+Source = Text | TokenIds | Messages | Media | Distorted | Without | WithoutText | Part

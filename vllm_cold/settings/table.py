@@ -34,6 +34,11 @@ _Weight = Annotated[float, Meta(ge=-MAX_BETA, le=MAX_BETA)] | str
 _WEIGHT_ALLOWED = "must be a number from -1e6 to 1e6, or the name of a rule"
 
 
+_Number = Annotated[float, Meta(ge=0.0, le=1e6)]
+_Bits = _Number | list[_Number] | None
+_BITS_ALLOWED = "must be a number from 0 to 1e6, or a list of these, one for each amateur"
+
+
 class SettingSpec(NamedTuple):
     """What a request, an engine or a command line may say.
 
@@ -75,6 +80,16 @@ SETTINGS: Mapping[str, SettingSpec] = {
         "Cap on the candidates: the expert's k most probable tokens; default none.",
         f"must be an integer from 1 to {MAX_EXPERT_TOP_K}, or left out for no cap",
     ),
+    "bits": SettingSpec(
+        _Bits,
+        "What a part may add to an answer by the rule bound, in bits; default no limit.",
+        _BITS_ALLOWED,
+    ),
+    "bits_per_token": SettingSpec(
+        _Bits,
+        "What it may add besides with each token, in bits; default 0.",
+        _BITS_ALLOWED,
+    ),
 }
 CONTRAST: Mapping[str, SettingSpec] = {
     "amateur": SettingSpec(
@@ -99,6 +114,11 @@ CONTRAST: Mapping[str, SettingSpec] = {
         "audios.",
         "must be a role, such as 'system' or 'tool', the index of a message, 'images', 'videos' or "
         "'audios', or several of these: a list, or a text with commas between them",
+    ),
+    "without_text": SettingSpec(
+        str | list[str] | None,
+        "Text of the prompt, or of a chat's messages, that the amateur does not read.",
+        "must be a text as it stands in the prompt, or a list of texts",
     ),
     "part": SettingSpec(
         list[str | int] | str | None,
@@ -156,6 +176,7 @@ _ALL = {
     ),
 }
 _STRENGTH = ("beta", "rule")  # each replaces the other
+LIMITS = ("bits", "bits_per_token")  # parameters of the rule bound, by names of their own
 # Lists that are not of amateurs may be longer.
 _MOST_ENTRIES = {"without": MOST_ITEMS, "part": 2 * MOST_ITEMS}
 
@@ -169,7 +190,7 @@ class ColdSettings(msgspec.Struct, frozen=True):
     alpha: float = DEFAULT_ALPHA
     beta: float = DEFAULT_BETA
     rule: str | None = None
-    rule_parameters: dict[str, float] | None = None
+    rule_parameters: dict[str, float | list[float]] | None = None
     expert_top_k: int | None = None
 
     def as_dict(self) -> dict[str, Any]:
@@ -252,26 +273,58 @@ def combine(
         problem = f"names {' and '.join(rules)}; a request has one rule"
         raise ColdError(prefix + "weights", list(weights), problem)
     rule = rules[0] if rules else None
-    chosen = sum(isinstance(weight, str) for weight in used)
-    takes = registry.get(rule).amateurs if rule is not None else 0
-    if takes and {chosen, len(used)} != {takes}:
-        raise ColdError(
-            prefix + named_by(weights),
-            rule,
-            f"this rule chooses the weights of {takes} amateurs, and no request that has it has "
-            f"others; here it would choose those of {chosen} of {len(used)}",
-        )
+    _check_rule(rule, used, weights, checked, prefix)
     field, parameters = prefix + "rule_parameters", merged.get("rule_parameters")
+    own = {name: checked[name] for name in LIMITS if checked.get(name) is not None}
     if rule is not None:
-        parameters = registry.parameters_of(registry.get(rule), parameters or {}, field)
+        known = registry.get(rule).parameters  # of another rule, an engine's limits are none
+        limits = {name: merged[name] for name in LIMITS if name in merged and name in known}
+        parameters = {**limits, **(parameters or {}), **own}
+        parameters = registry.parameters_of(registry.get(rule), parameters, field, len(used))
     elif parameters is not None:
         problem = f"is for a rule, and beta is {beta}; leave it out or set {prefix}rule"
         raise ColdError(field, parameters, problem)
-    settings = ColdSettings(merged["alpha"], beta, rule, parameters, merged.get("expert_top_k"))
+    elif own:
+        name, value = next(iter(own.items()))
+        raise ColdError(prefix + name, value, f"is for the preset bound; set {prefix}preset")
+    alpha, cap = merged["alpha"], merged.get("expert_top_k")
+    if rule is not None and registry.get(rule).is_of_scores:
+        alpha, cap = 0.0, None
+    settings = ColdSettings(alpha, beta, rule, parameters, cap)
     return settings, tuple(
         None if isinstance(weight, str) else float(-beta if requested is None else weight)
         for weight, requested in zip(used, weights, strict=True)
     )
+
+
+def _check_rule(
+    name: str | None,
+    used: Sequence[object],
+    weights: Sequence[object],
+    values: Mapping[str, Any],
+    prefix: str,
+) -> None:
+    """Refuse a rule with amateurs, or settings, that it does not take; ``values``: the request's
+    own.
+    """
+    if name is None:
+        return
+    rule, chosen = registry.get(name), sum(isinstance(weight, str) for weight in used)
+    takes = rule.amateurs or (len(used) if rule.is_of_scores else 0)
+    if takes and {chosen, len(used)} != {takes}:
+        raise ColdError(
+            prefix + named_by(weights),
+            name,
+            f"this rule chooses the weights of {takes} amateurs, and no request that has it has "
+            f"others; here it would choose those of {chosen} of {len(used)}",
+        )
+    for setting in ("alpha", "expert_top_k"):
+        if rule.is_of_scores and values.get(setting):
+            raise ColdError(
+                prefix + setting,
+                values[setting],
+                f"the rule {name!r} says all of the distribution; leave it out",
+            )
 
 
 def named_by(weights: Sequence[object]) -> str:

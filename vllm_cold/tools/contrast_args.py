@@ -19,12 +19,13 @@ from vllm_cold.rules import registry
 from vllm_cold.settings.amateurs import AmateurSpec, ContrastSpec, describe, names_contrast
 from vllm_cold.settings.arguments import parse_request_args
 from vllm_cold.settings.images import Distorted
-from vllm_cold.settings.sources import Messages, Part, Text, Without, media_parts
+from vllm_cold.settings.sources import Messages, Part, Text, Without, WithoutText, media_parts
 from vllm_cold.settings.table import (
     CONTRAST,
     MAX_EXPERT_TOP_K,
     PREFIX,
     SETTINGS,
+    ColdSettings,
     check,
     is_known,
     is_ours,
@@ -38,10 +39,14 @@ Content = Text | Messages
 
 # Options that say what is contrasted with; a preset says how.
 OPTIONS = tuple(name for name in CONTRAST if name != "preset")
-# What may differ from prompt to prompt: what the amateur reads.
+# What may differ from prompt to prompt: what the amateur reads,
 ROW_KEYS = tuple(
-    PREFIX + name for name in ("amateur_prompt", "amateur_messages", "without", "part", "images")
+    PREFIX + name
+    for name in ("amateur_prompt", "amateur_messages", "without", "without_text", "part", "images")
 )
+# and what the part that it does not read may add.
+LIMITS = ("bits", "bits_per_token")
+ROW_LIMITS = tuple(PREFIX + name for name in LIMITS)
 
 
 def option_of(name: str) -> str:
@@ -117,8 +122,8 @@ def row_args(row: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in row.items():
         if value is None or not (is_known(key) or is_ours(key)):
             continue
-        if key not in ROW_KEYS:
-            raise ColdError(key, value, f"a row may have {', '.join(ROW_KEYS)}")
+        if key not in (*ROW_KEYS, *ROW_LIMITS):
+            raise ColdError(key, value, f"a row may have {', '.join((*ROW_KEYS, *ROW_LIMITS))}")
         is_json = key == PREFIX + "amateur_messages" and isinstance(value, list)
         if is_json and not all(isinstance(message, str) for message in value):
             value = json.dumps(value)
@@ -151,13 +156,25 @@ def request_args(args: Mapping[str, Any], base: str | None) -> dict[str, Any]:
     """Return ``vllm_xargs`` with a value for all that would otherwise be the server's default.
     ``base`` is the base model's name, to contrast with if ``args`` name nothing else.
     """
-    sent = {"cold": 1, PREFIX + "expert_top_k": MAX_EXPERT_TOP_K, **args}
+    settings = read_contrast(args).settings
+    # A rule of scores says all of the distribution, whatever the default.
+    no_cap = {} if is_of_scores(settings) else {PREFIX + "expert_top_k": MAX_EXPERT_TOP_K}
+    sent = {"cold": 1, **no_cap, **args}
     if base is not None and not names_contrast(parse_request_args(args)):
         sent[PREFIX + "amateur"] = base
-    settings = read_contrast(args).settings
     if settings.rule is not None:
-        sent[PREFIX + "rule_parameters"] = json.dumps(settings.rule_parameters)
+        parameters = settings.rule_parameters or {}
+        # Limits by the names that win over a default's.
+        limits = {name: parameters[name] for name in LIMITS if name in parameters}
+        others = {name: value for name, value in parameters.items() if name not in limits}
+        sent |= {PREFIX + name: value for name, value in limits.items()}
+        sent[PREFIX + "rule_parameters"] = json.dumps(others)
     return sent
+
+
+def is_of_scores(settings: ColdSettings) -> bool:
+    """Whether a rule computes what is sampled from, so that amateurs have no weights."""
+    return settings.rule is not None and registry.get(settings.rule).is_of_scores
 
 
 def adapter_of(amateur: AmateurSpec, expert: str | None, base: str) -> str | None:
@@ -228,6 +245,10 @@ def amateur_reads(whole: Content, amateur: AmateurSpec) -> Content | None:
             return source
         case Part():
             return Text(source.of(field, whole.value if isinstance(whole, Text) else None))
+        case WithoutText():
+            if isinstance(whole, Messages):
+                return Messages(source.of_messages(field, whole.value))
+            return Text(source.of(field, whole.value))
         case Without():
             left = source.of(field, whole.value if isinstance(whole, Messages) else None)
             return Messages(left)
@@ -252,6 +273,7 @@ def check_amateurs(
         if amateur.source is None and adapter_of(amateur, expert, base) == expert:
             raise ToolError(
                 f"{where}: nothing to contrast with, as the amateur is the expert: give another "
-                "--adapter or --amateur, or say what the amateur reads, with --without, --images, "
-                "--part, --amateur-prompt, --amateur-messages or the row's own cold_* keys"
+                "--adapter or --amateur, or say what the amateur reads, with --without, "
+                "--without-text, --images, --part, --amateur-prompt, --amateur-messages or the "
+                "row's own cold_* keys"
             )

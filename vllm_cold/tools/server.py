@@ -21,10 +21,30 @@ from vllm_cold.tools.pictures import without_data
 _KEY_VARIABLE = "COLD_API_KEY"
 
 
+class _Usage(BaseModel):
+    prompt_tokens: int
+    completion_tokens: int
+
+
+class _ReplyMessage(BaseModel):
+    content: str | None
+
+
+class _CompletionChoice(BaseModel):
+    finish_reason: str | None
+    text: str
+
+
+class _ChatChoice(BaseModel):
+    finish_reason: str | None
+    message: _ReplyMessage
+
+
 class _Reply(BaseModel):
     """What every answer has."""
 
-    choices: Annotated[list[dict[str, Any]], Field(min_length=1)]
+    choices: Annotated[list[_CompletionChoice | _ChatChoice], Field(min_length=1)]
+    usage: _Usage | None = None
 
 
 class Server:
@@ -145,7 +165,7 @@ class Server:
     async def post(
         self, client: openai.AsyncOpenAI, path: str, body: Mapping[str, Any]
     ) -> dict[str, Any]:
-        """Send a request for an answer; return the reply, which has a choice.
+        """Send a request for an answer; return the reply, whose first choice has a text.
 
         Raises:
             ToolError: there is none.

@@ -37,6 +37,7 @@ COUNTERS = {
     "amateur_cached_prompt_tokens": "Prompt tokens of amateurs that were found in the prefix "
     "cache.",
 }
+SPENT = "What answers cost by their rule, of each amateur: bits, by the rule bound."
 CANDIDATES = "Tokens that the expert finds plausible, for each token that was given."
 GAUGES = {
     "requests_running": "Contrastive requests of which all streams are in the batch.",
@@ -59,6 +60,7 @@ class Counters(msgspec.Struct, omit_defaults=True):
     amateur_prompt_tokens: int = 0
     amateur_cached_prompt_tokens: int = 0
     candidates: list[int] = []
+    spent: list[float] = []
 
     def give(self, tokens: int, figures: "Sequence[RowStats]") -> None:
         """Count the tokens that a request gets; ``figures``: a worker's, of where it sampled them,

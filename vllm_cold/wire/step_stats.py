@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-OTHER_DRAFTS, RULE_FAILED = 2, 4  # in ``RowStats.nonfinite``, besides 1 and ``OUT_OF_RANGE``
+# In ``RowStats.nonfinite``, besides 1 and ``OUT_OF_RANGE``.
+OTHER_DRAFTS, RULE_FAILED, ENDS = 2, 4, 8
 
 
 class Explained(NamedTuple):
@@ -51,11 +52,14 @@ class RowStats(NamedTuple):
         changed: 1 if another token than the expert's best had the best score.
         nonfinite: 1 if a row of the group held NaN or +inf; then the other two say nothing. 2 if
             the rows follow different drafts. ``OUT_OF_RANGE`` if a row number was, so that
-            nobody scored. 4 if the group's rule had no weights for it.
+            nobody scored. 4 if the group's rule had no weights or scores for it, 8 if it allows no
+            token.
         done: Amateurs that its rule needs no more: bit i for the i-th.
         idle: 1 if its rule gave each amateur the weight 0, or has ended them all.
         present: Amateurs that were there, in bits as ``done``.
         explained: What the group's client is told, as lists; None where it does not ask.
+        charges: Of each amateur that the group had at first what the token cost, what was left
+            before it, and 1 where that was a limit; None of a rule that does not charge.
     """
 
     candidates: int
@@ -65,6 +69,7 @@ class RowStats(NamedTuple):
     idle: int = 0
     present: int = 0
     explained: Explained | None = None
+    charges: Sequence[tuple[float, float, float]] | None = None
 
 
 class StepStats:
@@ -82,6 +87,8 @@ class StepStats:
         present: The amateurs that were there, of each row of figures.
         to_explain: The rows whose clients ask for explanations.
         explained: These explanations; empty if nobody asks.
+        charges: As ``charge`` takes them; None if no rule charges.
+        charged: As it takes them.
     """
 
     def __init__(
@@ -91,12 +98,25 @@ class StepStats:
         present: tuple[int, ...],
         to_explain: Sequence[int] = (),
         explained: Sequence[Any] = (),
+        charges: Any = None,
+        charged: Sequence[int] = (),
     ) -> None:
-        self._ids = ids
+        self.ids = ids
         self._present = present
         self._to_explain = to_explain
         self._arrives: Any = None  # an event of the device; None for what is there already
         self._tables = [self._to_host(table) for table in (statistics, *explained)]
+        self._charges = charges
+        self._charged = charged
+
+    def charge(self, charges: Any, charged: Sequence[int]) -> None:
+        """Add what the tokens cost that were taken, now that they are known.
+
+        Args:
+            charges: [rows, amateurs, 3] float32, as ``RowStats.charges``.
+            charged: The rows of groups whose rules charge.
+        """
+        self._charges, self._charged = self._to_host(charges), charged
 
     def _to_host(self, table: Any) -> Any:
         if isinstance(table, np.ndarray) or table.device.type == "cpu":
@@ -117,12 +137,25 @@ class StepStats:
         rows, *columns = (table.tolist() for table in self._arrived())
         explained = zip(self._to_explain, map(Explained, *columns), strict=True) if columns else ()
         by_row = dict(explained)
-        for at, (group, row) in enumerate(zip(self._ids, rows, strict=True)):
+        charges = {} if self._charges is None else dict(enumerate(self._charges.tolist()))
+        charges = {at: charges[at] for at in self._charged}
+        for at, (group, row) in enumerate(zip(self.ids, rows, strict=True)):
             present = self._present[at]
-            figures = RowStats(*row)._replace(present=present, explained=by_row.get(at))
+            figures = RowStats(*row)._replace(
+                present=present, explained=by_row.get(at), charges=charges.get(at)
+            )
             yield group, figures if present else figures._replace(idle=1)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Arrays: a tensor may be sent as a handle, which somebody has to keep open.
         statistics, *explained = map(np.asarray, self._arrived())
-        return StepStats, (self._ids, statistics, self._present, self._to_explain, explained)
+        charges = None if self._charges is None else np.asarray(self._charges)
+        return StepStats, (
+            self.ids,
+            statistics,
+            self._present,
+            self._to_explain,
+            explained,
+            charges,
+            self._charged,
+        )

@@ -49,6 +49,8 @@ class Stream(msgspec.Struct, frozen=True):
         method: What the request is counted under; workers need not know.
         rule_keeps_state: Whether the rule does.
         retires: Whether the rule may end amateurs.
+        charges: Whether the rule charges for tokens.
+        temperature: The request's; 1 if it is greedy.
         slot: Where workers keep the state of the group's rule; None for a rule without, and until
             the group runs.
         explain: Of how many tokens of each step the client is told scores and logits; 0 for none.
@@ -61,6 +63,8 @@ class Stream(msgspec.Struct, frozen=True):
     method: str = ""
     rule_keeps_state: bool = False
     retires: bool = False
+    charges: bool = False
+    temperature: float = 1.0
     slot: int | None = None
     explain: int = 0
 

@@ -16,6 +16,7 @@ def with_ours(transfer: Mapping[str, Any] | None, **ours: Any) -> dict[str, Any]
         transfer: vLLM's ``kv_transfer_params``, the one field of an output for extensions, in which
             a KV connector may have keys of its own.
         ours: ``steps``: what the client is told of each token, as ``StepExplainer`` makes it.
+            ``budget``: what the tokens so far have cost, as ``Budget`` says it.
             ``amateurs``: their own ``kv_transfer_params``, from an engine that has prefilled a
             request; whoever hands the request on to an engine that decodes, hands on all of it.
     """
@@ -40,14 +41,17 @@ def of_amateur(transfer: Any, index: int) -> dict[str, Any] | None:
     return {name: value for name, value in transfer.items() if not name.startswith("remote_")}
 
 
-def without_steps(transfer: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return what is left without ``steps`` of ``with_ours``; None if nothing is."""
-    ours = {name: value for name, value in transfer[_OURS].items() if name != "steps"}
-    others = {name: value for name, value in transfer.items() if name != _OURS}
+_TOLD = ("steps", "budget")
+
+
+def told_in(transfer: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return ``steps`` and ``budget`` of ``with_ours``, as far as they are there."""
+    ours = (transfer or {}).get(_OURS) or {}
+    return {name: ours[name] for name in _TOLD if name in ours}
+
+
+def without_told(transfer: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Return what is left without them; None if nothing is."""
+    others = dict(transfer or {})
+    ours = {k: value for k, value in (others.pop(_OURS, None) or {}).items() if k not in _TOLD}
     return ({**others, _OURS: ours} if ours else others) or None
-
-
-def steps_in(transfer: Mapping[str, Any] | None) -> list[dict[str, Any]] | None:
-    """Return ``steps`` of ``with_ours``; None if there are none."""
-    ours = (transfer or {}).get(_OURS)
-    return None if ours is None else ours.get("steps")

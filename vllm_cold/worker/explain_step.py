@@ -7,7 +7,7 @@ are sampled from. The scheduler turns it into plain data (``StepExplainer``), wh
 tokens.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -21,7 +21,9 @@ from vllm_cold.wire.step_stats import Explained
 _AT_ONCE = 16  # groups: each takes some eight rows of the vocabulary for the time of it
 
 
-def explain(logits: Tensor, groups: Groups, at: Sequence[int], k: int) -> Explained:
+def explain(
+    logits: Tensor, groups: Groups, at: Sequence[int], k: int, of_rules: Mapping[int, Tensor]
+) -> Explained:
     """Explain some groups, before scores replace their experts' logits; no host sync. Many groups
     are explained in slices, which bounds the memory.
 
@@ -30,14 +32,23 @@ def explain(logits: Tensor, groups: Groups, at: Sequence[int], k: int) -> Explai
         groups: All that are scored, with their weights.
         at: Which of them.
         k: How many tokens.
+        of_rules: The scores [V] of the groups whose rules give them.
     """
-    which = torch.tensor(at).to(logits.device, non_blocking=True)
-    parts = [_explain(logits, groups.at(part), k) for part in torch.split(which, _AT_ONCE)]
+    parts = []
+    for start in range(0, len(at), _AT_ONCE):
+        part = at[start : start + _AT_ONCE]
+        which = torch.tensor(part).to(logits.device, non_blocking=True)
+        parts.append(_explain(logits, groups.at(which), k, [of_rules.get(i) for i in part]))
     return Explained(*map(torch.cat, zip(*parts, strict=True)))
 
 
-def _explain(logits: Tensor, groups: Groups, k: int) -> Explained:
+def _explain(
+    logits: Tensor, groups: Groups, k: int, of_rules: Sequence[Tensor | None]
+) -> Explained:
     scores = contrastive_scores(logits, groups, check=False)
+    for i, of_rule in enumerate(of_rules):
+        if of_rule is not None:
+            scores[i] = of_rule
     rows = torch.where(groups.rows < 0, groups.rows[:, :1], groups.rows)
     tokens = torch.cat([best(row, k)[1] for row in (scores, logits[rows[:, 0]])], 1)
     ids = tokens.clamp(min=0)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vllm_cold.ops import contrastive_scores
 from vllm_cold.ops.interface import Groups
-from vllm_cold.wire.step_stats import OTHER_DRAFTS, RULE_FAILED, StepStats
+from vllm_cold.wire.step_stats import ENDS, OTHER_DRAFTS, RULE_FAILED, StepStats
 from vllm_cold.wire.stream import Stream
 from vllm_cold.worker.explain_step import explain
 from vllm_cold.worker.rule_weights import RuleRows, RuleStates
@@ -62,6 +62,18 @@ def _tensor(values: NDArray[Any], device: torch.device) -> Tensor:
     return torch.from_numpy(values).to(device, non_blocking=True)
 
 
+def _values(numbers: Sequence[float | Sequence[float]], amateurs: int) -> NDArray[Any]:
+    """Return the values of a parameter: [n, amateurs] if a group has a list of its amateurs', else
+    [n, 1].
+    """
+    if not any(isinstance(number, Sequence) for number in numbers):
+        return np.array(numbers, dtype=np.float32)[:, None]
+    values = np.zeros((len(numbers), amateurs), dtype=np.float32)
+    for row, number in zip(values, numbers, strict=True):
+        row[: len(number) if isinstance(number, Sequence) else amateurs] = number
+    return values
+
+
 def _rule_rows(
     host: _Host, streams: Sequence[Stream], device: torch.device
 ) -> tuple[RuleRows, ...]:
@@ -80,7 +92,7 @@ def _rule_rows(
         part = part._replace(rows=part.rows[:, :width], weights=part.weights[:, : width - 1])
         settings = [stream.settings.rule_parameters or {} for stream in experts]
         names = tuple(settings[0])  # what the rule of this process lacks, it will say itself
-        parameters = [[[of_group[key]] for of_group in settings] for key in names]
+        parameters = [_values([of_group[key] for of_group in settings], width - 1) for key in names]
         slots = [stream.slot for stream in experts if stream.slot is not None]
         if len(slots) < len(experts):  # then a rule with state fails
             slots = []
@@ -88,9 +100,13 @@ def _rule_rows(
             RuleRows(
                 rule=name,
                 names=names,
-                parameters=_tensor(np.array(parameters, dtype=np.float32), device),
+                parameters=tuple(_tensor(values, device) for values in parameters),
                 at=_tensor(np.array(at), device),
+                indices=tuple(at),
                 groups=part.to(device),
+                temperatures=_tensor(
+                    np.array([stream.temperature for stream in experts], dtype=np.float32), device
+                ),
                 chooses=_tensor(np.isnan(part.weights), device),
                 slots=_tensor(np.array(slots), device) if slots else None,
                 num_slots=1 + max(slots, default=-1),
@@ -169,28 +185,43 @@ class GroupRows:
             groups.weights[rule.at, : order.shape[1]] = chosen.weights.gather(1, order)
             choices.append((rule, chosen))
         statistics = torch.empty(len(self.ids), 3, dtype=torch.int64, device=logits.device)
+        of_rules = [(r.indices, c.scores) for r, c in choices if c.scores is not None]
         asking = {stream.group for stream in self.streams if stream.explain}
         to_explain = [i for i, group in enumerate(self.ids) if group in asking] if asking else []
         explained: Sequence[Tensor] = ()
         if to_explain:
             most = max(stream.explain for stream in self.streams)
-            explained = explain(logits, groups, to_explain, most)
+            scores_of = {i: row for at, rows in of_rules for i, row in zip(at, rows, strict=True)}
+            explained = explain(logits, groups, to_explain, most, scores_of)
+        experts = [rule.groups.rows[:, 0] for rule, chosen in choices if chosen.scores is not None]
+        favourites = [logits[rows].argmax(-1) for rows in experts]
         contrastive_scores(logits, groups, inplace=True, statistics=statistics, check=False)
+        for (at, scores), rows, favourite in zip(of_rules, experts, favourites, strict=True):
+            logits[rows] = scores
+            changed = (scores.argmax(-1) != favourite).long()
+            candidates = (scores > -math.inf).sum(-1)
+            statistics[list(at), :2] = torch.stack([candidates, changed], 1)
         if choices:
-            of_rules = torch.zeros(len(self.ids), 2, dtype=torch.int64, device=logits.device)
+            columns = torch.zeros(len(self.ids), 2, dtype=torch.int64, device=logits.device)
             for rule, chosen in choices:
                 # Where logits are no numbers, that is the reason, and stays.
                 nonfinite = statistics[rule.at, 2]
-                failed = chosen.failed & (nonfinite == 0)
-                statistics[rule.at, 2] = torch.where(failed, RULE_FAILED, nonfinite)
-                idle = (chosen.weights == 0).all(1)
-                of_rules[rule.at] = torch.stack([chosen.done, idle.long()], 1)
-            statistics = torch.cat([statistics, of_rules], 1)
+                problem = torch.where(chosen.failed, RULE_FAILED, 0)
+                if chosen.ends is not None:
+                    problem = torch.where(chosen.ends, ENDS, problem)
+                statistics[rule.at, 2] = torch.where(nonfinite == 0, problem, nonfinite)
+                idle = (chosen.weights == 0).all(1) & (chosen.scores is None)
+                columns[rule.at] = torch.stack([chosen.done, idle.long()], 1)
+            statistics = torch.cat([statistics, columns], 1)
         if drafts is not None:
             rows = groups.rows
             drafted = drafts[torch.where(rows < 0, rows[:, :1], rows)]
             statistics[:, 2].masked_fill_((drafted != drafted[:, :1]).any(1), OTHER_DRAFTS)
-        return StepStats(self.ids, statistics, self.present, to_explain, explained)
+        stats = StepStats(self.ids, statistics, self.present, to_explain, explained)
+        charges = [(rule, c.charges) for rule, c in choices if c.charges is not None]
+        if states is not None:
+            states.unsettled = (stats, charges) if charges else None
+        return stats
 
     def tell_amateurs(self, tokens: Tensor | list[Any]) -> None:
         """Copy what each expert got over its amateurs': tokens, drafts, or counts of them.

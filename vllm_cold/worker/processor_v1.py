@@ -126,4 +126,6 @@ class ColdLogitsProcessorV1(LogitsProcessor):  # type: ignore[misc]
         [batch rows, ...], changed in place.
         """
         if self._rows is not None:
+            if isinstance(tokens, torch.Tensor):
+                self._states.settle(tokens[:, 0])
             self._rows.tell_amateurs(tokens)

@@ -108,4 +108,6 @@ class ColdLogitsProcessorV2(LogitsProcessor):  # type: ignore[misc]
         [requests, ...] by position, changed in place, ``slots`` as in ``groups_of``.
         """
         if (groups := self.groups_of(slots)) is not None:
+            if tokens.ndim == 2:
+                self._states.settle(tokens[:, 0])
             groups.tell_amateurs(tokens)

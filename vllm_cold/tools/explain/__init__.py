@@ -9,7 +9,7 @@ from pathlib import Path
 
 from vllm_cold.settings.table import CONTRAST, SETTINGS, read
 from vllm_cold.tools.command_error import named_libraries
-from vllm_cold.tools.contrast_args import add_rule_option, option_of
+from vllm_cold.tools.contrast_args import LIMITS, add_rule_option, option_of
 from vllm_cold.tools.options import add_contrast, add_models
 
 DESCRIPTION = """\
@@ -19,6 +19,19 @@ candidates there were and which was chosen. Write one HTML page that needs no ne
 same in the terminal.
 """
 
+EPILOG = """\
+examples:
+  with a model:        vllm-cold explain --model MODEL --adapter sql=/path/to/sql \\
+                           --prompt "List all users."
+  a running server:    vllm-cold explain --url http://localhost:8000 --adapter sql \\
+                           --prompts prompts.jsonl --chat
+  what a prompt did:   vllm-cold explain --model MODEL --prompts chats.jsonl \\
+                           --without system --preset cfg
+  what a text may add: vllm-cold explain --model MODEL --prompts chats.jsonl \\
+                           --without-text "The code is 4711." --preset bound --bits 8
+  what an image did:   vllm-cold explain --model MODEL --image photo.jpg \\
+                           --prompt "Is there a dog?" --preset vcd"""
+
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the sub-command to the ``vllm-cold`` command line."""
@@ -26,6 +39,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "explain",
         help="show an answer token by token: candidates, scores, disagreement",
         description=DESCRIPTION,
+        epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.set_defaults(run=_run)
@@ -39,8 +53,9 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         metavar="FILE",
         type=Path,
         help='one prompt a line; in a .jsonl file, objects with "prompt" or "messages", with '
-        '"image" or "images" (files), and with cold_without, cold_images, cold_part, '
-        "cold_amateur_prompt or cold_amateur_messages of their own",
+        '"image" or "images" (files), with cold_without, cold_without_text, '
+        "cold_images, cold_part, cold_amateur_prompt or cold_amateur_messages, and with cold_bits "
+        "and cold_bits_per_token of their own",
     )
     prompts(
         "--image",
@@ -62,8 +77,11 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     for name, setting in SETTINGS.items():
         if name == "rule":
             add_rule_option(settings)
-        else:
-            settings.add_argument(option_of(name), type=partial(read, name), help=setting.about)
+            continue
+        about, action = setting.about, "store"
+        if name in LIMITS:
+            about, action = f"{about} Repeated, of each amateur.", "append"
+        settings.add_argument(option_of(name), type=partial(read, name), action=action, help=about)
     settings.add_argument("--preset", help=CONTRAST["preset"].about)
 
     parser.add_argument_group("output").add_argument(

@@ -85,6 +85,8 @@ def read_questions(options: argparse.Namespace, models: Models) -> list[Question
     args = contrast_args.option_args(options, models.amateur_names)
     for name in (*SETTINGS, "preset"):
         if (value := getattr(options, name)) is not None:
+            if isinstance(value, list) and not value[1:]:
+                [value] = value
             args[PREFIX + name] = value
     question = partial(
         make_question, options=args, chat=options.chat, expert=models.expert, base=models.model

@@ -49,6 +49,11 @@ class ShownStep(_Record):
     greedy: int  # the choice of the expert's greedy decoding
     weights: tuple[Number | None, ...] = ()  # the amateurs', if a rule chooses one
     ends: tuple[int, ...] = ()  # the amateurs, from 1, that the rule drops after this token
+    # Of a rule that limits what amateurs' parts add, else empty, in bits: what the token cost, what
+    # was left before it, and whether that changed the distribution.
+    cost: tuple[Number | None, ...] = ()
+    left: tuple[Number | None, ...] = ()
+    limited: tuple[bool | None, ...] = ()
 
     @property
     def divergence(self) -> float:
@@ -61,9 +66,48 @@ class ShownStep(_Record):
         return sum(self.divergence >= limit for limit in DIVERGENCE_CLASSES)
 
     @property
+    def is_limited(self) -> bool:
+        """Whether a limit changed the distribution."""
+        return any(self.limited)
+
+    @property
     def differs(self) -> bool:
         """Whether greedy decoding would choose another token."""
         return self.token != self.greedy
+
+
+class Limit(_Record):
+    """What an amateur's part may add to an answer, and what it added, in bits."""
+
+    bits: Number | None  # None for no limit
+    per_token: Number  # that come back with each token
+    spent: Number
+    left: Number | None  # after the last token; None if there was none
+    reached: bool  # whether the limit changed the distribution anywhere
+
+    def shares(self, cost: float | None, left: float | None, most: float) -> tuple[float, float]:
+        """Return what is left after a token and before it, as shares of the limit; where there is
+        none, what it costs as one of ``most``, the dearest token's.
+        """
+        if cost is None or left is None:
+            return 0.0, 0.0
+        paid = max(cost, 0.0)
+        if self.bits is None:
+            return 0.0, paid / most if most else 0.0
+        return ((left - paid) / self.bits, left / self.bits) if self.bits else (0.0, 0.0)
+
+    @property
+    def summary(self) -> str:
+        """Sum it up in a line."""
+        # What became less likely counts below 0, and is not given back unless the rule says so: so
+        # what was spent and what is left are not the limit together.
+        spent = f"spent {self.spent:.1f} bits"
+        if self.bits is None:
+            return f"{spent}, no limit"
+        rate = f" + {self.per_token:g} a token" if self.per_token else ""
+        left = "" if self.left is None else f"{self.left:.1f} left of "
+        reached = "limit reached" if self.reached else "limit not reached"
+        return f"{spent}, {left}{self.bits:g}{rate}, {reached}"
 
 
 class Answer(_Record):
@@ -74,6 +118,11 @@ class Answer(_Record):
     num_prompt_tokens: int  # of what the expert read
     finish_reason: str  # vLLM's: "stop", "length"
     steps: tuple[ShownStep, ...]  # one for each token
+    limits: tuple[Limit, ...] = ()  # of each amateur, if a rule limits them
+
+    def dearest(self, amateur: int) -> float:
+        """Return what the dearest token cost of an amateur's limit, 0 or more."""
+        return max((step.cost[amateur] or 0.0 for step in self.steps), default=0.0)
 
     @property
     def summary(self) -> str:
@@ -86,6 +135,12 @@ class Answer(_Record):
         if not self.greedy:
             facts.append(f"{sum(step.differs for step in steps)} differ from greedy's choice")
         facts.append(f"mean disagreement {mean:.3f} bits")
+        if self.limits:
+            several = len(self.limits) > 1
+            facts += [
+                f"amateur {i}: {limit.summary}" if several else limit.summary
+                for i, limit in enumerate(self.limits, 1)
+            ]
         return " · ".join(facts)
 
 
@@ -118,5 +173,11 @@ class Report(_Record):
     adapter: str  # the expert's name, ``BASE`` without an adapter
     source: str  # what made the answers, in words
     method: str  # a preset's name or "contrastive"
-    settings: str  # alpha and the cap, in words
+    settings: str  # alpha and the cap, or a rule's parameters, in words; "" for none
     explanations: tuple[Explanation, ...]  # one for each prompt
+    has_weights: bool = True  # whether amateurs have weights; not with a rule of scores
+
+    @property
+    def has_limits(self) -> bool:
+        """Whether a rule limits what a part adds."""
+        return any(answer.limits for e in self.explanations for answer in e.answers)

@@ -13,7 +13,7 @@ from typing import Any
 
 from vllm_cold.settings.table import CONTRAST, SETTINGS
 from vllm_cold.tools.command_error import named_libraries
-from vllm_cold.tools.contrast_args import add_rule_option, option_of
+from vllm_cold.tools.contrast_args import LIMITS, add_rule_option, option_of
 from vllm_cold.tools.options import add_contrast, add_models
 from vllm_cold.tools.tune.baselines import BETTER
 from vllm_cold.tools.tune.grid import AXES
@@ -75,8 +75,10 @@ def add_parser(subparsers: Any) -> None:
             continue
         search.add_argument(
             option_of(name),
-            metavar="X,X" if name in AXES else "X",
-            help=setting.about + (f"{several}: {AXES[name]} if left out." if name in AXES else ""),
+            metavar="X,X" if name in (*AXES, *LIMITS) else "X",
+            help=setting.about
+            + (f"{several}: {AXES[name]} if left out." if name in AXES else "")
+            + (f"{several}." if name in LIMITS else ""),
         )
     search.add_argument(
         "--preset",

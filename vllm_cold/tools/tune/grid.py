@@ -6,9 +6,10 @@ from typing import Any
 
 import msgspec
 
+from vllm_cold.rules import registry
 from vllm_cold.settings.presets import PRESETS
 from vllm_cold.settings.table import PREFIX, SETTINGS, check, read
-from vllm_cold.tools.contrast_args import option_of
+from vllm_cold.tools.contrast_args import LIMITS, option_of
 
 # The axes of the grid, with what is tried where nothing else is said.
 AXES = {"alpha": "0.05,0.1,0.3", "beta": "0.25,0.5,1"}
@@ -22,6 +23,8 @@ class Setting(msgspec.Struct, frozen=True, omit_defaults=True):
     beta: float | None = None  # None, as is the rule, where each amateur has a weight of its own
     rule: str | None = None
     rule_parameters: str | None = None  # JSON text
+    bits: float | None = None
+    bits_per_token: float | None = None
     expert_top_k: int | None = None
     baseline: str | None = None  # a baseline's name; alone, it is decoded without a contrast
 
@@ -60,9 +63,10 @@ def make_grid(
     largest; then the presets in their order. With presets and none of these, only presets.
 
     Args:
-        texts: Texts of options, by the setting's name: those of ``AXES`` and rules are values
-            separated by commas. Others hold for each point, a rule's parameters for those with a
-            rule; for all where none has one, and the method then refuses them.
+        texts: Texts of options, by the setting's name: those of ``AXES``, rules and limits are
+            values separated by commas; limits are for points with a rule that has them. Others hold
+            for each point, a rule's parameters for those with a rule. For all points where none has
+            such a rule, and the method then refuses them.
         presets: Names, separated by commas.
         weights: ``cold_weights`` of all requests, which takes the place of beta; None for none.
 
@@ -71,7 +75,9 @@ def make_grid(
     """
     others = {name: text for name in SETTINGS if (text := texts.get(name)) is not None}
     axes = {name: _values(name, others.pop(name)) for name in (*AXES, "rule") if name in others}
+    limits = {name: _values(name, others.pop(name)) for name in LIMITS if name in others}
     points: list[dict[str, Any]] = []
+    says_alpha = "alpha" in axes
     if presets is None or axes:
         axes.setdefault("alpha", _values("alpha", AXES["alpha"]))
         if weights is None and not axes.keys() & {"beta", "rule"}:
@@ -81,15 +87,15 @@ def make_grid(
         ]
         alphas = sorted(axes["alpha"], reverse=True)
         points = [
-            {"alpha": alpha, **strength} for strength in strengths or [{}] for alpha in alphas
+            # A rule of scores has no mask.
+            strength if _is_of_scores(strength) and not says_alpha else {"alpha": alpha, **strength}
+            for strength in strengths or [{}]
+            for alpha in alphas
         ]
     for name in presets.split(",") if presets is not None else ():
         points.append({"preset": check("preset", name.strip(), "--preset")})
     several = weights if isinstance(weights, list) else [weights]
-    presets_of_rules = {name for name, preset in PRESETS.items() if "rule" in preset.settings}
-    ruled = [
-        point for point in points if "rule" in point or point.get("preset") in presets_of_rules
-    ]
+    ruled = [point for point in points if _rule_of(point) is not None]
     if not ruled or any(isinstance(weight, str) and weight for weight in several):
         ruled = points
     for name, text in others.items():
@@ -97,4 +103,25 @@ def make_grid(
         for point in points if name == "expert_top_k" else ruled:
             # Parameters stay JSON text: settings are hashed.
             point[name] = text if name == "rule_parameters" else value
+    for name, values in limits.items():
+        takes = [point for point in points if _takes(point, name)] or points
+        others_of = [point for point in points if point not in takes]
+        points = [*({**point, name: value} for point in takes for value in values), *others_of]
     return list(dict.fromkeys(Setting(**point) for point in points))
+
+
+def _rule_of(point: Mapping[str, Any]) -> str | None:
+    """Return the rule that a point of the grid names, itself or by its preset."""
+    of_preset = PRESETS[point["preset"]].settings if "preset" in point else {}
+    rule: str | None = point.get("rule", of_preset.get("rule"))
+    return rule
+
+
+def _is_of_scores(point: Mapping[str, Any]) -> bool:
+    rule = _rule_of(point)
+    return rule is not None and registry.get(rule).is_of_scores
+
+
+def _takes(point: Mapping[str, Any], parameter: str) -> bool:
+    rule = _rule_of(point)
+    return rule is not None and parameter in registry.get(rule).parameters

@@ -71,7 +71,8 @@ def _advice(task: Task, judged: Verdict) -> tuple[str, list[str]]:
     args = request_args(Job(setting, problem).args, None if varies else task.model)
     rows = []
     if varies:
-        args = {key: value for key, value in args.items() if key not in ROW_KEYS}
+        of_rows = {*ROW_KEYS}.union(*(p.row_keys for p in task.problems)) - setting.args.keys()
+        args = {key: value for key, value in args.items() if key not in of_rows}
         rows = [f"a prompt and {', '.join(ROW_KEYS)} as answers.jsonl has them for this setting"]
     must = [f'"vllm_xargs": {json.dumps(args)}', *rows]
     if task.server is not None:
