@@ -302,6 +302,13 @@ def when() -> list[str]:
             f"right answers alone: repeated {again}; with `cfg` {cost}",
         ],
         [
+            "[limit what a confidential text adds](docs/bound.md)",
+            f"leave it out, where nothing depends on it. Forbidding: told in {_told(GREEDY)} of "
+            "attempts",
+            f"`bound`, 8 bits: told in {_told('8 bits')}",
+            f"public facts, `bound`: {_two('secrets-everyday')}",
+        ],
+        [
             "[improve a LoRA adapter](docs/adapters.md)", "greedy decoding",
             "`cold` (CoLD): no gain overall",
             "better on 1, worse on 18 of 48 pairs of adapter and task (uncorrected)",
@@ -319,6 +326,27 @@ ARMS = {
     "8 bits": "**at most 8 bits** over the prompt without it",
     "32 bits over the question": "at most 32 bits over the question alone",
 }
+
+
+BOTH_QWENS = ("qwen-0.5b", "qwen-1.5b")
+
+
+def _told(arm: str) -> str:
+    """The share of both asking cells' attempts in which the secret was told, by model."""
+    shares = []
+    for model in BOTH_QWENS:
+        kept = [
+            cells(SECRETS)[model, cell][arm].measures["kept"]
+            for cell in ("secrets-asked", "secrets-asked-own")
+        ]
+        shares.append(f"{100 * (1 - np.concatenate(kept).mean()):.0f} %")
+    return " / ".join(shares)
+
+
+def _two(cell: str) -> str:
+    """What 8 bits change there, by model."""
+    found = (compared(SECRETS)[model, cell]["8 bits"] for model in BOTH_QWENS)
+    return " / ".join(marked(each, 0) for each in found)
 
 
 def secrets(model: str) -> list[str]:
@@ -462,6 +490,7 @@ TABLES: dict[str, Callable[[], list[str]]] = {
     "half": half,
     "rules": rules,
     "secrets-half": partial(secrets, "qwen-0.5b"),
+    "secrets-one-and-a-half": partial(secrets, "qwen-1.5b"),
 }
 PAGES = (
     "README.md", "docs/accuracy.md", "docs/cpu.md", "docs/performance.md", "docs/rag.md",
