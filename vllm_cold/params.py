@@ -45,8 +45,8 @@ class Amateur:
             ``prompt_token_ids``).
         without: What it does not read of the expert's conversation (``LLM.chat``): a role, the
             index of a message, "images", "videos" or "audios", or a list of these.
-        without_text: A text that it does not read, wherever that stands in the expert's prompt; of
-            a conversation, in the first message that has it.
+        without_text: A text that it does not read, where that first stands in the expert's prompt
+            or conversation.
         images: What it sees instead of each of the expert's images: ``Noise(500)`` or
             ``Blur(12)``. At most one of these four is given.
         lora_request: Its adapter, None for the base model. Left out: the expert's own if one of

@@ -16,12 +16,17 @@ from torch import Tensor
 
 from tests import naive_bound
 from tests.docs.blocks import block
-from vllm_cold import ColdParams
+from vllm_cold import Amateur, ColdParams
+from vllm_cold.errors import ColdError
 from vllm_cold.ops.interface import Groups
 from vllm_cold.rules import registry
 from vllm_cold.rules.check import call
 from vllm_cold.rules.rule import Scores
 from vllm_cold.rules.statistics import Statistics
+from vllm_cold.settings.amateurs import describe
+from vllm_cold.settings.arguments import parse_request_args
+from vllm_cold.settings.source_readers import read_source
+from vllm_cold.settings.sources import WithoutText
 
 pytestmark = pytest.mark.unit
 
@@ -263,3 +268,31 @@ def test_the_pages_parameters() -> None:
     for wrong in ({"beta": 1.0}, {"rule": "acd"}):
         with pytest.raises(ValueError, match="preset='bound': is a rule, and"):
             ColdParams.preset("bound", bits=8, **wrong)
+
+
+SECRET = "The code is 4711."
+
+
+def test_a_text_is_left_out_where_it_first_stands() -> None:
+    """What users say of it later, the reference reads, too; errors do not tell it."""
+    source = read_source(None, None, SECRET, None)
+    assert isinstance(source, WithoutText)
+    assert source.of("f", f"a {SECRET} b {SECRET}") == f"a  b {SECRET}"
+    system = {"role": "system", "content": f"Hello. {SECRET}"}
+    user = {"role": "user", "content": f"Is it so? {SECRET}"}
+    assert source.of_messages("f", [system, user]) == [{**system, "content": "Hello. "}, user]
+    parts = {"role": "user", "content": [{"type": "text", "text": x} for x in ("a", SECRET, "b")]}
+    (left,) = source.of_messages("f", [parts])
+    assert [part["text"] for part in left["content"]] == ["a", "", "b"]
+    for wrong in (
+        lambda: source.of("cold_without_text", "nothing of it"),
+        lambda: source.of("amateur", None),
+        lambda: source.of("amateur", SECRET),
+        lambda: source.of_messages("amateur", [{"role": "user", "content": "no"}]),
+        lambda: describe(parse_request_args({"cold_without_text": SECRET, "cold_without": "user"})),
+        lambda: parse_request_args({"cold_without_text": {"a": SECRET}}),
+        lambda: Amateur(without_text=SECRET, without="system"),
+    ):
+        with pytest.raises(ColdError) as raised:
+            wrong()
+        assert "4711" not in str(raised.value)
