@@ -541,6 +541,7 @@ def test_what_an_answer_has_spent_is_counted_once(is_async: bool, tiny: Path) ->
     spent = [bits for report in harness.reports for _, sums in report.sums for bits in sums.spent]
     assert sorted(spent) == sorted([3.0, -1.5, 0.5 * at_stop, -0.25 * at_stop])
     assert told[ends] == {
-        "bits": 8.0, "spent": [3.0, -1.5], "left": [7.5, 4.0], "reached": [False, True], "tokens": 6
+        "bits": 8.0, "spent": [3.0, -1.5], "left": [7.5, 4.25], "reached": [False, True],
+        "tokens": 6,
     }  # fmt: skip
     assert harness.ended == {ends: "length", stops: "abort", waits: "abort", "r4": "length"}
