@@ -82,9 +82,9 @@ def _group(
     whole = context + text
     weight = (-0.5, -2.0)[number % 2]
     rule, parameters = RULES[number % len(RULES)]
-    most = 1 if number % 4 == 1 else 2
+    most = 1 if number % 4 == 2 else 2
     if kind == "a judge or a bound":
-        rule, parameters = (JUDGE, BOUNDS[0], JUDGE, BOUNDS[1])[number % 4]
+        rule, parameters = (BOUNDS[1], JUDGE, BOUNDS[0], JUDGE)[number % 4]
     by_rule = Amateur(None, expert, text)
     adapter = expert or "one"
     other = "one" if adapter == "two" else "two"

@@ -28,7 +28,7 @@ def test_tensor_parallel(sharded: bool, make_llm: Any, tiny: Path, naive: NaiveC
     communication between them; eager, as the others are compiled.
     """
     groups = short_groups(36) + short_rules()
-    assert {group.rule for group in groups} == {None, "judge", *dict(RULES)}
+    assert {group.rule for group in groups} == {None, "judge", "bound", *dict(RULES)}
     llm = make_llm(
         fully_sharded_loras=sharded,
         enforce_eager=sharded,

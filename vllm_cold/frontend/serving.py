@@ -73,7 +73,7 @@ def _read_args(server: Admission, request: Any) -> tuple[Any, ...]:
 
 
 # Fields of some kinds of bodies that have the prompt sent back.
-_TELL_PROMPTS = ("echo", "return_prompt_text", "return_token_ids", "enable_response_messages")
+_TELL_PROMPTS = ("echo", "return_prompt_text", "enable_response_messages", "return_token_ids")
 
 
 def _check_prompts(requested: RequestedContrast | None, request: Any, num_prompts: int) -> None:
@@ -95,10 +95,6 @@ def _check_prompts(requested: RequestedContrast | None, request: Any, num_prompt
         if value and (path.endswith("/batch") or streamed):
             problem = f"vLLM's answers of {path} have no room for what it tells; send a chat"
             raise ColdError(field, value, f"{problem} completion")
-    is_hidden = any(amateur.source is not None for amateur in requested.amateurs)
-    for field in _TELL_PROMPTS if rule is not None and rule.is_of_scores and is_hidden else ():
-        if sent := getattr(request, field, None):
-            raise ColdError(field, sent, "tells the prompt, and with it the part that is limited")
     for amateur in requested.amateurs:
         if not isinstance(amateur.source, Part):
             continue
@@ -113,6 +109,13 @@ def _check_prompts(requested: RequestedContrast | None, request: Any, num_prompt
                 "is for a prompt without a suffix; leave one of them out, or say with "
                 "cold_amateur_prompt what the amateur reads"
             )
+    is_hidden = any(amateur.source is not None for amateur in requested.amateurs)
+    # Who has the steps told may know the rest.
+    if rule is None or not rule.is_of_scores or not is_hidden or requested.explain:
+        return
+    for field in _TELL_PROMPTS:
+        if sent := getattr(request, field, None):
+            raise ColdError(field, sent, "tells the prompt, and with it the part that is limited")
 
 
 def check_params(body: Any, params: Any) -> None:
