@@ -428,7 +428,8 @@ def test_what_a_rule_of_scores_does_not_allow(
     said = refused(front, text, params=ColdParams(rule="drawn", temperature=0.0))
     assert said.startswith("temperature=0.0: must be above 0")
     models = front.config.model_config
-    others = [*models.logits_processors, "their.own:Processor"]
+    other = "vllm.v1.sample.logits_processor.builtin:MinPLogitsProcessor"
+    others = [*models.logits_processors, other]
     monkeypatch.setattr(models, "logits_processors", others)
     assert "logits processors of its own" in refused(front, text, params=ColdParams(rule="bound"))
 
