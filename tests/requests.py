@@ -201,6 +201,8 @@ WRONG_BODIES: tuple[tuple[dict[str, Any], str], ...] = (
     (body([" w1", " w2"], **xargs(part="0:1")), "cold_part=2: is for one prompt"),
     (body([" w1", " w2"], **xargs(explain=1)), "prompts=2: must be 1 with cold_explain"),
     (body(TEXT, suffix=" w2", **xargs(part="0:3")), "is for a prompt without a suffix"),
+    (body([" w1", " w2"], **xargs(preset="bound")), "prompts=2: must be 1 with cold_rule bound"),
+    (body(TEXT, echo=True, **xargs(preset="bound", without_text=" w3")), "echo=True: tells the pr"),
 )
 
 
@@ -246,6 +248,13 @@ def _defaults() -> Iterator[tuple[Any, dict[str, Any], str, Any]]:
         yield guide, whole | xargs(**said), "one", reads
     yield guide, whole | xargs(preset="cold"), "base", "vllm-cold needs an adapter as expert"
     yield guide, whole | xargs(preset="dexperts"), "one", "cold_preset='dexperts': is for 2 amateu"
+    # A limit is not lost where a contrast is: only a chat that lacks the part goes without.
+    limits = {"preset": "bound", "bits": 8, **guide}
+    yield limits, whole, "base", [[USER, TOOL]]
+    yield limits, chat(USER), "base", None
+    yield limits, chat(SYSTEM, USER, **cut), "base", equal
+    for default in (guide, {"enabled": False, "bits": 8, **guide}):
+        yield default, whole | xargs(preset="bound"), "base", [[USER, TOOL]]
     named = chat(USER, **xargs(preset="cad", without="tool"))
     yield guide, named, "one", "the conversation has no such message"
 

@@ -8,6 +8,7 @@ import inspect
 import pytest
 
 from tests.contracts.source import contains, find, in_order, parameters, set_in_init, since
+from vllm_cold.frontend.serving import TELL_PROMPTS
 from vllm_cold.settings.sources import MEDIA
 
 pytestmark = pytest.mark.unit
@@ -62,3 +63,21 @@ def test_what_the_input_processor_checks_of_media() -> None:
         "self.max_num_encoder_input_tokens = self.max_num_batched_tokens",
         "self.encoder_cache_size = self.max_num_batched_tokens",
     )
+
+
+def test_bodies_that_have_the_prompt_sent_back() -> None:
+    """Refused where a part of the prompt is limited; of another name they would not be."""
+    where = "vllm.entrypoints.openai"
+    kinds = [
+        find(f"{where}.{module}.protocol:{name}").model_fields
+        for module, name in (
+            ("completion", "CompletionRequest"),
+            ("chat_completion", "ChatCompletionRequest"),
+            ("responses", "ResponsesRequest"),
+        )
+    ]
+    tell = {name for fields in kinds for name in fields if name.startswith(("echo", "return_"))}
+    # Of the answer, and of endpoints that generate nothing.
+    others = {"return_tokens_as_token_ids", "return_token_offsets", "return_mm_kwargs"}
+    assert {"enable_response_messages"} <= kinds[2].keys()
+    assert tell - others == {*TELL_PROMPTS} - {"enable_response_messages"}

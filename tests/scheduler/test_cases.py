@@ -22,9 +22,9 @@ from tests.scheduler.workers import RELEASE
 from vllm_cold.ops.interface import NOT_FINITE, OUT_OF_RANGE
 from vllm_cold.scheduler.budgets import Budget
 from vllm_cold.scheduler.drafting import DraftController
-from vllm_cold.scheduler.output_checks import NOT_EXPLAINED, NOT_SCORED
+from vllm_cold.scheduler.output_checks import ENDED_BY_RULE, NOT_EXPLAINED, NOT_SCORED
 from vllm_cold.wire.counters import ColdStats, Counters, Kind
-from vllm_cold.wire.step_stats import RowStats
+from vllm_cold.wire.step_stats import ENDS, RowStats
 
 pytestmark = pytest.mark.unit
 
@@ -301,8 +301,13 @@ def test_positions_that_give_no_token_are_not_counted(tiny: Path) -> None:
 @both
 @pytest.mark.parametrize(
     "found",
-    [RowStats(1, 0, 1, present=1), RowStats(0, 0, OUT_OF_RANGE, present=1), None],
-    ids=["not finite", "out of range", "not scored"],
+    [
+        RowStats(1, 0, 1, present=1),
+        RowStats(0, 0, OUT_OF_RANGE, present=1),
+        RowStats(0, 0, ENDS, present=1),
+        None,
+    ],
+    ids=["not finite", "out of range", "ended by its rule", "not scored"],
 )
 @pytest.mark.parametrize("tokens", [1, 4], ids=["with its last token", "amid its tokens"])
 def test_a_pair_without_a_token_ends_alone(
@@ -315,7 +320,9 @@ def test_a_pair_without_a_token_ends_alone(
     healthy = harness.add(prompt(9), 6, adapter=1, cold=True)
     regular = harness.add(prompt(7, 200), 6, adapter=1)
     sick = harness.add(prompt(5, 300), tokens, adapter=2, cold=True)
-    harness.errors[sick] = NOT_FINITE if found and found.nonfinite == 1 else NOT_SCORED
+    nonfinite = 0 if found is None else found.nonfinite
+    reasons = {1: NOT_FINITE, ENDS: ENDED_BY_RULE}
+    harness.errors[sick] = reasons.get(nonfinite, NOT_SCORED)
     while sick not in harness.ended:
         while len(harness.in_flight) < harness.depth:
             harness.schedule()
@@ -325,7 +332,8 @@ def test_a_pair_without_a_token_ends_alone(
         harness.deliver()
     assert harness.got[sick] == []
     harness.drain()
-    assert harness.ended == {healthy: "length", regular: "length", sick: "error"}
+    how = "stop" if nonfinite == ENDS else "error"
+    assert harness.ended == {healthy: "length", regular: "length", sick: how}
 
 
 @both

@@ -194,6 +194,10 @@ def test_rules(front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
         ("rule", {"params": ColdParams(rule="grd")}),
     ):
         assert refused(front, text, **args).startswith(f"{name}={said}")
+    # One that keeps no state, and computes what is sampled from.
+    monkeypatch.setitem(registry._added, "drawn", Drawn())
+    said = refused(front, text, rule="drawn")
+    assert said.startswith("cold_rule='drawn': this rule keeps state from step to step, or comp")
 
 
 def test_whose_steps_are_told(front: Front) -> None:

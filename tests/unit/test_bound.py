@@ -24,7 +24,7 @@ from vllm_cold.rules.check import call
 from vllm_cold.rules.rule import Scores
 from vllm_cold.rules.statistics import Statistics
 from vllm_cold.settings.amateurs import describe
-from vllm_cold.settings.arguments import parse_request_args
+from vllm_cold.settings.arguments import parse_engine_defaults, parse_request_args
 from vllm_cold.settings.source_readers import read_source
 from vllm_cold.settings.sources import WithoutText
 
@@ -258,6 +258,35 @@ def test_what_reaches_an_answer_by_all_answers_of_equal_length() -> None:
             total, reference = total + out, reference + without
     assert reference < 0.01 and total <= 16 * reference * 1.0001
     assert total > 8 * reference
+
+
+def test_a_limit_for_each_amateur_or_for_all() -> None:
+    def limits(values: Any, amateurs: int) -> Any:
+        return registry.parameters_of(BOUND, {"bits": values}, "p", amateurs)["bits"]
+
+    assert (limits(8, 2), limits([8, 4], 2), limits([8], 1)) == (8.0, [8.0, 4.0], [8.0])
+    for wrong in ([8], [8, 4, 2], [], [8, -1], [8, "4"], [[8], 4], None, "8"):
+        with pytest.raises(ColdError, match="or a list of 2, one for each amateur"):
+            limits(wrong, 2)
+    with pytest.raises(ColdError, match=r"p\['refund'\]=\[1, 1\]: must be an integer from 0 to 1$"):
+        registry.parameters_of(BOUND, {"refund": [1, 1]}, "p", 2)
+
+
+def test_an_engines_limit_is_for_requests_with_the_rule() -> None:
+    """Of others it is none of their rule's parameters, and no error of theirs."""
+    engine = parse_engine_defaults({"enabled": False, "bits": 8})
+    by_name = {
+        name: parse_request_args(said).settings(engine)[0].rule_parameters
+        for name, said in (
+            ("bound", {"cold_preset": "bound"}),
+            ("less", {"cold_preset": "bound", "cold_bits": 2}),
+            ("acd", {"cold_rule": "acd"}),
+            ("number", {"cold_beta": 0.5}),
+        )
+    }
+    assert by_name["bound"] == {"bits": 8.0, "bits_per_token": 0.0, "refund": 0.0}
+    assert by_name["less"] is not None and by_name["less"]["bits"] == 2
+    assert by_name["acd"] == {} and by_name["number"] is None
 
 
 def test_the_pages_parameters() -> None:

@@ -585,3 +585,7 @@ def test_who_is_charged_in_a_mixed_batch() -> None:
         assert charges["a"] is charges["c"] is None
         assert charges["b"] is not None and len(charges["b"]) == 1
         assert charges["b"][0][1] == 1.0  # what was left
+    assert rows.score(logits, steps=torch.ones(len(streams), dtype=torch.int64), states=states)
+    assert states.unsettled is not None
+    [(_, later)] = states.unsettled[1]
+    assert later.left.item() == pytest.approx(1.0 - charges["b"][0][0]) != 1.0

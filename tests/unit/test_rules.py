@@ -19,7 +19,7 @@ from torch import Tensor
 from tests import naive_rules
 from vllm_cold.errors import ColdError
 from vllm_cold.ops.interface import Groups
-from vllm_cold.rules import Choice, Parameter, Rule, registry
+from vllm_cold.rules import Choice, Parameter, Rule, Scores, registry
 from vllm_cold.rules.check import call
 from vllm_cold.rules.statistics import Statistics
 from vllm_cold.rules.trial import try_out
@@ -276,6 +276,7 @@ calls, known = itertools.count(1), dict[Any, Tensor]()
 FAULTS: list[tuple[Callable[[Statistics, Any], Any], dict[str, Any], str]] = [
     (lambda s, p: amateurs(s), {"state": 17}, "its state must be at most 16"),
     (lambda s, p: amateurs(s), {"name": "a b"}, "must be an identifier"),
+    (lambda s, p: amateurs(s), {"charges": True, "retires": True}, "must not both charge and"),
     (lambda s, p: {}["nothing there"], {}, "as a rule .KeyError: 'nothing there'"),
     (lambda s, p: amateurs(s).index_fill(1, torch.ones_like(s.step[:1]), 0.0), {}, "index"),
     # Shapes and dtypes.
@@ -334,6 +335,44 @@ def test_what_a_rule_must_not_do(
     with pytest.raises(ColdError, match=f"(?i){why}"):
         registry.add(f"{__name__}:Faulty")
     assert "faulty" not in registry.names()
+
+
+def costs(s: Statistics, **more: Any) -> Scores:
+    """Scores of the expert, and costs of each amateur's own tokens."""
+    of_tokens = torch.stack([s.log_probabilities(i) for i in range(1, s.num_streams)], 1)
+    left = torch.ones_like(of_tokens[..., 0])
+    parts = {"costs": of_tokens, "left": left, "limited": left > 2}
+    return Scores(s.logits(0), **(parts | more))
+
+
+CHARGES = {"charges": True}
+OF_SCORES: list[tuple[Callable[[Statistics, Any], Any], dict[str, Any], str]] = [
+    (lambda s, p: Choice(amateurs(s)), {}, "it returns Choice; must be Scores"),
+    (lambda s, p: s.logits(0)[:, 1:], {}, "it returns scores .*; must be .*, 40"),
+    (lambda s, p: costs(s), {}, "charges is False, and of costs, left and limited it returns 3"),
+    (lambda s, p: costs(s, left=None), CHARGES, "charges is True, .* returns 2; must be all or"),
+    (lambda s, p: s.logits(0) * p.most.log(), {}, "returns scores that are not finite"),
+    (lambda s, p: costs(s, costs=torch.stack([s.logits(i) for i in range(1, s.num_streams)], 1)),
+     CHARGES, "returns costs that are not finite"),
+    (lambda s, p: s.logits(0) / s.num_streams, {}, MIXES),
+    (lambda s, p: costs(s, left=s.paid + s.paid.mean()), CHARGES, MIXES),
+    (lambda s, p: (s.temperature.max().item(), s.logits(0))[1], {}, WAITED),
+    (lambda s, p: Scores(s.logits(0) + s.log_probabilities(1),
+                         done=torch.ones_like(amateurs(s)) > 0), {"retires": True}, "was done"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("scores", "attributes", "why"), OF_SCORES)
+def test_what_a_rule_of_scores_must_not_do(
+    scores: Any, attributes: dict[str, Any], why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = {"name": "faulty", "scores": lambda self, s, p: scores(s, p)}
+    faulty = type("Faulty", (Half,), body | attributes)
+    monkeypatch.setattr(sys.modules[__name__], "Faulty", faulty, raising=False)
+    with pytest.raises(ColdError, match=f"(?i){why}"):
+        registry.add(f"{__name__}:Faulty")
+    fine = type("Faulty", (Half,), {"name": "faulty", "scores": lambda self, s, p: costs(s)})
+    try_out(type("Fine", (fine,), CHARGES)())
 
 
 class Careful(Half):

@@ -425,17 +425,21 @@ def test_all_that_is_wrong_is_said_before_the_headers(
         ("/v1/messages", True, False),
     ],
 )
-def test_steps_are_refused_where_answers_have_no_room(
-    path: str, stream: bool, has_room: bool, online: Online
+@pytest.mark.parametrize(
+    ("said", "refused"),
+    [({"explain": 2}, "cold_explain=2"), ({"preset": "bound"}, "cold_rule='bound'")],
+)
+def test_what_answers_have_no_room_for_is_refused(
+    path: str, stream: bool, has_room: bool, said: dict[str, Any], refused: str, online: Online
 ) -> None:
     """vLLM's bodies of these have none, and the client would wait for what it is never told."""
-    body = chat(SYSTEM, USER, stream=stream, **xargs(without="system", explain=2))
+    body = chat(SYSTEM, USER, stream=stream, **xargs(without="system", **said))
     serving.FRONT_END.begin().path = path
     try:
         if has_room:
             assert online.prepared(body)
         else:
-            with pytest.raises(ValueError, match=f"cold_explain=2: vLLM's answers of {path} have"):
+            with pytest.raises(ValueError, match=f"{refused}: vLLM's answers of {path} have"):
                 online.prepared(body)
     finally:
         serving.FRONT_END.begin()

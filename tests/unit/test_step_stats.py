@@ -40,7 +40,14 @@ from vllm_cold.wire.counters import (
     attach,
     detach,
 )
-from vllm_cold.wire.step_stats import OTHER_DRAFTS, RULE_FAILED, Explained, RowStats, StepStats
+from vllm_cold.wire.step_stats import (
+    ENDS,
+    OTHER_DRAFTS,
+    RULE_FAILED,
+    Explained,
+    RowStats,
+    StepStats,
+)
 
 pytestmark = pytest.mark.unit
 
@@ -247,9 +254,10 @@ def test_adapters_are_counted_apart_up_to_a_number() -> None:
     [
         (0, None),
         (1, NOT_FINITE),
-        (OTHER_DRAFTS, output_checks.NOT_SCORED),
+        (OTHER_DRAFTS, output_checks.NOT_THE_SAME_DRAFTS),
         (OUT_OF_RANGE, output_checks.NOT_SCORED),
         (RULE_FAILED, output_checks.RULE_HAS_NO_WEIGHTS),
+        (ENDS, output_checks.ENDED_BY_RULE),
     ],
 )
 def test_what_is_told_of_tokens_that_must_not_be_given(nonfinite: int, said: str | None) -> None:
@@ -261,6 +269,9 @@ def test_what_is_told_of_tokens_that_must_not_be_given(nonfinite: int, said: str
         == said
     )
     assert output_checks.problem([good, bad], 1, 1, 1) is None
+    charged = good._replace(charges=[(0.5, 8.0, 0.0)])
+    assert output_checks.problem([charged], 1, 0, 1, charges=True) is None
+    assert output_checks.problem([good], 1, 0, 1, charges=True) == output_checks.NOT_CHARGED
     # A row that nobody scored, and one without an amateur that was in the step.
     assert (
         output_checks.problem([good], 1, 1, 1)

@@ -398,7 +398,7 @@ class Admission:
 
 
 # What would change the distribution that a rule of scores gives, or tell of the expert's, and what
-# it is where it does not.
+# it is where it does not; None never does. vLLM is checked for them (``frontend_places``).
 _INEXACT: Mapping[str, tuple[Any, ...]] = {
     "top_p": (1.0,),
     "top_k": (0, -1),
@@ -418,9 +418,9 @@ _INEXACT: Mapping[str, tuple[Any, ...]] = {
 @cache
 def _plugins() -> tuple[str, ...]:
     """List the logits processors of installed packages, which vLLM loads into each engine."""
-    return tuple(
-        point.value for point in importlib.metadata.entry_points(group="vllm.logits_processors")
-    )
+    from vllm.v1.sample.logits_processor import LOGITSPROCS_GROUP
+
+    return tuple(point.value for point in importlib.metadata.entry_points(group=LOGITSPROCS_GROUP))
 
 
 def _check_exact(name: str | None, params: Any, processors: Sequence[Any] | None) -> None:
@@ -438,9 +438,9 @@ def _check_exact(name: str | None, params: Any, processors: Sequence[Any] | None
         raise ColdError("temperature", params.temperature, problem)
     wrong = {}
     for field, allowed in _INEXACT.items():
-        value = getattr(params, field, allowed[0])  # some came after 0.23
-        is_plain = value is None or isinstance(value, (int, float, dict))
-        if not (value in allowed if is_plain else False):
+        value = getattr(params, field, None)  # prompt_logprob_token_ids since 0.31
+        is_array = hasattr(value, "shape")  # which is equal to nothing else
+        if is_array or (value is not None and value not in allowed):
             wrong[field] = value
     if not wrong:
         return

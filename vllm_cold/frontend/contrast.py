@@ -62,8 +62,7 @@ class RequestedContrast(ContrastSpec):
         """Whether only a default asks: the request is served without a contrast where one is not
         possible. A limit is not lost so.
         """
-        rule = self.settings.rule
-        limits = rule is not None and registry.get(rule).is_of_scores
+        limits = registry.is_of_scores(self.settings.rule)
         return self.optional and not self.explicit and not limits
 
     def applies(self, source: PromptSource) -> bool:

@@ -79,6 +79,14 @@ TABLE = (
                "prompt_embeds"),
         Relies("vllm.lora.request:LoRARequest", has="lora_name lora_int_id lora_path"),
         Relies("vllm.exceptions", has="VLLMValidationError"),
+        # What rules of scores do not allow: renamed, it would not be refused any more.
+        Relies("vllm.sampling_params:SamplingParams",
+               has="temperature top_p top_k min_p presence_penalty frequency_penalty "
+               "repetition_penalty logit_bias thinking_token_budget logprobs prompt_logprobs "
+               "logprob_token_ids"),
+        Relies("vllm.sampling_params:SamplingParams", has="prompt_logprob_token_ids",
+               since="0.31"),
+        Relies("vllm.v1.sample.logits_processor", has="LOGITSPROCS_GROUP"),
     ),
     Hook(
         prompts, places.FRONT_END,

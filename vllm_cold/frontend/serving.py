@@ -73,7 +73,7 @@ def _read_args(server: Admission, request: Any) -> tuple[Any, ...]:
 
 
 # Fields of some kinds of bodies that have the prompt sent back.
-_TELL_PROMPTS = ("echo", "return_prompt_text", "enable_response_messages", "return_token_ids")
+TELL_PROMPTS = ("echo", "return_prompt_text", "enable_response_messages", "return_token_ids")
 
 
 def _check_prompts(requested: RequestedContrast | None, request: Any, num_prompts: int) -> None:
@@ -113,7 +113,7 @@ def _check_prompts(requested: RequestedContrast | None, request: Any, num_prompt
     # Who has the steps told may know the rest.
     if rule is None or not rule.is_of_scores or not is_hidden or requested.explain:
         return
-    for field in _TELL_PROMPTS:
+    for field in TELL_PROMPTS:
         if sent := getattr(request, field, None):
             raise ColdError(field, sent, "tells the prompt, and with it the part that is limited")
 

@@ -47,8 +47,8 @@ class Groups:
         """S."""
         return self.rows.shape[1]
 
-    def at(self, which: Tensor) -> "Groups":
-        """Return some of them, by their indices [n] int64."""
+    def at(self, which: Tensor | slice) -> "Groups":
+        """Return some of them, by their indices [n] int64, or a slice, which copies nothing."""
         caps = self.expert_top_k
         return Groups(
             self.rows[which],

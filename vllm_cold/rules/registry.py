@@ -58,6 +58,11 @@ def get(name: str, field: str = "rule", *, or_number: bool = False) -> Rule:
     return rule
 
 
+def is_of_scores(name: str | None) -> bool:
+    """Whether a request with this rule, None for none, samples from what its rule computes."""
+    return name is not None and get(name).is_of_scores
+
+
 def load_installed() -> None:
     """Load and try the rules of installed packages now, as that takes too long when a request names
     one. What is wrong with one is in the log, and in the error of a request that names it.

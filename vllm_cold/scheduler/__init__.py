@@ -25,6 +25,7 @@ vLLM calls methods of its scheduler, some of which are ours. A step, in the orde
    (``wire.worker_output``). Those that may not be given to a client end their request
    (``output_checks``); ``drafting`` learns whether drafts pay. vLLM's own ``update_from_output``
    appends tokens to all streams. The amateurs' outputs are dropped, and explanations go to the
-   clients that ask (``explain_steps``); counts are sent to /metrics (``wire.counters``).
+   clients that ask (``explain_steps``), with what answers have cost (``budgets``); counts are sent
+   to /metrics (``wire.counters``).
 6. ``finish_requests`` (``group_requests``): with a request its whole group ends.
 """

@@ -74,7 +74,7 @@ class StepExplainer:
         if figures.charges is not None:
             # Of the amateurs that the group had at first, so without gaps.
             charges = [figures.charges[i] if i in alive else None for i in range(self._amateurs)]
-            step["cost"] = [one and _finite(one[0]) for one in charges]
-            step["left"] = [one and _finite(one[1]) for one in charges]
-            step["limited"] = [one and one[2] > 0 for one in charges]
+            step["cost"] = [charge and _finite(charge[0]) for charge in charges]
+            step["left"] = [charge and _finite(charge[1]) for charge in charges]
+            step["limited"] = [charge and charge[2] > 0 for charge in charges]
         return step

@@ -8,8 +8,12 @@ from vllm_cold.scheduler.lockstep import Request
 from vllm_cold.wire.step_stats import ENDS, OTHER_DRAFTS, RULE_FAILED, RowStats
 
 NOT_SCORED = (
-    "vllm-cold: a token was sampled from rows that nobody scored, or whose streams verified "
-    "different drafts; the result would be wrong. Please report this with the engine's log."
+    "vllm-cold: a token was sampled from rows that nobody scored; the result would be wrong. "
+    "Please report this with the engine's log."
+)
+NOT_THE_SAME_DRAFTS = (
+    "vllm-cold: the streams of this request verified different drafts; the result would be wrong. "
+    "Switch speculative decoding off, and please report this with the engine's log."
 )
 NOT_EXPLAINED = (
     "vllm-cold: a token of this request came without the explanation that cold_explain asks for. "
@@ -48,12 +52,14 @@ def problem(
     if len(figures) != 1 + num_drafts or any(row.present != amateurs for row in figures):
         return NOT_SCORED
     wrong = {row.nonfinite for row in figures[:num_tokens]} - {0}
+    if OTHER_DRAFTS in wrong:
+        return NOT_THE_SAME_DRAFTS
     if RULE_FAILED in wrong:
         return RULE_HAS_NO_WEIGHTS
     if wrong == {ENDS}:
         return ENDED_BY_RULE
     if wrong:
-        return NOT_SCORED if wrong & {OUT_OF_RANGE, OTHER_DRAFTS} else NOT_FINITE
+        return NOT_SCORED if OUT_OF_RANGE in wrong else NOT_FINITE
     if explains and any(row.explained is None for row in figures[:num_tokens]):
         return NOT_EXPLAINED
     if charges and any(row.charges is None for row in figures[:num_tokens]):

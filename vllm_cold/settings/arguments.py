@@ -67,7 +67,7 @@ def check_limited(field: str, name: str, preset: Preset, rule: str | None) -> No
     or weights, in place of the preset's; ``field``: what an error names.
     """
     own = preset.settings.get("rule")
-    if own is not None and rule != own and registry.get(own).is_of_scores:
+    if rule != own and registry.is_of_scores(own):
         raise ColdError(field, name, "is a rule, and beta, weights or another rule replace it")
 
 

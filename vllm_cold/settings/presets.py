@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from vllm_cold.rules import registry
+
 
 @dataclass(frozen=True, slots=True)
 class Preset:
@@ -36,8 +38,8 @@ class Preset:
 
     @property
     def limits(self) -> bool:
-        """Whether it limits a part, whichever that is."""
-        return self.settings.get("rule") == "bound"
+        """Whether it says what is sampled from, whichever part its amateur lacks."""
+        return registry.is_of_scores(self.settings.get("rule"))
 
     @property
     def of_texts(self) -> bool:

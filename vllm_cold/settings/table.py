@@ -288,7 +288,7 @@ def combine(
         name, value = next(iter(own.items()))
         raise ColdError(prefix + name, value, f"is for the preset bound; set {prefix}preset")
     alpha, cap = merged["alpha"], merged.get("expert_top_k")
-    if rule is not None and registry.get(rule).is_of_scores:
+    if registry.is_of_scores(rule):
         alpha, cap = 0.0, None
     settings = ColdSettings(alpha, beta, rule, parameters, cap)
     return settings, tuple(

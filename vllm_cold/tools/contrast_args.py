@@ -22,10 +22,10 @@ from vllm_cold.settings.images import Distorted
 from vllm_cold.settings.sources import Messages, Part, Text, Without, WithoutText, media_parts
 from vllm_cold.settings.table import (
     CONTRAST,
+    LIMITS,
     MAX_EXPERT_TOP_K,
     PREFIX,
     SETTINGS,
-    ColdSettings,
     check,
     is_known,
     is_ours,
@@ -45,7 +45,6 @@ ROW_KEYS = tuple(
     for name in ("amateur_prompt", "amateur_messages", "without", "without_text", "part", "images")
 )
 # and what the part that it does not read may add.
-LIMITS = ("bits", "bits_per_token")
 ROW_LIMITS = tuple(PREFIX + name for name in LIMITS)
 
 
@@ -158,7 +157,8 @@ def request_args(args: Mapping[str, Any], base: str | None) -> dict[str, Any]:
     """
     settings = read_contrast(args).settings
     # A rule of scores says all of the distribution, whatever the default.
-    no_cap = {} if is_of_scores(settings) else {PREFIX + "expert_top_k": MAX_EXPERT_TOP_K}
+    is_exact = registry.is_of_scores(settings.rule)
+    no_cap = {} if is_exact else {PREFIX + "expert_top_k": MAX_EXPERT_TOP_K}
     sent = {"cold": 1, **no_cap, **args}
     if base is not None and not names_contrast(parse_request_args(args)):
         sent[PREFIX + "amateur"] = base
@@ -170,11 +170,6 @@ def request_args(args: Mapping[str, Any], base: str | None) -> dict[str, Any]:
         sent |= {PREFIX + name: value for name, value in limits.items()}
         sent[PREFIX + "rule_parameters"] = json.dumps(others)
     return sent
-
-
-def is_of_scores(settings: ColdSettings) -> bool:
-    """Whether a rule computes what is sampled from, so that amateurs have no weights."""
-    return settings.rule is not None and registry.get(settings.rule).is_of_scores
 
 
 def adapter_of(amateur: AmateurSpec, expert: str | None, base: str) -> str | None:

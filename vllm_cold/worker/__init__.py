@@ -13,12 +13,14 @@ it (V1: ``processor_v1``; V2, the default on GPUs since 0.32: ``processor_v2``):
 3. The model runs.
 4. Where drafts are verified, ``RejectionSampler.forward`` (``drafts_v1``) or ``__call__``
    (``drafts_v2``) tell the processor how many rows of logits each request has.
-5. ``apply``: the rules choose weights (``rule_weights``), the op (``ops``) writes scores over the
-   experts' rows, and what clients ask about is explained (``explain_step``). On V1 it is after
+5. ``apply``: the rules choose weights or compute scores (``rule_weights``), these or the op's
+   (``ops``) are written over the experts' rows, and what clients ask about is explained
+   (``explain_step``). On V1 it is after
    vLLM's masks and before penalties anyway; on V2 ``Sampler.__init__`` gives it that place
    (``penalties_v2``).
 6. ``Sampler.forward`` (V1) or ``Sampler.__call__`` (V2) have sampled: each amateur gets its
-   expert's token (``amateur_tokens``), on the device. With speculation it also gets the expert's
+   expert's token (``amateur_tokens``), on the device, and rules that charge are told what it cost
+   (``RuleStates.settle``). With speculation it also gets the expert's
    accepted drafts and its next ones (``propose_draft_token_ids``, ``sample_tokens``).
 7. ``ModelRunnerOutput.__init__``: the figures go to the scheduler (``wire.worker_output``).
 """

@@ -185,22 +185,25 @@ class GroupRows:
             groups.weights[rule.at, : order.shape[1]] = chosen.weights.gather(1, order)
             choices.append((rule, chosen))
         statistics = torch.empty(len(self.ids), 3, dtype=torch.int64, device=logits.device)
-        of_rules = [(r.indices, c.scores) for r, c in choices if c.scores is not None]
+        computed = [(rule, c.scores) for rule, c in choices if c.scores is not None]
         asking = {stream.group for stream in self.streams if stream.explain}
         to_explain = [i for i, group in enumerate(self.ids) if group in asking] if asking else []
         explained: Sequence[Tensor] = ()
         if to_explain:
             most = max(stream.explain for stream in self.streams)
-            scores_of = {i: row for at, rows in of_rules for i, row in zip(at, rows, strict=True)}
-            explained = explain(logits, groups, to_explain, most, scores_of)
-        experts = [rule.groups.rows[:, 0] for rule, chosen in choices if chosen.scores is not None]
-        favourites = [logits[rows].argmax(-1) for rows in experts]
+            of_rules = {
+                i: row
+                for rule, scores in computed
+                for i, row in zip(rule.indices, scores, strict=True)
+            }
+            explained = explain(logits, groups, to_explain, most, of_rules)
+        favourites = [logits[rule.groups.rows[:, 0]].argmax(-1) for rule, _ in computed]
         contrastive_scores(logits, groups, inplace=True, statistics=statistics, check=False)
-        for (at, scores), rows, favourite in zip(of_rules, experts, favourites, strict=True):
-            logits[rows] = scores
+        for (rule, scores), favourite in zip(computed, favourites, strict=True):
+            logits[rule.groups.rows[:, 0]] = scores
             changed = (scores.argmax(-1) != favourite).long()
             candidates = (scores > -math.inf).sum(-1)
-            statistics[list(at), :2] = torch.stack([candidates, changed], 1)
+            statistics[rule.at, :2] = torch.stack([candidates, changed], 1)
         if choices:
             columns = torch.zeros(len(self.ids), 2, dtype=torch.int64, device=logits.device)
             for rule, chosen in choices:

@@ -211,17 +211,18 @@ class RuleRows:
         num, on_cpu = len(step), logits.device.type == "cpu"
         at_once = max(_NUMBERS_AT_ONCE // logits.shape[1], 1) if on_cpu else num
         parts = []
-        for part in torch.split(torch.arange(num, device=step.device), at_once):
+        for start in range(0, num, at_once):
+            part = slice(start, start + at_once)
             # Others' code may write: what it gets besides the logits is a copy in each step.
             statistics = Statistics(
                 logits,
-                self.groups if at_once >= num else self.groups.at(part),
-                step[part],
+                self.groups.at(part),
+                step[part].clone(),
                 kept[part, :, : rule.state],
                 kept[part, :, rule.state],
-                self.temperatures[part],
+                self.temperatures[part].clone(),
             )
-            parameters = by_name(self.names, [values[part] for values in self.parameters])
+            parameters = by_name(self.names, [values[part].clone() for values in self.parameters])
             parts.append(call(rule, statistics, parameters))
         if len(parts) == 1:
             return parts[0]

@@ -7,9 +7,9 @@ import argparse
 from functools import partial
 from pathlib import Path
 
-from vllm_cold.settings.table import CONTRAST, SETTINGS, read
+from vllm_cold.settings.table import CONTRAST, LIMITS, SETTINGS, read
 from vllm_cold.tools.command_error import named_libraries
-from vllm_cold.tools.contrast_args import LIMITS, add_rule_option, option_of
+from vllm_cold.tools.contrast_args import add_rule_option, option_of
 from vllm_cold.tools.options import add_contrast, add_models
 
 DESCRIPTION = """\

@@ -11,14 +11,12 @@ from pydantic import AliasPath, BaseModel, BeforeValidator, Field
 
 from vllm_cold.rules import registry
 from vllm_cold.settings.sources import Messages, Text, Without
-from vllm_cold.settings.table import PREFIX, ColdSettings
+from vllm_cold.settings.table import LIMITS, PREFIX, ColdSettings
 from vllm_cold.tools.command_error import ToolError
 from vllm_cold.tools.contrast_args import (
-    LIMITS,
     Content,
     adapter_of,
     amateur_reads,
-    is_of_scores,
 )
 from vllm_cold.tools.explain import record, visible
 from vllm_cold.tools.explain.explain_prompts import Question
@@ -166,7 +164,8 @@ def make_answer(
         )
     title = "Greedy" if greedy else str(question.args.get(PREFIX + "preset", "Contrastive"))
     settings = question.contrast.settings
-    has_weights = not greedy and settings.rule is not None and not is_of_scores(settings)
+    by_rule = not greedy and settings.rule is not None
+    has_weights = by_rule and not registry.is_of_scores(settings.rule)
     pieces = spread(text, [step.texts[step.tokens.index(token)] for token, step in positions])
     shown = []
     followers = reply.steps[1:] + reply.steps[-1:]
@@ -219,13 +218,13 @@ def make_report(
             )
             for question, (cold, greedy) in zip(questions, answers, strict=True)
         ),
-        has_weights=not is_of_scores(questions[0].contrast.settings),
+        has_weights=not registry.is_of_scores(questions[0].contrast.settings.rule),
     )
 
 
 def _settings(settings: ColdSettings) -> str:
     """Return what is the same for all prompts and amateurs, in words."""
-    if settings.rule is not None and is_of_scores(settings):
+    if settings.rule is not None and registry.is_of_scores(settings.rule):
         declared = registry.get(settings.rule).parameters
         parameters = (settings.rule_parameters or {}).items()
         return ", ".join(
@@ -246,7 +245,7 @@ def _amateurs(server: Server, question: Question) -> Iterator[record.ShownAmateu
             reads = f", {amateur.source} of its own" if is_own else f" {amateur.source}"
             if isinstance(amateur.source, Without) and isinstance(amateur.source.items[0], int):
                 reads = f" without message {amateur.source.value}"
-        if is_of_scores(contrast.settings):
+        if registry.is_of_scores(contrast.settings.rule):
             how = _limit(contrast.settings, i)
         elif weight is None:
             how = f", weight {contrast.settings.rule}"

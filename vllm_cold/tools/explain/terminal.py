@@ -95,8 +95,8 @@ def _bars(answer: Answer) -> Text:
         if limit.bits is None:
             continue
         of = f", amateur {i + 1}" if answer.limits[1:] else ""
-        left = [step.left[i] for step in answer.steps]
-        bars = "".join(" " if one is None else _bar(one, limit.bits) for one in left)
+        lefts = [step.left[i] for step in answer.steps]
+        bars = "".join(" " if left is None else _bar(left, limit.bits) for left in lefts)
         lines.append(f"left of {limit.bits:g} bits{of}: {bars}")
     return Text("\n").join(map(Text, lines))
 
@@ -106,10 +106,10 @@ def _bar(left: float, limit: float) -> str:
     return _BARS[min(int(share * len(_BARS)), len(_BARS) - 1)] if share >= _EMPTY else "·"
 
 
-def _costs(answer: Answer) -> Table:
-    """Return the tokens that cost most, with what was left before them."""
+def _empty_table(title: str) -> Table:
+    """Return a table of positions and tokens, with room for marks, to which columns are added."""
     table = Table(
-        title=f"The tokens that cost most{_of_all(answer)}, in bits",
+        title=title,
         title_justify="left",
         title_style="bold",
         box=box.SIMPLE_HEAD,
@@ -117,7 +117,13 @@ def _costs(answer: Answer) -> Table:
     )
     table.add_column("at", justify="right", no_wrap=True)
     table.add_column("token", overflow="fold", min_width=6)
-    table.add_column("", no_wrap=True)
+    table.add_column("")
+    return table
+
+
+def _costs(answer: Answer) -> Table:
+    """Return the tokens that cost most, with what was left before them."""
+    table = _empty_table(f"The tokens that cost most{_of_all(answer)}, in bits")
     for i, limit in enumerate(answer.limits, 1):
         of = f" {i}" if answer.limits[1:] else ""
         for column in ("cost", *([] if limit.bits is None else ["left"])):
@@ -138,8 +144,8 @@ def _costs(answer: Answer) -> Table:
 def _costliest(answer: Answer) -> list[tuple[int, ShownStep]]:
     """Return the tokens that cost most, in their order, with their numbers from 1."""
     steps = enumerate(answer.steps, 1)
-    by_cost = sorted(steps, key=lambda one: max(c or 0.0 for c in one[1].cost), reverse=True)
-    return sorted(by_cost[:_COSTLIEST], key=lambda one: one[0])
+    by_cost = sorted(steps, key=lambda pair: max(c or 0.0 for c in pair[1].cost), reverse=True)
+    return sorted(by_cost[:_COSTLIEST], key=lambda pair: pair[0])
 
 
 def _of_all(answer: Answer) -> str:
@@ -149,16 +155,7 @@ def _of_all(answer: Answer) -> str:
 
 def _table(report: Report, explanation: Explanation, answer: Answer) -> Table:
     """Return the best candidates where the method and greedy differ, and greedy's own."""
-    table = Table(
-        title=f"Where {report.method} and greedy decoding differ",
-        title_justify="left",
-        title_style="bold",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-    )
-    table.add_column("at", justify="right", no_wrap=True)
-    table.add_column("token", overflow="fold", min_width=6)
-    table.add_column("")
+    table = _empty_table(f"Where {report.method} and greedy decoding differ")
     names = [f"amateur {i}" for i, _ in enumerate(explanation.amateurs, 1)]
     for column in ("expert", *(names if names[1:] else ["amateur"]), "score", "bits", "candidates"):
         table.add_column(column, justify="right")

@@ -11,9 +11,9 @@ import argparse
 import json
 from typing import Any
 
-from vllm_cold.settings.table import CONTRAST, SETTINGS
+from vllm_cold.settings.table import CONTRAST, LIMITS, SETTINGS
 from vllm_cold.tools.command_error import named_libraries
-from vllm_cold.tools.contrast_args import LIMITS, add_rule_option, option_of
+from vllm_cold.tools.contrast_args import add_rule_option, option_of
 from vllm_cold.tools.options import add_contrast, add_models
 from vllm_cold.tools.tune.baselines import BETTER
 from vllm_cold.tools.tune.grid import AXES

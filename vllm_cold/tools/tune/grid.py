@@ -8,8 +8,8 @@ import msgspec
 
 from vllm_cold.rules import registry
 from vllm_cold.settings.presets import PRESETS
-from vllm_cold.settings.table import PREFIX, SETTINGS, check, read
-from vllm_cold.tools.contrast_args import LIMITS, option_of
+from vllm_cold.settings.table import LIMITS, PREFIX, SETTINGS, check, read
+from vllm_cold.tools.contrast_args import option_of
 
 # The axes of the grid, with what is tried where nothing else is said.
 AXES = {"alpha": "0.05,0.1,0.3", "beta": "0.25,0.5,1"}
@@ -86,12 +86,10 @@ def make_grid(
             {name: value} for name in ("beta", "rule") for value in sorted(axes.get(name, ()))
         ]
         alphas = sorted(axes["alpha"], reverse=True)
-        points = [
+        for strength in strengths or [{}]:
             # A rule of scores has no mask.
-            strength if _is_of_scores(strength) and not says_alpha else {"alpha": alpha, **strength}
-            for strength in strengths or [{}]
-            for alpha in alphas
-        ]
+            has_mask = says_alpha or not registry.is_of_scores(_rule_of(strength))
+            points += [{"alpha": a, **strength} for a in alphas] if has_mask else [strength]
     for name in presets.split(",") if presets is not None else ():
         points.append({"preset": check("preset", name.strip(), "--preset")})
     several = weights if isinstance(weights, list) else [weights]
@@ -115,11 +113,6 @@ def _rule_of(point: Mapping[str, Any]) -> str | None:
     of_preset = PRESETS[point["preset"]].settings if "preset" in point else {}
     rule: str | None = point.get("rule", of_preset.get("rule"))
     return rule
-
-
-def _is_of_scores(point: Mapping[str, Any]) -> bool:
-    rule = _rule_of(point)
-    return rule is not None and registry.get(rule).is_of_scores
 
 
 def _takes(point: Mapping[str, Any], parameter: str) -> bool:
