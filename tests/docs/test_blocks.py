@@ -13,11 +13,11 @@ pytestmark = pytest.mark.unit
 
 SHOWN = {"text", "json"}  # what a command prints or reads; everything else is for readers to run
 
-# "not run" is for what a test cannot do: hardware, and installing what the tests run with.
+# "not run" is for what a test cannot do: hardware, installing what the tests run with, what vLLM lacks.
 REASON = re.compile(
     r"needs (a GPU|an NPU|CANN)\b"
     r"|environment in which the tests run$|installs it for the tests$|builds an image$"
-    r"|docs/[\w-]+\.md has it$"
+    r"|docs/[\w-]+\.md has it$|an interface that vLLM lacks$"
 )
 
 # Tabs ("===") are of the site's markdown; what they hold is indented.
