@@ -13,7 +13,7 @@ pytestmark = pytest.mark.unit
 
 SHOWN = {"text", "json"}  # what a command prints or reads; everything else is for readers to run
 
-# "not run" is for what a test cannot do: hardware, installing what the tests run with, what vLLM lacks.
+# "not run" is for what a test cannot do: hardware, what the tests run with, what vLLM lacks.
 REASON = re.compile(
     r"needs (a GPU|an NPU|CANN)\b"
     r"|environment in which the tests run$|installs it for the tests$|builds an image$"
