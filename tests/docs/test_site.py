@@ -71,7 +71,9 @@ def test_readmes_links_to_headings_lead_there() -> None:
 @pytest.mark.browser
 @pytest.mark.parametrize(("colours", "scheme"), [("light", "default"), ("dark", "slate")])
 def test_pages_work_without_a_network(colours: str, scheme: str, site: Path, chromium: Any) -> None:
-    """In Chromium: no request leaves the folder, no error, and every picture is shown."""
+    """In Chromium, from a folder: nothing is asked of anybody else, no error, every picture is shown,
+    and the search finds pages.
+    """
     context = chromium.new_context(color_scheme=colours)
     asked: list[str] = []
     wrong: list[str] = []
@@ -84,6 +86,9 @@ def test_pages_work_without_a_network(colours: str, scheme: str, site: Path, chr
             name = file.relative_to(site).as_posix()
             opened[name] = context.new_page()
             opened[name].goto(file.as_uri())
+    opened["search"] = context.new_page()
+    opened["search"].goto((site / "index.html").as_uri() + "?q=amateur")
+    opened["search"].wait_for_selector(".md-search-result__item")
     images = 0
     for name, page in opened.items():  # half a second without a request, of all at once
         page.wait_for_load_state("networkidle")
