@@ -38,11 +38,19 @@ def outcomes(name: str) -> Outcomes:
 
 # Method, label, colour, and where its number stands, in points from the dot.
 SETTINGS = (
-    ("greedy", "greedy", BLACK, (6, -9)),
-    ("part repeated", "repeated", BLUE, (7, -2)),
-    ("cad", "cfg", ORANGE, (-16, -6)),
+    ("greedy", "greedy", BLACK, (6, -6)),
+    ("part repeated", "repeated", BLUE, (5, 1)),
+    ("cad", "cfg", ORANGE, (-15, -9)),
     ("part repeated + cad", "repeated + cfg", PURPLE, (-4, 7)),
 )
+
+
+def _label(panels: Any, x: str, y: str) -> None:
+    """Below the lowest panels, and left of the first of each row."""
+    for axis in panels[-1]:
+        axis.set_xlabel(x)
+    for axis in panels[:, 0]:
+        axis.set_ylabel(y)
 
 
 def followed() -> Any:
@@ -50,10 +58,9 @@ def followed() -> Any:
     found = outcomes("outcomes-joint.jsonl")
     there = [name for name in MODELS if "told-facts" in found.get((name, "test"), {})]
     figure, panels = plt.subplots(
-        1, len(there), figsize=(2.5 * len(there), 2.9), layout="constrained", sharey=True,
-        squeeze=False,
-    )  # fmt: skip
-    for axis, name in zip(panels[0], there, strict=True):
+        2, 2, figsize=(5.4, 5.2), layout="constrained", sharex=True, sharey=True
+    )
+    for axis, name in zip(panels.flat, there, strict=True):
         told = found[name, "test"]["told-facts"]
         for method, label, colour, beside in SETTINGS:
             at = [100 * told[method].measures[measure].mean() for measure in ("right", "followed")]
@@ -61,18 +68,17 @@ def followed() -> Any:
             both = 100 * told[method].measures["both"].mean()
             axis.annotate(
                 f"{both:.0f}", at, xytext=beside, textcoords="offset points", fontsize=8,
-                color=colour,
+                color=colour, zorder=4,
             )  # fmt: skip
         axis.set_title(MODELS[name])
         axis.set_xlim(0, 100)
-        axis.set_ylim(0, 70)
-        axis.set_xlabel("right, %")
+        axis.set_ylim(0, 90)
         axis.grid(color="#eceff1")
         axis.set_axisbelow(True)
-    panels[0][0].set_ylabel("instruction followed, %")
-    handles, labels = panels[0][0].get_legend_handles_labels()
+    _label(panels, "right, %", "instruction followed, %")
+    handles, labels = panels.flat[0].get_legend_handles_labels()
     figure.legend(
-        handles, labels, frameon=False, loc="outside lower center", ncols=len(SETTINGS),
+        handles, labels, frameon=False, loc="outside lower center", ncols=2,
         title="number at a dot: followed and right, %",
     )  # fmt: skip
     return figure
@@ -96,25 +102,28 @@ def _points(axis: Any, rows: Mapping[str, Any], colours: Mapping[str, str]) -> N
 _JOINT, _TEST = "outcomes-joint.jsonl", "outcomes-test.jsonl"
 SYSTEM = (
     ("followed and right:\nrepeated", _JOINT, "told-facts", "part repeated", "both"),
-    ("cfg", _JOINT, "told-facts", "cad", "both"),
-    ("repeated + cfg", _JOINT, "told-facts", "part repeated + cad", "both"),
+    ("followed and right:\ncfg", _JOINT, "told-facts", "cad", "both"),
+    ("followed and right:\nrepeated + cfg", _JOINT, "told-facts", "part repeated + cad", "both"),
     ("right alone:\nrepeated", _JOINT, "told-facts", "part repeated", "right"),
-    ("cfg ", _JOINT, "told-facts", "cad", "right"),
-    ("repeated + cfg ", _JOINT, "told-facts", "part repeated + cad", "right"),
+    ("right alone:\ncfg", _JOINT, "told-facts", "cad", "right"),
+    ("right alone:\nrepeated + cfg", _JOINT, "told-facts", "part repeated + cad", "right"),
 )
 CONTEXT = (
     ("conflicting sentence:\nstronger prompt", _TEST, "false", "better prompt", "right"),
-    ("cad", _TEST, "false", "cad", "right"),
+    ("conflicting sentence:\ncad", _TEST, "false", "cad", "right"),
     ("supporting sentence and\ndistractors: cad", _TEST, "true-among", "cad", "right"),
     ("irrelevant context:\nleft out", _TEST, "nothing", "without the part", "right"),
-    ("cad ", _TEST, "nothing", "cad", "right"),
+    ("irrelevant context:\ncad", _TEST, "nothing", "cad", "right"),
 )
 
 
 def gains() -> Any:
     """Gains and harms against greedy decoding, with intervals, of four models."""
     colours = dict(zip(MODELS, (ORANGE, GREEN, SKY, BLUE), strict=True))
-    figure, panels = plt.subplots(1, 2, figsize=(9.6, 4.2), layout="constrained")
+    figure, panels = plt.subplots(
+        2, 1, figsize=(5.4, 7.6), layout="constrained", sharex=True,
+        height_ratios=(len(SYSTEM), len(CONTEXT)),
+    )  # fmt: skip
     for axis, title, rows in (
         (panels[0], "system prompt", SYSTEM), (panels[1], "context", CONTEXT)
     ):  # fmt: skip
@@ -127,12 +136,12 @@ def gains() -> Any:
                     found.setdefault(label, {})[name] = compare(mine, greedy)
         _points(axis, found, colours)
         axis.set_title(title)
-        axis.set_xlabel("points of accuracy against greedy decoding")
+    panels[-1].set_xlabel("points of accuracy against greedy decoding")
     handles = [
         plt.Line2D([], [], marker="o", markersize=4, color=colours[name], label=title)
         for name, title in MODELS.items()
     ]
-    figure.legend(handles=handles, frameon=False, loc="outside lower center", ncols=len(MODELS))
+    figure.legend(handles=handles, frameon=False, loc="outside lower center", ncols=2)
     return figure
 
 
@@ -156,9 +165,9 @@ def no_rule() -> Any:
     """Each method by what it gains where the text is right, and where it does not answer."""
     found = outcomes(_TEST)
     figure, panels = plt.subplots(
-        1, len(MODELS), figsize=(10.0, 3.5), layout="constrained", sharey=True
+        2, 2, figsize=(5.4, 6.4), layout="constrained", sharex=True, sharey=True
     )
-    for axis, (name, title) in zip(panels, MODELS.items(), strict=True):
+    for axis, (name, title) in zip(panels.flat, MODELS.items(), strict=True):
         conflict, irrelevant = (found[name, "test"][cell] for cell in ("false", "nothing"))
         axis.fill_between((0, 60), 0, 60, color="#e8f5e9", zorder=0)
         axis.axhline(0, color=BLACK, linewidth=0.8)
@@ -175,11 +184,10 @@ def no_rule() -> Any:
         axis.set_title(title)
         axis.set_xlim(-100, 60)
         axis.set_ylim(-40, 60)
-        axis.set_xlabel("conflicting context")
-    panels[0].set_ylabel("irrelevant context")
-    handles, labels = panels[0].get_legend_handles_labels()
+    _label(panels, "conflicting context", "irrelevant context")
+    handles, labels = panels.flat[0].get_legend_handles_labels()
     figure.legend(
-        handles, labels, frameon=False, loc="outside lower center", ncols=6, fontsize=8,
+        handles, labels, frameon=False, loc="outside lower center", ncols=3, fontsize=8,
         title="points of accuracy against greedy decoding; green: better in both",
     )  # fmt: skip
     return figure
@@ -195,7 +203,7 @@ SYSTEMS = (
 def speed() -> Any:
     """Seconds for a batch of 1 and of 8, medians with their ranges, a row a machine."""
     figure, panels = plt.subplots(
-        len(peers()), 2, figsize=(7.4, 2.2 * len(peers())), layout="constrained", sharey=True
+        len(peers()), 2, figsize=(5.4, 2.0 * len(peers())), layout="constrained", sharey=True
     )
     cells = [(name, dtype) for name in peers() for dtype in ("float32", "bfloat16")]
     for axis, (name, dtype) in zip(panels.flat, cells, strict=True):
@@ -225,7 +233,7 @@ def speed() -> Any:
 def step() -> Any:
     """Milliseconds of a decoding step on a CPU by its parts, one bar a system and batch size."""
     measured = json.loads((ROOT / "benchmarks" / "measured" / "step.json").read_text())
-    figure, panels = plt.subplots(1, 2, figsize=(7.4, 2.8), layout="constrained", sharex=True)
+    figure, panels = plt.subplots(2, 1, figsize=(5.4, 4.6), layout="constrained", sharex=True)
     colours = (BLUE, SKY, ORANGE, "#f0a070", GREEN, GREY, PURPLE, BLACK, "#f0e442")
     for axis, run in zip(panels, measured, strict=True):
         labels = [f"{r['system']}, {r['batch']}" for r in run["runs"]]
@@ -236,9 +244,9 @@ def step() -> Any:
             left = [a + b for a, b in zip(left, widths, strict=True)]
         axis.invert_yaxis()
         axis.set_title("eager" if run["eager"] else "compiled")
-        axis.set_xlabel("milliseconds a step")
+    panels[-1].set_xlabel("milliseconds a step")
     handles, names = panels[0].get_legend_handles_labels()
-    figure.legend(handles, names, frameon=False, loc="outside lower center", ncols=3, fontsize=7)
+    figure.legend(handles, names, frameon=False, loc="outside lower center", ncols=2, fontsize=8)
     return figure
 
 
