@@ -275,18 +275,15 @@ def _three(file: str, cell: str, key: str) -> str:
 
 def when() -> list[str]:
     """README's: what to use when."""
-    again = _three(JOINT, "told-facts", f"{REPEATED}: right")
-    cost = " / ".join(
-        marked(compared(JOINT)[model, "told-facts"].get(f"{BOTH}: right"), 0)
-        for model in ("smollm2", "qwen-0.5b", "qwen-1.5b")
-    )
+    turns, told = (partial(_three, JOINT, cell) for cell in ("told-turns", "told-facts"))
     best, none = "best passage", "best passage or none"
     rows = [
         [
             "[answer from search results](docs/rag.md)",
             f"the best passage alone: {_three(JOINT, 'retrieved', best)}; or none, if the score is "
             f"low: {_three(JOINT, 'retrieved', none)}",
-            f"`cad` on top of best or none: {_three(JOINT, 'retrieved', f'{none} + cad - {none}')}",
+            f"best or none, with `cad`: {_three(JOINT, 'retrieved', f'{none} + cad')}, of which "
+            f"`cad` {_three(JOINT, 'retrieved', f'{none} + cad - {none}')}",
             f"`cad` on five passages: {_three(JOINT, 'retrieved', 'cad')}",
         ],
         [
@@ -297,9 +294,11 @@ def when() -> list[str]:
         ],
         [
             "[follow a system prompt, and be right](docs/system-prompts.md)",
-            f"repeat the instruction: {_three(JOINT, 'told-facts', REPEATED)}",
-            f"`cfg`: {_three(JOINT, 'told-facts', 'cad')}; not shown to beat repeating",
-            f"right answers alone: repeated {again}; with `cfg` {cost}",
+            f"repeat the instruction: {told(REPEATED)}; after two turns {turns(REPEATED)}",
+            f"`cfg`: {told('cad')}; both: {told(BOTH)}, after two turns {turns(BOTH)}",
+            f"right answers alone: repeated {told(f'{REPEATED}: right')}; `cfg` "
+            f"{told('cad: right')}; both {told(f'{BOTH}: right')}, "
+            f"after two turns {turns(f'{BOTH}: right')}",
         ],
         [
             "[limit what a confidential text adds](docs/bound.md)",
@@ -310,7 +309,7 @@ def when() -> list[str]:
         ],
         [
             "[improve a LoRA adapter](docs/adapters.md)", "greedy decoding",
-            "`cold` (CoLD): no gain overall",
+            "`cold` (CoLD), for replication: no gain overall",
             "better on 1, worse on 18 of 48 pairs of adapter and task (uncorrected)",
         ],
     ]  # fmt: skip
