@@ -16,14 +16,16 @@ class Answering(BaseHTTPRequestHandler):
         """What was posted."""
         return json.loads(self.rfile.read(int(self.headers["Content-Length"])))
 
-    def send(self, status: int, body: Any) -> None:
-        self.send_text(status, json.dumps(body))
+    def send(self, status: int, body: Any, **headers: str) -> None:
+        self.send_text(status, json.dumps(body), **headers)
 
-    def send_text(self, status: int, text: str) -> None:
+    def send_text(self, status: int, text: str, **headers: str) -> None:
         data = text.encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(data)))
+        for name, value in headers.items():
+            self.send_header(name.replace("_", "-"), value)
         self.end_headers()
         self.wfile.write(data)
 

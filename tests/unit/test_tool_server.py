@@ -67,7 +67,7 @@ def test_a_key_is_sent_only_where_it_is_given(
 
 
 def test_a_key_does_not_cross_the_network_unencrypted(monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_network(self: Server) -> None:
+    def no_network(self: Server, may_lack: bool) -> None:
         raise ToolError("asked")
 
     monkeypatch.setattr(Server, "_list_models", no_network)
@@ -133,9 +133,9 @@ def test_a_server_of_ours(upstream: tuple[str, MadeUp]) -> None:
 @pytest.mark.parametrize(
     ("status", "text", "said"),
     [
-        (404, "not here", "no vLLM server answers there"),
-        (200, "<html></html>", "no vLLM server answers there"),
-        (200, '{"data": [1]}', "no vLLM server answers there"),
+        (404, "not here", "no OpenAI-compatible server lists its models"),
+        (200, "<html></html>", "no OpenAI-compatible server lists its models"),
+        (200, '{"data": [1]}', "no OpenAI-compatible server lists its models"),
         (500, '{"error": {"message": "out of order"}}', "HTTP 500: out of order"),
     ],
 )

@@ -103,8 +103,9 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fake]:
     class Handler(loopback.Answering):
         def do_GET(self) -> None:
             kept.keys.add(self.headers["Authorization"])
-            adapters = [{"id": name, "parent": "base"} for name in ("sql", "chat")]
-            self.send(200, {"data": [{"id": "base", "parent": None}, *adapters]})
+            parents = {"base": None, "sql": "base", "chat": "base"}
+            cards = [{"id": i, "parent": of, "owned_by": "vllm"} for i, of in parents.items()]
+            self.send(200, {"data": cards})
 
         def do_POST(self) -> None:
             kept.keys.add(self.headers["Authorization"])

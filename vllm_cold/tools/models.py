@@ -39,11 +39,12 @@ class Models:
         return serving(self.model, self.adapters, self.expert, **self.engine)
 
 
-def read_models(options: argparse.Namespace, **engine: Any) -> Models:
+def read_models(options: argparse.Namespace, *, needs_cold: bool = True, **engine: Any) -> Models:
     """Read the options of ``options.add_models`` and ``--amateur``.
 
     Args:
         options: The command's.
+        needs_cold: Whether a running server must have vllm-cold.
         engine: Arguments of a server that is started, where the options do not say them.
 
     Raises:
@@ -52,8 +53,13 @@ def read_models(options: argparse.Namespace, **engine: Any) -> Models:
     add_rules(options.rules)
     _check_options(options)
     if options.url is not None:
-        insecure = options.insecure_http
-        server = Server(options.url, options.adapter, options.model, insecure_http=insecure)
+        server = Server(
+            options.url,
+            options.adapter,
+            options.model,
+            insecure_http=options.insecure_http,
+            needs_cold=needs_cold,
+        )
         return Models(model=server.base, expert=server.expert, server=server)
     model = read_model(options.model)
     # What is no adapter: whichever the amateur has where none is named, and the base model.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A vLLM server that a command sends requests to: its address and key, its models, its errors."""
+"""A server that a command sends requests to: its address and key, its models, its errors."""
 
 import ipaddress
 import json
@@ -19,6 +19,7 @@ from vllm_cold.tools.command_error import ToolError
 from vllm_cold.tools.pictures import without_data
 
 _KEY_VARIABLE = "COLD_API_KEY"
+_USUAL_KEY_VARIABLE = "OPENAI_API_KEY"
 
 
 class _Usage(BaseModel):
@@ -48,27 +49,32 @@ class _Reply(BaseModel):
 
 
 class Server:
-    """An OpenAI-compatible vLLM server with vllm-cold.
+    """An OpenAI-compatible server.
 
     Args:
-        url: The server's address, with or without ``/v1``.
+        url: The server's address, with or without ``/v1``, or with another version and what
+            comes behind it.
         adapter: The name of the expert on the server, None for the base model.
         model: The base model's name on the server; None for the adapter's parent, or the first
-            that is served.
-        api_key: None for the environment's ``COLD_API_KEY``, if it is set.
+            that vLLM serves, or the only one.
+        api_key: None for the environment's ``COLD_API_KEY``; where that is not set, for
+            ``OPENAI_API_KEY``, which goes nowhere unencrypted.
         insecure_http: Whether a key or a password may be sent unencrypted to another machine.
         started: The value of ``--model``, if the command itself has started the server.
+        needs_cold: Whether it must have vllm-cold. If not, it may be no vLLM, and is then sent
+            nothing that is not OpenAI's.
 
     Attributes:
         client: OpenAI's, for one event loop.
+        has_cold: Whether vllm-cold is there.
         base, expert: The names of the base model and of the expert's adapter.
-        root: The address without ``/v1``, name and password.
+        root: The address without ``/v1`` at its end, name and password.
         where: What errors begin with: the option that names the server.
         title, about: The base model's name and where answers come from, as they are shown.
 
     Raises:
         ToolError: a key or password would be sent unencrypted; no answer, a name that is not
-            served, or no vllm-cold on the server.
+            served, or no vllm-cold on a server that needs it.
     """
 
     def __init__(
@@ -79,35 +85,36 @@ class Server:
         api_key: str | None = None,
         insecure_http: bool | None = None,
         started: str | None = None,
+        needs_cold: bool = True,
     ) -> None:
         self._url = _without_user(url)
         self.where = f"--url={self._url}" if started is None else f"--model={started!r}"
-        root = url.rstrip("/").removesuffix("/v1")
-        self.root = _without_user(root)
-        self._key = _read_key(api_key)
+        target, base_url = _read_url(url, self.where), url.rstrip("/")
+        if not re.search(r"/v\d", target.path):  # as in .../v1, or .../v1beta/openai
+            base_url += "/v1"
+        self.root = _without_user(base_url.removesuffix("/v1"))
+        is_private = target.scheme == "https" or _is_loopback(target.host)
+        self._key = _read_key(api_key, is_private)
+        self._max_tokens = "max_tokens"  # what it calls that
         options: dict[str, Any] = {
-            "base_url": f"{root}/v1",
+            "base_url": base_url,
             "api_key": self._key or "none",
             "max_retries": 0,
             # A server of our own is watched as a process, and all requests may be in its queue.
             "timeout": 600 if started is None else None,
         }
-        try:
-            target = httpx.URL(url)
-            if target.scheme not in ("http", "https") or not target.host:
-                raise ValueError(url)
-            with without_openai():
-                self._client = openai.OpenAI(**options)
-                self.client = openai.AsyncOpenAI(**options)
-        except (ValueError, httpx.InvalidURL):
-            raise ToolError(f"{self.where}: must be like http://localhost:8000") from None
-        allowed = target.scheme == "https" or _is_loopback(target.host) or insecure_http
-        if (self._key or self._url != url) and not allowed:
+        http = openai.DefaultHttpxClient(event_hooks={"request": [_tell_nothing_else]})
+        with without_openai():
+            self._client = openai.OpenAI(**options, http_client=http)
+            self.client = openai.AsyncOpenAI(**options, http_client=http_client())
+        if (self._key or self._url != url) and not (is_private or insecure_http):
             raise ToolError(
                 f"{self.where}: a key or password would cross the network unencrypted; use "
                 "https://, or --insecure-http to send it anyway"
             )
-        parents = self._list_models()
+        cards = self._list_models(may_lack=not needs_cold and model is not None)
+        is_vllm = needs_cold or any(card.get("owned_by") == "vllm" for card in cards)
+        parents: dict[str, str | None] = {card["id"]: card.get("parent") for card in cards}
         self.expert = adapter
         loaded = sorted(name for name, parent in parents.items() if parent is not None)
         if adapter is not None and adapter not in loaded:
@@ -115,8 +122,11 @@ class Server:
             raise ToolError(f"--adapter={adapter}: no such adapter on the server (loaded: {names})")
         bases = sorted(parents.keys() - {*loaded})
         first = next((name for name in parents if name in bases), None)
+        if model is None and not is_vllm and len(bases) > 1:
+            raise ToolError(f"--model is missing: the server has {', '.join(bases)}")
         base = model or (first if adapter is None else parents[adapter])
-        if base is None or base not in bases:
+        # Others than vLLM also take names that they do not list.
+        if base is None or (is_vllm and base not in bases):
             raise ToolError(
                 f"--model={base}: no such base model on the server (there are: {', '.join(bases)})"
             )
@@ -124,25 +134,34 @@ class Server:
         self.title, self.about = base, f"server at {self.root}"
         if started is not None:
             self.title, self.about = Path(started).name, f"vLLM {vllm_version()} on this machine"
-        self._require_cold()
+        self.has_cold = is_vllm and self._find_cold()
+        if needs_cold and not self.has_cold:
+            raise ToolError(
+                f"{self.where}: this server ignores cold_alpha, so vllm-cold is not active there; "
+                "install it next to the server's vLLM, and unset COLD_ENABLED=0 if it is set"
+            )
 
     def close(self) -> None:
         self._client.close()
 
-    def _list_models(self) -> dict[str, str | None]:
-        """List the models that are served; an adapter has its base model as its parent."""
+    def _list_models(self, may_lack: bool) -> list[dict[str, Any]]:
+        """List the models that are served, of vLLM an adapter with its base model as its parent;
+        ``may_lack`` is whether the server may have no such list.
+        """
         with self.errors():
             try:
-                reply = json.loads(self._client.models.with_raw_response.list().text)
-                return {card["id"]: card.get("parent") for card in reply["data"]}
+                reply: Any = self._client.get("/models", cast_to=object)
+                return [{**card, "id": str(card["id"])} for card in reply["data"]]
             except (openai.NotFoundError, json.JSONDecodeError, KeyError, TypeError) as error:
+                if may_lack:
+                    return []
                 raise ToolError(
-                    f"{self.where}: no vLLM server answers there; give the address of one, like "
-                    "http://localhost:8000"
+                    f"{self.where}: no OpenAI-compatible server lists its models there; give the "
+                    "address of one, like http://localhost:8000"
                 ) from error
 
-    def _require_cold(self) -> None:
-        """Refuse a server without the plugin: it ignores ``cold_*``, where one with it refuses
+    def _find_cold(self) -> bool:
+        """Look for the plugin: a server without it ignores ``cold_*``, where one with it refuses
         alpha -1.
         """
         try:
@@ -155,12 +174,9 @@ class Server:
                 )
         except ToolError as error:
             if "cold_alpha=-1" in str(error):
-                return
+                return True
             raise
-        raise ToolError(
-            f"{self.where}: this server ignores cold_alpha, so vllm-cold is not active there; "
-            "install it next to the server's vLLM, and unset COLD_ENABLED=0 if it is set"
-        )
+        return False
 
     async def post(
         self, client: openai.AsyncOpenAI, path: str, body: Mapping[str, Any]
@@ -171,9 +187,20 @@ class Server:
             ToolError: there is none.
         """
         with self.errors():
-            reply: Any = await client.post(path, body=body, cast_to=object)
+            try:
+                reply: Any = await self._post(client, path, body)
+            except openai.BadRequestError as error:
+                # OpenAI's newer models refuse what all others know.
+                if "max_completion_tokens" not in str(error) or "max_tokens" not in body:
+                    raise
+                self._max_tokens = "max_completion_tokens"
+                reply = await self._post(client, path, body)
             _Reply.model_validate(reply)
             return dict(reply)
+
+    async def _post(self, client: openai.AsyncOpenAI, path: str, body: Mapping[str, Any]) -> object:
+        sent = {self._max_tokens if key == "max_tokens" else key: body[key] for key in body}
+        return await client.post(path, body=sent, cast_to=object)
 
     @contextmanager
     def errors(self) -> Iterator[None]:
@@ -205,6 +232,33 @@ class Server:
             ) from error
 
 
+def _read_url(url: str, where: str) -> httpx.URL:
+    """Read an address; ToolError, which calls it ``where``, for what is none."""
+    try:
+        target = httpx.URL(url)
+        if target.scheme not in ("http", "https") or not target.host:
+            raise ValueError(url)
+    except (ValueError, httpx.InvalidURL):
+        raise ToolError(f"{where}: must be like http://localhost:8000") from None
+    return target
+
+
+def http_client() -> openai.DefaultAsyncHttpxClient:
+    """Make a client for one event loop that tells a server no more than what it is asked."""
+
+    async def tell_nothing_else(request: Any) -> None:
+        _tell_nothing_else(request)
+
+    return openai.DefaultAsyncHttpxClient(event_hooks={"request": [tell_nothing_else]})
+
+
+def _tell_nothing_else(request: Any) -> None:
+    """Take out of a request what OpenAI's client tells of the machine: system, Python, versions."""
+    for name in [name for name in request.headers if name.startswith("x-stainless-")]:
+        del request.headers[name]
+    request.headers["User-Agent"] = "vllm-cold"
+
+
 def _is_loopback(host: str) -> bool:
     """Whether a host's name or address stays on this machine."""
     try:
@@ -225,15 +279,19 @@ def without_openai() -> Iterator[None]:
         os.environ.update(hidden)
 
 
-def _read_key(api_key: str | None) -> str | None:
-    """Return this key, else the environment's; an empty variable has none."""
-    key = api_key or os.environ.get(_KEY_VARIABLE) or None
+def _read_key(api_key: str | None, is_private: bool) -> str | None:
+    """Return this key, else the environment's; an empty variable has none, and the usual one is for
+    what nobody else can read.
+    """
+    name, key = _KEY_VARIABLE, api_key or os.environ.get(_KEY_VARIABLE)
+    if key is None and is_private:
+        name, key = _USUAL_KEY_VARIABLE, os.environ.get(_USUAL_KEY_VARIABLE)
     # The client's error about a key that no header can hold would show it.
-    if key is not None and not re.fullmatch(r"[!-~]+", key):
+    if key and not re.fullmatch(r"[!-~]+", key):
         raise ToolError(
-            f"{_KEY_VARIABLE}: an API key has only ASCII characters and no white space; correct it"
+            f"{name}: an API key has only ASCII characters and no white space; correct it"
         )
-    return key
+    return key or None
 
 
 def _without_user(url: str) -> str:

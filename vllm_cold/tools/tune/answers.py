@@ -26,16 +26,18 @@ from vllm_cold.tools.contrast_args import (
     reads_args,
     request_args,
 )
-from vllm_cold.tools.server import Server, without_openai
+from vllm_cold.tools.server import Server, http_client, without_openai
 from vllm_cold.tools.tune.grid import Setting
 from vllm_cold.tools.tune.problems import Problem
 from vllm_cold.tools.tune.task import Task
 
 NAME = "answers.jsonl"
 _MARK = "vllm-cold tune"  # begins the file, with the version of its format
-ENDS = ("stop", "length", "repetition")  # finish reasons of answers that are whole
+_BROKEN = (None, "abort", "error")  # finish reasons of answers that are not whole
 _CONCURRENCY = 32  # requests at a time to a server that others may ask, too
 _OWN_CONCURRENCY = 256  # so that batches are full
+# Of a request that others' server refuses for now: 40 seconds, or as it says (Retry-After).
+RETRIES = 8
 _encode = msgspec.json.Encoder(order="deterministic").encode
 
 
@@ -58,7 +60,11 @@ class Job(NamedTuple):
         if not how:
             return {}
         # With a baseline the amateur reads what it reads with the problem's own prompt.
-        reads = {} if self.setting.baseline is None else reads_args(self.problem.lacking)
+        reads = {}
+        if self.setting.baseline is not None:
+            reads = reads_args(self.problem.lacking)
+            if self.reads == self.problem.lacking:
+                return {}  # no passage is shown
         return merge(self.problem.args, reads) | how
 
     @property
@@ -121,7 +127,7 @@ class Answers(dict[bytes, Output]):
         """Keep an answer; it is with the operating system when this returns. ToolError for one that
         was ended by an error, or from outside.
         """
-        if answer.finish not in ENDS:
+        if answer.finish in _BROKEN:
             raise ToolError(
                 f"{job.problem.place}: was ended with {answer.finish!r}; see the log of the engine "
                 "or the server, and run the same command again"
@@ -174,39 +180,50 @@ def ask(
     """Have a server decode jobs at temperature 0; ``on_answer`` is called for each as soon as it is
     finished. ToolError where a request is refused or ends with an error.
     """
-    waiting = iter(jobs)
+    waiting, per_minute = iter(jobs), task.options.requests_per_minute
 
-    async def work(client: openai.AsyncOpenAI) -> None:
+    async def work(client: openai.AsyncOpenAI, turn: asyncio.Lock) -> None:
         for job in waiting:  # all take the next one of the same
+            if per_minute is not None:
+                async with turn:
+                    await asyncio.sleep(60 / per_minute)
             on_answer(job, await _answer(task, server, client, job))
 
     async def run() -> None:
-        async with openai.DefaultAsyncHttpxClient() as http:  # of this event loop
+        async with http_client() as http:  # of this event loop
+            retries = 0 if task.server is None else RETRIES
             with without_openai():
-                client = server.client.with_options(http_client=http)
+                client = server.client.with_options(http_client=http, max_retries=retries)
             most = _CONCURRENCY if task.server is not None else _OWN_CONCURRENCY
             num = task.options.concurrency or most
-            await asyncio.gather(*(work(client) for _ in range(num)))  # the first error ends all
+            turn = asyncio.Lock()
+            await asyncio.gather(*(work(client, turn) for _ in range(num)))  # ends at first error
 
     asyncio.run(run())
 
 
 async def _answer(task: Task, server: Server, client: openai.AsyncOpenAI, job: Job) -> Output:
     path, prompt = endpoint(job.reads)
-    xargs = request_args(job.args, task.model) if job.args else {"cold": 0}
     most = task.options.max_tokens
     body = {
         "model": task.expert or task.model,
         **prompt,
         "temperature": 0.0,
         "max_tokens": most,
-        "stop": task.options.stop or [],
-        "vllm_xargs": xargs,
     }
+    if task.options.stop:
+        body["stop"] = task.options.stop
+    if server.has_cold:  # nobody else is sent what OpenAI's API does not have
+        body["vllm_xargs"] = request_args(job.args, task.model) if job.args else {"cold": 0}
     try:
         reply = await server.post(client, path, body)
     except ToolError as error:
-        raise ToolError(f"{job.problem.place}: {error}") from error
+        hint = ""
+        if "HTTP 404" in str(error) and path == "/completions":
+            hint = "; a server for chats alone takes them with --chat"
+        if "HTTP 429" in str(error):
+            hint = "; ask for less with --concurrency or --requests-per-minute"
+        raise ToolError(f"{job.problem.place}: {error}{hint}") from error
     choice, usage = reply["choices"][0], reply.get("usage")
     finish = choice["finish_reason"]
     if finish == "length" and usage is not None and usage["completion_tokens"] < most:

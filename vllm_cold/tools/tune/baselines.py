@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Baselines: prompts that are decoded without a contrast, at half of its cost. One is without what
-the amateur lacks, one has a sentence that asks for it, one repeats it.
+the amateur lacks, one has a sentence that asks for it, one repeats it. Of several passages, one has
+the best alone; and none where its score is low, if that pays on dev problems.
 """
 
 from collections.abc import Sequence
@@ -8,10 +9,10 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from vllm_cold.settings.amateurs import AmateurSpec
-from vllm_cold.settings.sources import Messages, Part, Text
+from vllm_cold.settings.sources import Messages, Part, Text, WithoutText
 from vllm_cold.tools.command_error import ToolError
 from vllm_cold.tools.contrast_args import Content, amateur_reads
-from vllm_cold.tools.tune.problems import Problem
+from vllm_cold.tools.tune.problems import Problem, leave_out
 
 Lacks = Literal["text", "instruction"]
 """What amateurs do not read: an instruction if it is system prompts alone."""
@@ -22,7 +23,8 @@ BETTER: dict[Lacks, str] = {
     "text": "According to the text:",
     "instruction": "Follow the instructions to the letter:",
 }
-STRONGER = "a stronger prompt"  # the name of that baseline
+STRONGER = "a stronger prompt"  # names of baselines
+BEST = "the best passage alone"
 
 
 def add_baselines(
@@ -57,32 +59,37 @@ def add_baselines(
         sentence = f"No baselines were tried: {missing[0]} {why}."
         return None, problems, [sentence] if any(amateurs) else []
     readings = [
-        (problem.prompt, reads, amateur)
+        (problem, reads, amateur)
         for problem, amateur in pairs
         if amateur is not None and (reads := amateur_reads(problem.prompt, amateur)) is not None
     ]
-    gone = [_lacked(whole, reads) for whole, reads, _ in readings]
+    gone = [_lacked(problem.prompt, reads) for problem, reads, _ in readings]
     roles = {message["role"] for messages in gone for message in messages}
     lacks: Lacks = "text"
     if not texts and all(gone) and roles <= {"system", "developer"}:
         lacks = "instruction"
-    names = (f"no {lacks}", STRONGER, f"the {lacks} repeated")
+    names = [f"no {lacks}", STRONGER, f"the {lacks} repeated"]
     by_problem: list[dict[str, Content]] = []
-    for whole, reads, amateur in readings:
-        variants: tuple[Content, ...] = ()
-        if isinstance(whole, Text) and isinstance(reads, Text):
-            variants = _texts(whole.value, reads.value, amateur, better or BETTER[lacks])
-        elif isinstance(whole, Messages) and isinstance(reads, Messages):
-            variants = _chats(whole, reads, lacks, better or BETTER[lacks])
+    for problem, reads, amateur in readings:
+        variants = _variants(problem, reads, amateur, lacks, better or BETTER[lacks])
         by_problem.append(dict(zip(names, (reads, *variants), strict=False)))
-    fewest = min(by_problem, key=len)
-    why = f"the question cannot be told from the {lacks}"
-    if STRONGER in fewest:
-        why = f"the {lacks} has more than {LONGEST} characters"
-    place = problems[by_problem.index(fewest)].place
-    untried = [f"Baseline not tried: {name}. In {place} {why}." for name in names[len(fewest) :]]
+        if problem.passages:
+            by_problem[-1][BEST] = leave_out(problem.prompt, problem.passages[1:])
+    if any(len(problem.passages) > 1 for problem in problems):
+        names.append(BEST)
+    untried = []
+    for name in names:
+        lacking = (i for i, baselines in enumerate(by_problem) if name not in baselines)
+        if (place := next(lacking, None)) is not None:
+            why = f"the question cannot be told from the {lacks}"
+            if name == BEST:
+                why = "there are no passages"
+            elif STRONGER in by_problem[place]:
+                why = f"the {lacks} has more than {LONGEST} characters"
+            untried.append(f"Baseline not tried: {name}. In {problems[place].place} {why}.")
+    common = [name for name in names if all(name in baselines for baselines in by_problem)]
     with_baselines = [
-        replace(problem, baselines={name: baselines[name] for name in fewest})
+        replace(problem, baselines={name: baselines[name] for name in common})
         for problem, baselines in zip(problems, by_problem, strict=True)
     ]
     return lacks, with_baselines, untried
@@ -95,35 +102,70 @@ def _lacked(whole: Content, reads: Content) -> list[dict[str, Any]]:
     return [message for message in whole.value if message not in reads.value]
 
 
-def _texts(whole: str, reads: str, amateur: AmateurSpec, better: str) -> tuple[Text, ...]:
-    """Make a text with the sentence before its question, and one that repeats the part."""
-    spans = amateur.source.spans if isinstance(amateur.source, Part) else ()
-    if not spans and whole.endswith(reads):
-        spans = ((0, len(whole) - len(reads)),)
+def _variants(
+    problem: Problem, reads: Content, amateur: AmateurSpec, lacks: Lacks, better: str
+) -> Sequence[Content]:
+    """Make a prompt with the sentence before its question, and one that repeats what the amateur
+    lacks; none where the question cannot be told, the first alone where that is long.
+    """
+    whole, source = problem.prompt, amateur.source
+    texts = [passage.text for passage in problem.passages]
+    if isinstance(source, WithoutText):
+        texts.append(source.text)
+    if isinstance(whole, Messages) and isinstance(reads, Messages):
+        return _chats(whole, reads, lacks, better, texts)
+    if not (isinstance(whole, Text) and isinstance(reads, Text)):
+        return ()
+    spans = source.spans if isinstance(source, Part) else _span(whole.value, texts)
+    if not spans and whole.value.endswith(reads.value):
+        spans = ((0, len(whole.value) - len(reads.value)),)
     if not spans:
         return ()
-    end = spans[-1][1]
-    again = "".join(whole[start:stop] for start, stop in spans)
+    front, question = _split(whole.value, spans[-1][1])
+    again = "".join(whole.value[start:end] for start, end in spans)
+    again += front[spans[-1][1] :]
     more = (f"{better} ", again)[: 1 if len(again) > LONGEST else 2]
-    return tuple(Text(whole[:end] + addition + whole[end:]) for addition in more)
+    return [Text(front + addition + question) for addition in more]
 
 
-def _chats(whole: Messages, reads: Messages, lacks: Lacks, better: str) -> tuple[Messages, ...]:
-    """Make the same of a chat; the question is the user's last message that the amateur reads."""
+def _span(content: str, texts: Sequence[str]) -> tuple[tuple[int, int], ...]:
+    """Find where the first of some texts begins in another, and the last ends; empty for none."""
+    starts = {text: content.find(text) for text in texts if text in content}
+    ends = [start + len(text) for text, start in starts.items()]
+    return ((min(starts.values()), max(ends)),) if starts else ()
+
+
+def _split(content: str, end: int) -> tuple[str, str]:
+    """Split a text behind the white space that follows its first part."""
+    question = content[end:].lstrip()
+    return content[: len(content) - len(question)], question
+
+
+def _chats(
+    whole: Messages, reads: Messages, lacks: Lacks, better: str, texts: Sequence[str]
+) -> list[Messages]:
+    """Make the same of a chat. The question is what follows the texts in a user's message; where
+    they stand elsewhere, the user's last message that the amateur reads.
+    """
     contents = (m["content"] for m in reads.value[::-1] if m["role"] == "user")
-    question = next((content for content in contents if isinstance(content, str)), None)
+    asked = next((content for content in contents if isinstance(content, str)), None)
     for place in reversed(range(len(whole.value))):
         message = whole.value[place]
-        # A text may stand before it in the same message.
-        if question and message["role"] == "user" and message["content"].endswith(question):
-            front = message["content"].removesuffix(question)
+        if message["role"] != "user":
+            continue
+        content, front, question = message["content"], "", ""
+        if spans := _span(content, texts):
+            front, question = _split(content, spans[-1][1])
+        elif asked and content.endswith(asked):  # a text may stand before it
+            front, question = _split(content, len(content) - len(asked))
+        if question:
             gone = [m["content"] for m in _lacked(whole, reads) if m is not message]
             again = "\n\n".join([*gone, front]).strip()
             order = (question, again) if lacks == "instruction" else (again, question)
             changed = (f"{better} {question}", "\n\n".join(order))
             before, after = whole.value[:place], whole.value[place + 1 :]
-            return tuple(
+            return [
                 Messages([*before, {**message, "content": front + end}, *after])
                 for end in changed[: 1 if len(again) > LONGEST else 2]
-            )
-    return ()
+            ]
+    return []

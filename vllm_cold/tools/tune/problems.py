@@ -7,15 +7,33 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
 
 from vllm_cold.errors import site
+from vllm_cold.settings.sources import Messages, Text, WithoutText, media_parts
+from vllm_cold.settings.table import PREFIX
 from vllm_cold.tools.command_error import ToolError
-from vllm_cold.tools.contrast_args import Content, as_chat, endpoint, merge
+from vllm_cold.tools.contrast_args import (
+    ROW_KEYS,
+    Content,
+    as_chat,
+    endpoint,
+    merge,
+    reads_args,
+)
 from vllm_cold.tools.rows import PromptRow, Whole, read_lines, read_row
 from vllm_cold.tools.tune.verdict import FEWEST
+
+
+class Passage(BaseModel):
+    """A text in a prompt that a search has found."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+    text: Whole
+    score: Annotated[float, Field(allow_inf_nan=False)] | None = None
 
 
 @dataclass(frozen=True)
@@ -29,12 +47,19 @@ class Problem:
     args: Mapping[str, Any] = field(default_factory=dict)  # flat: what it is contrasted with
     row_keys: frozenset[str] = frozenset()  # those of the row itself that say so
     has_answer: bool = True  # whether the text that an amateur lacks answers the question
+    passages: tuple[Passage, ...] = ()  # of its prompt, the best first
     baselines: Mapping[str, Content] = field(default_factory=dict)  # its baselines, by name
 
     @property
     def lacking(self) -> Content:
         """What its amateur reads; the first of its baselines."""
         return next(iter(self.baselines.values()))
+
+    @property
+    def score(self) -> float | None:
+        """The best passage's score, if all have one."""
+        scores = [passage.score for passage in self.passages]
+        return None if None in scores or not scores else scores[0]
 
     @property
     def place(self) -> str:
@@ -45,6 +70,7 @@ class Problem:
 class _Row(PromptRow):
     answer: Any
     answers: bool = True
+    passages: list[Passage] = []
     id: Whole | int | None = None
 
 
@@ -74,14 +100,18 @@ def load_problems(
         try:
             row, row_args = read_row(_Row, line)
             prompt = row.read(Path(path).parent)
+            prompt = as_chat(prompt) if chat else prompt
+            if row.passages and not (row_args | dict(args or {})).keys() & set(ROW_KEYS):
+                row_args |= _without_passages(prompt, row.passages)
             problem = Problem(
                 id=f"line-{number}" if row.id is None else str(row.id),
                 line=number,
-                prompt=as_chat(prompt) if chat else prompt,
+                prompt=prompt,
                 answer=row.answer,
                 args=merge(args or {}, row_args),
                 row_keys=frozenset(row_args),
                 has_answer=row.answers,
+                passages=_best_first(row.passages),
             )
             # Of what is sent: pictures count, not their names.
             key = sha256(json.dumps(endpoint(problem.prompt)).encode()).digest()
@@ -92,7 +122,7 @@ def load_problems(
                     raise ValueError(f"id: {problem.id!r} is line {same.line}'s already")
                 continue
             repeated += 1
-            fields = ("answer", "args", "has_answer")
+            fields = ("answer", "args", "has_answer", "passages")
             if any(getattr(first, name) != getattr(problem, name) for name in fields):
                 raise ValueError(
                     f"has the prompt of line {first.line} with another answer or contrast; "
@@ -101,6 +131,37 @@ def load_problems(
         except (ValueError, ToolError) as error:
             raise ToolError(f"{path}:{number}: {error}") from None
     return list(by_id.values()), repeated
+
+
+def _best_first(passages: Sequence[Passage]) -> tuple[Passage, ...]:
+    """Sort passages by their scores; as they are if one has none."""
+    if any(passage.score is None for passage in passages):
+        return tuple(passages)
+    return tuple(sorted(passages, key=lambda passage: -(passage.score or 0.0)))
+
+
+def _without_passages(prompt: Content, passages: Sequence[Passage]) -> dict[str, Any]:
+    """Return what an amateur reads that reads none of them, as flat arguments; ValueError where a
+    prompt does not have one.
+    """
+    if isinstance(prompt, Messages) and any(map(media_parts, prompt.value)):
+        raise ValueError("passages: cannot be left out of a prompt with pictures")
+    left = leave_out(prompt, passages)
+    if len(passages) == 1:
+        return {PREFIX + "without_text": passages[0].text}
+    return reads_args(left)
+
+
+def leave_out(prompt: Content, passages: Sequence[Passage]) -> Content:
+    """Return a prompt without passages; ValueError where it does not have one."""
+    # The longest first: one may stand in another.
+    for passage in sorted(passages, key=lambda passage: -len(passage.text)):
+        source = WithoutText(passage.text)
+        if isinstance(prompt, Messages):
+            prompt = Messages(source.of_messages("passages", prompt.value))
+        else:
+            prompt = Text(source.of("passages", prompt.value))
+    return prompt
 
 
 def split_problems(

@@ -25,9 +25,13 @@ from vllm_cold.tools.contrast_args import (
 )
 from vllm_cold.tools.models import Models, read_models
 from vllm_cold.tools.tune.baselines import Lacks, add_baselines
-from vllm_cold.tools.tune.grid import Setting, make_grid
+from vllm_cold.tools.tune.grid import GREEDY, Setting, make_grid
 from vllm_cold.tools.tune.match import Matcher, load_matcher
 from vllm_cold.tools.tune.problems import Problem, load_problems, split_problems
+
+# Options that say how to contrast, by their names in the parsed options.
+_HOW = {name: option_of(name) for name in (*SETTINGS, "preset", "amateur", "weights")}
+_HOW["rules"] = _HOW["rule"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +40,7 @@ class Task(Models):
 
     options: argparse.Namespace
     args: dict[str, Any]  # flat arguments of all problems, what they do not say themselves
-    grid: list[Setting]
+    grid: list[Setting]  # empty where baselines alone are tried
     baselines: list[Setting]  # the baselines that all problems have
     single: list[Setting]  # those of the grid with one amateur, which a baseline may be added to
     lacks: Lacks | None  # what baselines' amateurs do not read; None without baselines
@@ -75,7 +79,8 @@ class Task(Models):
 
 def read_task(options: argparse.Namespace) -> Task:
     """Check all options and read all small files; ToolError names the first mistake."""
-    for name, least in (("max_tokens", 1), ("concurrency", 1), ("seed", 0)):
+    least_of = {"max_tokens": 1, "concurrency": 1, "requests_per_minute": 1, "seed": 0}
+    for name, least in least_of.items():
         value = getattr(options, name)
         if value is not None and value < least:
             raise ToolError(f"{option_of(name)}={value}: must be >= {least}")
@@ -83,11 +88,18 @@ def read_task(options: argparse.Namespace) -> Task:
         raise ToolError(
             f"--test-fraction={options.test_fraction:g}: must be between 0 and 1, both excluded"
         )
-    models = read_models(options)
+    how = [name for name in _HOW if getattr(options, name) is not None]
+    if options.baselines and how:
+        raise ToolError(
+            f"{_HOW[how[0]]}: is for a contrast, and --baselines tries none; leave one of them out"
+        )
+    models = read_models(options, needs_cold=bool(how))
     args = option_args(options, models.amateur_names)
     try:
         settings = {name: getattr(options, name) for name in SETTINGS}
         grid = make_grid(settings, options.preset, args.get(PREFIX + "weights"))
+        if options.baselines or (models.server is not None and not models.server.has_cold):
+            grid = []
     except ColdError as error:
         raise ToolError(as_written(error)) from None
     problems, repeated = load_problems(options.data, args, options.chat)
@@ -96,9 +108,11 @@ def read_task(options: argparse.Namespace) -> Task:
     presets = {setting.preset for setting in grid if setting.preset}
     # A preset says what system prompts are: cad's amateur lacks texts, cfg's instructions.
     texts = "cfg" not in presets and any(PRESETS[name].of_texts for name in presets)
-    texts |= not all(problem.has_answer for problem in problems)
+    texts |= not all(problem.has_answer and not problem.passages for problem in problems)
     readers = list(map(_other_reader, problems, by_preset))
     lacks, problems, untried = add_baselines(problems, readers, options.better, texts=texts)
+    if not grid and lacks is None:
+        raise ToolError(" ".join(untried) or "no baselines: no row says what can be left out")
     dev, held_out = split_problems(problems, options.test_fraction, options.seed)
     return Task(
         **vars(models),
@@ -125,9 +139,14 @@ def _amateurs(
     """
     by_preset: dict[str | None, tuple[AmateurSpec, ...]] = {}
     try:
-        for setting in grid:
+        for setting in grid or [GREEDY]:
             by_preset[setting.preset] = read_contrast({**problem.args, **setting.args}).amateurs
-        amateurs = chain.from_iterable(by_preset.values())
+        amateurs = list(chain.from_iterable(by_preset.values()))
+        if not grid and all(amateur.source is None for amateur in amateurs):
+            raise ToolError(
+                f"{problem.place}: no baselines, as nothing says what can be left out: give its "
+                '"passages", or --without, --without-text, --part or the row\'s own cold_* keys'
+            )
         check_amateurs(problem.place, problem.prompt, amateurs, models.expert, models.model)
     except ColdError as error:
         raise ToolError(f"{problem.place}: {as_written(error, problem.row_keys)}") from None

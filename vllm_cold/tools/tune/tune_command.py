@@ -6,7 +6,7 @@ import itertools
 import sys
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 from rich.text import Text
 
+from vllm_cold.tools.command_error import ToolError
 from vllm_cold.tools.contrast_args import as_json
 from vllm_cold.tools.server import Server
 from vllm_cold.tools.tune import tune_report, verdict
 from vllm_cold.tools.tune.answers import Answers, Job, Output, ask, open_answers
+from vllm_cold.tools.tune.baselines import BEST
 from vllm_cold.tools.tune.grid import GREEDY, Setting
 from vllm_cold.tools.tune.problems import Problem
 from vllm_cold.tools.tune.task import Task, read_task
@@ -68,7 +70,7 @@ class Tuning:
     def judge(self) -> tuple[list[str], verdict.Verdict]:
         """Decode what is missing: greedy and the baselines on all problems, whose findings it
         prints; the grid on the dev ones, also with the best baseline if that gains there; and the
-        picked setting on the held-out ones.
+        picked setting on the held-out ones. Without a grid a baseline is picked.
 
         The other settings are never decoded on held-out problems: it saves time, and nobody can
         pick by them. A problem comes first with each: what is refused is refused at once.
@@ -83,6 +85,8 @@ class Tuning:
         untested = task.lacks == "text" and all(problem.has_answer for problem in task.problems)
         baselines = list(self._results(task.baselines, task.problems).values())
         findings = verdict.findings(baselines, task.lacks or "", untested) + task.untried
+        findings += self._add_threshold()
+        task, dev, held_out = self.task, self.task.dev, self.task.held_out
         for finding in findings:
             Console().print(Text(finding))
         rows = self._results(task.baselines, dev)
@@ -94,7 +98,7 @@ class Tuning:
             grid += [msgspec.structs.replace(setting, baseline=more) for setting in task.single]
         self._need(itertools.product(grid, dev))
         rows |= self._results(grid, dev)
-        best = verdict.pick([rows[setting] for setting in grid]).setting
+        best = verdict.pick([rows[setting] for setting in grid or task.baselines]).setting
         self._need(itertools.product([best], held_out))
         return findings, verdict.Verdict(
             dev=rows,
@@ -106,6 +110,54 @@ class Tuning:
             },
             untested=untested,
         )
+
+    def _add_threshold(self) -> list[str]:
+        """Add the baseline that shows no passage below a score, that with which most dev problems
+        are right. Its answers are there already. Return a sentence if there is none.
+        """
+        task = self.task
+        if not any(problem.passages for problem in task.problems):
+            return []
+        untried = "Baseline not tried: no passage below a score. "
+        unknown = next((problem for problem in task.problems if problem.score is None), None)
+        if unknown is not None:
+            return [f"{untried}In {unknown.place} not all passages have one."]
+        shown = Setting(baseline=BEST) if Setting(baseline=BEST) in task.baselines else GREEDY
+        none = task.baselines[0]
+
+        def choose(problem: Problem, least: float) -> Setting:
+            return none if problem.score is None or problem.score < least else shown
+
+        def right(least: float) -> float:
+            return sum(self._score(choose(problem, least), problem) for problem in task.dev)
+
+        # Of several with which as many are right, the lowest.
+        scores = sorted({problem.score for problem in task.dev if problem.score is not None})
+        least = max(scores, key=right)
+        if least == scores[0]:
+            return [f"{untried}On the dev problems no score does better than showing it always."]
+        name = f"{shown.baseline or 'the passage'}, or none below {least}"
+
+        def added(problems: Sequence[Problem]) -> list[Problem]:
+            return [
+                replace(
+                    problem,
+                    baselines={
+                        **problem.baselines,
+                        name: Job(choose(problem, least), problem).reads,
+                    },
+                )
+                for problem in problems
+            ]
+
+        self.task = replace(
+            task,
+            problems=added(task.problems),
+            dev=added(task.dev),
+            held_out=added(task.held_out),
+            baselines=[*task.baselines, Setting(baseline=name)],
+        )
+        return []
 
     def _need(self, wanted: Iterable[tuple[Setting, Problem]]) -> None:
         """Decode what is missing."""
@@ -167,12 +219,13 @@ def run(options: argparse.Namespace) -> int:
     with open_answers(options.output, task.made_with()) as answers, ExitStack() as stack:
         progress.print(
             f"{len(task.problems)} problems ({len(task.dev)} dev, {len(task.held_out)} held out), "
-            f"{len(task.grid)} settings. {len(answers)} answers are there already."
+            f"{f'{len(task.grid)} settings' if task.grid else 'baselines alone'}. {len(answers)} "
+            "answers are there already."
         )
         tuning = Tuning(task, answers, progress, stack)
         try:
             first, judged = tuning.judge()
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, ToolError):
             print(
                 f"vllm-cold tune: stopped; {len(answers)} answers are kept in {answers.path}, and "
                 "the same command goes on from there",
@@ -180,7 +233,9 @@ def run(options: argparse.Namespace) -> int:
             )
             raise
     best = judged.best.setting
-    report = tune_report.make_report(task, first, judged, tuning.changes(best), tuning.notes(best))
+    report = tune_report.make_report(
+        tuning.task, first, judged, tuning.changes(best), tuning.notes(best)
+    )
     path = Path(options.output, "report.json")
     path.write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n")
     tune_report.show(Console(), report, judged, str(path))

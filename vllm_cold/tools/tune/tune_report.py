@@ -16,11 +16,11 @@ from vllm_cold.errors import ColdError
 from vllm_cold.settings.arguments import parse_engine_defaults
 from vllm_cold.settings.table import PREFIX
 from vllm_cold.tools.adapters import Adapter
-from vllm_cold.tools.contrast_args import ROW_KEYS, request_args
+from vllm_cold.tools.contrast_args import ROW_KEYS, endpoint, request_args
 from vllm_cold.tools.own_server import words_of
 from vllm_cold.tools.tune.answers import Job
 from vllm_cold.tools.tune.baselines import BETTER, STRONGER
-from vllm_cold.tools.tune.grid import Setting
+from vllm_cold.tools.tune.grid import GREEDY, Setting
 from vllm_cold.tools.tune.task import Task
 from vllm_cold.tools.tune.verdict import Verdict, percent, points
 
@@ -64,9 +64,18 @@ def serve_line(
 
 def _advice(task: Task, judged: Verdict) -> tuple[str, list[str]]:
     """Return what to paste, a command or the fields of a request's body, and what contrastive
-    requests have to send in addition.
+    requests have to send in addition. Of a baseline it is a body with the prompt of a problem.
     """
-    setting, problem = judged.picked, task.problems[0]
+    setting = judged.picked
+    if not setting.args:
+        use = GREEDY if judged.use is None else setting
+        _, prompt = endpoint(Job(use, task.held_out[0]).reads)
+        line = json.dumps({"model": task.expert or task.model, **prompt, "temperature": 0})
+        if task.server is None:
+            line = serve_line(task.model, task.adapters, task.engine, None)
+        return line, []
+    # Where a baseline shows nothing, there is nothing to contrast with.
+    problem = next(each for each in task.problems if Job(setting, each).args)
     varies = setting.baseline is not None or any(p.row_keys for p in task.problems)
     args = request_args(Job(setting, problem).args, None if varies else task.model)
     rows = []
@@ -141,6 +150,8 @@ def _notes(task: Task, judged: Verdict, must: Sequence[str]) -> list[str]:
         if judged.only:
             who = "Where the text is known to answer, requests"
         notes.append(f"{who} must also send {' and '.join(must)}.")
+    if task.server is not None and not task.server.has_cold:
+        notes.append("The server has no vllm-cold, so that no contrast was tried.")
     if task.repeated:
         notes.append(f"Rows that repeat an earlier prompt and were left out: {task.repeated}.")
     if task.lacks is not None and Setting(baseline=STRONGER) in task.baselines:
@@ -159,9 +170,9 @@ def show(console: Console, report: Mapping[str, Any], judged: Verdict, path: str
         console.print(Text(f"Note: {note}", style="dim"))
     console.print()
     how = "Serve it" if report["run"]["server"] is None else "Ask for it"
-    console.print(
-        Text(f"{how} {'with' if judged.gain else 'without'} contrastive decoding:", style="bold")
-    )
+    if judged.picked.args:
+        how += f" {'with' if judged.gain else 'without'} contrastive decoding"
+    console.print(Text(f"{how}:", style="bold"))
     # As it is, without wrapping: it is to be copied.
     console.print(Text(report["serve"]), soft_wrap=True)
     console.print()

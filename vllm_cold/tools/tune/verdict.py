@@ -193,7 +193,7 @@ class Verdict:
 
     @property
     def best(self) -> Result:
-        """The picked setting on the held-out problems."""
+        """The picked setting on the held-out problems; a baseline, if no settings were tried."""
         return self.held_out[self.picked]
 
     @property
@@ -225,16 +225,17 @@ class Verdict:
 
     @property
     def use(self) -> Result | None:
-        """The setting or baseline to use, on the held-out problems; None for greedy decoding.
+        """The setting or baseline to use, on the held-out problems; None for the prompt as it is,
+        decoded greedily.
 
         A setting is used if it beats greedy decoding, and no baseline does as well; else the best
         of those that do. Where it does not, the baseline that the dev problems pick, if that one
         does.
         """
         baselines = self._baselines
-        if self._gains(self.best):
+        if self.picked.args and self._gains(self.best):
             rivals = filter(self._rivals, baselines)
-            return max(rivals, key=lambda row: row.answered.cold, default=self.best)
+            return max(rivals, key=lambda row: row.whole.cold, default=self.best)
         if not baselines:
             return None
         picked = self.held_out[pick([self.dev[row.setting] for row in baselines]).setting]
@@ -242,22 +243,24 @@ class Verdict:
 
     def _is_for_answers(self, row: Result) -> bool:
         """Whether something is to be used only where a text is known to answer: where texts do not,
-        it is significantly worse, or on all problems greedy decoding or a baseline is better.
+        it is significantly worse, or on all problems greedy decoding is better, or than a setting a
+        baseline.
         """
         if row.silent is None:
             return False
         whole = row.whole
-        most = max((baseline.whole.cold for baseline in self._baselines), default=0.0)
+        rivals = self._baselines if row.setting.args else ()
+        most = max((baseline.whole.cold for baseline in rivals), default=0.0)
         return row.silent.is_worse or whole.cold <= whole.greedy or whole.cold < most
 
     @property
     def gain(self) -> bool:
-        """Whether the setting is to be used, whether or not a text answers."""
+        """Whether what was picked is to be used, whether or not a text answers."""
         return self.use is self.best and not self._is_for_answers(self.best)
 
     @property
     def only(self) -> bool:
-        """Whether the setting is to be used where a text is known to answer, and only there."""
+        """Whether it is to be used where a text is known to answer, and only there."""
         return self.use is self.best and self._is_for_answers(self.best)
 
     def headline(self) -> str:
@@ -269,9 +272,12 @@ class Verdict:
         if use is None:
             dev = self.dev[self.picked].answered
             tried = "no setting or baseline" if self.against else "no setting"
-            text = f"Use greedy decoding: {tried} beats it significantly; {self.picked} differs by "
+            keep = "Use greedy decoding"
+            if not self.picked.args:
+                keep, tried = "Keep the prompt as it is", "no baseline"
+            text = f"{keep}: {tried} beats it significantly; {self.picked} differs by "
             text += f"{figures}; {points(dev.difference)} on {dev.count} dev problems"
-        elif use is best:
+        elif use is best and self.picked.args:
             text = f"Use {use.setting}{only}, which beats greedy decoding: {figures}"
             if self.picked.baseline is not None:
                 alone = Setting(baseline=self.picked.baseline)
@@ -279,8 +285,9 @@ class Verdict:
         else:
             name = str(use.setting)
             how = f"Leave the {name[3:]} out" if name.startswith("no ") else f"Use {name}"
-            text = f"{how}{only}, without a contrast: {figures}"
-            if best.answered.is_better:
+            contrast = ", without a contrast" if self.picked.args else ""
+            text = f"{how}{only}{contrast}: {figures}"
+            if best.answered.is_better and use is not best:
                 text += f"; {best.setting} ({points(best.answered.difference)}) does not beat it"
         if row.silent is not None:
             return f"{text}; where the text does not answer, {row.silent.figures()}."
