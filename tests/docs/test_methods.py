@@ -113,7 +113,7 @@ def test_the_tools_take_it() -> None:
     """By the page's commands, of a rule that is made known and named."""
     explain = block("docs/write-a-rule.md", "explain-rule")
     for command in (explain, block("docs/write-a-rule.md", "tune-rule")):
-        options = build_parser().parse_args(words(command, {"MODEL": "org/model"})[1:])
+        options = build_parser().parse_args(words(command, {})[1:])
         assert (options.rules, options.rule) == (["my_rules:Conflict"], "conflict")
         add_rules(options.rules)
         assert "conflict" in registry.names()

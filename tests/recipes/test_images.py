@@ -19,6 +19,7 @@ from tests.server.conftest import Server, serve
 
 pytestmark = [pytest.mark.full, pytest.mark.slow, pytest.mark.timeout(900)]
 
+MODEL, PHOTO = "Qwen/Qwen2-VL-2B-Instruct", "cold-example/photo.png"
 SMALL: dict[str, Any] = {"dtype": "float32", "enforce_eager": True, "max_model_len": 256}
 
 
@@ -26,7 +27,8 @@ SMALL: dict[str, Any] = {"dtype": "float32", "enforce_eager": True, "max_model_l
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """With a model and a photo."""
     families = make_families(tmp_path_factory.mktemp("images"), "tests.engine.media", "qwen2-vl")
-    Stripes(0, 56, 56).make().save(families / "qwen2-vl" / "photo.jpg")
+    (families / "qwen2-vl" / "cold-example").mkdir()
+    Stripes(0, 56, 56).make().save(families / "qwen2-vl" / PHOTO)
     return families / "qwen2-vl"
 
 
@@ -35,7 +37,8 @@ def served(
     folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[Recorder, str, Server]]:
     """The recipe's server, and the recorder in front of it."""
-    options = page.served(block("docs/images.md", "image-server"), {"MODEL": str(folder / "model")})
+    own = {MODEL: str(folder / "model")}
+    options = page.served(block("docs/images.md", "image-server"), own)
     options += ["--dtype", "float32", "--enforce-eager", "--max-model-len", "256"]
     options += ["--gpu-memory-utilization", "0.2"]
     with (
@@ -51,7 +54,7 @@ def test_the_command(folder: Path) -> None:
     printed = page.run(script, folder, {"MODEL": str(folder / "model")})
     flowing = " ".join(printed.split())
     assert "against base model noise:500, weight -1" in flowing
-    assert "[image photo.jpg, 56 × 56, noise:500]⏎ Is there a dog" in flowing
+    assert "[image photo.png, 56 × 56, noise:500]⏎ Is there a dog" in flowing
     assert "base64" not in printed + (folder / "cold-explain.html").read_text()
 
 
@@ -67,7 +70,7 @@ def test_the_recipe(
     first, second = recorder.take()
     assert (first["model"], first["vllm_xargs"]) == ("base:vcd", {})
     url_ = first["messages"][0]["content"][0]["image_url"]["url"]
-    assert base64.b64decode(url_.partition(",")[2]) == (folder / "photo.jpg").read_bytes()
+    assert base64.b64decode(url_.partition(",")[2]) == (folder / PHOTO).read_bytes()
 
     def said(**xargs: Any) -> str:
         body = {"model": "base", "messages": first["messages"], "max_tokens": 32, "temperature": 0}
@@ -100,13 +103,13 @@ def test_the_offline_block(
             made.append(self)
 
     monkeypatch.setattr(vllm, "LLM", Small)
-    text = block("docs/images.md", "images").replace("path/to/model", str(folder / "model"))
+    text = block("docs/images.md", "images").replace(MODEL, str(folder / "model"))
     namespace: dict[str, Any] = {}
     exec(compile(text, "block", "exec"), namespace)
     printed = capsys.readouterr().out
     [llm] = made
     question, greedy = namespace["question"], namespace["greedy"]
-    photo = Image.open("photo.jpg").convert("RGB")
+    photo = Image.open(PHOTO).convert("RGB")
 
     def chat(*images: Any) -> list[Any]:
         parts = [{"type": "image_pil", "image_pil": image} for image in images]

@@ -4,7 +4,6 @@ server, the small real model. What the recorder saw, asked for in so many words,
 them got.
 """
 
-import csv
 import importlib.metadata
 import json
 import sys
@@ -36,7 +35,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Recorder,
     from examples.smollm2 import model_path
 
     adapter = ROOT / "examples" / "adapters" / "sorting"
-    own = {"MODEL": str(model_path()), "sql=/path/to/sql-adapter": f"sql={adapter}"}
+    own = {"MODEL": str(model_path()), "sorting=cold-example/sorting": f"sorting={adapter}"}
     options = page.served(block(PAGE, "rag-server"), own)
     options += page.served(block(ADAPTERS, "ab-server"), own)[1:]
     # For a machine without an accelerator.
@@ -100,6 +99,22 @@ def test_rag(client: str, served: tuple[Recorder, str, Server]) -> None:
 
 
 @pytest.mark.server
+def test_the_usual_layout(served: tuple[Recorder, str, Server]) -> None:
+    """Context and question in one message; the amateur reads the question alone."""
+    recorder, url, _ = served
+    recorder.take()
+    printed = page.run_python(block(PAGE, "rag-usual"), url)
+    (body,) = recorder.take()
+    question = f"{QUESTION['content']} {SYSTEM['content']}"
+    assert body["messages"] == [{"role": "user", "content": f"{TEXT}\n\n{question}"}]
+    assert (body["model"], body["vllm_xargs"]) == ("base:cad", {"cold_without_text": TEXT})
+    amateur = json.dumps([{"role": "user", "content": f"\n\n{question}"}])
+    how = {"cold_alpha": 0, "cold_beta": 0.5, "cold_amateur_messages": amateur}
+    assert printed == answer_of(recorder, body, **how)
+    assert "Osaka" in printed
+
+
+@pytest.mark.server
 def test_two_names(served: tuple[Recorder, str, Server]) -> None:
     recorder, _, server = served
     printed = page.run_python(block(ADAPTERS, "ab"), server.url).splitlines()
@@ -108,19 +123,19 @@ def test_two_names(served: tuple[Recorder, str, Server]) -> None:
         line = next(line for line in printed if line.startswith(name + " {"))
         return json.loads(line[len(name) : line.index("}") + 1])
 
-    assert header("sql") == {"cold": 0} and header("sql:cold")["preset"] == "cold"
+    assert header("sorting") == {"cold": 0} and header("sorting:cold")["preset"] == "cold"
     messages = [{"role": "user", "content": "Sort these numbers: 32.0 7.5 -4.0"}]
-    body = {"model": "sql", "messages": messages, "max_tokens": 32, "temperature": 0.0}
+    body = {"model": "sorting", "messages": messages, "max_tokens": 32, "temperature": 0.0}
 
     def post(**more: Any) -> dict[str, Any]:
         return recorder.post("/v1/chat/completions", body | more)
 
-    plain, cold = (post(vllm_xargs=xargs) for xargs in ({"cold": 0}, {"cold_amateur": "base"}))
+    plain, cold = (post(vllm_xargs=xargs) for xargs in ({"cold": 0}, {"cold_preset": "cold"}))
     # An answer may have several lines.
-    before, _, behind = "\n".join(printed).partition("\nsql:cold {")
+    before, _, behind = "\n".join(printed).partition("\nsorting:cold {")
     assert plain["choices"][0]["message"]["content"] in before
     assert cold["choices"][0]["message"]["content"] in behind
-    assert plain["model"] == post(model="sql:cold")["model"] == "sql"
+    assert plain["model"] == post(model="sorting:cold")["model"] == "sorting"
 
 
 @pytest.mark.server
@@ -140,8 +155,9 @@ def test_two_answers(served: tuple[Recorder, str, Server], tmp_path: Path) -> No
         rows.append(row(room, f"What is the code of room {number}?", str(7 * number + 101)))
         other = f"Since 2031 the capital of {country} is Osaka."
         rows.append(row(other, f"What is the capital of {country}?", capital))
-    for name in ("rows", "new"):
-        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "cold-example").mkdir()
+    file = tmp_path / "cold-example" / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     script = block(PAGE, "choose").replace("--model", f"--url {served[2].url}/v1 --model")
     done = page.finished([*page.SHELL, script], tmp_path, {"PYTHONPATH": str(ROOT)})
     assert done.returncode == 0, done.stderr[-3000:]
@@ -151,34 +167,6 @@ def test_two_answers(served: tuple[Recorder, str, Server], tmp_path: Path) -> No
     for answer in answers:
         assert answer["answer"] in (answer["with_text"], answer["from_memory"])
         assert len(answer["numbers"]) == 4 and max(answer["numbers"]) <= 0
-
-
-@pytest.mark.engine
-def test_fifty_problems(tiny: Path, tmp_path: Path) -> None:
-    """From a table of pairs to the verdict. On the tiny model, whose answers are always wrong."""
-    with (tmp_path / "pairs.csv").open("w", newline="") as pairs:
-        csv.writer(pairs).writerows(
-            (f'The "code" of room {n}, today, is {7 * n}.', f"What is the code of room {n}?", 7 * n)
-            for n in range(100, 150)
-        )
-    model = {"MODEL": str(tiny / "model")}
-    page.finished([sys.executable, "-c", block(PAGE, "tune-problems")], tmp_path, {})
-    problems = [json.loads(x) for x in (tmp_path / "problems.jsonl").read_text().splitlines()]
-    assert len(problems) == 50
-    assert problems[0]["answer"] == "700"
-    assert problems[0]["messages"][1]["content"] == 'The "code" of room 100, today, is 700.'
-    script = block(PAGE, "tune").rstrip() + " --dtype float32 --enforce-eager"
-    environment = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "ERROR"}
-    done = page.finished([*page.SHELL, script], tmp_path, model | environment)
-    assert done.returncode == 1, done.stderr[-3000:]
-    assert "Use greedy decoding: no setting or baseline beats it significantly" in done.stdout
-    report = json.loads((tmp_path / "cold-tune" / "report.json").read_text())
-    tried = [row["setting"] for row in report["settings"] if "plain" not in row["setting"]]
-    settings = [(setting.get("preset"), setting.get("beta")) for setting in tried]
-    assert [beta for preset, beta in settings if not preset] == [0.25, 0.5, 1.0]
-    assert [preset for preset, _ in settings if preset] == ["adacad"]
-    assert report["test"]["count"] == 25
-    assert report["run"]["contrast"] == {"cold_without": "tool"}
 
 
 def test_the_best_passage_or_none() -> None:

@@ -26,9 +26,10 @@ MAX_TOKENS = Texts.MAX_TOKENS
 
 @pytest.fixture(scope="module")
 def guide(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """The page's server that guides every chat; without LoRA."""
+    """The page's server, that guides every chat by the options that it names; without LoRA."""
     options = served(block("docs/system-prompts.md", "guide"), {"MODEL": str(tiny / "model")})
-    options += ["--served-model-name", "base", "--dtype", "float32", "--enforce-eager"]
+    options += ["--sampler", "cold", "--cold-without", "system"]
+    options += ["--dtype", "float32", "--enforce-eager"]
     options += ["--max-model-len", "256", "--gpu-memory-utilization", "0.2"]
     with serve(tmp_path_factory.mktemp("guide"), options) as running:
         yield running
@@ -63,6 +64,12 @@ def test_a_server_that_guides_every_chat(guide: Server, model: Texts) -> None:
     ]
     assert_same_tokens(got, expected)
     assert len({tuple(trace.tokens) for trace in expected}) == len(expected)
+
+
+def test_the_pages_request(guide: Server) -> None:
+    asked = block("docs/system-prompts.md", "ask").partition("-d '")[2].rpartition("'")[0]
+    status, text = guide.post("/v1/chat/completions", json.loads(asked))
+    assert status == 200 and json.loads(text)["model"] == "base"
 
 
 def test_a_preset_after_the_models_name(server: Server, guide: Server, model: Texts) -> None:

@@ -18,8 +18,11 @@ from tests.naive import NaiveCold, Trace, pair
 from tests.server.conftest import Server, serve
 from tests.server.conftest import arguments as of_servers
 from vllm_cold.tools import models
+from vllm_cold.tools.command_error import ToolError
+from vllm_cold.tools.example import files
 from vllm_cold.tools.main import main
 from vllm_cold.tools.server import Server as Asking
+from vllm_cold.tools.tune import baselines
 from vllm_cold.tools.tune.grid import GREEDY, Setting
 
 pytestmark = pytest.mark.server
@@ -31,7 +34,6 @@ BEST = Setting(alpha=0.05, beta=2.0)
 COUNT, MAX_TOKENS = 24, 16
 TOTAL = COUNT + len(GRID) * COUNT // 2 + COUNT // 2  # greedy, the grid on dev, the best held out
 
-SYSTEM = {"role": "system", "content": "Answer with a number."}
 Texts = dict[tuple[Setting, str], str]
 
 
@@ -108,6 +110,7 @@ def of_server(tiny: Path) -> list[str]:
     """As ``arguments`` of tests' servers, with the name that the command gives its model."""
     words = of_servers(tiny)
     words[words.index("base")] = str(tiny / "model")
+    words[words.index("256")] = "512"  # of --max-model-len: the example's prompts are long
     return words
 
 
@@ -196,7 +199,9 @@ def test_a_gain_is_found_and_its_line_serves_what_was_measured(
         words = page(
             block("docs/tuning.md", "tune-url"),
             ("http://localhost:8000", server.url),
-            (" sql ", " one "),
+            ("cold-example/numbers.jsonl", "problems.jsonl"),
+            (" --chat", ""),
+            (" sorting ", " one "),
         )
         words += ["--match", "exact", *GRID_OPTIONS, "--max-tokens", str(MAX_TOKENS)]
         assert main([*words, "--concurrency", "8", "--output", "asked"]) == 0
@@ -215,33 +220,69 @@ def page(command: str, *replaced: tuple[str, str]) -> list[str]:
     return words
 
 
+def make_example(tiny: Path) -> None:
+    """The example's folder with the tiny model and adapter, and of each problem's passages two, as
+    a letter is a token there.
+    """
+    folder = Path("cold-example")
+    folder.mkdir()
+    for name, target in (("model", "model"), ("sorting", "one")):
+        (folder / name).symlink_to(tiny / target)
+    for name in ("chats.jsonl", "numbers.jsonl"):
+        (folder / name).write_bytes(files.FILES[name][1]())
+    rows = files.problems()
+    for row in rows:
+        (message,), row["passages"] = row["messages"], row["passages"][:2]
+        question = message["content"].partition("\n\n")[2]
+        texts = [passage["text"] for passage in row["passages"]]
+        message["content"] = "\n".join([*texts, "", question])
+    _write(folder / "problems.jsonl", rows)
+
+
 def test_the_commands_of_the_page(
     tiny: Path, tmp_path: Path, starts: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As a reader types them, in a folder with a file of problems."""
+    """As pasted, on the example's files, with the tiny model and adapter in its folder."""
     monkeypatch.chdir(tmp_path)
+    make_example(tiny)
 
     def run(name: str, command: str) -> dict[str, Any]:
         """The report of a command of the page, which finds no gain."""
-        folders = [('"$MODEL"', str(tiny / "model")), ('"$ADAPTER"', str(tiny / "one"))]
-        words = page(command, *folders[: 1 if name == "tune-prompts" else 2])
-        assert main([*words, "--output", name]) == 1
+        assert main([*page(command), "--output", name]) == 1
         return report(tmp_path / name)
 
-    sums = [(f"What is {n} and {n}?", 2 * n) for n in range(10, 34)]
-    _write(tmp_path / "problems.jsonl", [{"prompt": p, "answer": str(a)} for p, a in sums])
-    chats = [[SYSTEM, {"role": "user", "content": prompt}] for prompt, _ in sums]
-    rows = [{"messages": c, "answer": a} for c, (_, a) in zip(chats, sums, strict=True)]
-    _write(tmp_path / "chats.jsonl", rows)
-    (tmp_path / "scoring.py").write_text(block("docs/tuning.md", "tune-scoring"))
-
+    Path("scoring.py").write_text(block("docs/tuning.md", "tune-scoring"))
     found = run("tune", block("docs/tuning.md", "tune"))
-    assert found["run"]["match"] == "number" and len(found["settings"]) == 9
+    tried = [row["name"] for row in found["settings"]]
+    assert tried == ["no text", "a stronger prompt", "the text repeated", baselines.BEST, "cad"]
+    assert "enable_lora" not in starts[-1] and "--enable-lora" not in found["serve"]
+    found = run("adapter", block("docs/tuning.md", "tune-adapter"))
+    assert found["run"]["adapter"] == "one" and len(found["settings"]) == 9
     found = run("tune-prompts", block("docs/tuning.md", "tune-prompts"))
     presets = [row["dev"]["setting"].get("preset") for row in found["settings"]]
     assert [preset for preset in presets if preset] == ["cfg", "adacad"]
     assert found["run"]["contrast"] == {"cold_without": "system"}
-    assert "enable_lora" not in starts[-1] and "--enable-lora" not in found["serve"]
     found = run("tune-callable", block("docs/tuning.md", "tune-callable"))
     assert found["run"]["match"] == "scoring:similarity"
     assert 0.0 < found["test"]["answered"]["greedy"] < 1.0
+
+
+def test_a_stock_server(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the page's command: the baselines alone, by fields that any server knows."""
+    monkeypatch.chdir(tmp_path)
+    make_example(tiny)
+    options = [str(tiny / "model"), "--dtype", "float32", "--enforce-eager"]
+    options += ["--max-model-len", "512", "--gpu-memory-utilization", "0.2"]
+    command = block("docs/tuning.md", "tune-any")
+    with serve(tmp_path, options, VLLM_PLUGINS="") as stock:
+        words = page(command, ("http://localhost:8000", stock.url))
+        assert main(words) == 1
+        found = report(Path("cold-tune-server"))
+        assert [row["name"] for row in found["settings"]][:4] == [
+            "no text", "a stronger prompt", "the text repeated", baselines.BEST
+        ]  # fmt: skip
+        assert found["headline"].startswith("Keep the prompt as it is: no baseline beats it")
+        # Without --baselines the command finds out by itself.
+        assert main([word for word in words if word != "--baselines"]) == 1
+        with pytest.raises(ToolError, match="vllm-cold is not active there"):
+            Asking(stock.url)

@@ -316,6 +316,38 @@ def test_presets_with_several_amateurs_are_tried_alone(command: Command) -> None
     assert lacking.value == [{"role": "user", "content": "0"}]
 
 
+def test_a_contrast_on_top_of_the_best_passage_or_none(command: Command) -> None:
+    """Where no passage is shown, there is nothing to contrast with."""
+    command.write(
+        {
+            "messages": [{"role": "user", "content": f"A{n}\nB{n}\nQ{n}?"}],
+            "passages": [{"text": f"A{n}", "score": n % 2}, {"text": f"B{n}", "score": -1}],
+            "answers": bool(n % 2),
+            "answer": "right",
+        }
+        for n in range(COUNT)
+    )
+    name = "the best passage alone, or none below 1.0"
+    both = Setting("cad", baseline=name)
+
+    def text(job: Job) -> str:
+        n = job.problem.line - 1
+        shown = job.reads.value[0]["content"].partition("\nQ")[0]
+        right = bool(job.args) or (shown == f"A{n}\n" and n % 8 == 1)
+        return "right" if (right if n % 2 else shown == "\n") else "wrong"
+
+    command.text = text
+    assert command("--preset", "cad", without=[*PRESET, "--adapter"]) == 0
+    assert command.headline.startswith("Use cad with the best passage alone, or none below 1.0,")
+    done = [job for job in command.jobs if job.setting == both]
+    lacking = [{"role": "user", "content": "\n\nQ1?"}]
+    [job] = [job for job in done if job.problem.line == 2]
+    assert job.args == {"cold_preset": "cad", "cold_amateur_messages": json.dumps(lacking)}
+    assert {job.problem.line % 2 for job in done} == {0}  # the others' answers were there
+    sent = json.dumps({**SENT, "cold_preset": "cad"})
+    assert f"{sent} and a prompt and " in command.notes
+
+
 class Advised(NamedTuple):
     """A run and what its report advises."""
 
@@ -414,16 +446,16 @@ def test_a_library_that_is_missing_is_named_before_anything_starts(
 
 
 def test_the_page_shows_problems_and_options_that_exist(tmp_path: Path) -> None:
-    rows, chats = (b.text for b in blocks("docs/tuning.md") if b.language == "json")
+    (rows,) = (b.text for b in blocks("docs/tuning.md") if b.language == "json")
     (tmp_path / "p.jsonl").write_text(rows)
     problems, _ = load_problems(str(tmp_path / "p.jsonl"))
-    assert [p.answer for p in problems] == ["42", ["2", "3"], 12]
-    (tmp_path / "p.jsonl").write_text(chats)
-    problems, _ = load_problems(str(tmp_path / "p.jsonl"), args={"cold_without": "system"})
-    assert [p.args for p in problems] == [
-        {"cold_without": "system"}, {"cold_without": 0}, {"cold_part": [0, 31]},
-    ]  # fmt: skip
-    assert problems[2].prompt.value[31:] == "Question: How many arches? Answer:"
+    assert [p.answer for p in problems] == ["11", ["9", "nine"], 12]
+    first, text, chat = problems
+    assert first.score == 0.8 and json.loads(first.args["cold_amateur_messages"]) == [
+        {"role": "user", "content": "\n\n\nWhen does the shop open?"}
+    ]
+    assert (text.args, chat.args) == ({"cold_part": [0, 31]}, {"cold_without": "system"})
+    assert text.prompt.value[31:] == "Question: How many arches? Answer:"
     (parser,) = (
         action.choices["tune"]
         for action in build_parser()._actions
