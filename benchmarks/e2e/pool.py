@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Worker processes: ``benchmarks.e2e.worker``, started when wanted and asked one at a time."""
+"""Worker processes, started when wanted and asked one at a time."""
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -15,11 +17,16 @@ from typing import Any
 from benchmarks.rounds import Say
 
 ROOT = Path(__file__).parents[2]
-WORKER = (sys.executable, "-m", "benchmarks.e2e.worker")
 
 
 class Worker:
     """A worker process; ``ask`` waits for its answer, and raises RuntimeError with what it died of.
+
+    Args:
+        settings: What its ``make`` is given; ``family`` is its name.
+        env: Its environment.
+        log: What it prints.
+        module: Its program, which calls ``benchmarks.e2e.worker.main``.
 
     Attributes:
         facts: What it says about its engine.
@@ -27,7 +34,10 @@ class Worker:
         idle: Seconds it waited for commands, and seconds of CPU time that it used meanwhile.
     """
 
-    def __init__(self, settings: Mapping[str, Any], env: dict[str, str], log: Path) -> None:
+    def __init__(
+        self, settings: Mapping[str, Any], env: dict[str, str], log: Path,
+        module: str = "benchmarks.e2e.worker",
+    ) -> None:  # fmt: skip
         self.family = settings["family"]
         self.peak: int | None = None
         self.idle = (0.0, 0.0)
@@ -36,7 +46,7 @@ class Worker:
         read, write = os.pipe()
         with log.open("w") as output:
             self._process = subprocess.Popen(
-                [*WORKER, str(write)],
+                [sys.executable, "-m", module, str(write)],
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -44,6 +54,7 @@ class Worker:
                 env=env,
                 cwd=ROOT,
                 text=True,
+                start_new_session=True,
             )
         os.close(write)
         self._replies = os.fdopen(read, encoding="utf-8")
@@ -79,14 +90,19 @@ class Worker:
         assert self._process.stdin is not None
         try:
             if at_once:
-                self._process.kill()
+                self._kill()
             self._process.stdin.close()
             self._process.wait(timeout=20)
         except (OSError, subprocess.TimeoutExpired):
-            self._process.kill()
+            self._kill()
             self._process.wait()
         finally:
             self._replies.close()
+
+    def _kill(self) -> None:
+        """With the engine's processes, if it has some: they are of its session."""
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
 
 
 class Workers:
