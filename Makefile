@@ -1,7 +1,7 @@
 # Everything runs in .venv, a virtual environment that `make venv` makes from requirements.lock.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test test-all v2 unit docs ascend upstream versions wheels release-check lint format clean
+.PHONY: help venv demo test test-all v2 unit docs ascend upstream versions newest wheels release-check lint format clean
 
 PYTHON ?= python3
 PYTHONS ?= $(PYTHON)
@@ -55,6 +55,10 @@ upstream: venv ## vLLM's own scheduler tests, with its schedulers and with ours
 # Environments of 3 to 6 GB each, made once, and about an hour. With OTHER_VLLM=0.31.0 on that release alone.
 versions: venv ## the tests, with and without engines, on all releases of vLLM that are supported
 	OMP_NUM_THREADS=1 $(PY) -m tests.upstream.versions $(OTHER_VLLM)
+
+# VLLM=main: the newest wheel of its main branch; VLLM=0.34.0: that release; VLLM=FILE.whl: that wheel.
+newest: venv ## what vLLM's newest release has changed where vllm-cold takes part; some minutes
+	OMP_NUM_THREADS=1 $(PY) -m tests.upstream.newest $(VLLM) --issue newest-vllm.md
 
 wheels: venv ## the files of a release in dist/: source distribution, wheels for x86-64 and aarch64; two minutes
 	$(PY) packaging/wheels.py

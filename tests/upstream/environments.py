@@ -34,11 +34,14 @@ _TOOLS = [
 ]
 
 
-def python_part(version: str) -> Path:
-    """The interpreter of an environment with vLLM's Python part."""
+def python_part(version: str, wheel: Path | None = None) -> Path:
+    """The interpreter of an environment with vLLM's Python part, of a wheel if there is one."""
     folder = FOLDER / version
     packages = _create(folder)
-    sdist.unpack(version, "vllm", packages / "vllm")
+    if wheel is None:
+        sdist.unpack(version, "vllm", packages / "vllm")
+    else:
+        sdist.unpack_wheel(wheel, packages / "vllm")
     _name_vllm(packages, version)  # this also hides .venv's distribution `vllm`
     _put_behind(packages)
     return folder / "bin" / "python"

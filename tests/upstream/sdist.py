@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""vLLM's source distribution: where it comes from, and which parts of it are unpacked.
+"""vLLM's source distribution: where it comes from, and which parts of it are unpacked; and of its
+main branch, the newest wheel.
 
 ``pip download`` would build the package's metadata, for which vLLM wants its own build
-environment. unearth only finds the file and checks its hash. The index and its settings are pip's.
+environment. unearth only finds the file and checks its hash. The index and its settings are pip's;
+wheels of main are on an index of vLLM's.
 """
 
 import ast
@@ -12,12 +14,14 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import zipfile
 from pathlib import Path
 
-from unearth import PackageFinder
+from unearth import Package, PackageFinder
 
 ROOT = Path(__file__).parents[2]
 CACHE = ROOT / ".venv" / "upstream"  # `make clean` removes it
+NIGHTLY = "https://wheels.vllm.ai/nightly/cpu"  # of the newest commit that was built
 
 
 def pinned_version() -> str:
@@ -42,10 +46,12 @@ def _pip_settings() -> dict[str, list[str]]:
     return {k: v for section in strongest_last for k, v in sections.get(section, {}).items()}
 
 
-def _finder() -> PackageFinder:
+def _finder(nightly: bool = False) -> PackageFinder:
     settings = _pip_settings()
     if cert := settings.get("cert"):
         os.environ.setdefault("SSL_CERT_FILE", cert[0])
+    if nightly:
+        return PackageFinder(index_urls=[NIGHTLY], only_binary=["vllm"])
     indexes = settings.get("index-url", ["https://pypi.org/simple"])
     indexes += settings.get("extra-index-url", [])
     return PackageFinder(
@@ -61,17 +67,58 @@ def fetch(version: str) -> Path:
     archive = CACHE / f"vllm-{version}.tar.gz"
     if archive.exists():
         return archive
-    CACHE.mkdir(parents=True, exist_ok=True)
     finder = _finder()
     best = finder.find_best_match(f"vllm=={version}").best
     if best is None:
         raise SystemExit(f"no source distribution of vllm {version} on pip's index")
     if not best.link.hash_option and not best.link.is_file:
         raise SystemExit(f"the index gives no hash for {best.link.filename}")
-    print(f"downloading {best.link.filename}", flush=True)
+    return _download(finder, best, archive)
+
+
+def _download(finder: PackageFinder, package: Package, target: Path) -> Path:
+    """Download a file that was found, whole or not at all."""
+    CACHE.mkdir(parents=True, exist_ok=True)
+    print(f"downloading {package.link.filename}", flush=True)
     with tempfile.TemporaryDirectory(dir=CACHE) as folder:
-        finder.download(best.link, folder).replace(archive)
-    return archive
+        finder.download(package.link, folder).replace(target)
+    return target
+
+
+def newest() -> str:
+    """The newest release on pip's index."""
+    best = _finder().find_best_match("vllm").best
+    if best is None or best.version is None:
+        raise SystemExit("no source distribution of vllm on pip's index")
+    return best.version
+
+
+def fetch_main() -> Path:
+    """The newest wheel of vLLM's main branch for this platform; downloaded once."""
+    finder = _finder(nightly=True)
+    best = finder.find_best_match("vllm", allow_prereleases=True).best
+    if best is None:
+        raise SystemExit(f"no wheel of vLLM's main for this platform at {NIGHTLY}")
+    wheel = CACHE / best.link.filename
+    return wheel if wheel.exists() else _download(finder, best, wheel)
+
+
+def wheel_version(wheel: Path) -> str:
+    """Of its file's name, without what was built: 0.34.0rc1.dev7 of vllm-0.34.0rc1.dev7+cpu-..."""
+    return wheel.name.split("-")[1].split("+")[0]
+
+
+def unpack_wheel(wheel: Path, target: Path) -> None:
+    """Unpack vLLM's Python part as ``target``, unless it is there. What is compiled stays: it is
+    for another torch than that which is installed.
+    """
+    if target.exists():
+        return
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        with zipfile.ZipFile(wheel) as archive:
+            names = [name for name in archive.namelist() if name.startswith("vllm/")]
+            archive.extractall(folder, [name for name in names if not name.endswith(".so")])
+        (Path(folder) / "vllm").rename(target)
 
 
 def unpack(version: str, part: str, target: Path) -> None:

@@ -12,7 +12,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from xml.etree import ElementTree
@@ -32,7 +32,9 @@ SUITES: dict[str, tuple[str, ...]] = {
 # Not here, for every release: file or test -> why.
 EVERYWHERE = {
     "tests/unit/test_bench_e2e.py": "is about our benchmark, and wants the packages of the demo",
+    "tests/unit/test_beside.py": "is about our benchmarks, not about a release",
     "tests/unit/test_device_report.py": "is about our benchmark, not about a release",
+    "tests/unit/test_newest.py": "is about what looks at a release",
 }
 # Of tests/unit/test_drafts_v1.py: by vLLM's samplers, which on CPU are in C++.
 _SAMPLED = (
@@ -79,9 +81,12 @@ RELEASES = {
 }
 
 
-def tests(version: str, suite: str, python: Path) -> compare.Result:
-    """Run a suite of ours."""
-    left_out = EVERYWHERE | RELEASES[version].left_out
+def tests(
+    version: str, suite: str, python: Path, left_out: Mapping[str, str]
+) -> tuple[compare.Result, dict[str, str]]:
+    """Run a suite of ours but for what is left out, see ``Release``; return also what did not pass,
+    and the first line of why.
+    """
     command = [str(python), "-m", "pytest", "-q", "-p", guard.__name__, "-p", "no:cacheprovider"]
     for test in left_out:
         if test.startswith("tests/"):
@@ -98,13 +103,21 @@ def tests(version: str, suite: str, python: Path) -> compare.Result:
         command += [f"--junitxml={report}", *SUITES[suite]]
         subprocess.run(command, cwd=sdist.ROOT, env=variables)
         if not report.exists():
-            return compare.Result(0, 1, 0)
+            return compare.Result(0, 1, 0), {suite: "the run ended early"}
         (found,) = ElementTree.parse(report).getroot()
+    failures = {
+        f"{case.attrib['classname'].replace('.', '/')}.py::{case.attrib['name']}": why.attrib.get(
+            "message", ""
+        ).partition("\n")[0]
+        for case in found
+        for why in case
+        if why.tag in ("failure", "error")
+    }
     all_, bad, skipped = (
         sum(int(found.attrib[name]) for name in names)
         for names in (("tests",), ("failures", "errors"), ("skipped",))
     )
-    return compare.Result(all_ - bad - skipped, bad, skipped)
+    return compare.Result(all_ - bad - skipped, bad, skipped), failures
 
 
 def run(version: str, suites: Iterable[str]) -> tuple[str, dict[str, compare.Result]]:
@@ -116,14 +129,17 @@ def run(version: str, suites: Iterable[str]) -> tuple[str, dict[str, compare.Res
         python = environments.with_engine(version, release.day)
     torch = environments.torch_version(python)
     print(f"\n== vLLM {version}, torch {torch}", flush=True)
-    for test, why in (EVERYWHERE | release.left_out).items():
+    left_out = EVERYWHERE | release.left_out
+    for test, why in left_out.items():
         print(f"left out: {test}: {why}", flush=True)
     results = {}
     for suite in release.suites:
         if suite in suites:
             print(f"-- {suite}", flush=True)
             results[suite] = (
-                compare.upstream(version, python) if suite == OWN else tests(version, suite, python)
+                compare.upstream(version, python)
+                if suite == OWN
+                else tests(version, suite, python, left_out)[0]
             )
     return torch, results
 
