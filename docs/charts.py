@@ -13,7 +13,8 @@ from typing import Any
 import matplotlib.pyplot as plt
 
 from benchmarks.accuracy.report import Outcomes, compare, read_outcomes
-from docs.tables import peers
+from benchmarks.beside import pages as beside_pages
+from docs.tables import BESIDE, peers
 
 ROOT = Path(__file__).parents[1]
 ACCURACY = ROOT / "benchmarks" / "accuracy" / "measured"
@@ -282,6 +283,35 @@ def gpu() -> Any:
     return figure
 
 
+def beside() -> Any:
+    """Regular requests' percentiles over those of equal work, a panel a metric, a dot a traffic."""
+    content = json.loads(BESIDE.read_text(encoding="utf-8"))
+    found = {p: of for p, of in beside_pages.points(content).items() if p.load == 80}
+    figure, panels = plt.subplots(
+        1, 2, figsize=(9.6, 0.8 + 0.35 * len(found)), layout="constrained", sharey=True
+    )
+    for axis, (metric, title) in zip(panels, beside_pages.METRICS.items(), strict=True):
+        for shift, percentile, colour in ((-0.15, 50, BLUE), (0.15, 99, ORANGE)):
+            for place, each in enumerate(found.values()):
+                ratio = each.quotient(metric, percentile)
+                label = f"p{percentile}" if not place else None
+                axis.plot((ratio.low, ratio.high), 2 * (place + shift,), color=colour)
+                axis.plot(ratio.value, place + shift, "o", ms=4, color=colour, label=label)
+            if metric == "first":
+                axis.axvline(
+                    beside_pages.AIMS[percentile], color=colour, linewidth=0.8, linestyle=":"
+                )
+        axis.axvline(1, color=BLACK, linewidth=0.8)
+        axis.set_title(title)
+        axis.grid(axis="x", color="#eceff1")
+        axis.set_axisbelow(True)
+    panels[0].set_yticks(range(len(found)), list(map(str, found)))
+    panels[0].invert_yaxis()
+    panels[0].legend(frameon=False, title="dotted: aims")
+    figure.supxlabel("vllm-cold / equal work without contrasts, regular requests", fontsize=9)
+    return figure
+
+
 CHARTS = {
     "followed": followed,
     "gains": gains,
@@ -289,4 +319,5 @@ CHARTS = {
     "speed": speed,
     "step": step,
     "gpu": gpu,
+    **({"beside": beside} if BESIDE.exists() else {}),
 }

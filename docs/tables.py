@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import binomtest
 
+from benchmarks import bench_rest
 from benchmarks.accuracy.answers import Judged
 from benchmarks.accuracy.report import (
     GREEDY,
@@ -26,11 +27,13 @@ from benchmarks.accuracy.report import (
     read_outcomes,
     signed,
 )
+from benchmarks.beside import pages as beside_pages
 from benchmarks.rounds import ratios, short
 from vllm_cold.tools.tune.verdict import LEVEL
 
 ROOT = Path(__file__).parents[1]
 PEERS = ROOT / "benchmarks" / "measured" / "peers.json"
+BESIDE, REST = (PEERS.with_name(f"{name}.json") for name in ("beside", "rest"))
 MEASURED = ROOT / "benchmarks" / "accuracy" / "measured"
 TEST, JOINT = "outcomes-test.jsonl", "outcomes-joint.jsonl"
 SECRETS = "outcomes-secrets.jsonl"
@@ -475,11 +478,34 @@ def with_amx() -> list[str]:
     return _lines(["bfloat16", *peers(), "Xeon, preliminary†"], rows)
 
 
+_PENDING = ["| not measured yet |", "|---|"]
+
+
+def beside(workload: str, metric: str) -> list[str]:
+    """Regular requests beside contrastive ones."""
+    if not BESIDE.exists():
+        return _PENDING
+    rows = beside_pages.rows(json.loads(BESIDE.read_text(encoding="utf-8")), workload, metric)
+    return _lines(beside_pages.HEAD, list(rows))
+
+
+def rest() -> list[str]:
+    """Engines that contrast nothing."""
+    if not REST.exists():
+        return _PENDING
+    return _lines(bench_rest.HEAD, list(bench_rest.rows(json.loads(REST.read_text("utf-8")))))
+
+
 TABLES: dict[str, Callable[[], list[str]]] = {
     "programs-epyc": partial(programs, "EPYC"),
     "programs-epyc-26": partial(programs, "EPYC 26"),
     "of-peers": of_peers,
     "with-amx": with_amx,
+    "beside-text": partial(beside, "text", "first"),
+    "beside-text-further": partial(beside, "text", "further"),
+    "beside-adapters": partial(beside, "adapters", "first"),
+    "beside-adapters-further": partial(beside, "adapters", "further"),
+    "rest": rest,
     "when": when,
     "followed": followed,
     "followed-compared": followed_compared,
@@ -493,7 +519,7 @@ TABLES: dict[str, Callable[[], list[str]]] = {
 }
 PAGES = (
     "README.md", "docs/accuracy.md", "docs/cpu.md", "docs/performance.md", "docs/rag.md",
-    "docs/system-prompts.md", "docs/bound.md",
+    "docs/system-prompts.md", "docs/bound.md", "docs/beside.md",
 )  # fmt: skip
 _TABLE = re.compile(r"(<!-- table: ([\w-]+) -->\n)((?:\|.*\n)*)")
 
