@@ -71,7 +71,7 @@ def test_readmes_links_to_headings_lead_there() -> None:
 @pytest.mark.browser
 @pytest.mark.parametrize(("colours", "scheme"), [("light", "default"), ("dark", "slate")])
 def test_pages_work_without_a_network(colours: str, scheme: str, site: Path, chromium: Any) -> None:
-    """In Chromium, from a folder: nothing is asked of anybody else, no error, every picture is shown,
+    """In Chromium, from a folder: nobody else is asked, no error, every picture is shown,
     and the search finds pages.
     """
     context = chromium.new_context(color_scheme=colours)
