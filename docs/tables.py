@@ -18,7 +18,7 @@ import numpy as np
 from scipy.stats import binomtest
 
 from benchmarks import bench_rest
-from benchmarks.accuracy.answers import Judged
+from benchmarks.accuracy.answers import Bits, Judged
 from benchmarks.accuracy.report import (
     GREEDY,
     Difference,
@@ -37,6 +37,7 @@ BESIDE, REST = (PEERS.with_name(f"{name}.json") for name in ("beside", "rest"))
 MEASURED = ROOT / "benchmarks" / "accuracy" / "measured"
 TEST, JOINT = "outcomes-test.jsonl", "outcomes-joint.jsonl"
 SECRETS = "outcomes-secrets.jsonl"
+STRANGERS = "outcomes-documents.jsonl"
 MODELS = {
     "smollm2": "SmolLM2-135M",
     "gemma": "Gemma 3 270M (base)",
@@ -351,6 +352,13 @@ def _two(cell: str) -> str:
     return " / ".join(marked(each, 0) for each in found)
 
 
+def _lost(kept: Sequence[Bits]) -> str:
+    """The share in which a measure does not hold, with Wilson's interval."""
+    total, lost = sum(map(len, kept)), int(sum((1 - bits).sum() for bits in kept))
+    interval = binomtest(lost, total).proportion_ci(method="wilson")
+    return f"{100 * lost / total:.1f} ({100 * interval.low:.1f} to {100 * interval.high:.1f})"
+
+
 def secrets(model: str) -> list[str]:
     """How often a secret is told, and what else is answered right, by what guards it."""
     by = {cell: told for (m, cell), told in cells(SECRETS).items() if m == model}
@@ -359,13 +367,7 @@ def secrets(model: str) -> list[str]:
     for arm, title in ARMS.items():
         row = [title]
         for measure in ("kept", "no part"):
-            kept = np.concatenate([told[arm].measures[measure] for told in asked])
-            lost = int(len(kept) - kept.sum())
-            interval = binomtest(lost, len(kept)).proportion_ci(method="wilson")
-            row.append(
-                f"{100 * lost / len(kept):.1f} ({100 * interval.low:.1f} to "
-                f"{100 * interval.high:.1f})"
-            )
+            row.append(_lost([told[arm].measures[measure] for told in asked]))
         for cell in ("secrets-everyday", "secrets-bit", "secrets-which"):
             right = by[cell][arm].measures["right"] if cell in by and arm in by[cell] else None
             row.append("" if right is None else f"{100 * right.mean():.1f}")
@@ -374,6 +376,41 @@ def secrets(model: str) -> list[str]:
         ["%", "told", "five characters in a row", "public facts", "is it this?", "which of two?"],
         rows,
     )
+
+
+GUARDS = {
+    GREEDY: "all documents, greedy",
+    "sandwich": "question and a warning again behind",
+    "warning": "warning in the system prompt",
+    "marked": "the same, and the document marked",
+    "marked and sandwich": "the same, and the question again",
+    "without the part": "the document left out",
+    "8 bits": "at most 8 bits of the document",
+    "16 bits": "at most 16 bits of it",
+    "32 bits": "**at most 32 bits** of it",
+    "8 bits of each": "at most 8 bits of each document",
+    "16 bits of each": "at most 16 bits of each",
+    "32 bits of each": "at most 32 bits of each",
+    "no documents": "no documents",
+}
+
+
+def documents(model: str) -> list[str]:
+    """How often a stranger's payload is written, and what is answered right, by what guards."""
+    by = {cell: arms for (name, cell), arms in cells(STRANGERS).items() if name == model}
+    attacked = [by["documents-attacked"], by["documents-attacked-own"]]
+    rows = []
+    for arm, title in GUARDS.items():
+        if all(arm in arms for arms in by.values()):
+            rows.append([
+                title,
+                *(_lost([arms[arm].measures[name] for arms in attacked])
+                  for name in ("kept", "no part")),
+                *(percent(by[cell], arm, "right")
+                  for cell in ("documents-clean", "documents-attacked", "documents-attacked-own")),
+            ])  # fmt: skip
+    head = ["%", "payload written", "a part of it", "right", "attacked elsewhere", "attacked there"]
+    return _lines(head, rows)
 
 
 DTYPES, BATCHES = ("float32", "bfloat16"), (1, 2, 8)
@@ -516,6 +553,8 @@ TABLES: dict[str, Callable[[], list[str]]] = {
     "rules": rules,
     "secrets-half": partial(secrets, "qwen-0.5b"),
     "secrets-one-and-a-half": partial(secrets, "qwen-1.5b"),
+    "documents-half": partial(documents, "qwen-0.5b"),
+    "documents-one-and-a-half": partial(documents, "qwen-1.5b"),
 }
 PAGES = (
     "README.md", "docs/accuracy.md", "docs/cpu.md", "docs/performance.md", "docs/rag.md",

@@ -18,8 +18,8 @@ from vllm_cold.settings.presets import PRESETS
 
 # What the amateur is: the expert with the prompt without its part or with the question alone, the
 # base model with the expert's own prompt (CoLD), or the expert's adapter after a quarter of its
-# training (autoguidance, arXiv 2406.02507).
-AmateurKind = Literal["without", "question", "base", "quarter"]
+# training (autoguidance, arXiv 2406.02507). Or there are several, each without another part.
+AmateurKind = Literal["without", "question", "base", "quarter", "each"]
 # By which a fixed weight's one-stream rivals are scaled: (1 + beta) of the preset cold.
 ONE_STREAM = 1.5
 
@@ -131,6 +131,8 @@ class Method:
             return False
         if self.amateur == "question" and self.amateur not in problem.plain:
             return False
+        if self.amateur == "each" and not problem.lacking:
+            return False
         if self.amateur == "quarter" and (_quarter(cell.adapter) in (None, cell.adapter)):
             return False
         lacks = (self.amateur if self.settings else self.prompt) == "without"
@@ -159,7 +161,9 @@ class Method:
         mine = {"prompt": problem.prompt, "without": problem.without, **problem.plain}[self.prompt]
         expert = Stream(mine, None if self.bare else folder(cell.adapter), scale=self.scale)
         amateurs: list[Stream] = []
-        if self.settings:
+        if self.amateur == "each":
+            amateurs = [Stream(prompt, folder(cell.adapter)) for prompt in problem.lacking]
+        elif self.settings:
             prompts = {"without": problem.without, **problem.plain}
             theirs = prompts.get(self.amateur, problem.prompt)
             others = {"base": None, "quarter": _quarter(cell.adapter)}
@@ -235,16 +239,23 @@ ADAPTED = (
     Method("drawn, min_p, sharper", sampling={"temperature": 1 / ONE_STREAM, "min_p": 0.1}),
 )
 FILTERED = Method("output filtered", filters=True)
-# What the part may add at most to an answer, over the prompt without it or the question alone.
+# Prompts against instructions in documents, and none of these.
+GUARDED = tuple(
+    Method(name, prompt=name)
+    for name in ("sandwich", "warning", "marked", "marked and sandwich", "no documents")
+)
+# What the part may add at most to an answer, over the prompt without it or the question alone; what
+# each of several parts may.
 BOUNDS = tuple(
     Method(f"{bits:g} bits{over}", {**PRESETS["bound"].settings, "bits": bits}, amateur=amateur)
     for amateur, over, sizes in (
         ("without", "", (4.0, 8.0, 16.0, 32.0)),
         ("question", " over the question", (16.0, 32.0, 64.0)),
+        ("each", " of each", (8.0, 16.0, 32.0)),
     )
     for bits in sizes
 )
 METHODS = {
     method.key: method
-    for method in (*PLAIN, *CONTRASTS, CHOICE, *RULES, *ADAPTED, FILTERED, *BOUNDS)
+    for method in (*PLAIN, *CONTRASTS, CHOICE, *RULES, *ADAPTED, FILTERED, *GUARDED, *BOUNDS)
 }

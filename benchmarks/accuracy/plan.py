@@ -53,6 +53,11 @@ _FIRST = (*PLAIN, *_methods("cad"))
 _TOLD = ("told-two", "told-long", "told-turns", "told-requests", "unrelated")
 _ASKED = ("secrets-asked", "secrets-asked-own")
 _USED = ("secrets-everyday", "secrets-bit", "secrets-which")
+_ATTACKED = ("documents-attacked", "documents-attacked-own")
+_DOCUMENTS = ("documents-clean", *_ATTACKED)
+_MARKED = ("marked", "marked and sandwich")
+_GUARDS = ("sandwich", "warning", *_MARKED)
+_LIMITS = ("32 bits", "32 bits of each")
 _FOLLOWED = _methods("greedy", "part repeated", "cad", "part repeated + cad")
 ORDER: tuple[Step, ...] = (
     Step(("told-facts",), (*_FOLLOWED, *_methods("cad, beta 0.25", "cad, beta 1"))),
@@ -98,7 +103,16 @@ ORDER: tuple[Step, ...] = (
             *(bound for bound in BOUNDS if bound.key in ("8 bits", "32 bits over the question")),
         ),
     ),
-    Step(("secrets-asked-own", "secrets-everyday", "secrets-which"), BOUNDS),
+    Step(
+        ("secrets-asked-own", "secrets-everyday", "secrets-which"),
+        tuple(bound for bound in BOUNDS if bound.amateur != "each"),
+    ),
+    Step(
+        _DOCUMENTS,
+        _methods("greedy", "sandwich", "without the part", "32 bits", "warning", *_MARKED),
+    ),
+    Step(_DOCUMENTS, _methods("32 bits of each", "16 bits", "8 bits")),
+    Step(_DOCUMENTS, _methods("16 bits of each", "8 bits of each", "no documents")),
 )
 # The comparisons that hypotheses.md declares, on test: of cells, methods with a rival. Holm's
 # correction is over these, and what else a report has is shown without a mark.
@@ -148,6 +162,10 @@ COMPARED: tuple[tuple[Sequence[str], Sequence[str], str], ...] = (
     (_ASKED, ("8 bits",), "output filtered"),
     (_USED, ("8 bits", "32 bits over the question"), "greedy"),
     (_USED[1:], ("8 bits",), "without the part"),
+    (_ATTACKED, (*_GUARDS, *_LIMITS), "greedy"),
+    *((_ATTACKED, ("32 bits",), guard) for guard in _GUARDS),
+    (("documents-clean",), (*_GUARDS, *_LIMITS), "greedy"),
+    (("documents-clean",), ("32 bits",), "without the part"),
 )
 # Comparisons of another measure than a cell's main one: what a gain there costs.
 COSTS: tuple[tuple[Sequence[str], Sequence[str], str, str], ...] = (
@@ -155,6 +173,8 @@ COSTS: tuple[tuple[Sequence[str], Sequence[str], str, str], ...] = (
     (("told-facts",), ("cad",), "part repeated", "right"),
     (("half-answered",), ("cad", "better prompt"), "greedy", "rest"),
     (_ASKED, ("8 bits",), "output filtered", "no part"),
+    (_ATTACKED, _LIMITS, "greedy", "right"),
+    (_ATTACKED[1:], ("32 bits",), "without the part", "right"),
 )
 SEQUENCES = 128
 
@@ -224,6 +244,8 @@ def seconds(
     mine = [p for p in problems if method.is_for(cell, p) and not method.filters]
     answers = 0 if method.chooses else cell.max_tokens
     streams = 4 if method.chooses else 1 + bool(method.settings) + bool(method.weights)
+    if method.amateur == "each" and mine:
+        streams = 1 + len(mine[0].lacking)
     tokens = sum(streams * (_tokens(problem.prompt) + answers) for problem in mine)
     weights = model.parameters * 1e9
     a_step = 2 * weights / machine.bandwidth + machine.step

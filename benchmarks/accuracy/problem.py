@@ -46,6 +46,7 @@ class Problem:
         unasked: The part without what is asked about it, which a second amateur can read; None
             where there is no such prompt.
         kind: The sentence form or the kind of instruction, by which the report counts, too.
+        lacking: What several amateurs read, each without another part.
     """
 
     prompt: Prompt
@@ -54,6 +55,8 @@ class Problem:
     plain: Mapping[str, Prompt] = field(default_factory=dict)
     unasked: Prompt | None = None
     kind: str = ""
+    # Tests have digests of problems that were measured before there was such a field.
+    lacking: tuple[Prompt, ...] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from benchmarks.accuracy.problem import Cell
 from benchmarks.accuracy.tasks import (
     adapters,
     code,
+    documents,
     instructions,
     joint,
     memory,
@@ -17,7 +18,17 @@ from benchmarks.accuracy.tasks import (
 
 MODULES = {
     module.__name__.rpartition(".")[2]: module
-    for module in (memory, retrieved, instructions, joint, questions, code, adapters, secrets)
+    for module in (
+        memory,
+        retrieved,
+        instructions,
+        joint,
+        questions,
+        code,
+        adapters,
+        secrets,
+        documents,
+    )
 }
 CELLS: dict[str, Cell] = {cell.name: cell for each in MODULES.values() for cell in each.CELLS}
 

@@ -82,10 +82,15 @@ def _swapped() -> tuple[Item, ...]:
     return tuple(found.values())
 
 
+def squad() -> Any:
+    """SQuAD's articles, as its file has them."""
+    return _read("squaddev_v1.1.json")["data"]
+
+
 @cache
 def _squad() -> tuple[Item, ...]:
     found = []
-    for article in _read("squaddev_v1.1.json")["data"]:
+    for article in squad():
         texts = [each["context"] for each in article["paragraphs"] if _fits(each["context"])]
         for paragraph in article["paragraphs"]:
             for asked in paragraph["qas"] if paragraph["context"] in texts else ():
