@@ -380,7 +380,7 @@ def secrets(model: str) -> list[str]:
 
 GUARDS = {
     GREEDY: "all documents, greedy",
-    "sandwich": "question and a warning again behind",
+    "sandwich": "question again behind, attacks to be ignored",
     "warning": "warning in the system prompt",
     "marked": "the same, and the document marked",
     "marked and sandwich": "the same, and the question again",
@@ -409,7 +409,10 @@ def documents(model: str) -> list[str]:
                 *(percent(by[cell], arm, "right")
                   for cell in ("documents-clean", "documents-attacked", "documents-attacked-own")),
             ])  # fmt: skip
-    head = ["%", "payload written", "a part of it", "right", "attacked elsewhere", "attacked there"]
+    head = [
+        "%", "payload written", "a part of it", "right, no attack", "right, attack elsewhere",
+        "right, attack there",
+    ]  # fmt: skip
     return _lines(head, rows)
 
 
@@ -554,7 +557,6 @@ TABLES: dict[str, Callable[[], list[str]]] = {
     "secrets-half": partial(secrets, "qwen-0.5b"),
     "secrets-one-and-a-half": partial(secrets, "qwen-1.5b"),
     "documents-half": partial(documents, "qwen-0.5b"),
-    "documents-one-and-a-half": partial(documents, "qwen-1.5b"),
 }
 PAGES = (
     "README.md", "docs/accuracy.md", "docs/cpu.md", "docs/performance.md", "docs/rag.md",

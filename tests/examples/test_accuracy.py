@@ -12,7 +12,7 @@ from benchmarks.accuracy import __main__ as command
 from benchmarks.accuracy import models
 from benchmarks.accuracy.answers import Folder, judged
 from benchmarks.accuracy.engine import Engine
-from benchmarks.accuracy.methods import METHODS, Request
+from benchmarks.accuracy.methods import GUARDED, METHODS, Request
 from benchmarks.accuracy.models import Model
 from benchmarks.accuracy.problem import Cell
 from benchmarks.accuracy.report import read_outcomes, render
@@ -72,7 +72,12 @@ def test_the_engine_is_told_all_of_it(key: str) -> None:
     engine = Engine.__new__(Engine)  # without a model
     engine._adapters, engine._model = {}, CHAT
     searched = CELLS["retrieved"].make(CHAT, "dev", 1)[0].plain
-    problem = replace(PROBLEM, plain={**PROBLEM.plain, **searched})
+    guarded = {guard.prompt: PROBLEM.plain["better"] for guard in GUARDED}
+    problem = replace(
+        PROBLEM,
+        plain={**PROBLEM.plain, **searched, **guarded},
+        lacking=(PROBLEM.without, PROBLEM.plain["better"]),
+    )
     request = METHODS[key].request(CHAT, ADAPTED, problem, Path("/adapters"))
     params = engine._params(request)
     for name, value in {"min_p": 0.0, "seed": None, **request.sampling, **request.settings}.items():
