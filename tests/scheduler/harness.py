@@ -115,6 +115,13 @@ class Setup:
     """Images in prompts; None for none."""
     interval: int = 1
     """Steps from one with prompts to the next, where others decode (0.33 and newer)."""
+    share: float | None = None
+    """Of the sequence slots, that contrastive requests may have."""
+
+    @property
+    def slots_of_share(self) -> int:
+        """How many these are; all where there is no limit."""
+        return int((self.share or 1.0) * self.max_num_seqs + 1e-6)
 
 
 @dataclass(frozen=True)
@@ -268,6 +275,8 @@ def make_scheduler(model: Path, setup: Setup, classes: Sequence[type] | None = N
     config.scheduler_config.async_scheduling = setup.is_async
     config.cache_config.num_gpu_blocks = setup.num_blocks
     config.parallel_config.decode_context_parallel_size = setup.dcp
+    if setup.share is not None:
+        config.additional_config = {"cold": {"max_share": setup.share}}
     shape: dict[str, Any] = {"num_kv_heads": 1, "head_size": 1, "dtype": torch.float32}
     full = FullAttentionSpec(block_size=setup.block_size // setup.dcp, **shape)
     window = SlidingWindowSpec(block_size=setup.block_size, sliding_window=WINDOW, **shape)
@@ -838,6 +847,12 @@ class Harness:
             held = [r for r in waits if r in loading or r.num_computed_tokens]
             # For all of them the expert waits, unless some run or have blocks.
             assert waits == (held if runs or held else [group.expert])
+        if self.setup.share is not None:
+            queue = set(sched.waiting)
+            taken = [g for g in self.groups() if g.amateurs and g.expert not in queue]
+            alone = [g for g in self.groups() if not g.amateurs and g.request_id in running]
+            slots = sum(len(g.streams) for g in (*taken, *alone))
+            assert slots <= self.setup.slots_of_share, "groups have more than their share"
         known = {r.request_id for g in self.groups() for r in g.streams}
         ended = {r for r, request in sched.requests.items() if request.is_finished()}
         assert self.loads or not ended

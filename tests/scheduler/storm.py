@@ -104,6 +104,14 @@ def with_connector(rng: random.Random) -> Setup:
     )
 
 
+def with_share(rng: random.Random) -> Setup:
+    """Any engine in which contrastive requests have a part of the sequence slots."""
+    setup = rng.choice((random_setup, random_setup, with_connector))(rng)
+    slots = rng.choice((4, 5, 7, 8, 12))
+    share = rng.randint(2, slots - 1) / slots
+    return dataclasses.replace(setup, max_num_seqs=slots, share=share)
+
+
 def random_ssm(rng: random.Random, mode: str) -> Setup:
     """Any engine whose model has layers with SSM states; those do without drafts."""
     setup = _full_attention(rng)
@@ -198,7 +206,7 @@ def _random_request(rng: random.Random, harness: Harness, prefix: list[int]) -> 
     cold = rng.random() < 0.6 or setup.only_cold
     streams = rng.choice((2, 2, 3, 4)) if cold else 2
     streams = min(
-        streams, setup.max_num_seqs, (setup.budget - setup.drafts) // (1 + setup.draft_slots)
+        streams, setup.slots_of_share, (setup.budget - setup.drafts) // (1 + setup.draft_slots)
     )
     while streams > 2 and harness.capacity_of(streams) < 2:
         streams -= 1

@@ -77,6 +77,7 @@ class Engine(WithoutModel):
 ENGINES: dict[str, dict[str, Any]] = {
     "fcfs": {},
     "priority": {"policy": "priority"},
+    "a share": {"share": 0.75},
     "images": {"media": Media(one_in=3)},
     "a connector": {"connector": Ways()},
 }

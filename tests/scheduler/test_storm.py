@@ -10,7 +10,14 @@ import pytest
 
 from tests.scheduler.harness import IS_0_23, Harness, Setup
 from tests.scheduler.ssm import supported
-from tests.scheduler.storm import IMAGES, random_ssm, storms, with_connector, with_images
+from tests.scheduler.storm import (
+    IMAGES,
+    random_ssm,
+    storms,
+    with_connector,
+    with_images,
+    with_share,
+)
 
 pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
@@ -25,6 +32,18 @@ def test_storm(first: int, tiny: Path) -> None:
         group_preemptions += harness.group_preemptions
     assert preemptions > 20
     assert group_preemptions > 10
+
+
+@pytest.mark.skipif(IS_0_23, reason="its connectors are refused")
+@pytest.mark.parametrize(
+    "first", [0, 15, *(pytest.param(n, marks=pytest.mark.full) for n in range(30, 90, 15))]
+)
+def test_share(first: int, tiny: Path) -> None:
+    """Contrastive requests have a part of the sequence slots."""
+    waited = 0
+    for harness in storms(tiny / "model", range(first, first + 15), with_share):
+        waited += sum(report.requests_waiting_for_share > 0 for report in harness.reports)
+    assert waited > 100
 
 
 @pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])

@@ -25,6 +25,7 @@ def counts(server: Server) -> dict[str, float]:
         "requests_total", "generation_tokens_total", "changed_tokens_total", "candidates_count",
         "candidates_sum", "preemptions_total", "amateur_prompt_tokens_total",
         "amateur_cached_prompt_tokens_total", "requests_running", "requests_waiting",
+        "requests_waiting_for_share",
     )  # fmt: skip
     page: Counter[str] = Counter()
     for sample in server.samples("vllm:cold_"):

@@ -3,6 +3,7 @@
 
 import argparse
 import logging
+import math
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +16,7 @@ from tests.engine_config import config
 from tests.places import add
 from vllm_cold import plugin
 from vllm_cold.compat import availability, hardware, places, versions
+from vllm_cold.compat.engine import slots_of_share
 from vllm_cold.compat.patching import Relies, bind
 from vllm_cold.cpu import cpu_platform
 from vllm_cold.errors import ColdError
@@ -277,6 +279,32 @@ def test_slots_where_drafts_are_verified(option: str, least: int) -> None:
 
 
 @pytest.mark.parametrize(
+    ("share", "slots", "of_share"), [(0.29, 100, 29), (0.3, 10, 3), (0.5, 5, 2), (1, 8, 8)]
+)
+def test_a_share_of_the_slots(share: float, slots: int, of_share: int) -> None:
+    """Decimals are exact; what never fits is refused, as what does not fit all slots is."""
+    engine = config()
+    engine.scheduler_config.max_num_seqs = slots
+    engine.scheduler_config.max_num_batched_tokens = 2 * slots
+    assert slots_of_share(engine) is None and lacks_slots(engine, slots) is None
+    engine.additional_config = {"cold": {"max_share": share}}
+    assert slots_of_share(engine) == of_share
+    assert unsupported(engine) is None
+    assert lacks_slots(engine, of_share) is None
+    said = str(lacks_slots(engine, of_share + 1))
+    assert said.startswith("max_share=" if of_share < slots else "max_num_seqs=")
+    engine.additional_config = {"cold": {"max_share": 1.9 / slots}}
+    least = math.ceil(2000 / slots) / 1000
+    assert str(unsupported(engine)).endswith(f"set it (--cold-max-share) to {least} or more.")
+
+
+@pytest.mark.parametrize("share", [0, -0.5, 1.01, "half", True])
+def test_a_share_that_is_none(share: Any) -> None:
+    with pytest.raises(ColdError, match="must be a number above 0, at most 1"):
+        parse_engine_defaults({"max_share": share})
+
+
+@pytest.mark.parametrize(
     ("watermark", "ranks", "max_tokens"), [(0.0, 1, 17), (0.1, 1, 9), (0.0, 2, 41), (0.1, 2, 25)]
 )
 @pytest.mark.parametrize("hybrid", [False, True])
@@ -315,6 +343,7 @@ def test_what_fits_the_kv_cache(
         ({"sampler": "cold"}, None, {"enabled": True}),
         ({"cold_beta": 2.0}, None, {"enabled": False, "beta": 2.0}),
         ({"cold_beta": 2.0}, True, {"enabled": True, "beta": 2.0}),
+        ({"cold_max_share": 0.5}, None, {"enabled": False, "max_share": 0.5}),
         ({"cold_max_amateurs": 4}, None, {"enabled": False, "max_amateurs": 4}),
         ({"cold_beta": 2.0, "sampler": "cold"}, {"alpha": 0.3, "beta": 1.0},
          {"alpha": 0.3, "beta": 2.0, "enabled": True}),

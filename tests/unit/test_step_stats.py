@@ -179,20 +179,20 @@ def test_counts_are_taken_once() -> None:
     a.give(1, ())  # nobody asks for figures
     a.give(0, [RowStats(9, 1, 0)])  # an end without a token
     other.give(1, [RowStats(7, 1, 0)])
-    taken = counts.take(running=3, waiting=1)
+    taken = counts.take(3, 1, 1)
     sums = Counters(
         requests=2, generation_tokens=3, changed_tokens=1, preemptions=1, amateur_prompt_tokens=40,
         candidates=[4, 2], idle_tokens=1,
     )  # fmt: skip
     of_other = Counters(generation_tokens=1, changed_tokens=1, candidates=[7])
-    report = ColdStats(3, 1, [(("cold", "a"), sums), (("cfg", ""), of_other)])
+    report = ColdStats(3, 1, 1, [(("cold", "a"), sums), (("cfg", ""), of_other)])
     # As plain data, which any serializer takes; vLLM sends its statistics by msgpack.
     assert msgspec.convert(json.loads(json.dumps(taken)), ColdStats) == report
     stats = SchedulerStats()
     attach(stats, taken)
     sent = msgspec.msgpack.decode(msgspec.msgpack.encode(stats), type=SchedulerStats)
     assert msgspec.convert(detach(sent), ColdStats) == report
-    assert counts.take(0, 0) == {}
+    assert counts.take(0, 0, 0) == {}
     assert sums.candidates == [4, 2] and Counters().candidates == []
 
 
@@ -207,8 +207,8 @@ def test_kernels_are_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert worker_output.kernels_of(Output()) == []
     counts = CountersByKind()
     counts.kernels = worker_output.kernels_of(first)
-    make_metrics().record(json.loads(json.dumps(counts.take(0, 0))), 1)
-    assert counts.take(0, 0) == {}
+    make_metrics().record(json.loads(json.dumps(counts.take(0, 0, 0))), 1)
+    assert counts.take(0, 0, 0) == {}
     kernel = {"kernel": "lora", "path": "inside", "reason": "one call"}
     assert sample("kernel_info", 1, **kernel) == 1 and sample("kernel_info", 0, **kernel) is None
 
@@ -290,9 +290,10 @@ def test_metrics_add_up() -> None:
     counts.sums["cold", "a"].give(2, [RowStats(1, 0, 0), RowStats(4, 1, 0), RowStats(9, 1, 0)])
     counts.sums["cold", "a"].spent += [8.0, -0.5]
     counts.sums["cfg", "a"].requests = 5
-    counting.record(counts.take(1, 2), 1)
+    counting.record(counts.take(1, 2, 1), 1)
     assert sample("requests_running", 1) == 1 and sample("requests_waiting", 1) == 2
-    counting.record(counts_of(generation_tokens=3).take(0, 0), 1)
+    assert sample("requests_waiting_for_share", 1) == 1
+    counting.record(counts_of(generation_tokens=3).take(0, 0, 0), 1)
     some = {"requests": 1, "generation_tokens": 5, "changed_tokens": 1}
     for name in COUNTERS:
         assert sample(f"{name}_total", 1, **KIND) == some.get(name, 0)
@@ -325,13 +326,13 @@ def test_the_front_end_takes_the_figures_out() -> None:
     )
     stats = SimpleNamespace(kv_connector_stats=None)
     manager = SimpleNamespace(cold_metrics=make_metrics())
-    attach(stats, counts_of(requests=4).take(0, 0))
+    attach(stats, counts_of(requests=4).take(0, 0, 0))
     record(manager, scheduler_stats=stats, engine_idx=1)
     assert sample("requests_total", 1, **KIND) == 4
     stats.kv_connector_stats = {"other": 1}
     record(manager, stats)
     # Those of a connector stay.
-    attach(stats, counts_of(requests=3).take(0, 0))
+    attach(stats, counts_of(requests=3).take(0, 0, 0))
     record(manager, stats)
     assert seen == [None, {"other": 1}, {"other": 1}]
     assert sample("requests_total", 0, **KIND) == 3

@@ -5,6 +5,7 @@ configuration, and what its runner and its model are.
 The classes are named as text: they are loaded where they are used, not in every process.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from vllm_cold.compat import places
@@ -26,6 +27,23 @@ CLASSES = (
 def cold_setting(additional_config: object) -> object:
     """Return what an engine was given as ``additional_config["cold"]``; None for nothing."""
     return additional_config.get("cold") if isinstance(additional_config, dict) else None
+
+
+def sequence_slots(config: Any) -> int:
+    """Return how many sequences run at a time in the engine of a ``VllmConfig``."""
+    scheduler = config.scheduler_config
+    active: int | None = getattr(scheduler, "max_num_active_seqs", None)  # since 0.31
+    return int(scheduler.max_num_seqs) if active is None else active
+
+
+def slots_of_share(config: Any) -> int | None:
+    """Return how many of these streams of contrastive requests may have, as the checked
+    ``max_share`` says; None for no limit.
+    """
+    cold = cold_setting(config.additional_config)
+    share = cold.get("max_share") if isinstance(cold, Mapping) else None
+    # As if decimals were exact: 0.29 of 100 is 29.
+    return None if share is None else int(share * sequence_slots(config) + 1e-9)
 
 
 def may_contrast(config: Any) -> bool:

@@ -14,6 +14,8 @@ from vllm_cold.compat.engine import (
     PROCESSOR_V2,
     SCHEDULER,
     is_configured,
+    sequence_slots,
+    slots_of_share,
     uses_v2_runner,
 )
 from vllm_cold.errors import site
@@ -39,6 +41,9 @@ def prepare_engine(config: VllmConfig) -> None:
     availability.install(places.FRONT_END)
     load_rules(config.additional_config)
     _say(defaults := engine_defaults(config))
+    if (slots := slots_of_share(config)) is not None:
+        text = "Contrastive requests have at most %d of %d sequence slots at a time (max_share=%s)."
+        logger.info(text, slots, sequence_slots(config), defaults.values["max_share"])
     _warn(defaults)
     ascend.warn(config)
     tiers.warn_of_engine(config)

@@ -3,12 +3,20 @@
 stands in the way. Changes nothing; ``engine_config`` does.
 """
 
+import math
 from collections.abc import Iterator
 
 from vllm.config import VllmConfig
 
 from vllm_cold.compat import active, availability, places, versions
-from vllm_cold.compat.engine import cold_setting, has_ssm, is_configured, uses_v2_runner
+from vllm_cold.compat.engine import (
+    cold_setting,
+    has_ssm,
+    is_configured,
+    sequence_slots,
+    slots_of_share,
+    uses_v2_runner,
+)
 from vllm_cold.frontend import ascend, kv_connectors
 from vllm_cold.frontend.refused_options import ALWAYS, SPECULATION, SSM, refused
 from vllm_cold.settings.arguments import ColdArgs, parse_engine_defaults
@@ -141,6 +149,14 @@ def lacks_slots(config: VllmConfig, streams: int) -> str | None:
         # Where a request is admitted, vLLM wants room for drafts, too.
         tokens *= 1 + speculative.max_num_new_slots_for_drafting
         tokens += speculative.num_speculative_tokens
+    of_share = slots_of_share(config)
+    if of_share is not None and of_share < streams <= (slots := sequence_slots(config)):
+        share = engine_defaults(config).values["max_share"]
+        return (
+            f"max_share={share}: of {slots} sequence slots contrastive requests have {of_share}, "
+            f"and this one takes {streams}; set it (--cold-max-share) to "
+            f"{math.ceil(1000 * streams / slots) / 1000} or more."
+        )
     for option, needed in (
         ("max_num_seqs", streams),
         ("max_num_active_seqs", streams),

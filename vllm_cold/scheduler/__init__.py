@@ -13,8 +13,9 @@ vLLM calls methods of its scheduler, some of which are ours. A step, in the orde
      blocks (``kv_blocks``), media (``encoder_inputs``) and loads (``kv_loads``) have room for all
      of it;
    - ``View.__bool__``, which asks ``Pass._may_start`` and, for a group, ``Pass._start_if_room``:
-     may the head of the queue start? ``peek_request`` and ``pop_request`` hand it over, and
-     ``Pass.cap`` says again how many tokens it gets;
+     may the head of the queue start, and is it within its share of the slots (``share``)?
+     ``peek_request`` and ``pop_request`` hand it over, and ``Pass.cap`` says again how many tokens
+     it gets;
    - ``_try_schedule_encoder_inputs``: which media are encoded?
    - ``_preempt_request``: for want of blocks somebody has to give them back. If it is a stream, its
      group gets nothing more.

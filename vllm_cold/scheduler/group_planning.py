@@ -74,7 +74,7 @@ class GroupPlanning(GroupRequests):
                 if not any(map(self._loads.waits, group.streams)):
                     self._preempt_all(group)
         assert self._blocks is not None
-        parts = self._groups, self._partial, self._blocks, self._loads, self._encoder
+        parts = self._groups, self._partial, self._blocks, self._loads, self._encoder, self._share
         self._pass = Pass(self, *parts, step=step, throttled=throttled, promote=self._promote)
         self._encoder.begin_pass()
         try:
@@ -101,6 +101,8 @@ class GroupPlanning(GroupRequests):
             del self._mamba_block_aligned_split  # the class's again
             self.need_mamba_block_aligned_split = splits
             this.view.restore()
+            if self._share is not None:
+                self._share.end_pass()
             self._loads.queue()
             if partial:
                 # Where it was: the last one is preempted first, and that is the youngest.

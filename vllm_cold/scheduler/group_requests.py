@@ -17,6 +17,7 @@ from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, FinishReason
 from vllm.v1.request import RequestStatus
 
 from vllm_cold.compat import versions
+from vllm_cold.compat.engine import slots_of_share
 from vllm_cold.scheduler import output_checks
 from vllm_cold.scheduler.amateur_requests import make_streams
 from vllm_cold.scheduler.budgets import Budget
@@ -32,6 +33,7 @@ from vllm_cold.scheduler.kv_blocks import KVBlocks
 from vllm_cold.scheduler.kv_loads import Loads
 from vllm_cold.scheduler.lockstep import Group, Request
 from vllm_cold.scheduler.passes import Partial, Pass, runs
+from vllm_cold.scheduler.share import Share
 from vllm_cold.wire import transfer_params
 from vllm_cold.wire.counters import CountersByKind, attach
 from vllm_cold.wire.step_stats import RowStats
@@ -59,6 +61,7 @@ class GroupRequests(Scheduler):  # type: ignore[misc]
     _steps_in_flight = 0
     _to_report = 0  # steps for which the front ends must hear from us, groups or not
     _pass: Pass | None = None  # the current one
+    _share: Share | None = None  # of the sequence slots; None where there is no limit
     _emptied = False  # whether all that had tokens were taken out of the step
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -80,6 +83,8 @@ class GroupRequests(Scheduler):  # type: ignore[misc]
         self._slots: set[int] = set()  # those of groups that have begun and not ended
         self._draft_slots = speculative.max_num_new_slots_for_drafting if speculative else 0
         self._partial = Partial()
+        if (slots := slots_of_share(self.vllm_config)) is not None:
+            self._share = Share(self, self._groups, self._partial.groups, slots)
 
     def add_request(self, request: Request) -> None:
         params = request.sampling_params
@@ -289,5 +294,6 @@ class GroupRequests(Scheduler):  # type: ignore[misc]
             return
         running = sum(all(map(runs, group.streams)) for group in self._running_groups())
         waiting = self._num_groups - running
-        attach(stats[0], self._counters.take(running, waiting))
+        for_share = 0 if self._share is None else self._share.num_waiting()
+        attach(stats[0], self._counters.take(running, waiting, for_share))
         self._to_report = LAST_REPORTS if running or waiting else self._to_report - 1

@@ -17,6 +17,7 @@ from vllm_cold.scheduler.kv_blocks import CachedPrefix, KVBlocks
 from vllm_cold.scheduler.kv_loads import Loads
 from vllm_cold.scheduler.lockstep import Group, Request, Step, tokens_left
 from vllm_cold.scheduler.queue_view import QueueView, Ruling
+from vllm_cold.scheduler.share import Share
 
 # So many passes admit others in front of a group of whose adapters some find slots and others none,
 # or that would wait while another group does. Then nobody passes it any more.
@@ -63,6 +64,7 @@ class Pass:
         blocks: Its KV cache.
         loads: What its KV connector brings.
         encoder: What its encoder is asked for.
+        share: Of its sequence slots, that groups may have; None for no limit.
         step: The pass's budget.
         throttled: Whether vLLM holds prompts back.
         promote: Says whether a request's grammar and KV let it start.
@@ -79,12 +81,14 @@ class Pass:
         blocks: KVBlocks,
         loads: Loads,
         encoder: EncoderInputs,
+        share: Share | None,
         step: Step,
         throttled: bool,
         promote: Callable[[Request], bool],
     ) -> None:
         self._scheduler, self._groups, self._partial = scheduler, groups, partial
         self._blocks, self._loads, self._encoder = blocks, loads, encoder
+        self._share = share
         self.step, self._throttled, self._promote = step, throttled, promote
         # vLLM's own rule of where a chunk of a prompt ends, for models with SSM layers.
         splits = scheduler.need_mamba_block_aligned_split
@@ -285,11 +289,23 @@ class Pass:
             return Ruling.STOP
         self._loads.forget_promise(request)
         group = self._groups.get(request.request_id)
+        if group is not None and self._share is not None and not self._share.admits(group):
+            return Ruling.PASS_ALIKE
         if group is None or not group.amateurs:
-            if not self._sequences_fit(1):
-                return Ruling.STOP
-            return Ruling.START if self._adapters_fit([request]) else Ruling.SKIP
-        if not self._promote(request):
+            ruling = self._start_regular(request)
+        else:
+            ruling = self._start_group(group)
+        if group is not None and self._share is not None and ruling is Ruling.START:
+            self._share.start(group)
+        return ruling
+
+    def _start_regular(self, request: Request) -> Ruling:
+        if not self._sequences_fit(1):
+            return Ruling.STOP
+        return Ruling.START if self._adapters_fit([request]) else Ruling.SKIP
+
+    def _start_group(self, group: Group) -> Ruling:
+        if not self._promote(group.expert):
             return Ruling.SKIP
         if (ruling := self._start_if_room(group)) is Ruling.START:
             self.view.take()

@@ -24,6 +24,8 @@ class Ruling(Enum):
     START = auto()
     SKIP = auto()
     """Not this one, but maybe the next."""
+    PASS_ALIKE = auto()
+    """Neither this one nor its like, which the queue does not offer any more; maybe the next."""
     STOP = auto()
     """Nobody."""
 
@@ -150,6 +152,8 @@ class View(RequestQueue):  # type: ignore[misc]
             return True
         while self._queue and not queues.is_over:
             ruling = self._decide_head(self._queue.peek_request())
+            if ruling is Ruling.PASS_ALIKE:
+                continue
             if ruling is not Ruling.SKIP:
                 return ruling is Ruling.START
             request = self.take()

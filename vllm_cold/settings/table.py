@@ -153,6 +153,12 @@ ENGINE: Mapping[str, SettingSpec] = {
         "at least 2.",
         f"must be an integer from 1 to {MAX_AMATEURS}",
     ),
+    "max_share": SettingSpec(
+        Annotated[float, Meta(gt=0.0, le=1.0)] | None,
+        "The most sequence slots (max_num_seqs) that the streams of contrastive requests have at a "
+        "time, as a fraction, above 0, at most 1, default no limit.",
+        "must be a number above 0, at most 1",
+    ),
     "max_megapixels": SettingSpec(
         Annotated[float, Meta(gt=0.0)] | None,
         f"The largest image that is distorted for a client, in megapixels, above 0, default "

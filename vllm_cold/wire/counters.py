@@ -42,6 +42,8 @@ CANDIDATES = "Tokens that the expert finds plausible, for each token that was gi
 GAUGES = {
     "requests_running": "Contrastive requests of which all streams are in the batch.",
     "requests_waiting": "Contrastive requests of which a stream, or all, wait.",
+    "requests_waiting_for_share": "Contrastive requests that wait because others have the share of "
+    "the sequence slots that the engine allows them.",
 }
 KERNEL_INFO = "What is computed on a CPU, by which kernels, and why; always 1."
 
@@ -78,6 +80,7 @@ class ColdStats(msgspec.Struct, omit_defaults=True):
 
     requests_running: int = 0
     requests_waiting: int = 0
+    requests_waiting_for_share: int = 0
     sums: list[tuple[Kind, Counters]] = []
     kernels: list[Kernel] = []
 
@@ -98,9 +101,12 @@ class CountersByKind:
             self._adapters.add(adapter)
         return method, adapter
 
-    def take(self, running: int, waiting: int) -> dict[str, Any]:
-        """Return a ``ColdStats`` with these numbers of groups, as plain data; begin new sums."""
-        report = ColdStats(running, waiting, list(self.sums.items()), self.kernels)
+    def take(self, *gauges: int) -> dict[str, Any]:
+        """Return a ``ColdStats`` as plain data; begin new sums. ``gauges``: numbers of groups, in
+        the order of ``GAUGES``.
+        """
+        numbers = dict(zip(GAUGES, gauges, strict=True))
+        report = ColdStats(**numbers, sums=list(self.sums.items()), kernels=self.kernels)
         self.sums.clear()
         self.kernels = []
         payload: dict[str, Any] = msgspec.to_builtins(report)

@@ -83,6 +83,11 @@ def without_cold(extra_args: Mapping[str, Any] | None) -> dict[str, Any]:
     return {k: v for k, v in (extra_args or {}).items() if not is_ours(k)}
 
 
+def is_contrastive(extra_args: Mapping[str, Any] | None) -> bool:
+    """Whether a request is a stream of a contrastive one."""
+    return extra_args is not None and KEY in extra_args
+
+
 def from_extra_args(extra_args: Mapping[str, Any] | None) -> Stream | None:
     """Return the stream that ``to_extra_args`` wrote, None for a regular request."""
     data = extra_args.get(KEY) if extra_args else None
