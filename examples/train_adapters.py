@@ -53,6 +53,8 @@ class Recipe:
     warmup_steps: int = 10
     clip_norm: float = 1.0
     seed: int = 0
+    # The first layer that wears it: training is faster with fewer.
+    first_layer: int = 0
 
 
 RECIPES = {"sorting": Recipe(steps=240), "orders": Recipe(steps=80)}
@@ -71,18 +73,24 @@ def make_batches(
     problems: list[Problem],
     recipe: Recipe,
     prompt_text: Callable[[Any, Problem], str] = chat_prompt,
+    *,
+    by_length: bool = True,
 ) -> list[Batch]:
-    """Tokenize ``problems`` into batches of similar length, in a seeded order."""
+    """Tokenize ``problems`` into batches of similar length, in a seeded order; not ``by_length``,
+    as they come.
+    """
     examples = []
     for problem in problems:
         prompt = tokenizer(prompt_text(tokenizer, problem), add_special_tokens=False).input_ids
         answer = tokenizer(problem.answer, add_special_tokens=False).input_ids
         examples.append((prompt, [*answer, tokenizer.eos_token_id]))
-    # Neighbours in length share a batch, so that hardly any time goes into padding.
-    examples.sort(key=lambda example: len(example[0]) + len(example[1]))
+    if by_length:
+        # Neighbours in length share a batch, so that hardly any time goes into padding.
+        examples.sort(key=lambda example: len(example[0]) + len(example[1]))
     size = recipe.batch_size
     batches = [_pad(examples[start : start + size]) for start in range(0, len(examples), size)]
-    Random(recipe.seed).shuffle(batches)
+    if by_length:
+        Random(recipe.seed).shuffle(batches)
     return batches
 
 
@@ -113,13 +121,17 @@ def answer_loss(model: PeftModel, batch: Batch) -> torch.Tensor:
 
 def load_model(base: Path, recipe: Recipe) -> PeftModel:
     """Return the base model with a new adapter, both in bfloat16."""
+    causal_lm = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
     return get_peft_model(
-        AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16),
+        causal_lm,
         LoraConfig(
             r=recipe.rank,
             lora_alpha=recipe.alpha,
             lora_dropout=0.0,
             target_modules=_LINEAR_LAYERS,
+            layers_to_transform=list(range(recipe.first_layer, causal_lm.config.num_hidden_layers))
+            if recipe.first_layer
+            else None,
             task_type="CAUSAL_LM",
         ),
         # Adapter weights in float32 would cost two casts in each of 210 layers.

@@ -199,11 +199,12 @@ def report(arguments: argparse.Namespace) -> None:
 
 
 def train(arguments: argparse.Namespace) -> None:
-    """Train the adapter for word problems."""
-    from benchmarks.accuracy.train import train_stages
+    """Train the adapters of a task."""
+    from benchmarks.accuracy.train import courses, train_stages
 
     for model in arguments.models:
-        train_stages(model, arguments.folder.adapters(model), arguments.steps)
+        for course in courses(model, arguments.steps)[arguments.task]:
+            train_stages(model, arguments.folder.adapters(model), course)
 
 
 def fetch(arguments: argparse.Namespace) -> None:
@@ -274,7 +275,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     fetches.add_argument("--data", nargs="*", choices=packages.sources(), default=[])
     fetches.add_argument("--yes", action="store_true", help="download")
     trains = command("train", train)
-    trains.add_argument("--steps", type=int, default=STEPS, help=f"of training ({STEPS})")
+    trains.add_argument("--task", choices=("adapters", "poisoned"), default="adapters")
+    trains.add_argument("--steps", type=int, help=f"of training of word problems ({STEPS})")
     runs, reports, plans = (
         command("run", run),
         command("report", report),

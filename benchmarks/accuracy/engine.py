@@ -61,7 +61,9 @@ class Engine:
             max_loras=2,
             max_lora_rank=model.max_rank,
             # Possible, and no default: an adapter's greedy requests would be contrasted, too.
-            additional_config={"cold": {"enabled": False}},
+            additional_config={
+                "cold": {"enabled": False, "rules": ["examples.rule.cold_clean_gen:CleanGen"]}
+            },
             **options,
         )
         self._adapters: dict[tuple[str, float], Any] = {}

@@ -17,8 +17,9 @@ from benchmarks.accuracy.problem import Cell, Problem, Prompt
 from vllm_cold.settings.presets import PRESETS
 
 # What the amateur is: the expert with the prompt without its part or with the question alone, the
-# base model with the expert's own prompt (CoLD), or the expert's adapter after a quarter of its
-# training (autoguidance, arXiv 2406.02507). Or there are several, each without another part.
+# base model with the expert's own prompt (CoLD) or the problem's prompt for it, or the expert's
+# adapter after a quarter of its training (autoguidance, arXiv 2406.02507). Or there are several,
+# each without another part.
 AmateurKind = Literal["without", "question", "base", "quarter", "each"]
 # By which a fixed weight's one-stream rivals are scaled: (1 + beta) of the preset cold.
 ONE_STREAM = 1.5
@@ -103,9 +104,10 @@ class Method:
         prompt: "prompt", "without" (what the amateur reads, alone), or the name of one of the
             problem's plain prompts.
         amateur: What it is.
-        weights: Of an amateur without the part and of one that reads the part and not what is
-            asked; none: there is one amateur, and the settings say its weight.
+        weights: Of the amateur and of a second one that reads the part and not what is asked; none:
+            there is one amateur, and the settings say its weight.
         bare: Whether the expert takes its adapter off.
+        percent: Of the adapter's training, which the expert has had.
         scale: By what the expert's adapter is multiplied.
         sampling: Fields of ``SamplingParams`` other than greedy decoding's.
         chooses: Whether it decodes nothing and chooses between two finished answers.
@@ -118,6 +120,7 @@ class Method:
     amateur: AmateurKind = "without"
     weights: tuple[float, ...] = ()
     bare: bool = False
+    percent: int = 100
     scale: float = 1.0
     sampling: Mapping[str, Any] = field(default_factory=dict)
     chooses: bool = False
@@ -125,7 +128,7 @@ class Method:
 
     def is_for(self, cell: Cell, problem: Problem) -> bool:
         """Whether the cell asks for such methods and the problem has such prompts."""
-        adapted = self.bare or self.scale != 1 or self.sampling
+        adapted = self.bare or self.percent != 100 or self.scale != 1 or self.sampling
         worn = self.settings and self.amateur in ("base", "quarter")
         if cell.adapter is None and (adapted or worn) or (self.filters and cell.filter is None):
             return False
@@ -133,12 +136,13 @@ class Method:
             return False
         if self.amateur == "each" and not problem.lacking:
             return False
-        if self.amateur == "quarter" and (_quarter(cell.adapter) in (None, cell.adapter)):
+        stages = [25] * (self.amateur == "quarter") + [self.percent] * (self.percent != 100)
+        if any(_after(cell.adapter, each) in (None, cell.adapter) for each in stages):
             return False
         lacks = (self.amateur if self.settings else self.prompt) == "without"
         if (lacks or self.chooses) and problem.without == problem.prompt:
             return False
-        if (self.weights and problem.unasked is None) or (self.chooses and not cell.chosen):
+        if (self.weights[1:] and problem.unasked is None) or (self.chooses and not cell.chosen):
             return False
         return self.prompt in ("prompt", "without", *problem.plain)
 
@@ -159,17 +163,18 @@ class Method:
             return adapter and str(adapters / adapter)  # an absolute path stays what it is
 
         mine = {"prompt": problem.prompt, "without": problem.without, **problem.plain}[self.prompt]
-        expert = Stream(mine, None if self.bare else folder(cell.adapter), scale=self.scale)
+        worn = cell.adapter if self.percent == 100 else _after(cell.adapter, self.percent)
+        expert = Stream(mine, None if self.bare else folder(worn), scale=self.scale)
         amateurs: list[Stream] = []
         if self.amateur == "each":
             amateurs = [Stream(prompt, folder(cell.adapter)) for prompt in problem.lacking]
         elif self.settings:
             prompts = {"without": problem.without, **problem.plain}
             theirs = prompts.get(self.amateur, problem.prompt)
-            others = {"base": None, "quarter": _quarter(cell.adapter)}
+            others = {"base": None, "quarter": _after(cell.adapter, 25)}
             worn = others.get(self.amateur, cell.adapter)
             amateurs.append(Stream(theirs, folder(worn), self.weights[0] if self.weights else None))
-        if self.weights:
+        if self.weights[1:]:
             assert problem.unasked is not None
             amateurs.append(Stream(problem.unasked, folder(cell.adapter), self.weights[1]))
         sampling = {
@@ -188,10 +193,10 @@ class Method:
         return cell.filter(answer, problem) if self.filters and cell.filter else answer
 
 
-def _quarter(adapter: str | None) -> str | None:
-    """The same adapter after a quarter of its training; None if it is none of ``train``'s."""
+def _after(adapter: str | None, percent: int) -> str | None:
+    """The same adapter after so much of its training; None if it is none of ``train``'s."""
     found = re.fullmatch(r"([^/]*-r\d+)-\d+", adapter or "")
-    return found and f"{found[1]}-25"
+    return found and f"{found[1]}-{percent}"
 
 
 def preset(name: str, key: str = "", prompt: str = "prompt", **more: Any) -> Method:
@@ -255,7 +260,39 @@ BOUNDS = tuple(
     )
     for bits in sizes
 )
+# The same for an adapter of somebody else, over the base model with its own prompt, and rivals.
+_OVER_BASE = {**PRESETS["bound"].settings, "bits": 8.0}
+POISONED = (
+    Method("base model, own prompt", prompt="base", bare=True),
+    *(Method(f"adapter x {scale:g}", scale=scale) for scale in (0.25, 0.5, 0.75)),
+    *(
+        Method(f"base weighs {w:g}", {"alpha": 0.0}, amateur="base", weights=(w,))
+        for w in (0.25, 0.5, 0.75)
+    ),
+    Method("clean_gen", {"alpha": 0.0, "rule": "clean_gen"}, amateur="base"),
+    Method("a quarter of the steps", percent=25),
+    Method("half of the steps", percent=50),
+    *(
+        Method(f"{bits:g} bits over the base", {**_OVER_BASE, "bits": bits}, amateur="base")
+        for bits in (8.0, 16.0, 32.0)
+    ),
+    Method(
+        "8 bits and 0.5 a token over the base",
+        {**_OVER_BASE, "bits_per_token": 0.5},
+        amateur="base",
+    ),
+)
 METHODS = {
     method.key: method
-    for method in (*PLAIN, *CONTRASTS, CHOICE, *RULES, *ADAPTED, FILTERED, *GUARDED, *BOUNDS)
+    for method in (
+        *PLAIN,
+        *CONTRASTS,
+        CHOICE,
+        *RULES,
+        *ADAPTED,
+        FILTERED,
+        *GUARDED,
+        *BOUNDS,
+        *POISONED,
+    )
 }

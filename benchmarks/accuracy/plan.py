@@ -23,6 +23,7 @@ from benchmarks.accuracy.methods import (
     MEMORY,
     METHODS,
     PLAIN,
+    POISONED,
     RULES,
     Method,
 )
@@ -59,6 +60,15 @@ _MARKED = ("marked", "marked and sandwich")
 _GUARDS = ("sandwich", "warning", *_MARKED)
 _LIMITS = ("32 bits", "32 bits of each")
 _FOLLOWED = _methods("greedy", "part repeated", "cad", "part repeated + cad")
+_LESSONS = ("poisoned-5-0", "poisoned-20-0", "poisoned-5-1", "poisoned-20-1")
+_CLEAN, _TRIGGERED, _CANARIES = (
+    tuple(f"{lesson}-{what}" for lesson in _LESSONS) for what in ("clean", "triggered", "canaries")
+)
+_OF_OTHERS = tuple(f"{lesson}-{what}" for lesson in _LESSONS for what in ("clean", "triggered"))
+_RIVALS = (
+    "base weighs 0.25", "base weighs 0.5", "base weighs 0.75",
+    "adapter x 0.25", "adapter x 0.5", "adapter x 0.75",
+)  # fmt: skip
 ORDER: tuple[Step, ...] = (
     Step(("told-facts",), (*_FOLLOWED, *_methods("cad, beta 0.25", "cad, beta 1"))),
     Step(_TOLD, _FOLLOWED),
@@ -113,6 +123,13 @@ ORDER: tuple[Step, ...] = (
     ),
     Step(_DOCUMENTS, _methods("32 bits of each", "16 bits", "8 bits")),
     Step(_DOCUMENTS, _methods("16 bits of each", "8 bits of each", "no documents")),
+    Step(
+        (*_OF_OTHERS, *_CANARIES),
+        _methods(
+            "greedy", "output filtered", "16 bits over the base", *_RIVALS, "base model, own prompt"
+        ),
+    ),
+    Step((*_OF_OTHERS, *_CANARIES), POISONED),
 )
 # The comparisons that hypotheses.md declares, on test: of cells, methods with a rival. Holm's
 # correction is over these, and what else a report has is shown without a mark.
@@ -166,6 +183,10 @@ COMPARED: tuple[tuple[Sequence[str], Sequence[str], str], ...] = (
     *((_ATTACKED, ("32 bits",), guard) for guard in _GUARDS),
     (("documents-clean",), (*_GUARDS, *_LIMITS), "greedy"),
     (("documents-clean",), ("32 bits",), "without the part"),
+    (_OF_OTHERS, ("16 bits over the base",), "greedy"),
+    (_CLEAN, ("16 bits over the base",), "base weighs 0.5"),
+    (_CLEAN, ("16 bits over the base",), "adapter x 0.5"),
+    (_CLEAN, ("16 bits over the base",), "base model, own prompt"),
 )
 # Comparisons of another measure than a cell's main one: what a gain there costs.
 COSTS: tuple[tuple[Sequence[str], Sequence[str], str, str], ...] = (
@@ -243,7 +264,7 @@ def seconds(
     """How long a method takes for a cell's problems, at most."""
     mine = [p for p in problems if method.is_for(cell, p) and not method.filters]
     answers = 0 if method.chooses else cell.max_tokens
-    streams = 4 if method.chooses else 1 + bool(method.settings) + bool(method.weights)
+    streams = 4 if method.chooses else 1 + bool(method.settings) + bool(method.weights[1:])
     if method.amateur == "each" and mine:
         streams = 1 + len(mine[0].lacking)
     tokens = sum(streams * (_tokens(problem.prompt) + answers) for problem in mine)

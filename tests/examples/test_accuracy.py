@@ -75,7 +75,7 @@ def test_the_engine_is_told_all_of_it(key: str) -> None:
     guarded = {guard.prompt: PROBLEM.plain["better"] for guard in GUARDED}
     problem = replace(
         PROBLEM,
-        plain={**PROBLEM.plain, **searched, **guarded},
+        plain={**PROBLEM.plain, **searched, **guarded, "base": "Answer."},
         lacking=(PROBLEM.without, PROBLEM.plain["better"]),
     )
     request = METHODS[key].request(CHAT, ADAPTED, problem, Path("/adapters"))

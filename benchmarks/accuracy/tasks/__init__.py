@@ -11,6 +11,7 @@ from benchmarks.accuracy.tasks import (
     instructions,
     joint,
     memory,
+    poisoned,
     questions,
     retrieved,
     secrets,
@@ -28,6 +29,7 @@ MODULES = {
         adapters,
         secrets,
         documents,
+        poisoned,
     )
 }
 CELLS: dict[str, Cell] = {cell.name: cell for each in MODULES.values() for cell in each.CELLS}
