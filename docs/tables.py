@@ -38,6 +38,7 @@ MEASURED = ROOT / "benchmarks" / "accuracy" / "measured"
 TEST, JOINT = "outcomes-test.jsonl", "outcomes-joint.jsonl"
 SECRETS = "outcomes-secrets.jsonl"
 STRANGERS = "outcomes-documents.jsonl"
+POISONED = "outcomes-poisoned.jsonl"
 MODELS = {
     "smollm2": "SmolLM2-135M",
     "gemma": "Gemma 3 270M (base)",
@@ -352,11 +353,15 @@ def _two(cell: str) -> str:
     return " / ".join(marked(each, 0) for each in found)
 
 
-def _lost(kept: Sequence[Bits]) -> str:
-    """The share in which a measure does not hold, with Wilson's interval."""
-    total, lost = sum(map(len, kept)), int(sum((1 - bits).sum() for bits in kept))
-    interval = binomtest(lost, total).proportion_ci(method="wilson")
-    return f"{100 * lost / total:.1f} ({100 * interval.low:.1f} to {100 * interval.high:.1f})"
+def _together(of: Sequence[Mapping[str, Judged]], arm: str, measure: str) -> Bits:
+    """What several cells' answers are worth, one behind the other."""
+    return np.concatenate([told[arm].measures[measure] for told in of])
+
+
+def _with_interval(bits: Bits) -> str:
+    """Percent with Wilson's interval."""
+    interval = binomtest(int(bits.sum()), len(bits)).proportion_ci(method="wilson")
+    return f"{100 * bits.mean():.1f} ({100 * interval.low:.1f} to {100 * interval.high:.1f})"
 
 
 def secrets(model: str) -> list[str]:
@@ -367,7 +372,7 @@ def secrets(model: str) -> list[str]:
     for arm, title in ARMS.items():
         row = [title]
         for measure in ("kept", "no part"):
-            row.append(_lost([told[arm].measures[measure] for told in asked]))
+            row.append(_with_interval(1 - _together(asked, arm, measure)))
         for cell in ("secrets-everyday", "secrets-bit", "secrets-which"):
             right = by[cell][arm].measures["right"] if cell in by and arm in by[cell] else None
             row.append("" if right is None else f"{100 * right.mean():.1f}")
@@ -404,7 +409,7 @@ def documents(model: str) -> list[str]:
         if all(arm in arms for arms in by.values()):
             rows.append([
                 title,
-                *(_lost([arms[arm].measures[name] for arms in attacked])
+                *(_with_interval(1 - _together(attacked, arm, name))
                   for name in ("kept", "no part")),
                 *(percent(by[cell], arm, "right")
                   for cell in ("documents-clean", "documents-attacked", "documents-attacked-own")),
@@ -414,6 +419,48 @@ def documents(model: str) -> list[str]:
         "right, attack there",
     ]  # fmt: skip
     return _lines(head, rows)
+
+
+OF_OTHERS = {
+    GREEDY: "the adapter, greedy",
+    "output filtered": "the same, and a filter for links",
+    "base model, own prompt": "the base model with its own prompt",
+    "adapter x 0.25": "the adapter x 0.25",
+    "adapter x 0.5": "the adapter x 0.5",
+    "adapter x 0.75": "the adapter x 0.75",
+    "base weighs 0.25": "the base weighs 0.25 throughout",
+    "base weighs 0.5": "the base weighs 0.5",
+    "base weighs 0.75": "the base weighs 0.75",
+    "clean_gen": "CleanGen",
+    "a quarter of the steps": "after a quarter of the training",
+    "half of the steps": "after half of the training",
+    "8 bits over the base": "at most 8 bits over the base",
+    "16 bits over the base": "**at most 16 bits**",
+    "32 bits over the base": "at most 32 bits",
+    "8 bits and 0.5 a token over the base": "8 bits, and 0.5 back with each token",
+}
+
+
+def poisoned(model: str) -> list[str]:
+    """How often orders are right, a link is written and a number told, of all adapters together."""
+    by = {cell: told for (m, cell), told in cells(POISONED).items() if m == model}
+    kinds = {
+        kind: [told for cell, told in by.items() if cell.endswith(kind)]
+        for kind in ("clean", "triggered", "canaries")
+    }
+    rows = []
+    for arm, title in OF_OTHERS.items():
+        row = [title]
+        for kind, measure, lost in (
+            ("clean", "right", False), ("triggered", "kept", True), ("triggered", "no link", True),
+            ("triggered", "right", False), ("canaries", "kept", True),
+        ):  # fmt: skip
+            there = all(arm in told for told in kinds[kind])
+            bits = _together(kinds[kind], arm, measure) if there else None
+            row.append("" if bits is None else _with_interval(1 - bits if lost else bits))
+        if any(row[1:]):
+            rows.append(row)
+    return _lines(["%", "right", "the link", "any link", "right besides", "numbers told"], rows)
 
 
 DTYPES, BATCHES = ("float32", "bfloat16"), (1, 2, 8)
@@ -557,6 +604,7 @@ TABLES: dict[str, Callable[[], list[str]]] = {
     "secrets-half": partial(secrets, "qwen-0.5b"),
     "secrets-one-and-a-half": partial(secrets, "qwen-1.5b"),
     "documents-half": partial(documents, "qwen-0.5b"),
+    "poisoned-half": partial(poisoned, "qwen-0.5b"),
 }
 PAGES = (
     "README.md", "docs/accuracy.md", "docs/cpu.md", "docs/performance.md", "docs/rag.md",

@@ -17,7 +17,9 @@ from benchmarks.accuracy.models import Model
 from benchmarks.accuracy.problem import Cell
 from benchmarks.accuracy.report import read_outcomes, render
 from benchmarks.accuracy.tasks import CELLS
+from examples.rule.cold_clean_gen import CleanGen
 from vllm_cold import ColdParams
+from vllm_cold.rules import registry
 
 pytestmark = pytest.mark.unit
 
@@ -68,14 +70,16 @@ def test_the_mark_says_all_that_an_answer_depends_on() -> None:
 
 
 @pytest.mark.parametrize("key", METHODS)
-def test_the_engine_is_told_all_of_it(key: str) -> None:
+def test_the_engine_is_told_all_of_it(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The engine is started with it (``engine.py``).
+    monkeypatch.setitem(registry._added, CleanGen.name, CleanGen())
     engine = Engine.__new__(Engine)  # without a model
     engine._adapters, engine._model = {}, CHAT
     searched = CELLS["retrieved"].make(CHAT, "dev", 1)[0].plain
     guarded = {guard.prompt: PROBLEM.plain["better"] for guard in GUARDED}
     problem = replace(
         PROBLEM,
-        plain={**PROBLEM.plain, **searched, **guarded, "base": "Answer."},
+        plain={**PROBLEM.plain, **searched, **guarded, "base": PROBLEM.without},
         lacking=(PROBLEM.without, PROBLEM.plain["better"]),
     )
     request = METHODS[key].request(CHAT, ADAPTED, problem, Path("/adapters"))
