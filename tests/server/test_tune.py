@@ -254,7 +254,9 @@ def test_the_commands_of_the_page(
     Path("scoring.py").write_text(block("docs/tuning.md", "tune-scoring"))
     found = run("tune", block("docs/tuning.md", "tune"))
     tried = [row["name"] for row in found["settings"]]
-    assert tried == ["no text", "a stronger prompt", "the text repeated", baselines.BEST, "cad"]
+    first = ["no text", "a stronger prompt", "the text repeated", baselines.BEST, "cad"]
+    # With the best passage, too, where that did best: which, such a model leaves to chance.
+    assert tried in (first, [*first, f"cad with {baselines.BEST}"])
     assert "enable_lora" not in starts[-1] and "--enable-lora" not in found["serve"]
     found = run("adapter", block("docs/tuning.md", "tune-adapter"))
     assert found["run"]["adapter"] == "one" and len(found["settings"]) == 9

@@ -42,6 +42,7 @@ if os.environ.get("STUBBORN"):
 class Handler(http.server.BaseHTTPRequestHandler):
     def say(self, status, value):
         self.send_response(status)
+        self.send_header("Content-Type", "application/json")
         self.end_headers()
         self.wfile.write(json.dumps(value).encode())
 

@@ -36,7 +36,7 @@ class Other:
         answered: Bodies of those that got an answer.
         headers: Their headers.
         cards: The list of models; None for HTTP 404.
-        limited: Whether the server refuses every other request for a moment.
+        limited: Whether the server refuses each request once, for a moment.
         stops: The number of answers after which it refuses all.
         newer: Whether it knows max_completion_tokens alone.
         finish: Why answers end.
@@ -72,7 +72,7 @@ class Other:
             return 400, {"error": {"message": message, "param": "max_tokens"}}
         if body.keys() - known:
             return 400, {"error": {"message": f"Unknown parameter: {body.keys() - known}"}}
-        if self.limited and len(self.bodies) % 2:
+        if self.limited and self.bodies.count(body) == 1:
             return 429, {"error": {"message": "slow down"}}
         if self.stops is not None and len(self.answered) >= self.stops:
             return 429, {"error": {"message": "quota"}}
@@ -305,12 +305,16 @@ def test_an_answer_that_is_not_whole(other: Other, capsys: Capture) -> None:
     assert other.tune("--baselines") == 0
 
 
-def test_the_usual_key_goes_nowhere_unencrypted(
+def test_the_usual_key_goes_to_openai_and_to_this_machine_alone(
     other: Other, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from vllm_cold.tools.server import _read_key
+    from vllm_cold.tools.server import _read_key, _takes_usual_key
 
+    goes = ("https", "api.openai.com"), ("http", "127.0.0.1"), ("http", "localhost")
+    stays = ("http", "api.openai.com"), ("https", "example.com"), ("https", "openai.com.evil.com")
+    assert [_takes_usual_key(*each) for each in (*goes, *stays)] == 3 * [True] + 3 * [False]
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    assert (_read_key(None, True), _read_key(None, False)) == (KEY, None)
+    assert _read_key(None, may_be_usual=True) == KEY
+    assert _read_key(None, may_be_usual=False) is None
     monkeypatch.setenv("COLD_API_KEY", "")
-    assert _read_key(None, True) is None
+    assert _read_key(None, may_be_usual=True) is None

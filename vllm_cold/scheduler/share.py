@@ -115,11 +115,14 @@ class Share:
         self._slots = slots
         self._queue = scheduler.waiting = SharedQueue(scheduler.policy)
         self._taken: int | None = None  # in this pass, once it was asked for
+        self._starting = set[str]()  # in this pass; vLLM may ask twice before it takes one
 
     def admits(self, group: Group) -> bool:
         """Whether the first group that waits may start. If not, those after it wait, too: the queue
         offers regular requests alone until the pass is over.
         """
+        if group.expert.request_id in self._starting:
+            return True
         if self._taken is None:
             self._taken = self._count()
         self._queue.is_open = self._taken + len(group.streams) <= self._slots
@@ -127,12 +130,14 @@ class Share:
 
     def start(self, group: Group) -> None:
         """Note that a group starts."""
-        if self._taken is not None:
+        if self._taken is not None and group.expert.request_id not in self._starting:
             self._taken += len(group.streams)
+            self._starting.add(group.expert.request_id)
 
     def end_pass(self) -> None:
         """Offer all that wait again."""
         self._queue.is_open, self._taken = True, None
+        self._starting.clear()
 
     def num_waiting(self) -> int:
         """Return how many requests wait for the share, between passes."""

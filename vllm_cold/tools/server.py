@@ -58,7 +58,7 @@ class Server:
         model: The base model's name on the server; None for the adapter's parent, or the first
             that vLLM serves, or the only one.
         api_key: None for the environment's ``COLD_API_KEY``; where that is not set, for
-            ``OPENAI_API_KEY``, which goes nowhere unencrypted.
+            ``OPENAI_API_KEY``, which goes to OpenAI and to this machine alone.
         insecure_http: Whether a key or a password may be sent unencrypted to another machine.
         started: The value of ``--model``, if the command itself has started the server.
         needs_cold: Whether it must have vllm-cold. If not, it may be no vLLM, and is then sent
@@ -94,7 +94,7 @@ class Server:
             base_url += "/v1"
         self.root = _without_user(base_url.removesuffix("/v1"))
         is_private = target.scheme == "https" or _is_loopback(target.host)
-        self._key = _read_key(api_key, is_private)
+        self._key = _read_key(api_key, may_be_usual=_takes_usual_key(target.scheme, target.host))
         self._max_tokens = "max_tokens"  # what it calls that
         options: dict[str, Any] = {
             "base_url": base_url,
@@ -134,7 +134,7 @@ class Server:
         self.title, self.about = base, f"server at {self.root}"
         if started is not None:
             self.title, self.about = Path(started).name, f"vLLM {vllm_version()} on this machine"
-        self.has_cold = is_vllm and self._find_cold()
+        self.has_cold = is_vllm and self._find_cold(needs_cold)
         if needs_cold and not self.has_cold:
             raise ToolError(
                 f"{self.where}: this server ignores cold_alpha, so vllm-cold is not active there; "
@@ -160,9 +160,9 @@ class Server:
                     "address of one, like http://localhost:8000"
                 ) from error
 
-    def _find_cold(self) -> bool:
+    def _find_cold(self, needed: bool) -> bool:
         """Look for the plugin: a server without it ignores ``cold_*``, where one with it refuses
-        alpha -1.
+        alpha -1; ``needed`` is whether another refusal is an error.
         """
         try:
             with self.errors():
@@ -175,7 +175,9 @@ class Server:
         except ToolError as error:
             if "cold_alpha=-1" in str(error):
                 return True
-            raise
+            # A gateway in front of vLLM may know neither this path nor these fields.
+            if needed or not re.search(r"HTTP 4(00|04|05|22)\b", str(error)):
+                raise
         return False
 
     async def post(
@@ -279,12 +281,15 @@ def without_openai() -> Iterator[None]:
         os.environ.update(hidden)
 
 
-def _read_key(api_key: str | None, is_private: bool) -> str | None:
-    """Return this key, else the environment's; an empty variable has none, and the usual one is for
-    what nobody else can read.
-    """
+def _takes_usual_key(scheme: str, host: str) -> bool:
+    """Whether a server is whom ``OPENAI_API_KEY`` is for, or on this machine."""
+    return (scheme, host) == ("https", "api.openai.com") or _is_loopback(host)
+
+
+def _read_key(api_key: str | None, *, may_be_usual: bool) -> str | None:
+    """Return this key, else the environment's; an empty variable has none."""
     name, key = _KEY_VARIABLE, api_key or os.environ.get(_KEY_VARIABLE)
-    if key is None and is_private:
+    if key is None and may_be_usual:
         name, key = _USUAL_KEY_VARIABLE, os.environ.get(_USUAL_KEY_VARIABLE)
     # The client's error about a key that no header can hold would show it.
     if key and not re.fullmatch(r"[!-~]+", key):
