@@ -68,9 +68,9 @@ def problems() -> list[Row]:
 
 
 def _fact(n: int, kind: int) -> str:
-    said, _, answer = _FACTS[kind % len(_FACTS)]
+    sentence, _, answer = _FACTS[kind % len(_FACTS)]
     n %= len(_MUSEUMS)
-    return said.format(_MUSEUMS[n], answer(n))
+    return sentence.format(_MUSEUMS[n], answer(n))
 
 
 def _problem(question: str, passages: list[str], answer: str, answers: bool) -> Row:
@@ -95,8 +95,8 @@ def _words(text: str) -> set[str]:
 
 def _score(passage: str, question: str) -> float:
     """Return the share of a question's words that a passage has: the simplest search."""
-    asked = _words(question)
-    return round(len(asked & _words(passage)) / len(asked), 2)
+    words = _words(question)
+    return round(len(words & _words(passage)) / len(words), 2)
 
 
 def chats() -> list[Row]:
