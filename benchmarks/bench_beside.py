@@ -4,9 +4,8 @@
 ``python -m benchmarks.bench_beside --json benchmarks/measured/beside.json``: 45 minutes on two
 cores on which nothing else runs; then ``python -m docs.tables`` and ``python -m docs.pictures``.
 ``--quick`` tries everything in some minutes and says nothing about speed; ``--workloads``,
-``--shares``, ``--loads``, ``--regular``, ``--rounds`` measure less or more. ``--max-share 0.25``
-starts vllm-cold with that cap on the seats of contrastive requests (``--cold-max-share``).
-``--from FILE`` shows what an earlier run wrote.
+``--shares``, ``--loads``, ``--regular``, ``--rounds`` measure less or more. ``--from FILE`` shows
+what an earlier run wrote.
 
 Traffic is open-loop: requests come at random times (Poisson) whether or not the server keeps up,
 and a request's first token is counted from when it was due. Prompts and answers have lognormal
@@ -22,12 +21,16 @@ with four. The systems, an ``AsyncLLM`` process each:
   times slower, and the comparison would show that.
 - ``vllm-cold``: ``VLLM_PLUGINS=cold``, with ``adapters`` also ``cold_cpu``: the same kernels as
   ``stock``'s, so that what they gain pays for nothing here.
-- ``stock again``, where nothing is contrastive: what two runs of one system differ by.
+- ``stock again``, where nothing is contrastive: another process of ``stock``, for what two of one
+  system differ by.
+- ``capped``, in a flood: ``vllm-cold`` with ``--max-share`` of the seats for contrastive requests
+  (``--cold-max-share``). A flood is ``text`` with the most and the largest contrastive requests, at
+  ``FLOOD`` % of what the machine can do.
 
-100 % is what ``stock`` does of the same mix in a closed loop of ``CLIENTS`` clients, seen first.
+100 % is what ``stock`` does of the same mix in a closed loop that fills its seats, seen first.
 In each round all points come in an order that is shuffled anew, and at each point the systems do,
 one after the other, with an empty prefix cache: all of a round get the same requests at the same
-times. Both processes live throughout; one computes at a time. Percentiles are of the regular
+times. The processes live throughout; one computes at a time. Percentiles are of the regular
 requests of all rounds, their quotients have intervals of 95 % by a bootstrap that draws rounds.
 
 Speeds are measured in bfloat16, as servers are run; in it a token may depend on the batch, so of
@@ -37,7 +40,7 @@ request must be those that stock vLLM, without any plugin, gives it alone, but f
 ``TIE`` nats apart. No speed is shown if one is not, or if an answer is too short.
 
 Aims, for the first token: p99 at most 1.1 times that of equal work, p50 at most 1.03; where nothing
-is contrastive, no more than between two runs of stock.
+is contrastive, no more than the interval of two processes of stock allows.
 """
 
 from __future__ import annotations
@@ -59,7 +62,7 @@ import numpy as np
 
 from benchmarks import machine
 from benchmarks.beside import pages
-from benchmarks.beside.pages import AGAIN, OURS, STOCK
+from benchmarks.beside.pages import AGAIN, CAPPED, OURS, STOCK
 from benchmarks.beside.traffic import (
     ADAPTERS,
     CONTRASTS,
@@ -88,9 +91,9 @@ PLUGINS = {
     "text": {STOCK: "", OURS: "cold"},
     "adapters": {STOCK: "cold_cpu", OURS: "cold,cold_cpu"},
 }
-CLIENTS = 16  # of the closed loop
-OF_CAPACITY = 48  # regular requests, in it
-SEATS = 32  # --max-num-seqs
+SEATS = 32  # --max-num-seqs, and sequences of the closed loop
+OF_CAPACITY = 96  # regular requests, in it
+FLOOD = 150  # percent of the capacity
 KV_GIB = 1
 TIE = 1e-3  # nats, float32
 
@@ -106,7 +109,7 @@ class Plan:
         regular: Regular requests of a run.
         rounds: Runs of each system at each point.
         exact: Regular requests whose tokens are compared in float32.
-        max_share: The cap that vllm-cold is started with; None for none.
+        max_share: The cap of ``capped``.
         eager: Whether the model is not compiled.
     """
 
@@ -116,7 +119,7 @@ class Plan:
     regular: int = 40
     rounds: int = 5
     exact: int = 60
-    max_share: float | None = None
+    max_share: float = 0.25
     eager: bool = False
 
 
@@ -177,7 +180,6 @@ class Bench:
         """A process for each system, started one after the other."""
         from examples.demo import ADAPTERS as FOLDER
 
-        cap = {} if self._plan.max_share is None else {"max_share": self._plan.max_share}
         options = {
             "model": str(self._model), "dtype": dtype, "max_model_len": LONGEST + 1,
             "max_num_seqs": SEATS, "enforce_eager": self._plan.eager,
@@ -187,7 +189,8 @@ class Bench:
             servers = {}
             for system, names in plugins.items():
                 self._say(f"{workload}, {dtype}: starting {system}")
-                ours = system == OURS
+                ours = system in (OURS, CAPPED)
+                cap = {"max_share": self._plan.max_share} if system == CAPPED else {}
                 settings = {
                     "family": f"{system} of {workload}", "options": options, "adapters": adapters,
                     "contrasts": ours, "cold": {"enabled": False, **cap} if ours else None,
@@ -237,8 +240,11 @@ class Bench:
         )
 
     def _measure(self, workload: str) -> None:
-        plan = self._plan
-        with self._servers(workload, "bfloat16", PLUGINS[workload]) as servers:
+        plan, plugins = self._plan, PLUGINS[workload]
+        plugins = plugins | {AGAIN: plugins[STOCK]}
+        if workload == "text":
+            plugins[CAPPED] = plugins[OURS]
+        with self._servers(workload, "bfloat16", plugins) as servers:
             of = mixes(workload, plan.shares)
             for system, server in servers.items():  # warm
                 mix = of[-1]
@@ -247,6 +253,8 @@ class Bench:
                 self.found.capacity[str(mix)] = self._capacity(mix, servers[STOCK])
             self._say(f"{workload}: {self._estimate(of):.0f} minutes of traffic")
             points = [(mix, load) for mix in of for load in plan.loads]
+            if CAPPED in servers:
+                points.append((of[-1], FLOOD))
             rng = random.Random(0)
             for round_ in range(plan.rounds):
                 rng.shuffle(points)
@@ -256,12 +264,12 @@ class Bench:
 
     def _traffic(self, mix: Mix, rate: float, seed: int, system: str) -> list[Request]:
         made = schedule(mix, self._plan.regular, rate, self._text, seed)
-        return made if system == OURS else equal_work(made)
+        return made if system in (OURS, CAPPED) else equal_work(made)
 
     def _capacity(self, mix: Mix, server: Worker) -> float:
         """Requests per second of a mix in a closed loop, of its middle: there all clients wait."""
         made = equal_work(schedule(mix, OF_CAPACITY, math.inf, self._text, 10_000))
-        got = self._send(f"{mix}, closed loop", server, made, at_a_time=CLIENTS)
+        got = self._send(f"{mix}, closed loop", server, made, at_a_time=SEATS)
         clients = {request.number for request in made}
         return throughput(got["done"]) * len(clients) / len(made)
 
@@ -280,14 +288,14 @@ class Bench:
     ) -> None:
         """All systems at one point."""
         rate = self.found.capacity[str(mix)] * load / 100
-        order = [OURS, STOCK] + [AGAIN] * (mix.percent == 0)
+        order = [OURS, STOCK] + [AGAIN] * (mix.percent == 0) + [CAPPED] * (load == FLOOD)
         rng.shuffle(order)
         tokens = {}
         seed = 1000 * load + round_
         for system in order:
             made = self._traffic(mix, rate, seed, system)
             label = f"{mix} at {load} %, {system}"
-            got = self._send(label, servers[OURS if system == OURS else STOCK], made)
+            got = self._send(label, servers[system], made)
             point = asdict(mix) | {"load": load, "round": round_, "system": system, "rate": rate}
             self.found.runs.append(point | figures(made, got))
             tokens[system] = [
@@ -343,7 +351,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--loads", type=percent, nargs="+", help="percent of the capacity")
     parser.add_argument("--regular", type=positive, help="regular requests of a run")
     parser.add_argument("--rounds", type=positive)
-    parser.add_argument("--max-share", type=float, help="vllm-cold's cap, a fraction of the seats")
+    parser.add_argument("--max-share", type=float, help="the cap in a flood, of the seats")
     parser.add_argument("--quick", action="store_true", help="a trial of a minute or two")
     parser.add_argument("--json", type=new_file, metavar="FILE", help="all measurements")
     parser.add_argument("--from", dest="source", type=Path, metavar="FILE", help="of --json")
@@ -363,6 +371,7 @@ def text(content: Mapping[str, Any]) -> str:
         for metric, title in pages.METRICS.items():
             rows = pages.rows(content, workload, metric)
             parts.append(f"\n{workload}, {title}:\n\n{table(pages.HEAD, rows)}")
+    parts.append(f"\na flood:\n\n{table(pages.FLOOD_HEAD, pages.flood(content))}")
     return "\n".join(parts)
 
 

@@ -122,6 +122,16 @@ def differing(found: Estimate, form: Callable[[float], str], goal: float | None 
     return f"**{text}**" if found.high < goal else text + "†" * (found.low >= goal)
 
 
+def differing_step(found: Estimate, goal: bool) -> str:
+    """As ``differing``, of a step: bold if it cannot be told from one without, with a dagger if it
+    takes longer.
+    """
+    text = f"{found.value:+.3f} ({found.low:+.3f} to {found.high:+.3f})"
+    if not goal:
+        return text
+    return f"**{text}**" if found.low <= 0 else text + "†"
+
+
 def rows(content: Mapping[str, Any]) -> Iterator[list[str]]:
     """A row for each model and engine."""
     order = {pair: place for place, pair in enumerate(pairs())}
@@ -133,21 +143,23 @@ def rows(content: Mapping[str, Any]) -> Iterator[list[str]]:
         for key in ("start", "memory", "step", "first", "plugins, ms"):
             by.setdefault((run["kind"], run["system"]), {}).setdefault(key, []).append(run[key])
 
-    def less(kind: str, name: str, key: str, form: Callable[[float], str], goal: bool) -> str:
+    def less(kind: str, name: str, key: str, form: Callable[[float], str]) -> str:
         if name == WITHOUT:
             return ""
         found = difference(by[kind, name][key], by[kind, WITHOUT][key])
-        return differing(found, form, GOALS.get(key) if goal else None)
+        if key == "step":
+            return differing_step(found, name in ("unused", "asked"))
+        return differing(found, form, GOALS.get(key) if name == "unused" else None)
 
     for kind, name in by:
-        of, goal = by[kind, name], name == "unused"
+        of = by[kind, name]
         yield [
             kind, name,
-            f"{median(of['start']):.2f}", less(kind, name, "start", "{:+.2f}".format, goal),
+            f"{median(of['start']):.2f}", less(kind, name, "start", "{:+.2f}".format),
             short(median(of["plugins, ms"])),
-            f"{median(of['memory']):.0f}", less(kind, name, "memory", "{:+.0f}".format, goal),
-            f"{median(of['step']):.3f}", less(kind, name, "step", "{:+.3f}".format, False),
-            f"{median(of['first']):.2f}", less(kind, name, "first", "{:+.2f}".format, False),
+            f"{median(of['memory']):.0f}", less(kind, name, "memory", "{:+.0f}".format),
+            f"{median(of['step']):.3f}", less(kind, name, "step", "{:+.3f}".format),
+            f"{median(of['first']):.2f}", less(kind, name, "first", "{:+.2f}".format),
         ]  # fmt: skip
 
 

@@ -576,6 +576,14 @@ def beside(workload: str, metric: str) -> list[str]:
     return _lines(beside_pages.HEAD, list(rows))
 
 
+def beside_flood() -> list[str]:
+    """More requests than a server can answer, with and without a cap."""
+    if not BESIDE.exists():
+        return _PENDING
+    content = json.loads(BESIDE.read_text(encoding="utf-8"))
+    return _lines(beside_pages.FLOOD_HEAD, list(beside_pages.flood(content)))
+
+
 def rest() -> list[str]:
     """Engines that contrast nothing."""
     if not REST.exists():
@@ -592,6 +600,7 @@ TABLES: dict[str, Callable[[], list[str]]] = {
     "beside-text-further": partial(beside, "text", "further"),
     "beside-adapters": partial(beside, "adapters", "first"),
     "beside-adapters-further": partial(beside, "adapters", "further"),
+    "beside-flood": beside_flood,
     "rest": rest,
     "when": when,
     "followed": followed,

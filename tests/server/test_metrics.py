@@ -11,6 +11,8 @@ import torch
 
 from tests.naive import NaiveCold, score
 from tests.server.conftest import Server
+from vllm_cold.tools.doctor import server_section
+from vllm_cold.tools.doctor.doctor_report import Status
 
 pytestmark = pytest.mark.server
 
@@ -56,6 +58,13 @@ def test_what_computes(server: Server) -> None:
     told = server.samples("vllm:cold_kernel_info")
     assert {sample.labels["kernel"] for sample in told} == {"products", "lora", "scoring"}
     assert all(sample.value == 1 and sample.labels["reason"] for sample in told)
+
+
+def test_the_doctor_tells_what_contrastive_requests_may_have(server: Server) -> None:
+    contrasts, slots = server_section.look(server.url)
+    assert contrasts.name == "contrasts" and contrasts.status is Status.OK
+    assert slots.name == "sequence slots of engine 0" and slots.status is Status.OK
+    assert slots.value.startswith("contrastive requests may have all ")
 
 
 def test_every_figure(server: Server, naive: NaiveCold) -> None:

@@ -15,7 +15,7 @@ import pytest
 from benchmarks import bench_beside as bench
 from benchmarks import bench_rest
 from benchmarks.beside import pages, spans, traffic
-from benchmarks.beside.pages import AGAIN, OURS, STOCK
+from benchmarks.beside.pages import AGAIN, CAPPED, OURS, STOCK
 from benchmarks.beside.traffic import CONTRASTIVE, EQUAL_WORK, REGULAR, Mix, Text
 
 pytestmark = pytest.mark.unit
@@ -185,11 +185,27 @@ def test_the_picture_has_a_dot_for_each_ratio(
 
 
 def test_stock_is_compared_with_itself_where_nothing_is_contrastive() -> None:
-    runs = [run(system, [value], percent=0, contrast="")
-            for system, value in ((STOCK, 2.0), (OURS, 2.0), (AGAIN, 3.0))]  # fmt: skip
-    ours, again = pages.rows({"runs": runs}, "text", "first")
+    def runs(second: float, ours: float) -> dict[str, Any]:
+        by = {STOCK: 2.0, OURS: ours, AGAIN: second}
+        return {"runs": [run(name, [by[name]], percent=0, contrast="") for name in by]}
+
+    ours, again = pages.rows(runs(3.0, 2.8), "text", "first")
     assert (ours[0], again[0]) == ("none", "none: stock twice")
-    assert again[-1] == "1.50 (1.50 to 1.50)"
+    assert again[-1] == "1.50 (1.50 to 1.50)" and ours[-1] == "**1.40 (1.40 to 1.40)**"
+    # Faster the second time says as much.
+    assert pages.verdicts(runs(1.6, 2.4)) == ["2 aims kept, 0 not shown to be"]
+    assert [line.split(",")[0] for line in pages.verdicts(runs(2.02, 2.04))[1:]] == [
+        "missed: text"
+    ] * 2
+
+
+def test_a_flood_is_told_apart() -> None:
+    runs = [run(system, [value], load=150)
+            for system, value in ((STOCK, 2.0), (OURS, 3.0), (CAPPED, 1.0))]  # fmt: skip
+    rows = list(pages.flood({"runs": runs}))
+    assert [row[1] for row in rows] == ["equal work", "vllm-cold", "capped"]
+    assert rows[2][2:] == ["1.00 / 1.00 / 1.00"] * 3
+    assert pages.verdicts({"runs": runs}) == ["0 aims kept, 0 not shown to be"]
 
 
 def test_tokens_may_part_where_rounding_decides() -> None:
@@ -266,7 +282,12 @@ def test_all_systems_of_a_round_get_the_same(fake: type[Fake], tmp_path: Path) -
     result = found(tmp_path)
     assert result.wrong == [] and len(result.notes) == 4
     points = Counter((run["workload"], run["contrast"], run["system"]) for run in result.runs)
-    assert set(points.values()) == {2} and len(points) == 3 + 2 * 3 + 3 + 2
+    # A point more is the flood, with the same contrast.
+    assert len(points) == 3 + 2 * 3 + 1 + 3 + 2
+    assert {each for each, num in points.items() if num == 4} == {
+        ("text", "four", STOCK), ("text", "four", OURS)
+    }  # fmt: skip
+    assert set(points.values()) == {2, 4} and points["text", "four", CAPPED] == 2
     by: dict[Any, set[int]] = {}
     for each in result.runs:
         by.setdefault((each["workload"], each["contrast"], each["round"]), set()).add(
@@ -277,8 +298,7 @@ def test_all_systems_of_a_round_get_the_same(fake: type[Fake], tmp_path: Path) -
     cold = {name: facts["cold"] for name, facts in result.engines.items()}
     assert cold["text, bfloat16, stock"] is None
     assert cold["text, bfloat16, vllm-cold"] == {"enabled": False}
-    result = found(tmp_path, bench.Plan(**{**vars(PLAN), "max_share": 0.25}))
-    assert result.engines["text, float32, vllm-cold"]["cold"]["max_share"] == 0.25
+    assert cold["text, bfloat16, capped"] == {"enabled": False, "max_share": 0.25}
 
 
 def test_nothing_is_shown_if_a_result_is_wrong(
@@ -318,6 +338,9 @@ def test_differences_from_an_engine_without_the_plugin() -> None:
     assert [len(row) for row in rows] == [len(bench_rest.HEAD)] * len(rows)
     assert without[3] == "" and unused[3] == "**+0.20 (+0.20 to +0.20)**"
     assert asked[3] == "+0.40 (+0.40 to +0.40)"  # which has no goal at start
+    assert asked[8] == unused[8] == "**+0.000 (+0.000 to +0.000)**"
+    late = [run | {"step": 2.5} if run["system"] == "asked" else run for run in runs]
+    assert list(bench_rest.rows({"runs": late}))[3][8] == "+0.500 (+0.500 to +0.500)†"
     slow = [run | {"start": 9.5} if run["system"] == "unused" else run for run in runs]
     assert list(bench_rest.rows({"runs": slow}))[1][3].endswith("†")
     assert unused[6] == "**+20 (+20 to +20)**"

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from tests.docs.blocks import ROOT
@@ -24,7 +25,8 @@ from vllm_cold.cpu import cpu_paths, cpu_platform, linear_ops, operators
 from vllm_cold.npu import npu_platform
 from vllm_cold.ops import backend_registry, cpu_library
 from vllm_cold.tools import machine
-from vllm_cold.tools.doctor import doctor_report, sections, self_test, tiny
+from vllm_cold.tools.command_error import ToolError
+from vllm_cold.tools.doctor import doctor_report, sections, self_test, server_section, tiny
 from vllm_cold.tools.doctor.doctor_report import Entry, Status
 from vllm_cold.tools.doctor.self_test import CASES, Case
 
@@ -269,3 +271,45 @@ def test_an_engine_that_fails(
     ((*python, folder),) = commands
     assert "-P" in python  # nothing is imported from the working directory
     assert not Path(folder).exists()
+
+
+# ---- a server ------------------------------------------------------------------------------------
+
+SLOTS = """# TYPE vllm:cold_sequence_slots gauge
+vllm:cold_sequence_slots{engine="0",model_name="m",of="engine"} 32.0
+vllm:cold_sequence_slots{engine="0",model_name="m",of="contrastive"} 8.0
+vllm:cold_sequence_slots{engine="1",model_name="m",of="engine"} 32.0
+vllm:cold_sequence_slots{engine="1",model_name="m",of="contrastive"} 32.0
+# TYPE vllm:cold_requests_waiting_for_share gauge
+vllm:cold_requests_waiting_for_share{engine="0",model_name="m"} 3.0
+"""
+
+
+class FakeServer:
+    title, root = "m", "http://here"
+
+    def __init__(self, url: str) -> None:
+        if url != self.root:
+            raise ToolError(f"--url={url}: no server answers there")
+
+    def close(self) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("status", "page", "values"),
+    [
+        (200, SLOTS, ["contrastive requests may have 8 of 32 (--cold-max-share); 3 wait for these",
+                      "contrastive requests may have all 32; --cold-max-share would limit them"]),
+        (404, SLOTS, ["http://here/metrics does not tell; it does without --disable-log-stats"]),
+    ],
+)  # fmt: skip
+def test_what_a_server_keeps_for_regular_requests(
+    monkeypatch: pytest.MonkeyPatch, status: int, page: str, values: list[str]
+) -> None:
+    monkeypatch.setattr(server_section, "Server", FakeServer)
+    answer = httpx.Response(status, text=page)
+    monkeypatch.setattr(server_section.httpx, "get", lambda *args, **kwargs: answer)
+    contrasts, *slots = server_section.look("http://here")
+    assert contrasts.status is Status.OK and [entry.value for entry in slots] == values
+    (problem,) = server_section.look("http://there")
+    assert problem.status is Status.PROBLEM and "no server answers" in problem.value

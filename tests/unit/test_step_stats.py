@@ -60,7 +60,7 @@ KIND = {"method": "cold", "adapter": "a"}
 def make_metrics() -> ColdMetrics:
     """Those of two engines, made when vLLM has made its own."""
     unregister_vllm_metrics()
-    return ColdMetrics("m", [0, 1], PrometheusStatLogger)
+    return ColdMetrics("m", [0, 1], PrometheusStatLogger, {"engine": 32, "contrastive": 8})
 
 
 def sample(name: str, engine: int = 0, **labels: str) -> float | None:

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from vllm_cold.compat.engine import is_configured
+from vllm_cold.compat.engine import is_configured, sequence_slots, slots_of_share
 from vllm_cold.compat.patching import Original
 from vllm_cold.wire.counters import (
     CANDIDATES,
     COUNTERS,
     GAUGES,
     KERNEL_INFO,
+    SLOTS,
     SPENT,
     ColdStats,
     detach,
@@ -42,9 +43,12 @@ class ColdMetrics:
         engines: The engines' numbers, a label.
         classes: vLLM's PrometheusStatLogger, or one of its subclasses: Ray's has classes of its own
             in place of prometheus_client's.
+        slots: Of sequences, by whose they are: ``engine`` and ``contrastive``.
     """
 
-    def __init__(self, model_name: str, engines: Iterable[int], classes: Any) -> None:
+    def __init__(
+        self, model_name: str, engines: Iterable[int], classes: Any, slots: Mapping[str, int]
+    ) -> None:
         self._model_name = model_name
         labels = (*LABELS, *KIND)
         self._counters = {
@@ -70,7 +74,15 @@ class ColdMetrics:
             labelnames=(*LABELS, *KERNEL),
             multiprocess_mode="mostrecent",
         )
+        of_slots = classes._gauge_cls(
+            PREFIX + "sequence_slots",
+            SLOTS,
+            labelnames=(*LABELS, "of"),
+            multiprocess_mode="mostrecent",
+        )
         for engine in engines:
+            for of, count in slots.items():
+                of_slots.labels(model_name, str(engine), of).set(count)
             self._set_gauges(ColdStats(), engine)  # with several API servers not on the page before
 
     def record(self, payload: Mapping[str, Any], engine: int) -> None:
@@ -112,7 +124,10 @@ def wrap_logger_manager_init(
 
         logger = next(x for x in self.stat_loggers if isinstance(x, PrometheusStatLogger))
         name = vllm_config.model_config.served_model_name
-        self.cold_metrics = ColdMetrics(name, self.engine_indexes, logger)
+        slots = sequence_slots(vllm_config)
+        of_share = slots_of_share(vllm_config)
+        of = {"engine": slots, "contrastive": slots if of_share is None else of_share}
+        self.cold_metrics = ColdMetrics(name, self.engine_indexes, logger, of)
 
 
 def wrap_record(

@@ -45,6 +45,7 @@ GAUGES = {
     "requests_waiting_for_share": "Contrastive requests that wait because others have the share of "
     "the sequence slots that the engine allows them.",
 }
+SLOTS = "Sequence slots: of the engine, and those that contrastive requests may have at a time."
 KERNEL_INFO = "What is computed on a CPU, by which kernels, and why; always 1."
 
 

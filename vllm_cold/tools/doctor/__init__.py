@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """``vllm-cold doctor``: what is installed, what vllm-cold would use here, and whether it works.
 
-``doctor_report`` has the report's form, ``sections`` what is looked at. ``self_test`` decodes
-``cases.json`` with ``tiny``'s model.
+``doctor_report`` has the report's form, ``sections`` and ``server_section`` what is looked at.
+``self_test`` decodes ``cases.json`` with ``tiny``'s model.
 """
 
 import argparse
@@ -24,6 +24,11 @@ def add_parser(subparsers: "argparse._SubParsersAction[Any]") -> None:
     parser.add_argument(
         "--no-self-test", action="store_true", help="leave out the self-test (half a minute)"
     )
+    parser.add_argument(
+        "--url",
+        help="look at this server, too, such as http://localhost:8000: whether it contrasts, and "
+        "how many sequence slots contrastive requests may have",
+    )
     parser.set_defaults(run=run)
 
 
@@ -32,7 +37,7 @@ def run(options: argparse.Namespace) -> int:
     environment = dict(os.environ)  # before anything is imported that changes it
     # vLLM's log would interrupt the report, which says the same.
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    from vllm_cold.tools.doctor import doctor_report, sections, self_test
+    from vllm_cold.tools.doctor import doctor_report, sections, self_test, server_section
     from vllm_cold.tools.doctor.doctor_report import Entry, Look, Status
 
     looks: dict[str, Look] = {
@@ -52,6 +57,8 @@ def run(options: argparse.Namespace) -> int:
     else:  # one cause is one problem, whatever depends on it
         problem = Entry("import", reason, Status.PROBLEM)
         looks["vLLM"] = lambda: [problem, Entry("not checked without it", ", ".join(with_vllm))]
+    if options.url is not None:
+        looks["Server"] = lambda: server_section.look(options.url)
     report = {title: doctor_report.examine(look) for title, look in looks.items()}
     print(doctor_report.to_json(report) if options.json else doctor_report.to_markdown(report))
     return int(doctor_report.count(report, Status.PROBLEM) > 0)
