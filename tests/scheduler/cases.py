@@ -10,6 +10,7 @@ from vllm.v1.request import RequestStatus
 from tests.scheduler.harness import Harness, Setup, stats_of
 from tests.scheduler.workers import RELEASE
 from vllm_cold.ops.interface import NOT_FINITE
+from vllm_cold.scheduler import passes
 from vllm_cold.wire.step_stats import RowStats
 
 
@@ -157,6 +158,47 @@ def passed_by_those_who_need_slots(model: Path) -> None:
         harness.step()
     assert harness.first_step[second] - before <= 40
     harness.drain()
+
+
+def too_little_for_a_group(model: Path) -> None:
+    """Others have the slots that are too few for a group, in some passes; then it is next."""
+    for most, wanted in ((0, 13), (16, 7)):
+        harness = Harness(model, Setup(num_blocks=257, max_num_seqs=4, budget=64))
+        for number in range(4):
+            harness.add(prompt(4, 10 * number), 6 + 6 * (number > 0))
+        harness.step()
+        cold = harness.add(prompt(5), 3, adapter=1, cold=True)
+        behind = harness.add(prompt(4, 90), 30)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(passes, "_MAX_OVERTAKEN", most)
+            harness.drain()
+        assert harness.first_step[behind] == wanted, most
+        assert harness.first_step[cold] == 13
+    harness = Harness(model, Setup(num_blocks=257, max_num_seqs=4, budget=64))
+    for number in range(4):
+        harness.add(prompt(4, 10 * number), 6 + number)
+    harness.step()
+    cold, before = harness.add(prompt(5), 3, adapter=1, cold=True), harness.steps
+    while cold not in harness.first_step and harness.steps - before < 200:
+        harness.add(prompt(4, 10 * harness.steps), 9)  # always more than there is room for
+        harness.step()
+    # A slot is free in four of nine steps.
+    assert harness.first_step[cold] - before <= 6 + 16 * 9 / 4 + 9
+    harness.drain()
+
+
+def urgent_ones_are_not_overtaken(model: Path) -> None:
+    """With priorities by those that are as urgent, and by no others."""
+    for urgency, wanted in ((1, 7), (2, 13)):
+        setup = Setup(num_blocks=257, max_num_seqs=4, budget=64, policy="priority")
+        harness = Harness(model, setup)
+        for number in range(4):
+            harness.add(prompt(4, 10 * number), 6 + 6 * (number > 0), priority=0)
+        harness.step()
+        cold = harness.add(prompt(5), 3, adapter=1, cold=True, priority=1)
+        behind = harness.add(prompt(4, 90), 30, priority=urgency)
+        harness.drain()
+        assert (harness.first_step[cold], harness.first_step[behind]) == (13, wanted)
 
 
 def no_slot_for_the_amateur(model: Path) -> None:

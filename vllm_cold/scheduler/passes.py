@@ -22,6 +22,10 @@ from vllm_cold.scheduler.share import Share
 # So many passes admit others in front of a group of whose adapters some find slots and others none,
 # or that would wait while another group does. Then nobody passes it any more.
 _MAX_PASSED_OVER = 64
+# What is free is too little for a group, and would stand idle until more is: so many passes let those
+# after it have it, and each looks past so many groups. Regular requests then wait about as long as
+# behind equal work, and so do groups (docs/design.md).
+_MAX_OVERTAKEN, _MAX_LOOK_PAST = 16, 4
 
 
 def runs(request: Request) -> bool:
@@ -96,6 +100,7 @@ class Pass:
         self._capped: Request | None = None
         # One that may not start, as it would wait while another one does. It keeps its slots.
         self._passed: Group | None = None
+        self._overtaken: list[Group] = []  # those with too little room, which keep nothing
         self._adapters: set[int] = set()  # of the first requests that run
         self._num_seen = 0  # how many these are
         # Sequence slots, also where vLLM has no name for those in use.
@@ -284,8 +289,8 @@ class Pass:
         """
         if self._partial and any(self._holds_up(g, request) for g in self._partial.groups()):
             return Ruling.STOP
-        passed = self._passed
-        if passed is not None and self._priority(request) > self._priority(passed.expert):
+        ahead = self._overtaken[0] if self._overtaken else self._passed
+        if ahead is not None and self._priority(request) > self._priority(ahead.expert):
             return Ruling.STOP
         self._loads.forget_promise(request)
         group = self._groups.get(request.request_id)
@@ -307,7 +312,10 @@ class Pass:
     def _start_group(self, group: Group) -> Ruling:
         if not self._promote(group.expert):
             return Ruling.SKIP
-        if (ruling := self._start_if_room(group)) is Ruling.START:
+        ruling = self._start_if_room(group)
+        if ruling is Ruling.NO_ROOM:
+            return self._let_others_overtake(group)
+        if ruling is Ruling.START:
             self.view.take()
             group.is_queued, group.passed_over = False, 0
             self._partial.pop(group, None)  # it comes last now
@@ -345,7 +353,7 @@ class Pass:
         if any(map(is_late, group.streams)):
             return Ruling.SKIP
         if not self._sequences_fit(len(group.streams)):
-            return Ruling.STOP
+            return Ruling.NO_ROOM
         lacking, free = self._adapters_left(group.streams)
         if len(lacking) > free:
             # Where one of them had a slot, those after it may keep the others taken for ever: in
@@ -358,7 +366,7 @@ class Pass:
         if self._load(group, cached):
             return Ruling.START if self.view.front else Ruling.STOP
         if not self._has_room(group, cached):
-            return Ruling.STOP
+            return Ruling.NO_ROOM
         admitted = self._go_or_hold(group, cached)
         if not admitted:
             return Ruling.STOP
@@ -371,6 +379,16 @@ class Pass:
             self._passed = group
             return self._pass_over(group)
         return Ruling.START
+
+    def _let_others_overtake(self, group: Group) -> Ruling:
+        """Let those after a group that has too little room start, but not for ever."""
+        # A preempted one would be preempted for them again: they have started before it.
+        was_preempted = group.expert.status == RequestStatus.PREEMPTED
+        if was_preempted or self._passed is not None or len(self._overtaken) == _MAX_LOOK_PAST:
+            return Ruling.STOP
+        self._overtaken.append(group)
+        group.overtaken += 1
+        return Ruling.SKIP if group.overtaken <= _MAX_OVERTAKEN else Ruling.STOP
 
     def _pass_over(self, group: Group) -> Ruling:
         """Let those after the group start, but not for ever."""

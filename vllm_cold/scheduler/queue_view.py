@@ -26,6 +26,8 @@ class Ruling(Enum):
     """Not this one, but maybe the next."""
     PASS_ALIKE = auto()
     """Neither this one nor its like, which the queue does not offer any more; maybe the next."""
+    NO_ROOM = auto()
+    """Not this one: it needs more sequence slots or blocks than are free."""
     STOP = auto()
     """Nobody."""
 
