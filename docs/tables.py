@@ -33,7 +33,7 @@ from vllm_cold.tools.tune.verdict import LEVEL
 
 ROOT = Path(__file__).parents[1]
 PEERS = ROOT / "benchmarks" / "measured" / "peers.json"
-BESIDE, REST = (PEERS.with_name(f"{name}.json") for name in ("beside", "rest"))
+BESIDE, REST, LOAD = (PEERS.with_name(f"{name}.json") for name in ("beside", "rest", "load"))
 MEASURED = ROOT / "benchmarks" / "accuracy" / "measured"
 TEST, JOINT = "outcomes-test.jsonl", "outcomes-joint.jsonl"
 SECRETS = "outcomes-secrets.jsonl"
@@ -495,6 +495,24 @@ XEON = {
     (OURS_COLD, 8): "2.8 to 3.7", (OURS, 1): "2.9 to 3.3",
 }  # fmt: skip
 Runs = Mapping[tuple[str, int, str], Mapping[str, Any]]
+# Whose figures are what a contrast costs; the other machine's and other runs' stand beside.
+COST_OF = "EPYC 26"
+# Runs of which no file was kept but benchmarks/measured/README.md and speculation.md: model, dtype,
+# stock vLLM's seconds for the adapter at batch 1, and contrastive over greedy at batch 1, 2, 8, 32.
+KEPT_AS_TEXT = (
+    ("SmolLM2, *End to end*", "bfloat16", "2.00", ("1.21", "", "1.45", "1.67")),
+    ("SmolLM2, *End to end*", "float32", "2.09", ("1.10", "", "1.48", "1.75")),
+    ("SmolLM2, *Rules*", "float32", "", ("1.03", "", "1.33", "1.23")),
+    ("SmolLM2, *Quantised base models*", "bfloat16", "", ("1.14", "", "1.60", "")),
+    ("SmolLM2, *Speculation*: editing", "bfloat16", "", ("1.24", "", "1.58", "1.54")),
+    ("SmolLM2, *Speculation*: JSON", "bfloat16", "", ("1.01", "", "1.72", "1.57")),
+    ("SmolLM2, *Speculation*: free text", "bfloat16", "", ("1.26", "", "1.89", "1.68")),
+    ("Gemma 270M, *Speculation*: editing", "bfloat16", "", ("1.04", "", "1.36", "1.70")),
+    ("size of Llama 1B, *Speculation*", "bfloat16", "", ("1.02", "", "1.29", "1.82")),
+    ("size of Llama 1B, *Shapes*", "bfloat16", "", ("0.99", "", "1.44", "")),
+    ("size of Qwen3 0.6B, *Shapes*", "bfloat16", "", ("1.00", "", "1.69", "")),
+    ("a layer of Llama 7B, *Shapes*", "bfloat16", "", ("1.02", "", "1.54", "")),
+)
 
 
 @cache
@@ -511,9 +529,9 @@ def _seconds(runs: Runs, *key: Any) -> str:
     return short(median(runs[key]["seconds"])) if key in runs else ""  # type: ignore[index]
 
 
-def _ratio(runs: Runs, dtype: str, batch: int, over: str, under: str) -> str:
+def _ratio(runs: Runs, dtype: str, batch: int, over: str, under: str, of: str = "seconds") -> str:
     """The median over the rounds."""
-    both = [runs.get((dtype, batch, system), {}).get("seconds", ()) for system in (over, under)]
+    both = [runs.get((dtype, batch, system), {}).get(of, ()) for system in (over, under)]
     found = ratios(*both)
     return f"{median(found):.2f}" if found else "–"
 
@@ -530,6 +548,67 @@ def programs(name: str) -> list[str]:
     ]
     head = [f"{key[0]}, batch {key[1]}" if key in first else str(key[1]) for key in columns]
     return _lines([name, *head], rows)
+
+
+def cost() -> list[str]:
+    """What a contrast costs: one machine, one run, and greedy decoding beside."""
+    runs = peers()[COST_OF]
+    columns = [(dtype, batch) for dtype in DTYPES for batch in BATCHES]
+    rows = [
+        [label, *(_seconds(runs, *key, system) for key in columns)]
+        for system, label in (
+            (STOCK, "greedy, stock vLLM: seconds"),
+            (OURS, "greedy, vllm-cold: seconds"),
+            (OURS_COLD, "contrastive, vllm-cold: seconds"),
+        )
+    ]
+    for under, of, label in (
+        (OURS, "seconds", "**contrastive / greedy, vllm-cold: time**"),
+        (OURS, "ttft", "the same: time to the first token"),
+        (OURS, "tpot", "the same: time per further token"),
+        (STOCK, "seconds", "contrastive, vllm-cold / greedy, stock vLLM: time"),
+    ):
+        rows.append([label, *(_ratio(runs, *key, OURS_COLD, under, of) for key in columns)])
+    first = [(dtype, BATCHES[0]) for dtype in DTYPES]
+    head = [f"{key[0]}, batch {key[1]}" if key in first else str(key[1]) for key in columns]
+    return _lines([f"{COST_OF}, an adapter", *head], rows)
+
+
+def cost_elsewhere() -> list[str]:
+    """The same quotient in every other run, with stock vLLM's time, by which machines differ."""
+    rows = []
+    for name, runs in peers().items():
+        for dtype in DTYPES:
+            ratio = [_ratio(runs, dtype, b, OURS_COLD, OURS).strip("–") for b in BATCHES]
+            about = "SmolLM2, **the table above**" if name == COST_OF else "SmolLM2, `peers.json`"
+            rows.append([about, name, dtype, _seconds(runs, dtype, 1, STOCK), *ratio, ""])
+    again = json.loads(PEERS.read_text(encoding="utf-8"))[COST_OF]["again"]["runs"]
+    runs = {(run["dtype"], run["requests"], run["system"]): run for run in again}
+    ratio = [_ratio(runs, "bfloat16", b, OURS_COLD, OURS).strip("–") for b in BATCHES]
+    about = "SmolLM2, 20 minutes later, `peers.json`"
+    rows.append([about, COST_OF, "bfloat16", "", *ratio, ""])
+    for about, dtype, stock, found in KEPT_AS_TEXT:
+        rows.append([about, "not recorded", dtype, stock, *found])
+    head = ["model, run", "machine", "dtype", "greedy, stock vLLM, batch 1: seconds",
+            "contrastive / greedy, vllm-cold: batch 1", "2", "8", "32"]  # fmt: skip
+    return _lines(head, rows)
+
+
+def capacity() -> list[str]:
+    """Requests answered per second by one server, with and without a contrast."""
+    found = json.loads(LOAD.read_text(encoding="utf-8"))["capacity"]
+    rows = []
+    for about, systems in (
+        ("an adapter", ("stock-adapter", "adapter", "cold")),
+        ("the base model, with a document", ("", "context", "cad")),
+    ):
+        greedy, contrast = (found[system] for system in systems[1:])
+        stock = f"{found[systems[0]]:.2f}" if systems[0] else ""
+        shares = [f"{greedy:.2f}", f"{contrast:.2f}", f"{contrast / greedy:.2f}"]
+        rows.append([about, stock, *shares])
+    head = ["EPYC, requests per second", "greedy, stock vLLM", "greedy, vllm-cold",
+            "contrastive", "contrastive / greedy, vllm-cold"]  # fmt: skip
+    return _lines(head, rows)
 
 
 def of_peers() -> list[str]:
@@ -594,6 +673,9 @@ def rest() -> list[str]:
 TABLES: dict[str, Callable[[], list[str]]] = {
     "programs-epyc": partial(programs, "EPYC"),
     "programs-epyc-26": partial(programs, "EPYC 26"),
+    "cost": cost,
+    "cost-elsewhere": cost_elsewhere,
+    "capacity": capacity,
     "of-peers": of_peers,
     "with-amx": with_amx,
     "beside-text": partial(beside, "text", "first"),

@@ -32,6 +32,32 @@ def test_every_table_is_on_a_page_that_is_written() -> None:
     assert {name for names in marked.values() for name in names} == tables.TABLES.keys()
 
 
+def test_what_a_contrast_costs_is_said_as_in_its_tables() -> None:
+    def row(table: list[str], label: str) -> list[str]:
+        (line,) = (line for line in table if label in line)
+        return [cell.strip() for cell in line.strip("|").split("|")]
+
+    def between(values: list[str]) -> str:
+        return f"{min(values, key=float)} to {max(values, key=float)}"
+
+    cost = row(tables.cost(), "**contrastive / greedy")
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+    assert (
+        f"{between(cost[1::3])} times the time of greedy decoding at batch 1, and "
+        f"{between(cost[3::3])} times at batch 8" in readme
+    )
+    everywhere = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in tables.cost_elsewhere()[2:]
+    ]
+    for column, batch in ((4, 1), (6, 8)):
+        found = between([cells[column] for cells in everywhere if cells[column]])
+        assert f"from {found} at batch {batch}" in page
+    against_stock = row(tables.cost(), "greedy, stock vLLM: time")
+    assert f"takes {between(against_stock[1:])} of the time of stock vLLM" in page
+
+
 def test_the_page_of_hooks_is_made_from_the_table() -> None:
     assert places_page.PAGE.read_text(encoding="utf-8") == places_page.text(), (
         "run python -m docs.places"
