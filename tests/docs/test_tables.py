@@ -13,6 +13,7 @@ from tests.docs.blocks import ROOT, pages
 from tests.upstream.versions import RELEASES
 from vllm_cold.compat import places
 from vllm_cold.compat.versions import RANGE, VALIDATED, minor
+from vllm_cold.settings.presets import PRESETS
 
 pytestmark = pytest.mark.unit
 
@@ -56,6 +57,18 @@ def test_what_a_contrast_costs_is_said_as_in_its_tables() -> None:
         assert f"from {found} at batch {batch}" in page
     against_stock = row(tables.cost(), "greedy, stock vLLM: time")
     assert f"takes {between(against_stock[1:])} of the time of stock vLLM" in page
+
+
+def test_every_preset_of_a_paper_is_in_the_table_of_papers() -> None:
+    named = [re.findall(r"^`(\w+)`", paper.about) for paper in tables.PAPERS]
+    assert sum(named, []) == list(dict.fromkeys(sum(named, [])))
+    assert {*sum(named, []), "grounded", "bound"} == PRESETS.keys()
+    for paper in tables.PAPERS:
+        assert paper.verdict.startswith(("not tried", "reproduced", "not reproduced"))
+    # Each row has what its figures are of: a mistyped cell would leave them out.
+    for line in tables.papers()[2:]:
+        here = line.split(" | ")[2]
+        assert here == "nothing" or all(re.search(r": \S*\d", part) for part in here.split("; "))
 
 
 def test_the_page_of_hooks_is_made_from_the_table() -> None:
