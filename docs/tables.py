@@ -5,12 +5,15 @@ its marker ``<!-- table: NAME -->``, out of the files in which the outcomes are 
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
+from itertools import product
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -781,6 +784,49 @@ def with_amx() -> list[str]:
     return _lines(["bfloat16", *peers(), "Xeon, preliminary†"], rows)
 
 
+CSV = ROOT / "docs" / "accuracy.csv"
+# What the page is about; outcomes have more, such as how many answers were cut off.
+IN_CSV = ("right", "followed", "both", "text", "rest")
+
+
+def numbers() -> str:
+    """All outcomes behind docs/accuracy.md as CSV: a line for each model, cell, method and measure,
+    and for each that a method was compared with.
+    """
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(
+        ("model", "cell", "measure", "method", "problems", "percent", "against", "points", "low",
+         "high", "p", "declared", "p corrected")
+    )  # fmt: skip
+    for file in (TEST, JOINT):
+        for (model, cell), arms in cells(file).items():
+            main = next(iter(arms[GREEDY].measures))
+            known = compared(file)[model, cell]
+            rivals = [key.partition(": ")[0].split(" - ") for key in known if " - " in key]
+            for measure, method in product(IN_CSV, arms):
+                bits = arms[method].measures.get(measure)
+                if bits is None:
+                    continue
+                line = [model, cell, measure, method, len(bits), f"{100 * bits.mean():.1f}"]
+                others = [other for mine, other in rivals if mine == method]
+                for other in dict.fromkeys([GREEDY, *others] if method != GREEDY else [""]):
+                    name = method if other in ("", GREEDY) else f"{method} - {other}"
+                    found = known.get(name if measure == main else f"{name}: {measure}")
+                    if other and found is None and other == GREEDY:
+                        found = compare(bits, arms[other].measures[measure])
+                    if found:
+                        points = (f"{x:.1f}" for x in (found.points, found.low, found.high))
+                        corrected = f"{found.corrected:.2g}" if found.declared else ""
+                        table.writerow(
+                            [*line, other, *points, f"{found.p:.2g}", "ny"[found.declared],
+                             corrected]
+                        )  # fmt: skip
+                    elif not other:
+                        table.writerow([*line, *[""] * 7])
+    return text.getvalue()
+
+
 _PENDING = ["| not measured yet |", "|---|"]
 
 
@@ -853,6 +899,7 @@ def main() -> None:
     for page in PAGES:
         (ROOT / page).write_text(written(page), encoding="utf-8")
         print(page, file=sys.stderr)
+    CSV.write_text(numbers(), encoding="utf-8")
 
 
 if __name__ == "__main__":

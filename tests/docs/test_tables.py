@@ -3,6 +3,8 @@
 releases.
 """
 
+import csv
+import io
 import re
 
 import pytest
@@ -23,6 +25,32 @@ def test_tables_are_what_was_measured(page: str) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
     assert text == tables.written(page), "run python -m docs.tables"
     assert "<!-- table: " in text
+
+
+def test_the_numbers_of_accuracy_are_what_was_measured() -> None:
+    lines = list(csv.DictReader(io.StringIO(tables.CSV.read_text(encoding="utf-8"))))
+    assert tables.CSV.read_text(encoding="utf-8") == tables.numbers(), "run python -m docs.tables"
+
+    def points(**asked: str) -> str:
+        (line,) = (each for each in lines if asked.items() <= each.items())
+        return f"{float(line['points']):+.1f}"
+
+    # Of the page: a method, one of a measure other than the first, one against a rival.
+    page = (ROOT / "docs" / "accuracy.md").read_text(encoding="utf-8")
+    large = {"model": "qwen-1.5b", "cell": "told-facts", "against": "greedy"}
+    assert points(**large, measure="both", method="part repeated") == "+14.7"
+    assert points(**large, measure="right", method="cad") == "-7.3"
+    rival = {"cell": "retrieved", "measure": "right", "against": "best passage or none"}
+    assert points(model="smollm2", **rival, method="cad") == "-28.0"
+    assert all(figure in page for figure in ("14.7", "7.3", "28.0"))
+    assert "[accuracy.csv](accuracy.csv)" in page
+
+
+def test_tables_of_accuracy_are_folded() -> None:
+    """But that of papers, which is read: a question's picture and sentences come first."""
+    page = (ROOT / "docs" / "accuracy.md").read_text(encoding="utf-8")
+    seen = re.sub(r"<details.*?</details>", "", page, flags=re.DOTALL)
+    assert re.findall(r"<!-- table: ([\w-]+) -->", seen) == ["papers"]
 
 
 def test_every_table_is_on_a_page_that_is_written() -> None:
