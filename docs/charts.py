@@ -118,16 +118,55 @@ CONTEXT = (
 )
 
 
+# Of what a search found, and of two questions in one: likewise.
+RETRIEVED = tuple(
+    (label, _JOINT, "retrieved", method, "right")
+    for method, label in (
+        ("without the part", "no passage"),
+        ("better prompt", "all five,\nstronger prompt"),
+        ("best passage", "the best passage alone"),
+        ("best passage or none", "the best passage,\nor none"),
+        ("best passage or none + cad", "the same, with cad"),
+        ("cad", "all five, cad"),
+        ("grounded", "all five, grounded"),
+    )
+)
+HALF = tuple(
+    (f"{about}:\n{label}", _JOINT, "half-answered", method, measure)
+    for measure, about in (("both", "both right"), ("rest", "the other one right"))
+    for method, label in (
+        ("better prompt", "stronger prompt"),
+        ("cad", "cad"),
+        ("adacad", "adacad"),
+        ("grounded", "grounded"),
+    )
+)
+
+
 def gains() -> Any:
     """Gains and harms against greedy decoding, with intervals, of four models."""
+    return _differences(("system prompt", SYSTEM), ("context", CONTEXT))
+
+
+def retrieved() -> Any:
+    """Passages that a search found, against all five of them."""
+    return _differences(("five passages of a search", RETRIEVED))
+
+
+def half() -> Any:
+    """Two questions in one, of which the text answers the first."""
+    return _differences(("two questions, of which the text answers one", HALF))
+
+
+def _differences(*titled: tuple[str, tuple[tuple[str, str, str, str, str], ...]]) -> Any:
+    """Panels of differences against greedy decoding, with intervals."""
     colours = dict(zip(MODELS, (ORANGE, GREEN, SKY, BLUE), strict=True))
+    heights = [len(rows) for _, rows in titled]
     figure, panels = plt.subplots(
-        2, 1, figsize=(5.4, 7.6), layout="constrained", sharex=True,
-        height_ratios=(len(SYSTEM), len(CONTEXT)),
+        len(titled), 1, figsize=(5.4, 1.0 + 0.6 * sum(heights)), layout="constrained", sharex=True,
+        height_ratios=heights, squeeze=False,
     )  # fmt: skip
-    for axis, title, rows in (
-        (panels[0], "system prompt", SYSTEM), (panels[1], "context", CONTEXT)
-    ):  # fmt: skip
+    for axis, (title, rows) in zip(panels.flat, titled, strict=True):
         found: dict[str, dict[str, Any]] = {}
         for label, file, cell, method, measure in rows:
             for name in MODELS:
@@ -137,10 +176,15 @@ def gains() -> Any:
                     found.setdefault(label, {})[name] = compare(mine, greedy)
         _points(axis, found, colours)
         axis.set_title(title)
-    panels[-1].set_xlabel("points of accuracy against greedy decoding")
+    panels[-1, 0].set_xlabel("points of accuracy against greedy decoding")
     handles = [
         plt.Line2D([], [], marker="o", markersize=4, color=colours[name], label=title)
         for name, title in MODELS.items()
+        if any(
+            cell in outcomes(file).get((name, "test"), {})
+            for _, rows in titled
+            for _, file, cell, *_ in rows
+        )
     ]
     figure.legend(handles=handles, frameon=False, loc="outside lower center", ncols=2)
     return figure
@@ -315,6 +359,8 @@ def beside() -> Any:
 CHARTS = {
     "followed": followed,
     "gains": gains,
+    "half": half,
+    "retrieved": retrieved,
     "no-rule": no_rule,
     "speed": speed,
     "step": step,

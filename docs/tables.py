@@ -5,11 +5,15 @@ its marker ``<!-- table: NAME -->``, out of the files in which the outcomes are 
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache, partial
+from itertools import product
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -22,6 +26,7 @@ from benchmarks.accuracy.answers import Bits, Judged
 from benchmarks.accuracy.report import (
     GREEDY,
     Difference,
+    compare,
     correct,
     differences,
     read_outcomes,
@@ -33,7 +38,7 @@ from vllm_cold.tools.tune.verdict import LEVEL
 
 ROOT = Path(__file__).parents[1]
 PEERS = ROOT / "benchmarks" / "measured" / "peers.json"
-BESIDE, REST = (PEERS.with_name(f"{name}.json") for name in ("beside", "rest"))
+BESIDE, REST, LOAD = (PEERS.with_name(f"{name}.json") for name in ("beside", "rest", "load"))
 MEASURED = ROOT / "benchmarks" / "accuracy" / "measured"
 TEST, JOINT = "outcomes-test.jsonl", "outcomes-joint.jsonl"
 SECRETS = "outcomes-secrets.jsonl"
@@ -271,6 +276,141 @@ def rules() -> list[str]:
     return _lines(["conflicting / irrelevant", *MODELS.values()], rows)
 
 
+@dataclass(frozen=True)
+class Paper:
+    """What a paper reports of a preset, and what was measured here.
+
+    Attributes:
+        about: The preset, and where the paper is.
+        reports: Its numbers, of which data and models; of its abstract alone.
+        measured: What was decoded here: about, file, cell, method, and what it is compared with.
+        verdict: Reproduced or not, and whether other data shows the same direction.
+    """
+
+    about: str
+    reports: str
+    measured: tuple[tuple[str, str, str, str, str], ...]
+    verdict: str
+
+
+def _texts(method: str, other: str = GREEDY) -> tuple[tuple[str, str, str, str, str], ...]:
+    """Where a text contradicts memory, and where none answers."""
+    found = (("a conflicting sentence", "false"), ("irrelevant sentences", "nothing"))
+    return tuple((about, TEST, cell, method, other) for about, cell in found)
+
+
+PAPERS = (
+    Paper(
+        "`cold`: CoLD, [2505.14620](https://arxiv.org/abs/2505.14620)",
+        "up to 5.54 % more accuracy than greedy decoding, 28 % less latency, on Ascend NPUs; "
+        "models and data: not looked up",
+        (("word problems, 0.5B", TEST, "words-r8-100", "cold", GREEDY),),
+        "not tried. Other data: no gain shown; of 48 pairs of SmolLM2's adapters and tasks 1 "
+        "better, 18 worse (uncorrected). Latency: [on CPUs "
+        "alone](performance.md#what-a-contrast-costs)",
+    ),
+    Paper(
+        "`cad`: [2305.14739](https://arxiv.org/abs/2305.14739)",
+        "14.3 % better factuality of LLaMA's summaries; conflicts: no number in the abstract",
+        (
+            *_texts("cad")[:1],
+            ("Natural Questions, another entity in the text", TEST, "swapped", "cad", GREEDY),
+        ),
+        "not tried. Other data: a gain where the text contradicts memory, on three and two of four "
+        "models",
+    ),
+    Paper(
+        "`adacad`: [2409.07394](https://arxiv.org/abs/2409.07394)",
+        "14.21 points more than a static contrast in QA, mean of six data sets and four LLMs; less "
+        "harm where nothing conflicts",
+        _texts("adacad", "cad"),
+        "not tried. Other data: less harm, yes; more points than `cad`, no: fewer on three of four "
+        "models. The paper's first figure has a static contrast of strength 1, `cad` has 0.5",
+    ),
+    Paper(
+        "`cocoa`: [2508.17670](https://arxiv.org/abs/2508.17670)",
+        "up to 9.2 points more than AdaCAD in QA, on average",
+        _texts("cocoa", "adacad"),
+        "not tried, and this is the code's rule, not the paper's formula. Other data: more on "
+        "three of four models where the text conflicts, less on all where it is irrelevant",
+    ),
+    Paper(
+        "`acd`: [2408.01084](https://arxiv.org/abs/2408.01084)",
+        "better open-domain QA, most with noisy contexts; numbers: not looked up",
+        _texts("acd"),
+        "not tried. Other data: less distracted, yes; but it believes a conflicting text less",
+    ),
+    Paper(
+        "`arr`: [2606.10298v1](https://arxiv.org/abs/2606.10298v1)",
+        "where the text is wrong, exact match rises from below 6 to between 16 and 33, without "
+        "loss elsewhere (TriState-Bench)",
+        _texts("arr"),
+        "not tried. Other data: less distracted, yes; without loss elsewhere, no",
+    ),
+    Paper("`grd`: later code of the same", "not looked up", _texts("grd"), "not tried"),
+    Paper(
+        "`m3id`: [2403.14003](https://arxiv.org/abs/2403.14003)",
+        "LLaVA 13B: 25 % fewer hallucinated objects in captions, 21 % more accuracy on POPE",
+        _texts("m3id"),
+        "not tried: texts, and no images, were measured",
+    ),
+    Paper(
+        "`mti`: [2510.13940v2](https://arxiv.org/abs/2510.13940v2)",
+        "9.28 % more, mean of six benchmarks, DeepSeek-R1-7B; 11.25 % on AIME 2024, Ling-mini-2.0",
+        _texts("mti"),
+        "not tried: its gate alone, with another amateur, and no reasoning",
+    ),
+    Paper(
+        "`cfg`: [2306.17806](https://arxiv.org/abs/2306.17806)",
+        "LLaMA-7B better than PaLM-540B on LAMBADA; as good as a model of twice the size; 75 % of "
+        "human judgements prefer it",
+        (("instruction followed, answer right", JOINT, "told-facts", "cad", GREEDY),),
+        "not tried. Other data: no gain shown after correction",
+    ),
+    Paper(
+        "`dexperts`: [2105.03023](https://arxiv.org/abs/2105.03023), "
+        "[2401.08565](https://arxiv.org/abs/2401.08565)",
+        "detoxification and sentiment (numbers: not looked up); proxies of 7B close 88 % of the "
+        "gap between Llama2-70B and its chat version",
+        (),
+        "not tried; other models as proxies cannot be expressed",
+    ),
+    Paper(
+        "`vcd`: [2311.16922](https://arxiv.org/abs/2311.16922)",
+        "fewer hallucinated objects (numbers: not looked up)",
+        (),
+        "not tried",
+    ),
+)
+
+
+def _over(file: str, cell: str, method: str, other: str) -> str:
+    """Points of a method over another, by model."""
+    points = []
+    for model in MODELS:
+        arms = cells(file).get((model, cell), {})
+        if method in arms and other == GREEDY:
+            points.append(marked(compared(file)[model, cell][method]))
+        elif method in arms:
+            points.append(signed(compare(arms[method].right, arms[other].right).points))
+    return " / ".join(points)
+
+
+def papers() -> list[str]:
+    """What papers report of each preset, and what was measured here."""
+    rows = []
+    for paper in PAPERS:
+        found = [
+            f"{about}{'' if other == GREEDY else f', against `{other}`'}: "
+            f"{_over(file, cell, method, other)}"
+            for about, file, cell, method, other in paper.measured
+        ]
+        here = "; ".join(found) or "nothing"
+        rows.append([paper.about, paper.reports, here, paper.verdict])
+    head = ["preset", "the paper reports", "measured here, points", "reproduced?"]
+    return [line.replace("--:", "---") for line in _lines(head, rows)]
+
+
 def _three(file: str, cell: str, key: str) -> str:
     """Of the three chat models, without decimals where they are many."""
     found = (compared(file)[model, cell].get(key) for model in ("smollm2", "qwen-0.5b", "qwen-1.5b")
@@ -495,6 +635,24 @@ XEON = {
     (OURS_COLD, 8): "2.8 to 3.7", (OURS, 1): "2.9 to 3.3",
 }  # fmt: skip
 Runs = Mapping[tuple[str, int, str], Mapping[str, Any]]
+# Whose figures are what a contrast costs; the other machine's and other runs' stand beside.
+COST_OF = "EPYC 26"
+# Runs of which no file was kept but benchmarks/measured/README.md and speculation.md: model, dtype,
+# stock vLLM's seconds for the adapter at batch 1, and contrastive over greedy at batch 1, 2, 8, 32.
+KEPT_AS_TEXT = (
+    ("SmolLM2, *End to end*", "bfloat16", "2.00", ("1.21", "", "1.45", "1.67")),
+    ("SmolLM2, *End to end*", "float32", "2.09", ("1.10", "", "1.48", "1.75")),
+    ("SmolLM2, *Rules*", "float32", "", ("1.03", "", "1.33", "1.23")),
+    ("SmolLM2, *Quantised base models*", "bfloat16", "", ("1.14", "", "1.60", "")),
+    ("SmolLM2, *Speculation*: editing", "bfloat16", "", ("1.24", "", "1.58", "1.54")),
+    ("SmolLM2, *Speculation*: JSON", "bfloat16", "", ("1.01", "", "1.72", "1.57")),
+    ("SmolLM2, *Speculation*: free text", "bfloat16", "", ("1.26", "", "1.89", "1.68")),
+    ("Gemma 270M, *Speculation*: editing", "bfloat16", "", ("1.04", "", "1.36", "1.70")),
+    ("size of Llama 1B, *Speculation*", "bfloat16", "", ("1.02", "", "1.29", "1.82")),
+    ("size of Llama 1B, *Shapes*", "bfloat16", "", ("0.99", "", "1.44", "")),
+    ("size of Qwen3 0.6B, *Shapes*", "bfloat16", "", ("1.00", "", "1.69", "")),
+    ("a layer of Llama 7B, *Shapes*", "bfloat16", "", ("1.02", "", "1.54", "")),
+)
 
 
 @cache
@@ -511,9 +669,9 @@ def _seconds(runs: Runs, *key: Any) -> str:
     return short(median(runs[key]["seconds"])) if key in runs else ""  # type: ignore[index]
 
 
-def _ratio(runs: Runs, dtype: str, batch: int, over: str, under: str) -> str:
+def _ratio(runs: Runs, dtype: str, batch: int, over: str, under: str, of: str = "seconds") -> str:
     """The median over the rounds."""
-    both = [runs.get((dtype, batch, system), {}).get("seconds", ()) for system in (over, under)]
+    both = [runs.get((dtype, batch, system), {}).get(of, ()) for system in (over, under)]
     found = ratios(*both)
     return f"{median(found):.2f}" if found else "–"
 
@@ -530,6 +688,67 @@ def programs(name: str) -> list[str]:
     ]
     head = [f"{key[0]}, batch {key[1]}" if key in first else str(key[1]) for key in columns]
     return _lines([name, *head], rows)
+
+
+def cost() -> list[str]:
+    """What a contrast costs: one machine, one run, and greedy decoding beside."""
+    runs = peers()[COST_OF]
+    columns = [(dtype, batch) for dtype in DTYPES for batch in BATCHES]
+    rows = [
+        [label, *(_seconds(runs, *key, system) for key in columns)]
+        for system, label in (
+            (STOCK, "greedy, stock vLLM: seconds"),
+            (OURS, "greedy, vllm-cold: seconds"),
+            (OURS_COLD, "contrastive, vllm-cold: seconds"),
+        )
+    ]
+    for under, of, label in (
+        (OURS, "seconds", "**contrastive / greedy, vllm-cold: time**"),
+        (OURS, "ttft", "the same: time to the first token"),
+        (OURS, "tpot", "the same: time per further token"),
+        (STOCK, "seconds", "contrastive, vllm-cold / greedy, stock vLLM: time"),
+    ):
+        rows.append([label, *(_ratio(runs, *key, OURS_COLD, under, of) for key in columns)])
+    first = [(dtype, BATCHES[0]) for dtype in DTYPES]
+    head = [f"{key[0]}, batch {key[1]}" if key in first else str(key[1]) for key in columns]
+    return _lines([f"{COST_OF}, an adapter", *head], rows)
+
+
+def cost_elsewhere() -> list[str]:
+    """The same quotient in every other run, with stock vLLM's time, by which machines differ."""
+    rows = []
+    for name, runs in peers().items():
+        for dtype in DTYPES:
+            ratio = [_ratio(runs, dtype, b, OURS_COLD, OURS).strip("–") for b in BATCHES]
+            about = "SmolLM2, **the table above**" if name == COST_OF else "SmolLM2, `peers.json`"
+            rows.append([about, name, dtype, _seconds(runs, dtype, 1, STOCK), *ratio, ""])
+    again = json.loads(PEERS.read_text(encoding="utf-8"))[COST_OF]["again"]["runs"]
+    runs = {(run["dtype"], run["requests"], run["system"]): run for run in again}
+    ratio = [_ratio(runs, "bfloat16", b, OURS_COLD, OURS).strip("–") for b in BATCHES]
+    about = "SmolLM2, 20 minutes later, `peers.json`"
+    rows.append([about, COST_OF, "bfloat16", "", *ratio, ""])
+    for about, dtype, stock, found in KEPT_AS_TEXT:
+        rows.append([about, "not recorded", dtype, stock, *found])
+    head = ["model, run", "machine", "dtype", "greedy, stock vLLM, batch 1: seconds",
+            "contrastive / greedy, vllm-cold: batch 1", "2", "8", "32"]  # fmt: skip
+    return _lines(head, rows)
+
+
+def capacity() -> list[str]:
+    """Requests answered per second by one server, with and without a contrast."""
+    found = json.loads(LOAD.read_text(encoding="utf-8"))["capacity"]
+    rows = []
+    for about, systems in (
+        ("an adapter", ("stock-adapter", "adapter", "cold")),
+        ("the base model, with a document", ("", "context", "cad")),
+    ):
+        greedy, contrast = (found[system] for system in systems[1:])
+        stock = f"{found[systems[0]]:.2f}" if systems[0] else ""
+        shares = [f"{greedy:.2f}", f"{contrast:.2f}", f"{contrast / greedy:.2f}"]
+        rows.append([about, stock, *shares])
+    head = ["EPYC, requests per second", "greedy, stock vLLM", "greedy, vllm-cold",
+            "contrastive", "contrastive / greedy, vllm-cold"]  # fmt: skip
+    return _lines(head, rows)
 
 
 def of_peers() -> list[str]:
@@ -565,6 +784,49 @@ def with_amx() -> list[str]:
     return _lines(["bfloat16", *peers(), "Xeon, preliminary†"], rows)
 
 
+CSV = ROOT / "docs" / "accuracy.csv"
+# What the page is about; outcomes have more, such as how many answers were cut off.
+IN_CSV = ("right", "followed", "both", "text", "rest")
+
+
+def numbers() -> str:
+    """All outcomes behind docs/accuracy.md as CSV: a line for each model, cell, method and measure,
+    and for each that a method was compared with.
+    """
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(
+        ("model", "cell", "measure", "method", "problems", "percent", "against", "points", "low",
+         "high", "p", "declared", "p corrected")
+    )  # fmt: skip
+    for file in (TEST, JOINT):
+        for (model, cell), arms in cells(file).items():
+            main = next(iter(arms[GREEDY].measures))
+            known = compared(file)[model, cell]
+            rivals = [key.partition(": ")[0].split(" - ") for key in known if " - " in key]
+            for measure, method in product(IN_CSV, arms):
+                bits = arms[method].measures.get(measure)
+                if bits is None:
+                    continue
+                line = [model, cell, measure, method, len(bits), f"{100 * bits.mean():.1f}"]
+                others = [other for mine, other in rivals if mine == method]
+                for other in dict.fromkeys([GREEDY, *others] if method != GREEDY else [""]):
+                    name = method if other in ("", GREEDY) else f"{method} - {other}"
+                    found = known.get(name if measure == main else f"{name}: {measure}")
+                    if other and found is None and other == GREEDY:
+                        found = compare(bits, arms[other].measures[measure])
+                    if found:
+                        points = (f"{x:.1f}" for x in (found.points, found.low, found.high))
+                        corrected = f"{found.corrected:.2g}" if found.declared else ""
+                        table.writerow(
+                            [*line, other, *points, f"{found.p:.2g}", "ny"[found.declared],
+                             corrected]
+                        )  # fmt: skip
+                    elif not other:
+                        table.writerow([*line, *[""] * 7])
+    return text.getvalue()
+
+
 _PENDING = ["| not measured yet |", "|---|"]
 
 
@@ -594,6 +856,9 @@ def rest() -> list[str]:
 TABLES: dict[str, Callable[[], list[str]]] = {
     "programs-epyc": partial(programs, "EPYC"),
     "programs-epyc-26": partial(programs, "EPYC 26"),
+    "cost": cost,
+    "cost-elsewhere": cost_elsewhere,
+    "capacity": capacity,
     "of-peers": of_peers,
     "with-amx": with_amx,
     "beside-text": partial(beside, "text", "first"),
@@ -610,6 +875,7 @@ TABLES: dict[str, Callable[[], list[str]]] = {
     "retrieved": retrieved,
     "half": half,
     "rules": rules,
+    "papers": papers,
     "secrets-half": partial(secrets, "qwen-0.5b"),
     "secrets-one-and-a-half": partial(secrets, "qwen-1.5b"),
     "documents-half": partial(documents, "qwen-0.5b"),
@@ -633,6 +899,7 @@ def main() -> None:
     for page in PAGES:
         (ROOT / page).write_text(written(page), encoding="utf-8")
         print(page, file=sys.stderr)
+    CSV.write_text(numbers(), encoding="utf-8")
 
 
 if __name__ == "__main__":

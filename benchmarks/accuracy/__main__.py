@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The accuracy benchmark: ``python -m benchmarks.accuracy list``, ``fetch``, ``plan``, ``train``,
-``run``, ``report``.
+``run``, ``report``, ``compare``.
 
 Settings are fixed before test problems are decoded, and so is what is decoded and compared
 (``hypotheses.md``). ``run`` takes the cells and methods of that plan in the order of importance, so
@@ -26,13 +26,21 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
 from tqdm import tqdm
 
 from benchmarks import machine
-from benchmarks.accuracy import models, packages, plan
+from benchmarks.accuracy import comparison, models, packages, plan
 from benchmarks.accuracy.answers import Answer, Folder, add, read
 from benchmarks.accuracy.choice import scorings
 from benchmarks.accuracy.methods import GREEDY, METHODS, Method, Request
 from benchmarks.accuracy.models import Model
 from benchmarks.accuracy.problem import Cell, Problem, Split
-from benchmarks.accuracy.report import PROBLEMS, Outcomes, count_of, read_outcomes, render
+from benchmarks.accuracy.report import (
+    PROBLEMS,
+    Outcomes,
+    correct,
+    count_of,
+    outcomes,
+    read_outcomes,
+    render,
+)
 from benchmarks.accuracy.tasks import MODULES, chosen
 from benchmarks.accuracy.tasks.adapters import STEPS
 from examples.engine import prepare_environment
@@ -74,10 +82,12 @@ class Runner:
                 marks = list(left)
                 for start in range(0, len(marks), CHUNK):
                     some = marks[start : start + CHUNK]
+                    started = time.perf_counter()
                     found = self._engine.run([left[mark] for mark in some])
+                    share = round((time.perf_counter() - started) / len(some), 6)
                     by = self._engine.versions
                     new = [
-                        Answer(mark, method.key, text, tokens, by)
+                        Answer(mark, method.key, text, tokens, by, share)
                         for mark, (text, tokens) in zip(some, found, strict=True)
                     ]
                     add(path, new)
@@ -136,13 +146,35 @@ def run(arguments: argparse.Namespace) -> None:
     """Decode, what matters most first, and write the report."""
     if arguments.fetch:
         fetch(arguments)
+    decode_all(arguments)
+    report(arguments)
+
+
+def compare(arguments: argparse.Namespace) -> None:
+    """Decode test problems by the baselines and every preset that is for them, and write a CSV and
+    a chart.
+    """
+    arguments.cells = [cell for cell in arguments.cells if not cell.executes]
+    decode_all(arguments)
+    found: list[comparison.Row] = []
+    for model in arguments.models:
+        told = outcomes(arguments.folder, model, arguments.cells, "test", arguments.problems)
+        found += comparison.rows(model.title, arguments.cells, told)
+    if not found:
+        raise ValueError("--cells: none of them is for these models, or what it needs is not there")
+    correct(row.difference for row in found)
+    for path in comparison.write(found, arguments.folder.root):
+        print(f"wrote {path}")
+
+
+def decode_all(arguments: argparse.Namespace) -> None:
+    """Decode the answers of all models."""
     for model in arguments.models:
         model.path()  # is it there?
         cells = ready(model, arguments.cells, arguments.folder)
         adapters = any(cell.adapter for cell in cells)
         with closing(Runner(model, arguments.folder, adapters=adapters)) as runner:
             decode(arguments, runner, model, cells)
-    report(arguments)
 
 
 def decode(
@@ -282,13 +314,16 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         command("report", report),
         command("plan", show_plan),
     )
-    for each, splits in ((runs, list(PROBLEMS)), (reports, ["test"]), (plans, list(PROBLEMS))):
+    compares = command("compare", compare)
+    compares.set_defaults(splits=["test"], methods=comparison.COMPARED)
+    for each in (runs, reports, plans, compares):
         each.add_argument("--cells", nargs="+", default=[], metavar="CELL",
                           help="cells or their modules; see list; all")  # fmt: skip
-        each.add_argument("--splits", nargs="+", choices=get_args(Split), default=splits)
         each.add_argument("--problems", type=int, help=f"of each cell, at most ({PROBLEMS})")
         each.add_argument("--adapter", type=Path, help="a folder: what the experts wear, instead "
                           "of the cells' own adapters")  # fmt: skip
+    for each, splits in ((runs, list(PROBLEMS)), (reports, ["test"]), (plans, list(PROBLEMS))):
+        each.add_argument("--splits", nargs="+", choices=get_args(Split), default=splits)
     for each in (runs, plans):
         each.add_argument("--methods", nargs="+", choices=("all", *METHODS), metavar="METHOD",
                           help="see list; for all cells and splits, in place of the declared "
@@ -312,10 +347,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         if unknown:
             raise ValueError(f"no such models: {', '.join(sorted(unknown))}; there are "
                              f"{', '.join(table)}")  # fmt: skip
-        if arguments.does in (run, train, show_plan) and not (arguments.models or own):
+        if arguments.does in (run, compare, train, show_plan) and not (arguments.models or own):
             raise ValueError(f"--models: say which; there are {', '.join(table)}")
         arguments.cells = chosen(arguments.cells)
-        if named := getattr(arguments, "methods", None):
+        if arguments.does in (run, show_plan) and (named := arguments.methods):
             keys = METHODS if "all" in named else named
             arguments.methods = [METHODS[key] for key in keys]
     except ValueError as error:

@@ -36,6 +36,8 @@ class Answer:
         text: The answer.
         tokens: Decoded.
         by: Versions of what decoded it.
+        seconds: Its share of the time of those that were decoded with it; None where an older run
+            did not say.
     """
 
     mark: str
@@ -43,6 +45,7 @@ class Answer:
     text: str
     tokens: int
     by: str
+    seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -108,12 +111,14 @@ class Judged:
         kinds: [problems] of what kind each is.
         tokens: Decoded, of all answers.
         by: Versions of what decoded them.
+        seconds: That decoding all answers took, if each one's share is known.
     """
 
     measures: dict[str, Bits]
     kinds: tuple[str, ...]
     tokens: int
     by: frozenset[str]
+    seconds: float | None = None
 
     @property
     def right(self) -> Bits:
@@ -175,11 +180,13 @@ def judged(
         if not method.chooses:
             cut = [answer.tokens >= cell.max_tokens for answer in found]
             measures["cut off"] = np.array(cut, dtype=float)
+        shares = [answer.seconds for answer in found if answer.seconds is not None]
         told[method.key] = Judged(
             measures,
             tuple(problem.kind for problem in problems),
             sum(answer.tokens for answer in found),
             frozenset(answer.by for answer in found if answer.by),
+            sum(shares) if len(shares) == len(found) else None,
         )
     return told
 

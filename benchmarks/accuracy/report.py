@@ -160,7 +160,7 @@ class Table:
             ["", *(cell.name for cell in cells)],
             ["problems", *(str(cell.problems) for cell in cells)],
             ["greedy, %", *(_shown(cell.percent[GREEDY]) for cell in cells)],
-            *([self.label(key), *(str(cell.differences.get(key, "")) for cell in cells)]
+            *([label(key, self.group), *(str(cell.differences.get(key, "")) for cell in cells)]
               for key in self.methods()),
         ]  # fmt: skip
 
@@ -168,13 +168,14 @@ class Table:
         """The same of a cell's other measures."""
         return [
             [f"{cell.name}, %", *cell.measures],
-            *([self.label(key), *(_shown(by.get(key)) for by in cell.measures.values())]
+            *([label(key, self.group), *(_shown(by.get(key)) for by in cell.measures.values())]
               for key in cell.percent),
         ]  # fmt: skip
 
-    def label(self, key: str) -> str:
-        """What a method is called here: with instructions ``cad`` is ``cfg``."""
-        return re.sub(r"\bcad\b", "cfg", key) if self.group == INSTRUCTION else key
+
+def label(key: str, group: str) -> str:
+    """What a method is called in a group: with instructions ``cad`` is ``cfg``."""
+    return re.sub(r"\bcad\b", "cfg", key) if group == INSTRUCTION else key
 
 
 def column(

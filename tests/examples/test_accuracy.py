@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The accuracy benchmark around its engine: no figure stands next to a wrong result."""
 
+import csv
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,8 +20,10 @@ from benchmarks.accuracy.problem import Cell
 from benchmarks.accuracy.report import read_outcomes, render
 from benchmarks.accuracy.tasks import CELLS
 from examples.rule.cold_clean_gen import CleanGen
+from tests.docs.blocks import block
 from vllm_cold import ColdParams
 from vllm_cold.rules import registry
+from vllm_cold.settings.presets import PRESETS
 
 pytestmark = pytest.mark.unit
 
@@ -157,6 +161,36 @@ def test_a_run_that_decodes_records_its_machine(
     assert before["versions"] == facts["versions"] and facts["processor"]["CPU"]
     text, _ = render(folder, [CHAT], [CELL], "test", 2)
     assert f"A run of *small*:\n\n{machine.text(facts)}\n" in text
+
+
+def test_all_presets_are_compared_by_one_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That of the page, on 8 problems; contrasts alone are right here."""
+    told = shlex.split(block("docs/benchmarking.md", "compare").splitlines()[-1])[3:]
+    told += ["instructions", "--problems", "8", "--folder", str(tmp_path)]
+    (model,), cells = (parsed := command.parse(told)).models, parsed.cells
+    right = {
+        repr(problem.prompt): problem.judged.right[0]
+        for cell in cells[:2]
+        for problem in cell.problems(model, "test", 8)
+    }
+    engine = FakeEngine(lambda r: right.get(repr(r.expert.prompt), "no") if r.amateurs else "no")
+    monkeypatch.setattr(machine, "SECONDS", 0.0)
+    monkeypatch.setattr(Model, "path", lambda _: "nowhere")
+    monkeypatch.setattr(command.Runner, "_start", lambda _: engine)
+    command.main(told)
+    with (tmp_path / "compare.csv").open(encoding="utf-8") as file:
+        rows = {(row["task"], row["method"]): row for row in csv.DictReader(file)}
+    of_texts = {name for name, preset in PRESETS.items() if preset.of_texts}
+    plain = {"greedy", "without the part", "better prompt", "part repeated"}
+    assert {method for task, method in rows if task == "false"} == of_texts | plain
+    assert ("instructions", "cfg") in rows and ("instructions", "cad") not in rows
+    greedy, cad = rows["false", "greedy"], rows["false", "cad"]
+    assert (greedy["n"], greedy["right_percent"], greedy["points"]) == ("8", "0.0", "")
+    assert (cad["n"], cad["right_percent"], cad["points"]) == ("8", "100.0", "100.0")
+    assert float(cad["p"]) < 0.01 < float(cad["p_corrected"]) and float(cad["seconds"]) >= 0
+    assert "points against greedy decoding" in (tmp_path / "compare.svg").read_text()
 
 
 @pytest.mark.parametrize("name", ["test", "joint"])

@@ -22,9 +22,8 @@ from vllm_cold.scheduler.share import Share
 # So many passes admit others in front of a group of whose adapters some find slots and others none,
 # or that would wait while another group does. Then nobody passes it any more.
 _MAX_PASSED_OVER = 64
-# What is free is too little for a group, and would stand idle until more is: so many passes let those
-# after it have it, and each looks past so many groups. Regular requests then wait about as long as
-# behind equal work, and so do groups (docs/design.md).
+# What is free is too little for a group, and would stand idle until more is: so many passes let
+# those after it have it, and each looks past so many groups (docs/design.md has what that does).
 _MAX_OVERTAKEN, _MAX_LOOK_PAST = 16, 4
 
 
