@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from vllm_cold.tools.example.files import FILES
 from vllm_cold.tools.explain import page as explain_page
 from vllm_cold.tools.explain.record import Report
 
@@ -63,12 +64,14 @@ def record(names: Sequence[str]) -> None:
 
 
 def _explain(model: str, work: Path) -> Any:
-    from examples.demo import documents
-
     # A text that answers, as README has it, and one that contradicts what the model remembers.
-    shop = ("Text: The shop opens at 11 o'clock.", "When does the shop open?")
-    chats = [[{"role": "user", "content": text} for text in shop], documents.picked()[0].messages]
-    _lines(work / "prompts.jsonl", [{"messages": chat} for chat in chats])
+    chats = (
+        ("Text: The shop opens at 11 o'clock.", "When does the shop open?"),
+        ("Text: The city of Chicago is in Germany.", "In which country is the city of Chicago?"),
+    )
+    rows = ({"messages": [{"role": "user", "content": text} for text in chat]} for chat in chats)
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (work / "prompts.jsonl").write_text(lines, encoding="utf-8")
     with mock.patch.object(explain_page, "render", wraps=explain_page.render) as render:
         _run("explain", "--model", model, "--prompts", work / "prompts.jsonl", "--without", "0",
              "--preset", "cad", "--alpha", ALPHA, "--max-tokens", "20", "--dtype", "float32",
@@ -77,20 +80,11 @@ def _explain(model: str, work: Path) -> Any:
 
 
 def _tune(model: str, work: Path) -> str:
-    """What it prints of a contrast with a text that is false, or beside the question."""
-    from examples.demo import documents
-
-    rows: list[dict[str, Any]] = [
-        {"messages": case.messages, "answer": case.claim} for case in documents.held_out(100)
-    ]
-    for case in documents.held_out_beside(50):
-        answers = list(case.fact.answers)
-        rows.append({"messages": case.messages, "answer": answers, "answers": False})
-    _lines(work / "problems.jsonl", rows)
+    """What it prints of the problems of ``vllm-cold example``."""
+    (work / "problems.jsonl").write_bytes(FILES["problems.jsonl"][1]())
     command = [
         *(Path(sys.executable).with_name("vllm-cold"), "tune", "problems.jsonl", "--model", model),
-        *("--without", "0", "--preset", "cad,adacad", "--match", "contains"),
-        *("--max-tokens", "24", "--max-model-len", "1024"),
+        *("--enforce-eager", "--preset", "cad", "--match", "contains", "--max-tokens", "32"),
     ]
     screen = {"FORCE_COLOR": "1", "COLUMNS": str(WIDTH)}
     done = subprocess.run(
@@ -107,10 +101,6 @@ def _run(*arguments: Any) -> None:
 
     if status := main([str(argument) for argument in arguments]):
         raise SystemExit(status)
-
-
-def _lines(file: Path, rows: Sequence[Any]) -> None:
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
 def _rounded(value: Any) -> Any:
