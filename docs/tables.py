@@ -879,7 +879,9 @@ TABLES: dict[str, Callable[[], list[str]]] = {
     "secrets-half": partial(secrets, "qwen-0.5b"),
     "secrets-one-and-a-half": partial(secrets, "qwen-1.5b"),
     "documents-half": partial(documents, "qwen-0.5b"),
+    "documents-one-and-a-half": partial(documents, "qwen-1.5b"),
     "poisoned-half": partial(poisoned, "qwen-0.5b"),
+    "poisoned-one-and-a-half": partial(poisoned, "qwen-1.5b"),
 }
 PAGES = (
     "README.md", "docs/accuracy.md", "docs/cpu.md", "docs/performance.md", "docs/rag.md",
