@@ -92,8 +92,9 @@ PLUGINS = {
     "adapters": {STOCK: "cold_cpu", OURS: "cold,cold_cpu"},
 }
 SEATS = 32  # --max-num-seqs, and sequences of the closed loop
-OF_CAPACITY = 96  # regular requests, in it
+OF_CAPACITY = 128  # regular requests, in it
 FLOOD = 150  # percent of the capacity
+FLOOD_TIMES = 3  # as many requests as elsewhere, so that more and more wait
 KV_GIB = 1
 TIE = 1e-3  # nats, float32
 
@@ -262,12 +263,14 @@ class Bench:
                     self._round(round_, mix, load, servers, rng)
                 self._say(f"{workload}: round {round_ + 1} of {plan.rounds}")
 
-    def _traffic(self, mix: Mix, rate: float, seed: int, system: str) -> list[Request]:
-        made = schedule(mix, self._plan.regular, rate, self._text, seed)
+    def _traffic(
+        self, mix: Mix, rate: float, seed: int, system: str, times: int = 1
+    ) -> list[Request]:
+        made = schedule(mix, times * self._plan.regular, rate, self._text, seed)
         return made if system in (OURS, CAPPED) else equal_work(made)
 
     def _capacity(self, mix: Mix, server: Worker) -> float:
-        """Requests per second of a mix in a closed loop, of its middle: there all clients wait."""
+        """Requests per second of a mix in a closed loop, while all seats are taken."""
         made = equal_work(schedule(mix, OF_CAPACITY, math.inf, self._text, 10_000))
         got = self._send(f"{mix}, closed loop", server, made, at_a_time=SEATS)
         clients = {request.number for request in made}
@@ -293,7 +296,7 @@ class Bench:
         tokens = {}
         seed = 1000 * load + round_
         for system in order:
-            made = self._traffic(mix, rate, seed, system)
+            made = self._traffic(mix, rate, seed, system, FLOOD_TIMES if load == FLOOD else 1)
             label = f"{mix} at {load} %, {system}"
             got = self._send(label, servers[system], made)
             point = asdict(mix) | {"load": load, "round": round_, "system": system, "rate": rate}
@@ -308,9 +311,10 @@ class Bench:
 
 
 def throughput(done: Sequence[float]) -> float:
-    """Answers per second between the first tenth and the last tenth of them."""
+    """Answers per second of those between the first and the last ``SEATS``, or the middle half."""
     times = sorted(done)
-    first, last = len(times) // 10, len(times) - 1 - len(times) // 10
+    edge = min(SEATS, len(times) // 4)
+    first, last = edge, len(times) - 1 - edge
     return (last - first) / (times[last] - times[first])
 
 

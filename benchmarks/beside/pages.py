@@ -47,13 +47,13 @@ class Found(NamedTuple):
 
     def aim(self, percentile: int) -> float | None:
         """What the first token's ratio should be at most; where nothing is contrastive, and stock
-        ran twice, as far from 1 as the interval of these two goes.
+        ran twice, as far from 1 as the interval of these two goes, and no farther than elsewhere.
         """
         aim = AIMS.get(percentile)
         if aim is None or AGAIN not in self.systems:
             return aim
         twice = self.quotient("first", percentile, AGAIN)
-        return max(twice.high, 1 / twice.low)
+        return min(aim, max(twice.high, 1 / twice.low))
 
 
 def points(content: Mapping[str, Any], flooded: bool = False) -> dict[Point, Found]:

@@ -121,9 +121,11 @@ def test_percentiles_are_of_all_rounds_at_once() -> None:
 
 
 def test_throughput_is_of_the_middle() -> None:
-    steady = [0.5 * number for number in range(101)]
+    steady = [0.5 * number for number in range(201)]
     assert bench.throughput(steady) == pytest.approx(2.0)
-    slow = [each - 100 for each in range(5)] + steady[5:-5] + [each + 1000 for each in range(5)]
+    edge = bench.SEATS - 10
+    slow = [each - 100 for each in range(edge)] + steady[edge:-edge]
+    slow += [each + 1000 for each in range(edge)]
     assert bench.throughput(slow) == pytest.approx(2.0)
 
 
@@ -189,11 +191,12 @@ def test_stock_is_compared_with_itself_where_nothing_is_contrastive() -> None:
         by = {STOCK: 2.0, OURS: ours, AGAIN: second}
         return {"runs": [run(name, [by[name]], percent=0, contrast="") for name in by]}
 
-    ours, again = pages.rows(runs(3.0, 2.8), "text", "first")
+    ours, again = pages.rows(runs(2.04, 2.02), "text", "first")
     assert (ours[0], again[0]) == ("none", "none: stock twice")
-    assert again[-1] == "1.50 (1.50 to 1.50)" and ours[-1] == "**1.40 (1.40 to 1.40)**"
-    # Faster the second time says as much.
-    assert pages.verdicts(runs(1.6, 2.4)) == ["2 aims kept, 0 not shown to be"]
+    assert again[-1] == "1.02 (1.02 to 1.02)" and ours[-1] == "**1.01 (1.01 to 1.01)**"
+    # Faster the second time says as much, and more noise does not allow more.
+    assert pages.verdicts(runs(1.96, 2.04)) == ["2 aims kept, 0 not shown to be"]
+    assert pages.verdicts(runs(4.0, 2.8))[0] == "0 aims kept, 2 not shown to be"
     assert [line.split(",")[0] for line in pages.verdicts(runs(2.02, 2.04))[1:]] == [
         "missed: text"
     ] * 2
@@ -290,8 +293,9 @@ def test_all_systems_of_a_round_get_the_same(fake: type[Fake], tmp_path: Path) -
     assert set(points.values()) == {2, 4} and points["text", "four", CAPPED] == 2
     by: dict[Any, set[int]] = {}
     for each in result.runs:
+        times = bench.FLOOD_TIMES if each["load"] == bench.FLOOD else 1
         by.setdefault((each["workload"], each["contrast"], each["round"]), set()).add(
-            len(each["first"])
+            len(each["first"]) / times
         )
     assert set(map(len, by.values())) == {1} and all(5 in each for each in by.values())
     # An engine has the cap only if there is one, and stock nothing of ours.

@@ -100,7 +100,8 @@ def run_without(
 def test_without_vllm_there_is_one_problem_and_what_it_hides_is_listed(
     names: tuple[str, ...], problem: str
 ) -> None:
-    done = run_without(names, names, "doctor", "--json")
+    with_vllm = ("httpx", "openai", "prometheus_client")  # come with it
+    done = run_without((*names, *with_vllm), names, "doctor", "--json")
     report = json.loads(done.stdout)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert report["verdict"].startswith("Problems: 1. ")
@@ -300,16 +301,25 @@ class FakeServer:
     [
         (200, SLOTS, ["contrastive requests may have 8 of 32 (--cold-max-share); 3 wait for these",
                       "contrastive requests may have all 32; --cold-max-share would limit them"]),
-        (404, SLOTS, ["http://here/metrics does not tell; it does without --disable-log-stats"]),
+        (200, "", ["http://here/metrics has no vllm:cold_sequence_slots: "
+                   "--disable-log-stats, or an older vllm-cold"]),
     ],
 )  # fmt: skip
 def test_what_a_server_keeps_for_regular_requests(
     monkeypatch: pytest.MonkeyPatch, status: int, page: str, values: list[str]
 ) -> None:
     monkeypatch.setattr(server_section, "Server", FakeServer)
-    answer = httpx.Response(status, text=page)
+    request = httpx.Request("GET", "http://here/metrics")
+    answer = httpx.Response(status, text=page, request=request)
     monkeypatch.setattr(server_section.httpx, "get", lambda *args, **kwargs: answer)
     contrasts, *slots = server_section.look("http://here")
     assert contrasts.status is Status.OK and [entry.value for entry in slots] == values
+    for bad in (
+        httpx.Response(404, request=request),
+        httpx.Response(200, text="<p>", request=request),
+    ):
+        monkeypatch.setattr(server_section.httpx, "get", lambda *args, bad=bad, **kwargs: bad)
+        _, entry = server_section.look("http://here")
+        assert entry.status is Status.WARNING and entry.value.startswith("http://here/metrics: ")
     (problem,) = server_section.look("http://there")
     assert problem.status is Status.PROBLEM and "no server answers" in problem.value

@@ -22,8 +22,8 @@ from vllm_cold.scheduler.share import Share
 # So many passes admit others in front of a group of whose adapters some find slots and others none,
 # or that would wait while another group does. Then nobody passes it any more.
 _MAX_PASSED_OVER = 64
-# What is free is too little for a group, and would stand idle until more is: so many passes let
-# those after it have it, and each looks past so many groups (docs/design.md has what that does).
+# What is free is too little for a group, and would stand idle until more is: so many requests after
+# it may have it, and a pass looks past so many groups (docs/design.md has what that does).
 _MAX_OVERTAKEN, _MAX_LOOK_PAST = 16, 4
 
 
@@ -291,6 +291,8 @@ class Pass:
         ahead = self._overtaken[0] if self._overtaken else self._passed
         if ahead is not None and self._priority(request) > self._priority(ahead.expert):
             return Ruling.STOP
+        if any(group.overtaken >= _MAX_OVERTAKEN for group in self._overtaken):
+            return Ruling.STOP
         self._loads.forget_promise(request)
         group = self._groups.get(request.request_id)
         if group is not None and self._share is not None and not self._share.admits(group):
@@ -301,6 +303,9 @@ class Pass:
             ruling = self._start_group(group)
         if group is not None and self._share is not None and ruling is Ruling.START:
             self._share.start(group)
+        if ruling is Ruling.START:
+            for other in self._overtaken:
+                other.overtaken += 1
         return ruling
 
     def _start_regular(self, request: Request) -> Ruling:
@@ -365,7 +370,7 @@ class Pass:
         if self._load(group, cached):
             return Ruling.START if self.view.front else Ruling.STOP
         if not self._has_room(group, cached):
-            return Ruling.NO_ROOM
+            return Ruling.STOP if self._throttled else Ruling.NO_ROOM
         admitted = self._go_or_hold(group, cached)
         if not admitted:
             return Ruling.STOP
@@ -386,8 +391,7 @@ class Pass:
         if was_preempted or self._passed is not None or len(self._overtaken) == _MAX_LOOK_PAST:
             return Ruling.STOP
         self._overtaken.append(group)
-        group.overtaken += 1
-        return Ruling.SKIP if group.overtaken <= _MAX_OVERTAKEN else Ruling.STOP
+        return Ruling.NO_ROOM
 
     def _pass_over(self, group: Group) -> Ruling:
         """Let those after the group start, but not for ever."""

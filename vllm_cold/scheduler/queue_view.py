@@ -156,10 +156,13 @@ class View(RequestQueue):  # type: ignore[misc]
             ruling = self._decide_head(self._queue.peek_request())
             if ruling is Ruling.PASS_ALIKE:
                 continue
-            if ruling is not Ruling.SKIP:
+            if ruling not in (Ruling.SKIP, Ruling.NO_ROOM):
                 return ruling is Ruling.START
             request = self.take()
-            queues.deferred.add(request)
+            if ruling is Ruling.SKIP:
+                queues.deferred.add(request)
+            else:  # it waits for capacity, as vLLM calls that
+                queues.deferred.discard(request)
             self._skipped.append(request)
         return False
 

@@ -7,7 +7,11 @@
 
 import argparse
 import os
-from typing import Any
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vllm_cold.tools.doctor.doctor_report import Entry
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[Any]") -> None:
@@ -37,7 +41,7 @@ def run(options: argparse.Namespace) -> int:
     environment = dict(os.environ)  # before anything is imported that changes it
     # vLLM's log would interrupt the report, which says the same.
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    from vllm_cold.tools.doctor import doctor_report, sections, self_test, server_section
+    from vllm_cold.tools.doctor import doctor_report, sections, self_test
     from vllm_cold.tools.doctor.doctor_report import Entry, Look, Status
 
     looks: dict[str, Look] = {
@@ -58,7 +62,13 @@ def run(options: argparse.Namespace) -> int:
         problem = Entry("import", reason, Status.PROBLEM)
         looks["vLLM"] = lambda: [problem, Entry("not checked without it", ", ".join(with_vllm))]
     if options.url is not None:
-        looks["Server"] = lambda: server_section.look(options.url)
+        looks["Server"] = lambda: _look_at(options.url)
     report = {title: doctor_report.examine(look) for title, look in looks.items()}
     print(doctor_report.to_json(report) if options.json else doctor_report.to_markdown(report))
     return int(doctor_report.count(report, Status.PROBLEM) > 0)
+
+
+def _look_at(url: str) -> "Iterable[Entry]":
+    from vllm_cold.tools.doctor import server_section  # with libraries that come with vLLM
+
+    return server_section.look(url)

@@ -24,17 +24,22 @@ def look(url: str) -> Iterator[Entry]:
         return
     server.close()
     yield Entry("contrasts", f"{server.title} at {server.root} takes them")
-    page = httpx.get(f"{server.root}/metrics", trust_env=False, timeout=30)
+    try:
+        page = httpx.get(f"{server.root}/metrics", timeout=30).raise_for_status()
+        families = list(text_string_to_metric_families(page.text))
+    except (httpx.HTTPError, ValueError) as error:  # ValueError: it is no such page
+        yield Entry("sequence slots", f"{server.root}/metrics: {error}", Status.WARNING)
+        return
     slots: dict[str, dict[str, float]] = {}
     waiting: dict[str, float] = {}
-    for family in text_string_to_metric_families(page.text if page.is_success else ""):
+    for family in families:
         for sample in family.samples:
             if sample.name == _SLOTS:
                 slots.setdefault(sample.labels["engine"], {})[sample.labels["of"]] = sample.value
             elif sample.name == _WAITING:
                 waiting[sample.labels["engine"]] = sample.value
     if not slots:
-        text = f"{server.root}/metrics does not tell; it does without --disable-log-stats"
+        text = f"{server.root}/metrics has no {_SLOTS}: --disable-log-stats, or an older vllm-cold"
         yield Entry("sequence slots", text, Status.WARNING)
     for engine, of in slots.items():
         all_, contrastive = int(of["engine"]), int(of["contrastive"])
