@@ -107,7 +107,7 @@ def test_metrics_offline(
     printed = capsys.readouterr().out
     [llm] = engines
     metrics = {m.name: m for m in llm.get_metrics() if m.name.startswith(PREFIX)}
-    names = (*COUNTERS, "candidates", "bits", *GAUGES, "kernel_info")
+    names = (*COUNTERS, "candidates", "bits", *GAUGES, "kernel_info", "sequence_slots")
     assert metrics.keys() == {PREFIX + name for name in names}
     assert all(repr(metric) in printed for metric in metrics.values())
     for name in (*COUNTERS, "candidates"):
