@@ -427,8 +427,8 @@ def when() -> list[str]:
             "[answer from search results](docs/rag.md)",
             f"the best passage alone: {_three(JOINT, 'retrieved', best)}; or none, if the score is "
             f"low: {_three(JOINT, 'retrieved', none)}",
-            f"best or none, with `cad`: {_three(JOINT, 'retrieved', f'{none} + cad')}, of which "
-            f"`cad` {_three(JOINT, 'retrieved', f'{none} + cad - {none}')}",
+            f"best or none, with `cad`: {_three(JOINT, 'retrieved', f'{none} + cad')}; `cad` "
+            f"itself adds {_three(JOINT, 'retrieved', f'{none} + cad - {none}')}",
             f"`cad` on five passages: {_three(JOINT, 'retrieved', 'cad')}",
         ],
         [
