@@ -128,7 +128,10 @@ def _streams(mix: Mix, text: Text, rng: np.random.Generator) -> tuple[Stream, ..
     if mix.contrast == "document":
         return Stream(text.piece(DOCUMENT.draw(rng), rng) + own), Stream(own)
     num = {"one": 2, "four": 5}[mix.contrast]
-    return tuple(Stream(text.piece(INSTRUCTION, rng) + own) for _ in range(num))
+    instructions: dict[tuple[int, ...], None] = {}  # no two alike: an amateur is not the expert
+    while len(instructions) < num:
+        instructions[text.piece(INSTRUCTION, rng)] = None
+    return tuple(Stream(instruction + own) for instruction in instructions)
 
 
 def schedule(mix: Mix, regular: int, rate: float, text: Text, seed: int) -> list[Request]:

@@ -58,6 +58,9 @@ def test_what_the_streams_of_a_contrast_read() -> None:
         length = len(expert.prompt) - len(amateur.prompt)
         assert traffic.DOCUMENT.least <= length <= traffic.DOCUMENT.most
         assert expert.prompt[length:] == amateur.prompt
+    few = Text([*range(traffic.INSTRUCTION + 6), *[9] * traffic.PROMPT.most])
+    alike = traffic._streams(Mix("text", 30, "four"), few, np.random.default_rng(0))
+    assert len(set(alike)) == 5
     for kind, num in (("one", 2), ("four", 5)):
         for request in contrasted("text", kind):
             prompts = [stream.prompt for stream in request.streams]
