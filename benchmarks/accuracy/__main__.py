@@ -160,8 +160,11 @@ def compare(arguments: argparse.Namespace) -> None:
     for model in arguments.models:
         told = outcomes(arguments.folder, model, arguments.cells, "test", arguments.problems)
         found += comparison.rows(model.title, arguments.cells, told)
-    if not found:
-        raise ValueError("--cells: none of them is for these models, or what it needs is not there")
+    if not any(row.difference.declared for row in found):
+        raise ValueError(
+            "--cells: nothing to compare with greedy decoding: none of them is for these models, "
+            "or what it needs is not there"
+        )
     correct(row.difference for row in found)
     for path in comparison.write(found, arguments.folder.root):
         print(f"wrote {path}")

@@ -90,7 +90,7 @@ class Group:
             not fit an otherwise empty KV cache never will.
         drafting: How well its drafts do.
         passed_over: Passes that admitted others in front of it since it began to wait.
-        overtaken: Requests that were let have what was too little for it.
+        overtaken: How many requests were let start before it, as there was too little room for it.
         is_urgent: Whether nobody may start before the streams that it lacks; who starts might take
             what they need, and the others would wait for nothing else.
         error: Why it must end, as its client is told.
