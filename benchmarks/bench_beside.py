@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """What regular requests notice of contrastive ones beside them, against equal work on stock vLLM.
 
-``python -m benchmarks.bench_beside --json benchmarks/measured/beside.json``: 45 minutes on two
+``python -m benchmarks.bench_beside --json benchmarks/measured/beside.json``: 50 minutes on two
 cores on which nothing else runs; then ``python -m docs.tables`` and ``python -m docs.pictures``.
 ``--quick`` tries everything in some minutes and says nothing about speed; ``--workloads``,
-``--shares``, ``--loads``, ``--regular``, ``--rounds`` measure less or more. ``--from FILE`` shows
-what an earlier run wrote.
+``--shares``, ``--loads``, ``--regular``, ``--seconds``, ``--rounds`` measure less or more. ``--from
+FILE`` shows what an earlier run wrote.
 
 Traffic is open-loop: requests come at random times (Poisson) whether or not the server keeps up,
 and a request's first token is counted from when it was due. Prompts and answers have lognormal
@@ -55,6 +55,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,7 @@ PLUGINS = {
 SEATS = 32  # --max-num-seqs, and sequences of the closed loop
 OF_CAPACITY = 128  # regular requests, in it
 FLOOD = 150  # percent of the capacity
-FLOOD_TIMES = 3  # as many requests as elsewhere, so that more and more wait
+FLOOD_TIMES = 2  # as many requests as elsewhere, so that more and more wait
 KV_GIB = 1
 TIE = 1e-3  # nats, float32
 
@@ -107,7 +108,8 @@ class Plan:
         workloads: Of ``traffic.CONTRASTS``.
         shares: Percent of the requests that are contrastive, besides 0.
         loads: Percent of the capacity.
-        regular: Regular requests of a run.
+        regular: Regular requests of a run, at least.
+        seconds: For which requests come in a run, at least.
         rounds: Runs of each system at each point.
         exact: Regular requests whose tokens are compared in float32.
         max_share: The cap of ``capped``.
@@ -117,7 +119,8 @@ class Plan:
     workloads: Sequence[str] = tuple(CONTRASTS)
     shares: Sequence[int] = SHARES
     loads: Sequence[int] = LOADS
-    regular: int = 40
+    regular: int = 50
+    seconds: float = 6.0
     rounds: int = 5
     exact: int = 60
     max_share: float = 0.25
@@ -125,8 +128,8 @@ class Plan:
 
 
 QUICK: dict[str, Any] = {
-    "workloads": ["text"], "shares": [30], "loads": [80], "regular": 6, "rounds": 2, "exact": 6,
-    "eager": True,
+    "workloads": ["text"], "shares": [30], "loads": [80], "regular": 6, "seconds": 0.0, "rounds": 2,
+    "exact": 6, "eager": True,
 }  # fmt: skip
 
 
@@ -266,8 +269,15 @@ class Bench:
     def _traffic(
         self, mix: Mix, rate: float, seed: int, system: str, times: int = 1
     ) -> list[Request]:
-        made = schedule(mix, times * self._plan.regular, rate, self._text, seed)
+        made = schedule(mix, times * self._regular(mix, rate), rate, self._text, seed)
         return made if system in (OURS, CAPPED) else equal_work(made)
+
+    def _regular(self, mix: Mix, rate: float) -> int:
+        """How many regular requests a run has in which so many requests come in a second."""
+        if math.isinf(rate):
+            return self._plan.regular
+        least = self._plan.seconds * rate * (1 - mix.percent / 100)
+        return max(self._plan.regular, math.ceil(least))
 
     def _capacity(self, mix: Mix, server: Worker) -> float:
         """Requests per second of a mix in a closed loop, while all seats are taken."""
@@ -278,13 +288,12 @@ class Bench:
 
     def _estimate(self, of: Sequence[Mix]) -> float:
         """Minutes that the traffic of these takes."""
-        plan = self._plan
-        seconds = sum(
-            plan.regular / (1 - mix.percent / 100) / (self.found.capacity[str(mix)] * load / 100)
-            * (2 + (mix.percent == 0))
-            for mix in of for load in plan.loads
-        )  # fmt: skip
-        return seconds * plan.rounds / 60
+        seconds = 0.0
+        for mix, load in product(of, self._plan.loads):
+            rate = self.found.capacity[str(mix)] * load / 100
+            requests = self._regular(mix, rate) / (1 - mix.percent / 100)
+            seconds += requests / rate * (2 + (mix.percent == 0))
+        return seconds * self._plan.rounds / 60
 
     def _round(
         self, round_: int, mix: Mix, load: int, servers: Mapping[str, Worker], rng: random.Random
@@ -353,14 +362,15 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--workloads", choices=CONTRASTS, nargs="+")
     parser.add_argument("--shares", type=percent, nargs="+", help="percent contrastive, besides 0")
     parser.add_argument("--loads", type=percent, nargs="+", help="percent of the capacity")
-    parser.add_argument("--regular", type=positive, help="regular requests of a run")
+    parser.add_argument("--regular", type=positive, help="regular requests of a run, at least")
+    parser.add_argument("--seconds", type=float, help="in which they come, at least")
     parser.add_argument("--rounds", type=positive)
     parser.add_argument("--max-share", type=float, help="the cap in a flood, of the seats")
     parser.add_argument("--quick", action="store_true", help="a trial of a minute or two")
     parser.add_argument("--json", type=new_file, metavar="FILE", help="all measurements")
     parser.add_argument("--from", dest="source", type=Path, metavar="FILE", help="of --json")
     options = parser.parse_args(arguments)
-    named = ("workloads", "shares", "loads", "regular", "rounds", "max_share")
+    named = ("workloads", "shares", "loads", "regular", "seconds", "rounds", "max_share")
     given = {name: value for name in named if (value := getattr(options, name)) is not None}
     options.plan = Plan(**(QUICK if options.quick else {}) | given)
     return options

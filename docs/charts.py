@@ -331,8 +331,9 @@ def beside() -> Any:
     """Regular requests' percentiles over those of equal work, a panel a metric, a dot a traffic."""
     content = json.loads(BESIDE.read_text(encoding="utf-8"))
     found = {p: of for p, of in beside_pages.points(content).items() if p.load == 80}
+    labels = [f"{p.workload}, {p.kind}" for p in found]
     figure, panels = plt.subplots(
-        1, 2, figsize=(9.6, 0.8 + 0.35 * len(found)), layout="constrained", sharey=True
+        1, 2, figsize=(5.4, 1.0 + 0.3 * len(found)), layout="constrained", sharey=True
     )
     for axis, (metric, title) in zip(panels, beside_pages.METRICS.items(), strict=True):
         for shift, percentile, colour in ((-0.15, 50, BLUE), (0.15, 99, ORANGE)):
@@ -349,10 +350,13 @@ def beside() -> Any:
         axis.set_title(title)
         axis.grid(axis="x", color="#eceff1")
         axis.set_axisbelow(True)
-    panels[0].set_yticks(range(len(found)), list(map(str, found)))
+    panels[0].set_yticks(range(len(found)), labels)
     panels[0].invert_yaxis()
-    panels[0].legend(frameon=False, title="dotted: aims")
-    figure.supxlabel("vllm-cold / equal work without contrasts, regular requests", fontsize=9)
+    handles, names = panels[0].get_legend_handles_labels()
+    figure.legend(
+        handles, names, frameon=False, loc="outside upper right", ncols=2, title="dotted: aims"
+    )
+    figure.supxlabel("regular requests, at 80 % load: over equal work in stock vLLM", fontsize=9)
     return figure
 
 

@@ -420,7 +420,9 @@ def _three(file: str, cell: str, key: str) -> str:
 
 def when() -> list[str]:
     """README's: what to use when."""
-    turns, told = (partial(_three, JOINT, cell) for cell in ("told-turns", "told-facts"))
+    turns, told, unrelated = (
+        partial(_three, JOINT, cell) for cell in ("told-turns", "told-facts", "unrelated")
+    )
     best, none = "best passage", "best passage or none"
     rows = [
         [
@@ -443,14 +445,16 @@ def when() -> list[str]:
             f"`cfg`: {told('cad')}; both: {told(BOTH)}, after two turns {turns(BOTH)}",
             f"right answers alone: repeated {told(f'{REPEATED}: right')}; `cfg` "
             f"{told('cad: right')}; both {told(f'{BOTH}: right')}, "
-            f"after two turns {turns(f'{BOTH}: right')}",
+            f"after two turns {turns(f'{BOTH}: right')}. A system prompt that has nothing to do "
+            f"with it: repeated {unrelated(REPEATED)}, both {unrelated(BOTH)}",
         ],
         [
             "[limit what a confidential text adds](docs/bound.md)",
             f"leave it out, where nothing depends on it. Forbidding: told in {_told(GREEDY)} of "
             "attempts",
             f"`bound`, 8 bits: told in {_told('8 bits')}",
-            f"public facts, `bound`: {_two('secrets-everyday')}",
+            f"public facts, `bound`: {_two('secrets-everyday')}. No use was shown against "
+            "attacks in documents and adapters",
         ],
         [
             "[improve a LoRA adapter](docs/adapters.md)", "greedy decoding",

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from benchmarks.beside.spans import Estimate, Rounds, pooled, quotient
+from benchmarks.beside.spans import Estimate, Rounds, mean_quotient, pooled, quotient
 from benchmarks.rounds import short
 
 OURS, STOCK, AGAIN, CAPPED = "vllm-cold", "stock", "stock again", "capped"
@@ -30,9 +30,13 @@ class Point(NamedTuple):
     contrast: str
     load: int
 
+    @property
+    def kind(self) -> str:
+        """How much of it is contrastive, and with what."""
+        return f"{self.percent} %, {CONTRASTS[self.contrast]}" if self.percent else CONTRASTS[""]
+
     def __str__(self) -> str:
-        kind = f"{self.percent} %, {CONTRASTS[self.contrast]}" if self.percent else "0 %"
-        return f"{self.workload}, {kind}, at {self.load} %"
+        return f"{self.workload}, {self.kind}, at {self.load} %"
 
 
 class Found(NamedTuple):
@@ -96,13 +100,26 @@ HEAD = (
 )  # fmt: skip
 
 
+def together(
+    content: Mapping[str, Any], workload: str, load: int, metric: str, percentile: float
+) -> Estimate:
+    """The geometric mean of the quotients of all traffic with contrasts."""
+    systems = [
+        found.systems
+        for point, found in points(content).items()
+        if (point.workload, point.load) == (workload, load) and point.percent
+    ]
+    return mean_quotient([(by[OURS][metric], by[STOCK][metric]) for by in systems], percentile)
+
+
 def rows(content: Mapping[str, Any], workload: str, metric: str) -> Iterator[list[str]]:
-    """A row for each point of a workload; where none is contrastive also stock over itself."""
+    """A row for each point of a workload, where none is contrastive also stock over itself; then
+    one for all with contrasts at each load.
+    """
     for point, found in points(content).items():
         if point.workload != workload:
             continue
-        kind = f"{point.percent} %, {CONTRASTS[point.contrast]}" if point.percent else "none"
-        for over, label in ((OURS, kind), (AGAIN, "none: stock twice")):
+        for over, label in ((OURS, point.kind), (AGAIN, "none: stock twice")):
             if over in found.systems:
                 yield [
                     label, str(point.load), short(found.rate),
@@ -115,6 +132,18 @@ def rows(content: Mapping[str, Any], workload: str, metric: str) -> Iterator[lis
                         for percentile in PERCENTILES
                     ),
                 ]  # fmt: skip
+    contrasted = [p for p in points(content) if p.workload == workload and p.percent]
+    for load in sorted({point.load for point in contrasted}):
+        yield [
+            "all contrastive: mean", str(load), "", "", "",
+            *(
+                ratio(
+                    together(content, workload, load, metric, percentile),
+                    AIMS.get(percentile) if metric == "first" else None,
+                )
+                for percentile in PERCENTILES
+            ),
+        ]  # fmt: skip
 
 
 FLOOD_HEAD = (

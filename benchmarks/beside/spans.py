@@ -52,11 +52,17 @@ def quotient(over: Rounds, under: Rounds, percentile: float) -> Estimate:
     if len(over) != len(under):
         raise ValueError(f"{len(over)} rounds over {len(under)}: must be the same rounds")
 
-    def figure(drawn: Sequence[int]) -> float:
-        above, below = ([rounds[index] for index in drawn] for rounds in (over, under))
-        return pooled(above, percentile) / pooled(below, percentile)
+    return mean_quotient([(over, under)], percentile)
 
-    return over_rounds(len(over), figure)
+
+def mean_quotient(pairs: Sequence[tuple[Rounds, Rounds]], percentile: float) -> Estimate:
+    """The geometric mean of such quotients, of pairs that have the same rounds."""
+
+    def figure(drawn: Sequence[int]) -> float:
+        of = [[pooled([rounds[i] for i in drawn], percentile) for rounds in pair] for pair in pairs]
+        return float(np.exp(np.mean([np.log(above / below) for above, below in of])))
+
+    return over_rounds(min(len(over) for over, _ in pairs), figure)
 
 
 def difference(over: Sequence[float], under: Sequence[float]) -> Estimate:

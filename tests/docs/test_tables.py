@@ -6,6 +6,7 @@ releases.
 import csv
 import io
 import re
+from collections.abc import Iterable
 
 import pytest
 
@@ -14,6 +15,7 @@ from docs import tables
 from tests.docs.blocks import ROOT, pages
 from tests.upstream.versions import RELEASES
 from vllm_cold.compat import places
+from vllm_cold.compat.patching import Hook, Wraps
 from vllm_cold.compat.versions import RANGE, VALIDATED, minor
 from vllm_cold.settings.presets import PRESETS
 
@@ -120,6 +122,27 @@ def test_what_each_seam_would_end(heading: str, can_go: str) -> None:
     named = re.findall(r"`((?:frontend|scheduler|wire|worker)\.\w+)`", section)
     ended = {hook.file for hook in places_page.HOOKS if hook.can_go == can_go}
     assert set(named) == ended and len(named) >= 4
+
+
+def test_how_many_places_are_hooked_and_a_server_needs() -> None:
+    server = {
+        "in every process, when vLLM loads the plugin",
+        "in a front end of an engine with contrastive decoding",
+        "in an API server",
+        "in every process of an engine with contrastive decoding",
+        "in its workers",
+        "with the V2 model runner",
+    }
+    assert server < {hook.when.text for hook in places_page.HOOKS}
+
+    def count(hooks: Iterable[Hook]) -> tuple[int, int]:
+        wrapped = [isinstance(place, Wraps) for hook in hooks for place in hook.places]
+        return sum(wrapped), len(wrapped) - sum(wrapped)
+
+    text = " ".join((ROOT / "docs" / "for-vllm.md").read_text(encoding="utf-8").split())
+    assert "[{} wrapped places and {} that".format(*count(places_page.HOOKS)) in text
+    needed = count(hook for hook in places_page.HOOKS if hook.when.text in server)
+    assert "needs {} and {} of them".format(*needed) in text
 
 
 def test_each_release_is_in_the_table_and_how_far_it_is_tested() -> None:

@@ -51,7 +51,8 @@ def served(
 @pytest.mark.engine
 def test_the_command(folder: Path) -> None:
     script = block("docs/explain.md", "image").rstrip() + " --dtype float32 --max-tokens 8"
-    printed = page.run(script, folder, {"MODEL": str(folder / "model")})
+    assert script.count(MODEL) == 1
+    printed = page.run(script.replace(MODEL, str(folder / "model")), folder, {})
     flowing = " ".join(printed.split())
     assert "against base model noise:500, weight -1" in flowing
     assert "[image photo.png, 56 × 56, noise:500]⏎ Is there a dog" in flowing

@@ -187,6 +187,23 @@ def too_little_for_a_group(model: Path) -> None:
     harness.drain()
 
 
+def looked_past_are_few_groups(model: Path) -> None:
+    """Who comes behind five groups with too little room waits for them, but not behind four."""
+    for groups, wanted in ((4, 7), (5, 13)):
+        harness = Harness(model, Setup(num_blocks=257, max_num_seqs=4, budget=64))
+        for number in range(4):
+            harness.add(prompt(4, 10 * number), 6 + 6 * (number > 0))
+        harness.step()
+        for number in range(groups):
+            harness.add(prompt(5, 20 * number), 3, adapter=1, cold=True)
+        behind = harness.add(prompt(4, 290), 30)
+        harness.drain()
+        if wanted == 7:
+            assert harness.first_step[behind] == 7
+        else:
+            assert harness.first_step[behind] > 13
+
+
 def urgent_ones_are_not_overtaken(model: Path) -> None:
     """With priorities by those that are as urgent, and by no others."""
     for urgency, wanted in ((1, 7), (2, 13)):

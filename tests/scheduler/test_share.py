@@ -80,6 +80,23 @@ def test_no_regular_request_starts_later_than_with_the_rest_of_the_slots(
 
 
 @both
+def test_who_waits_for_it_does_not_overtake(is_async: bool, tiny: Path) -> None:
+    """A group within the share has too little room: regular requests overtake it, and groups beyond
+    the share neither do nor are in the way of those that do.
+    """
+    harness = roomy(tiny, 4, share=0.75, is_async=is_async)
+    for number in range(4):
+        harness.add(prompt(4, 10 * number), 6 + 6 * (number > 0))
+    harness.step()
+    within = harness.add(prompt(5), 3, adapter=1, cold=True)
+    beyond = harness.add(prompt(5, 50), 3, adapter=1, cold=True)
+    overtakes = harness.add(prompt(4, 90), 30)
+    harness.drain()
+    first = harness.first_step
+    assert first[overtakes] < first[within] < first[beyond]
+
+
+@both
 @policies
 def test_those_beyond_it_wait_in_their_order(policy: str, is_async: bool, tiny: Path) -> None:
     """Also one that would fit, behind one that does not."""

@@ -154,7 +154,10 @@ def test_a_missed_aim_is_said() -> None:
         "3 aims kept, 1 not shown to be",
         "missed: text, 30 %, four amateurs, at 80 %: p50 1.07 (1.07 to 1.07), aim at most 1.03",
     ]
-    half, most = pages.rows(content, "text", "first")
+    half, most, *together = pages.rows(content, "text", "first")
+    assert [row[1:3] + row[-1:] for row in together] == [
+        ["50", "", half[-1]], ["80", "", most[-1]]
+    ]  # fmt: skip
     assert half[:3] == ["30 %, four amateurs", "50", "1.00"]
     assert half[-3:] == [
         "**1.00 (1.00 to 1.00)**",
@@ -166,6 +169,27 @@ def test_a_missed_aim_is_said() -> None:
     ]  # fmt: skip
     assert "**" not in "".join(next(pages.rows(content, "text", "further")))
     assert not list(pages.rows(content, "adapters", "first"))
+
+
+def test_all_contrasts_together_have_the_mean_of_their_quotients() -> None:
+    runs = [
+        run(system, [scale], contrast=contrast, round=round_)
+        for contrast, factor in (("one", 0.5), ("four", 8.0))
+        for round_ in range(3)
+        for system, scale in ((STOCK, 1.0), (OURS, factor))
+    ]
+    runs += [run(STOCK, [1.0], percent=0, contrast=""), run(OURS, [9.0], percent=0, contrast="")]
+    *_, row = pages.rows({"runs": runs}, "text", "first")
+    assert row[0] == "all contrastive: mean" and row[-1] == "2.00 (2.00 to 2.00)†"
+
+
+def test_a_run_is_long_enough(tmp_path: Path) -> None:
+    plan = bench.Plan(regular=40, seconds=6.0)
+    here = bench.Bench(plan, tmp_path, TEXT, tmp_path, lambda _: None)
+    assert here._regular(Mix("text"), 30.0) == 180
+    assert here._regular(Mix("text", 30, "one"), 20.0) == 84
+    assert here._regular(Mix("text", 30, "one"), 2.0) == 40
+    assert here._regular(Mix("text"), math.inf) == 40
 
 
 def test_the_picture_has_a_dot_for_each_ratio(
@@ -185,7 +209,7 @@ def test_the_picture_has_a_dot_for_each_ratio(
         dots = [line.get_xdata()[0] for line in axis.lines if line.get_marker() == "o"]
         assert dots == [1.5] * 4
     assert [label.get_text() for label in panels[0].get_yticklabels()] == [
-        "text, 30 %, one amateur, at 80 %", "text, 30 %, four amateurs, at 80 %",
+        "text, 30 %, one amateur", "text, 30 %, four amateurs",
     ]  # fmt: skip
 
 
@@ -277,7 +301,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> type[Fake]:
     return kind
 
 
-PLAN = bench.Plan(regular=5, rounds=2, exact=9, loads=[80], shares=[30])
+PLAN = bench.Plan(regular=5, seconds=0.0, rounds=2, exact=9, loads=[80], shares=[30])
 
 
 def found(tmp_path: Path, plan: bench.Plan = PLAN) -> bench.Findings:
