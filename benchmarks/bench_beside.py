@@ -31,7 +31,8 @@ with four. The systems, an ``AsyncLLM`` process each:
 In each round all points come in an order that is shuffled anew, and at each point the systems do,
 one after the other, with an empty prefix cache: all of a round get the same requests at the same
 times. The processes live throughout; one computes at a time. Percentiles are of the regular
-requests of all rounds, their quotients have intervals of 95 % by a bootstrap that draws rounds.
+requests of all rounds, their quotients have intervals of 95 % by a bootstrap that draws rounds
+(expanded for their small number: ``spans``).
 
 Speeds are measured in bfloat16, as servers are run; in it a token may depend on the batch, so of
 these tokens only the share that equals stock's is told, beside the share of stock's own second run.
@@ -109,7 +110,7 @@ class Plan:
         shares: Percent of the requests that are contrastive, besides 0.
         loads: Percent of the capacity.
         regular: Regular requests of a run, at least.
-        seconds: For which requests come in a run, at least.
+        seconds: For which requests come in a run on average, at least.
         rounds: Runs of each system at each point.
         exact: Regular requests whose tokens are compared in float32.
         max_share: The cap of ``capped``.
@@ -287,7 +288,7 @@ class Bench:
         return throughput(got["done"]) * len(clients) / len(made)
 
     def _estimate(self, of: Sequence[Mix]) -> float:
-        """Minutes that the traffic of these takes."""
+        """Minutes that the traffic of these takes, without the flood."""
         seconds = 0.0
         for mix, load in product(of, self._plan.loads):
             rate = self.found.capacity[str(mix)] * load / 100
@@ -363,7 +364,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--shares", type=percent, nargs="+", help="percent contrastive, besides 0")
     parser.add_argument("--loads", type=percent, nargs="+", help="percent of the capacity")
     parser.add_argument("--regular", type=positive, help="regular requests of a run, at least")
-    parser.add_argument("--seconds", type=float, help="in which they come, at least")
+    parser.add_argument("--seconds", type=float, help="in which they come on average, at least")
     parser.add_argument("--rounds", type=positive)
     parser.add_argument("--max-share", type=float, help="the cap in a flood, of the seats")
     parser.add_argument("--quick", action="store_true", help="a trial of a minute or two")

@@ -356,7 +356,9 @@ def beside() -> Any:
     figure.legend(
         handles, names, frameon=False, loc="outside upper right", ncols=2, title="dotted: aims"
     )
-    figure.supxlabel("regular requests, at 80 % load: over equal work in stock vLLM", fontsize=9)
+    figure.supxlabel(
+        "regular requests, at 80 % load: over equal work without a contrast", fontsize=9
+    )
     return figure
 
 

@@ -453,8 +453,8 @@ def when() -> list[str]:
             f"leave it out, where nothing depends on it. Forbidding: told in {_told(GREEDY)} of "
             "attempts",
             f"`bound`, 8 bits: told in {_told('8 bits')}",
-            f"public facts, `bound`: {_two('secrets-everyday')}. No use was shown against "
-            "attacks in documents and adapters",
+            f"public facts, `bound`: {_two('secrets-everyday')}. Against attacks in "
+            "documents and adapters free means did as well",
         ],
         [
             "[improve a LoRA adapter](docs/adapters.md)", "greedy decoding",

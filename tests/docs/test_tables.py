@@ -140,9 +140,12 @@ def test_how_many_places_are_hooked_and_a_server_needs() -> None:
         return sum(wrapped), len(wrapped) - sum(wrapped)
 
     text = " ".join((ROOT / "docs" / "for-vllm.md").read_text(encoding="utf-8").split())
-    assert "[{} wrapped places and {} that".format(*count(places_page.HOOKS)) in text
-    needed = count(hook for hook in places_page.HOOKS if hook.when.text in server)
-    assert "needs {} and {} of them".format(*needed) in text
+    wrapped, relied = count(places_page.HOOKS)
+    assert f"[{wrapped} wrapped places and {relied} that" in text
+    of_server, relied = count(hook for hook in places_page.HOOKS if hook.when.text in server)
+    assert f"needs {of_server} and {relied} of them" in text
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"up to {wrapped} in all ({of_server} in a server" in readme
 
 
 def test_each_release_is_in_the_table_and_how_far_it_is_tested() -> None:

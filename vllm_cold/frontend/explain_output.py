@@ -20,6 +20,9 @@ def wrap_make_request_output(
     **kwargs: Any,
 ) -> Any:
     """Wrap ``RequestState.make_request_output``."""
+    if kv_transfer_params is None and finish_reason is None:  # of most requests, in each step
+        rest = pooling_output, None, stop_reason, None, *args
+        return original(self, new_token_ids, *rest, **kwargs)
     told, transfer = transfer_params.told_in(kv_transfer_params), kv_transfer_params
     if told:
         transfer = transfer_params.without_told(transfer)
