@@ -24,7 +24,6 @@ from vllm_cold.tools.explain import page as explain_page
 from vllm_cold.tools.explain.record import Report
 
 FOLDER = Path(__file__).with_name("samples")
-ALPHA = 0.02  # so that there are few candidates
 WIDTH = 100  # of a terminal
 DIGITS = 7  # of numbers in the files: more than a page shows
 _COMPACT: dict[str, Any] = {"ensure_ascii": False, "allow_nan": False, "separators": (",", ":")}
@@ -57,24 +56,28 @@ def record(names: Sequence[str]) -> None:
     for name in names:
         with tempfile.TemporaryDirectory() as folder:
             text = json.dumps(_rounded(_RUNS[name](model, Path(folder))), **_COMPACT)
-        for path, shown in ((model, "SmolLM2-135M-Instruct"), (f"{folder}/", "")):
-            text = text.replace(path, shown)
+        for path in (model, Path(model).name):
+            text = text.replace(path, "SmolLM2-135M-Instruct")
+        text = text.replace(f"{folder}/", "")
         FOLDER.mkdir(exist_ok=True)
         (FOLDER / f"{name}.json").write_text(text + "\n", encoding="utf-8")
 
 
 def _explain(model: str, work: Path) -> Any:
-    # A text that answers, as README has it, and one that contradicts what the model remembers.
+    # A text that answers, as README has it, and one that has nothing to do with the question.
     chats = (
         ("Text: The shop opens at 11 o'clock.", "When does the shop open?"),
-        ("Text: The city of Chicago is in Germany.", "In which country is the city of Chicago?"),
+        (
+            "Text: The director of the Salt Museum is Nadia Okoro.",
+            "What is the capital of Norway?",
+        ),
     )
     rows = ({"messages": [{"role": "user", "content": text} for text in chat]} for chat in chats)
     lines = "".join(json.dumps(row) + "\n" for row in rows)
     (work / "prompts.jsonl").write_text(lines, encoding="utf-8")
     with mock.patch.object(explain_page, "render", wraps=explain_page.render) as render:
         _run("explain", "--model", model, "--prompts", work / "prompts.jsonl", "--without", "0",
-             "--preset", "cad", "--alpha", ALPHA, "--max-tokens", "20", "--dtype", "float32",
+             "--preset", "cad", "--max-tokens", "20", "--dtype", "float32",
              "--max-model-len", "1024", "--html", work / "explain.html")  # fmt: skip
     return render.call_args.args[0].model_dump(mode="json")
 
