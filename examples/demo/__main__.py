@@ -173,7 +173,7 @@ def commands() -> list[tuple[str, str]]:
 
 def main() -> int:
     """Run the demo; returns the exit status."""
-    about = "Show what vllm-cold does, on a small model, on this machine; takes three minutes."
+    about = "Show what vllm-cold does, on a small model, in two to three minutes on two cores."
     argparse.ArgumentParser(prog="python -m examples.demo", description=about).parse_args()
     quiet()
     try:
