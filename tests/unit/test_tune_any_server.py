@@ -303,6 +303,9 @@ def test_an_answer_that_is_not_whole(other: Other, capsys: Capture) -> None:
     assert "was ended with None" in capsys.readouterr().err
     other.finish = "content_filter"
     assert other.tune("--baselines") == 0
+    assert "the answers of greedy were ended by the server's content filter" in " ".join(
+        other.report["notes"]
+    )
 
 
 def test_the_usual_key_goes_to_openai_and_to_this_machine_alone(

@@ -204,6 +204,11 @@ class Tuning:
                     f"{self.task.options.max_tokens} tokens; a larger --max-tokens may change "
                     "scores."
                 )
+            if withheld := ends.count("content_filter"):
+                notes.append(
+                    f"{withheld} of the answers of {name} were ended by the server's content "
+                    "filter, and are judged as they came."
+                )
         if not any(self.scored.values()):
             notes.append(
                 "Nothing is right, with or without a contrast. Compare answers.jsonl with the "
