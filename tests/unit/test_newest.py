@@ -33,7 +33,8 @@ def test_a_row_that_broke_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_issue_has_the_rows_and_the_command() -> None:
-    failures = {f"tests/unit/test_{i}.py::test_x": "assert 1 == 2" for i in range(52)}
+    failures = {f"tests/unit/test_{i}.py::test_x": f"assert {i} == 2" for i in range(50)}
+    failures |= {f"tests/unit/test_y.py::test_{i}": "d is gone | x" for i in range(2)}
     heading = newest.title("release", "0.99.0")
     text = newest.issue(heading, "release", "0.99.0", [ROW], Result(7, 52, 1), failures)
     assert text.splitlines()[0] == "# vLLM 0.99.0 breaks vllm-cold"
@@ -42,7 +43,9 @@ def test_an_issue_has_the_rows_and_the_command() -> None:
         "| contrasts are refused |"
     ) in text
     assert "7 passed, 52 failed, 1 skipped" in text
-    assert text.count("assert 1 == 2") == newest.SHOWN and "- and 2 more" in text
+    shown = [line for line in text.splitlines() if line.startswith("- `tests/")]
+    assert shown[0] == "- `tests/unit/test_y.py::test_0` and 1 more: d is gone \\| x"
+    assert len(shown) == newest.SHOWN and "- and 1 other causes" in text
     assert "`make newest VLLM=0.99.0`" in text
     text = newest.issue(
         newest.title("main", "1.0.dev1"), "main", "1.0.dev1", [], Result(7, 0, 1), {}

@@ -24,7 +24,7 @@ from tests.upstream.broken import Row
 from tests.upstream.compare import Result
 
 MAIN, RELEASE = "main", "release"
-SHOWN = 50  # failed tests
+SHOWN = 50  # causes of failures
 PLACES = "https://vllm-cold.github.io/vllm-cold/reference/places.html"
 
 
@@ -65,11 +65,19 @@ def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
 
 
+def _some(tests: Sequence[str]) -> str:
+    return f"`{tests[0]}`" + (f" and {len(tests) - 1} more" if len(tests) > 1 else "")
+
+
 def issue(
     heading: str, wanted: str, version: str, broken: Sequence[Row], result: Result,
     failures: Mapping[str, str],
 ) -> str:  # fmt: skip
-    """The text of an issue, its title in the first line."""
+    """The text of an issue, its title in the first line; what fails most tests comes first."""
+    by_cause: dict[str, list[str]] = {}
+    for test, why in failures.items():
+        by_cause.setdefault(why, []).append(test)
+    causes = sorted(by_cause, key=lambda why: -len(by_cause[why]))
     lines = [f"# {heading}", "", f"vLLM {version}, looked at without an engine.", ""]
     if broken:
         lines += [
@@ -90,10 +98,10 @@ def issue(
         f"Tests without a model: {result.passed} passed, {result.failed} failed, {result.skipped} "
         "skipped.",
         "",
-        *(f"- `{test}`: {_cell(why)}" for test, why in list(failures.items())[:SHOWN]),
+        *(f"- {_some(by_cause[why])}: {_cell(why)}" for why in causes[:SHOWN]),
     ]
-    if len(failures) > SHOWN:
-        lines.append(f"- and {len(failures) - SHOWN} more")
+    if len(causes) > SHOWN:
+        lines.append(f"- and {len(causes) - SHOWN} other causes")
     again = wanted if wanted != RELEASE else version
     lines += ["", f"The same again: `make newest VLLM={again}`."]
     return "\n".join(lines) + "\n"

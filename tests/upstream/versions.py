@@ -81,6 +81,12 @@ RELEASES = {
 }
 
 
+def _name(module: str, test: str) -> str:
+    """As pytest has it; of a file that cannot be imported JUnit's report has no module."""
+    path = (module or test).replace(".", "/") + ".py"
+    return f"{path}::{test}" if module else path
+
+
 def tests(
     version: str, suite: str, python: Path, left_out: Mapping[str, str]
 ) -> tuple[compare.Result, dict[str, str]]:
@@ -88,6 +94,8 @@ def tests(
     and the first line of why.
     """
     command = [str(python), "-m", "pytest", "-q", "-p", guard.__name__, "-p", "no:cacheprovider"]
+    # A file that cannot even be imported must not hide what the others find.
+    command.append("--continue-on-collection-errors")
     for test in left_out:
         if test.startswith("tests/"):
             file, _, name = test.partition("::")
@@ -106,7 +114,7 @@ def tests(
             return compare.Result(0, 1, 0), {suite: "the run ended early"}
         (found,) = ElementTree.parse(report).getroot()
     failures = {
-        f"{case.attrib['classname'].replace('.', '/')}.py::{case.attrib['name']}": why.attrib.get(
+        _name(case.attrib["classname"], case.attrib["name"]): why.attrib.get(
             "message", ""
         ).partition("\n")[0]
         for case in found
