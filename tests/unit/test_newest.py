@@ -45,13 +45,19 @@ def test_an_issue_has_the_rows_and_the_command() -> None:
     assert "7 passed, 52 failed, 1 skipped" in text
     shown = [line for line in text.splitlines() if line.startswith("- `tests/")]
     assert shown[0] == "- `tests/unit/test_y.py::test_0` and 1 more: d is gone \\| x"
-    assert len(shown) == newest.SHOWN and "- and 1 other causes" in text
+    assert len(shown) == newest.SHOWN and "- other causes: 1" in text
     assert "`make newest VLLM=0.99.0`" in text
     text = newest.issue(
         newest.title("main", "1.0.dev1"), "main", "1.0.dev1", [], Result(7, 0, 1), {}
     )
     assert text.startswith("# vLLM's main breaks vllm-cold\n\nvLLM 1.0.dev1,")
     assert "All rows" in text and "`make newest VLLM=main`" in text
+
+
+def test_a_file_that_cannot_be_imported_has_its_path() -> None:
+    name = versions._name  # as JUnit's report has it: without a module, or with one
+    assert name("", "tests.unit.test_x") == "tests/unit/test_x.py"
+    assert name("tests.unit.test_x", "test_y[a.b]") == "tests/unit/test_x.py::test_y[a.b]"
 
 
 def test_a_wheels_python_part_is_unpacked(tmp_path: Path) -> None:

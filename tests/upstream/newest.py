@@ -101,7 +101,7 @@ def issue(
         *(f"- {_some(by_cause[why])}: {_cell(why)}" for why in causes[:SHOWN]),
     ]
     if len(causes) > SHOWN:
-        lines.append(f"- and {len(causes) - SHOWN} other causes")
+        lines.append(f"- other causes: {len(causes) - SHOWN}")
     again = wanted if wanted != RELEASE else version
     lines += ["", f"The same again: `make newest VLLM={again}`."]
     return "\n".join(lines) + "\n"

@@ -207,7 +207,7 @@ class Tuning:
             if withheld := ends.count("content_filter"):
                 notes.append(
                     f"{withheld} of the answers of {name} were ended by the server's content "
-                    "filter, and are judged as they came."
+                    "filter, and are judged as they came; answers.jsonl has them."
                 )
         if not any(self.scored.values()):
             notes.append(
