@@ -173,7 +173,7 @@ def commands() -> list[tuple[str, str]]:
 
 def main() -> int:
     """Run the demo; returns the exit status."""
-    about = "Show what vllm-cold does, on a small model, in two to three minutes on two cores."
+    about = "Show what vllm-cold does, on a small model, in about two minutes on two cores."
     argparse.ArgumentParser(prog="python -m examples.demo", description=about).parse_args()
     quiet()
     try:

@@ -96,15 +96,14 @@ def answer(llm: Any, cases: Sequence[Case]) -> None:
     options: dict[str, Any] = {"temperature": 0.0, "max_tokens": MAX_TOKENS}
     regular = SamplingParams(**options)
     cad = ColdParams.preset("cad", amateur=Amateur(without="tool"), **options)
-    chats, params = [], []
-    for case in cases:
-        asked = user(case.question)
-        whole = [{"role": "tool", "tool_call_id": "0", "content": case.text}, *asked]
-        chats += [asked, whole, whole]
-        params += [regular, regular, cad]
-    texts = [" ".join(o.outputs[0].text.split()) for o in llm.chat(chats, params, use_tqdm=False)]
+    asked = [user(case.question) for case in cases]
+    texts = [{"role": "tool", "tool_call_id": "0", "content": case.text} for case in cases]
+    whole = [[text, *chat] for text, chat in zip(texts, asked, strict=True)]
+    params = [*[regular] * 2 * len(cases), *[cad] * len(cases)]
+    outputs = llm.chat([*asked, *whole, *whole], params, use_tqdm=False)
+    answers = [" ".join(output.outputs[0].text.split()) for output in outputs]
     for i, case in enumerate(cases):
-        case.alone, case.regular, case.cad = texts[3 * i : 3 * i + 3]
+        case.alone, case.regular, case.cad = answers[i :: len(cases)]
 
 
 def count(cases: Sequence[Case], way: str) -> str:
