@@ -32,6 +32,14 @@ def test_a_row_that_broke_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Row.from_json(asdict(row) | {"problems": list(row.problems)}) == row
 
 
+def test_an_index_that_cannot_be_reached_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sdist, "_pip_settings", dict)
+    monkeypatch.setattr(sdist, "NIGHTLY", "http://127.0.0.1:9/nightly")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with pytest.raises(SystemExit, match="^vllm was not looked up: http://127.0.0.1:9/nightly: "):
+        sdist.fetch_main()
+
+
 def test_an_issue_has_the_rows_and_the_command() -> None:
     failures = {f"tests/unit/test_{i}.py::test_x": f"assert {i} == 2" for i in range(50)}
     failures |= {f"tests/unit/test_y.py::test_{i}": "d is gone | x" for i in range(2)}

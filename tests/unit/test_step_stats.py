@@ -20,11 +20,13 @@ from vllm.v1.metrics.prometheus import unregister_vllm_metrics
 from vllm.v1.metrics.reader import get_metrics_snapshot
 from vllm.v1.metrics.stats import SchedulerStats
 
+from tests.engine_config import config
 from tests.front_end import ONE, Front
 from vllm_cold import Amateur, ColdParams
 from vllm_cold.compat import hardware
 from vllm_cold.compat.patching import bind
 from vllm_cold.frontend import metrics
+from vllm_cold.frontend.engine_config import configure
 from vllm_cold.frontend.metrics import PREFIX, ColdMetrics
 from vllm_cold.ops.interface import NOT_FINITE, OUT_OF_RANGE
 from vllm_cold.scheduler import output_checks
@@ -93,6 +95,23 @@ def explained(weight: float) -> Explained:
 
 def array(*rows: Any) -> np.ndarray:
     return np.array(rows)
+
+
+@pytest.mark.parametrize(("share", "of_share"), [(None, 32.0), (0.25, 8.0)])
+def test_a_share_of_the_slots_is_on_the_page(share: float | None, of_share: float) -> None:
+    unregister_vllm_metrics()
+    engine = config(served_model_name="m")
+    engine.scheduler_config.max_num_seqs = 32
+    engine.additional_config = {"cold": {} if share is None else {"max_share": share}}
+    configure(engine)
+    manager = SimpleNamespace(engine_indexes=[1])
+
+    def original(manager: Any, vllm_config: Any) -> None:
+        manager.stat_loggers = [PrometheusStatLogger.__new__(PrometheusStatLogger)]
+
+    metrics.wrap_logger_manager_init(original, manager, engine)
+    assert sample("sequence_slots", engine=1, of="engine") == 32.0
+    assert sample("sequence_slots", engine=1, of="contrastive") == of_share
 
 
 def test_figures_are_in_the_order_of_the_tokens() -> None:

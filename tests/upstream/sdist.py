@@ -16,7 +16,9 @@ import tarfile
 import tempfile
 import zipfile
 from pathlib import Path
+from typing import Any
 
+import httpx2
 from unearth import Package, PackageFinder
 
 ROOT = Path(__file__).parents[2]
@@ -62,13 +64,22 @@ def _finder(nightly: bool = False) -> PackageFinder:
     )
 
 
+def _best(finder: PackageFinder, wanted: str, **options: Any) -> Package | None:
+    """What the index has; one sentence if it cannot be reached."""
+    try:
+        return finder.find_best_match(wanted, **options).best
+    except httpx2.TransportError as error:
+        urls = ", ".join(str(source["url"]) for source in finder.sources)
+        raise SystemExit(f"{wanted} was not looked up: {urls}: {error}") from error
+
+
 def fetch(version: str) -> Path:
     """The archive of ``vllm==version``; downloaded once, its hash checked against the index."""
     archive = CACHE / f"vllm-{version}.tar.gz"
     if archive.exists():
         return archive
     finder = _finder()
-    best = finder.find_best_match(f"vllm=={version}").best
+    best = _best(finder, f"vllm=={version}")
     if best is None:
         raise SystemExit(f"no source distribution of vllm {version} on pip's index")
     if not best.link.hash_option and not best.link.is_file:
@@ -87,7 +98,7 @@ def _download(finder: PackageFinder, package: Package, target: Path) -> Path:
 
 def newest() -> str:
     """The newest release on pip's index."""
-    best = _finder().find_best_match("vllm").best
+    best = _best(_finder(), "vllm")
     if best is None or best.version is None:
         raise SystemExit("no source distribution of vllm on pip's index")
     return best.version
@@ -96,7 +107,7 @@ def newest() -> str:
 def fetch_main() -> Path:
     """The newest wheel of vLLM's main branch for this platform; downloaded once."""
     finder = _finder(nightly=True)
-    best = finder.find_best_match("vllm", allow_prereleases=True).best
+    best = _best(finder, "vllm", allow_prereleases=True)
     if best is None:
         raise SystemExit(f"no wheel of vLLM's main for this platform at {NIGHTLY}")
     wheel = CACHE / best.link.filename
