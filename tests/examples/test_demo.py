@@ -100,7 +100,7 @@ def test_what_a_person_sees(tmp_path: Path) -> None:
     assert int(gain[2]) < int(gain[0]) < int(gain[1]) - 10
     assert int(harm[1]) < int(harm[0]) < int(harm[2])
     told = re.search(r"attempts: regular (\d+), .*? 0\. Of 30 .*? (\d+), bound (\d+)\.", shown)
-    assert told is not None and int(told[1]) > 10 and int(told[3]) >= int(told[2]) - 3
+    assert told is not None and int(told[1]) > 10 and int(told[3]) >= int(told[2]) - 2
     assert f"{speed.TOKENS} of {speed.TOKENS} as in vLLM without the plugin" in shown
     here, there = re.findall(r"tokens a second: (\d+) here, (\d+) without", shown)[0]
     assert int(here) > int(there)

@@ -34,9 +34,11 @@ def test_a_row_that_broke_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_an_index_that_cannot_be_reached_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sdist, "_pip_settings", dict)
-    monkeypatch.setattr(sdist, "NIGHTLY", "http://127.0.0.1:9/nightly")
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    with pytest.raises(SystemExit, match="^vllm was not looked up: http://127.0.0.1:9/nightly: "):
+    monkeypatch.setattr(sdist, "NIGHTLY", "http://me:key@127.0.0.1:9/nightly")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.setenv(name, "127.0.0.1")
+    said = r"^vllm cannot be had: http://\*\*\*@127.0.0.1:9/nightly: "
+    with pytest.raises(SystemExit, match=said):
         sdist.fetch_main()
 
 

@@ -15,11 +15,13 @@ import sys
 import tarfile
 import tempfile
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx2
-from unearth import Package, PackageFinder
+from unearth import Link, Package, PackageFinder
 
 ROOT = Path(__file__).parents[2]
 CACHE = ROOT / ".venv" / "upstream"  # `make clean` removes it
@@ -64,13 +66,19 @@ def _finder(nightly: bool = False) -> PackageFinder:
     )
 
 
-def _best(finder: PackageFinder, wanted: str, **options: Any) -> Package | None:
-    """What the index has; one sentence if it cannot be reached."""
+@contextmanager
+def _reaching(finder: PackageFinder, wanted: str) -> Iterator[None]:
+    """End in one sentence if the index cannot be reached."""
     try:
-        return finder.find_best_match(wanted, **options).best
+        yield
     except httpx2.TransportError as error:
-        urls = ", ".join(str(source["url"]) for source in finder.sources)
-        raise SystemExit(f"{wanted} was not looked up: {urls}: {error}") from error
+        urls = ", ".join(Link(str(source["url"])).redacted for source in finder.sources)
+        raise SystemExit(f"{wanted} cannot be had: {urls}: {error}") from error
+
+
+def _best(finder: PackageFinder, wanted: str, **options: Any) -> Package | None:
+    with _reaching(finder, wanted):
+        return finder.find_best_match(wanted, **options).best
 
 
 def fetch(version: str) -> Path:
@@ -91,7 +99,10 @@ def _download(finder: PackageFinder, package: Package, target: Path) -> Path:
     """Download a file that was found, whole or not at all."""
     CACHE.mkdir(parents=True, exist_ok=True)
     print(f"downloading {package.link.filename}", flush=True)
-    with tempfile.TemporaryDirectory(dir=CACHE) as folder:
+    with (
+        tempfile.TemporaryDirectory(dir=CACHE) as folder,
+        _reaching(finder, str(package.link.filename)),
+    ):
         finder.download(package.link, folder).replace(target)
     return target
 
