@@ -96,11 +96,11 @@ def answer(llm: Any, cases: Sequence[Case]) -> None:
     options: dict[str, Any] = {"temperature": 0.0, "max_tokens": MAX_TOKENS}
     regular = SamplingParams(**options)
     cad = ColdParams.preset("cad", amateur=Amateur(without="tool"), **options)
-    asked = [user(case.question) for case in cases]
+    without_text = [user(case.question) for case in cases]
     texts = [{"role": "tool", "tool_call_id": "0", "content": case.text} for case in cases]
-    whole = [[text, *chat] for text, chat in zip(texts, asked, strict=True)]
+    with_text = [[text, *chat] for text, chat in zip(texts, without_text, strict=True)]
     params = [*[regular] * 2 * len(cases), *[cad] * len(cases)]
-    outputs = llm.chat([*asked, *whole, *whole], params, use_tqdm=False)
+    outputs = llm.chat([*without_text, *with_text, *with_text], params, use_tqdm=False)
     answers = [" ".join(output.outputs[0].text.split()) for output in outputs]
     for i, case in enumerate(cases):
         case.alone, case.regular, case.cad = answers[i :: len(cases)]

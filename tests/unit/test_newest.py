@@ -37,8 +37,8 @@ def test_an_index_that_cannot_be_reached_is_named(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(sdist, "NIGHTLY", "http://me:key@127.0.0.1:9/nightly")
     for name in ("no_proxy", "NO_PROXY"):
         monkeypatch.setenv(name, "127.0.0.1")
-    said = r"^vllm cannot be had: http://\*\*\*@127.0.0.1:9/nightly: "
-    with pytest.raises(SystemExit, match=said):
+    sentence = r"^vllm cannot be had: http://\*\*\*@127.0.0.1:9/nightly: "
+    with pytest.raises(SystemExit, match=sentence):
         sdist.fetch_main()
 
 

@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import httpx2
+import httpx2  # through which unearth reaches an index
 from unearth import Link, Package, PackageFinder
 
 ROOT = Path(__file__).parents[2]
@@ -76,7 +76,7 @@ def _reaching(finder: PackageFinder, wanted: str) -> Iterator[None]:
         raise SystemExit(f"{wanted} cannot be had: {urls}: {error}") from error
 
 
-def _best(finder: PackageFinder, wanted: str, **options: Any) -> Package | None:
+def _find(finder: PackageFinder, wanted: str, **options: Any) -> Package | None:
     with _reaching(finder, wanted):
         return finder.find_best_match(wanted, **options).best
 
@@ -87,7 +87,7 @@ def fetch(version: str) -> Path:
     if archive.exists():
         return archive
     finder = _finder()
-    best = _best(finder, f"vllm=={version}")
+    best = _find(finder, f"vllm=={version}")
     if best is None:
         raise SystemExit(f"no source distribution of vllm {version} on pip's index")
     if not best.link.hash_option and not best.link.is_file:
@@ -109,7 +109,7 @@ def _download(finder: PackageFinder, package: Package, target: Path) -> Path:
 
 def newest() -> str:
     """The newest release on pip's index."""
-    best = _best(_finder(), "vllm")
+    best = _find(_finder(), "vllm")
     if best is None or best.version is None:
         raise SystemExit("no source distribution of vllm on pip's index")
     return best.version
@@ -118,7 +118,7 @@ def newest() -> str:
 def fetch_main() -> Path:
     """The newest wheel of vLLM's main branch for this platform; downloaded once."""
     finder = _finder(nightly=True)
-    best = _best(finder, "vllm", allow_prereleases=True)
+    best = _find(finder, "vllm", allow_prereleases=True)
     if best is None:
         raise SystemExit(f"no wheel of vLLM's main for this platform at {NIGHTLY}")
     wheel = CACHE / best.link.filename
