@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which of vLLM's linear layers get their products from here, and that LoRA goes along."""
 
+import logging
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
@@ -12,7 +13,15 @@ from vllm.model_executor.layers import linear as layers
 from vllm.model_executor.layers import utils
 
 from vllm_cold.compat.patching import bind
-from vllm_cold.cpu import cpu_paths, linear_layers, linear_ops, linear_probe, lora_ops, memory
+from vllm_cold.cpu import (
+    cpu_paths,
+    linear_layers,
+    linear_ops,
+    linear_probe,
+    lora_ops,
+    memory,
+    operators,
+)
 
 pytestmark = [
     pytest.mark.unit,
@@ -30,7 +39,7 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     scheduler = SimpleNamespace(scheduler_cls=OURS)
     config = SimpleNamespace(scheduler_config=scheduler, lora_config=None)
     monkeypatch.setattr("vllm.config.get_current_vllm_config_or_none", lambda: config)
-    monkeypatch.setattr(utils.ops, "_supports_onednn", True)
+    monkeypatch.setattr(operators.of_vllm(), "_supports_onednn", True)
     monkeypatch.setattr(cpu_paths, "_noted", {})
     monkeypatch.setenv("COLD_LINEAR", "packed")
     return config
@@ -91,7 +100,7 @@ def test_layers_that_stay_vllms(engine: SimpleNamespace, monkeypatch: pytest.Mon
         assert dispatch(layer) == [layer]
     assert told("products") == [("vllm", "it has another kernel than oneDNN's for such weights")]
     for owner, name, value in (
-        (utils.ops, "_supports_onednn", False),
+        (operators.of_vllm(), "_supports_onednn", False),
         (utils, "check_cpu_sgl_kernel", lambda n, k, dtype: True),
         (memory, "allocate", Mock(side_effect=OSError("no room"))),
     ):
@@ -99,9 +108,6 @@ def test_layers_that_stay_vllms(engine: SimpleNamespace, monkeypatch: pytest.Mon
             patch.setattr(owner, name, value)
             assert len(dispatch(layer_of())) == 1
     assert told("products")[-1] == ("vllm", "no room")
-    with monkeypatch.context() as patch:  # a vLLM that does not say
-        patch.delattr(utils, "check_cpu_sgl_kernel")
-        assert len(dispatch(layer_of())) == 1
     with monkeypatch.context() as patch:
         patch.setenv("COLD_LINEAR", "stock")
         assert len(dispatch(layer_of())) == 1
@@ -115,6 +121,25 @@ def test_layers_that_stay_vllms(engine: SimpleNamespace, monkeypatch: pytest.Mon
     engine.scheduler_config.scheduler_cls = None  # another engine's; what was ours is forgotten
     assert dispatch(ours) == [ours] and not hasattr(ours, "_vllm_cold_linears")
     assert told("products")[-1][1] == "the engine has neither LoRA nor contrastive decoding"
+
+
+@pytest.mark.parametrize("missing", ["check_cpu_sgl_kernel", "_supports_onednn"])
+def test_a_vllm_that_has_changed_says_what_is_lost(
+    missing: str,
+    engine: SimpleNamespace,
+    monkeypatch: pytest.MonkeyPatch,
+    logged: list[logging.LogRecord],
+) -> None:
+    """Once, and not for each layer."""
+    linear_layers._warn.cache_clear()
+    owner = utils if hasattr(utils, missing) else operators.of_vllm()
+    monkeypatch.delattr(owner, missing)
+    for layer in (layer_of(), layer_of()):
+        assert dispatch(layer) == [layer]
+    (line,) = [record.getMessage() for record in logged if record.levelname == "WARNING"]
+    assert "small-M GEMMs are not faster here" in line and f"'{missing}'" in line
+    ((path, reason),) = told("products")
+    assert path == "vllm" and missing in reason
 
 
 @pytest.mark.parametrize("outputs", [65, 128])
@@ -155,6 +180,8 @@ def test_products_are_measured_with_vllms_own_here(
     engine: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By vLLM's own dispatch."""
+    if not hasattr(torch.ops._C, "onednn_mm"):
+        pytest.skip("vLLM's C++ part is not there")
     monkeypatch.delenv("COLD_LINEAR")
     monkeypatch.setattr(linear_probe, "_choices", {})
     layer = layer_of()

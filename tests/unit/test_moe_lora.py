@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from vllm_cold.compat import versions
 from vllm_cold.compat.patching import bind
+from vllm_cold.cpu import operators
 
 pytestmark = [
     pytest.mark.unit,
@@ -29,7 +30,7 @@ TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 @pytest.fixture(autouse=True)
 def kernels() -> None:
     """vLLM's C++ part, which is not there for every release that is tested."""
-    from vllm import _custom_ops  # noqa: F401  (loads it)
+    operators.of_vllm()  # loads it
 
     if not hasattr(torch.ops._C, "cpu_fused_moe"):
         pytest.skip("vLLM's C++ part is not there")

@@ -22,6 +22,7 @@ _RUNNER_V2 = _GPU + "model_runner:GPUModelRunner."
 _DRAFTER = "vllm.v1.spec_decode.llm_base_proposer:SpecDecodeBaseProposer."
 _LINEAR = "y x lora_a_stacked lora_b_stacked scale"
 _EXPERTS = "vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method:"
+_OPERATORS, _OPERATORS_033 = "vllm._cpu_ops", "vllm._custom_ops"
 
 TABLE = (
     Hook(
@@ -86,6 +87,10 @@ TABLE = (
         "when oneDNN's small-M GEMM is as fast.",
         Wraps("vllm.model_executor.layers.utils:dispatch_cpu_unquantized_gemm",
               linear_layers.wrap_dispatch_gemm, "layer remove_weight"),
+        Relies(_OPERATORS, has="_supports_onednn", before=_OPERATORS_033),
+        Relies("vllm.model_executor.layers.utils", has="check_cpu_sgl_kernel(n k dtype)"),
+        Relies("vllm.platforms:current_platform", has="is_zen_cpu()"),
+        Relies("vllm.config", has="get_current_vllm_config_or_none"),
         lost="small-M GEMMs are not faster here", platform="cpu",
     ),
     Hook(
@@ -96,6 +101,9 @@ TABLE = (
         "when vLLM's kernels for CPUs support LoRA; nothing is changed then.",
         Wraps(_EXPERTS + "select_unquantized_moe_backend", moe_lora.wrap_select_moe_backend,
               "moe_config"),
+        Relies(_OPERATORS, has="cpu_prepack_moe_weight(weight isa)", before=_OPERATORS_033),
+        Relies("vllm.model_executor.layers.fused_moe.experts.cpu_moe:CPUUnquantizedExperts",
+               has="isa process_weights_after_loading(layer) supports_lora()"),
         Relies("vllm.model_executor.layers.fused_moe.experts.lora_experts_mixin",
                has="LoRAExpertsMixin"),
         since="0.31", lost="LoRA on mixtures of experts does not run", platform="cpu",

@@ -7,7 +7,9 @@ Layers that vLLM would not give to oneDNN are left alone, and those whose produc
 ``COLD_LINEAR=stock`` switches it off, ``COLD_LINEAR=packed`` takes it without measuring.
 """
 
+import logging
 from collections.abc import Callable
+from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,7 +18,9 @@ from torch import Tensor
 
 from vllm_cold.compat import hardware
 from vllm_cold.compat.patching import Original
-from vllm_cold.cpu import cpu_paths, cpu_platform, linear_ops, linear_probe
+from vllm_cold.cpu import cpu_paths, cpu_platform, linear_ops, linear_probe, operators
+
+logger = logging.getLogger("vllm." + __name__)
 
 _PACKED = "_vllm_cold_packed"  # of a weight that stays, as other layers may have it too
 _LINEARS = "_vllm_cold_linears"  # of a layer: without its bias, and with it
@@ -32,7 +36,7 @@ def _has_another_kernel(weight: Tensor) -> bool:
     from vllm.model_executor.layers import utils
     from vllm.platforms import current_platform
 
-    if weight.is_meta or weight.ndim != 2 or not utils.ops._supports_onednn:
+    if weight.is_meta or weight.ndim != 2 or not operators.of_vllm()._supports_onednn:
         return True
     if current_platform.is_zen_cpu() or weight.dtype not in (torch.float32, torch.bfloat16):
         return True
@@ -150,6 +154,12 @@ def _is_usual(layer: Any) -> bool:
     return type(layer).__module__ == "vllm.model_executor.layers.linear"
 
 
+@cache
+def _warn(reason: str) -> None:
+    """Say once that this vLLM is not as the table has it."""
+    logger.warning("vllm-cold: small-M GEMMs are not faster here, as vLLM changed: %s.", reason)
+
+
 def wrap_dispatch_gemm(
     original: Original, layer: Any, remove_weight: bool, *args: Any, **kwargs: Any
 ) -> None:
@@ -157,7 +167,10 @@ def wrap_dispatch_gemm(
     reason = linear_ops.problem()
     try:
         reason = reason or _take(original, layer, remove_weight)
-    except (ImportError, AttributeError, ValueError, RuntimeError, OSError) as error:
+    except (ImportError, AttributeError) as error:
+        reason = str(error)
+        _warn(reason)
+    except (ValueError, RuntimeError, OSError) as error:
         reason = str(error)
     if reason is not None:
         cpu_paths.note("products", "vllm", reason)

@@ -19,7 +19,7 @@ from torch.nn import functional
 from vllm.model_executor.layers.fused_moe.experts.lora_experts_mixin import LoRAExpertsMixin
 
 from vllm_cold.compat.patching import Original
-from vllm_cold.cpu import cpu_platform
+from vllm_cold.cpu import cpu_platform, operators
 from vllm_cold.cpu.lora_fallback import add_lora, group_rows
 
 # Packed weights [O, I] of an expert are stored as [O / n, I / g, n, g]; (n, g) of the kernels with
@@ -110,12 +110,11 @@ class LoRAExperts(LoRAExpertsMixin):  # type: ignore[misc]
         _layers[number] = self
 
     def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
-        from vllm._custom_ops import cpu_prepack_moe_weight
-
         super().process_weights_after_loading(layer)
         packed = not self._use_zentorch
         dtype = layer.w13_weight.dtype
-        self._order = find_order(cpu_prepack_moe_weight, self.isa, dtype) if packed else UNPACKED
+        pack = operators.of_vllm().cpu_prepack_moe_weight
+        self._order = find_order(pack, self.isa, dtype) if packed else UNPACKED
 
     def set_lora_context(self, ctx: Any) -> None:
         """Take the adapters' weights, which stay where they are and may change.

@@ -8,9 +8,11 @@ import secrets
 import sys
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from vllm_cold.compat.patching import Place, named
 from vllm_cold.ops import cpu_library
 
 # Their kernels are the library's ``vllm_cold_{name}_op``; ``lora_ops`` and ``linear_ops`` say what
@@ -65,6 +67,12 @@ def succeed(status: int, what: str) -> None:
     """Raise RuntimeError unless a function of torch's C interface returned success."""
     if status != 0:
         raise RuntimeError(f"torch {torch.__version__} refused to {what}; please report this")
+
+
+@cache
+def of_vllm() -> Any:
+    """The module of vLLM's own operators for CPUs."""
+    return named(Place("vllm._cpu_ops", before="vllm._custom_ops").here)
 
 
 @cache
