@@ -66,3 +66,10 @@ def set_in_init(owner: Any) -> dict[str, str]:
 def since(release: str) -> pytest.MarkDecorator:
     """Of a test of what came with this release."""
     return pytest.mark.skipif(versions.is_before(release), reason=f"came with vLLM {release}")
+
+
+def until(release: str, reason: str) -> pytest.MarkDecorator:
+    """Of a test of what is no longer so from this release on."""
+    return pytest.mark.skipif(
+        not versions.is_before(release), reason=f"from vLLM {release} on: {reason}"
+    )

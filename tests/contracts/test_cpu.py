@@ -11,8 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.contracts.source import contains, find, in_order, parameters, since, source_of
-from vllm_cold.compat import versions
+from tests.contracts.source import contains, find, in_order, parameters, since, source_of, until
 from vllm_cold.cpu.cpu_platform import STOCK
 
 pytestmark = pytest.mark.unit
@@ -21,6 +20,7 @@ _PLATFORM = "vllm.platforms.cpu:CpuPlatform"
 _PUNICA = "vllm.lora.punica_wrapper.punica_cpu:PunicaWrapperCPU"
 _EXPERTS = "vllm.model_executor.layers.fused_moe"
 _V1 = "vllm.v1.worker.gpu_model_runner:GPUModelRunner"
+_NO_V1 = "there is no V1 model runner"
 
 
 def test_the_platform_names_the_class_that_ours_stands_in_for() -> None:
@@ -100,7 +100,7 @@ def test_kernels_for_experts_take_adapters_as_ours_do() -> None:
 # ---- bugs that are worked around -----------------------------------------------------------------
 
 
-@pytest.mark.skipif(not versions.is_before("0.33"), reason="vLLM 0.33 masks these rows")
+@until("0.33", "these rows are masked")
 def test_cpu_lora_still_wraps_base_rows() -> None:
     """Where they are masked, ``lora_fallback`` is for speed alone."""
     import torch
@@ -116,6 +116,7 @@ def test_cpu_logits_still_take_sampled_rows() -> None:
     contains(f"{_PUNICA}.add_lora_logits", "self.sampler_indices")
 
 
+@until("0.34", "the weight is an empty tensor")
 def test_lora_device_is_still_of_the_weight() -> None:
     contains(
         "vllm.lora.layers.base_linear:_get_lora_device",
@@ -139,10 +140,12 @@ def test_experts_with_lora_still_get_triton() -> None:
     assert not kernels.supports_lora()
 
 
+@until("0.34", _NO_V1)
 def test_cpu_runner_still_rewinds_by_offset() -> None:
     contains(_V1, ".set_offset(")
 
 
+@until("0.34", _NO_V1)
 def test_cpu_still_expands_into_a_copy() -> None:
     kernel = "vllm.utils.cpu_triton_utils:_expand_kernel_impl"
     contains(kernel, "_ensure_int64(output)")
@@ -150,9 +153,25 @@ def test_cpu_still_expands_into_a_copy() -> None:
 
 
 @since("0.32")
+@until("0.34", "each row of logits has its own")
 def test_v2_still_maps_logits_by_request() -> None:
     told = parameters("vllm.v1.worker.gpu.lora_utils:LoraState.make_lora_inputs")
     assert told == ["req_ids", "idx_mapping", "num_scheduled_tokens"]
+
+
+@since("0.32")
+def test_v2_drafters_of_gemma_still_take_the_embedding_with_its_adapters() -> None:
+    """Others take it without."""
+    speculators = "vllm.v1.worker.gpu.spec_decode."
+    in_order(
+        speculators + "eagle.utils:maybe_share_target_embed",
+        "if isinstance(target_embed, BaseLayerWithLoRA):",
+        "target_embed = target_embed.base_layer",
+        "draft_inner.embed_tokens = target_embed",
+    )
+    share = speculators + "gemma4.speculator:Gemma4Speculator._share_embeddings"
+    contains(share, "draft_model.model.embed_tokens = target_embed")
+    assert "base_layer" not in source_of(find(share))
 
 
 @since("0.32")
@@ -177,3 +196,20 @@ def test_cpu_still_turns_one_head_of_three_dimensions() -> None:
     rotary_embedding(positions, heads, None, 32, table, True)
     rotary_embedding(positions, flat, None, 32, table, True)
     assert not torch.allclose(heads.flatten(1), flat)
+
+
+# ---- bugs that later releases do not have -------------------------------------------------------
+
+
+@since("0.34")
+def test_weights_that_onednn_took_have_a_device() -> None:
+    kernel = "vllm.model_executor.kernels.linear.scaled_mm.cpu:CPUInt8ScaledMMLinearKernel"
+    contains(kernel, "replace_parameter(layer, w_q_name, weight.new_empty(0))")
+    assert "setattr(layer, w_q_name, None)" not in source_of(find(kernel))
+
+
+@since("0.34")
+def test_v2_maps_logits_by_their_rows() -> None:
+    contains(
+        "vllm.v1.worker.gpu.lora_utils:LoraState.make_lora_inputs", "lora_ids.repeat(num_logits)"
+    )
