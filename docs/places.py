@@ -34,11 +34,12 @@ def _section(when: Time) -> list[str]:
 
 def _row(hook: Hook) -> list[str]:
     lost = f" Without it: {hook.lost}." if hook.lost else ""
+    link = f" *Upstream*: [#{hook.link.rpartition('/')[2]}]({hook.link})." if hook.link else ""
     platform = f" On {hook.platform.upper()} alone." if hook.platform else ""
     return [
         "",
         f"### `{hook.file}`",
-        f"{hook.why} Since {hook.since}.{platform}{lost} *Can go*: {hook.can_go}",
+        f"{hook.why} Since {hook.since}.{platform}{lost} *Can go*: {hook.can_go}{link}",
         "",
         *map(_place, hook.places),
     ]

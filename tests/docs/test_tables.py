@@ -107,6 +107,15 @@ def test_the_page_of_hooks_is_made_from_the_table() -> None:
     )
 
 
+def test_links_lead_upstream() -> None:
+    links = [hook.link for hook in places_page.HOOKS if hook.link]
+    assert links
+    for link in links:
+        upstream = r"https://github\.com/vllm-project/(vllm|vllm-ascend)/(pull|issues)/\d+"
+        assert re.fullmatch(upstream, link), link
+        assert f"]({link})" in places_page.text()
+
+
 @pytest.mark.parametrize(
     ("heading", "can_go"),
     [

@@ -266,6 +266,7 @@ class Hook:
         when: When it is needed.
         why: The reason.
         can_go: What vLLM has to have before it can go.
+        link: The pull request or issue of vLLM's that would end it; "" for none known.
         places: What is wrapped, by hooks in the file, and what else is relied on.
         since: The release of vLLM from which on it is needed.
         lost: What is lost without it, where vllm-cold does without.
@@ -279,11 +280,12 @@ class Hook:
         why: str,
         can_go: str,
         *places: Wraps | Relies,
+        link: str = "",
         since: str = "0.23",
         lost: str = "",
         platform: str = "",
     ) -> None:
-        self.file = module.__name__.removeprefix("vllm_cold.")
+        self.file, self.link = module.__name__.removeprefix("vllm_cold."), link
         self.when, self.why, self.can_go, self.places = when, why, can_go, places
         self.since, self.lost, self.platform = since, lost, platform
 

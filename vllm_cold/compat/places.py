@@ -72,11 +72,14 @@ def workaround(
     why: str,
     *places: Wraps | Relies,
     can_go: str = "when its test in `tests/contracts/test_cpu.py` says so.",
+    link: str = "",
     since: str = "0.23",
 ) -> Hook:
     """Return a row for a bug of vLLM on CPUs."""
     lost = "a bug of vLLM is not worked around here"
-    return Hook(module, when, why, can_go, *places, since=since, lost=lost, platform="cpu")
+    return Hook(
+        module, when, why, can_go, *places, link=link, since=since, lost=lost, platform="cpu"
+    )
 
 
 def table(name: str) -> tuple[Hook, ...]:

@@ -22,6 +22,7 @@ _RUNNER_V2 = _GPU + "model_runner:GPUModelRunner."
 _DRAFTER = "vllm.v1.spec_decode.llm_base_proposer:SpecDecodeBaseProposer."
 _LINEAR = "y x lora_a_stacked lora_b_stacked scale"
 _EXPERTS = "vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method:"
+_VLLM = "https://github.com/vllm-project/vllm/"
 _OPERATORS, _OPERATORS_033 = "vllm._cpu_ops", "vllm._custom_ops"
 
 TABLE = (
@@ -65,7 +66,7 @@ TABLE = (
                f"add_lora_logits({_LINEAR}) "
                "_apply_shrink(y x w_t_all scale) "
                "_apply_expand(y x w_t_all y_offset y_slice_size add_inputs)"),
-        platform="cpu",
+        link=_VLLM + "pull/48421", platform="cpu",
     ),
     Hook(
         lora_wrapper, places.CPU_LORA,

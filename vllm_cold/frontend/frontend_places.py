@@ -122,6 +122,7 @@ TABLE = (
         "when vLLM reports the reason of an error and lets plugins add to a response.",
         Wraps("vllm.v1.engine.async_llm:AsyncLLM.generate", serving.wrap_generate,
               "prompt sampling_params request_id"),
+        link="https://github.com/vllm-project/vllm/pull/18179",
     ),
     Hook(
         refused_options, places.FRONT_END,
@@ -200,6 +201,7 @@ TABLE = (
         Wraps(_CHAT + "to_sampling_params", request_hooks.wrap_to_sampling_params),
         Wraps(_OPENAI + "responses.protocol:ResponsesRequest.to_sampling_params",
               request_hooks.wrap_to_sampling_params),
+        link="https://github.com/vllm-project/vllm/pull/18179",
     ),
     Hook(
         request_hooks, places.ONLINE,

@@ -28,7 +28,7 @@ TABLE = (
         Relies("vllm_ascend.lora.punica_npu:PunicaWrapperNPU",
                has="_shrink_decode _expand_decode _expand_slice_decode _get_token_lora_indices "
                "update_metadata(mapping)"),
-        platform="npu",
+        link="https://github.com/vllm-project/vllm-ascend/pull/16457", platform="npu",
     ),
 )
 # fmt: on

@@ -69,6 +69,7 @@ TABLE = (
         Relies("vllm.v1.engine:EngineCoreOutput",
                has="request_id new_token_ids finish_reason stop_reason events trace_headers "
                "kv_transfer_params"),
+        link="https://github.com/vllm-project/vllm/issues/5825",
     ),
     Hook(
         amateur_requests, places.CONFIGURED,
@@ -90,6 +91,7 @@ TABLE = (
                has="add_request peek_request pop_request prepend_request prepend_requests "
                "remove_request remove_requests"),
         Relies(_SCHED + "request_queue:SchedulingPolicy", has="FCFS PRIORITY"),
+        link="https://github.com/vllm-project/vllm/issues/51608",
     ),
     Hook(
         kv_blocks, places.CONFIGURED,
