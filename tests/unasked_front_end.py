@@ -137,7 +137,7 @@ def server(stages: Stages, model: str, lost: str | None = None) -> None:
         return processor.process_inputs("r", prompt, params, supported_tasks=("generate",))
 
     loop = asyncio.new_event_loop()
-    answer(vllm_xargs={"mine": 1})
+    answer(vllm_xargs={"mine": 1, "coldness": 1}, coldness=1)
     assert isinstance(answer(search=True, use_beam_search=True), BeamSearchParams)
     stages.end("request")
     if lost is not None:

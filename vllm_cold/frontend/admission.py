@@ -418,9 +418,12 @@ _INEXACT: Mapping[str, tuple[Any, ...]] = {
 @cache
 def _plugins() -> tuple[str, ...]:
     """List the logits processors of installed packages, which vLLM loads into each engine."""
-    from vllm.v1.sample.logits_processor import LOGITSPROCS_GROUP
+    try:
+        from vllm.v1.worker.gpu.sample.logits_processor.loader import LOGITSPROCS_GROUP as group
+    except ModuleNotFoundError:  # in 0.23
+        from vllm.v1.sample.logits_processor import LOGITSPROCS_GROUP as group
 
-    return tuple(point.value for point in importlib.metadata.entry_points(group=LOGITSPROCS_GROUP))
+    return tuple(point.value for point in importlib.metadata.entry_points(group=group))
 
 
 def _check_exact(name: str | None, params: Any, processors: Sequence[Any] | None) -> None:

@@ -25,6 +25,8 @@ _CHAT = _OPENAI + "chat_completion.protocol:ChatCompletionRequest."
 _ONLINE = "vllm.renderers.online_renderer:OnlineRenderer."
 _ONLINE_023 = "vllm.entrypoints.serve.render.serving:OpenAIServingRender."
 _RENDERER = "vllm.renderers.base:BaseRenderer"
+_PROCESSORS = "vllm.v1.worker.gpu.sample.logits_processor.loader"
+_PROCESSORS_023 = "vllm.v1.sample.logits_processor"
 _MEDIA_CONNECTOR = "vllm.multimodal.media.connector:MediaConnector."
 
 TABLE = (
@@ -86,7 +88,7 @@ TABLE = (
                "logprob_token_ids"),
         Relies("vllm.sampling_params:SamplingParams", has="prompt_logprob_token_ids",
                since="0.31"),
-        Relies("vllm.v1.sample.logits_processor", has="LOGITSPROCS_GROUP"),
+        Relies(_PROCESSORS, has="LOGITSPROCS_GROUP", before=_PROCESSORS_023),
     ),
     Hook(
         prompts, places.FRONT_END,

@@ -77,5 +77,9 @@ def are_ours(params: Any) -> bool:
 
 
 def has_our_keys(arguments: Mapping[str, Any] | None) -> bool:
-    """Whether some of these flat arguments, or of a body's further fields, look like ours."""
-    return any(str(key)[:4].lower() == "cold" for key in arguments or ())
+    """Whether some of these flat arguments, or of a body's further fields, are ours."""
+    if not (like_ours := [key for key in arguments or () if str(key)[:4].lower() == "cold"]):
+        return False
+    from vllm_cold.settings.table import is_known, is_ours
+
+    return any(is_ours(key) or is_known(key) for key in like_ours)
