@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.contracts.source import until
 from vllm_cold.compat import cpu_sampling
 from vllm_cold.compat.patching import bind, original_of
 from vllm_cold.cpu import workarounds
@@ -18,6 +19,7 @@ pytestmark = pytest.mark.unit
 ENDS = torch.tensor([2, 2, 5, 6], dtype=torch.int32)  # 2, 0, 3 and 1 rows
 
 
+@until("0.34", "there is no V1 model runner")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.int32, torch.int64], ids=str)
 def test_each_row_gets_its_requests_value(dtype: torch.dtype) -> None:
     """Temperature, top-p and top-k."""
@@ -55,6 +57,7 @@ def test_lora_finds_its_device_without_a_weight() -> None:
     assert device(packed) == torch.device("meta")
 
 
+@until("0.34", "each row of logits has its own")
 def test_v2_logits_follow_their_requests() -> None:
     from vllm.lora.request import LoRARequest
     from vllm.v1.worker.gpu.lora_utils import LoraState
