@@ -18,6 +18,11 @@ from vllm_cold.frontend.support import unsupported
 
 pytestmark = pytest.mark.unit
 
+# What they are where they are on, if not 2.
+ON = {
+    "aux_output_config": SimpleNamespace(enabled=True),
+    "rejection_sample_method": "fly",
+}
 CHECKED = [option for option in OPTIONS if not option.until]
 
 
@@ -107,8 +112,7 @@ def test_an_engine_with_it_is_refused(option: Option, monkeypatch: pytest.Monkey
         monkeypatch.setenv(option.name, "1")
     else:
         path = refused_options._IN_CONFIG[option.owner]
-        on = SimpleNamespace(enabled=True) if option.name == "aux_output_config" else 2
-        setattr(getattr(changed, path) if path else changed, option.name, on)
+        setattr(getattr(changed, path) if path else changed, option.name, ON.get(option.name, 2))
     reason = str(judge(changed))
     assert option.what in reason
     if option.when == ALWAYS:

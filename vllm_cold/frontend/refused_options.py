@@ -53,6 +53,7 @@ class RefusedOption:
 
 _ENGINE = "vllm.config:VllmConfig"
 _MODEL = "vllm.config:ModelConfig"
+_SCHEDULER = "vllm.config:SchedulerConfig"
 _CACHE = "vllm.config:CacheConfig"
 _PARALLEL = "vllm.config:ParallelConfig"
 _SPECULATIVE = "vllm.config:SpeculativeConfig"
@@ -61,6 +62,7 @@ _LORA = "vllm.config:LoRAConfig"
 _IN_CONFIG = {
     _ENGINE: "",
     _MODEL: "model_config",
+    _SCHEDULER: "scheduler_config",
     _CACHE: "cache_config",
     _PARALLEL: "parallel_config",
     _SPECULATIVE: "speculative_config",
@@ -89,6 +91,17 @@ OPTIONS = (
     RefusedOption(_MODEL, "enable_trace_replay", ALWAYS, "enable_trace_replay"),
     # It may put the streams on different ranks.
     RefusedOption(_PARALLEL, "enable_batch_sharded_sampling", ALWAYS, "batch-sharded sampling"),
+    # It moves requests past a group that waits, beyond the bounds that overtaking has.
+    RefusedOption(_SCHEDULER, "cache_aware_admission_window", ALWAYS,
+                  "--cache-aware-admission-window", since="0.34"),
+    # It keeps requests in a queue of its own, where streams of a request would start alone.
+    RefusedOption(_SCHEDULER, "max_num_inflight_kv_loads", ALWAYS, "--max-num-inflight-kv-loads",
+                  since="0.34"),
+    # It keeps drafts that the contrast did not choose, against what rules promise.
+    RefusedOption(_SPECULATIVE, "rejection_sample_method", SPECULATION,
+                  "rejection_sample_method=fly", "fly".__eq__),
+    # Another package's drafts may come from where the amateurs' are not replaced.
+    RefusedOption(_SPECULATIVE, "custom_method", SPECULATION, "a custom method", since="0.34"),
     # Different drafts may be verified in the streams of a request.
     RefusedOption(_SPECULATIVE, "enable_adaptive_verification", SPECULATION,
                   "enable_adaptive_verification"),
