@@ -6,6 +6,16 @@ stands in the table (``vllm_cold.compat.places``), or a server of the tests woul
 import inspect
 
 import pytest
+from vllm.lora.request import LoRARequest
+from vllm.sampling_params import RequestOutputKind, SamplingParams
+from vllm.v1.engine import (
+    EngineCoreEvent,
+    EngineCoreEventType,
+    EngineCoreOutput,
+    EngineCoreRequest,
+    FinishReason,
+)
+from vllm.v1.metrics.stats import IterationStats
 
 from tests.contracts.source import contains, find, in_order, parameters, set_in_init, since
 from vllm_cold.frontend.serving import TELL_PROMPTS
@@ -20,6 +30,40 @@ def test_a_logits_processor_does_not_choose_the_runner() -> None:
     for name in ("use_v2_model_runner", "_get_v2_model_runner_unsupported_features"):
         method = find(f"vllm.config:VllmConfig.{name}")
         assert "logits_processors" not in inspect.getsource(method)
+
+
+@since("0.33")
+def test_an_error_of_a_request_that_ran_is_not_counted() -> None:
+    """Its adapter runs for ever, as the metrics say; so errors are raised by what wraps
+    `AsyncLLM.generate`.
+    """
+    from vllm.outputs import RequestError
+    from vllm.v1.engine.output_processor import OutputProcessor, RequestOutputCollector
+
+    processor, kinds = OutputProcessor(None, log_stats=True), EngineCoreEventType
+    request = EngineCoreRequest(
+        request_id="r",
+        prompt_token_ids=[1],
+        mm_features=None,
+        sampling_params=SamplingParams(detokenize=False),
+        pooling_params=None,
+        arrival_time=0.0,
+        lora_request=LoRARequest("one", 1, "/one"),
+        cache_salt=None,
+        data_parallel_rank=None,
+        external_req_id="r",
+    )
+    queue = RequestOutputCollector(RequestOutputKind.DELTA, "r")
+    processor.add_request(request, None, queue=queue)
+    events = [EngineCoreEvent.new_event(kind) for kind in (kinds.QUEUED, kinds.SCHEDULED)]
+    began = EngineCoreOutput("r", [5], events=events)
+    failed = EngineCoreOutput("r", [], finish_reason=FinishReason.ERROR)
+    failed.error = RequestError("failed", "why")
+    stats = IterationStats()
+    for output in (began, failed):
+        processor.process_outputs([output], 1.0, stats)
+    assert not processor.request_states
+    assert "one" in processor.lora_states.requests and not stats.finished_requests
 
 
 @since("0.31")

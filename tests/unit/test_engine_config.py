@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from vllm.platforms import current_platform
 from vllm.sampling_params import SamplingParams
 
 from tests.contracts.source import since
@@ -70,6 +71,19 @@ def test_engines_of_the_v2_runner_miss_its_sampler(monkeypatch: pytest.MonkeyPat
     said = str(unsupported(config()))
     assert "it has the V2 model runner" in said
     assert "vllm.v1.worker.gpu.sample.sampler.Sampler.call is gone" in said
+
+
+def test_a_runner_that_takes_no_processors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would never load ours, and copies of a configuration with one are refused."""
+    name = "uses_standalone_cpu_model_runner"
+    monkeypatch.setattr(type(current_platform), name, lambda self: True, raising=False)
+    engine = config()
+    configure(engine)
+    assert engine.model_config.logits_processors is None
+    assert engine.scheduler_config.scheduler_cls is None
+    engine.additional_config = {"cold": True}
+    with pytest.raises(ValueError, match="default sampler, but .* install Triton with its backend"):
+        configure(engine)
 
 
 @pytest.mark.parametrize(

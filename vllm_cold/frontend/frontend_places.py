@@ -118,10 +118,13 @@ TABLE = (
     Hook(
         serving, places.FRONT_END,
         "A request that the scheduler ends with an error has the reason in `stop_reason`; vLLM's "
-        'servers would say "Internal server error". The header `x-cold` tells a client what its '
+        'servers would say "Internal server error". (`EngineCoreOutput.error`, since 0.33, is for '
+        "requests that never ran: one that did would be left out of the metrics, and its adapter "
+        "would run there for ever.) The header `x-cold` tells a client what its "
         "tokens were chosen with, and `kv_transfer_params` what it asked for of each step; before "
         "0.33, streams get the latter here.",
-        "when vLLM reports the reason of an error and lets plugins add to a response.",
+        "when vLLM tells clients why a request that ran has failed, and lets plugins add to a "
+        "response.",
         Wraps("vllm.v1.engine.async_llm:AsyncLLM.generate", serving.wrap_generate,
               "prompt sampling_params request_id"),
         link="https://github.com/vllm-project/vllm/pull/18179",

@@ -40,6 +40,11 @@ def unsupported(config: VllmConfig) -> str | None:
             "--enable-lora (enable_lora=True). Without adapters, start it with --sampler cold "
             '(additional_config={"cold": True}).'
         )
+    if _takes_no_processors():
+        return (
+            "vLLM's model runner for CPUs without Triton takes no logits processors; install "
+            "Triton with its backend for CPUs (triton-cpu), with which vLLM has another runner."
+        )
     if reason := availability.unsupported_adapters(config) or ascend.unsupported(config):
         return reason
     if scheduler.scheduler_cls is not None and not is_configured(config):
@@ -58,6 +63,16 @@ def unsupported(config: VllmConfig) -> str | None:
         or _has_unsupported(config)
         or kv_connectors.unsupported(config)
     )
+
+
+def _takes_no_processors() -> bool:
+    """Whether vLLM has its standalone runner here (since 0.34, on CPUs that are not x86). It checks
+    that before an engine is prepared, and a processor that is set then is never loaded.
+    """
+    from vllm.platforms import current_platform
+
+    is_standalone = getattr(current_platform, "uses_standalone_cpu_model_runner", None)
+    return is_standalone is not None and bool(is_standalone())
 
 
 def _needs_another_vllm(config: VllmConfig) -> str | None:
