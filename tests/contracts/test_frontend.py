@@ -17,7 +17,7 @@ from vllm.v1.engine import (
 )
 from vllm.v1.metrics.stats import IterationStats
 
-from tests.contracts.source import contains, find, in_order, parameters, set_in_init, since
+from tests.contracts.source import contains, find, in_order, parameters, set_in_init, since, until
 from vllm_cold.frontend.serving import TELL_PROMPTS
 from vllm_cold.settings.sources import MEDIA
 
@@ -25,6 +25,7 @@ pytestmark = pytest.mark.unit
 
 
 @since("0.32")
+@until("0.34", "there is one runner")
 def test_a_logits_processor_does_not_choose_the_runner() -> None:
     """Else V1 would be given the V2 class; in 0.23 a processor means the V1 runner."""
     for name in ("use_v2_model_runner", "_get_v2_model_runner_unsupported_features"):
@@ -123,5 +124,6 @@ def test_bodies_that_have_the_prompt_sent_back() -> None:
     tell = {name for fields in kinds for name in fields if name.startswith(("echo", "return_"))}
     # Of the answer, and of endpoints that generate nothing.
     others = {"return_tokens_as_token_ids", "return_token_offsets", "return_mm_kwargs"}
+    others.add("return_weight_versions")  # since 0.33
     assert {"enable_response_messages"} <= kinds[2].keys()
     assert tell - others == {*TELL_PROMPTS} - {"enable_response_messages"}
