@@ -4,6 +4,8 @@
 from types import SimpleNamespace
 from typing import Any
 
+from vllm_cold.compat import versions
+
 
 def config(**model: Any) -> Any:
     """As much of a VllmConfig as is looked at."""
@@ -33,5 +35,5 @@ def config(**model: Any) -> Any:
         speculative_config=None,
         kv_transfer_config=None,
         additional_config={},
-        use_v2_model_runner=False,
+        use_v2_model_runner=not versions.is_before("0.34"),  # which has no other
     )

@@ -207,7 +207,10 @@ ENGINES: list[tuple[Any, dict[str, Any], str | None]] = [
     (with_ssm, of_groups(1, True, n_groups=1), "--fully-sharded-loras together"),
 ]
 DRAFTS = [
-    ({"speculative.method": "ngram_gpu"}, "ngram_gpu on the V1 model runner (ngram is supp"),
+    (
+        {"speculative.method": "ngram_gpu", "use_v2_model_runner": False},
+        "ngram_gpu on the V1 model runner (ngram is supp",
+    ),
     ({"speculative.method": "eagle", "use_v2_model_runner": True}, None),
     (
         {"speculative.enable_adaptive_verification": True},
