@@ -66,7 +66,9 @@ def test_an_ordinary_engine_is_prepared() -> None:
 def test_engines_of_the_v2_runner_miss_its_sampler(monkeypatch: pytest.MonkeyPatch) -> None:
     """The others do not."""
     add(monkeypatch, places.V2, Relies("vllm.v1.worker.gpu.sample.sampler:Sampler.call"))
-    assert unsupported(config()) is None
+    engine = config()
+    engine.use_v2_model_runner = False
+    assert unsupported(engine) is None
     monkeypatch.setattr("vllm_cold.frontend.support.uses_v2_runner", lambda config: True)
     said = str(unsupported(config()))
     assert "it has the V2 model runner" in said

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.unit
     [
         ({}, []),
         ({"kv_transfer_config": object()}, [tiers.CONNECTORS]),
-        ({"speculative_config": object()}, []),
+        ({"speculative_config": object(), "use_v2_model_runner": False}, []),
         ({"speculative_config": object(), "use_v2_model_runner": True}, [tiers.DRAFTS_V2]),
     ],
 )
