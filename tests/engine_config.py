@@ -35,5 +35,5 @@ def config(**model: Any) -> Any:
         speculative_config=None,
         kv_transfer_config=None,
         additional_config={},
-        use_v2_model_runner=not versions.is_before("0.34"),  # which has no other
+        **({"use_v2_model_runner": False} if versions.is_before("0.34") else {}),
     )

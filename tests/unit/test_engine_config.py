@@ -69,8 +69,8 @@ def test_engines_of_the_v2_runner_miss_its_sampler(monkeypatch: pytest.MonkeyPat
     engine = config()
     engine.use_v2_model_runner = False
     assert unsupported(engine) is None
-    monkeypatch.setattr("vllm_cold.frontend.support.uses_v2_runner", lambda config: True)
-    said = str(unsupported(config()))
+    engine.use_v2_model_runner = True
+    said = str(unsupported(engine))
     assert "it has the V2 model runner" in said
     assert "vllm.v1.worker.gpu.sample.sampler.Sampler.call is gone" in said
 
@@ -80,6 +80,7 @@ def test_a_runner_that_takes_no_processors(monkeypatch: pytest.MonkeyPatch) -> N
     name = "uses_standalone_cpu_model_runner"
     monkeypatch.setattr(type(current_platform), name, lambda self: True, raising=False)
     engine = config()
+    vars(engine).pop("use_v2_model_runner", None)
     configure(engine)
     assert engine.model_config.logits_processors is None
     assert engine.scheduler_config.scheduler_cls is None

@@ -11,6 +11,7 @@ from typing import Any
 from vllm_cold.compat import places
 from vllm_cold.compat.hardware import is_on
 from vllm_cold.compat.patching import problems
+from vllm_cold.compat.runner import Runner, runner_of
 
 SCHEDULER = "vllm_cold.scheduler.scheduler.ColdScheduler"
 ASYNC_SCHEDULER = "vllm_cold.scheduler.scheduler.ColdAsyncScheduler"
@@ -71,7 +72,7 @@ def is_configured(config: Any) -> bool:
 
 def uses_v2_runner(config: Any) -> bool:
     """Whether the engine of a ``VllmConfig`` runs vLLM's V2 model runner."""
-    return bool(config.use_v2_model_runner)
+    return runner_of(config) is Runner.V2
 
 
 def has_ssm(model: Any) -> bool:

@@ -65,12 +65,14 @@ class Place:
         before: Its ``where`` in releases that lack the module of ``where``.
         if_loaded: Whether to leave it out in a process that has not loaded its module.
         since: The release of vLLM that it came with; "" if its row's ``since`` says it.
+        until: The release of vLLM that has it no more; "" for none.
     """
 
     where: str = field(kw_only=False)
     before: str = ""
     if_loaded: bool = False
     since: str = ""
+    until: str = ""
 
     @property
     def here(self) -> str:
@@ -85,11 +87,16 @@ class Place:
 
     @property
     def is_used(self) -> bool:
+        """Whether this process, with this vLLM, needs it."""
+        if not versions.is_within(self.since, self.until):
+            return False
         return not self.if_loaded or self.here.partition(":")[0] in sys.modules
 
     def problem(self) -> str | None:
-        """Say what is wrong with it in this vLLM; None if nothing is, or if it came later."""
-        if self.since and versions.is_before(self.since):
+        """Say what is wrong with it in this vLLM; None if nothing is, or if it is of another
+        release.
+        """
+        if not versions.is_within(self.since, self.until):
             return None
         label = self.here.replace(":", ".")
         try:
@@ -269,6 +276,7 @@ class Hook:
         link: The pull request or issue of vLLM's that would end it; "" for none known.
         places: What is wrapped, by hooks in the file, and what else is relied on.
         since: The release of vLLM from which on it is needed.
+        until: The release of vLLM from which on it is not needed any more; "" for none.
         lost: What is lost without it, where vllm-cold does without.
         platform: "cpu" or "npu" where it is of that alone.
     """
@@ -282,12 +290,14 @@ class Hook:
         *places: Wraps | Relies,
         link: str = "",
         since: str = "0.23",
+        until: str = "",
         lost: str = "",
         platform: str = "",
     ) -> None:
         self.file, self.link = module.__name__.removeprefix("vllm_cold."), link
         self.when, self.why, self.can_go, self.places = when, why, can_go, places
-        self.since, self.lost, self.platform = since, lost, platform
+        self.since, self.until = since, until
+        self.lost, self.platform = lost, platform
 
     @property
     def wraps(self) -> tuple[Wraps, ...]:

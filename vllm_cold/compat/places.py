@@ -18,7 +18,7 @@ from types import ModuleType
 
 from vllm_cold.compat.hardware import is_on
 from vllm_cold.compat.patching import Hook, Reference, Relies, Time, Wraps, problems
-from vllm_cold.compat.versions import numbers
+from vllm_cold.compat.versions import is_within, numbers
 
 _FRONTEND, _SCHEDULER, _WORKER, _NPU = TABLES = (
     "vllm_cold.frontend.frontend_places",
@@ -74,11 +74,20 @@ def workaround(
     can_go: str = "when its test in `tests/contracts/test_cpu.py` says so.",
     link: str = "",
     since: str = "0.23",
+    until: str = "",
 ) -> Hook:
     """Return a row for a bug of vLLM on CPUs."""
-    lost = "a bug of vLLM is not worked around here"
     return Hook(
-        module, when, why, can_go, *places, link=link, since=since, lost=lost, platform="cpu"
+        module,
+        when,
+        why,
+        can_go,
+        *places,
+        link=link,
+        since=since,
+        until=until,
+        lost="a bug of vLLM is not worked around here",
+        platform="cpu",
     )
 
 
@@ -89,10 +98,16 @@ def table(name: str) -> tuple[Hook, ...]:
 
 
 def rows(*when: Time) -> tuple[Hook, ...]:
-    """Return the rows of these times, or all of the contrast, on this platform."""
+    """Return the rows of these times, or all of the contrast, on this platform that this vLLM is
+    not past.
+    """
     names = dict.fromkeys(time.table for time in when) if when else TABLES
     hooks = (hook for name in names for hook in table(name) if not when or hook.when in when)
-    return tuple(hook for hook in hooks if not hook.platform or is_on(hook.platform))
+    return tuple(
+        hook
+        for hook in hooks
+        if is_within("", hook.until) and (not hook.platform or is_on(hook.platform))
+    )
 
 
 def since(*when: Time) -> str:

@@ -67,3 +67,15 @@ def is_before(release: str) -> bool:
         return numbers(vllm_version()) < numbers(release)
     except ValueError:
         return False
+
+
+def is_within(since: str, until: str) -> bool:
+    """Whether the installed vLLM may be one of the releases from ``since`` on and before ``until``;
+    "" for no limit.
+    """
+    if since and is_before(since):
+        return False
+    try:
+        return not until or numbers(vllm_version()) < numbers(until)
+    except ValueError:
+        return True

@@ -17,6 +17,7 @@ from vllm_cold.compat.engine import (
     slots_of_share,
     uses_v2_runner,
 )
+from vllm_cold.compat.runner import Runner, runner_of
 from vllm_cold.frontend import ascend, kv_connectors
 from vllm_cold.frontend.refused_options import ALWAYS, SPECULATION, SSM, refused
 from vllm_cold.settings.arguments import ColdArgs, parse_engine_defaults
@@ -40,7 +41,7 @@ def unsupported(config: VllmConfig) -> str | None:
             "--enable-lora (enable_lora=True). Without adapters, start it with --sampler cold "
             '(additional_config={"cold": True}).'
         )
-    if _takes_no_processors():
+    if runner_of(config) is Runner.STANDALONE:
         return (
             "vLLM's model runner for CPUs without Triton takes no logits processors; install "
             "Triton with its backend for CPUs (triton-cpu), with which vLLM has another runner."
@@ -63,16 +64,6 @@ def unsupported(config: VllmConfig) -> str | None:
         or _has_unsupported(config)
         or kv_connectors.unsupported(config)
     )
-
-
-def _takes_no_processors() -> bool:
-    """Whether vLLM has its standalone runner here (since 0.34, on CPUs that are not x86). It checks
-    that before an engine is prepared, and a processor that is set then is never loaded.
-    """
-    from vllm.platforms import current_platform
-
-    is_standalone = getattr(current_platform, "uses_standalone_cpu_model_runner", None)
-    return is_standalone is not None and bool(is_standalone())
 
 
 def _needs_another_vllm(config: VllmConfig) -> str | None:
