@@ -30,7 +30,10 @@ def config(**model: Any) -> Any:
         ),
         lora_config=SimpleNamespace(max_lora_rank=8, max_loras=2, fully_sharded_loras=False),
         parallel_config=SimpleNamespace(
-            pipeline_parallel_size=1, tensor_parallel_size=1, decode_context_parallel_size=1
+            pipeline_parallel_size=1,
+            tensor_parallel_size=1,
+            decode_context_parallel_size=1,
+            worker_extension_cls="",
         ),
         speculative_config=None,
         kv_transfer_config=None,

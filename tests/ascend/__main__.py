@@ -33,11 +33,11 @@ SUITES: dict[str, tuple[dict[str, str], tuple[str, ...]]] = {
             "tests/ascend",
             *_SCHEDULER,
             "tests/contracts",
+            "tests/unit/v1/test_processor_v1.py",
             *(
                 f"tests/unit/test_{name}.py"
                 for name in (
                     "patching",
-                    "processor_v1",
                     "engine_config",
                     "params",
                     "step_stats",

@@ -115,7 +115,7 @@ def test_v2_processors_have_to_have_nothing_else() -> None:
 
 @since("0.32")
 def test_v2_clears_blocks_of_some_caches() -> None:
-    """What ``block_zeroer`` adds; it can go when V2 does it for all."""
+    """What ``runner_hooks`` adds; it can go when V2 does it for all."""
     contains(f"{_V2}._init_kv_zero_meta", "self.kv_block_zeroer = ")
     contains(
         _V2,

@@ -98,7 +98,7 @@ class Pool:
         from vllm.distributed import parallel_state
 
         from tests.engine import judge
-        from vllm_cold.compat.engine import uses_v2_runner
+        from vllm_cold.compat.runner import runner_of
 
         leave_imports_alone()
         self._forget_the_dead()  # before an engine of other processes, which ends nothing here
@@ -118,7 +118,7 @@ class Pool:
         llm = LLM(**options)
         envs.disable_envs_cache()  # what tests set after this start is seen
         self._world = parallel_state._WORLD
-        assert uses_v2_runner(llm.llm_engine.vllm_config) == (self._runner == "v2")
+        assert runner_of(llm.llm_engine.vllm_config).value == self._runner.upper()
         client = llm.llm_engine.engine_core
         if hasattr(client, "engine_core"):  # not in a process of its own
             queue = client.engine_core.batch_queue

@@ -226,9 +226,8 @@ def test_a_seed_reproduces_its_answers(drafter: Drafters, make_llm: Any, tiny: P
 
 def spoil(what: str, runner: str, patch: pytest.MonkeyPatch) -> None:
     """Take a part away that keeps a group's rows together, or gives them the same drafts."""
-    from vllm_cold.worker import drafts_v2
+    from vllm_cold.worker import runner_hooks
     from vllm_cold.worker.group_rows import GroupRows
-    from vllm_cold.worker.processor_v1 import ColdLogitsProcessorV1
 
     if what == "amateurs have other drafts":
         tell = GroupRows.tell_amateurs
@@ -240,7 +239,8 @@ def spoil(what: str, runner: str, patch: pytest.MonkeyPatch) -> None:
 
         patch.setattr(GroupRows, "tell_amateurs", spoilt)
     elif what == "rows of drafts are not scored" and runner == "v1":
-        patch.setattr(ColdLogitsProcessorV1, "apply_to_drafts", lambda *args: None)
+        processor = "vllm_cold.worker.v1.processor_v1.ColdLogitsProcessorV1"
+        patch.setattr(processor + ".apply_to_drafts", lambda *args: None)
     elif what == "rows of drafts are not scored":
         spread = GroupRows.spread
         patch.setattr(
@@ -253,7 +253,7 @@ def spoil(what: str, runner: str, patch: pytest.MonkeyPatch) -> None:
         )
         if what == "groups are verified apart":
             patch.setattr(
-                drafts_v2, "_bounds", lambda num_requests, groups: np.arange(num_requests + 1)
+                runner_hooks, "_bounds", lambda num_requests, groups: np.arange(num_requests + 1)
             )
 
 

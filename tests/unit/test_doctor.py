@@ -210,7 +210,7 @@ def test_the_machine_where_linux_tells_nothing(monkeypatch: pytest.MonkeyPatch) 
 def test_what_changed_in_vllm_is_a_problem_or_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [entry.name for entry in sections.interfaces()] == ["hold"]
     lost = Relies("vllm:LLM", has="gone")
-    add(monkeypatch, places.DRAFTS, lost)
+    add(monkeypatch, places.MEDIA, lost)
     entry, hold = sections.interfaces()
     assert (entry.status, hold.status) == (Status.WARNING, Status.OK)
     assert entry.value == "vllm.LLM has no gone any more"

@@ -17,7 +17,7 @@ from tests.engine_config import config
 from tests.places import add
 from vllm_cold import plugin
 from vllm_cold.compat import availability, hardware, places, versions
-from vllm_cold.compat.engine import slots_of_share
+from vllm_cold.compat.engine import slots_of
 from vllm_cold.compat.patching import Relies, bind
 from vllm_cold.cpu import cpu_platform
 from vllm_cold.errors import ColdError
@@ -65,7 +65,7 @@ def test_an_ordinary_engine_is_prepared() -> None:
 
 def test_engines_of_the_v2_runner_miss_its_sampler(monkeypatch: pytest.MonkeyPatch) -> None:
     """The others do not."""
-    add(monkeypatch, places.V2, Relies("vllm.v1.worker.gpu.sample.sampler:Sampler.call"))
+    add(monkeypatch, places.WORKER, Relies("vllm.v1.worker.gpu.sample.sampler:Sampler.call"))
     engine = config()
     engine.use_v2_model_runner = False
     assert unsupported(engine) is None
@@ -164,7 +164,6 @@ ENGINES: list[tuple[Any, dict[str, Any], str | None]] = [
     (config, {"lora_config": None}, "LoRA is off, and the engine was not asked for"),
     (config, PROMPTS_ALONE, None),
     (config, {"scheduler.max_num_seqs": 1}, "(--max-num-seqs) to 2 or more"),
-    (config, {"scheduler.max_num_seqs": None}, None),
     (config, {"scheduler.max_num_active_seqs": 1}, "(--max-num-active-seqs) to 2 or more"),
     (config, {"scheduler.max_num_batched_tokens": 1}, "(--max-num-batched-tokens) to 2 or "),
     (config, {"scheduler.max_num_scheduled_tokens": 1}, "contrastive request take 2; set it"),
@@ -221,7 +220,8 @@ DRAFTS = [
     ),
     ({"num_prefill_lookahead_tokens": 1}, None),
     ({"num_prefill_lookahead_tokens": 2}, "with several MTP modules, which"),
-    ({STAGES: 2}, "together with pipeline parallelism, which"),
+    ({STAGES: 2, "use_v2_model_runner": False}, "together with pipeline parallelism on the V1"),
+    ({STAGES: 2, "use_v2_model_runner": True}, None),
     ({"vllm": "0.31.2"}, "decoding, which vllm-cold supports with vLLM 0.32 and"),
     ({"platform": "other"}, "workers other than vLLM's own for CPUs and"),
 ]
@@ -306,9 +306,9 @@ def test_a_share_of_the_slots(share: float, slots: int, of_share: int) -> None:
     engine = config()
     engine.scheduler_config.max_num_seqs = slots
     engine.scheduler_config.max_num_batched_tokens = 2 * slots
-    assert slots_of_share(engine) is None and lacks_slots(engine, slots) is None
+    assert slots_of(engine) == (slots, slots, None) and lacks_slots(engine, slots) is None
     engine.additional_config = {"cold": {"max_share": share}}
-    assert slots_of_share(engine) == of_share
+    assert slots_of(engine) == (slots, of_share, share)
     assert unsupported(engine) is None
     assert lacks_slots(engine, of_share) is None
     said = str(lacks_slots(engine, of_share + 1))

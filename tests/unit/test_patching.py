@@ -142,7 +142,7 @@ def relied_on(path: str, **what: Any) -> Relies:
         (relied_on("Owner", has="plain(x y) attribute of_class(x)"), None),
         (relied_on("Owner", has="plain(x z)"), ".Owner.plain takes (x, y), not (x, z)"),
         (relied_on("Interface", has="declared"), None),
-        (relied_on("Interface", has="declared(x)"), ".Interface.declared is only declared"),
+        (relied_on("Interface", has="declared(y)"), ".Interface.declared takes (x), not (y)"),
         (relied_on("Row", has="ids", others="spare gone"), None),
         (relied_on("Row", has="ids", others=""), ".Row has the new field spare"),
         (relied_on("Struct", has="ids", others=""), None),
@@ -370,13 +370,11 @@ def test_what_an_engine_relies_on_is_checked(monkeypatch: pytest.MonkeyPatch) ->
     """And what vLLM wants of our classes."""
     from vllm.v1.core.kv_cache_manager import KVCacheManager
 
-    from vllm_cold.worker.processor_v1 import ColdLogitsProcessorV1
+    from vllm_cold.scheduler.queue_view import View
 
     with monkeypatch.context() as patch:
-        patch.setattr(ColdLogitsProcessorV1, "__abstractmethods__", frozenset({"reset"}))
-        with pytest.raises(
-            DependencyMissing, match="^vLLM wants reset of ColdLogitsProcessorV1, too$"
-        ):
+        patch.setattr(View, "__abstractmethods__", frozenset({"reset"}))
+        with pytest.raises(DependencyMissing, match="^vLLM wants reset of View, too$"):
             availability._check()
     monkeypatch.delattr(KVCacheManager, "evict_blocks")
     said = "vllm.v1.core.kv_cache_manager.KVCacheManager has no evict_blocks any more. Install vLLM"
@@ -404,15 +402,9 @@ def test_a_new_method_of_queues_makes_it_unavailable(monkeypatch: pytest.MonkeyP
 def test_what_speculation_relies_on_is_checked_with_speculation_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from vllm.v1.sample import metadata
-
-    @dataclasses.dataclass
-    class SamplingMetadata(metadata.SamplingMetadata):
-        mood: Any = None
-
-    monkeypatch.setattr(metadata, "SamplingMetadata", SamplingMetadata)
+    add(monkeypatch, places.DRAFTS, Relies("vllm:LLM", has="mood"))
     assert availability.verify() is None
-    assert "has the new field mood" in str(places.problem(places.DRAFTS))
+    assert str(places.problem(places.DRAFTS)) == "vllm.LLM has no mood any more"
 
 
 @pytest.mark.usefixtures("undecided")

@@ -80,7 +80,7 @@ def counts_of(**sums: Any) -> CountersByKind:
 class Output:
     """As vLLM makes it, with what this thread carries."""
 
-    __init__ = bind(worker_output.wrap_output_init, lambda self: None)
+    __init__ = worker_output.attach
 
 
 @pytest.fixture(autouse=True)

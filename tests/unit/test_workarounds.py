@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from tests.contracts.source import until
-from vllm_cold.compat import cpu_sampling
 from vllm_cold.compat.patching import bind, original_of
 from vllm_cold.cpu import workarounds
+from vllm_cold.worker.v1 import cpu_sampling
 
 pytestmark = pytest.mark.unit
 

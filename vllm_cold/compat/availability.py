@@ -15,7 +15,6 @@ none of the kernels, and vLLM only when it looks at it.
 """
 
 import contextlib
-import inspect
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -42,7 +41,7 @@ def register(adapters: Callable[[Any], str | None]) -> None:
     install(places.START)
     if active.unavailable is None:
         with contextlib.suppress(Exception):  # engines with speculation are refused then
-            patching.install(places.rows(places.DRAFTS))
+            patching.install(places.rows(places.V1_LOADED))
 
 
 def unsupported_adapters(config: Any) -> str | None:
@@ -88,10 +87,10 @@ def _check() -> None:
     for hook in places.rows(places.FRONT_END):  # its files load, or nothing is prepared
         for place in hook.wraps:
             place.load_hook()
-    for ours in map(patching.named, engine.CLASSES):
-        if inspect.isabstract(ours):
-            wanted = ", ".join(sorted(ours.__abstractmethods__))
-            raise patching.DependencyMissing(f"vLLM wants {wanted} of {ours.__name__}, too")
+    if (
+        wanted := next(filter(None, map(patching.lacks_methods, engine.CLASSES)), None)
+    ) is not None:
+        raise patching.DependencyMissing(wanted)
     if (unknown := versions.unvalidated()) is not None:
         logger.warning(
             "vllm-cold: %s. It has all that vllm-cold is known to need; `vllm-cold doctor` decodes "

@@ -6,23 +6,59 @@ The classes are named as text: they are loaded where they are used, not in every
 """
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Self
 
-from vllm_cold.compat import places
-from vllm_cold.compat.hardware import is_on
-from vllm_cold.compat.patching import problems
-from vllm_cold.compat.runner import Runner, runner_of
+from vllm_cold.compat.runner import PROCESSORS, Runner, runner_of
 
 SCHEDULER = "vllm_cold.scheduler.scheduler.ColdScheduler"
 ASYNC_SCHEDULER = "vllm_cold.scheduler.scheduler.ColdAsyncScheduler"
-PROCESSOR_V1 = "vllm_cold.worker.processor_v1:ColdLogitsProcessorV1"
-PROCESSOR_V2 = "vllm_cold.worker.processor_v2:ColdLogitsProcessorV2"
-# They extend classes of vLLM: a method that vLLM declares and they lack fails when one is made.
+EXTENSION = "vllm_cold.worker.extension.ColdWorkerExtension"
+# Of an extension of workers that comes with an engine's own: its name follows, with ":" for each
+# dot, as vLLM splits a name at the last dot.
+CHAINED = "With:"
+# They extend classes of vLLM, and may lack what vLLM declares.
 CLASSES = (
     "vllm_cold.scheduler.scheduler:ColdScheduler",
     "vllm_cold.scheduler.queue_view:View",
-    PROCESSOR_V1,
 )
+
+
+@dataclass(frozen=True, slots=True)
+class EngineFacts:
+    """What decides how vllm-cold works in an engine.
+
+    Attributes:
+        runner: Its model runner.
+        has_drafts: Whether it has speculative decoding.
+        has_connector: Whether it has a KV connector.
+        has_ssm: Whether some layers of its model keep an SSM state.
+    """
+
+    runner: Runner
+    has_drafts: bool
+    has_connector: bool
+    has_ssm: bool
+
+    @classmethod
+    def of(cls, config: Any) -> Self:
+        """Return those of the engine of a ``VllmConfig``."""
+        return cls(
+            runner_of(config),
+            config.speculative_config is not None,
+            has_connector(config),
+            has_ssm(config.model_config),
+        )
+
+
+class Slots(NamedTuple):
+    """How many sequences run at a time in an engine, and how many of them contrastive requests may
+    have: all but for a ``max_share``.
+    """
+
+    engine: int
+    contrastive: int
+    max_share: float | None
 
 
 def cold_setting(additional_config: object) -> object:
@@ -30,21 +66,25 @@ def cold_setting(additional_config: object) -> object:
     return additional_config.get("cold") if isinstance(additional_config, dict) else None
 
 
-def sequence_slots(config: Any) -> int:
-    """Return how many sequences run at a time in the engine of a ``VllmConfig``."""
+def slots_of(config: Any) -> Slots:
+    """Return the sequence slots of the engine of a ``VllmConfig``; its ``max_share`` was checked
+    (``settings.arguments``).
+    """
     scheduler = config.scheduler_config
     active: int | None = getattr(scheduler, "max_num_active_seqs", None)  # since 0.31
-    return int(scheduler.max_num_seqs) if active is None else active
-
-
-def slots_of_share(config: Any) -> int | None:
-    """Return how many of these streams of contrastive requests may have, as the checked
-    ``max_share`` says; None for no limit.
-    """
+    slots = int(scheduler.max_num_seqs) if active is None else active
     cold = cold_setting(config.additional_config)
     share = cold.get("max_share") if isinstance(cold, Mapping) else None
     # As if decimals were exact: 0.29 of 100 is 29.
-    return None if share is None else int(share * sequence_slots(config) + 1e-9)
+    return Slots(slots, slots if share is None else int(share * slots + 1e-9), share)
+
+
+def chained_extension(extension: str) -> str:
+    """Return what ``worker_extension_cls`` is to be where it was ``extension``; "" for none."""
+    module = EXTENSION.rpartition(".")[0] + "."
+    if extension.startswith(module):
+        return extension
+    return module + CHAINED + extension.replace(".", ":") if extension else EXTENSION
 
 
 def may_contrast(config: Any) -> bool:
@@ -65,14 +105,14 @@ def is_configured(config: Any) -> bool:
     scheduler and a logits processor.
     """
     return config.scheduler_config.scheduler_cls in (SCHEDULER, ASYNC_SCHEDULER) and any(
-        processor in (PROCESSOR_V1, PROCESSOR_V2)
-        for processor in config.model_config.logits_processors or ()
+        processor in PROCESSORS for processor in config.model_config.logits_processors or ()
     )
 
 
-def uses_v2_runner(config: Any) -> bool:
-    """Whether the engine of a ``VllmConfig`` runs vLLM's V2 model runner."""
-    return runner_of(config) is Runner.V2
+def has_connector(config: Any) -> bool:
+    """Whether the engine of a ``VllmConfig`` has a KV connector."""
+    transfer = config.kv_transfer_config
+    return transfer is not None and transfer.kv_connector is not None
 
 
 def has_ssm(model: Any) -> bool:
@@ -80,8 +120,3 @@ def has_ssm(model: Any) -> bool:
     keys and values.
     """
     return bool(model.is_hybrid or model.is_attention_free)
-
-
-def can_clear(v2: bool) -> bool:
-    """Whether workers clear the blocks that the scheduler lists; ``v2``: of the V2 runner."""
-    return is_on("cpu") and not (v2 and problems(places.rows(places.BLOCKS_V2)))

@@ -38,6 +38,16 @@ def named(where: str) -> Any:
     return owner
 
 
+def lacks_methods(where: str) -> str | None:
+    """Say which methods a class of ours lacks that vLLM declares for it: they fail when one is
+    made. None if it lacks none; ``where`` as for ``named``.
+    """
+    ours = named(where)
+    if not inspect.isabstract(ours):
+        return None
+    return f"vLLM wants {', '.join(sorted(ours.__abstractmethods__))} of {ours.__name__}, too"
+
+
 class Reference:
     """A module of ours that a table names, or a function of it, not loaded yet; ``where`` as for
     ``named``.
@@ -171,6 +181,8 @@ class Wraps(Place):
         if kind is not self.kind or not callable(function):
             wanted = self.kind.__name__ if self.kind else "plain method"
             yield f"{label} is no {wanted} any more"
+        if getattr(function, "__isabstractmethod__", False):
+            yield f"{label} is only declared"
         yield from _unlike(label, function, self.takes)
 
     def find(self) -> tuple[Any, str, Any]:
@@ -217,8 +229,6 @@ def bind(hook: Callable[..., Any], original: Original) -> Callable[..., Any]:
 
 def _unlike(label: str, function: Any, takes: str) -> Iterator[str]:
     """What is wrong with a function, of which these parameters are given by position."""
-    if getattr(function, "__isabstractmethod__", False):
-        yield f"{label} is only declared"
     wanted = takes.split()
     if wanted and (first := _positional(function)[: len(wanted)]) != wanted:
         yield f"{label} takes ({', '.join(first)}), not ({', '.join(wanted)})"

@@ -20,10 +20,11 @@ from vllm_cold.compat.hardware import is_on
 from vllm_cold.compat.patching import Hook, Reference, Relies, Time, Wraps, problems
 from vllm_cold.compat.versions import is_within, numbers
 
-_FRONTEND, _SCHEDULER, _WORKER, _NPU = TABLES = (
+_FRONTEND, _SCHEDULER, _WORKER, _V1, _NPU = TABLES = (
     "vllm_cold.frontend.frontend_places",
     "vllm_cold.scheduler.scheduler_places",
     "vllm_cold.worker.worker_places",
+    "vllm_cold.worker.v1.v1_places",
     "vllm_cold.npu.npu_places",
 )
 CPU_TABLE = "vllm_cold.cpu.cpu_places"  # of the plugin ``cold_cpu``
@@ -37,17 +38,13 @@ OFFLINE = Time(_FRONTEND, "in a process with `LLM`")
 MEDIA = Time(_FRONTEND, "in a front end, for prompts with media")
 CONFIGURED = Time(_SCHEDULER, "in every process of an engine with contrastive decoding")
 CONNECTOR = Time(_SCHEDULER, "in an engine with a KV connector")
-_V1, _V2, _DRAFTS = (
-    "with the V1 model runner",
-    "with the V2 model runner",
-    "with speculative decoding",
-)
 WORKER = Time(_WORKER, "in its workers")
-V1, V2 = Time(_WORKER, _V1), Time(_WORKER, _V2)
-DRAFTS = Time(_WORKER, _DRAFTS)
-DRAFTS_V1, DRAFTS_V2 = (Time(_WORKER, f"{_DRAFTS}, {runner}") for runner in (_V1, _V2))
-BLOCKS_V2 = Time(_WORKER, _V2 + ", on CPU")
-SSM = Time(_WORKER, "in workers on CPU, for models with state-space layers")
+DRAFTS = Time(_WORKER, "in its workers, with speculative decoding")
+SSM = Time(_WORKER, "in its workers on CPU, for models with state-space layers")
+V1_LOADED = Time(_V1, "in every process that has V1, when vLLM loads the plugin")
+V1 = Time(_V1, "in its workers on V1")
+V1_DRAFTS = Time(_V1, "in its workers on V1, with speculative decoding")
+V1_ON_CPU = Time(_V1, "in workers on V1 on CPU, with LoRA or a contrast")
 NPU = Time(_NPU, "in every process on NPUs, when vLLM loads the plugin")
 NPU_LORA = Time(_NPU, "in engines with LoRA on NPUs")
 CPU = Time(CPU_TABLE, "in every process on CPUs, when vLLM loads the plugin `cold_cpu`")
@@ -57,7 +54,7 @@ CPU_LORA = Time(CPU_TABLE, "in engines with LoRA on CPUs")
 CPU_WORKAROUNDS = Time(CPU_TABLE, "in workers on CPU with LoRA")
 KERNELS_ON_CPU = (CPU, CPU_WORKERS, CPU_MODEL, CPU_LORA, CPU_WORKAROUNDS)
 # Checked before an engine is prepared for contrastive decoding, whatever it serves.
-EVERY_ENGINE = (CONFIGURED, FRONT_END, WORKER, V1)
+EVERY_ENGINE = (CONFIGURED, FRONT_END)
 
 # What docs/for-vllm.md asks for.
 GROUPS = "when vLLM schedules groups of requests in lockstep."
@@ -75,6 +72,7 @@ def workaround(
     link: str = "",
     since: str = "0.23",
     until: str = "",
+    lost: str = "a bug of vLLM is not worked around here",
 ) -> Hook:
     """Return a row for a bug of vLLM on CPUs."""
     return Hook(
@@ -86,7 +84,7 @@ def workaround(
         link=link,
         since=since,
         until=until,
-        lost="a bug of vLLM is not worked around here",
+        lost=lost,
         platform="cpu",
     )
 

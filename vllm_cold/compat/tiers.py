@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from functools import cache
 from typing import Any, Final
 
-from vllm_cold.compat.engine import uses_v2_runner
 from vllm_cold.compat.hardware import is_on
+from vllm_cold.compat.runner import Runner, runner_of
 from vllm_cold.errors import site
 
 logger = logging.getLogger("vllm." + __name__)
@@ -46,5 +46,5 @@ def _used_by(config: Any) -> Iterator[str]:
         yield NPUS
     if config.kv_transfer_config is not None:
         yield CONNECTORS
-    if config.speculative_config is not None and uses_v2_runner(config):
+    if config.speculative_config is not None and runner_of(config) is Runner.V2:
         yield DRAFTS_V2

@@ -8,7 +8,6 @@ from vllm_cold.compat.patching import Hook, Relies, Wraps, lazy
 
 # fmt: off
 # A module is loaded when one of its functions wraps something.
-(cpu_sampling,) = lazy("vllm_cold.compat", "cpu_sampling")
 (
     cpu_platform, kernel_report, linear_layers, lora_fallback, lora_wrapper, moe_lora, workarounds,
 ) = lazy(
@@ -16,7 +15,6 @@ from vllm_cold.compat.patching import Hook, Relies, Wraps, lazy
     "cpu_platform kernel_report linear_layers lora_fallback lora_wrapper moe_lora workarounds",
 )
 
-_SAMPLE = "vllm.v1.sample."
 _GPU = "vllm.v1.worker.gpu."
 _RUNNER_V2 = _GPU + "model_runner:GPUModelRunner."
 _DRAFTER = "vllm.v1.spec_decode.llm_base_proposer:SpecDecodeBaseProposer."
@@ -118,25 +116,6 @@ TABLE = (
               kernel_report.wrap_initialize_from_config),
         Relies("vllm.config:ModelConfig", has="is_moe"),
         since="0.31", lost="the log does not say which kernels compute", platform="cpu",
-    ),
-    places.workaround(
-        cpu_sampling, places.CPU_WORKAROUNDS,
-        "V1 rewinds the random generator of each seeded request that is still prefilling with "
-        "`Generator.set_offset`, which CPU generators lack: a seeded request whose prompt is "
-        "split over steps kills the engine. Here such rows keep their generator out of the step: "
-        "their sample is thrown away anyway.",
-        Wraps("vllm.v1.worker.cpu_model_runner:CPUModelRunner.sample_tokens",
-              cpu_sampling.wrap_cpu_sample_tokens, if_loaded=True),
-    ),
-    places.workaround(
-        cpu_sampling, places.CPU_WORKAROUNDS,
-        "V1 gives each draft's row the temperature, top-k and top-p of its request. The kernel "
-        "writes into an int64 copy of the output, and what it returns is uninitialised memory: as "
-        "soon as one request of a batch samples at random, the tokens of all are wrong, greedy "
-        "ones too.",
-        Wraps(_SAMPLE + "rejection_sampler:expand_batch_to_tokens",
-              cpu_sampling.wrap_expand_batch_to_tokens,
-              "x cu_num_tokens num_tokens replace_from replace_to", if_loaded=True),
     ),
     places.workaround(
         workarounds, places.CPU_WORKAROUNDS,

@@ -21,7 +21,8 @@ from msgspec import structs
 from vllm.lora.request import LoRARequest
 from vllm.v1.engine import EngineCoreRequest
 
-from vllm_cold.compat.engine import PROCESSOR_V1, PROCESSOR_V2, is_configured
+from vllm_cold.compat.engine import is_configured
+from vllm_cold.compat.runner import PROCESSORS
 from vllm_cold.errors import ColdError
 from vllm_cold.frontend import adapter_config, request_media
 from vllm_cold.frontend.capacity import fit
@@ -430,8 +431,7 @@ def _check_exact(name: str | None, params: Any, processors: Sequence[Any] | None
     """Refuse what a rule of scores does not allow; ``processors``: the engine's own."""
     if name is None or not (rule := registry.get(name)).is_of_scores:
         return
-    ours = PROCESSOR_V1, PROCESSOR_V2
-    if others := [p for p in (*(processors or ()), *_plugins()) if p not in ours]:
+    if others := [p for p in (*(processors or ()), *_plugins()) if p not in PROCESSORS]:
         raise ValueError(
             f"vllm-cold: the rule {name!r} says all of the distribution that is sampled from, and "
             f"this engine has logits processors of its own ({others[0]}); start one without."

@@ -7,17 +7,15 @@ import logging
 
 from vllm.config import VllmConfig
 
-from vllm_cold.compat import active, availability, places, tiers
+from vllm_cold.compat import active, availability, places, tiers, versions
 from vllm_cold.compat.engine import (
     ASYNC_SCHEDULER,
-    PROCESSOR_V1,
-    PROCESSOR_V2,
     SCHEDULER,
+    chained_extension,
     is_configured,
-    sequence_slots,
-    slots_of_share,
-    uses_v2_runner,
+    slots_of,
 )
+from vllm_cold.compat.runner import Runner, runner_of
 from vllm_cold.errors import site
 from vllm_cold.frontend import ascend
 from vllm_cold.frontend.support import engine_defaults, unsupported
@@ -41,9 +39,9 @@ def prepare_engine(config: VllmConfig) -> None:
     availability.install(places.FRONT_END)
     load_rules(config.additional_config)
     _say(defaults := engine_defaults(config))
-    if (slots := slots_of_share(config)) is not None:
+    if (slots := slots_of(config)).max_share is not None:
         text = "Contrastive requests have at most %d of %d sequence slots at a time (max_share=%s)."
-        logger.info(text, slots, sequence_slots(config), defaults.values["max_share"])
+        logger.info(text, slots.contrastive, slots.engine, slots.max_share)
     _warn(defaults)
     ascend.warn(config)
     tiers.warn_of_engine(config)
@@ -114,8 +112,12 @@ def configure(config: VllmConfig) -> None:
             )
         return
     scheduler, models = config.scheduler_config, config.model_config
-    models.logits_processors = [*(models.logits_processors or ()), PROCESSOR_V1]
-    if uses_v2_runner(config):  # asked now: before 0.31 an engine with processors falls back to V1
-        models.logits_processors[-1] = PROCESSOR_V2
+    runner = runner_of(
+        config
+    )  # asked first: before 0.31 an engine with processors falls back to V1
+    models.logits_processors = [*(models.logits_processors or ()), runner.processor]
+    if runner is Runner.V2 and not versions.is_before("0.33"):
+        workers = config.parallel_config
+        workers.worker_extension_cls = chained_extension(workers.worker_extension_cls)
     # async_scheduling is resolved by now; a scheduler of the wrong kind breaks placeholders.
     scheduler.scheduler_cls = ASYNC_SCHEDULER if scheduler.async_scheduling else SCHEDULER

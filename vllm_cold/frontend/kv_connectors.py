@@ -12,6 +12,8 @@ from typing import Any
 
 from vllm.config import VllmConfig
 
+from vllm_cold.compat.engine import has_connector
+
 # vLLM's own that find KV by the requests' block hashes alone.
 BY_BLOCK_HASH = ("OffloadingConnector", "SimpleCPUOffloadConnector")
 # Those that load what a request's kv_transfer_params name, as the engine that prefilled it said:
@@ -21,17 +23,11 @@ DECLARATIONS = ("keyed_by_block_hash", "keyed_by_request")
 """A class attribute: the connector finds KV so, and loads for requests of the step."""
 
 
-def has_one(config: VllmConfig) -> bool:
-    """Whether the engine has a KV connector."""
-    transfer = config.kv_transfer_config
-    return transfer is not None and transfer.kv_connector is not None
-
-
 def unsupported(config: VllmConfig) -> str | None:
     """Say why vllm-cold cannot work with the engine's KV connector, with the remedy; None if it
     can, or if there is none.
     """
-    if not has_one(config):
+    if not has_connector(config):
         return None
     whose = set()
     for transfer in _leaves(config.kv_transfer_config):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from vllm_cold.compat.engine import is_configured, sequence_slots, slots_of_share
+from vllm_cold.compat.engine import is_configured, slots_of
 from vllm_cold.compat.patching import Original
 from vllm_cold.wire.counters import (
     CANDIDATES,
@@ -124,9 +124,8 @@ def wrap_logger_manager_init(
 
         logger = next(x for x in self.stat_loggers if isinstance(x, PrometheusStatLogger))
         name = vllm_config.model_config.served_model_name
-        slots = sequence_slots(vllm_config)
-        of_share = slots_of_share(vllm_config)
-        of = {"engine": slots, "contrastive": slots if of_share is None else of_share}
+        slots = slots_of(vllm_config)
+        of = {"engine": slots.engine, "contrastive": slots.contrastive}
         self.cold_metrics = ColdMetrics(name, self.engine_indexes, logger, of)
 
 

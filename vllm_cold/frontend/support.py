@@ -8,16 +8,15 @@ from collections.abc import Iterator
 
 from vllm.config import VllmConfig
 
-from vllm_cold.compat import active, availability, places, versions
+from vllm_cold.compat import active, availability, patching, places, versions
 from vllm_cold.compat.engine import (
+    EngineFacts,
     cold_setting,
-    has_ssm,
+    has_connector,
     is_configured,
-    sequence_slots,
-    slots_of_share,
-    uses_v2_runner,
+    slots_of,
 )
-from vllm_cold.compat.runner import Runner, runner_of
+from vllm_cold.compat.runner import Runner
 from vllm_cold.frontend import ascend, kv_connectors
 from vllm_cold.frontend.refused_options import ALWAYS, SPECULATION, SSM, refused
 from vllm_cold.settings.arguments import ColdArgs, parse_engine_defaults
@@ -41,7 +40,8 @@ def unsupported(config: VllmConfig) -> str | None:
             "--enable-lora (enable_lora=True). Without adapters, start it with --sampler cold "
             '(additional_config={"cold": True}).'
         )
-    if runner_of(config) is Runner.STANDALONE:
+    engine = EngineFacts.of(config)
+    if engine.runner is Runner.STANDALONE:
         return (
             "vLLM's model runner for CPUs without Triton takes no logits processors; install "
             "Triton with its backend for CPUs (triton-cpu), with which vLLM has another runner."
@@ -60,24 +60,24 @@ def unsupported(config: VllmConfig) -> str | None:
         )
     return (
         lacks_slots(config, 2)
-        or _needs_another_vllm(config)
-        or _has_unsupported(config)
+        or _needs_another_vllm(engine)
+        or _has_unsupported(config, engine)
         or kv_connectors.unsupported(config)
     )
 
 
-def _needs_another_vllm(config: VllmConfig) -> str | None:
+def _needs_another_vllm(engine: EngineFacts) -> str | None:
     """Say what the engine has that vllm-cold supports with other releases of vLLM only; None if it
     has nothing of it.
     """
-    v2, ssm = uses_v2_runner(config), has_ssm(config.model_config)
-    connector, drafts = kv_connectors.has_one(config), config.speculative_config is not None
-    of_drafts = [places.DRAFTS, places.DRAFTS_V2 if v2 else places.DRAFTS_V1]
+    runner, v2 = engine.runner, engine.runner is Runner.V2
+    remedy = " (VLLM_USE_V2_MODEL_RUNNER=0 chooses V1)" if versions.is_before("0.34") else ""
     for what, there, times in (
-        ("the V2 model runner (VLLM_USE_V2_MODEL_RUNNER=0 chooses V1)", v2, [places.V2]),
-        ("a KV connector", connector, [places.CONNECTOR]),
-        ("state-space layers", ssm, [places.SSM]),
-        ("speculative decoding", drafts, of_drafts),
+        ("the V2 model runner" + remedy, v2, runner.times(False)),
+        ("the V1 model runner", not v2, runner.times(False)),
+        ("a KV connector", engine.has_connector, (places.CONNECTOR,)),
+        ("state-space layers", engine.has_ssm, (places.SSM,)),
+        ("speculative decoding", engine.has_drafts, runner.times(True)),
     ):
         if there and versions.is_before(release := places.since(*times)):
             return (
@@ -90,42 +90,44 @@ def _needs_another_vllm(config: VllmConfig) -> str | None:
                 f"{changed}. Start it without, or install vLLM {versions.RANGE}, or a newer "
                 "vllm-cold."
             )
+    if (lacks := patching.lacks_methods(runner.processor)) is not None:
+        return f"{lacks}. Install vLLM {versions.RANGE}, or a newer vllm-cold."
     return None
 
 
-def _has_unsupported(config: VllmConfig) -> str | None:
+def _has_unsupported(config: VllmConfig, engine: EngineFacts) -> str | None:
     """Say what the engine has that vllm-cold does not support; None if it has nothing of it."""
-    if (feature := next(_unsupported_features(config), None)) is None:
+    if (feature := next(_unsupported_features(config, engine), None)) is None:
         return None
     return f"it has {feature}, which vllm-cold does not support; start it without."
 
 
-def _unsupported_features(config: VllmConfig) -> Iterator[str]:
+def _unsupported_features(config: VllmConfig, engine: EngineFacts) -> Iterator[str]:
     yield from refused(config, ALWAYS)
     # vLLM gives wrong tokens to requests that are preempted there.
     if config.parallel_config.pipeline_parallel_size > 2 and versions.is_before("0.27"):
         yield "more than two pipeline stages before vLLM 0.27"
     if (speculative := config.speculative_config) is not None:
-        for feature in _unsupported_with_speculation(config):
+        for feature in _unsupported_with_speculation(config, engine):
             yield f"speculative decoding ({speculative.method}) together with {feature}"
-    if has_ssm(config.model_config):
+    if engine.has_ssm:
         for feature in _unsupported_with_ssm(config):
             yield f"{feature} together with state-space layers"
 
 
-def _unsupported_with_speculation(config: VllmConfig) -> Iterator[str]:
+def _unsupported_with_speculation(config: VllmConfig, engine: EngineFacts) -> Iterator[str]:
     from vllm.platforms import current_platform
 
     if current_platform.is_out_of_tree():
         yield "workers other than vLLM's own for CPUs and GPUs"
-    if config.parallel_config.pipeline_parallel_size > 1:
-        yield "pipeline parallelism"
+    if engine.runner is Runner.V1 and config.parallel_config.pipeline_parallel_size > 1:
+        yield "pipeline parallelism on the V1 model runner"
     yield from refused(config, SPECULATION)
     # Streams would lose SSM states in steps that leave them out. V2 keeps these; that it is right
     # was not shown.
-    if has_ssm(config.model_config):
+    if engine.has_ssm:
         yield "state-space layers"
-    if not uses_v2_runner(config) and config.speculative_config.method == "ngram_gpu":
+    if engine.runner is Runner.V1 and config.speculative_config.method == "ngram_gpu":
         yield "ngram_gpu on the V1 model runner (ngram is supported)"
 
 
@@ -133,7 +135,7 @@ def _unsupported_with_ssm(config: VllmConfig) -> Iterator[str]:
     """Yield what is not supported with state-space layers. Adapters were shown to be right in one
     process, and in several with Mamba 2 layers whose groups can be divided.
     """
-    if kv_connectors.has_one(config):
+    if has_connector(config):
         yield "a KV connector"
     yield from refused(config, SSM)
     ranks = 1 if config.lora_config is None else config.parallel_config.tensor_parallel_size
@@ -155,13 +157,12 @@ def lacks_slots(config: VllmConfig, streams: int) -> str | None:
         # Where a request is admitted, vLLM wants room for drafts, too.
         tokens *= 1 + speculative.max_num_new_slots_for_drafting
         tokens += speculative.num_speculative_tokens
-    of_share = slots_of_share(config)
-    if of_share is not None and of_share < streams <= (slots := sequence_slots(config)):
-        share = engine_defaults(config).values["max_share"]
+    slots = slots_of(config)
+    if slots.contrastive < streams <= slots.engine:
         return (
-            f"max_share={share}: of {slots} sequence slots contrastive requests have {of_share}, "
-            f"and this one takes {streams}; set it (--cold-max-share) to "
-            f"{math.ceil(1000 * streams / slots) / 1000} or more."
+            f"max_share={slots.max_share}: of {slots.engine} sequence slots contrastive requests "
+            f"have {slots.contrastive}, and this one takes {streams}; set it (--cold-max-share) to "
+            f"{math.ceil(1000 * streams / slots.engine) / 1000} or more."
         )
     for option, needed in (
         ("max_num_seqs", streams),

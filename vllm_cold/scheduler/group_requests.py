@@ -17,7 +17,7 @@ from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, FinishReason
 from vllm.v1.request import RequestStatus
 
 from vllm_cold.compat import versions
-from vllm_cold.compat.engine import slots_of_share
+from vllm_cold.compat.engine import slots_of
 from vllm_cold.scheduler import output_checks
 from vllm_cold.scheduler.amateur_requests import make_streams
 from vllm_cold.scheduler.budgets import Budget
@@ -83,8 +83,8 @@ class GroupRequests(Scheduler):  # type: ignore[misc]
         self._slots: set[int] = set()  # those of groups that have begun and not ended
         self._draft_slots = speculative.max_num_new_slots_for_drafting if speculative else 0
         self._partial = Partial()
-        if (slots := slots_of_share(self.vllm_config)) is not None:
-            self._share = Share(self, self._groups, self._partial.groups, slots)
+        if (slots := slots_of(self.vllm_config)).max_share is not None:
+            self._share = Share(self, self._groups, self._partial.groups, slots.contrastive)
 
     def add_request(self, request: Request) -> None:
         params = request.sampling_params

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from vllm.v1.request import RequestStatus
 
-from vllm_cold.compat import engine
+from vllm_cold.compat.hardware import is_on
 from vllm_cold.scheduler.lockstep import Group, Request
 
 
@@ -180,7 +180,7 @@ class KVBlocks:
         NaN.
         """
         scheduler = self._scheduler
-        if engine.can_clear(v2=scheduler.use_v2_model_runner):
+        if is_on("cpu"):
             for request in streams:
                 for blocks in scheduler.kv_cache_manager.get_block_ids(request.request_id):
                     self._nonfinite.update(blocks)

@@ -5,8 +5,7 @@ Four channels, each in a field of vLLM's:
 
 - ``stream``: ``SamplingParams.extra_args["cold_stream"]``, the settings and the streams of a
   request. The front end writes it at admission (``frontend.admission``), the scheduler completes it
-  for each stream (``scheduler.amateur_requests``), workers read it (``worker.processor_v1``,
-  ``worker.processor_v2``).
+  for each stream (``scheduler.amateur_requests``), workers read it (``worker.processor``).
 - ``worker_output``: the attribute ``cold`` of a ``ModelRunnerOutput``, the figures of a step
   (``step_stats``). From workers (``worker.group_rows``) to ``scheduler.scheduler``. The first
   output has ``cold_kernels``, too: what computes there (``compat.hardware.kernels``).

@@ -8,7 +8,6 @@ import threading
 from typing import Any
 
 from vllm_cold.compat import hardware
-from vllm_cold.compat.patching import Original
 from vllm_cold.wire.step_stats import RowStats, StepStats
 
 # ``step_stats`` of a thread: the figures of a step that has made no output yet. The model runner
@@ -37,13 +36,12 @@ def tell_kernels() -> None:
     _pending.tells_kernels = True
 
 
-def wrap_output_init(original: Original, self: Any, *args: Any, **kwargs: Any) -> None:
-    """Wrap ``ModelRunnerOutput.__init__``."""
-    original(self, *args, **kwargs)
+def attach(output: Any) -> None:
+    """Have a ``ModelRunnerOutput`` take along what this thread has handed over."""
     if pending := vars(_pending).pop("step_stats", None):
-        self.cold = pending
+        output.cold = pending
     if vars(_pending).pop("tells_kernels", False):
-        self.cold_kernels = list(hardware.kernels)
+        output.cold_kernels = list(hardware.kernels)
 
 
 def kernels_of(output: Any) -> list[hardware.Kernel]:

@@ -62,7 +62,7 @@ def main(folder: Path) -> None:
     from vllm.lora.request import LoRARequest
 
     from vllm_cold import ColdParams
-    from vllm_cold.compat.engine import uses_v2_runner
+    from vllm_cold.compat.runner import runner_of
 
     adapters: dict[str | None, LoRARequest] = {
         name: LoRARequest(name, number, str(folder / name))
@@ -106,7 +106,7 @@ def main(folder: Path) -> None:
         llm.llm_engine.engine_core.shutdown()
     config = llm.llm_engine.vllm_config
     scheduling = "asynchronous" if config.scheduler_config.async_scheduling else "synchronous"
-    engine = f"V{1 + uses_v2_runner(config)} runner, {scheduling} scheduling"
+    engine = f"{runner_of(config).value} runner, {scheduling} scheduling"
     tokens = [list(output.outputs[0].token_ids) for output in outputs]
     (folder / _RESULT).write_text(json.dumps([engine, tokens]))
 

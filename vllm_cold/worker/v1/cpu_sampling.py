@@ -1,7 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Works around bugs of vLLM's sampling on CPU, with a contrast or with LoRA: both have them in
-their tables.
-"""
+"""Works around bugs of vLLM's sampling on CPU, with a contrast or with LoRA."""
 
 from collections.abc import Callable
 from typing import Any

@@ -22,12 +22,13 @@ from vllm.v1.worker.gpu.sample.logits_processor.loader import (
 
 from tests import engine_config
 from tests.contrast import Contrast, assert_scored, of_size
-from vllm_cold.compat.engine import PROCESSOR_V2
+from vllm_cold.compat.runner import Runner
+from vllm_cold.errors import ColdError
 from vllm_cold.rules.registry import BUILT_IN
 from vllm_cold.wire import worker_output
 from vllm_cold.wire.step_stats import OTHER_DRAFTS
 from vllm_cold.worker import group_rows as rows_module
-from vllm_cold.worker.processor_v2 import ColdLogitsProcessorV2
+from vllm_cold.worker.processor import ColdLogitsProcessor
 
 pytestmark = pytest.mark.unit
 
@@ -47,7 +48,7 @@ def make(
     device: str = "cpu",
     prompt_len: Sequence[int] = (1,) * SLOTS,
     prefill_len: Sequence[int] | None = None,
-) -> ColdLogitsProcessorV2:
+) -> ColdLogitsProcessor:
     buffers: Any = None  # the processor reads but two of them
     prompts, prefills = (
         SimpleNamespace(gpu=torch.tensor(lengths, dtype=torch.int32, device=device))
@@ -56,7 +57,7 @@ def make(
     state = LogitsProcRequestState(
         torch.device(device), SLOTS, VOCAB, buffers, prompts, prefills, buffers
     )
-    return ColdLogitsProcessorV2(engine_config.config(), state)
+    return ColdLogitsProcessor(engine_config.config(), state)
 
 
 def context(
@@ -89,8 +90,8 @@ def test_the_first_output_tells_what_computes() -> None:
 
 
 def test_loader_accepts_it() -> None:
-    assert _load_v2_logitsprocs_by_fqcns([PROCESSOR_V2]) == [ColdLogitsProcessorV2]
-    assert build_custom_logits_processors_params_validator([PROCESSOR_V2])(REGULAR) is None
+    assert _load_v2_logitsprocs_by_fqcns([Runner.V2.processor]) == [ColdLogitsProcessor]
+    assert build_custom_logits_processors_params_validator([Runner.V2.processor])(REGULAR) is None
 
 
 def test_only_streams_are_claimed() -> None:
@@ -132,7 +133,7 @@ def test_the_same_batch_is_matched_once(monkeypatch: pytest.MonkeyPatch) -> None
     assert match.call_count == 2
 
 
-def expect(processor: ColdLogitsProcessorV2, slots: Sequence[int], counts: Sequence[int]) -> None:
+def expect(processor: ColdLogitsProcessor, slots: Sequence[int], counts: Sequence[int]) -> None:
     """What the rejection sampler tells it of a batch."""
     processor.expect_rows(np.array(slots, dtype=np.intp), np.array(counts))
 
@@ -145,7 +146,7 @@ MIXED = {
 }
 
 
-def mixed(device: str = "cpu") -> ColdLogitsProcessorV2:
+def mixed(device: str = "cpu") -> ColdLogitsProcessor:
     processor = make(device)
     for name, (contrast, slots) in MIXED.items():
         for index, slot in enumerate(slots):
@@ -352,3 +353,29 @@ def test_slots_are_recycled() -> None:
     processor.add_request(8, params("y", 1))
     processor.add_request(9, params("y", 0))
     assert_scored(before, processor.apply(before.clone(), context([8, 0, 9])), [(2, 0)])
+
+
+def start(runner: Runner, **additional: Any) -> Any:
+    """The processor of a runner, with an engine's ``additional_config``."""
+    config = engine_config.config()
+    config.additional_config = additional
+    states: Any = SimpleNamespace(device=torch.device("cpu"), max_num_reqs=4)
+    if runner is Runner.V2:
+        return ColdLogitsProcessor(config, states)
+    pytest.importorskip("vllm.v1.sample.logits_processor", reason="vLLM 0.34 has no V1")
+    from vllm_cold.worker.v1.processor_v1 import ColdLogitsProcessorV1
+
+    return ColdLogitsProcessorV1(config, torch.device("cpu"), False)
+
+
+@pytest.mark.parametrize("runner", [Runner.V1, Runner.V2])
+def test_what_cannot_run_fails_at_the_start(
+    runner: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rules that the engine was started with (workers are processes of their own), back ends."""
+    start(runner)
+    with pytest.raises(ColdError, match="rules='nowhere:Rule': cannot be used as a rule"):
+        start(runner, cold={"rules": ["nowhere:Rule"]})
+    monkeypatch.setenv("COLD_SCORING", "ascend")
+    with pytest.raises(RuntimeError, match="'ascend' was asked for"):
+        start(runner)

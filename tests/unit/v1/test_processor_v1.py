@@ -2,7 +2,6 @@
 """The V1 processor follows vLLM's persistent batch, told with vLLM's own BatchUpdate."""
 
 from collections.abc import Sequence
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,11 +16,10 @@ from vllm.v1.sample.logits_processor.state import BatchUpdateBuilder
 
 from tests import engine_config
 from tests.contrast import Contrast, assert_scored, of_size
-from vllm_cold.compat.engine import PROCESSOR_V1
-from vllm_cold.errors import ColdError
+from vllm_cold.compat.runner import Runner
 from vllm_cold.wire import worker_output
 from vllm_cold.wire.step_stats import OTHER_DRAFTS
-from vllm_cold.worker.processor_v1 import ColdLogitsProcessorV1
+from vllm_cold.worker.v1.processor_v1 import ColdLogitsProcessorV1
 
 pytestmark = pytest.mark.unit
 
@@ -79,7 +77,7 @@ def check_drafts(
 
 
 def test_vllm_loads_it() -> None:
-    assert _load_custom_logitsprocs([PROCESSOR_V1]) == [ColdLogitsProcessorV1]
+    assert _load_custom_logitsprocs([Runner.V1.processor]) == [ColdLogitsProcessorV1]
     assert make().is_argmax_invariant() is False
 
 
@@ -225,28 +223,3 @@ def test_a_rule_is_told_how_many_tokens_there_are() -> None:
     assert_scored(before, logits, places, GROWS, steps)
     # And none are left for the step after that.
     check_steps(*known)
-
-
-def start(v2: bool, **additional: Any) -> Any:
-    """The processor of either runner, with an engine's ``additional_config``."""
-    config = engine_config.config()
-    config.additional_config = additional
-    states: Any = SimpleNamespace(device=torch.device("cpu"), max_num_reqs=4)
-    if v2:
-        interface = "vllm.v1.worker.gpu.sample.logits_processor.interface"
-        pytest.importorskip(interface, reason="came with vLLM 0.31")
-        from vllm_cold.worker.processor_v2 import ColdLogitsProcessorV2
-
-        return ColdLogitsProcessorV2(config, states)
-    return ColdLogitsProcessorV1(config, torch.device("cpu"), False)
-
-
-@pytest.mark.parametrize("v2", [False, True], ids=["V1", "V2"])
-def test_what_cannot_run_fails_at_the_start(v2: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rules that the engine was started with (workers are processes of their own), back ends."""
-    start(v2)
-    with pytest.raises(ColdError, match="rules='nowhere:Rule': cannot be used as a rule"):
-        start(v2, cold={"rules": ["nowhere:Rule"]})
-    monkeypatch.setenv("COLD_SCORING", "ascend")
-    with pytest.raises(RuntimeError, match="'ascend' was asked for"):
-        start(v2)

@@ -25,12 +25,12 @@ from vllm.v1.spec_decode.metadata import SpecDecodeMetadata
 
 from tests import engine_config
 from tests.contrast import Contrast
-from vllm_cold.compat import cpu_sampling, patching, places, versions
-from vllm_cold.compat.engine import PROCESSOR_V1
+from vllm_cold.compat import patching, places, versions
 from vllm_cold.compat.patching import bind, original_of
+from vllm_cold.compat.runner import Runner
 from vllm_cold.wire import worker_output
-from vllm_cold.worker import amateur_tokens, drafts_v1
-from vllm_cold.worker.processor_v1 import ColdLogitsProcessorV1
+from vllm_cold.worker.v1 import cpu_sampling, drafts_v1, step_outputs
+from vllm_cold.worker.v1.processor_v1 import ColdLogitsProcessorV1
 
 pytestmark = [
     pytest.mark.unit,
@@ -46,7 +46,7 @@ REGULAR = SamplingParams()
 def _wrapped(monkeypatch: pytest.MonkeyPatch) -> None:
     """vLLM's classes as an engine with speculation has them, for one test; no figures are left."""
     for owner, name, make in (
-        (Sampler, "forward", amateur_tokens.wrap_sampler_forward),
+        (Sampler, "forward", step_outputs.wrap_sampler_forward),
         (RejectionSampler, "forward", drafts_v1.wrap_rejection_forward),
         (RejectionSampler, "apply_logits_processors", drafts_v1.wrap_apply_logits_processors),
         (rejection_sampler, "expand_batch_to_tokens", cpu_sampling.wrap_expand_batch_to_tokens),
@@ -74,7 +74,7 @@ def _use_cpu_kernel(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
 class Output:
     """As vLLM makes it, with what this thread carries."""
 
-    __init__ = bind(worker_output.wrap_output_init, lambda self: None)
+    __init__ = bind(step_outputs.wrap_output_init, lambda self: None)
 
 
 @dataclass
@@ -350,12 +350,12 @@ def test_it_is_loaded_beside_min_tokens(build: tuple[Any, list[Any]]) -> None:
     make, installed = build
     config = engine_config.config()
     config.speculative_config = object()
-    for custom in ([PROCESSOR_V1], (PROCESSOR_V1,)):
+    for custom in ([Runner.V1.processor], (Runner.V1.processor,)):
         found = make(config, CPU, False, False, custom)
         assert isinstance(found, LogitsProcessors)
         assert [type(p) for p in found.all] == [MinTokensLogitsProcessor, ColdLogitsProcessorV1]
         assert found.argmax_invariant == []
-    wanted = places.rows(places.DRAFTS_V1, places.V1)
+    wanted = places.rows(places.V1_DRAFTS, places.V1)
     assert set(wanted) <= set(installed)
 
 
@@ -363,7 +363,7 @@ def test_other_processors_end_with_vllms_sentence(build: tuple[Any, list[Any]]) 
     """Under speculation; theirs know nothing of the rows of drafts."""
     make, _ = build
     config = SimpleNamespace(speculative_config=object(), additional_config={})
-    for custom in (["other:Processor"], ["other:Processor", PROCESSOR_V1]):
+    for custom in (["other:Processor"], ["other:Processor", Runner.V1.processor]):
         with pytest.raises(ValueError, match=logits_processor.STR_SPEC_DEC_REJECTS_LOGITSPROCS):
             make(config, CPU, False, False, custom)
 
@@ -372,7 +372,7 @@ def test_it_is_wrapped_wherever_a_runner_has_it_from(monkeypatch: pytest.MonkeyP
     """A runner's module that was loaded before the plugin has vLLM's under a name of its own."""
     runner = "vllm.v1.worker.gpu_model_runner"
     monkeypatch.delitem(sys.modules, runner, raising=False)
-    (hook,) = places.rows(places.DRAFTS)
+    (hook,) = places.rows(places.V1_LOADED)
     assert hook.wraps[0].problem() is None
     assert [place.is_used for place in hook.wraps] == [True, False]
     own = SimpleNamespace(build_logitsprocs=hook.wraps[0].find()[2])

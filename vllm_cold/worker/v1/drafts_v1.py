@@ -7,8 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 from vllm_cold.compat import patching, places
-from vllm_cold.compat.engine import PROCESSOR_V1
 from vllm_cold.compat.patching import Original
+from vllm_cold.compat.runner import Runner
 
 
 def _ours(logitsprocs: Any) -> list[Any]:
@@ -82,12 +82,12 @@ def wrap_build_logitsprocs(
     custom_logitsprocs: Any = (),
 ) -> Any:
     """Wrap ``build_logitsprocs``."""
-    args = vllm_config, device, is_pin_memory, is_pooling_model
-    if vllm_config.speculative_config is None or PROCESSOR_V1 not in custom_logitsprocs:
+    args, name = (vllm_config, device, is_pin_memory, is_pooling_model), Runner.V1.processor
+    if vllm_config.speculative_config is None or name not in custom_logitsprocs:
         return original(*args, custom_logitsprocs)
-    from vllm_cold.worker.processor_v1 import ColdLogitsProcessorV1
+    from vllm_cold.worker.v1.processor_v1 import ColdLogitsProcessorV1
 
-    patching.install(places.rows(places.DRAFTS_V1))
-    others = original(*args, [p for p in custom_logitsprocs if p != PROCESSOR_V1])
+    patching.install(places.rows(places.V1_DRAFTS))
+    others = original(*args, [p for p in custom_logitsprocs if p != name])
     ours = ColdLogitsProcessorV1(vllm_config, device, is_pin_memory)
     return type(others)([*others.all, ours])

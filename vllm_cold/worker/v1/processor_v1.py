@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The logits processor of the V1 model runner: on CPU, on Ascend, and on GPUs before 0.32."""
+"""The logits processor of the V1 model runner."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -35,7 +35,7 @@ class ColdLogitsProcessorV1(LogitsProcessor):  # type: ignore[misc]
         self._rows: GroupRows | None = None
         backend_registry.choose(device)  # says which; a missing one fails now, not at a request
         # The model is loaded after this.
-        patching.install(places.rows(places.WORKER, places.V1))
+        patching.install(places.rows(places.V1, places.V1_ON_CPU))
         ssm.install(vllm_config)
         worker_output.tell_kernels()
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The logits processor of the V2 model runner, the default on GPUs since 0.32."""
+"""The logits processor of the V2 model runner: since vLLM 0.34 the only one."""
 
 import numpy as np
 import torch
@@ -21,13 +21,12 @@ from vllm_cold.worker.group_rows import GroupRows
 from vllm_cold.worker.rule_weights import RuleStates
 
 
-class ColdLogitsProcessorV2(LogitsProcessor):  # type: ignore[misc]
+class ColdLogitsProcessor(LogitsProcessor):  # type: ignore[misc]
     """Scores the experts' rows of complete groups; leaves every other row alone."""
 
     def __init__(self, vllm_config: VllmConfig, req_states: LogitsProcRequestState) -> None:
-        patching.install(places.rows(places.WORKER, places.V2, places.BLOCKS_V2))
-        if vllm_config.speculative_config is not None:
-            patching.install(places.rows(places.DRAFTS_V2))
+        drafts = () if vllm_config.speculative_config is None else (places.DRAFTS,)
+        patching.install(places.rows(places.WORKER, *drafts))
         self._device: torch.device = req_states.device
         self._lengths = req_states
         self._states = RuleStates(self._device)
