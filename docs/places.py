@@ -4,7 +4,8 @@
 from pathlib import Path
 
 from vllm_cold.compat import places
-from vllm_cold.compat.patching import Hook, Relies, Time, Wraps
+from vllm_cold.compat.patching import Hook, Place, Relies, Time, Wraps
+from vllm_cold.compat.versions import SUPPORTED, numbers
 
 HOOKS = [h for name in (*places.TABLES, places.CPU_TABLE) for h in places.table(name)]
 PAGE = Path(__file__).parent / "reference" / "places.md"
@@ -17,10 +18,38 @@ most of it go: [for vLLM's maintainers](../for-vllm.md).
 """
 
 
+# What a server with a text model on one GPU has, whatever it is asked.
+ON_A_GPU = (places.START, places.FRONT_END, places.ONLINE, places.CONFIGURED, places.WORKER)
+
+
+def counts(release: str, *when: Time) -> tuple[int, int]:
+    """How many places of a release are wrapped, and how many relied on, at these times or all."""
+
+    def is_of(place: Hook | Place) -> bool:
+        return (not place.since or numbers(place.since) <= numbers(release)) and (
+            not place.until or numbers(release) < numbers(place.until)
+        )
+
+    rows = (hook for hook in HOOKS if is_of(hook) and (not when or hook.when in when))
+    of = [isinstance(place, Wraps) for hook in rows for place in hook.places if is_of(place)]
+    return sum(of), len(of) - sum(of)
+
+
+def _counted() -> str:
+    lines = [
+        "",
+        "| vLLM | wrapped / relied on, in all | in a server with a text model on one GPU |",
+    ]
+    for release in SUPPORTED:
+        of_all, of_server = counts(release), counts(release, *ON_A_GPU)
+        lines.append(f"| {release} | {of_all[0]} / {of_all[1]} | {of_server[0]} / {of_server[1]} |")
+    return "\n".join([*lines[:2], "|---|---|---|", *lines[2:]]) + "\n"
+
+
 def text() -> str:
     """The page."""
     times = dict.fromkeys(hook.when for hook in HOOKS)
-    return _HEAD + "\n".join(line for when in times for line in _section(when)) + "\n"
+    return _HEAD + _counted() + "\n".join(line for when in times for line in _section(when)) + "\n"
 
 
 def _section(when: Time) -> list[str]:

@@ -21,6 +21,8 @@ os.environ.setdefault("COLD_LINEAR", "packed")
 import pytest
 from hypothesis import HealthCheck, settings
 
+from vllm_cold.compat import versions
+
 # CI repeats the same examples; `--hypothesis-profile=fuzz` looks for new ones.
 settings.register_profile(
     "ci", derandomize=True, deadline=None, suppress_health_check=list(HealthCheck)
@@ -42,7 +44,10 @@ SERVERS = "servers"  # the group of files whose tests want one of them
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--runner", choices=("v1", "v2"), default="v1", help="vLLM's model runner in engines"
+        "--runner",
+        choices=("v1", "v2"),
+        default="v1" if versions.is_before("0.34") else "v2",
+        help="vLLM's model runner in engines",
     )
 
 

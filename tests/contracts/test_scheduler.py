@@ -16,7 +16,7 @@ import pytest
 
 from tests.contracts.source import find, set_in_init, since, source_of
 from tests.scheduler.harness import Asked, make_hasher, make_request
-from vllm_cold.compat import places
+from vllm_cold.compat import places, versions
 from vllm_cold.compat.patching import Relies
 from vllm_cold.scheduler.amateur_requests import _EXPERTS_ALONE
 from vllm_cold.scheduler.lockstep import Request
@@ -34,31 +34,24 @@ def scheduler() -> Any:
     return next(k for k in kinds if k.__module__ == _SCHEDULER.partition(":")[0])
 
 
-LATER = {"shared_prefix_boundary"}  # of models with SSM layers, which are not for 0.23
-
-
 def stated(where: str) -> set[str]:
     """Names that the scheduler's table says are relied on of a class."""
+    return {name for place in _relied(where) for name in place._names()}
+
+
+def _relied(where: str) -> list[Relies]:
     rows = places.table("vllm_cold.scheduler.scheduler_places")
-    relied = (p for row in rows for p in row.places if p.where == where)
-    return {name for p in relied if isinstance(p, Relies) for name in p._names()}
+    return [p for row in rows for p in row.places if p.where == where and isinstance(p, Relies)]
 
 
 def test_what_is_used_of_a_request_is_looked_at() -> None:
     request = make_request("r", Asked([1, 2], 3), make_hasher(4), 0.0)
     used = {name for name in vars(Request) if not name.startswith("_")}
     used |= Request.__annotations__.keys()
-    assert used - stated("vllm.v1.request:Request") == LATER
-    assert [name for name in used - LATER if not hasattr(request, name)] == []
-
-
-# Those that not all releases have; where they are used, the code says which do.
-NOT_ALWAYS = {
-    "_try_promote_blocked_waiting_request",
-    "hash_block_size",
-    "last_prefill_step",
-    "num_executed_steps",
-}
+    assert used <= stated("vllm.v1.request:Request")
+    rows = _relied("vllm.v1.request:Request")
+    elsewhere = {n for p in rows if not versions.is_within(p.since, p.until) for n in p._names()}
+    assert [name for name in used - elsewhere if not hasattr(request, name)] == []
 
 
 def test_what_is_used_of_the_scheduler_is_looked_at() -> None:
@@ -77,7 +70,7 @@ def test_what_is_used_of_the_scheduler_is_looked_at() -> None:
             if isinstance(node, ast.Attribute) and ast.unparse(node.value) in owners:
                 used.add(node.attr)
     used -= {"__init__"}
-    assert len(used & theirs) > 40 and used - (names - theirs) - stated(_SCHEDULER) == NOT_ALWAYS
+    assert len(used & theirs) > 40 and used - (names - theirs) <= stated(_SCHEDULER)
 
 
 def test_the_hook_is_ours_alone() -> None:
@@ -100,7 +93,16 @@ def test_the_queues_are_known() -> None:
     made = set_in_init(scheduler())
     assert made["running"] == "[]"
     queues = {name for name, value in made.items() if value.startswith("create_request_queue(")}
-    assert {"waiting"} <= queues <= {"waiting", "skipped_waiting", "kv_holding_waiting"}
+    assert (
+        {"waiting"}
+        <= queues
+        <= {
+            "waiting",
+            "skipped_waiting",
+            "kv_holding_waiting",
+            "async_kv_waiting",  # with --max-num-inflight-kv-loads, which is refused
+        }
+    )
 
 
 def test_the_count_of_blocks_takes_what_is_given() -> None:
@@ -119,7 +121,6 @@ def test_what_states_are_counted_by_is_there() -> None:
     """``kv_blocks`` asks for some of it with a default, for older releases."""
     from vllm.config import VllmConfig
 
-    assert "hash_block_size" in set_in_init(scheduler())
     manager = find("vllm.v1.core.single_type_kv_cache_manager:MambaManager")
     assert "mamba_cache_mode" in set_in_init(manager)
     assert isinstance(VllmConfig.max_concurrent_batches, property)

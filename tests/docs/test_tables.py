@@ -14,7 +14,6 @@ from docs import tables
 from tests.docs.blocks import ROOT, pages
 from tests.upstream.versions import RELEASES
 from vllm_cold.compat import places, versions
-from vllm_cold.compat.patching import Hook, Relies, Time, Wraps
 from vllm_cold.compat.versions import RANGE, VALIDATED, minor
 from vllm_cold.settings.presets import PRESETS
 
@@ -132,39 +131,13 @@ def test_what_each_seam_would_end(heading: str, can_go: str) -> None:
     assert named and set(named) == ended
 
 
-# Whatever is there, in a server with a text model on one GPU.
-ON_A_GPU = (
-    places.START,
-    places.FRONT_END,
-    places.ONLINE,
-    places.CONFIGURED,
-    places.WORKER,
-)
-
-
-def test_how_many_places_are_hooked_and_a_server_needs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of all releases, and of each."""
-
-    def count(*when: Time) -> tuple[int, int]:
-        wrapped = [
-            isinstance(place, Wraps)
-            for hook in places_page.HOOKS
-            for place in hook.places
-            if (not when or hook.when in when) and is_within(hook) and is_within(place)
-        ]
-        return sum(wrapped), len(wrapped) - sum(wrapped)
-
-    def is_within(place: Hook | Wraps | Relies) -> bool:
-        return versions.is_within(place.since, place.until)
-
-    text = (ROOT / "docs" / "for-vllm.md").read_text(encoding="utf-8")
-    cells = []
-    for release in ("0.32", "0.33", "0.34"):
-        monkeypatch.setattr(versions, "vllm_version", lambda release=release: release)
-        cells.append(f"| {release} | {' / '.join(map(str, count()))} | ")
-        cells[-1] += f"{' / '.join(map(str, count(*ON_A_GPU)))} |"
-    assert "\n".join(cells) in text
-    (wrapped, _), (of_server, _) = count(), count(*ON_A_GPU)
+def test_how_many_places_are_hooked_and_a_server_needs() -> None:
+    """Of the newest release; of each, the page has it."""
+    newest = versions.SUPPORTED[-1]
+    (wrapped, _), (of_server, _) = (
+        places_page.counts(newest),
+        places_page.counts(newest, *places_page.ON_A_GPU),
+    )
     readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
     assert f"up to {wrapped} in all ({of_server} in a server" in readme
 

@@ -428,8 +428,9 @@ def counted_once(model: Path, is_async: bool = True) -> None:
             output.num_invalid_spec_tokens = {cold: 1}
             drafts -= 1
         drafted += drafts
-        if (at := result.req_id_to_index.get(cold)) is not None:
-            accepted += max(len(result.sampled_token_ids[at]) - 1, 0)
+        if cold in result.req_ids:
+            tokens = result.sampled_token_ids[result.req_ids.index(cold)]
+            accepted += max(len(tokens) - 1, 0)
         harness.deliver()
     harness.drain()
     assert 0 < accepted < drafted

@@ -118,10 +118,20 @@ class Setup:
     share: float | None = None
     """Of the sequence slots, that contrastive requests may have."""
 
+    def __post_init__(self) -> None:
+        if RELEASE >= (0, 34):  # which has no V1
+            object.__setattr__(self, "v2", True)
+
     @property
     def slots_of_share(self) -> int:
         """How many these are; all where there is no limit."""
         return int((self.share or 1.0) * self.max_num_seqs + 1e-6)
+
+
+def rows_of(ids: list[str]) -> dict[str, Any]:
+    """What a ``ModelRunnerOutput`` says of these requests' rows."""
+    rows = {"req_id_to_index": {r: i for i, r in enumerate(ids)}} if RELEASE < (0, 34) else {}
+    return {"req_ids": ids, **rows}
 
 
 @dataclass(frozen=True)
@@ -302,7 +312,10 @@ def make_scheduler(model: Path, setup: Setup, classes: Sequence[type] | None = N
         log_stats=True,
         **sizes,
     )
-    scheduler.use_v2_model_runner = setup.v2
+    if RELEASE < (0, 34):
+        scheduler.use_v2_model_runner = setup.v2
+    if hasattr(scheduler, "_encoder"):  # ours
+        scheduler._encoder._shares_data = not setup.v2
     if (media := setup.media) is not None:
         scheduler.encoder_cache_manager = EncoderCacheManager(media.cache)
         scheduler.max_num_encoder_input_tokens = media.budget
@@ -421,7 +434,7 @@ class WithoutModel:
         """Of a step."""
         ids = list(output.num_scheduled_tokens)
         sampled = [[] if self.sched.requests[i].is_prefill_chunk else [7] for i in ids]
-        result = ModelRunnerOutput(ids, {name: at for at, name in enumerate(ids)}, sampled)
+        result = ModelRunnerOutput(sampled_token_ids=sampled, **rows_of(ids))
         found = {i: getattr(self.sched, "_groups", {}).get(i) for i in ids}
         experts = [group.expert for i, group in found.items() if group and group.request_id == i]
         figures = RowStats(1, 0, 0, present=1)
@@ -628,8 +641,7 @@ class Harness:
                 self.first_step.setdefault(request_id, self.steps)
         ids = list(sampled)
         result = ModelRunnerOutput(
-            req_ids=ids,
-            req_id_to_index={r: i for i, r in enumerate(ids)},
+            **rows_of(ids),
             sampled_token_ids=[sampled[r] for r in ids],
             logprobs=None,
             prompt_logprobs_dict={},

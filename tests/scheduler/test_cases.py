@@ -215,7 +215,7 @@ def test_a_desynchronised_pair_ends_with_an_error(harm: str, is_async: bool, tin
     harness.step()
     harness.schedule()
     _, result = harness.in_flight[0]
-    tokens = result.sampled_token_ids[result.req_id_to_index[f"{cold}-amateur-1"]]
+    tokens = result.sampled_token_ids[result.req_ids.index(f"{cold}-amateur-1")]
     tokens[:] = {"another token": [tokens[0] + 1], "no token": [], "one more": [*tokens, 7]}[harm]
     harness.errors[cold] = ""
     harness.deliver()

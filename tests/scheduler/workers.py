@@ -202,7 +202,7 @@ class Workers:
         for request_id in gone:
             self.rows.pop(request_id, None)
         self.batch -= gone
-        resumed = output.scheduled_cached_reqs.resumed_req_ids
+        resumed = set(getattr(output.scheduled_cached_reqs, "resumed_req_ids", ()))  # before 0.34
         self.batch &= scheduled.keys() - resumed
 
         # V1's of before a preemption would lead to blocks that it has no more.
@@ -319,7 +319,7 @@ class Workers:
                 if request_id not in self.batch and self.is_async and num_output > 0:
                     known = cached.all_token_ids[request_id]
                     row.set_tokens(row.tokens[: row.num_prompt] + list(known[-num_output:]))
-            if request_id in cached.resumed_req_ids:
+            if request_id in getattr(cached, "resumed_req_ids", ()):
                 assert not self.v2 and request_id not in self.batch
                 assert blocks is not None
                 row.blocks = list(blocks[0])

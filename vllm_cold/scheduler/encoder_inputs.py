@@ -19,6 +19,8 @@ from typing import Any
 
 from vllm.v1.core.encoder_cache_manager import EncoderCacheManager
 
+from vllm_cold.compat.runner import Runner, runner_of
+from vllm_cold.scheduler import releases
 from vllm_cold.scheduler.lockstep import Group, Request
 from vllm_cold.settings import encoder_room
 from vllm_cold.settings.encoder_room import EncoderRoom, room_of
@@ -38,6 +40,8 @@ class EncoderInputs:
         self._scheduler = scheduler
         self._planned: set[str] = set()  # identifiers, in this pass
         self._budget = 0  # embeddings that it can still encode
+        # Workers of the V1 runner are sent the data of media that others encode, too.
+        self._shares_data = runner_of(scheduler.vllm_config) is Runner.V1
         if scheduler.ec_connector is not None:
             raise ValueError(
                 "vllm-cold does not support encoder-cache connectors (ec_transfer_config)."
@@ -101,14 +105,17 @@ class EncoderInputs:
 
     def unsplit(self, request: Request, start: int, num_tokens: int) -> int:
         """Return how many of the tokens a step may take if no medium may be split: they end in
-        front of one that would be. Before 0.33 vLLM splits one at which a step begins.
+        front of one that would be. vLLM splits some at which, or inside which, a step begins.
         """
         if not self.room.is_whole:
             return num_tokens
         for feature in encoder_room.overlapping(request.mm_features, start, start + num_tokens):
             place = feature.mm_position
-            if start <= place.offset and start + num_tokens < place.offset + place.length:
-                return int(place.offset - start)
+            if start + num_tokens < place.offset + place.length:
+                if start <= place.offset:
+                    return int(place.offset - start)
+                if releases.keeps_rests_whole():
+                    return 0
         return num_tokens
 
     def end_pass(self, output: Any, groups: Mapping[str, Group]) -> None:
@@ -138,7 +145,7 @@ class EncoderInputs:
                         self._manager.free_encoder_input(request, index)
             self._drop(identifier)
         output.free_encoder_mm_hashes += self._manager.get_freed_mm_hashes()
-        if not self._scheduler.use_v2_model_runner:
+        if self._shares_data:
             for new in output.scheduled_new_reqs:
                 if new.req_id in groups:
                     new.mm_features = requests[new.req_id].mm_features
@@ -155,6 +162,6 @@ class EncoderInputs:
         manager = self._manager
         size = manager.freeable.pop(identifier)
         del manager.cached[identifier]
-        getattr(manager, "num_embeds_by_hash", {}).pop(identifier, None)  # not in 0.23
+        releases.forget_embeds(manager, identifier)
         manager.num_free_slots += size
         manager.freed.append(identifier)

@@ -26,7 +26,7 @@ from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.request_queue import SchedulingPolicy, create_request_queue
 from vllm.v1.request import RequestStatus
 
-from vllm_cold.compat import versions
+from vllm_cold.scheduler import releases
 from vllm_cold.scheduler.group_requests import GroupRequests
 from vllm_cold.scheduler.lockstep import Group, Request, Step, is_split
 from vllm_cold.scheduler.passes import Pass, runs
@@ -67,9 +67,6 @@ class GroupPlanning(GroupRequests):
         throttled = holds_prompts(self, throttle)
         self._partial.prune()
         if self.pause_state == PauseState.PAUSED_NEW:
-            # Who was loaded goes on: vLLM admits those in a pause, too, since 0.32.
-            for stream in self._loads.holding() if versions.is_before("0.32") else ():
-                self._begin_anew(self._groups[stream.request_id])
             for group in self._partial.groups():  # it must not hold what it cannot use
                 if not any(map(self._loads.waits, group.streams)):
                     self._preempt_all(group)
@@ -119,7 +116,7 @@ class GroupPlanning(GroupRequests):
         the pass begins: since 0.31 a lone request has no limit.
         """
         limit: int = max(self.scheduler_config.long_prefill_token_threshold, 0)
-        if self._is_old or not limit:
+        if releases.IS_0_23 or not limit:
             return limit
         num_requests = sum(self.get_request_counts())
         if num_requests <= 1:
@@ -128,13 +125,7 @@ class GroupPlanning(GroupRequests):
         return max(limit, share) if self.adaptive_long_prefill_threshold else limit
 
     def _promote(self, request: Request) -> bool:
-        """Make a request whose grammar is compiled, or whose KV has come, an ordinary one that
-        waits, as vLLM does; whether it may start now.
-        """
-        if self._is_old:
-            compiles = request.status == RequestStatus.WAITING_FOR_STRUCTURED_OUTPUT_GRAMMAR
-            return not compiles or bool(super()._try_promote_blocked_waiting_request(request))
-        return bool(super()._handle_blocked_waiting_request(request))
+        return releases.promote(super(), request)
 
     def _try_schedule_encoder_inputs(
         self,
@@ -155,7 +146,7 @@ class GroupPlanning(GroupRequests):
 
     def _preempt_request(self, request: Request, *args: Any, **kwargs: Any) -> None:
         group, of_any = self._group_of(request), self._groups.get(request.request_id)
-        if getattr(self, "requires_kv_delivery", False):  # since 0.31
+        if releases.drops_stale_output(self):
             kwargs["drop_stale_output"] = True  # of all streams, whoever preempts them
         if self._pass is not None:
             self._pass.preempt(request, group)
@@ -252,7 +243,7 @@ class GroupPlanning(GroupRequests):
             if not failed and not step.preempted and may_run and self._is_at_rest():
                 # They may be in each other's way: they are computed, and not loaded once more.
                 for stream in holding:
-                    stream.skip_reading_prefix_cache = True
+                    releases.ignore_prefix_cache(stream)
                     self._begin_anew(self._groups[stream.request_id])
         for group in failed:
             if alone:
@@ -272,7 +263,7 @@ class GroupPlanning(GroupRequests):
         group.drafting.possible = False  # drafts need blocks too
         for stream in group.streams:
             # Streams that push each other's blocks out of the prefix cache begin anew.
-            stream.skip_reading_prefix_cache = True
+            releases.ignore_prefix_cache(stream)
         if group.failed_alone >= _MAX_FAILED_ALONE:
             sizes = ", ".join(str(stream.num_tokens) for stream in group.streams)
             self._fail(
@@ -310,7 +301,7 @@ class GroupPlanning(GroupRequests):
         """Take all streams out of this step and preempt them."""
         for request in reversed(group.streams):
             never_sent = strip(output, request.request_id)
-            self.prev_step_scheduled_req_ids.discard(request.request_id)
+            releases.unsend(self, request.request_id)
             if not runs(request):
                 self._loads.release(request)
                 continue
@@ -333,10 +324,7 @@ def strip(output: SchedulerOutput, request_id: str) -> bool:
     output.total_num_scheduled_tokens -= num_tokens
     output.scheduled_spec_decode_tokens.pop(request_id, None)
     output.scheduled_encoder_inputs.pop(request_id, None)
-    getattr(output, "encoder_input_updates", {}).pop(request_id, None)  # since 0.33
-    of_connector = getattr(output, "kv_connector_block_state", None)  # since 0.31
-    if of_connector is not None:
-        of_connector.req_ids.discard(request_id)
+    releases.strip_columns(output, request_id)
     new = [r for r in output.scheduled_new_reqs if r.req_id != request_id]
     if len(new) < len(output.scheduled_new_reqs):
         output.scheduled_new_reqs[:] = new
@@ -352,6 +340,4 @@ def strip(output: SchedulerOutput, request_id: str) -> bool:
     ):
         if column:  # new_token_ids is filled under pipeline parallelism only
             del column[index]
-    cached.resumed_req_ids.discard(request_id)
-    cached.all_token_ids.pop(request_id, None)
     return False

@@ -16,9 +16,8 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, FinishReason
 from vllm.v1.request import RequestStatus
 
-from vllm_cold.compat import versions
 from vllm_cold.compat.engine import slots_of
-from vllm_cold.scheduler import output_checks
+from vllm_cold.scheduler import output_checks, releases
 from vllm_cold.scheduler.amateur_requests import make_streams
 from vllm_cold.scheduler.budgets import Budget
 from vllm_cold.scheduler.drafting import (
@@ -68,7 +67,6 @@ class GroupRequests(Scheduler):  # type: ignore[misc]
         super().__init__(*args, **kwargs)
         self._groups = {}  # by the id of each stream
         self._num_groups = 0
-        self._is_old = versions.is_before("0.31")
         self._failed: list[Group] = []  # groups that must end
         self._counters = CountersByKind()
         # In a group's id, so that no two engines have the same one: see ``wire.worker_output``.
@@ -151,7 +149,7 @@ class GroupRequests(Scheduler):  # type: ignore[misc]
     def _forget(self, group: Group) -> None:
         if group.slot is not None:
             self._slots.remove(group.slot)
-        if group.budget is not None:
+        if group.budget is not None and self.log_stats:
             self._counters.sums[group.kind].spent += group.budget.total()
         self._num_groups -= 1
         for request in group.streams:
@@ -259,7 +257,7 @@ class GroupRequests(Scheduler):  # type: ignore[misc]
     def make_stats(self, *args: Any, **kwargs: Any) -> Any:
         """Count a contrastive request once; vLLM 0.23 does not ask ``get_request_counts``."""
         stats = super().make_stats(*args, **kwargs)
-        if stats is not None and self._groups and self._is_old:
+        if stats is not None and self._groups and releases.IS_0_23:
             stats.num_running_reqs = self.get_request_counts()[0]
         return stats
 

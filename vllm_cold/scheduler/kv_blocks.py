@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from vllm.v1.request import RequestStatus
 
 from vllm_cold.compat.hardware import is_on
+from vllm_cold.scheduler import releases
 from vllm_cold.scheduler.lockstep import Group, Request
 
 
@@ -61,8 +62,7 @@ class KVBlocks:
         """Return the cached tokens that are not computed again: some models replay a window of the
         hit.
         """
-        replayed = getattr(self._scheduler, "prefix_replay_tokens", 0)  # since 0.31
-        return max(num_cached - replayed, 0)
+        return max(num_cached - releases.num_replayed_tokens(self._scheduler), 0)
 
     def leaves(self, stream: Request, start: int, later: Request, cached: CachedPrefix) -> bool:
         """Whether, in a model with SSM layers, a stream that computes its tokens from ``start`` to
@@ -72,8 +72,8 @@ class KVBlocks:
         """
         unit: int = self._scheduler.hash_block_size  # not in 0.23
         first = max(-(-start // unit), cached.num_tokens // unit, 1)
-        last = min(stream.num_tokens, later.num_tokens - 1) // unit
-        if stream is later or later.skip_reading_prefix_cache or first > last:
+        last = min(stream.num_tokens, releases.longest_hit(later)) // unit
+        if stream is later or first > last:
             return False
         # A block's hash is one of all tokens up to its end.
         return stream.block_hashes[first - 1] == later.block_hashes[first - 1]
@@ -90,7 +90,7 @@ class KVBlocks:
         starts = all(stream.status != RequestStatus.RUNNING for stream in group.streams)
         needed = sum(self.still_needed(s, cached.get(s), starts) for s in group.streams)
         free: int = scheduler.kv_cache_manager.block_pool.get_num_free_blocks()
-        free -= promised + getattr(scheduler.kv_cache_manager, "watermark_blocks", 0)  # since 0.31
+        free -= promised + releases.num_watermark_blocks(scheduler.kv_cache_manager)
         return needed <= free
 
     def _others_hold_blocks(self, group: Group) -> bool:
@@ -147,8 +147,7 @@ class KVBlocks:
                 # A step's SSM state is computed from that of the step before, which is given back
                 # when the step is over.
                 counted += self._steps_at_once
-            in_0_23 = getattr(kind, "_max_admission_blocks_per_request", None)
-            most = getattr(kind, "max_admission_blocks_per_request", in_0_23)
+            most = releases.most_blocks(kind)
             if most is not None and cached.total and not holds:
                 # vLLM takes off all that is in front of the end of a hit, also what sliding windows
                 # have passed, which is not held.

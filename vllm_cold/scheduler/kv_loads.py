@@ -23,6 +23,7 @@ from typing import Any
 from vllm.v1.request import RequestStatus
 
 from vllm_cold.compat import places, versions
+from vllm_cold.scheduler import releases
 from vllm_cold.scheduler.kv_blocks import CachedPrefix, KVBlocks
 from vllm_cold.scheduler.lockstep import Group, Request
 from vllm_cold.wire import transfer_params
@@ -118,15 +119,21 @@ class Loads:
     def look_up(self, request: Request) -> CachedPrefix:
         """Return what the prefix cache and the connector have of a request that holds no blocks."""
         cached = self._blocks.look_up(request)
-        if self._connector is None or request.skip_reading_prefix_cache:
+        if self._connector is None or releases.ignores_connector(request):
             return cached
-        external, takes_steps = self._connector.get_num_new_matched_tokens(
-            request, cached.num_tokens
-        )
+        tail = cached.num_tokens % self._scheduler.block_size
+        aligned = cached.num_tokens - tail
+        external, takes_steps = self._connector.get_num_new_matched_tokens(request, aligned)
         if external is None:
             self.asked_in_vain = True
             return cached._replace(is_known=False)
-        return cached._replace(num_external=external, takes_steps=takes_steps and external > 0)
+        if external <= tail:
+            return cached  # which has as much
+        if tail:
+            manager = self._scheduler.kv_cache_manager
+            blocks = manager.truncate_computed_blocks(cached.blocks, aligned)
+            cached = cached._replace(blocks=blocks, num_tokens=aligned)
+        return cached._replace(num_external=external, takes_steps=takes_steps)
 
     def forget_promise(self, request: Request) -> None:
         """Have vLLM keep no more blocks free for a request whose load has failed, and which holds
@@ -134,7 +141,7 @@ class Loads:
         the cache, it never loads or runs again.
         """
         if self.possible:
-            self._scheduler._inflight_prefills.discard(request)
+            releases.unreserve(self._scheduler, request)
 
     def admitted(self, request: Request, num_local: int, num_external: int) -> None:
         """Note that of a request's tokens ``num_external`` are loaded as the step starts."""
@@ -177,7 +184,7 @@ class Loads:
         """Take the blocks of a stream that waits with them: it begins anew."""
         if request in self.streams and self.waits_with_blocks(request):
             self._scheduler._free_request_blocks(request)
-            self._scheduler._inflight_prefills.discard(request)
+            releases.unreserve(self._scheduler, request)
             request.num_computed_tokens = 0
             del self.streams[request]
             if self._are_queued:
@@ -196,8 +203,7 @@ class Loads:
         """Whether all streams' tokens fit besides what is promised to others that load or prefill:
         a load holds its blocks until the group can begin.
         """
-        others = self._scheduler._inflight_prefills.difference(group.streams)
-        promised = sum(map(self._scheduler._request_remaining_blocks, others))
+        promised = releases.reserved_blocks(self._scheduler, group.streams)
         return self._blocks.has_room(group, cached, promised)
 
     def hand_on(self, outputs: Iterable[Any], groups: Mapping[str, Group]) -> None:
@@ -235,7 +241,7 @@ class Loads:
                 request.num_computed_tokens = 0
                 self._scheduler.failed_recving_kv_req_ids.add(request.request_id)
                 # Or a stream that finds more once another one has blocks holds it up for ever.
-                request.skip_reading_prefix_cache = True
+                releases.ignore_prefix_cache(request)
 
     def uses(self, request: Request, blocks: set[int]) -> bool:
         """Whether a request has one of these blocks."""

@@ -60,7 +60,9 @@ class Request(Protocol):
     lora_request: Any
     num_preemptions: int
     num_prompt_tokens: int
-    skip_reading_prefix_cache: bool
+    skip_reading_prefix_cache: bool  # before 0.34
+    prefix_cache_hit_limit: int | None  # since 0.34
+    skip_reading_external_kv: bool  # since 0.34
     is_prefill_chunk: bool
     trace_headers: Any
     block_hashes: Sequence[bytes]

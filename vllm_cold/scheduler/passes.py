@@ -12,6 +12,7 @@ from typing import Any
 from vllm.v1.core.sched.request_queue import SchedulingPolicy
 from vllm.v1.request import RequestStatus
 
+from vllm_cold.scheduler import releases
 from vllm_cold.scheduler.encoder_inputs import EncoderInputs
 from vllm_cold.scheduler.kv_blocks import CachedPrefix, KVBlocks
 from vllm_cold.scheduler.kv_loads import Loads
@@ -103,9 +104,7 @@ class Pass:
         self._adapters: set[int] = set()  # of the first requests that run
         self._num_seen = 0  # how many these are
         # Sequence slots, also where vLLM has no name for those in use.
-        self._max_active: int = getattr(  # since 0.31
-            scheduler, "max_num_active_reqs", scheduler.max_num_running_reqs
-        )
+        self._max_active = releases.most_active(scheduler)
         self._undecided: Iterator[Group] | None = None  # see _put_loaded
         self.view = QueueView(scheduler, self._may_start, self._may_go_on, self._put_loaded)
 
@@ -189,7 +188,7 @@ class Pass:
             not self.step.preempted
             and not self.view.front
             and not any(map(self._loads.is_under_way, group.streams))
-            and not any(map(is_late, group.streams))
+            and not any(map(releases.is_late, group.streams))
             and self._sequences_fit(0)
             and self._adapters_fit(group.streams)
         )
@@ -249,7 +248,7 @@ class Pass:
             start = stream.num_tokens + stream.num_output_placeholders - tokens
             if self._split(stream, tokens, start - stream.num_computed_tokens) < tokens:
                 return False
-            start -= getattr(stream, "num_in_flight_tokens", 0)  # since 0.31
+            start -= releases.num_in_flight_tokens(stream)
             if any(self._blocks.leaves(stream, start, *other) for other in cached.items()):
                 return False
         return True
@@ -267,7 +266,7 @@ class Pass:
             ):
                 # It is admitted in the step in which all sample, but not if it finds an SSM state
                 # there that another one leaves.
-                stream.skip_reading_prefix_cache = True
+                releases.ignore_prefix_cache(stream)
                 cached[stream] = self._loads.look_up(stream)
         return cached
 
@@ -354,7 +353,7 @@ class Pass:
         """Start a group of which no stream runs if all streams have room: put them in front."""
         if self.step.preempted:
             return Ruling.STOP
-        if any(map(is_late, group.streams)):
+        if any(map(releases.is_late, group.streams)):
             return Ruling.SKIP
         if not self._sequences_fit(len(group.streams)):
             return Ruling.NO_ROOM
@@ -479,9 +478,3 @@ def _all_known(cached: Mapping[Request, CachedPrefix]) -> bool:
 
 def _adapters_of(streams: Iterable[Request]) -> set[int]:
     return {stream.lora_request.lora_int_id for stream in streams if stream.lora_request}
-
-
-def is_late(request: Request) -> bool:
-    """Whether tokens of before its preemption are still to come."""
-    stale = getattr(request, "num_stale_output_tokens", 0) > 0  # since 0.31
-    return stale and not getattr(request, "drop_stale_output", False)  # since 0.31

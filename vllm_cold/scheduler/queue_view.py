@@ -15,6 +15,7 @@ from typing import Any
 from vllm.v1.core.sched.request_queue import RequestQueue
 from vllm.v1.request import RequestStatus
 
+from vllm_cold.scheduler import releases
 from vllm_cold.scheduler.lockstep import Request
 
 
@@ -67,7 +68,7 @@ class QueueView:
         self._last: Request | None = None
         self.is_over = False
         self._put_loaded = put_loaded
-        self.deferred: set[Request] = getattr(scheduler, "deferred_waiting", set())  # since 0.31
+        self.deferred: set[Request] = releases.deferred(scheduler)
         self.waiting = scheduler.waiting
         self._deciders = {
             "waiting": may_start,
@@ -78,11 +79,8 @@ class QueueView:
 
     def stand_in(self) -> None:
         """Take the queues' places for the time of the pass."""
-        skipped = getattr(self._scheduler, "skipped_waiting", None)  # before 0.31
-        if skipped is not None:  # who begins with these, must not wait for ever
-            for request in reversed(list(skipped)):
-                self.waiting.prepend_request(request)
-            skipped.remove_requests(list(skipped))
+        for request in reversed(releases.take_skipped(self._scheduler)):
+            self.waiting.prepend_request(request)  # who begins with these, must not wait for ever
         for name, decide_head in self._deciders.items():
             if (queue := getattr(self._scheduler, name, None)) is not None:  # as _deciders says
                 self._views[name] = View(self, queue, decide_head)
@@ -205,7 +203,11 @@ class View(RequestQueue):  # type: ignore[misc]
         yield from self._skipped
 
     def add_request(self, request: Request) -> None:
-        self._queue.add_request(request)
+        """Take one whose load has started; vLLM before 0.34 prepends it."""
+        if request in self._queues.came:
+            self._queues.deferred.discard(request)
+        else:
+            self._queue.add_request(request)
 
     def remove_request(self, request: Request) -> None:
         self._queue.remove_request(request)
@@ -222,10 +224,10 @@ def holds_prompts(scheduler: Any, throttle: bool) -> bool:
         throttle: Whether the engine says so, for the balance of data parallelism.
     """
     if not throttle:  # 0.33 does so between prompts
-        interval = getattr(scheduler, "local_prefill_interval", 1)  # since 0.33
+        interval = releases.prefill_interval(scheduler)
         if interval == 1:
             return False
         steps = scheduler.num_executed_steps + 1 - scheduler.last_prefill_step
         throttle = steps < interval
-    bound = getattr(scheduler, "prefill_capacity_bound", False)  # since 0.31
+    bound = releases.has_capacity_bound(scheduler)
     return throttle and not bound and any(not r.is_prefill_chunk for r in scheduler.running)

@@ -14,7 +14,7 @@ from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
 
-from vllm_cold.scheduler import output_checks
+from vllm_cold.scheduler import output_checks, releases
 from vllm_cold.scheduler.group_planning import GroupPlanning
 from vllm_cold.scheduler.lockstep import Group, Request
 from vllm_cold.wire import worker_output
@@ -58,7 +58,8 @@ class GroupScheduler(GroupPlanning):
         those of which a token may not be given to the client.
         """
         assert self._blocks is not None
-        row, tokens = model_runner_output.req_id_to_index, model_runner_output.sampled_token_ids
+        tokens = model_runner_output.sampled_token_ids
+        row = {request_id: i for i, request_id in enumerate(model_runner_output.req_ids)}
         drafts = scheduler_output.scheduled_spec_decode_tokens
         invalid = scheduler_output.num_invalid_spec_tokens or {}  # which its grammar forbids
         figures_of = worker_output.from_worker(model_runner_output)
@@ -73,7 +74,7 @@ class GroupScheduler(GroupPlanning):
             if any(row_stats.nonfinite == 1 for row_stats in figures):
                 self._blocks.mark_nonfinite(group.streams)
             lost = not_loaded and any(self._loads.uses(s, not_loaded) for s in group.streams)
-            if lost or is_dropped(group.expert):
+            if lost or releases.is_dropped(group.expert):
                 continue  # its tokens count for nothing
             num_tokens = len(tokens[row[request_id]]) if tokens and request_id in row else 0
             if not num_tokens:
@@ -134,7 +135,7 @@ class GroupScheduler(GroupPlanning):
                 self._loads.uncache(request, invalid_block_ids)
                 self.running.remove(request)
                 # Or workers are not sent its tokens where it goes on in the next step.
-                self.prev_step_scheduled_req_ids.discard(request.request_id)
+                releases.unsend(self, request.request_id)
                 self._preempt_request(request, time.monotonic(), drop_stale_output=True)
         return failed
 
@@ -209,14 +210,6 @@ class GroupScheduler(GroupPlanning):
             )
             return False
         return expert.is_finished()
-
-
-def is_dropped(request: Request) -> bool:
-    """Whether the tokens of a request's steps in flight count for nothing."""
-    return bool(
-        getattr(request, "num_stale_output_tokens", 0)  # since 0.31
-        and getattr(request, "drop_stale_output", False)  # since 0.31
-    )
 
 
 class ColdScheduler(GroupScheduler):

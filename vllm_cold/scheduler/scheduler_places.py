@@ -7,9 +7,9 @@ from vllm_cold.compat.patching import Hook, Relies, lazy
 # fmt: off
 # A module is loaded when one of its functions wraps something.
 (counters,) = lazy("vllm_cold.wire", "counters")
-amateur_requests, encoder_inputs, kv_blocks, kv_loads, queue_view, scheduler = lazy(
+amateur_requests, encoder_inputs, kv_blocks, kv_loads, queue_view, releases, scheduler = lazy(
     "vllm_cold.scheduler",
-    "amateur_requests encoder_inputs kv_blocks kv_loads queue_view scheduler",
+    "amateur_requests encoder_inputs kv_blocks kv_loads queue_view releases scheduler",
 )
 
 _SCHED = "vllm.v1.core.sched."
@@ -26,10 +26,10 @@ TABLE = (
         Relies(_SCHED + "scheduler:Scheduler",
                has="vllm_config scheduler_config cache_config lora_config policy pause_state "
                "kv_cache_manager encoder_cache_manager max_num_encoder_input_tokens requests "
-               "running waiting prev_step_scheduled_req_ids block_size max_model_len "
+               "running waiting block_size max_model_len "
                "max_num_running_reqs max_num_scheduled_tokens num_spec_tokens "
                "num_lookahead_tokens num_waiting_for_streaming_input "
-               "ec_connector use_v2_model_runner need_mamba_block_aligned_split log_stats "
+               "ec_connector need_mamba_block_aligned_split log_stats "
                "add_request(request) finish_requests(request_ids finished_status) "
                "get_request_counts() make_stats() make_spec_decoding_stats(spec_decoding_stats) "
                "schedule() update_from_output(scheduler_output model_runner_output) "
@@ -43,8 +43,9 @@ TABLE = (
         Relies(_SCHED + "interface:PauseState", has="UNPAUSED PAUSED_NEW PAUSED_ALL"),
         # A group that is held back takes its requests out of all columns of a step.
         Relies(_SCHED + "output:CachedRequestData",
-               has="req_ids resumed_req_ids new_token_ids all_token_ids new_block_ids "
-               "num_computed_tokens num_output_tokens", others=""),
+               has="req_ids new_token_ids new_block_ids num_computed_tokens num_output_tokens",
+               others="resumed_req_ids all_token_ids"),
+        Relies("vllm.v1.outputs:ModelRunnerOutput", has="req_ids sampled_token_ids"),
         Relies(_SCHED + "output:SchedulerOutput",
                has="scheduled_new_reqs scheduled_cached_reqs num_scheduled_tokens "
                "total_num_scheduled_tokens preempted_req_ids scheduled_spec_decode_tokens "
@@ -61,7 +62,7 @@ TABLE = (
                has="request_id num_computed_tokens num_output_placeholders spec_token_ids "
                "num_tokens num_output_tokens output_token_ids is_finished "
                "client_index priority arrival_time status sampling_params lora_request "
-               "num_preemptions num_prompt_tokens skip_reading_prefix_cache is_prefill_chunk "
+               "num_preemptions num_prompt_tokens is_prefill_chunk "
                "trace_headers block_hashes mm_features take_events _block_hasher "
                "cache_salt"),
         Relies("vllm.v1.request:RequestStatus",
@@ -70,6 +71,41 @@ TABLE = (
                has="request_id new_token_ids finish_reason stop_reason events trace_headers "
                "kv_transfer_params"),
         link="https://github.com/vllm-project/vllm/issues/5825",
+    ),
+    Hook(
+        releases, places.CONFIGURED,
+        "What releases call differently, asked for in one file.",
+        "a release at a time, when it is no longer supported.",
+        Relies(_SCHED + "scheduler:Scheduler",
+               has="kv_holding_waiting deferred_waiting max_num_active_reqs "
+               "prefill_capacity_bound requires_kv_delivery prefix_replay_tokens "
+               "_handle_blocked_waiting_request(request)", since="0.31"),
+        Relies(_SCHED + "scheduler:Scheduler", has="skipped_waiting max_num_running_reqs "
+               "_try_promote_blocked_waiting_request(request)", until="0.31"),
+        Relies(_SCHED + "scheduler:Scheduler", has="prev_step_scheduled_req_ids", until="0.34"),
+        Relies(_SCHED + "scheduler:Scheduler",
+               has="local_prefill_interval num_executed_steps last_prefill_step", since="0.33"),
+        Relies(_SCHED + "output:CachedRequestData", has="resumed_req_ids all_token_ids",
+               until="0.34"),
+        Relies(_SCHED + "output:SchedulerOutput", has="kv_connector_block_state", since="0.31"),
+        Relies(_SCHED + "output:SchedulerOutput", has="encoder_input_updates", since="0.33"),
+        Relies("vllm.v1.request:Request",
+               has="num_in_flight_tokens num_stale_output_tokens drop_stale_output",
+               since="0.31"),
+        Relies("vllm.v1.request:Request", has="shared_prefix_boundary", since="0.31"),
+        Relies(_SCHED + "scheduler:Scheduler", has="hash_block_size", since="0.31"),
+        Relies("vllm.v1.request:Request", has="skip_reading_prefix_cache", until="0.34"),
+        Relies("vllm.v1.request:Request",
+               has="prefix_cache_hit_limit skip_reading_external_kv get_max_cache_hit_length()",
+               since="0.34"),
+        Relies("vllm.v1.request:RequestStatus", has="WAITING_FOR_STRUCTURED_OUTPUT_GRAMMAR",
+               until="0.31"),
+        Relies("vllm.v1.core.kv_cache_manager:KVCacheManager", has="watermark_blocks",
+               since="0.31"),
+        Relies("vllm.v1.core.single_type_kv_cache_manager:SingleTypeKVCacheManager",
+               has="max_admission_blocks_per_request", since="0.31"),
+        Relies("vllm.v1.core.encoder_cache_manager:EncoderCacheManager",
+               has="num_embeds_by_hash", since="0.31"),
     ),
     Hook(
         amateur_requests, places.CONFIGURED,
@@ -135,11 +171,16 @@ TABLE = (
                has="connector defer_block_free sched_step_seq deferred_frees "
                "recompute_kv_load_failures finished_recving_kv_req_ids "
                "failed_recving_kv_req_ids finished_req_ids kv_holding_waiting "
-               "deferred_waiting max_num_active_reqs _inflight_prefills has_finished_requests() "
+               "deferred_waiting _inflight_prefills has_finished_requests() "
                "_handle_blocked_waiting_request(request) "
                "_build_kv_connector_meta(connector scheduler_output) "
                "_handle_invalid_blocks(invalid_block_ids num_scheduled_tokens) "
                "_free_request_blocks(request) _request_remaining_blocks(request)"),
+        Relies(_SCHED + "scheduler:Scheduler",
+               has="_unreserve_parked(request) _parked_reservations _parked_reserved_blocks",
+               since="0.34"),
+        Relies("vllm.v1.core.kv_cache_manager:KVCacheManager",
+               has="truncate_computed_blocks(blocks num_computed_tokens)"),
         Relies(_SCHED + "output:KVConnectorBlockState", has="req_ids"),
         Relies("vllm.distributed.kv_transfer.kv_connector.v1.base:KVConnectorBase_V1",
                has="get_num_new_matched_tokens has_pending_block_frees "

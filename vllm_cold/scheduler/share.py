@@ -15,6 +15,7 @@ from vllm.v1.core.sched.request_queue import (
     create_request_queue,
 )
 
+from vllm_cold.scheduler import releases
 from vllm_cold.scheduler.lockstep import Group, Request
 from vllm_cold.wire.stream import is_contrastive
 
@@ -149,6 +150,6 @@ class Share:
     def _count(self) -> int:
         """Return how many slots are taken."""
         # Of groups whose amateurs have all ended, experts may be loaded in vLLM's own queue.
-        holding = getattr(self._scheduler, "kv_holding_waiting", ())  # since 0.31
+        holding = releases.holding_queue(self._scheduler)
         streams = {r for r in (*self._scheduler.running, *holding) if r.request_id in self._groups}
         return len(streams.union(*(group.streams for group in self._partial())))
