@@ -53,6 +53,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.option.loadscopereorder = False
+    if config.getoption("runner") == "v1" and not versions.is_before("0.34"):
+        raise pytest.UsageError("--runner v1: vLLM has no V1 model runner since 0.34")
     if config.getoption("runner") == "v2":
         from tests import v2
 
