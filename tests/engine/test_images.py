@@ -201,7 +201,7 @@ def test_configurations(
         monkeypatch.setattr(DraftController, "break_even", lambda *args: 0.0)
         answered = zip(expected.prompts, expected.traces, strict=True)
         texts = [[*prompt, *trace.tokens] for prompt, trace in answered]
-        drafts = drafters.oracle(monkeypatch, tmp_path, texts, as_ngrams=True)
+        drafts = drafters.oracle(monkeypatch, tmp_path, texts, runner=runner, as_ngrams=True)
     llm = make_llm(**options(folder), **CONFIGURATIONS[name], speculative_config=drafts)
     before = free_blocks(llm)
     with preempted_pairs(llm) as preempted:

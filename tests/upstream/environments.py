@@ -34,6 +34,14 @@ _TOOLS = [
     "scipy",
 ]
 
+# Processes that a server spawns import it, too.
+_COMMAND = """
+from vllm.entrypoints.cli.main import main
+
+if __name__ == "__main__":
+    main()
+"""
+
 
 def python_part(version: str, wheel: Path | None = None) -> Path:
     """The interpreter of an environment with vLLM's Python part, of a wheel if there is one."""
@@ -61,7 +69,11 @@ def with_operators(version: str) -> Path:
             link.symlink_to(operators)
     _name_vllm(packages, version)
     _put_behind(packages)
-    return folder / "bin" / "python"
+    python = folder / "bin" / "python"
+    command = python.with_name("vllm")
+    command.write_text(f"#!{python}\n{_COMMAND}")
+    command.chmod(0o755)
+    return python
 
 
 def with_ascend(ascend: str, vllm: str, stubs: Path) -> Path:
