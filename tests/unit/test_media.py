@@ -324,6 +324,7 @@ def test_what_cannot_be(front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
         (config.lora_config, "default_mm_loras", {"image": "/one"}, "gives such prompts adapters"),
         (config, "speculative_config", SimpleNamespace(method="eagle"), "drafter reads the media"),
         (config, "speculative_config", SimpleNamespace(method="ngram"), None),
+        (config, "speculative_config", SimpleNamespace(method="ngram_gpu"), None),
     ):
         with monkeypatch.context() as patched:
             patched.setattr(owner, name, value)

@@ -141,6 +141,10 @@ def _changed() -> str | None:
     return places.problem(places.MEDIA)
 
 
+# The methods of speculation that look up tokens.
+_TEXT_DRAFTERS = ("ngram", "ngram_gpu", "suffix")
+
+
 def unsupported(config: VllmConfig) -> str | None:
     """Say why this engine cannot contrast prompts with media, with the remedy; None if it can."""
     if is_old():
@@ -153,7 +157,7 @@ def unsupported(config: VllmConfig) -> str | None:
     speculative = config.speculative_config
     if (reason := next(refused_options.refused(config, refused_options.MEDIA), None)) is not None:
         return reason
-    if speculative is not None and (method := speculative.method) not in ("ngram", "suffix"):
+    if speculative is not None and (method := speculative.method) not in _TEXT_DRAFTERS:
         return (
             f"speculative decoding is on ({method}), whose drafter reads the media, too; start the "
             "engine with ngram or without speculative decoding, or send text only."
