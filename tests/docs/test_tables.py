@@ -126,7 +126,7 @@ def test_links_lead_upstream() -> None:
 def test_what_each_seam_would_end(heading: str, can_go: str) -> None:
     text = (ROOT / "docs" / "for-vllm.md").read_text(encoding="utf-8")
     section = text.partition(f"## {heading}\n")[2].partition("\n## ")[0]
-    named = re.findall(r"`((?:frontend|scheduler|wire|worker)\.\w+)`", section)
+    named = re.findall(r"`((?:compat|frontend|scheduler|wire|worker)\.\w+)`", section)
     ended = {hook.file for hook in places_page.HOOKS if hook.can_go == can_go}
     assert named and set(named) == ended
 

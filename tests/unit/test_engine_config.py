@@ -16,12 +16,12 @@ from tests.contracts.source import since
 from tests.engine_config import config
 from tests.places import add
 from vllm_cold import plugin
-from vllm_cold.compat import availability, hardware, places, versions
+from vllm_cold.compat import availability, hardware, places, start_hooks, versions
 from vllm_cold.compat.engine import slots_of
 from vllm_cold.compat.patching import Relies, bind
 from vllm_cold.cpu import cpu_platform
 from vllm_cold.errors import ColdError
-from vllm_cold.frontend import engine_config, intake, start_hooks
+from vllm_cold.frontend import engine_config, intake
 from vllm_cold.frontend.capacity import fit
 from vllm_cold.frontend.engine_config import configure
 from vllm_cold.frontend.support import lacks_slots, unsupported

@@ -44,15 +44,21 @@ print(*{{name.partition('.')[0] for name in sys.modules}})
     assert "vllm_cold" in loaded and not loaded & absent
 
 
+# The front end's table, with the options that it names.
+ROWS = ["compat.refused_options", "frontend.frontend_places"]
 HOOKS = ["frontend.request_hooks"]
 # Of the command line, whose help names what can be set.
 OPTIONS = [
-    "errors", "frontend.cli", "rules", "rules.registry", "rules.rule", "settings",
+    "errors", "frontend", "frontend.cli", "rules", "rules.registry", "rules.rule", "settings",
     "settings.images", "settings.presets", "settings.table",
 ]  # fmt: skip
 UNASKED = {
-    "offline": {"pooling": HOOKS, "engine": [], "request": []},
-    "server": {"options": OPTIONS, "engine": ["frontend.aliases", *HOOKS], "request": []},
+    "offline": {"pooling": sorted(["frontend", *ROWS, *HOOKS]), "engine": [], "request": []},
+    "server": {
+        "options": OPTIONS,
+        "engine": sorted(["frontend.aliases", *ROWS, *HOOKS]),
+        "request": [],
+    },
 }
 UNASKED["changed"] = UNASKED["server"]
 LACKS = "vllm-cold cannot be used in this engine: LoRA is off, and the engine was not asked for"
@@ -82,7 +88,7 @@ def test_a_front_end_that_was_not_asked(kind: str, tiny: Path) -> None:
         command, stdout=subprocess.PIPE, env=alone, text=True, timeout=240, check=True
     )
     loaded, refusals = json.loads(done.stdout.splitlines()[-1])
-    assert "vllm_cold.frontend.start_hooks" in loaded.pop("plugins")
+    assert "vllm_cold.compat.start_hooks" in loaded.pop("plugins")
     assert loaded == {
         stage: [f"vllm_cold.{name}" for name in names] for stage, names in UNASKED[kind].items()
     }

@@ -26,6 +26,8 @@ KERNELS = {"cpu", "npu"}
 WITHOUT_VLLM = {"settings", "rules", "ops", "wire", "errors"}
 # What the rest stands on.
 GROUND = WITHOUT_VLLM | {"compat", "params"}
+# The one file of it that leads into a process, once an engine or a request asks.
+DOOR = "vllm_cold.compat.start_hooks"
 # Files of a process's folder that run without vLLM, and are tested so.
 PLAIN = {
     "scheduler": {"lockstep", "drafting", "output_checks", "explain_steps"},
@@ -83,7 +85,7 @@ def arrows() -> set[tuple[str, str]]:
         (room(name), room(module))
         for name, path in modules().items()
         for module in imported(path)
-        if module.startswith("vllm_cold")
+        if module.startswith("vllm_cold") and (name, room(module)) != (DOOR, "frontend")
     }
     return {(a, b) for a, b in found if a != b and a and b}
 

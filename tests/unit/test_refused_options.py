@@ -9,11 +9,11 @@ import pytest
 import vllm.engine.arg_utils  # noqa: F401 - imported below, it would keep what is lost there
 
 from tests.engine_config import config
-from vllm_cold.compat import active, availability, hardware, places, versions
+from vllm_cold.compat import active, availability, hardware, places, refused_options, versions
 from vllm_cold.compat.patching import Relies
-from vllm_cold.frontend import refused_options, request_media
-from vllm_cold.frontend.refused_options import ALWAYS, MEDIA, NPU, OPTIONS, SPECULATION, SSM
-from vllm_cold.frontend.refused_options import RefusedOption as Option
+from vllm_cold.compat.refused_options import ALWAYS, MEDIA, NPU, OPTIONS, SPECULATION, SSM
+from vllm_cold.compat.refused_options import RefusedOption as Option
+from vllm_cold.frontend import request_media
 from vllm_cold.frontend.support import unsupported
 
 pytestmark = pytest.mark.unit

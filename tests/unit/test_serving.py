@@ -34,9 +34,9 @@ from tests.requests import (
     ids,
     xargs,
 )
-from vllm_cold.compat import versions
+from vllm_cold.compat import versions, vllm_errors
 from vllm_cold.errors import ColdError
-from vllm_cold.frontend import serving, vllm_errors
+from vllm_cold.frontend import serving
 from vllm_cold.frontend.intake import FRONT_END
 from vllm_cold.wire import transfer_params
 from vllm_cold.wire.stream import from_extra_args

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The tables of what vllm-cold wraps or extends in vLLM, or relies on where a change would pass
-unnoticed, by when it is needed. Each process has its own (``frontend_places``,
-``scheduler_places``, ``worker_places``), and so have the kernels for one kind of hardware
-(``npu_places``, ``cpu_places``); docs/reference/places.md is made from all of them.
+unnoticed, by when it is needed. All processes have one (``start_places``), each has its own
+(``frontend_places``, ``scheduler_places``, ``worker_places``), and so have the kernels for one kind
+of hardware (``npu_places``, ``cpu_places``); docs/reference/places.md is made from all of them.
 
 Each process that makes or runs an engine with contrastive decoding checks its rows first
 (``availability.verify``): a vLLM that has changed one is refused in a sentence that names it, and
@@ -20,7 +20,8 @@ from vllm_cold.compat.hardware import is_on
 from vllm_cold.compat.patching import Hook, Reference, Relies, Time, Wraps, problems
 from vllm_cold.compat.versions import is_within, numbers
 
-_FRONTEND, _SCHEDULER, _WORKER, _V1, _NPU = TABLES = (
+_START, _FRONTEND, _SCHEDULER, _WORKER, _V1, _NPU = TABLES = (
+    "vllm_cold.compat.start_places",
     "vllm_cold.frontend.frontend_places",
     "vllm_cold.scheduler.scheduler_places",
     "vllm_cold.worker.worker_places",
@@ -30,8 +31,8 @@ _FRONTEND, _SCHEDULER, _WORKER, _V1, _NPU = TABLES = (
 CPU_TABLE = "vllm_cold.cpu.cpu_places"  # of the plugin ``cold_cpu``
 
 # When a row is needed.
-START = Time(_FRONTEND, "in every process, when vLLM loads the plugin")
-NO_COLD = Time(_FRONTEND, "in every process where this vLLM lacks what vllm-cold needs")
+START = Time(_START, "in every process, when vLLM loads the plugin")
+NO_COLD = Time(_START, "in every process where this vLLM lacks what vllm-cold needs")
 FRONT_END = Time(_FRONTEND, "in a front end of an engine with contrastive decoding")
 ONLINE = Time(_FRONTEND, "in an API server")
 OFFLINE = Time(_FRONTEND, "in a process with `LLM`")

@@ -1,18 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """The front end: API servers, and the process of an ``LLM``. What happens there to an engine and to
-a request, in vLLM's order, with the hook that enters each line (``frontend_places`` has them all).
+a request, in vLLM's order, with the hook that enters each line. ``frontend_places`` has them, but
+for ``start_hooks``, which all processes load (``compat.start_places``).
 
 vLLM starts an engine:
 - ``start_hooks.wrap_add_cli_args``, ``wrap_from_cli_args``: options of the command line (``cli``)
 - ``start_hooks.wrap_create_engine_config``: its configuration is final. If it may have a contrast,
-  ``support`` and ``refused_options`` say whether it can, and ``engine_config`` prepares it
+  ``support`` and ``compat.refused_options`` say whether it can, and ``engine_config`` prepares it
 - ``request_hooks.wrap_models_init``: a server knows its adapters, and gets its ``Admission``; where
   the engine was not asked for a contrast, only when a client asks for one
 
 A body comes in (``serving.Header``), and ``aliases.wrap_check_model`` looks at its model's name:
 - ``request_hooks.wrap_preprocess`` calls ``serving.preprocess``: ``admission`` reads what it asks
   for (``RequestedContrast``); what is wrong is a ``ColdError``, here and below, and HTTP 400 by
-  ``vllm_errors.as_http_400``
+  ``compat.vllm_errors.as_http_400``
 - ``prompts.wrap_render_chat``, ``wrap_render_cmpl``: vLLM makes the prompt, which notes how;
   ``request_media.wrap_load_from_url`` fetches each URL once
 - ``serving.preprocess`` goes on: ``rendering`` makes the amateurs' prompts, and ``admission``
@@ -29,5 +30,5 @@ The engine core answers:
 - ``metrics.wrap_record``: a scheduler's figures, counted
 - ``serving.Header`` adds what was used, and to a stream what was told
 
-Where contrastive decoding is unavailable, ``unavailable`` is all that is hooked.
+Where contrastive decoding is unavailable, ``compat.unavailable`` is all that is hooked.
 """

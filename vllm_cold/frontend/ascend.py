@@ -9,8 +9,7 @@ from typing import Any
 
 from vllm.config import VllmConfig
 
-from vllm_cold.compat import hardware, versions
-from vllm_cold.frontend import refused_options
+from vllm_cold.compat import hardware, refused_options, versions
 
 logger = logging.getLogger("vllm." + __name__)
 

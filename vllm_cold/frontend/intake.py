@@ -17,11 +17,11 @@ from vllm.sampling_params import SamplingParams
 from vllm.v1.engine import EngineCoreRequest
 
 from vllm_cold.compat.patching import Original, at_once
+from vllm_cold.compat.vllm_errors import as_http_400
 from vllm_cold.frontend import media_cache
 from vllm_cold.frontend.admission import Admission
 from vllm_cold.frontend.contrast import RequestedContrast, ResolvedContrast
 from vllm_cold.frontend.prompts import contrast_of, is_decided, source_of, with_contrast
-from vllm_cold.frontend.vllm_errors import as_http_400
 
 
 @dataclass(slots=True)

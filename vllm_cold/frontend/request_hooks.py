@@ -7,7 +7,7 @@ from typing import Any
 
 from vllm_cold.compat import availability, engine
 from vllm_cold.compat.patching import Original
-from vllm_cold.frontend.start_hooks import are_ours, has_our_keys
+from vllm_cold.compat.start_hooks import are_ours, has_our_keys
 
 _unasked: Any = None  # the OpenAIServingModels of a server that nobody asked for a contrast yet
 _reads_bodies = False  # whether ``serving`` reads each of its bodies

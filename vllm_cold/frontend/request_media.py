@@ -12,9 +12,8 @@ from typing import Any
 
 from vllm.config import VllmConfig
 
-from vllm_cold.compat import places, versions
+from vllm_cold.compat import places, refused_options, versions
 from vllm_cold.compat.patching import Original, result_of
-from vllm_cold.frontend import refused_options
 from vllm_cold.settings.amateurs import AmateurSpec
 from vllm_cold.settings.images import Distorted
 from vllm_cold.settings.sources import CannotLeaveOut

@@ -19,13 +19,13 @@ from importlib import import_module
 from typing import Any
 
 from vllm_cold.compat.patching import Original
+from vllm_cold.compat.vllm_errors import as_http_400, generation_error
 from vllm_cold.errors import ColdError
 from vllm_cold.frontend import media_cache
 from vllm_cold.frontend.admission import REQUESTED, Admission, is_long
 from vllm_cold.frontend.contrast import RequestedContrast, ResolvedContrast
 from vllm_cold.frontend.intake import FRONT_END, DecidedBody, Exchange
 from vllm_cold.frontend.prompts import contrast_of, is_decided, source_of, with_contrast
-from vllm_cold.frontend.vllm_errors import as_http_400, generation_error
 from vllm_cold.params import ColdParams
 from vllm_cold.rules import registry
 from vllm_cold.settings.arguments import check_placement

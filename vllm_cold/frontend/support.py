@@ -16,9 +16,9 @@ from vllm_cold.compat.engine import (
     is_configured,
     slots_of,
 )
+from vllm_cold.compat.refused_options import ALWAYS, SPECULATION, SSM, refused
 from vllm_cold.compat.runner import Runner
 from vllm_cold.frontend import ascend, kv_connectors
-from vllm_cold.frontend.refused_options import ALWAYS, SPECULATION, SSM, refused
 from vllm_cold.settings.arguments import ColdArgs, parse_engine_defaults
 
 

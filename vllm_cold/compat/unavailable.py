@@ -8,7 +8,7 @@ from typing import Any
 from vllm_cold.compat import active
 from vllm_cold.compat.engine import cold_setting
 from vllm_cold.compat.patching import Original
-from vllm_cold.frontend.vllm_errors import as_http_400
+from vllm_cold.compat.vllm_errors import as_http_400
 from vllm_cold.settings.arguments import parse_engine_defaults, parse_request_args
 
 
