@@ -404,7 +404,7 @@ def test_what_speculation_relies_on_is_checked_with_speculation_alone(
 ) -> None:
     add(monkeypatch, places.DRAFTS, Relies("vllm:LLM", has="mood"))
     assert availability.verify() is None
-    assert str(places.problem(places.DRAFTS)) == "vllm.LLM has no mood any more"
+    assert "vllm.LLM has no mood any more" in str(places.problem(places.DRAFTS))
 
 
 @pytest.mark.usefixtures("undecided")
